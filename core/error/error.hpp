@@ -1,0 +1,96 @@
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+/// What went wrong, as far as a caller would act on it.
+enum class ErrorKind : std::uint8_t {
+  kInvalidArgument,    ///< The call itself is wrong; fix the program.
+  kInvalidState,       ///< The object cannot do this now (closed, fenced, superseded, restaged step).
+  kTimeout,            ///< A peer was silent until the deadline; `rank()` names it where it is known.
+  kPeerLost,           ///< A peer died; `rank()` names it. Rejoin and recover.
+  kCorruptData,        ///< Bytes do not match their digest or their format.
+  kStructureMismatch,  ///< The state dict differs from the image; `path()` is the first difference.
+  kOutOfMemory,        ///< No room; the message says needed, available, which limit, and the remedy.
+  kIo,                 ///< A system call failed; the message has path and errno.
+  kNotFound,           ///< A path, key, file or module does not exist; the message lists what was tried.
+  kUnrecoverable,      ///< No step is covered by every rank; the message names the ranks without an image.
+  kCancelled,          ///< The operation was abandoned (its object was closed or destroyed).
+};
+
+/// "peer lost", "timeout", ...: as used in messages.
+MESHSTAGE_API std::string_view to_string(ErrorKind kind) noexcept;
+
+/// Every exception this library throws. Catch a subclass below where you would act differently.
+/// The fields are for programs, `what()` for people; it already contains the fields.
+class MESHSTAGE_API Error : public std::runtime_error {
+ public:
+  Error(ErrorKind kind, const std::string& message);
+
+  [[nodiscard]] ErrorKind kind() const noexcept { return kind_; }
+  /// The rank the error is about: the one that died, was silent, or has no image.
+  [[nodiscard]] std::optional<int> rank() const noexcept { return rank_; }
+  [[nodiscard]] std::optional<std::uint64_t> step() const noexcept { return step_; }
+  /// A path in the state dict ("model.h.0.weight") or in the file system; empty if none.
+  [[nodiscard]] const std::string& path() const noexcept { return path_; }
+
+  Error& with_rank(int rank) noexcept { rank_ = rank; return *this; }
+  Error& with_step(std::uint64_t step) noexcept { step_ = step; return *this; }
+  Error& with_path(std::string path) { path_ = std::move(path); return *this; }
+
+ private:
+  ErrorKind kind_;
+  std::optional<int> rank_;
+  std::optional<std::uint64_t> step_;
+  std::string path_;
+};
+
+/// One subclass for each kind, so that `catch (const PeerLost&)` reads as it should.
+/// `E(message)` constructs; fields are set with Error::with_*.
+template <ErrorKind K>
+class ErrorOf : public Error {
+ public:
+  explicit ErrorOf(const std::string& message) : Error(K, message) {}
+};
+
+using InvalidArgument = ErrorOf<ErrorKind::kInvalidArgument>;
+using InvalidState = ErrorOf<ErrorKind::kInvalidState>;
+using Timeout = ErrorOf<ErrorKind::kTimeout>;
+using PeerLost = ErrorOf<ErrorKind::kPeerLost>;
+using CorruptData = ErrorOf<ErrorKind::kCorruptData>;
+using StructureMismatch = ErrorOf<ErrorKind::kStructureMismatch>;
+using OutOfMemory = ErrorOf<ErrorKind::kOutOfMemory>;
+using IoError = ErrorOf<ErrorKind::kIo>;
+using NotFound = ErrorOf<ErrorKind::kNotFound>;
+using Unrecoverable = ErrorOf<ErrorKind::kUnrecoverable>;
+using Cancelled = ErrorOf<ErrorKind::kCancelled>;
+
+/// Throws the subclass of `kind` with these fields (for errors that crossed a wire, a thread or a module's C table).
+[[noreturn]] MESHSTAGE_API void throw_error(ErrorKind kind, const std::string& message,
+                                            std::optional<int> rank = {},
+                                            std::optional<std::uint64_t> step = {},
+                                            std::string path = {});
+
+/// IoError for a failed system call: "open /x/y: No space left on device (errno 28)".
+/// ENOMEM and ENOSPC stay IoError; who knows the limits turns them into OutOfMemory.
+[[noreturn]] MESHSTAGE_API void throw_errno(std::string_view call, std::string_view path,
+                                            int error_number);
+
+/// An error of type E with its fields set: `throw make_error<PeerLost>("rank 2 died", 2);`.
+template <class E>
+[[nodiscard]] E make_error(const std::string& message, std::optional<int> rank = {},
+                           std::optional<std::uint64_t> step = {}, std::string path = {}) {
+  E e(message);
+  if (rank) e.with_rank(*rank);
+  if (step) e.with_step(*step);
+  if (!path.empty()) e.with_path(std::move(path));
+  return e;
+}
+
+}  // namespace meshstage

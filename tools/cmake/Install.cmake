@@ -1,0 +1,12 @@
+# The installed package: find_package(meshstage) gives meshstage::meshstage.
+include(CMakePackageConfigHelpers)
+install(TARGETS meshstage EXPORT meshstage-targets
+  FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/meshstage
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(EXPORT meshstage-targets NAMESPACE meshstage:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/meshstage)
+configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/meshstage-config.cmake.in
+  ${PROJECT_BINARY_DIR}/meshstage-config.cmake INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/meshstage)
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/meshstage-config-version.cmake
+  COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/meshstage-config.cmake ${PROJECT_BINARY_DIR}/meshstage-config-version.cmake
+  DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/meshstage)

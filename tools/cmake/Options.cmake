@@ -1,0 +1,45 @@
+# Helpers shared by the rooms' CMakeLists: backend options, target defaults, headers of a room.
+
+# A backend that drags in a library: AUTO looks for it, ON insists, OFF leaves a stub.
+function(meshstage_backend_option name description)
+  set(${name} AUTO CACHE STRING "${description}: AUTO, ON or OFF")
+  set_property(CACHE ${name} PROPERTY STRINGS AUTO ON OFF)
+  if(NOT "${${name}}" MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "${name}=${${name}}: say AUTO, ON or OFF")
+  endif()
+endfunction()
+
+# Compiler settings of every target of this project; nothing global.
+function(meshstage_configure_target target)
+  set_target_properties(${target} PROPERTIES CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS OFF
+    CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON POSITION_INDEPENDENT_CODE ON)
+  if(PROJECT_IS_TOP_LEVEL)
+    target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+      -Wnon-virtual-dtor -Woverloaded-virtual -Wno-sign-conversion)
+  endif()
+  if(MESHSTAGE_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+endfunction()
+
+# meshstage_room(HEADERS a.hpp ... SOURCES a.cpp ... [PRIVATE_HEADERS x_impl.hpp ...]): adds a folder's files to the library.
+function(meshstage_room)
+  cmake_parse_arguments(ROOM "" "" "HEADERS;SOURCES;PRIVATE_HEADERS" ${ARGN})
+  target_sources(meshstage PRIVATE ${ROOM_SOURCES} ${ROOM_PRIVATE_HEADERS})
+  if(ROOM_HEADERS)
+    target_sources(meshstage PUBLIC FILE_SET HEADERS BASE_DIRS "${PROJECT_SOURCE_DIR}" FILES ${ROOM_HEADERS})
+  endif()
+endfunction()
+
+# Says what was found; `meshstage info` repeats it.
+set_property(GLOBAL PROPERTY MESHSTAGE_SUMMARY "")
+function(meshstage_summary line)
+  set_property(GLOBAL APPEND PROPERTY MESHSTAGE_SUMMARY "${line}")
+endfunction()
+function(meshstage_print_summary)
+  get_property(lines GLOBAL PROPERTY MESHSTAGE_SUMMARY)
+  message(STATUS "meshstage ${PROJECT_VERSION}:")
+  foreach(line IN LISTS lines)
+    message(STATUS "  ${line}")
+  endforeach()
+endfunction()
