@@ -1,0 +1,178 @@
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <meshstage/core/async/work.hpp>
+#include <meshstage/core/comm/environment.hpp>
+#include <meshstage/core/comm/process_group.hpp>
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/replicate/observer.hpp>
+#include <meshstage/core/tree/value.hpp>
+
+namespace meshstage {
+
+class Backend;
+
+/// What a stage() does while the previous step's outcome is still open.
+enum class WhenBusy : std::uint8_t {
+  kWait,  ///< Wait for it (bounded by `deadline`).
+  kSkip,  ///< Do not stage this step; the Staging says so, Stats::skipped counts it.
+};
+
+/// One line for a person. The library writes warnings to standard error unless a callback is given.
+struct LogLine {
+  enum class Level : std::uint8_t { kInfo, kWarning } level = Level::kInfo;
+  std::string text;  ///< Already starts with job, generation, step and rank.
+};
+
+/// Everything has a default that suffices on one host; `job` alone makes a restart find its images.
+struct CheckpointerOptions {
+  /// Names the job on its hosts and in its Store: [A-Za-z0-9._-]{1,64}. Empty: MESHSTAGE_JOB, else
+  /// the launcher's job id, else a unique id is made and printed (and then no restart can find it).
+  std::string job;
+  /// Where complete steps are persisted, shared or local to the host. Empty: derived from user and
+  /// job.
+  std::filesystem::path directory;
+  /// Where the images live: a tmpfs, or any directory with room for four images.
+  std::filesystem::path vault_directory = "/dev/shm";
+  /// A peer that is silent for so long is taken for dead; also bounds every wait on peers.
+  std::chrono::milliseconds deadline{30'000};
+  /// How long rejoin() and the constructor wait for every rank to be there (a scheduler needs its
+  /// time).
+  std::chrono::milliseconds forming_deadline{300'000};
+  /// Every n-th complete step goes to disk, own image and replicas. 0: never.
+  std::uint64_t persist_every = 10;
+  /// Unit of digests and of transfer, bytes: a multiple of 4096.
+  std::uint64_t block_bytes = std::uint64_t{4} << 20;
+  WhenBusy when_busy = WhenBusy::kWait;
+  /// holders[r] = the ranks that hold r's replica. Empty: {(r + W/2) mod W}.
+  std::vector<std::vector<int>> holders;
+  /// Rank, world size and so on; detected from the launcher's variables unless given.
+  std::optional<RankEnvironment> environment;
+  /// Where ranks meet: "file:/shared/dir". Empty: MESHSTAGE_STORE, else a directory below
+  /// `directory`.
+  std::string store;
+  /// The transport; null for sockets and Gloo. In-process tests give an in-process one.
+  std::shared_ptr<Backend> backend;
+  Observer observer;
+  std::function<void(const LogLine&)> log;
+};
+
+/// Where this rank's part of a recovered step came from.
+enum class Source : std::uint8_t { kNothing, kOwnMemory, kHolderMemory, kDisk };
+MESHSTAGE_API std::string_view to_string(Source source) noexcept;  ///< "own memory", ...
+
+struct Recovered {
+  std::uint64_t step = 0;  ///< 0 where there was nothing to recover.
+  ImageId id;              ///< kNoImage where there was nothing.
+  Source source = Source::kNothing;
+  std::uint64_t generation = 0;  ///< The generation in which training goes on.
+};
+
+enum class Outcome : std::uint8_t {
+  kComplete,  ///< Every rank has sealed its image and its ward's replica.
+  kFailed,    ///< Some rank voted no; the step before stays the newest.
+  kSkipped,   ///< This rank skipped the step (WhenBusy::kSkip).
+};
+MESHSTAGE_API std::string_view to_string(Outcome outcome) noexcept;
+
+/// One staged step on its way. Move-only; may be dropped at any time: the step goes on.
+class Staging {
+ public:
+  Staging() = default;
+  Staging(Work<void> staged, Work<Outcome> outcome, std::uint64_t step)
+      : staged_(std::move(staged)), outcome_(std::move(outcome)), step_(step) {}
+
+  /// Ready when the trainer may change its tensors. An empty Staging is ready.
+  /// Throws what went wrong while copying.
+  [[nodiscard]] Work<void>& staged() noexcept { return staged_; }
+  /// Ready when every rank knows the outcome. Throws PeerLost or Timeout if a peer died first.
+  [[nodiscard]] Work<Outcome>& outcome() noexcept { return outcome_; }
+  [[nodiscard]] std::uint64_t step() const noexcept { return step_; }
+
+ private:
+  Work<void> staged_;
+  Work<Outcome> outcome_;
+  std::uint64_t step_ = 0;
+};
+
+/// Figures since the Checkpointer was made; times in seconds.
+struct Stats {
+  std::uint64_t staged = 0, complete = 0, failed = 0, skipped = 0, persisted = 0;
+  double last_stage_seconds = 0;      ///< From stage() to staged().
+  double last_replicate_seconds = 0;  ///< From stage() to the outcome.
+  double last_persist_seconds = 0;
+  std::uint64_t image_bytes = 0;  ///< Of this rank's newest image.
+  std::uint64_t vault_bytes = 0;  ///< All slots of this rank's vault.
+};
+
+/// The facade: stages, replicates, persists and recovers one rank's state dict.
+///
+///     ms::Checkpointer ckpt({.job = "gpt2", .directory = "/scratch/ckpt"});
+///     auto step = ckpt.recover(state).step;
+///     ms::Staging last;
+///     while (step < steps) try {
+///       backward(step);                // only reads what is staged
+///       last.staged().wait();          // before it changes
+///       optimizer.step();
+///       if (++step % 5 == 0) last = ckpt.stage(state, step);
+///     } catch (const ms::PeerLost&) { step = ckpt.rejoin().recover(state).step; }
+///
+/// Host memory: four times the state's bytes for each rank (two own slots, two for its ward).
+/// Threads: one caller (the trainer's thread). Owns one agent thread, one copying thread, one
+/// exchange thread, one persisting thread and its backend's; all end with it. Errors: after
+/// PeerLost or Timeout from any call (or from a transfer of group()), only rejoin(), finish() and
+/// destruction are useful; other calls throw the same error again. Destruction, an exception or a
+/// crash leaves the vault for the next start; only finish() removes it.
+class MESHSTAGE_API Checkpointer {
+ public:
+  /// Collective. Attaches the vault and forms a generation with all ranks.
+  /// Throws InvalidArgument (options, environment), Timeout (ranks that did not come), OutOfMemory.
+  explicit Checkpointer(CheckpointerOptions options);
+  Checkpointer(const Checkpointer&) = delete;
+  Checkpointer& operator=(const Checkpointer&) = delete;
+  ~Checkpointer();
+
+  /// Collective. Brings the newest step that all ranks together can still produce into `state`, in
+  /// place: tensors keep their storages, scalars are replaced. Step 0 if nothing was ever complete.
+  /// Throws StructureMismatch (first differing path; nothing was touched), Unrecoverable (names the
+  /// ranks without an image), PeerLost, Timeout.
+  Recovered recover(Dict& state);
+
+  /// Starts staging `state` as `step`, which must be larger than any before in this generation.
+  /// Returns at once; tensors may change when staged() is ready; scalars are taken before it
+  /// returns. Needs a recover() first. Throws InvalidState, OutOfMemory (at the first call or when
+  /// the state grew: needed, available, which limit, remedy), PeerLost, Timeout.
+  Staging stage(const Dict& state, std::uint64_t step);
+
+  /// After PeerLost or Timeout: leaves the broken generation and forms the next one with all ranks,
+  /// replacements among them. Follow it with recover(). Throws Timeout at the forming deadline, and
+  /// InvalidState ("fenced") if this process itself was replaced meanwhile.
+  Checkpointer& rejoin();
+
+  /// For the trainer's own collectives; of the current generation. A death aborts it with PeerLost.
+  /// The reference is good until rejoin(), finish() or destruction.
+  [[nodiscard]] ProcessGroup& group();
+  [[nodiscard]] int rank() const noexcept;
+  [[nodiscard]] int world_size() const noexcept;
+  [[nodiscard]] std::uint64_t generation() const noexcept;
+  [[nodiscard]] const std::string& job() const noexcept;
+  [[nodiscard]] Stats stats() const;
+
+  /// Collective; the orderly end of a job: waits for what is in flight (persisting too), agrees,
+  /// then removes every rank's vault. Files on disk stay. The Checkpointer is closed afterwards.
+  void finish();
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace meshstage
