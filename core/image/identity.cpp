@@ -1,0 +1,27 @@
+#include <array>
+
+#include <meshstage/core/image/identity.hpp>
+
+namespace meshstage {
+
+std::string to_string(ImageId id) {
+  if (!id.exists()) return "none";
+  return "generation " + std::to_string(id.generation) + ", step " + std::to_string(id.step);
+}
+
+std::string to_string(const ImageIdentity& identity) {
+  return "job \"" + identity.job + "\", rank " + std::to_string(identity.rank) + " of " +
+         std::to_string(identity.world_size) + ", " + to_string(identity.id);
+}
+
+std::string to_hex(const Digest& digest) {
+  constexpr std::array<char, 17> kDigits{"0123456789abcdef"};
+  std::string text(32, '0');
+  for (std::size_t i = 0; i < 16; ++i) {
+    text[15 - i] = kDigits[(digest.high >> (4 * i)) & 15];
+    text[31 - i] = kDigits[(digest.low >> (4 * i)) & 15];
+  }
+  return text;
+}
+
+}  // namespace meshstage

@@ -1,0 +1,65 @@
+#pragma once
+#include <compare>
+#include <cstdint>
+#include <string>
+
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+/// Which snapshot of a job: the step, and the generation of ranks that staged it.
+/// Ordered by generation first; images of different generations never combine.
+struct ImageId {
+  std::uint64_t generation = 0;  ///< From 1; 0 means "none".
+  std::uint64_t step = 0;
+  friend auto operator<=>(const ImageId&, const ImageId&) = default;
+  /// False for kNoImage.
+  [[nodiscard]] constexpr bool exists() const noexcept { return generation != 0; }
+};
+
+/// No image: the base of a first step, for example.
+inline constexpr ImageId kNoImage{};
+
+/// "generation 3, step 85", or "none".
+MESHSTAGE_API std::string to_string(ImageId id);
+
+/// Whose image it is, which, and what it builds on. Part of every image's trailer.
+struct ImageIdentity {
+  std::string job;     ///< At most kMaxJobBytes bytes.
+  int rank = 0;        ///< The rank whose state it is, wherever the image lies.
+  int world_size = 1;  ///< Of the generation that staged it.
+  ImageId id;
+  /// The newest image that was complete when this one was staged, or kNoImage.
+  ImageId base = kNoImage;
+  friend bool operator==(const ImageIdentity&, const ImageIdentity&) = default;
+};
+
+/// Job names longer than this do not fit an image's trailer.
+inline constexpr std::size_t kMaxJobBytes = 64;
+
+/// `job "gpt2", rank 2 of 4, generation 3, step 85`.
+MESHSTAGE_API std::string to_string(const ImageIdentity& identity);
+
+/// 128 bits of XXH3. Stored as low, then high, each little-endian.
+struct Digest {
+  std::uint64_t high = 0;
+  std::uint64_t low = 0;
+  friend bool operator==(const Digest&, const Digest&) = default;
+};
+
+/// 32 lower-case hex digits, high half first (as xxhsum -H2 prints it).
+MESHSTAGE_API std::string to_hex(const Digest& digest);
+
+/// What a whole, sealed image says of itself.
+struct ImageInfo {
+  ImageIdentity identity;
+  std::uint64_t image_bytes = 0;  ///< From the first byte of the header to the last of the trailer.
+  std::uint64_t manifest_bytes = 0;  ///< Where the data section begins; a multiple of 4096.
+  std::uint64_t block_bytes =
+      0;                   ///< Unit of the block digests, counted from the data section's begin.
+  Digest manifest_digest;  ///< Of bytes [0, manifest_bytes); the same while the structure stays.
+  Digest image_digest;     ///< Of the trailer, hence of everything.
+  friend bool operator==(const ImageInfo&, const ImageInfo&) = default;
+};
+
+}  // namespace meshstage
