@@ -1,0 +1,97 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/comm/process_group.hpp>
+#include <meshstage/core/error/export.hpp>
+
+/// Operations that all ranks of a group call together, in the same order, with the same sizes, one
+/// at a time. Made of ProcessGroup::send and receive alone. What Transfer::wait throws passes
+/// through; after it the group is of no more use, and buffers hold anything.
+///
+/// *Tree* collectives need only the links of the control tree (tree.hpp); *full* ones need a link
+/// to every rank and throw InvalidArgument else.
+namespace meshstage::collectives {
+
+enum class ReduceOp : std::uint8_t { kSum, kAvg, kProduct, kMin, kMax };
+
+/// Element types that can be reduced. f16 and bf16 are added in f32 and rounded to nearest even
+/// after each addition.
+enum class Element : std::uint8_t { kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64 };
+[[nodiscard]] MESHSTAGE_API std::size_t bytes_of(Element element) noexcept;
+
+/// Nobody leaves before all have come. Tree.
+MESHSTAGE_API void barrier(ProcessGroup& group, Deadline deadline);
+/// `data` of `root` to all. Tree, from any root.
+MESHSTAGE_API void broadcast(ProcessGroup& group, std::span<std::byte> data, int root,
+                             Deadline deadline);
+/// Each rank's `mine`, one behind the other in rank order, at `root` (elsewhere `all` may be
+/// empty). all.size() == size * mine.size(). Tree.
+MESHSTAGE_API void gather(ProcessGroup& group, std::span<const std::byte> mine,
+                          std::span<std::byte> all, int root, Deadline deadline);
+/// As gather, at every rank. Tree.
+MESHSTAGE_API void all_gather(ProcessGroup& group, std::span<const std::byte> mine,
+                              std::span<std::byte> all, Deadline deadline);
+/// Byte strings whose lengths only their owners know; element i is rank i's. Tree.
+[[nodiscard]] MESHSTAGE_API std::vector<std::vector<std::byte>> all_gather_bytes(
+    ProcessGroup& group, std::span<const std::byte> mine, Deadline deadline);
+
+/// Element-wise over all ranks, in place. The same bits on every rank and in every run: the order
+/// of additions is that of the control tree (own + left subtree + right subtree) and of nothing
+/// else. kMin and kMax give NaN if there is one. kAvg is the sum divided once by the number of
+/// ranks; it takes floating types only. Tree.
+MESHSTAGE_API void all_reduce(ProcessGroup& group, std::span<std::byte> data, Element element,
+                              ReduceOp op, Deadline deadline);
+/// As all_reduce; rank r gets only the r-th of `size` equal parts of `data`. The order is that of
+/// the ranks, so the last bits may differ from all_reduce's. data.size() == size * mine.size().
+/// Full.
+MESHSTAGE_API void reduce_scatter(ProcessGroup& group, std::span<const std::byte> data,
+                                  std::span<std::byte> mine, Element element, ReduceOp op,
+                                  Deadline deadline);
+/// parts[r] goes to rank r; incoming[r] comes from rank r, and must have the length r sends. Both
+/// have one entry for each rank, the own one included (copied). Full.
+MESHSTAGE_API void all_to_all(ProcessGroup& group,
+                              std::span<const std::span<const std::byte>> parts,
+                              std::span<const std::span<std::byte>> incoming, Deadline deadline);
+
+template <class T>
+struct ElementOf;
+template <>
+struct ElementOf<std::uint8_t> {
+  static constexpr Element value = Element::kU8;
+};
+template <>
+struct ElementOf<std::int8_t> {
+  static constexpr Element value = Element::kI8;
+};
+template <>
+struct ElementOf<std::int16_t> {
+  static constexpr Element value = Element::kI16;
+};
+template <>
+struct ElementOf<std::int32_t> {
+  static constexpr Element value = Element::kI32;
+};
+template <>
+struct ElementOf<std::int64_t> {
+  static constexpr Element value = Element::kI64;
+};
+template <>
+struct ElementOf<float> {
+  static constexpr Element value = Element::kF32;
+};
+template <>
+struct ElementOf<double> {
+  static constexpr Element value = Element::kF64;
+};
+
+/// all_reduce of a typed span.
+template <class T>
+void all_reduce(ProcessGroup& group, std::span<T> data, ReduceOp op, Deadline deadline) {
+  all_reduce(group, std::as_writable_bytes(data), ElementOf<T>::value, op, deadline);
+}
+
+}  // namespace meshstage::collectives

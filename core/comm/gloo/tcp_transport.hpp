@@ -1,0 +1,27 @@
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include <meshstage/core/comm/transport.hpp>
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+struct TcpTransportOptions {
+  /// Address or host name to listen on. Empty: loopback if `single_host`, else this host's name.
+  std::string host;
+  bool single_host = true;
+  LinkOptions links;
+  /// The file libmeshstage_gloo.so, or the folder it is in. Empty: it is sought (see
+  /// gloo_module()).
+  std::filesystem::path gloo_module;
+};
+
+/// Ranks that are processes: control messages over sockets of our own (socket/links.hpp), bulk data
+/// over Gloo (gloo/group.hpp). The Gloo module is opened at the first group that has a peer, so one
+/// rank alone does without.
+[[nodiscard]] MESHSTAGE_API std::shared_ptr<Transport> make_tcp_transport(
+    TcpTransportOptions options);
+
+}  // namespace meshstage

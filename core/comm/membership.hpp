@@ -1,0 +1,111 @@
+#pragma once
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/comm/control_links.hpp>
+#include <meshstage/core/comm/process_group.hpp>
+#include <meshstage/core/comm/store.hpp>
+#include <meshstage/core/comm/transport.hpp>
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+/// Which peers the training group reaches.
+enum class TrainingLinks : std::uint8_t {
+  kTree,  ///< The control tree's neighbours: enough for barrier, broadcast, all_reduce, all_gather.
+  kAll,   ///< Every rank: also reduce_scatter and all_to_all. Costs a connection for each pair.
+};
+
+struct MembershipOptions {
+  std::string job;  ///< Keys in the Store begin with it. Not empty.
+  int rank = 0;
+  int world_size = 1;
+  std::shared_ptr<Store> store;
+  std::shared_ptr<Transport> transport;
+  /// The ranks this one exchanges images with: its holders and its wards. Each must name this one.
+  std::vector<int> data_peers;
+  TrainingLinks training_links = TrainingLinks::kTree;
+};
+
+/// One life of the group of ranks: from a successful form() to the first death.
+/// Copyable handles; close() ends all of them.
+struct MESHSTAGE_API Generation {
+  std::uint64_t number = 0;  ///< Above 0.
+  int rank = 0;
+  int world_size = 1;
+  std::shared_ptr<ControlLinks> links;     ///< To the tree's neighbours and the data peers.
+  std::shared_ptr<ProcessGroup> data;      ///< To the data peers: images.
+  std::shared_ptr<ProcessGroup> training;  ///< The trainer's collectives.
+
+  /// Aborts both groups with `cause`, from any thread. The links stay.
+  void abort(std::exception_ptr cause) const noexcept;
+  /// Closes links and groups. Not from the links' thread.
+  void close() const noexcept;
+};
+
+/// Who died, and what its witness saw.
+struct DeathCause {
+  int rank = 0;
+  std::string reason;
+};
+
+/// Forms generations over the Store: rule 6 and rule 7 of the protocol.
+///
+/// Keys, below `<job>/`:
+///   incarnation/<rank>/<k>   the k-th process that took this rank; the highest is the one that
+///   counts gen/<n>/claim            made by whoever first wanted generation n; the world size
+///   gen/<n>/place/<rank>     the incarnation of the process that joined n as this rank
+///   gen/<n>/outcome          "formed" or "abandoned: <why>"; the first to create it decides
+///   gen/<n>/cause            "<rank> <reason>": the first death in n
+///   gen/<n>/net/...          addresses
+/// Numbers are written with twenty digits, so that they sort. A generation without an outcome is
+/// *forming*. A rank joins it if its place is free and its number is above all the rank has seen;
+/// else it abandons it and goes to the next. Every rank connects, reports up the control tree, and
+/// the root creates "formed": from then on, and not before, the generation counts. Whoever sees a
+/// peer go while forming abandons it, so nobody waits for the dead.
+/// A process whose rank was taken by a newer one is *fenced*: it can form nothing more.
+///
+/// Threads: form() one at a time; the others from any. No thread of its own outside form().
+class MESHSTAGE_API Membership {
+ public:
+  /// Registers this process as the newest of its rank. Throws InvalidArgument on senseless options.
+  explicit Membership(MembershipOptions options);
+  Membership(const Membership&) = delete;
+  Membership& operator=(const Membership&) = delete;
+  ~Membership();
+
+  /// Collective: waits until all ranks are in one generation, numbered above `highest_seen` (the
+  /// highest number in this rank's vault) and above every one in the Store. Close the generation
+  /// before, first. Throws Timeout naming the ranks that did not come, InvalidState if fenced or if
+  /// a rank came with another world size.
+  [[nodiscard]] Generation form(std::uint64_t highest_seen, Deadline deadline);
+
+  /// Writes who died, before anything is closed. The first cause stays; returns the one that is
+  /// there.
+  DeathCause declare_death(std::uint64_t generation, int rank, const std::string& reason);
+  [[nodiscard]] std::optional<DeathCause> cause_of(std::uint64_t generation);
+  /// True once a newer generation was formed, or a newer process took this rank.
+  [[nodiscard]] bool fenced(std::uint64_t generation);
+
+  /// 1 for the first process of this rank in this Store, then ascending.
+  [[nodiscard]] std::uint64_t incarnation() const noexcept { return incarnation_; }
+
+ private:
+  struct Attempt;
+  [[nodiscard]] std::string key(std::uint64_t generation, const std::string& what) const;
+  void check_not_replaced();
+  [[nodiscard]] std::uint64_t newest_generation();
+  [[nodiscard]] std::optional<std::uint64_t> join_newest(std::uint64_t& seen);
+  [[nodiscard]] std::optional<Generation> connect(std::uint64_t number, Deadline deadline);
+  void remove_superseded(std::uint64_t number);
+
+  MembershipOptions options_;
+  std::uint64_t incarnation_ = 0;
+};
+
+}  // namespace meshstage

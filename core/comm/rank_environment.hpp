@@ -1,0 +1,41 @@
+#pragma once
+#include <map>
+#include <string>
+
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+/// Who this process is in its job, as its launcher says.
+///
+/// Sources, each a set of variables; all that are set must agree:
+///   meshstage  MESHSTAGE_RANK, MESHSTAGE_WORLD_SIZE, MESHSTAGE_LOCAL_RANK,
+///   MESHSTAGE_LOCAL_WORLD_SIZE torchrun   RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE mpirun
+///   OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE, OMPI_COMM_WORLD_LOCAL_RANK,
+///              OMPI_COMM_WORLD_LOCAL_SIZE; or PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS
+///   srun       SLURM_PROCID, SLURM_STEP_NUM_TASKS (else SLURM_NTASKS), SLURM_LOCALID,
+///              SLURM_STEP_TASKS_PER_NODE (else SLURM_TASKS_PER_NODE)
+/// MESHSTAGE_* beats the others: a user who sets it means it. The others must not contradict each
+/// other. Without any rank and size the process is rank 0 of 1 (SLURM variables of an allocation in
+/// which srun was not used do not count).
+struct MESHSTAGE_API RankEnvironment {
+  int rank = 0;
+  int world_size = 1;
+  int local_rank = 0;        ///< Among the ranks of this host; `rank` if no source says.
+  int local_world_size = 1;  ///< Ranks of this host; `world_size` if no source says.
+  std::string job;           ///< MESHSTAGE_JOB, or empty.
+  std::string store;         ///< MESHSTAGE_STORE (see open_store()), or empty.
+  std::string source;        ///< "meshstage", "torchrun", "mpirun", "srun" or "none".
+
+  /// Reads a given environment. Throws InvalidArgument, naming the variable that is missing or no
+  /// number, or both variables and values that contradict each other.
+  [[nodiscard]] static RankEnvironment detect(
+      const std::map<std::string, std::string>& environment);
+  /// Reads this process's environment.
+  [[nodiscard]] static RankEnvironment detect();
+
+  /// All ranks are on this host, so the loopback interface serves.
+  [[nodiscard]] bool single_host() const noexcept { return local_world_size == world_size; }
+};
+
+}  // namespace meshstage

@@ -1,0 +1,99 @@
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <stop_token>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+/// The one thing all ranks of a job can see before they are connected: a small map from keys to
+/// values. Keys are non-empty text of at most 1024 bytes, '/' separates levels by custom; values
+/// are any bytes. Meant for a few hundred small entries, not for data.
+///
+/// Threads: every call from any thread. Every call throws IoError when the store cannot be reached,
+/// InvalidArgument on a bad key.
+class MESHSTAGE_API Store {
+ public:
+  virtual ~Store() = default;
+
+  /// Writes `value`, whatever was there. A reader sees the old value or the new one, never a part.
+  virtual void set(const std::string& key, std::string_view value) = 0;
+  [[nodiscard]] virtual std::optional<std::string> get(const std::string& key) = 0;
+  /// Writes `value` if the key is not there; returns what is there now. Atomic among all processes:
+  /// of several callers exactly one wins, and all of them get the winner's value.
+  virtual std::string compare_and_create(const std::string& key, std::string_view value) = 0;
+  /// All keys that begin with `prefix`, sorted. Entries that others make or remove meanwhile may or
+  /// may not be there.
+  [[nodiscard]] virtual std::vector<std::string> list(const std::string& prefix) = 0;
+  /// Nothing happens if the key is not there.
+  virtual void remove(const std::string& key) = 0;
+
+  /// Waits until one of `keys` is there and returns that key's value. Throws Timeout at the
+  /// deadline (the message lists the keys), Cancelled once a stop is requested.
+  virtual std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
+                                   std::stop_token stop = {}) = 0;
+  std::string wait_for(const std::string& key, Deadline deadline, std::stop_token stop = {}) {
+    return wait_for_any(std::span(&key, 1), deadline, std::move(stop));
+  }
+
+ protected:
+  /// Throws InvalidArgument, naming the key.
+  static void check_key(const std::string& key);
+};
+
+/// A directory that all ranks see (a local disk for one host, a shared file system for several).
+/// One file for each key; creation is atomic by link(2), replacement by rename(2). Waiting polls,
+/// from 0.1 ms growing to 10 ms.
+/// The directory is made with mode 0700 if it is not there; nothing in it is ever removed but by
+/// remove().
+class MESHSTAGE_API FileStore final : public Store {
+ public:
+  explicit FileStore(std::filesystem::path directory);
+
+  void set(const std::string& key, std::string_view value) override;
+  std::optional<std::string> get(const std::string& key) override;
+  std::string compare_and_create(const std::string& key, std::string_view value) override;
+  std::vector<std::string> list(const std::string& prefix) override;
+  void remove(const std::string& key) override;
+  std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
+                           std::stop_token stop = {}) override;
+
+  [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
+
+ private:
+  [[nodiscard]] std::filesystem::path file_of(const std::string& key) const;
+  [[nodiscard]] std::filesystem::path write_temporary(std::string_view value) const;
+  std::filesystem::path directory_;
+};
+
+/// A store for ranks that are threads of one process. Waiting does not poll.
+class MESHSTAGE_API InMemoryStore final : public Store {
+ public:
+  InMemoryStore();
+  ~InMemoryStore() override;
+
+  void set(const std::string& key, std::string_view value) override;
+  std::optional<std::string> get(const std::string& key) override;
+  std::string compare_and_create(const std::string& key, std::string_view value) override;
+  std::vector<std::string> list(const std::string& prefix) override;
+  void remove(const std::string& key) override;
+  std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
+                           std::stop_token stop = {}) override;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+/// The store that an address names: `file:/path` or a plain absolute path (a FileStore).
+/// Throws InvalidArgument for anything else, naming what is supported.
+[[nodiscard]] MESHSTAGE_API std::shared_ptr<Store> open_store(const std::string& address);
+
+}  // namespace meshstage
