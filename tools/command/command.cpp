@@ -1,0 +1,72 @@
+#include "tools/command/command.hpp"
+
+#include <algorithm>
+#include <ostream>
+
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::tools {
+namespace {
+
+constexpr const char* kExample = "Example:\n  ";
+
+// The innermost subcommand that the arguments reached.
+const CLI::App& reached(const CLI::App& app) {
+  const CLI::App* here = &app;
+  while (!here->get_subcommands().empty()) here = here->get_subcommands().back();
+  return *here;
+}
+
+std::string one_line(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  while (!text.empty() && (text.back() == ' ' || text.back() == '.')) text.pop_back();
+  return text;
+}
+
+std::string command_words(const CLI::App& command) {
+  const std::string name = command.get_name();
+  return command.get_parent() == nullptr ? name : command_words(*command.get_parent()) + " " + name;
+}
+
+// "; for example: ..." where the command has an example.
+std::string valid_form(const CLI::App& command) {
+  const std::string footer = command.get_footer();
+  if (footer.rfind(kExample, 0) == 0) {
+    return "; for example: " + one_line(footer.substr(std::string(kExample).size()));
+  }
+  return "; see " + command_words(command) + " --help";
+}
+
+}  // namespace
+
+void set_example(CLI::App& command, const std::string& example) {
+  command.footer(kExample + example);
+}
+
+int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream& out,
+                std::ostream& err) {
+  const auto fail = [&](const std::string& what, int code, bool with_form) {
+    const CLI::App& command = reached(app);
+    err << command_words(command) << ": " << one_line(what)
+        << (with_form ? valid_form(command) : std::string()) << "\n";
+    return code;
+  };
+  std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them last first
+  try {
+    app.parse(std::move(arguments));
+    return 0;
+  } catch (const CLI::RuntimeError& e) {
+    return e.get_exit_code();
+  } catch (const CLI::Success& e) {
+    app.exit(e, out, err);
+    return 0;
+  } catch (const CLI::ParseError& e) {
+    return fail(e.what(), 2, true);
+  } catch (const Error& e) {
+    const bool wrong_input =
+        e.kind() == ErrorKind::kInvalidArgument || e.kind() == ErrorKind::kNotFound;
+    return fail(e.what(), wrong_input ? 2 : 1, false);
+  }
+}
+
+}  // namespace meshstage::tools

@@ -1,0 +1,27 @@
+#pragma once
+#include <iosfwd>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+/// The `meshstage` command: how subcommands join it and how it ends.
+///
+/// A group of commands is one function `void add_x_commands(CLI::App& app, ...)`, called from
+/// main.cpp. Its callbacks do the work and
+///   - return: exit 0;
+///   - throw CLI::RuntimeError(1): the answer is negative (it has been printed); exit 1;
+///   - throw meshstage::InvalidArgument or NotFound: one clear line on stderr, exit 2;
+///   - throw any other meshstage::Error (a peer died, a disk is full): one line on stderr, exit 1.
+namespace meshstage::tools {
+
+/// Ends `command`'s --help with an example, and shows it when the arguments are wrong:
+/// give the words as typed, e.g. "meshstage mesh show --mesh 2,4 --names dp,tp".
+void set_example(CLI::App& command, const std::string& example);
+
+/// Parses `arguments` (without the program's name), runs the chosen subcommand and returns the exit
+/// code. Help goes to `out`, everything that is wrong is one line on `err`.
+int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream& out,
+                std::ostream& err);
+
+}  // namespace meshstage::tools

@@ -1,0 +1,18 @@
+// The `meshstage` command. Subcommands register themselves, one line each.
+#include <iostream>
+
+#include "tools/command/command.hpp"
+#include "tools/mesh/commands.hpp"
+
+int main(int argc, char** argv) {
+  std::ios::sync_with_stdio(false);
+  CLI::App app{"meshstage: replicated in-memory checkpoints for distributed training", "meshstage"};
+  app.require_subcommand(1);
+
+  meshstage::tools::add_mesh_commands(app, std::cout);
+
+  const int code =
+      meshstage::tools::run_command(app, {argv + 1, argv + argc}, std::cout, std::cerr);
+  std::cout.flush();
+  return code;
+}
