@@ -1,0 +1,88 @@
+#pragma once
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include <meshstage/core/device/device.hpp>
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+/// What is true of a storage's memory beside its place and size.
+struct StorageTraits {
+  bool pinned = false;  ///< Page-locked for a device.
+  bool shared = false;  ///< Other processes can map it.
+  bool read_only =
+      false;  ///< Writing through it is refused by Tensor::data (a read-only mapping, say).
+  /// Somebody else's memory: two such storages may overlap, and then they share.
+  bool external = false;
+};
+
+/// A run of bytes that tensors are views of: a handle with an identity. Copies are the same
+/// storage; its size never changes. The memory is given back when the last handle is gone. Threads:
+/// handles as shared_ptr; who writes the bytes sees to it that nobody reads them meanwhile.
+class MESHSTAGE_API Storage {
+ public:
+  /// No storage; only valid() and comparison may be called.
+  Storage() = default;
+
+  /// New CPU memory, aligned to 64 bytes, contents unspecified. Throws OutOfMemory.
+  [[nodiscard]] static Storage allocate(std::size_t nbytes);
+  /// Memory that `owner` keeps alive (a mapping, an arena, another storage). `data` may be null
+  /// only if nbytes is 0.
+  [[nodiscard]] static Storage wrap(void* data, std::size_t nbytes,
+                                    std::shared_ptr<const void> owner, StorageTraits traits = {},
+                                    Device device = kCpu);
+  /// External memory. `deleter(data)` runs exactly once, after the last handle is gone (also if
+  /// this throws); it may be empty.
+  [[nodiscard]] static Storage from_blob(void* data, std::size_t nbytes,
+                                         std::function<void(void*)> deleter,
+                                         StorageTraits traits = {.external = true},
+                                         Device device = kCpu);
+
+  [[nodiscard]] bool valid() const noexcept { return impl_ != nullptr; }
+  [[nodiscard]] std::byte* data() const noexcept { return impl_->data; }
+  [[nodiscard]] std::size_t nbytes() const noexcept { return impl_->nbytes; }
+  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {impl_->data, impl_->nbytes}; }
+  [[nodiscard]] Device device() const noexcept { return impl_->device; }
+  [[nodiscard]] const StorageTraits& traits() const noexcept { return impl_->traits; }
+  [[nodiscard]] bool is_pinned() const noexcept { return impl_->traits.pinned; }
+  [[nodiscard]] bool is_shared() const noexcept { return impl_->traits.shared; }
+
+  /// Equal for handles of one storage; unique among the storages that live or that a WeakStorage
+  /// remembers. For hashing; never dereference it.
+  [[nodiscard]] const void* identity() const noexcept { return impl_.get(); }
+  /// The same storage, not equal bytes.
+  friend bool operator==(const Storage& a, const Storage& b) noexcept = default;
+
+ private:
+  friend class WeakStorage;
+  struct Impl {
+    std::byte* data = nullptr;
+    std::size_t nbytes = 0;
+    Device device;
+    StorageTraits traits;
+    std::shared_ptr<const void> owner;
+  };
+  explicit Storage(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+  std::shared_ptr<const Impl> impl_;
+};
+
+/// Remembers a storage without keeping its memory. While it does, the identity is not reused.
+class WeakStorage {
+ public:
+  WeakStorage() = default;
+  explicit WeakStorage(const Storage& storage)
+      : impl_(storage.impl_), identity_(storage.identity()) {}
+  /// The storage, or an invalid one if it is gone.
+  [[nodiscard]] Storage lock() const noexcept { return Storage(impl_.lock()); }
+  [[nodiscard]] bool expired() const noexcept { return impl_.expired(); }
+  [[nodiscard]] const void* identity() const noexcept { return identity_; }
+
+ private:
+  std::weak_ptr<const Storage::Impl> impl_;
+  const void* identity_ = nullptr;
+};
+
+}  // namespace meshstage
