@@ -1,0 +1,78 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+/// One tensor of a safetensors file. `begin` and `end` are bytes from the start of the data
+/// section.
+struct SafetensorsEntry {
+  std::string name;
+  std::string dtype;  ///< As written: "F32", "BF16", ...; always one whose size is known.
+  std::vector<std::uint64_t> shape;
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+};
+
+struct SafetensorsLimits {
+  std::uint64_t max_header_bytes = std::uint64_t{256}
+                                   << 20U;  ///< Refused before anything is allocated.
+};
+
+/// The header of any safetensors file (https://huggingface.co/docs/safetensors), ours or another
+/// program's:
+///     [u64 little-endian header length N][N bytes of JSON, padded with spaces][data section]
+/// The bytes are treated as hostile. Memory stays within a small multiple of the header's length.
+/// What parse() accepted is sound: names are unique valid UTF-8, entries ascend by offset and cover
+/// the data section exactly (no overlap, no hole, no byte beyond), and dtype and shape agree with
+/// each entry's size. That is what Python's safetensors accepts, less duplicate names.
+class MESHSTAGE_API SafetensorsIndex {
+ public:
+  /// `file` is a whole file (or image). Throws CorruptData; the message and path() name the tensor,
+  /// the message says at which byte of the file.
+  [[nodiscard]] static SafetensorsIndex parse(std::span<const std::byte> file,
+                                              const SafetensorsLimits& limits = {});
+  /// The same where only the front is at hand: `front` holds at least the length and the JSON, the
+  /// file has `file_bytes` bytes.
+  [[nodiscard]] static SafetensorsIndex parse_front(std::span<const std::byte> front,
+                                                    std::uint64_t file_bytes,
+                                                    const SafetensorsLimits& limits = {});
+  /// Where the data section starts: 8 + N, from the first 8 bytes alone; checked against
+  /// `file_bytes` and the limit. For readers that fetch the front of a file. Throws CorruptData.
+  [[nodiscard]] static std::uint64_t read_data_begin(std::span<const std::byte> front,
+                                                     std::uint64_t file_bytes,
+                                                     const SafetensorsLimits& limits = {});
+
+  /// Ascending by begin, then end.
+  [[nodiscard]] const std::vector<SafetensorsEntry>& entries() const noexcept { return entries_; }
+  /// The string pairs of "__metadata__", in the file's order.
+  [[nodiscard]] const std::vector<std::pair<std::string, std::string>>& metadata() const noexcept {
+    return metadata_;
+  }
+  /// The entry of that name, or null. O(log n).
+  [[nodiscard]] const SafetensorsEntry* find(std::string_view name) const noexcept;
+  [[nodiscard]] std::optional<std::string_view> find_metadata(std::string_view key) const noexcept;
+  /// Bytes from the start of the file to the data section, and in it.
+  [[nodiscard]] std::uint64_t data_begin() const noexcept { return data_begin_; }
+  [[nodiscard]] std::uint64_t data_bytes() const noexcept { return data_bytes_; }
+
+  /// Bits of one element ("F32": 32, "F4": 4); nothing for an unknown dtype.
+  [[nodiscard]] static std::optional<unsigned> dtype_bits(std::string_view dtype) noexcept;
+
+ private:
+  std::vector<SafetensorsEntry> entries_;
+  std::vector<std::uint32_t> by_name_;  // indices into entries_, ascending by name
+  std::vector<std::pair<std::string, std::string>> metadata_;
+  std::uint64_t data_begin_ = 0;
+  std::uint64_t data_bytes_ = 0;
+};
+
+}  // namespace meshstage

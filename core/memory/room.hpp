@@ -1,0 +1,35 @@
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include <meshstage/core/os/available_memory.hpp>
+
+namespace meshstage {
+
+/// What somebody is about to allocate in a directory.
+struct RoomRequest {
+  std::string what = "the vault";  ///< Named in the error.
+  std::uint64_t bytes_per_rank = 0;
+  int local_ranks = 1;  ///< Ranks on this host that will ask for as much.
+};
+
+/// What there is.
+struct RoomLimits {
+  AvailableMemory memory;
+  FreeSpace space;                  ///< Of the file system of `directory`.
+  std::filesystem::path directory;  ///< An empty path: plain memory, no file system involved.
+};
+
+/// Asks the system.
+[[nodiscard]] MESHSTAGE_API RoomLimits read_room_limits(FileSystem& fs,
+                                                        const std::filesystem::path& directory);
+
+/// Returns if there is room; else throws OutOfMemory, with path() = the directory and a message
+/// that says the bytes needed (each rank and all), the bytes available, which limit binds
+/// (MemAvailable, the control group, or the file system of the directory) and the remedy. Pure: no
+/// system calls. Memory binds only where the file system is in memory (or there is none); of two
+/// limits the smaller one is named.
+MESHSTAGE_API void check_room(const RoomRequest& request, const RoomLimits& limits);
+
+}  // namespace meshstage

@@ -1,0 +1,137 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/os/process_identity.hpp>
+#include <meshstage/core/os/system_error.hpp>
+
+namespace meshstage {
+
+/// How open() opens. Every file is close-on-exec; new ones have mode 0600. Modes that may write
+/// never follow a symbolic link in the last part of the path (ELOOP), so nobody can plant one in
+/// /dev/shm.
+enum class OpenMode : std::uint8_t {
+  kRead,             ///< Must exist; links are followed.
+  kReadWrite,        ///< Must exist.
+  kCreateExclusive,  ///< Must not exist (EEXIST): the atomic way to be first.
+};
+
+struct FileStat {
+  std::uint64_t size = 0;  ///< Bytes.
+  std::uint64_t device = 0;
+  std::uint64_t inode = 0;
+  std::uint64_t links = 0;
+  std::uint32_t uid = 0;
+  std::uint32_t mode = 0;  ///< Permission bits only.
+  bool is_directory = false;
+};
+
+/// Room on the file system that holds a path, for this user.
+struct FreeSpace {
+  std::uint64_t available = 0;  ///< Bytes.
+  std::uint64_t total = 0;      ///< Bytes.
+  bool in_memory = false;       ///< tmpfs, ramfs: its pages come out of the memory as well.
+};
+
+enum class MapAccess : std::uint8_t { kRead, kReadWrite };
+
+/// A shared mapping of the first bytes of a file; the destructor unmaps. It outlives the File it
+/// came from and the file's name. Owned through Mapping (core/memory), which keeps it out of forks
+/// and dumps.
+class MESHSTAGE_API MappedRegion {
+ public:
+  MappedRegion() = default;
+  MappedRegion(const MappedRegion&) = delete;
+  MappedRegion& operator=(const MappedRegion&) = delete;
+  virtual ~MappedRegion() = default;
+  /// Page aligned. Writing to a kRead region is undefined.
+  [[nodiscard]] virtual std::span<std::byte> bytes() const noexcept = 0;
+  /// False where the bytes are ordinary memory of this process (MemoryFileSystem).
+  [[nodiscard]] virtual bool is_file_backed() const noexcept = 0;
+};
+
+/// An open file; the destructor closes it. Every failing call throws SystemError with path and
+/// errno. Threads: reads and writes at offsets from any thread; the rest by one at a time.
+class MESHSTAGE_API File {
+ public:
+  File() = default;
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  virtual ~File() = default;
+
+  /// Returns the bytes read: fewer than asked for only at the end of the file.
+  virtual std::size_t read_at(std::span<std::byte> into, std::uint64_t offset) = 0;
+  /// Returns the bytes written, at least one, perhaps fewer than given: use write_fully().
+  virtual std::size_t write_at(std::span<const std::byte> bytes, std::uint64_t offset) = 0;
+  /// Contents and size are on the device when it returns.
+  virtual void sync() = 0;
+  virtual FileStat stat() = 0;
+  virtual void truncate(std::uint64_t size) = 0;
+  /// posix_fallocate: afterwards [0, size) has blocks, so neither a store through a mapping
+  /// (SIGBUS) nor a write can run out of space. Grows the file to `size` if it was shorter. ENOSPC
+  /// if there is no room.
+  virtual void reserve(std::uint64_t size) = 0;
+  /// A shared mapping of the first `length` bytes (> 0, within the file's size).
+  virtual std::unique_ptr<MappedRegion> map(std::uint64_t length, MapAccess access) = 0;
+
+  /// Takes the POSIX record lock (fcntl F_SETLK, exclusive, whole file) for this process; false if
+  /// another process has it. Not inherited by fork; the kernel releases it when the process ends.
+  /// It is also lost when this process closes *any* descriptor of that file: a lock file must be
+  /// opened once in a process.
+  virtual bool try_lock() = 0;
+  /// The process id of another process that has the lock (0 if it is in another pid namespace);
+  /// nothing if nobody has, or this process itself.
+  virtual std::optional<std::int64_t> lock_holder() = 0;
+};
+
+/// The operating system's files, as far as this library needs them. Every failing call throws
+/// SystemError. Threads: any. Implementations: real_file_system(), MemoryFileSystem,
+/// FaultyFileSystem.
+class MESHSTAGE_API FileSystem {
+ public:
+  using Path = std::filesystem::path;
+  FileSystem() = default;
+  FileSystem(const FileSystem&) = delete;
+  FileSystem& operator=(const FileSystem&) = delete;
+  virtual ~FileSystem() = default;
+
+  virtual std::unique_ptr<File> open(const Path& path, OpenMode mode) = 0;
+  /// Nothing if there is no such name. Follows links. Does not open the file.
+  virtual std::optional<FileStat> stat(const Path& path) = 0;
+  /// Replaces `to` if it exists: atomic for whoever looks.
+  virtual void rename(const Path& from, const Path& to) = 0;
+  /// A second name for the same file; EEXIST if `to` exists: the atomic way to publish a finished
+  /// file once.
+  virtual void link(const Path& from, const Path& to) = 0;
+  /// False if there was no such name.
+  virtual bool unlink(const Path& path) = 0;
+  /// The names (not paths) in a directory, sorted, without "." and "..".
+  virtual std::vector<std::string> list(const Path& directory) = 0;
+  /// Makes the directory and its missing parents, mode 0700 each; those that exist are left as they
+  /// are.
+  virtual void make_directories(const Path& directory) = 0;
+  /// Names made, renamed and removed in the directory are on the device when it returns.
+  virtual void sync_directory(const Path& directory) = 0;
+  virtual FreeSpace free_space(const Path& path) = 0;
+  /// The process that this file system acts for: whose locks it takes.
+  virtual ProcessIdentity process() = 0;
+};
+
+/// The system's own. No state; the reference stays valid until the program ends.
+[[nodiscard]] MESHSTAGE_API FileSystem& real_file_system();
+
+/// Writes all of `bytes`, however short the single writes are.
+MESHSTAGE_API void write_fully(File& file, std::span<const std::byte> bytes, std::uint64_t offset);
+/// The whole file as text, also where stat says size 0 (/proc). Nothing if it does not exist;
+/// SystemError (EFBIG) above `max_bytes`.
+[[nodiscard]] MESHSTAGE_API std::optional<std::string> read_text(FileSystem& fs,
+                                                                 const std::filesystem::path& path,
+                                                                 std::size_t max_bytes = 1U << 20U);
+
+}  // namespace meshstage
