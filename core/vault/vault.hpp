@@ -1,0 +1,98 @@
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <meshstage/core/os/file_system.hpp>
+#include <meshstage/core/vault/slot.hpp>
+
+namespace meshstage {
+
+struct VaultOptions {
+  std::string job;  ///< [A-Za-z0-9._-]{1,64}
+  int rank = 0;
+  /// Shared memory, or a directory (a tmpfs with huge pages, say). Made with mode 0700 if it is
+  /// missing.
+  std::filesystem::path directory = "/dev/shm";
+  FileSystem* fs = nullptr;  ///< Null: real_file_system(). Must outlive the vault and its leases.
+};
+
+/// The slots of one rank on this host: files that outlive the process, owned by one process at a
+/// time.
+///
+/// Ownership is a POSIX record lock on the incarnation's own lock file, opened once. attach() takes
+/// over the newest incarnation if its owner is dead, with what its slots hold. If that owner lives
+/// (stopped, perhaps), a new incarnation with empty slots is made, and the older one is *fenced*:
+/// whatever it tries next throws InvalidState "fenced: incarnation N is superseded by M, pid P". It
+/// only ever writes to its own incarnation's files, so a fenced owner that wakes up harms nothing.
+///
+/// A destroyed Vault leaves everything in place; ownership ends with it and its last lease.
+/// Threads: any. Formats: core/vault/README.md.
+class MESHSTAGE_API Vault {
+ public:
+  /// Throws InvalidArgument (job name, rank), InvalidState (this process has that vault attached
+  /// already; the files belong to another user or are open to others), IoError.
+  [[nodiscard]] static Vault attach(VaultOptions options);
+
+  Vault(Vault&&) noexcept;
+  Vault& operator=(Vault&&) noexcept;
+  ~Vault();
+
+  [[nodiscard]] const VaultOptions& options() const noexcept;
+  /// From 1; higher is newer.
+  [[nodiscard]] std::uint64_t incarnation() const noexcept;
+  /// True if attach() took over what a dead owner left; false if this incarnation is fresh.
+  [[nodiscard]] bool taken_over() const noexcept;
+  /// Throws InvalidState if a newer incarnation exists ("fenced: ...") or the vault was removed. An
+  /// atomic load and one stat.
+  void check_owned() const;
+
+  /// A slot that has no file yet is kEmpty with capacity 0. Reads the header anew each time.
+  [[nodiscard]] SlotInfo slot(SlotKey key) const;
+  /// Every slot that has a file, ascending.
+  [[nodiscard]] std::vector<std::pair<SlotKey, SlotInfo>> slots() const;
+
+  /// The highest generation in any header (also as a base) and of any note_generation(), by any
+  /// incarnation of this job and rank. 0 if there is none.
+  [[nodiscard]] std::uint64_t max_generation() const;
+  /// Remembers that generation `g` was seen; lasts as long as the vault's files.
+  void note_generation(std::uint64_t g);
+
+  /// Marks the slot WRITING, in memory before this returns, then grows it if the image does not
+  /// fit. Throws InvalidState if the slot is being written or read, or the vault is fenced (the
+  /// slot is untouched); InvalidArgument if the identity's job is not the vault's, its rank not the
+  /// slot's, its generation 0; OutOfMemory if there is no room (needed, available, which limit,
+  /// remedy; the slot is left WRITING without a lease, its size as it was).
+  [[nodiscard]] WriteLease begin_write(SlotKey key, const ImageIdentity& identity,
+                                       std::uint64_t image_bytes);
+  /// Throws InvalidState if the slot is not sealed or the vault is fenced.
+  [[nodiscard]] ReadLease read(SlotKey key);
+  /// Sets a slot to kEmpty, keeping its capacity: its image was found corrupt. Throws as
+  /// begin_write().
+  void discard(SlotKey key);
+  /// Grows an empty slot ahead of need, so that the first stage does not pay for fresh pages; slots
+  /// that hold or receive an image are left alone. Throws OutOfMemory as begin_write().
+  void reserve(SlotKey key, std::uint64_t image_bytes);
+
+  /// Bytes of this incarnation's slot files, headers included.
+  [[nodiscard]] std::uint64_t bytes_held() const;
+  /// Removes the slots of older incarnations (safe for one that still maps them) and the lock files
+  /// of those whose owner is dead. Call it once recover() has agreed. Returns the bytes freed.
+  std::uint64_t free_superseded();
+  /// Removes every file of this job and rank, older incarnations' too; afterwards check_owned()
+  /// throws. Only finish() calls this. Throws InvalidState if fenced.
+  void remove_all();
+
+ private:
+  explicit Vault(std::shared_ptr<detail::VaultState> state);
+  std::shared_ptr<detail::VaultState> state_;
+};
+
+/// True for [A-Za-z0-9._-]{1,64}, and neither "." nor "..".
+[[nodiscard]] MESHSTAGE_API bool is_valid_job_name(std::string_view job) noexcept;
+
+}  // namespace meshstage
