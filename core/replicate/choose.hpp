@@ -1,0 +1,72 @@
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <meshstage/core/error/export.hpp>
+#include <meshstage/core/image/identity.hpp>
+
+/// What a generation recovers: pure functions over the images that the ranks claim to have.
+namespace meshstage::protocol {
+
+/// What a receiver must know before the first byte of an image arrives. Opaque to the protocol.
+struct ImageSizes {
+  std::uint64_t image_bytes = 0;     ///< the whole image
+  std::uint64_t manifest_bytes = 0;  ///< its beginning up to the data section
+  Digest manifest_digest{};          ///< a slot with this manifest need not be sent it again
+  friend bool operator==(const ImageSizes&, const ImageSizes&) = default;
+};
+
+/// Where a copy of an image lies, nearest first.
+enum class Place : std::uint8_t {
+  kOwnSlot,   ///< in the memory of the rank whose image it is
+  kHeldSlot,  ///< in the memory of another rank
+  kOwnFile,   ///< on the disk of the rank whose image it is
+  kHeldFile,  ///< on the disk of another rank
+};
+
+/// "own memory", "holder memory", "disk": as the drill prints it.
+MESHSTAGE_API const char* to_string(Place place) noexcept;
+
+/// One whole image whose digests were verified just now.
+struct Claim {
+  int at = 0;     ///< the rank that has it
+  int owner = 0;  ///< the rank whose image it is
+  Place place = Place::kOwnSlot;
+  int slot = 0;        ///< which of the two slots; 0 for files
+  int world_size = 0;  ///< of the job that made it
+  ImageId id{};
+  ImageId base{};
+  ImageSizes sizes{};
+  Digest image_digest{};
+  friend bool operator==(const Claim&, const Claim&) = default;
+};
+
+/// One image that has to travel before redundancy is whole again. `source.at == to` is a load from
+/// the rank's own disk. The destination writes it into a slot of its choice: an own slot if
+/// `to == source.owner`, else one it holds for `source.owner`.
+struct Transfer {
+  Claim source;
+  int to = 0;
+  friend bool operator==(const Transfer&, const Transfer&) = default;
+};
+
+/// The newest image id, generation first, of which every rank 0 .. world_size - 1 has at least one
+/// copy; kNoImage if there is none. Complete marks play no part (rule 5b).
+/// \param combine_generations for the explorer only: what happens without rule 1.
+MESHSTAGE_API ImageId choose(std::span<const Claim> claims, int world_size,
+                             bool combine_generations = false);
+
+/// Every owner and every holder that lacks `id`, with its nearest source: the owner's memory, a
+/// holder's memory, the destination's own disk, another's disk.
+/// \param holders holders[r] are the ranks that hold r's replica.
+/// \param restore_holders for the explorer only: what happens if only owners are restored.
+MESHSTAGE_API std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
+                                                   const std::vector<std::vector<int>>& holders,
+                                                   bool restore_holders = true);
+
+/// The ranks to name when nothing is covered: those without a copy of the id that lacks the fewest
+/// (the newest such); all ranks if there is no claim.
+MESHSTAGE_API std::vector<int> ranks_without_image(std::span<const Claim> claims, int world_size);
+
+}  // namespace meshstage::protocol

@@ -1,0 +1,147 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/replicate/choose.hpp>
+
+/// What ranks say to each other. Plain values; wire.hpp turns them into bytes and back.
+/// "Tree" messages travel between a rank and its parent (r - 1) / 2 or its children 2r + 1 and
+/// 2r + 2; "partner" messages between an owner and its holders.
+/// Assumed of a link: messages of one pair in one generation arrive in order, or not at all
+/// (after a lost one, none that follow).
+namespace meshstage::protocol {
+
+// --- a round, partner ---
+
+/// Owner to holder: this step is being staged. Its base says all that came before: the base is
+/// complete, and every step of this generation between base and id has failed (rule 3).
+struct Offer {
+  ImageId id, base;
+  ImageSizes sizes;
+  friend bool operator==(const Offer&, const Offer&) = default;
+};
+/// Holder to owner: the slot is ready (WRITING, receives posted); send.
+struct Accept {
+  ImageId id;
+  bool need_manifest = true;
+  friend bool operator==(const Accept&, const Accept&) = default;
+};
+/// Owner to holder: the own image is sealed, and this is its digest.
+struct Sealed {
+  ImageId id;
+  Digest image_digest;
+  friend bool operator==(const Sealed&, const Sealed&) = default;
+};
+
+// --- a round, tree ---
+
+/// To the parent: the sender and everything below it votes yes.
+struct Yes {
+  ImageId id;
+  friend bool operator==(const Yes&, const Yes&) = default;
+};
+/// To the children: every rank voted yes.
+struct Complete {
+  ImageId id;
+  friend bool operator==(const Complete&, const Complete&) = default;
+};
+/// To every tree neighbour: `rank` voted no, so the step has failed. One no decides.
+struct Failed {
+  ImageId id;
+  int rank = -1;
+  std::string why;
+  friend bool operator==(const Failed&, const Failed&) = default;
+};
+
+// --- recovery, tree ---
+
+/// To the parent: what the sender and everything below it has. The first time slots, then files.
+struct Have {
+  bool disk = false;
+  std::vector<Claim> claims;
+  /// The newest step that is known to have been complete: the Store's note, a base in any header
+  /// (verified or not), a file's name. kNoImage: there was none.
+  ImageId evidence;
+  friend bool operator==(const Have&, const Have&) = default;
+};
+/// To the children: say which files newer than this you have (kNoImage: all).
+struct AskDisk {
+  ImageId newer_than;
+  friend bool operator==(const AskDisk&, const AskDisk&) = default;
+};
+/// To the children: what is recovered (kNoImage: nothing, start at step 0) and who fetches what.
+struct Choice {
+  ImageId id, base;
+  std::vector<Transfer> transfers;
+  friend bool operator==(const Choice&, const Choice&) = default;
+};
+/// To the parent: the sender and everything below it has its images and a matching structure.
+struct Ready {
+  friend bool operator==(const Ready&, const Ready&) = default;
+};
+/// To the children: all are ready; the step counts as complete; restore the trainer.
+struct Established {
+  ImageId id;
+  friend bool operator==(const Established&, const Established&) = default;
+};
+/// Why a recovery fails, for every rank the same.
+struct Failure {
+  ErrorKind kind = ErrorKind::kUnrecoverable;
+  int rank = -1;           ///< the rank it is about, -1 if none
+  std::vector<int> ranks;  ///< kUnrecoverable: the ranks without an image
+  std::string path;        ///< kStructureMismatch: the first differing path
+  std::string why;         ///< one sentence for people
+  friend bool operator==(const Failure&, const Failure&) = default;
+};
+/// To every tree neighbour: the recovery has failed; no trainer was touched.
+struct GiveUp {
+  Failure failure;
+  friend bool operator==(const GiveUp&, const GiveUp&) = default;
+};
+
+// --- persistence, end, death; tree ---
+
+/// To the parent: the sender and everything below it has `id` on disk.
+struct OnDisk {
+  ImageId id;
+  friend bool operator==(const OnDisk&, const OnDisk&) = default;
+};
+/// To the children: every rank has `id` on disk; older files may go (rule 10).
+struct AllOnDisk {
+  ImageId id;
+  friend bool operator==(const AllOnDisk&, const AllOnDisk&) = default;
+};
+/// To the parent: the sender and everything below it called finish().
+struct WantFinish {
+  friend bool operator==(const WantFinish&, const WantFinish&) = default;
+};
+/// To the children: everyone called finish(); remove the vaults.
+struct Finish {
+  friend bool operator==(const Finish&, const Finish&) = default;
+};
+/// To every tree neighbour, before anything is closed: `rank` died or is silent (rule 7).
+struct Death {
+  int rank = -1;
+  ErrorKind kind = ErrorKind::kPeerLost;  ///< kPeerLost or kTimeout
+  std::string why;
+  friend bool operator==(const Death&, const Death&) = default;
+};
+
+using Body = std::variant<Offer, Accept, Sealed, Yes, Complete, Failed, Have, AskDisk, Choice,
+                          Ready, Established, GiveUp, OnDisk, AllOnDisk, WantFinish, Finish, Death>;
+
+/// A message says to which generation it belongs; a rank of another one ignores it (rule 1).
+struct Message {
+  std::uint64_t generation = 0;
+  Body body;
+  friend bool operator==(const Message&, const Message&) = default;
+};
+
+/// "offer", "want-finish", ...
+MESHSTAGE_API const char* name_of(const Body& body) noexcept;
+
+}  // namespace meshstage::protocol

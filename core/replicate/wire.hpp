@@ -1,0 +1,39 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <meshstage/core/error/export.hpp>
+#include <meshstage/core/replicate/messages.hpp>
+
+/// The bytes of a protocol message on a control link. Little-endian:
+///
+///     u32 magic "MSPM" | u16 version | u16 kind (index in Body) | u64 job tag | u32 world size |
+///     u32 sender | u64 generation | body
+///
+/// Strings and lists carry a u32 count, checked against what can still follow before anything is
+/// allocated. Nothing may follow the body.
+namespace meshstage::protocol {
+
+inline constexpr std::uint16_t kWireVersion = 1;
+/// The oldest version that is still read.
+inline constexpr std::uint16_t kOldestWireVersion = 1;
+inline constexpr std::size_t kWireHeaderBytes = 32;
+
+/// Who talks: put into each message and checked in each that arrives.
+struct WireContext {
+  std::uint64_t job_tag = 0;  ///< a hash of the job id, so that two jobs never mix
+  int world_size = 1;
+};
+
+[[nodiscard]] MESHSTAGE_API std::vector<std::byte> encode(const WireContext& context, int sender,
+                                                          const Message& message);
+
+/// Reads a message that came over the link to `sender`. Treats the bytes as hostile: bounded
+/// memory, every rank in it lies in [0, world size), every enumerator is known.
+/// \throws CorruptData naming the sender and the field ("offer from rank 2: image bytes ...").
+[[nodiscard]] MESHSTAGE_API Message decode(const WireContext& context, int sender,
+                                           std::span<const std::byte> bytes);
+
+}  // namespace meshstage::protocol
