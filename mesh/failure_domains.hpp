@@ -1,0 +1,71 @@
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+/// What is lost at once: a process, all processes of a host, all hosts of a rack.
+enum class DomainLevel : std::uint8_t { kRank, kHost, kRack };
+/// "rank", "host", "rack".
+[[nodiscard]] MESHSTAGE_API std::string_view to_string(DomainLevel level) noexcept;
+[[nodiscard]] MESHSTAGE_API DomainLevel parse_domain_level(std::string_view text);
+
+/// One host of a job: its ranks, and the rack it stands in ("" where racks are not known).
+struct Host {
+  std::string name;
+  std::string rack;
+  std::vector<int> ranks;
+  friend bool operator==(const Host&, const Host&) = default;
+};
+
+/// Which ranks 0..W-1 share a host, and which hosts a rack. Immutable value, any thread.
+/// Hosts and racks are numbered in the order in which they were given.
+class MESHSTAGE_API FailureDomains {
+ public:
+  /// Every rank once, over all hosts; either all hosts have a rack or none. Throws InvalidArgument
+  /// that names the rank or host: repeated, missing, no ranks.
+  [[nodiscard]] static FailureDomains from_hosts(std::vector<Host> hosts);
+  /// Host names by rank, as gathered from the ranks; hosts are numbered by their lowest rank.
+  [[nodiscard]] static FailureDomains from_host_names(std::span<const std::string> name_of_rank);
+  /// Ranks in order, so many to a host, the last host perhaps with fewer; hosts_per_rack 0: no
+  /// racks. Hosts are named host0, host1, ..., racks rack0, ... Throws for numbers below 1.
+  [[nodiscard]] static FailureDomains uniform(int world_size, int ranks_per_host,
+                                              int hosts_per_rack = 0);
+
+  [[nodiscard]] int world_size() const noexcept { return static_cast<int>(host_of_.size()); }
+  [[nodiscard]] int hosts() const noexcept { return static_cast<int>(hosts_.size()); }
+  /// 0 if racks are not known.
+  [[nodiscard]] int racks() const noexcept { return static_cast<int>(racks_.size()); }
+  [[nodiscard]] const Host& host(int host) const {
+    return hosts_.at(static_cast<std::size_t>(host));
+  }
+  [[nodiscard]] const std::string& rack_name(int rack) const {
+    return racks_.at(static_cast<std::size_t>(rack));
+  }
+  /// Of a rank in 0..W-1.
+  [[nodiscard]] int host_of(int rank) const { return host_of_.at(static_cast<std::size_t>(rank)); }
+  /// Of a rank; throws InvalidState if racks are not known.
+  [[nodiscard]] int rack_of(int rank) const;
+
+  /// How many domains there are of a level, which one a rank is in, and what it is called.
+  /// kRack throws InvalidArgument if racks are not known.
+  [[nodiscard]] int count(DomainLevel level) const;
+  [[nodiscard]] int domain_of(int rank, DomainLevel level) const;
+  [[nodiscard]] std::string domain_name(int domain, DomainLevel level) const;
+
+  friend bool operator==(const FailureDomains&, const FailureDomains&) = default;
+
+ private:
+  FailureDomains() = default;
+  std::vector<Host> hosts_;
+  std::vector<std::string> racks_;
+  std::vector<int> host_of_;       // by rank
+  std::vector<int> rack_of_host_;  // by host; empty if racks are not known
+};
+
+}  // namespace meshstage

@@ -1,0 +1,63 @@
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <meshstage/core/error/export.hpp>
+#include <meshstage/mesh/device_mesh.hpp>
+#include <meshstage/mesh/placement.hpp>
+
+namespace meshstage {
+
+/// What one rank has of a tensor: a block of `shape` (elements) whose first element lies at
+/// `offset` in the whole tensor. Along a dimension where the block is empty, the offset is the
+/// tensor's size, as in PyTorch.
+struct LocalShard {
+  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> offset;
+  [[nodiscard]] bool empty() const noexcept;
+  /// Elements; 1 for a tensor without dimensions.
+  [[nodiscard]] std::int64_t numel() const noexcept;
+  friend bool operator==(const LocalShard&, const LocalShard&) = default;
+};
+
+/// A tensor of some shape, placed on a mesh of some shape: checked once, then asked for any rank.
+/// The mesh's dimensions cut in their order, each the pieces left by those before; a piece of n
+/// elements is cut in k by ceil(n/k), so that the last parts are smaller or empty. Immutable.
+class MESHSTAGE_API Layout {
+ public:
+  /// One placement for each mesh dimension. Throws InvalidArgument if the number differs, a shard
+  /// dimension is out of range, a size is negative, or the tensor has more than 2^63-1 elements.
+  Layout(std::span<const std::int64_t> mesh_shape, std::span<const std::int64_t> tensor_shape,
+         std::span<const Placement> placements);
+
+  [[nodiscard]] const std::vector<std::int64_t>& mesh_shape() const noexcept { return mesh_; }
+  [[nodiscard]] const std::vector<std::int64_t>& tensor_shape() const noexcept { return tensor_; }
+  /// Shard dimensions are normalized.
+  [[nodiscard]] const Placements& placements() const noexcept { return placements_; }
+  /// Elements of the whole tensor.
+  [[nodiscard]] std::int64_t numel() const noexcept { return numel_; }
+
+  [[nodiscard]] LocalShard at(std::span<const std::int64_t> coordinate) const;
+  /// The same into an object that is used again: no allocation after the first.
+  void at(std::span<const std::int64_t> coordinate, LocalShard& shard) const;
+  /// Elements that the rank at this coordinate has.
+  [[nodiscard]] std::int64_t local_numel(std::span<const std::int64_t> coordinate) const;
+
+ private:
+  std::vector<std::int64_t> mesh_;
+  std::vector<std::int64_t> tensor_;
+  Placements placements_;
+  std::int64_t numel_ = 1;
+};
+
+/// The same in one call. The second throws InvalidArgument if the mesh has no such rank.
+[[nodiscard]] MESHSTAGE_API LocalShard local_shard(std::span<const std::int64_t> mesh_shape,
+                                                   std::span<const std::int64_t> coordinate,
+                                                   std::span<const std::int64_t> tensor_shape,
+                                                   std::span<const Placement> placements);
+[[nodiscard]] MESHSTAGE_API LocalShard local_shard(const DeviceMesh& mesh, int rank,
+                                                   std::span<const std::int64_t> tensor_shape,
+                                                   std::span<const Placement> placements);
+
+}  // namespace meshstage

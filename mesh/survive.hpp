@@ -1,0 +1,79 @@
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/error/export.hpp>
+#include <meshstage/mesh/partners.hpp>
+#include <meshstage/mesh/replicated.hpp>
+
+namespace meshstage {
+
+struct SurviveOptions {
+  /// What is lost at once.
+  DomainLevel level = DomainLevel::kHost;
+  /// Tensors that live in another domain of `skip_level` are left out of the holders' copies.
+  bool skip_replicated = false;
+  DomainLevel skip_level = DomainLevel::kHost;
+  /// Sets of one size are counted one by one only if there are at most this many.
+  std::uint64_t enumerate_at_most = 1'000'000;
+  /// Counts go up to this many lost domains (fewer if there are fewer).
+  int count_up_to = 4;
+};
+
+/// How a number in LossCount is known.
+enum class Knowledge : std::uint8_t {
+  kProven,        ///< by the argument at survive()
+  kEnumerated,    ///< every set was tried
+  kNotEnumerated  ///< too many sets: `survived` says nothing
+};
+
+/// Of all sets of `lost` domains, how many leave every element somewhere.
+struct LossCount {
+  int lost = 0;
+  double sets = 0;  ///< exact below 2^53
+  double survived = 0;
+  Knowledge how = Knowledge::kNotEnumerated;
+};
+
+/// What one thing survives: a tensor, or the state of the ranks as such.
+struct Survival {
+  std::string name;  ///< "" for the state of the ranks
+  /// Every loss of at most so many domains leaves all of it somewhere. All of them, if there is
+  /// nothing to lose.
+  int always_survived = 0;
+  /// The first set (fewest, then lowest numbers) that does not, ascending; empty if there is
+  /// nothing to lose.
+  std::vector<int> first_lost;
+  /// A rank whose part is lost then, and all that have the same part.
+  std::optional<int> lost_rank;
+  std::vector<LossCount> counts;  ///< lost = 1, 2, ...
+};
+
+struct SurviveReport {
+  int domains = 0;
+  /// What is each rank's own (random state, counters, anything that is not a tensor on the mesh):
+  /// in its image and its holders' copies alone.
+  Survival ranks;
+  std::vector<Survival> tensors;
+};
+
+/// What losses of ranks, hosts or racks the copies survive: nothing of a lost domain remains,
+/// neither its ranks' memory nor the copies they held; all else does.
+///
+/// Exact for any size. A part (the elements that one class of same_shard_ranks has) lies in a set D
+/// of domains: those of the ranks that have it and of the holders of those ranks' copies of it. A
+/// loss F destroys it if and only if D is a subset of F. So every loss of fewer domains than the
+/// smallest D is survived, and the smallest D itself (the lowest of them) is the first that is not.
+/// The number of smallest sets D is also exactly the number of fatal losses of that size; larger
+/// losses are tried one by one where they are few enough, and else called not enumerated.
+///
+/// Throws InvalidArgument if holders, mesh and domains do not fit each other.
+[[nodiscard]] MESHSTAGE_API SurviveReport survive(const FailureDomains& domains,
+                                                  const Holders& holders, const DeviceMesh& mesh,
+                                                  std::span<const TensorSpec> tensors,
+                                                  const SurviveOptions& options = {});
+
+}  // namespace meshstage
