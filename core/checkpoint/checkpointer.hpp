@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include <meshstage/core/async/work.hpp>
-#include <meshstage/core/comm/environment.hpp>
+#include <meshstage/core/comm/rank_environment.hpp>
 #include <meshstage/core/comm/process_group.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/identity.hpp>
