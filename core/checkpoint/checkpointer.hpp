@@ -6,31 +6,17 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
+#include <vector>
 
 #include <meshstage/core/async/work.hpp>
-#include <meshstage/core/comm/rank_environment.hpp>
+#include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/comm/process_group.hpp>
+#include <meshstage/core/comm/rank_environment.hpp>
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/identity.hpp>
-#include <meshstage/core/replicate/observer.hpp>
+#include <meshstage/core/replicate/agent.hpp>
 #include <meshstage/core/tree/value.hpp>
 
 namespace meshstage {
-
-class Backend;
-
-/// What a stage() does while the previous step's outcome is still open.
-enum class WhenBusy : std::uint8_t {
-  kWait,  ///< Wait for it (bounded by `deadline`).
-  kSkip,  ///< Do not stage this step; the Staging says so, Stats::skipped counts it.
-};
-
-/// One line for a person. The library writes warnings to standard error unless a callback is given.
-struct LogLine {
-  enum class Level : std::uint8_t { kInfo, kWarning } level = Level::kInfo;
-  std::string text;  ///< Already starts with job, generation, step and rank.
-};
 
 /// Everything has a default that suffices on one host; `job` alone makes a restart find its images.
 struct CheckpointerOptions {
@@ -60,57 +46,15 @@ struct CheckpointerOptions {
   /// `directory`.
   std::string store;
   /// The transport; null for sockets and Gloo. In-process tests give an in-process one.
-  std::shared_ptr<Backend> backend;
+  std::shared_ptr<Transport> transport;
+  /// The Store itself, instead of the name above.
+  std::shared_ptr<Store> store_object;
+  /// Which peers group() reaches; kAll costs a connection for each pair of ranks.
+  TrainingLinks training_links = TrainingLinks::kTree;
+  /// Where vault and files live; null for the real one. Must outlive the Checkpointer.
+  FileSystem* file_system = nullptr;
   Observer observer;
   std::function<void(const LogLine&)> log;
-};
-
-/// Where this rank's part of a recovered step came from.
-enum class Source : std::uint8_t { kNothing, kOwnMemory, kHolderMemory, kDisk };
-MESHSTAGE_API std::string_view to_string(Source source) noexcept;  ///< "own memory", ...
-
-struct Recovered {
-  std::uint64_t step = 0;  ///< 0 where there was nothing to recover.
-  ImageId id;              ///< kNoImage where there was nothing.
-  Source source = Source::kNothing;
-  std::uint64_t generation = 0;  ///< The generation in which training goes on.
-};
-
-enum class Outcome : std::uint8_t {
-  kComplete,  ///< Every rank has sealed its image and its ward's replica.
-  kFailed,    ///< Some rank voted no; the step before stays the newest.
-  kSkipped,   ///< This rank skipped the step (WhenBusy::kSkip).
-};
-MESHSTAGE_API std::string_view to_string(Outcome outcome) noexcept;
-
-/// One staged step on its way. Move-only; may be dropped at any time: the step goes on.
-class Staging {
- public:
-  Staging() = default;
-  Staging(Work<void> staged, Work<Outcome> outcome, std::uint64_t step)
-      : staged_(std::move(staged)), outcome_(std::move(outcome)), step_(step) {}
-
-  /// Ready when the trainer may change its tensors. An empty Staging is ready.
-  /// Throws what went wrong while copying.
-  [[nodiscard]] Work<void>& staged() noexcept { return staged_; }
-  /// Ready when every rank knows the outcome. Throws PeerLost or Timeout if a peer died first.
-  [[nodiscard]] Work<Outcome>& outcome() noexcept { return outcome_; }
-  [[nodiscard]] std::uint64_t step() const noexcept { return step_; }
-
- private:
-  Work<void> staged_;
-  Work<Outcome> outcome_;
-  std::uint64_t step_ = 0;
-};
-
-/// Figures since the Checkpointer was made; times in seconds.
-struct Stats {
-  std::uint64_t staged = 0, complete = 0, failed = 0, skipped = 0, persisted = 0;
-  double last_stage_seconds = 0;      ///< From stage() to staged().
-  double last_replicate_seconds = 0;  ///< From stage() to the outcome.
-  double last_persist_seconds = 0;
-  std::uint64_t image_bytes = 0;  ///< Of this rank's newest image.
-  std::uint64_t vault_bytes = 0;  ///< All slots of this rank's vault.
 };
 
 /// The facade: stages, replicates, persists and recovers one rank's state dict.

@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -23,7 +24,29 @@ struct Shape {
   std::uint64_t manifest_bytes = 0;
   std::uint64_t block_bytes = 0;
   bool with_manifest = true;  ///< False if the receiver's slot already holds the same manifest.
+  friend bool operator==(const Shape&, const Shape&) = default;
 };
+
+/// Sent over the control link just before the pieces of one image: "they come now". Until it has
+/// arrived the receiver posts nothing, so an image that never comes leaves no receive behind; after
+/// it the receiver takes every piece, if need be into scratch memory, so the stream stays in step.
+struct StreamStart {
+  std::uint64_t generation = 0;
+  int owner = 0;  ///< Whose image.
+  ImageId id;
+  Shape shape;
+  friend bool operator==(const StreamStart&, const StreamStart&) = default;
+};
+
+/// u32 magic "MSPX" | u16 version | u16 0 | u64 generation | u64 owner | u64 id generation | u64
+/// step | u64 image bytes | u64 manifest bytes | u64 block bytes | u64 with manifest (0 or 1);
+/// little-endian.
+[[nodiscard]] std::vector<std::byte> encode(const StreamStart& start);
+/// True if the bytes begin as a StreamStart does (else they are a protocol message).
+[[nodiscard]] bool is_stream_start(std::span<const std::byte> bytes) noexcept;
+/// Throws CorruptData naming the field. Sizes are checked for sense, not for being expected.
+[[nodiscard]] StreamStart decode_stream_start(std::span<const std::byte> bytes, int from,
+                                              int world_size);
 
 /// A range of the image, bytes.
 struct Piece {
@@ -31,8 +54,8 @@ struct Piece {
   std::uint64_t bytes = 0;
 };
 
-/// The pieces in the order of their offsets: the manifest (unless the receiver has it), then one for
-/// each block of the data section, the last of them with the trailer. Throws InvalidArgument on
+/// The pieces in the order of their offsets: the manifest (unless the receiver has it), then one
+/// for each block of the data section, the last of them with the trailer. Throws InvalidArgument on
 /// sizes that contradict each other.
 [[nodiscard]] std::vector<Piece> pieces_of(const Shape& shape);
 
@@ -41,7 +64,8 @@ struct Link {
   ProcessGroup& group;
   int peer = 0;
   std::uint64_t tag = 0;
-  std::chrono::milliseconds stall{30'000};  ///< Timeout naming the peer after so long without a piece.
+  std::chrono::milliseconds stall{
+      30'000};  ///< Timeout naming the peer after so long without a piece.
   std::function<void(std::uint64_t, std::uint64_t)> on_piece;
 };
 
@@ -50,9 +74,12 @@ struct Link {
 void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
                 const std::function<void(std::uint64_t)>& wait_final);
 
+/// Takes all pieces of an image that nobody wants any more, into scratch memory of one piece.
+void drain_image(const Link& link, const Shape& shape);
+
 /// Receives into `image` (image_bytes long) and proves it: manifest digest, every block against the
-/// trailer's table, the trailer itself; the identity must be `expected`. Returns what the image says
-/// of itself. Throws CorruptData naming rank, step and tensor, or what Transfer::wait throws.
+/// trailer's table, the trailer itself; the identity must be `expected`. Returns what the image
+/// says of itself. Throws CorruptData naming rank, step and tensor, or what Transfer::wait throws.
 [[nodiscard]] ImageInfo receive_image(const Link& link, std::span<std::byte> image,
                                       const Shape& shape, const Digest& manifest_digest,
                                       const ImageIdentity& expected);

@@ -10,7 +10,7 @@ namespace meshstage {
 
 /// A named protocol point that this rank has just passed: a change of persistent or agreed state.
 struct PointEvent {
-  Point point{};
+  protocol::Point point{};
   std::string_view name;  ///< to_string(point), "offer-sent" for example.
   int rank = 0;           ///< Of this process.
   std::uint64_t generation = 0;

@@ -1,0 +1,185 @@
+#include <meshstage/core/replicate/exchange.hpp>
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <string>
+
+#include <meshstage/core/image/image.hpp>
+
+namespace meshstage::exchange {
+namespace {
+
+constexpr std::uint32_t kMagic = 0x5850534DU;  // "MSPX"
+constexpr std::uint16_t kVersion = 1;
+constexpr std::size_t kStartBytes = 8 + 8 * 8;
+/// No image is larger than this, so sizes from the wire cannot make sums wrap.
+constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 56;
+
+template <class T>
+void put(std::vector<std::byte>& out, T value) {
+  const auto* bytes = reinterpret_cast<const std::byte*>(&value);  // little-endian hosts only
+  out.insert(out.end(), bytes, bytes + sizeof value);
+}
+
+template <class T>
+T take(std::span<const std::byte>& in) {
+  T value;
+  std::memcpy(&value, in.data(), sizeof value);
+  in = in.subspan(sizeof value);
+  return value;
+}
+
+/// Transfers in flight, oldest first. If one throws, the rest are destroyed before the memory goes:
+/// see Transfer.
+class Window {
+ public:
+  explicit Window(const Link& link) : link_(link) {}
+
+  template <class Post, class Done>
+  void run(const std::vector<Piece>& pieces, Post&& post, Done&& done) {
+    for (std::size_t next = 0, finished = 0; finished < pieces.size();) {
+      if (next < pieces.size() && flying_.size() < kWindow) {
+        flying_.push_back(post(next++));
+        continue;
+      }
+      flying_.front()->wait(Deadline::after(link_.stall));
+      flying_.pop_front();
+      done(finished++);
+      if (link_.on_piece) link_.on_piece(finished, pieces.size());
+    }
+  }
+
+ private:
+  const Link& link_;
+  std::deque<std::unique_ptr<Transfer>> flying_;
+};
+
+void check(const Shape& shape) {
+  if (shape.block_bytes == 0 || shape.manifest_bytes > shape.image_bytes ||
+      shape.image_bytes > kMostBytes) {
+    throw InvalidArgument("an image of " + std::to_string(shape.image_bytes) +
+                          " bytes with a manifest of " + std::to_string(shape.manifest_bytes) +
+                          " in blocks of " + std::to_string(shape.block_bytes) + " makes no sense");
+  }
+}
+
+}  // namespace
+
+std::vector<std::byte> encode(const StreamStart& start) {
+  std::vector<std::byte> out;
+  out.reserve(kStartBytes);
+  put(out, kMagic);
+  put(out, kVersion);
+  put(out, std::uint16_t{0});
+  put(out, start.generation);
+  put(out, static_cast<std::uint64_t>(start.owner));
+  put(out, start.id.generation);
+  put(out, start.id.step);
+  put(out, start.shape.image_bytes);
+  put(out, start.shape.manifest_bytes);
+  put(out, start.shape.block_bytes);
+  put(out, std::uint64_t{start.shape.with_manifest ? 1U : 0U});
+  return out;
+}
+
+bool is_stream_start(std::span<const std::byte> bytes) noexcept {
+  return bytes.size() >= sizeof kMagic && std::memcmp(bytes.data(), &kMagic, sizeof kMagic) == 0;
+}
+
+StreamStart decode_stream_start(std::span<const std::byte> bytes, int from, int world_size) {
+  const auto refuse = [from](const std::string& what) -> CorruptData {
+    return make_error<CorruptData>("stream start from rank " + std::to_string(from) + ": " + what,
+                                   from);
+  };
+  if (!is_stream_start(bytes) || bytes.size() != kStartBytes) {
+    throw refuse("length " + std::to_string(bytes.size()) + " instead of " +
+                 std::to_string(kStartBytes));
+  }
+  bytes = bytes.subspan(sizeof kMagic);
+  if (const auto version = take<std::uint16_t>(bytes); version != kVersion) {
+    throw refuse("version " + std::to_string(version) + ", this library reads 1");
+  }
+  if (take<std::uint16_t>(bytes) != 0) throw refuse("reserved field is not 0");
+  StreamStart start;
+  start.generation = take<std::uint64_t>(bytes);
+  const auto owner = take<std::uint64_t>(bytes);
+  if (owner >= static_cast<std::uint64_t>(world_size)) {
+    throw refuse("owner " + std::to_string(owner) + " of " + std::to_string(world_size) + " ranks");
+  }
+  start.owner = static_cast<int>(owner);
+  start.id.generation = take<std::uint64_t>(bytes);
+  start.id.step = take<std::uint64_t>(bytes);
+  start.shape.image_bytes = take<std::uint64_t>(bytes);
+  start.shape.manifest_bytes = take<std::uint64_t>(bytes);
+  start.shape.block_bytes = take<std::uint64_t>(bytes);
+  const auto with_manifest = take<std::uint64_t>(bytes);
+  if (with_manifest > 1) throw refuse("with-manifest is " + std::to_string(with_manifest));
+  start.shape.with_manifest = with_manifest == 1;
+  try {
+    check(start.shape);
+  } catch (const InvalidArgument& e) {
+    throw refuse(e.what());
+  }
+  return start;
+}
+
+std::vector<Piece> pieces_of(const Shape& shape) {
+  check(shape);
+  std::vector<Piece> pieces;
+  const auto add = [&](std::uint64_t begin, std::uint64_t end) {
+    for (std::uint64_t at = begin; at < end; at += shape.block_bytes) {
+      pieces.push_back({at, std::min(shape.block_bytes, end - at)});
+    }
+  };
+  if (shape.with_manifest) add(0, shape.manifest_bytes);
+  add(shape.manifest_bytes, shape.image_bytes);
+  return pieces;
+}
+
+void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
+                const std::function<void(std::uint64_t)>& wait_final) {
+  const auto pieces = pieces_of(shape);
+  Window(link).run(
+      pieces,
+      [&](std::size_t i) {
+        wait_final(pieces[i].offset + pieces[i].bytes);
+        return link.group.send(link.peer, link.tag,
+                               image.subspan(pieces[i].offset, pieces[i].bytes));
+      },
+      [](std::size_t) {});
+}
+
+void drain_image(const Link& link, const Shape& shape) {
+  const auto pieces = pieces_of(shape);
+  std::uint64_t largest = 0;
+  for (const auto& piece : pieces) largest = std::max(largest, piece.bytes);
+  std::vector<std::byte> scratch(largest);
+  for (const auto& piece : pieces) {
+    link.group.receive(link.peer, link.tag, std::span(scratch).first(piece.bytes))
+        ->wait(Deadline::after(link.stall));
+  }
+}
+
+ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shape& shape,
+                        const Digest& manifest_digest, const ImageIdentity& expected) {
+  const auto pieces = pieces_of(shape);
+  // Blocks are digested while later ones are still on their way. Nothing is judged before every
+  // piece has come: the sender's stream must end at a piece's end, whatever is wrong with it.
+  ArrivalCheck arrival(image, shape.manifest_bytes, shape.block_bytes);
+  Window(link).run(
+      pieces,
+      [&](std::size_t i) {
+        return link.group.receive(link.peer, link.tag,
+                                  image.subspan(pieces[i].offset, pieces[i].bytes));
+      },
+      [&](std::size_t i) {
+        if (pieces[i].offset >= shape.manifest_bytes) {
+          arrival.add((pieces[i].offset - shape.manifest_bytes) / shape.block_bytes);
+        }
+      });
+  return arrival.finish(manifest_digest, expected);
+}
+
+}  // namespace meshstage::exchange
