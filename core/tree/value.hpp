@@ -7,7 +7,6 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -28,6 +27,9 @@ using Place = BasicPlace<Value>;
 using ConstPlace = BasicPlace<const Value>;
 
 using Bytes = std::vector<std::byte>;
+
+/// Trees deeper than this are refused wherever they are walked (and when they are decoded).
+inline constexpr std::size_t kMaxTreeDepth = 128;
 using NodePtr = std::shared_ptr<Node>;
 
 enum class ValueKind : std::uint8_t {
@@ -94,7 +96,8 @@ class MESHSTAGE_API Tuple : public Sequence {
 /// Keys to Values in the order of insertion, hashed lookup. A handle: copying shares the entries.
 class MESHSTAGE_API Dict {
  public:
-  using Entry = std::pair<const Key, Value>;
+  /// Change the value only, never the key.
+  using Entry = std::pair<Key, Value>;
 
   Dict();
   /// Dict{{"model", tensors}, {"lr", 0.1}}. A key that comes twice throws InvalidArgument.
@@ -121,8 +124,8 @@ class MESHSTAGE_API Dict {
   [[nodiscard]] const Entry* end() const noexcept;
   [[nodiscard]] Entry* begin() noexcept;
   [[nodiscard]] Entry* end() noexcept;
-  [[nodiscard]] const void* identity() const noexcept { return impl_.get(); }
-  [[nodiscard]] std::weak_ptr<const void> weak() const noexcept { return impl_; }
+  [[nodiscard]] const void* identity() const noexcept;
+  [[nodiscard]] std::weak_ptr<const void> weak() const noexcept;
   [[nodiscard]] Dict clone() const;  ///< As List::clone().
 
  private:
@@ -203,6 +206,7 @@ class MESHSTAGE_API Value {
  private:
   struct NodeTag {};
   Value(NodeTag, NodePtr node);
+  Value(Tensor tensor, std::shared_ptr<Dict> attributes);
   struct TensorLeaf {
     Tensor tensor;
     std::shared_ptr<Dict> attributes;  // null for none

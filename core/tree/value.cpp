@@ -1,0 +1,254 @@
+#include <algorithm>
+#include <unordered_map>
+
+#include <meshstage/core/tree/node.hpp>
+#include <meshstage/core/tree/value.hpp>
+
+namespace meshstage {
+namespace {
+
+std::string shown(const Key& key) {
+  return key.is_string() ? "\"" + key.string() + "\"" : std::to_string(key.integer());
+}
+
+Path one_part(const Key& key) {
+  Path path;
+  path.push(key);
+  return path;
+}
+
+}  // namespace
+
+std::string_view to_string(ValueKind kind) noexcept {
+  switch (kind) {
+    case ValueKind::kNull:
+      return "null";
+    case ValueKind::kBool:
+      return "bool";
+    case ValueKind::kInt:
+      return "int";
+    case ValueKind::kDouble:
+      return "double";
+    case ValueKind::kString:
+      return "string";
+    case ValueKind::kBytes:
+      return "bytes";
+    case ValueKind::kList:
+      return "list";
+    case ValueKind::kTuple:
+      return "tuple";
+    case ValueKind::kDict:
+      return "dict";
+    case ValueKind::kTensor:
+      return "tensor";
+    case ValueKind::kNode:
+      return "node";
+  }
+  return "?";
+}
+
+// Sequence, List, Tuple
+
+Sequence::Sequence() : impl_(std::make_shared<std::vector<Value>>()) {}
+Sequence::Sequence(std::vector<Value> values)
+    : impl_(std::make_shared<std::vector<Value>>(std::move(values))) {}
+std::size_t Sequence::size() const noexcept { return impl_->size(); }
+Value& Sequence::operator[](std::size_t i) noexcept { return (*impl_)[i]; }
+const Value& Sequence::operator[](std::size_t i) const noexcept { return (*impl_)[i]; }
+const Value* Sequence::begin() const noexcept { return impl_->data(); }
+const Value* Sequence::end() const noexcept { return impl_->data() + impl_->size(); }
+Value* Sequence::begin() noexcept { return impl_->data(); }
+Value* Sequence::end() noexcept { return impl_->data() + impl_->size(); }
+
+ConstPlace Sequence::at(std::size_t i) const {
+  if (i >= size()) {
+    throw NotFound("no element " + std::to_string(i) + " among " + std::to_string(size()));
+  }
+  return {(*this)[i], one_part(Key(i))};
+}
+
+Place Sequence::at(std::size_t i) {
+  const auto place = std::as_const(*this).at(i);
+  return {(*this)[i], place.path()};
+}
+
+List::List(std::initializer_list<Value> values) : Sequence(std::vector<Value>(values)) {}
+List::List(std::vector<Value> values) : Sequence(std::move(values)) {}
+void List::push_back(Value value) { impl_->push_back(std::move(value)); }
+void List::clear() noexcept { impl_->clear(); }
+List List::clone() const { return Value(*this).clone().as<List>(); }
+
+Tuple::Tuple(std::initializer_list<Value> values) : Sequence(std::vector<Value>(values)) {}
+Tuple::Tuple(std::vector<Value> values) : Sequence(std::move(values)) {}
+Tuple Tuple::clone() const { return Value(*this).clone().as<Tuple>(); }
+
+// Dict
+
+struct Dict::Impl {
+  std::vector<std::pair<Key, Value>> entries;
+  std::unordered_map<Key, std::size_t> index;
+};
+
+Dict::Dict() : impl_(std::make_shared<Impl>()) {}
+
+Dict::Dict(std::initializer_list<std::pair<Key, Value>> entries) : Dict() {
+  for (const auto& [key, value] : entries) {
+    if (contains(key)) throw InvalidArgument("the key " + shown(key) + " comes twice");
+    set(key, value);
+  }
+}
+
+std::size_t Dict::size() const noexcept { return impl_->entries.size(); }
+
+Value* Dict::find(const Key& key) noexcept {
+  const auto it = impl_->index.find(key);
+  return it == impl_->index.end() ? nullptr : &impl_->entries[it->second].second;
+}
+
+const Value* Dict::find(const Key& key) const noexcept {
+  const auto it = impl_->index.find(key);
+  return it == impl_->index.end() ? nullptr : &impl_->entries[it->second].second;
+}
+
+ConstPlace Dict::at(const Key& key) const {
+  if (const Value* found = find(key)) return {*found, one_part(key)};
+  std::string known;
+  for (std::size_t i = 0; i < std::min<std::size_t>(size(), 5); ++i) {
+    known += (i == 0 ? "; there are " : ", ") + shown(impl_->entries[i].first);
+  }
+  if (size() > 5) known += ", ...";
+  throw NotFound("no key " + shown(key) + " in a dict of " + std::to_string(size()) + known);
+}
+
+Place Dict::at(const Key& key) {
+  const auto place = std::as_const(*this).at(key);
+  return {*find(key), place.path()};
+}
+
+Value& Dict::operator[](const Key& key) {
+  const auto [it, added] = impl_->index.try_emplace(key, impl_->entries.size());
+  if (added) {
+    try {
+      impl_->entries.emplace_back(key, Value());
+    } catch (...) {
+      impl_->index.erase(it);
+      throw;
+    }
+  }
+  return impl_->entries[it->second].second;
+}
+
+void Dict::set(const Key& key, Value value) { (*this)[key] = std::move(value); }
+
+bool Dict::erase(const Key& key) {
+  const auto it = impl_->index.find(key);
+  if (it == impl_->index.end()) return false;
+  const auto at = it->second;
+  impl_->index.erase(it);
+  impl_->entries.erase(impl_->entries.begin() + static_cast<std::ptrdiff_t>(at));
+  for (auto& [other, position] : impl_->index) {
+    if (position > at) --position;
+  }
+  return true;
+}
+
+void Dict::clear() noexcept {
+  impl_->entries.clear();
+  impl_->index.clear();
+}
+
+const Dict::Entry* Dict::begin() const noexcept { return impl_->entries.data(); }
+const Dict::Entry* Dict::end() const noexcept {
+  return impl_->entries.data() + impl_->entries.size();
+}
+Dict::Entry* Dict::begin() noexcept { return impl_->entries.data(); }
+Dict::Entry* Dict::end() noexcept { return impl_->entries.data() + impl_->entries.size(); }
+std::weak_ptr<const void> Dict::weak() const noexcept { return impl_; }
+const void* Dict::identity() const noexcept { return impl_.get(); }
+Dict Dict::clone() const { return Value(*this).clone().as<Dict>(); }
+
+// Value
+
+Value::Value(Tensor tensor) : Value(std::move(tensor), nullptr) {}
+
+Value::Value(Tensor tensor, Dict attributes)
+    : Value(std::move(tensor), std::make_shared<Dict>(std::move(attributes))) {}
+
+Value::Value(Tensor tensor, std::shared_ptr<Dict> attributes) {
+  if (!tensor.defined())
+    throw InvalidArgument("an undefined tensor cannot be part of a state dict");
+  value_ = TensorLeaf{std::move(tensor), std::move(attributes)};
+}
+
+Value::Value(NodeTag, NodePtr node) {
+  if (!node) throw InvalidArgument("a null node cannot be part of a state dict; use null itself");
+  value_ = std::move(node);
+}
+
+void Value::wrong_kind(std::string_view wanted) const {
+  throw InvalidArgument("is " + describe() + ", not " + std::string(wanted));
+}
+
+void Value::out_of_range() const {
+  throw InvalidArgument("is " + describe() + ", which does not fit the type asked for");
+}
+
+ConstPlace Value::at(const Key& key) const {
+  if (const auto* dict = get_if<Dict>()) return dict->at(key);
+  const Sequence* sequence = get_if<List>();
+  if (sequence == nullptr) sequence = get_if<Tuple>();
+  if (sequence == nullptr) {
+    throw InvalidArgument("is " + describe() + ", which has nothing at " + shown(key));
+  }
+  if (key.is_string() || key.integer() < 0) {
+    throw InvalidArgument("is " + describe() + ", which has no " + shown(key) +
+                          "; an index counts from 0");
+  }
+  return sequence->at(static_cast<std::size_t>(key.integer()));
+}
+
+Place Value::at(const Key& key) {
+  const auto place = std::as_const(*this).at(key);
+  // The containers are handles; the element is as mutable as its container is for us.
+  return {const_cast<Value&>(place.value()), place.path()};
+}
+
+const Dict* Value::attributes() const noexcept {
+  const auto* leaf = std::get_if<TensorLeaf>(&value_);
+  return leaf ? leaf->attributes.get() : nullptr;
+}
+
+Dict* Value::attributes() noexcept { return const_cast<Dict*>(std::as_const(*this).attributes()); }
+
+std::string Value::describe() const {
+  switch (kind()) {
+    case ValueKind::kNull:
+      return "null";
+    case ValueKind::kBool:
+      return as<bool>() ? "bool true" : "bool false";
+    case ValueKind::kInt:
+      return "int " + std::to_string(as<std::int64_t>());
+    case ValueKind::kDouble:
+      return "double " + std::to_string(as<double>());
+    case ValueKind::kString: {
+      const auto& s = as<std::string>();
+      return s.size() <= 40 ? "string \"" + s + "\""
+                            : "string of " + std::to_string(s.size()) + " bytes";
+    }
+    case ValueKind::kBytes:
+      return std::to_string(as<Bytes>().size()) + " bytes";
+    case ValueKind::kList:
+      return "list of " + std::to_string(as<List>().size());
+    case ValueKind::kTuple:
+      return "tuple of " + std::to_string(as<Tuple>().size());
+    case ValueKind::kDict:
+      return "dict of " + std::to_string(as<Dict>().size());
+    case ValueKind::kTensor:
+      return as<Tensor>().describe();
+    case ValueKind::kNode:
+      return "node " + as<NodePtr>()->type_name();
+  }
+  return "?";
+}
+
+}  // namespace meshstage
