@@ -1,0 +1,41 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/image/identity.hpp>
+
+namespace meshstage {
+
+/// Where a distinct storage lies in an image.
+struct ImageSegment {
+  std::uint32_t storage = 0;  ///< Index in the order of the tree.
+  std::uint64_t offset = 0;   ///< From the image's begin, bytes; a multiple of 64.
+  std::uint64_t bytes = 0;    ///< Of the whole storage; may be 0.
+  std::string
+      name;  ///< Of its safetensors entry: the first path that covers it, or a reserved one.
+};
+
+/// Where everything lies in an image (all offsets from its begin, in bytes) and its manifest. Made
+/// by StagingPlan from the structure of a state dict; the same for every step while that stays.
+///     [0, data_begin)                    manifest: the safetensors header, padded with spaces
+///     [data_begin, values_begin)         the storages, 64-byte aligned, padding between
+///     [values_begin, trailer_begin)      scalars, strings and bytes
+///     [trailer_begin, image_bytes)       identity and digests
+struct ImageLayout {
+  std::uint64_t data_begin = 0;  ///< A multiple of 4096.
+  std::uint64_t values_begin = 0;
+  std::uint64_t trailer_begin = 0;
+  std::uint64_t image_bytes = 0;
+  std::uint64_t block_bytes = 0;       ///< Unit of the block digests.
+  std::uint64_t storage_bytes = 0;     ///< Sum of the segments: what the state dict itself has.
+  std::vector<ImageSegment> segments;  ///< Ascending by offset.
+  std::vector<std::byte> manifest;     ///< The bytes [0, data_begin).
+  Digest manifest_digest;              ///< Of these.
+
+  /// Bytes behind the manifest that block digests cover.
+  [[nodiscard]] std::uint64_t digested_bytes() const noexcept { return trailer_begin - data_begin; }
+};
+
+}  // namespace meshstage

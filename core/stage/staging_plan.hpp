@@ -1,0 +1,74 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/image/layout.hpp>
+#include <meshstage/core/stage/watermark.hpp>
+#include <meshstage/core/tree/value.hpp>
+
+namespace meshstage {
+
+struct PlanOptions {
+  /// Unit of the block digests, bytes; a power of two from 4096. Kept in the manifest.
+  std::uint64_t block_bytes = std::uint64_t{4} << 20U;
+};
+
+/// What one staging takes from a state dict at the moment of the call: strong references to its
+/// storages, and its scalars as they are then. The tree may change afterwards; the tensors' bytes
+/// must not until they are copied. Hold no longer than that: it keeps the storages alive.
+struct StagingSource {
+  std::vector<Storage> storages;  ///< In the plan's order.
+  std::vector<std::byte> values;  ///< The values entry.
+  std::vector<Tensor> tensors;    ///< Distinct tensor objects in the plan's order.
+};
+
+/// A state dict compiled into a flat list of copies, replayed while the structure stays.
+/// Every distinct storage is copied whole, once, however many views of it there are.
+/// A handle to something immutable: copies are cheap, all calls may come from any thread.
+class MESHSTAGE_API StagingPlan {
+ public:
+  /// Lays `state` out. With `previous`, what stayed keeps its offset, freed ranges are filled, the
+  /// rest is appended; above 10 % of waste everything is laid out anew.
+  /// Throws InvalidArgument, naming the path, on a cycle, a tree too deep or a tensor not on the
+  /// CPU.
+  static StagingPlan compile(const Value& state, const StagingPlan* previous = nullptr,
+                             PlanOptions options = {});
+
+  /// The plan fits `state`: same structure, sharing and storage sizes, and its scalars have room.
+  /// Whether tensors are the same objects as at compile() does not matter, but is what is fast.
+  [[nodiscard]] bool matches(const Value& state) const;
+  /// matches(), and what a copy needs, in one walk; nothing if the plan does not fit.
+  [[nodiscard]] std::optional<StagingSource> capture(const Value& state) const;
+
+  [[nodiscard]] const ImageLayout& layout() const noexcept;
+  /// Writes the bytes [0, data_begin). `image` has at least image_bytes bytes (in all of these).
+  void write_manifest(std::span<std::byte> image) const;
+  /// Copies everything between manifest and trailer, ascending, and advances `progress` to
+  /// trailer_begin as it goes. Padding becomes zero. Write the manifest first: progress counts it.
+  /// Throws `progress`' cause soon after somebody failed it; then the image is torn.
+  void copy(const StagingSource& source, std::span<std::byte> image, Watermark& progress) const;
+  /// capture() and copy(). Throws StructureMismatch if the plan does not fit.
+  void copy(const Value& state, std::span<std::byte> image, Watermark& progress) const;
+  /// Digests each block as soon as it is final, writes the trailer, and advances `progress` to
+  /// image_bytes. May run on another thread at the same time as copy(); waits for it until
+  /// `deadline`.
+  ImageInfo seal(const ImageIdentity& identity, std::span<std::byte> image, Watermark& progress,
+                 Deadline deadline = Deadline::never()) const;
+  /// `state` again, with tensors on `image` instead (views and sharing as in the original); `owner`
+  /// keeps the bytes alive, `traits` describes them. Containers and Nodes are new, scalars as in
+  /// `state`. Throws StructureMismatch if the plan does not fit.
+  [[nodiscard]] Value rebuild(const Value& state, std::span<std::byte> image,
+                              std::shared_ptr<const void> owner, StorageTraits traits = {}) const;
+
+ private:
+  struct Impl;
+  explicit StagingPlan(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace meshstage

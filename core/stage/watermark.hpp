@@ -1,0 +1,48 @@
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+/// How many bytes of an image, from its begin, are final: the copying thread advances it, others
+/// wait for it, so that the front can be sent or digested while the rest is still being copied.
+/// Threads: one advances, any number wait. It must outlive them all.
+class MESHSTAGE_API Watermark {
+ public:
+  Watermark() = default;
+  Watermark(const Watermark&) = delete;
+  Watermark& operator=(const Watermark&) = delete;
+
+  /// Never goes back: a smaller value is ignored. Everything stored before is visible to who sees
+  /// it.
+  void advance(std::uint64_t bytes) noexcept;
+  [[nodiscard]] std::uint64_t bytes() const noexcept {
+    return bytes_.load(std::memory_order_acquire);
+  }
+  /// Waits until at least `bytes` are final and returns how many are. Throws Timeout, or the cause
+  /// if fail() was called before that.
+  std::uint64_t wait(std::uint64_t bytes, Deadline deadline = Deadline::never());
+  /// Ends every wait for more with `cause`, and tells the copying thread to stop. The first one
+  /// wins.
+  void fail(std::exception_ptr cause) noexcept;
+  [[nodiscard]] bool failed() const noexcept { return failed_.load(std::memory_order_acquire); }
+  /// Throws the cause if fail() was called.
+  void throw_if_failed();
+  /// For the next image; nobody may be waiting.
+  void reset() noexcept;
+
+ private:
+  std::atomic<std::uint64_t> bytes_{0};
+  std::atomic<bool> failed_{false};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::exception_ptr cause_;  // guarded by mutex_
+};
+
+}  // namespace meshstage
