@@ -11,6 +11,25 @@ std::string shown(const Key& key) {
   return key.is_string() ? "\"" + key.string() + "\"" : std::to_string(key.integer());
 }
 
+// Where it is known, the path goes first: "a.b: is int 7, not tensor".
+template <class E>
+[[noreturn]] void fail(const Path* where, const std::string& what) {
+  if (where == nullptr) throw E(what);
+  throw make_error<E>(where->shown() + ": " + what, {}, {}, where->text());
+}
+
+std::string no_element(std::size_t i, std::size_t size) {
+  return "no element " + std::to_string(i) + " among " + std::to_string(size);
+}
+
+std::string no_key(const Dict& dict, const Key& key) {
+  std::string text = "no key " + shown(key) + " in a dict of " + std::to_string(dict.size());
+  for (std::size_t i = 0; i < std::min<std::size_t>(dict.size(), 5); ++i) {
+    text += (i == 0 ? "; there are " : ", ") + shown(dict.begin()[i].first);
+  }
+  return dict.size() > 5 ? text + ", ..." : text;
+}
+
 Path one_part(const Key& key) {
   Path path;
   path.push(key);
@@ -61,9 +80,7 @@ Value* Sequence::begin() noexcept { return impl_->data(); }
 Value* Sequence::end() noexcept { return impl_->data() + impl_->size(); }
 
 ConstPlace Sequence::at(std::size_t i) const {
-  if (i >= size()) {
-    throw NotFound("no element " + std::to_string(i) + " among " + std::to_string(size()));
-  }
+  if (i >= size()) fail<NotFound>(nullptr, no_element(i, size()));
   return {(*this)[i], one_part(Key(i))};
 }
 
@@ -111,13 +128,9 @@ const Value* Dict::find(const Key& key) const noexcept {
 }
 
 ConstPlace Dict::at(const Key& key) const {
-  if (const Value* found = find(key)) return {*found, one_part(key)};
-  std::string known;
-  for (std::size_t i = 0; i < std::min<std::size_t>(size(), 5); ++i) {
-    known += (i == 0 ? "; there are " : ", ") + shown(impl_->entries[i].first);
-  }
-  if (size() > 5) known += ", ...";
-  throw NotFound("no key " + shown(key) + " in a dict of " + std::to_string(size()) + known);
+  const Value* found = find(key);
+  if (found == nullptr) fail<NotFound>(nullptr, no_key(*this, key));
+  return {*found, one_part(key)};
 }
 
 Place Dict::at(const Key& key) {
@@ -185,33 +198,38 @@ Value::Value(NodeTag, NodePtr node) {
   value_ = std::move(node);
 }
 
-void Value::wrong_kind(std::string_view wanted) const {
-  throw InvalidArgument("is " + describe() + ", not " + std::string(wanted));
+void Value::wrong_kind(std::string_view wanted, const Path* where) const {
+  fail<InvalidArgument>(where, "is " + describe() + ", not " + std::string(wanted));
 }
 
-void Value::out_of_range() const {
-  throw InvalidArgument("is " + describe() + ", which does not fit the type asked for");
+void Value::out_of_range(const Path* where) const {
+  fail<InvalidArgument>(where, "is " + describe() + ", which does not fit the type asked for");
 }
 
-ConstPlace Value::at(const Key& key) const {
-  if (const auto* dict = get_if<Dict>()) return dict->at(key);
+const Value& Value::child(const Key& key, const Path* where) const {
+  if (const auto* dict = get_if<Dict>()) {
+    const Value* found = dict->find(key);
+    if (found == nullptr) fail<NotFound>(where, no_key(*dict, key));
+    return *found;
+  }
   const Sequence* sequence = get_if<List>();
   if (sequence == nullptr) sequence = get_if<Tuple>();
   if (sequence == nullptr) {
-    throw InvalidArgument("is " + describe() + ", which has nothing at " + shown(key));
+    fail<InvalidArgument>(where, "is " + describe() + ", which has nothing at " + shown(key));
   }
   if (key.is_string() || key.integer() < 0) {
-    throw InvalidArgument("is " + describe() + ", which has no " + shown(key) +
-                          "; an index counts from 0");
+    fail<InvalidArgument>(
+        where, "is " + describe() + ", which has no " + shown(key) + "; an index counts from 0");
   }
-  return sequence->at(static_cast<std::size_t>(key.integer()));
+  const auto i = static_cast<std::size_t>(key.integer());
+  if (i >= sequence->size()) fail<NotFound>(where, no_element(i, sequence->size()));
+  return (*sequence)[i];
 }
 
-Place Value::at(const Key& key) {
-  const auto place = std::as_const(*this).at(key);
-  // The containers are handles; the element is as mutable as its container is for us.
-  return {const_cast<Value&>(place.value()), place.path()};
-}
+ConstPlace Value::at(const Key& key) const { return {child(key, nullptr), one_part(key)}; }
+
+// The containers are handles; the element is as mutable as its container is for us.
+Place Value::at(const Key& key) { return {const_cast<Value&>(child(key, nullptr)), one_part(key)}; }
 
 const Dict* Value::attributes() const noexcept {
   const auto* leaf = std::get_if<TensorLeaf>(&value_);

@@ -211,8 +211,13 @@ class MESHSTAGE_API Value {
     Tensor tensor;
     std::shared_ptr<Dict> attributes;  // null for none
   };
-  [[noreturn]] void wrong_kind(std::string_view wanted) const;
-  [[noreturn]] void out_of_range() const;
+  template <class>
+  friend class BasicPlace;
+  template <class T>
+  [[nodiscard]] decltype(auto) as_at(const Path* where) const;
+  [[nodiscard]] const Value& child(const Key& key, const Path* where) const;
+  [[noreturn]] void wrong_kind(std::string_view wanted, const Path* where) const;
+  [[noreturn]] void out_of_range(const Path* where) const;
   std::variant<std::monostate, bool, std::int64_t, double, std::string, Bytes, List, Tuple, Dict,
                TensorLeaf, NodePtr>
       value_;
@@ -260,14 +265,19 @@ T* Value::get_if() noexcept {
 
 template <class T>
 decltype(auto) Value::as() const {
+  return as_at<T>(nullptr);
+}
+
+template <class T>
+decltype(auto) Value::as_at(const Path* where) const {
   if constexpr (std::integral<T> && !std::same_as<T, bool>) {
     const auto* number = get_if<std::int64_t>();
-    if (!number) wrong_kind("int");
-    if (!std::in_range<T>(*number)) out_of_range();
+    if (!number) wrong_kind("int", where);
+    if (!std::in_range<T>(*number)) out_of_range(where);
     return static_cast<T>(*number);
   } else {
     const T* found = get_if<T>();
-    if (!found) wrong_kind(detail::kind_name<T>);
+    if (!found) wrong_kind(detail::kind_name<T>, where);
     return static_cast<const T&>(*found);
   }
 }
@@ -285,23 +295,14 @@ class BasicPlace {
   /// As Value::as(); the error names the path.
   template <class T>
   [[nodiscard]] decltype(auto) as() const {
-    try {
-      return value_->template as<T>();
-    } catch (const InvalidArgument& e) {
-      throw make_error<InvalidArgument>(path_.shown() + ": " + e.what(), {}, {}, path_.text());
-    }
+    return value_->template as_at<T>(&path_);
   }
   [[nodiscard]] BasicPlace at(const Key& key) const {
-    try {
-      auto inner = value_->at(key);
-      Path path = path_;
-      path.push(key);
-      return BasicPlace(inner.value(), std::move(path));
-    } catch (const NotFound& e) {
-      throw make_error<NotFound>(path_.shown() + ": " + e.what(), {}, {}, path_.text());
-    } catch (const InvalidArgument& e) {
-      throw make_error<InvalidArgument>(path_.shown() + ": " + e.what(), {}, {}, path_.text());
-    }
+    // As mutable as this place is: containers are handles.
+    auto& inner = const_cast<V&>(value_->child(key, &path_));
+    Path path = path_;
+    path.push(key);
+    return BasicPlace(inner, std::move(path));
   }
   /// Replaces the value where it stands.
   void set(Value value) const

@@ -1,0 +1,81 @@
+#include <cmath>
+
+#include <meshstage/core/tree/compare.hpp>
+#include <meshstage/core/tree/node.hpp>
+
+#include "tests/support/catch.hpp"
+
+using namespace meshstage;
+using What = Difference::What;
+
+namespace {
+
+void check(const Value& a, const Value& b, What what, const std::string& path) {
+  const auto d = compare(a, b);
+  REQUIRE(d.has_value());
+  INFO(d->describe());
+  CHECK(d->what == what);
+  CHECK(d->path == path);
+  CHECK_FALSE(d->left == d->right);
+  CHECK(compare(b, a)->what == what);
+  CHECK_FALSE(compare(a, a).has_value());
+}
+
+Value tree(const Tensor& t) { return Dict{{"m", List{Dict{{"w", t}}}}}; }
+
+}  // namespace
+
+TEST_CASE("compare finds each kind of difference at its path") {
+  const auto t = Tensor::arange<float>(12).view({3, 4});
+  check(tree(t), tree(Tensor::zeros({3, 4}, DType::kF32)), What::kValue, "m.0.w");
+  check(tree(t), tree(Tensor::zeros({3, 4}, DType::kF64)), What::kDType, "m.0.w");
+  check(tree(t), tree(t.view({4, 3})), What::kShape, "m.0.w");
+  check(tree(t.view({4, 3})), tree(t.transpose(0, 1)), What::kStride, "m.0.w");
+  check(tree(t.narrow(0, 0, 1)), tree(t.narrow(0, 1, 1)), What::kOffset, "m.0.w");
+  check(Dict{{"a", 1}}, Dict{{"a", 2}}, What::kValue, "a");
+  check(Dict{{"a", 1}}, Dict{{"a", 1.0}}, What::kKind, "a");
+  check(Dict{{"a", 1}}, Dict{{"b", 1}}, What::kKeys, "a");
+  check(Dict{{"a", 1}}, Dict{{"a", 1}, {"b", 1}}, What::kKeys, "b");
+  check(Dict{{"1", 1}}, Dict{{1, 1}}, What::kKeys, "%31");
+  check(Dict{{"a", 1}, {"b", 2}}, Dict{{"b", 2}, {"a", 1}}, What::kKeys, "");
+  check(List{1}, Tuple{1}, What::kKind, "");
+  check(List{1}, List{1, 2}, What::kLength, "");
+  check(0.0, -0.0, What::kValue, "");
+  check(Value(t, Dict{{"n", 1}}), Value(t, Dict{{"n", 2}}), What::kValue, "%@.n");
+  check(Value(t, Dict{{"n", 1}}), Value(t), What::kAttribute, "%@");
+  check(std::make_shared<OpaqueNode>("a", std::vector<Node::Child>{}, 1),
+        std::make_shared<OpaqueNode>("b", std::vector<Node::Child>{}, 1), What::kKind, "");
+  check(std::make_shared<OpaqueNode>("a", std::vector<Node::Child>{}, 1),
+        std::make_shared<OpaqueNode>("a", std::vector<Node::Child>{}, 2), What::kAuxiliary, "");
+}
+
+TEST_CASE("compare finds sharing that only one side has") {
+  const auto t = Tensor::arange<float>(4);
+  check(Dict{{"a", t}, {"b", t.view({4})}}, Dict{{"a", t.clone()}, {"b", t.clone()}},
+        What::kSharing, "b");
+  check(Dict{{"a", t}, {"b", t}}, Dict{{"a", t}, {"b", t.view({4})}}, What::kSharing, "b");
+  const List l{1};
+  check(Dict{{"a", l}, {"b", l}}, Dict{{"a", List{1}}, {"b", List{1}}}, What::kSharing, "b");
+  const auto d = compare(Dict{{"a", t}, {"b", t.view({4})}}, Dict{{"a", t}, {"b", t.clone()}});
+  REQUIRE(d);
+  CHECK(d->left == "shares storage with a");
+  CHECK(d->right == "is on its own");
+}
+
+TEST_CASE("a NaN equals itself bit for bit") {
+  CHECK_FALSE(compare(std::nan("1"), std::nan("1")));
+  const auto t = Tensor::full<float>({2}, std::nanf("7"));
+  CHECK_FALSE(compare(t, t.clone()));
+}
+
+TEST_CASE("options leave differences out") {
+  const auto t = Tensor::arange<float>(4);
+  CHECK_FALSE(compare(Dict{{"a", 1}}, Dict{{"a", "x"}}, {.values = false}));
+  CHECK_FALSE(compare(Dict{{"a", 1}, {"b", 2}}, Dict{{"b", 2}, {"a", 1}}, {.key_order = false}));
+  CHECK_FALSE(
+      compare(Dict{{"a", t}, {"b", t}}, Dict{{"a", t}, {"b", t.clone()}}, {.sharing = false}));
+  CHECK_FALSE(compare(Tensor::arange<float>(8).narrow(0, 0, 4), t));
+  CHECK(compare(Tensor::arange<float>(8).narrow(0, 0, 4), t, {.storage_bytes = true})->what ==
+        What::kStorage);
+  CHECK_FALSE(compare(Value(t, Dict{{"n", 1}}), t, {.attributes = false}));
+}
