@@ -17,7 +17,7 @@ struct MemoryFileSystemOptions {
 /// Files in this process's memory, for tests and for ranks as threads. Mappings of one file share
 /// its memory, as real ones do; record locks belong to processes and are lost at any close, as real
 /// ones are.
-/// "/" exists; other directories must be made. Threads: any.
+/// "/" exists; other directories must be made, and are durable at once. Threads: any.
 class MESHSTAGE_API MemoryFileSystem final : public FileSystem {
  public:
   class Disk;
