@@ -6,7 +6,8 @@
 #include <memory>
 #include <string>
 
-#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/blocks.hpp>
 
 namespace meshstage::exchange {
 namespace {
@@ -55,6 +56,17 @@ class Window {
   const Link& link_;
   std::deque<std::unique_ptr<Transfer>> flying_;
 };
+
+/// Bytes of the data section before the trailer, whose size grows with their number of blocks.
+std::uint64_t digested_bytes(std::uint64_t data_bytes, std::uint64_t block_bytes) {
+  std::uint64_t digested = data_bytes;
+  for (int round = 0; round < 4; ++round) {
+    const std::uint64_t trailer = trailer_size(digested, block_bytes);
+    if (trailer > data_bytes) throw CorruptData("an image too small for its trailer");
+    digested = data_bytes - trailer;
+  }
+  return digested;
+}
 
 void check(const Shape& shape) {
   if (shape.block_bytes == 0 || shape.manifest_bytes > shape.image_bytes ||
@@ -165,9 +177,10 @@ void drain_image(const Link& link, const Shape& shape) {
 ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shape& shape,
                         const Digest& manifest_digest, const ImageIdentity& expected) {
   const auto pieces = pieces_of(shape);
+  const std::uint64_t data_bytes = shape.image_bytes - shape.manifest_bytes;
+  BlockDigests digests(shape.block_bytes, digested_bytes(data_bytes, shape.block_bytes));
   // Blocks are digested while later ones are still on their way. Nothing is judged before every
   // piece has come: the sender's stream must end at a piece's end, whatever is wrong with it.
-  ArrivalCheck arrival(image, shape.manifest_bytes, shape.block_bytes);
   Window(link).run(
       pieces,
       [&](std::size_t i) {
@@ -175,11 +188,25 @@ ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shap
                                   image.subspan(pieces[i].offset, pieces[i].bytes));
       },
       [&](std::size_t i) {
-        if (pieces[i].offset >= shape.manifest_bytes) {
-          arrival.add((pieces[i].offset - shape.manifest_bytes) / shape.block_bytes);
+        if (pieces[i].offset < shape.manifest_bytes) return;
+        const auto block = (pieces[i].offset - shape.manifest_bytes) / shape.block_bytes;
+        if (block < digests.block_count()) {
+          digests.add(block, image.subspan(pieces[i].offset, digests.block_size(block)));
         }
       });
-  return arrival.finish(manifest_digest, expected);
+  const ImageInfo info = check_blocks(image, digests);
+  if (info.manifest_digest != manifest_digest) {
+    throw make_error<CorruptData>("the manifest from rank " + std::to_string(link.peer) +
+                                      " is not the one that was announced",
+                                  link.peer, expected.id.step);
+  }
+  if (info.identity != expected) {
+    throw make_error<CorruptData>("rank " + std::to_string(link.peer) + " sent " +
+                                      to_string(info.identity) + " instead of " +
+                                      to_string(expected),
+                                  link.peer, expected.id.step);
+  }
+  return info;
 }
 
 }  // namespace meshstage::exchange

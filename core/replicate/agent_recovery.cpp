@@ -1,0 +1,281 @@
+// Recovering: what this rank has, what it fetches and serves, and the trainer's state dict.
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/memory/fast_copy.hpp>
+#include <meshstage/core/replicate/agent_impl.hpp>
+
+namespace meshstage {
+namespace {
+
+/// "<generation> <step>", as NoteFirstComplete wrote it.
+ImageId parse_note(const std::string& text) {
+  ImageId id;
+  const char* end = text.data() + text.size();
+  const auto first = std::from_chars(text.data(), end, id.generation);
+  if (first.ec == std::errc() && first.ptr != end && *first.ptr == ' ' &&
+      std::from_chars(first.ptr + 1, end, id.step).ec == std::errc()) {
+    return id;
+  }
+  throw make_error<CorruptData>("the Store's note of the first complete step reads \"" + text +
+                                "\"");
+}
+
+protocol::Claim claim_of(const ImageInfo& info, int at, protocol::Place place, int slot) {
+  protocol::Claim claim;
+  claim.at = at;
+  claim.owner = info.identity.rank;
+  claim.place = place;
+  claim.slot = slot;
+  claim.world_size = info.identity.world_size;
+  claim.id = info.identity.id;
+  claim.base = info.identity.base;
+  claim.sizes = {info.image_bytes, info.manifest_bytes, info.manifest_digest};
+  claim.image_digest = info.image_digest;
+  return claim;
+}
+
+bool is_file(const protocol::Claim& claim) {
+  return claim.place == protocol::Place::kOwnFile || claim.place == protocol::Place::kHeldFile;
+}
+
+}  // namespace
+
+// --- the trainer's thread ------------------------------------------------------------------------
+
+Recovered Agent::Impl::recover(Value& state) {
+  const auto deadline = std::chrono::steady_clock::now() + options_.recover_deadline;
+  while (true) {
+    RecoverCommand now;
+    {
+      std::unique_lock lock(mutex_);
+      if (finished_) throw InvalidState("recover() after finish()");
+      if (recovered_) {
+        throw InvalidState("this generation has recovered; rejoin() before the next recover()");
+      }
+      using Kind = RecoverCommand::Kind;
+      if (!changed_.wait_until(lock, deadline,
+                               [this] { return loss_ || command_.kind != Kind::kNone; })) {
+        throw Timeout("recover() did not end within " +
+                      std::to_string(options_.recover_deadline.count()) +
+                      " ms; does every rank call it?");
+      }
+      if (command_.kind == Kind::kNone ||
+          (loss_ && command_.kind != Kind::kRestore && command_.kind != Kind::kFailed)) {
+        std::rethrow_exception(loss_->error());
+      }
+      now = std::exchange(command_, {});
+    }
+    switch (now.kind) {
+      case RecoverCommand::Kind::kNone:
+        break;
+      case RecoverCommand::Kind::kCheck: {
+        protocol::StructureChecked answer;
+        const ReadLease lease = vault_.read({options_.rank, now.slot});
+        if (const auto difference = compare_structure(lease.image(), state)) {
+          answer.path = difference->path;
+          answer.mismatch = difference->describe();
+        }
+        post_event(std::move(answer));
+        break;
+      }
+      case RecoverCommand::Kind::kRestore:
+      case RecoverCommand::Kind::kNothing: {
+        Recovered result;
+        result.generation = generation_number_;
+        if (now.kind == RecoverCommand::Kind::kRestore) {
+          const ReadLease lease = vault_.read({options_.rank, now.slot});
+          restore_into(lease.image(), state);
+          result.id = now.id;
+          result.step = now.id.step;
+        }
+        vault_.free_superseded();
+        const std::lock_guard lock(mutex_);
+        if (now.kind == RecoverCommand::Kind::kRestore) {
+          result.source = recovered_source_;
+          result.from_rank = recovered_from_;
+        }
+        recovered_ = true;
+        return result;
+      }
+      case RecoverCommand::Kind::kFailed: {
+        const protocol::Failure& f = now.failure;
+        throw_error(f.kind, f.why, f.rank < 0 ? std::nullopt : std::optional<int>(f.rank), {},
+                    f.path);
+      }
+    }
+  }
+}
+
+// --- the agent's thread --------------------------------------------------------------------------
+
+void Agent::Impl::command(RecoverCommand command) {
+  const std::lock_guard lock(mutex_);
+  command_ = std::move(command);
+  changed_.notify_all();
+}
+
+void Agent::Impl::perform(const protocol::VerifySlots&) {
+  found_ = {};
+  own_source_ = Source::kOwnMemory;
+  own_source_rank_ = options_.rank;
+  verify_->post([this] {
+    protocol::SlotsVerified result;
+    try {
+      if (const auto note = store_->get(note_key())) result.evidence = parse_note(*note);
+    } catch (const Error& e) {
+      post([this, why = std::string(e.what())] {
+        store_failed_ = true;
+        feed(
+            protocol::Broken{options_.rank, ErrorKind::kPeerLost, "cannot read the Store: " + why});
+      });
+      return;
+    }
+    for (const auto& [key, info] : vault_.slots()) {
+      result.evidence = std::max(result.evidence, info.image.identity.base);
+      if (!info.damaged.empty()) warn("a slot's header is not trusted: " + info.damaged);
+      if (info.state != SlotState::kSealed) continue;
+      try {
+        const ReadLease lease = vault_.read(key);
+        const ImageInfo verified = verify_image(lease.image());
+        if (verified != info.image) throw CorruptData("header and image disagree");
+        const bool own = key.owner_rank == options_.rank;
+        result.claims.push_back(
+            claim_of(verified, options_.rank,
+                     own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot, key.index));
+      } catch (const Error& e) {
+        warn("the image of rank " + std::to_string(key.owner_rank) + " in slot " +
+             std::to_string(key.index) + " is not used: " + e.what());
+      }
+    }
+    post_event(std::move(result));
+  });
+}
+
+void Agent::Impl::perform(const protocol::VerifyDisk& action) {
+  verify_->post([this, newer = action.newer_than] {
+    Persistence::Found found;
+    try {
+      found = files_.verify(newer, [this](const std::string& text) { warn(text); });
+    } catch (const Error& e) {
+      warn(std::string("the directory of images cannot be read: ") + e.what());
+    }
+    post([this, found] {
+      found_ = found;
+      feed(protocol::FilesVerified{found.claims, found.newest_named});
+    });
+  });
+}
+
+void Agent::Impl::perform(const protocol::Fetch& action) {
+  const protocol::Claim& source = action.source;
+  if (source.owner == options_.rank) {
+    own_source_ = is_file(source) ? Source::kDisk : Source::kHolderMemory;
+    own_source_rank_ = source.at;
+  }
+  when_free([this, action]() -> bool {
+    const protocol::Claim& from = action.source;
+    const SlotKey key{from.owner, action.slot};
+    if (in_use(key)) return false;
+    Incoming in;
+    in.from = from.at;
+    in.owner = from.owner;
+    in.slot = action.slot;
+    in.id = from.id;
+    in.base = from.base;
+    in.sizes = from.sizes;
+    in.fetch = true;
+    in.expected = from.image_digest;
+    try {
+      in.lease =
+          vault_.begin_write(key, identity(from.owner, from.id, from.base), from.sizes.image_bytes);
+    } catch (const Error& e) {
+      post_event(protocol::FetchFailed{from.owner, e.kind(), e.what()});
+      return true;
+    }
+    incoming_.insert_or_assign(from.owner, std::move(in));
+    if (from.at == options_.rank) load_from_disk(action);
+    return true;
+  });
+}
+
+void Agent::Impl::load_from_disk(const protocol::Fetch& action) {
+  const auto claim = std::find(found_.claims.begin(), found_.claims.end(), action.source);
+  const Incoming& in = incoming_.at(action.source.owner);
+  if (claim == found_.claims.end()) {
+    post([this, owner = in.owner, id = in.id] {
+      not_arrived(owner, id, ErrorKind::kNotFound, "its file was not verified by this rank");
+    });
+    return;
+  }
+  const auto path = found_.paths[static_cast<std::size_t>(claim - found_.claims.begin())];
+  verify_->post([this, path, target = in.lease.image(), owner = in.owner, id = in.id] {
+    try {
+      const auto file = MappedFile::open(fs_, path);
+      if (file->bytes().size() != target.size()) throw CorruptData(path.string() + " changed");
+      fast_copy(target, file->bytes());
+      const ImageInfo info = verify_image(target);
+      post([this, owner, id, info] { arrived(owner, id, info); });
+    } catch (const Error& e) {
+      post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
+        not_arrived(owner, id, kind, why);
+      });
+    }
+  });
+}
+
+void Agent::Impl::perform(const protocol::Serve& action) {
+  const protocol::Claim& source = action.source;
+  const auto fail = [&](const Error& e) {
+    post_event(protocol::FetchFailed{source.owner, e.kind(), e.what()});
+  };
+  try {
+    // The sender keeps the bytes in place: a lease on the slot, or the mapped file.
+    std::shared_ptr<const void> owner;
+    std::span<const std::byte> bytes;
+    if (is_file(source)) {
+      const auto claim = std::find(found_.claims.begin(), found_.claims.end(), source);
+      if (claim == found_.claims.end()) throw NotFound("the file was not verified by this rank");
+      const auto file = MappedFile::open(
+          fs_, found_.paths[static_cast<std::size_t>(claim - found_.claims.begin())]);
+      bytes = file->bytes();
+      owner = file;
+    } else {
+      const auto lease = std::make_shared<ReadLease>(vault_.read({source.owner, source.slot}));
+      bytes = lease->image();
+      owner = lease;
+    }
+    if (bytes.size() != source.sizes.image_bytes) throw CorruptData("the image changed its size");
+    stream_out(
+        action.to, source.owner, source.id, source.sizes, true, [bytes, owner] { return bytes; },
+        [](std::uint64_t) {}, [] {});
+  } catch (const Error& e) {
+    fail(e);
+  }
+}
+
+void Agent::Impl::perform(const protocol::CheckStructure& action) {
+  command({RecoverCommand::Kind::kCheck, action.slot, {}, {}});
+}
+
+void Agent::Impl::perform(const protocol::RestoreTrainer& action) {
+  {
+    const std::lock_guard lock(mutex_);
+    recovered_source_ = own_source_;
+    recovered_from_ = own_source_rank_;
+  }
+  command({RecoverCommand::Kind::kRestore, action.slot, action.id, {}});
+}
+
+void Agent::Impl::perform(const protocol::RecoveredNothing&) {
+  command({RecoverCommand::Kind::kNothing, 0, {}, {}});
+}
+
+void Agent::Impl::perform(const protocol::RecoverFailed& action) {
+  command({RecoverCommand::Kind::kFailed, 0, {}, action.failure});
+}
+
+}  // namespace meshstage

@@ -1,0 +1,137 @@
+// Images that come and go, and the slots they use.
+#include <utility>
+
+#include <meshstage/core/replicate/agent_impl.hpp>
+
+namespace meshstage {
+
+bool Agent::Impl::in_use(SlotKey key) const {
+  const auto it = uses_.find(key);
+  return it != uses_.end() && it->second > 0;
+}
+
+void Agent::Impl::release(SlotKey key) {
+  if (--uses_[key] > 0) return;
+  uses_.erase(key);
+  retry_waiting();
+}
+
+void Agent::Impl::when_free(std::function<bool()> attempt) {
+  if (!attempt()) waiting_.push_back(std::move(attempt));
+}
+
+void Agent::Impl::retry_waiting() {
+  for (auto& attempt : std::exchange(waiting_, {})) when_free(std::move(attempt));
+}
+
+void Agent::Impl::stream_out(int to, int owner, ImageId id, const protocol::ImageSizes& sizes,
+                             bool with_manifest, std::function<std::span<const std::byte>()> image,
+                             std::function<void(std::uint64_t)> wait_final,
+                             std::function<void()> done) {
+  const auto shape = shape_of(sizes, with_manifest);
+  auto job = [this, to, owner, id, shape, image = std::move(image),
+              wait_final = std::move(wait_final), done = std::move(done), epoch = epoch_.load()] {
+    try {
+      wait_final(shape.manifest_bytes);  // it has a slot, and copying has begun
+      generation_.links->send(to, exchange::encode({generation_.number, owner, id, shape}));
+      exchange::send_image(link_to(to, id, protocol::Point::kChunkSent), image(), shape,
+                           wait_final);
+    } catch (const Timeout& e) {
+      post([this, to, why = std::string(e.what())] {
+        lose(to, ErrorKind::kTimeout, "took no piece of an image: " + why);
+      });
+    } catch (const Error& e) {
+      // The generation is broken (who noticed says so), or the step never got a slot.
+      log(LogLine::Level::kInfo,
+          "an image to rank " + std::to_string(to) + " was not sent: " + e.what());
+    }
+    // Not post(): the slot is to be released in whatever generation this ends.
+    loop_->post(done);
+  };
+  send_.at(to)->post(std::move(job));
+}
+
+void Agent::Impl::stream_in(int from, const exchange::StreamStart& start) {
+  const auto it = incoming_.find(start.owner);
+  const bool wanted = it != incoming_.end() && it->second.from == from &&
+                      it->second.id == start.id && !it->second.streaming &&
+                      start.shape == shape_of(it->second.sizes, it->second.with_manifest);
+  const auto link = link_to(from, start.id, protocol::Point::kChunkReceived);
+  if (!wanted) {
+    // Given up here while its first piece was already on the way.
+    receive_.at(from)->post([this, link, shape = start.shape, from] {
+      try {
+        exchange::drain_image(link, shape);
+      } catch (const Error& e) {
+        log(LogLine::Level::kInfo,
+            "an unwanted image of rank " + std::to_string(from) + " ended: " + e.what());
+      }
+    });
+    return;
+  }
+  Incoming& in = it->second;
+  in.streaming = true;
+  receive_.at(from)->post([this, link, shape = start.shape, from, owner = start.owner,
+                           id = start.id, image = in.lease.image(),
+                           manifest = in.sizes.manifest_digest,
+                           who = identity(in.owner, in.id, in.base)] {
+    try {
+      const ImageInfo info = exchange::receive_image(link, image, shape, manifest, who);
+      post([this, owner, id, info] { arrived(owner, id, info); });
+    } catch (const Timeout& e) {
+      post([this, from, why = std::string(e.what())] {
+        lose(from, ErrorKind::kTimeout, "sent no piece of its image: " + why);
+      });
+    } catch (const Error& e) {
+      post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
+        not_arrived(owner, id, kind, why);
+      });
+    }
+  });
+}
+
+void Agent::Impl::arrived(int owner, ImageId id, const ImageInfo& info) {
+  const auto it = incoming_.find(owner);
+  if (it == incoming_.end() || it->second.id != id) return;
+  it->second.arrived = info;
+  seal_if_proven(owner);
+}
+
+void Agent::Impl::seal_if_proven(int owner) {
+  const auto it = incoming_.find(owner);
+  Incoming& in = it->second;
+  if (!in.arrived || !in.expected) return;
+  if (in.arrived->image_digest != *in.expected) {
+    not_arrived(owner, in.id, ErrorKind::kCorruptData, "its digest is not the one announced");
+    return;
+  }
+  try {
+    in.lease.seal(*in.arrived);
+  } catch (const Error& e) {
+    not_arrived(owner, in.id, e.kind(), e.what());
+    return;
+  }
+  const Incoming done = std::move(in);
+  incoming_.erase(it);
+  if (done.fetch) {
+    feed(protocol::Fetched{done.owner});
+  } else {
+    feed(protocol::ReplicaSealed{done.owner, done.id});
+  }
+  retry_waiting();
+}
+
+void Agent::Impl::not_arrived(int owner, ImageId id, ErrorKind kind, const std::string& why) {
+  const auto it = incoming_.find(owner);
+  if (it == incoming_.end() || it->second.id != id) return;
+  const bool fetch = it->second.fetch;
+  incoming_.erase(it);
+  if (fetch) {
+    feed(protocol::FetchFailed{owner, kind, why});
+  } else {
+    feed(protocol::ReplicaFailed{owner, id, why});
+  }
+  retry_waiting();
+}
+
+}  // namespace meshstage

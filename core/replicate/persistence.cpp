@@ -1,0 +1,67 @@
+#include <meshstage/core/replicate/persistence.hpp>
+
+#include <algorithm>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/files/publish.hpp>
+#include <meshstage/core/image/image.hpp>
+
+namespace meshstage {
+
+Persistence::Persistence(FileSystem& fs, std::filesystem::path directory, std::string job, int rank)
+    : fs_(&fs), directory_(std::move(directory)), job_(std::move(job)), rank_(rank) {}
+
+void Persistence::publish(const ImageInfo& info, std::span<const std::byte> image) const {
+  make_private_directory(*fs_, directory_);
+  const ImageIdentity& who = info.identity;
+  PersistedName name{who.job, who.id, who.rank, who.world_size, {}};
+  if (who.rank != rank_) name.holder = rank_;
+  const auto path = directory_ / to_file_name(name);
+  if (fs_->stat(path)) return;
+  publish_atomically(*fs_, path, image);
+}
+
+Persistence::Found Persistence::verify(
+    ImageId newer_than, const std::function<void(const std::string&)>& complain) const {
+  Found found;
+  for (const auto& file : list_images(*fs_, directory_, job_)) {
+    found.newest_named = std::max(found.newest_named, file.name.id);
+    const bool mine = file.name.rank == rank_ || file.name.writer() == rank_;
+    if (!mine || file.name.id <= newer_than) continue;
+    try {
+      const auto mapped = MappedFile::open(*fs_, file.path);
+      const ImageInfo info = verify_image(mapped->bytes());
+      const ImageIdentity& who = info.identity;
+      if (who.job != file.name.job || who.rank != file.name.rank || who.id != file.name.id ||
+          who.world_size != file.name.world_size) {
+        throw CorruptData("it holds " + to_string(who));
+      }
+      protocol::Claim claim;
+      claim.at = rank_;
+      claim.owner = who.rank;
+      claim.place = who.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile;
+      claim.world_size = who.world_size;
+      claim.id = who.id;
+      claim.base = who.base;
+      claim.sizes = {info.image_bytes, info.manifest_bytes, info.manifest_digest};
+      claim.image_digest = info.image_digest;
+      // The same image may be there twice: as own file and, in a shared directory, as a replica.
+      const bool known = std::any_of(found.claims.begin(), found.claims.end(), [&](const auto& c) {
+        return c.owner == claim.owner && c.id == claim.id;
+      });
+      if (known) continue;
+      found.claims.push_back(claim);
+      found.paths.push_back(file.path);
+    } catch (const Error& e) {
+      complain("ignoring " + file.path.string() + ": " + e.what());
+    }
+  }
+  return found;
+}
+
+std::size_t Persistence::prune_older(ImageId than) const {
+  return prune(*fs_, directory_, job_, rank_, than);
+}
+
+}  // namespace meshstage
