@@ -182,6 +182,9 @@ Dict Dict::clone() const { return Value(*this).clone().as<Dict>(); }
 
 // Value
 
+Value::Value(const char* text) : value_(std::string(text)) {}
+Value::Value(std::string_view text) : value_(std::string(text)) {}
+Value::Value(std::string text) : value_(std::move(text)) {}
 Value::Value(Tensor tensor) : Value(std::move(tensor), nullptr) {}
 
 Value::Value(Tensor tensor, Dict attributes)

@@ -153,14 +153,13 @@ class MESHSTAGE_API Value {
   }
   template <std::floating_point F>
   Value(F number) : value_(static_cast<double>(number)) {}  // NOLINT(google-explicit-constructor)
-  Value(const char* text) : value_(std::string(text)) {}    // NOLINT(google-explicit-constructor)
-  Value(std::string_view text)
-      : value_(std::string(text)) {}                    // NOLINT(google-explicit-constructor)
-  Value(std::string text) : value_(std::move(text)) {}  // NOLINT(google-explicit-constructor)
-  Value(Bytes bytes) : value_(std::move(bytes)) {}      // NOLINT(google-explicit-constructor)
-  Value(List list) : value_(std::move(list)) {}         // NOLINT(google-explicit-constructor)
-  Value(Tuple tuple) : value_(std::move(tuple)) {}      // NOLINT(google-explicit-constructor)
-  Value(Dict dict) : value_(std::move(dict)) {}         // NOLINT(google-explicit-constructor)
+  Value(const char* text);                                  // NOLINT(google-explicit-constructor)
+  Value(std::string_view text);                             // NOLINT(google-explicit-constructor)
+  Value(std::string text);                                  // NOLINT(google-explicit-constructor)
+  Value(Bytes bytes) : value_(std::move(bytes)) {}          // NOLINT(google-explicit-constructor)
+  Value(List list) : value_(std::move(list)) {}             // NOLINT(google-explicit-constructor)
+  Value(Tuple tuple) : value_(std::move(tuple)) {}          // NOLINT(google-explicit-constructor)
+  Value(Dict dict) : value_(std::move(dict)) {}             // NOLINT(google-explicit-constructor)
   /// Throws InvalidArgument for an undefined tensor.
   Value(Tensor tensor);  // NOLINT(google-explicit-constructor)
   /// A tensor leaf with attributes: any Values, tensors too. They belong to this leaf.
