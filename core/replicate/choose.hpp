@@ -53,9 +53,12 @@ struct Transfer {
 
 /// The newest image id, generation first, of which every rank 0 .. world_size - 1 has at least one
 /// copy; kNoImage if there is none. Complete marks play no part (rule 5b).
-/// \param combine_generations for the explorer only: what happens without rule 1.
+/// \param generations_apart false for the explorer only: what happens without rule 1.
 MESHSTAGE_API ImageId choose(std::span<const Claim> claims, int world_size,
-                             bool combine_generations = false);
+                             bool generations_apart = true);
+
+/// Whether two ids are the same image: yes if they are equal. (`generations_apart` as above.)
+MESHSTAGE_API bool same_image(ImageId a, ImageId b, bool generations_apart = true);
 
 /// Every owner and every holder that lacks `id`, with its nearest source: the owner's memory, a
 /// holder's memory, the destination's own disk, another's disk.
@@ -63,7 +66,8 @@ MESHSTAGE_API ImageId choose(std::span<const Claim> claims, int world_size,
 /// \param restore_holders for the explorer only: what happens if only owners are restored.
 MESHSTAGE_API std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
                                                    const std::vector<std::vector<int>>& holders,
-                                                   bool restore_holders = true);
+                                                   bool restore_holders = true,
+                                                   bool generations_apart = true);
 
 /// The ranks to name when nothing is covered: those without a copy of the id that lacks the fewest
 /// (the newest such); all ranks if there is no claim.

@@ -41,7 +41,7 @@ enum class Point : std::uint8_t {
   // Persistence and the end
   kPersisted,  ///< This rank's own and held images of a step are files.
   kPruned,     ///< Older files were removed.
-  kFinishing,  ///< Everyone called finish(); this rank's vault is removed.
+  kFinishing,  ///< Everyone called finish(); this rank's vault is about to be removed.
 };
 
 inline constexpr std::size_t kPointCount = static_cast<std::size_t>(Point::kFinishing) + 1;

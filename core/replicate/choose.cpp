@@ -1,0 +1,100 @@
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include <meshstage/core/replicate/choose.hpp>
+
+namespace meshstage::protocol {
+
+const char* to_string(Place place) noexcept {
+  switch (place) {
+    case Place::kOwnSlot:
+      return "own memory";
+    case Place::kHeldSlot:
+      return "holder memory";
+    case Place::kOwnFile:
+    case Place::kHeldFile:
+      return "disk";
+  }
+  return "unknown";
+}
+
+namespace {
+
+/// For each image id, the ranks of which there is a copy. The key's generation is 0 if they are not
+/// told apart.
+std::map<ImageId, std::set<int>> owners_by_id(std::span<const Claim> claims, int world_size,
+                                              bool generations_apart) {
+  std::map<ImageId, std::set<int>> owners;
+  for (const Claim& claim : claims) {
+    if (claim.owner < 0 || claim.owner >= world_size) continue;
+    owners[{generations_apart ? claim.id.generation : 0, claim.id.step}].insert(claim.owner);
+  }
+  return owners;
+}
+
+}  // namespace
+
+bool same_image(ImageId a, ImageId b, bool generations_apart) {
+  return generations_apart ? a == b : a.step == b.step;
+}
+
+ImageId choose(std::span<const Claim> claims, int world_size, bool generations_apart) {
+  const auto owners = owners_by_id(claims, world_size, generations_apart);
+  for (auto it = owners.rbegin(); it != owners.rend(); ++it) {
+    if (static_cast<int>(it->second.size()) != world_size) continue;
+    ImageId newest = it->first;
+    for (const Claim& claim : claims) {
+      if (same_image(claim.id, newest, generations_apart)) newest = std::max(newest, claim.id);
+    }
+    return newest;
+  }
+  return kNoImage;
+}
+
+std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
+                                     const std::vector<std::vector<int>>& holders,
+                                     bool restore_holders, bool generations_apart) {
+  const int world_size = static_cast<int>(holders.size());
+  std::vector<std::vector<const Claim*>> copies(holders.size());
+  for (const Claim& claim : claims) {
+    if (same_image(claim.id, id, generations_apart) && claim.owner >= 0 && claim.owner < world_size) {
+      copies[static_cast<std::size_t>(claim.owner)].push_back(&claim);
+    }
+  }
+  std::vector<Transfer> transfers;
+  for (int owner = 0; owner < world_size; ++owner) {
+    const auto& found = copies[static_cast<std::size_t>(owner)];
+    const auto restore = [&](int to) {
+      const Claim* nearest = nullptr;
+      const auto distance = [&](const Claim* c) {
+        const bool file = c->place == Place::kOwnFile || c->place == Place::kHeldFile;
+        return std::tuple(file ? (c->at == to ? 2 : 3) : 0, static_cast<int>(c->place), c->at);
+      };
+      for (const Claim* claim : found) {
+        const bool slot = claim->place == Place::kOwnSlot || claim->place == Place::kHeldSlot;
+        if (slot && claim->at == to) return;  // already where it belongs
+        if (nearest == nullptr || distance(claim) < distance(nearest)) nearest = claim;
+      }
+      if (nearest != nullptr) transfers.push_back({*nearest, to});
+    };
+    restore(owner);
+    if (!restore_holders) continue;
+    for (const int holder : holders[static_cast<std::size_t>(owner)]) restore(holder);
+  }
+  return transfers;
+}
+
+std::vector<int> ranks_without_image(std::span<const Claim> claims, int world_size) {
+  std::set<int> have;
+  for (const auto& [id, owners] : owners_by_id(claims, world_size, true)) {
+    if (owners.size() >= have.size()) have = owners;  // ascending ids: the newest of equals wins
+  }
+  std::vector<int> missing;
+  for (int rank = 0; rank < world_size; ++rank) {
+    if (!have.contains(rank)) missing.push_back(rank);
+  }
+  return missing;
+}
+
+}  // namespace meshstage::protocol

@@ -1,0 +1,302 @@
+#include <algorithm>
+#include <string>
+
+#include <meshstage/core/replicate/protocol.hpp>
+
+#include "protocol_impl.hpp"
+
+namespace meshstage::protocol {
+
+const char* name_of(const Body& body) noexcept {
+  static constexpr std::array<const char*, std::variant_size_v<Body>> kNames = {
+      "offer",   "accept",      "sealed",      "yes",    "complete",    "failed",
+      "have",    "ask-disk",    "choice",      "ready",  "established", "give-up",
+      "on-disk", "all-on-disk", "want-finish", "finish", "death"};
+  return kNames[body.index()];
+}
+
+std::vector<std::vector<int>> default_holders(int world_size) {
+  std::vector<std::vector<int>> holders(static_cast<std::size_t>(std::max(world_size, 0)));
+  if (world_size < 2) return holders;
+  for (int rank = 0; rank < world_size; ++rank) {
+    holders[static_cast<std::size_t>(rank)] = {(rank + world_size / 2) % world_size};
+  }
+  return holders;
+}
+
+std::shared_ptr<const Config> make_config(int rank, int world_size,
+                                          std::vector<std::vector<int>> holders, Rules rules) {
+  const auto require = [](bool good, const std::string& why) {
+    if (!good) throw InvalidArgument("replication: " + why);
+  };
+  require(world_size >= 1, "the world size is " + std::to_string(world_size) + ", not positive");
+  require(rank >= 0 && rank < world_size,
+          "rank " + std::to_string(rank) + " is not in [0, " + std::to_string(world_size) + ")");
+  if (holders.empty()) holders = default_holders(world_size);
+  require(static_cast<int>(holders.size()) == world_size,
+          "holders are given for " + std::to_string(holders.size()) + " ranks, the world has " +
+              std::to_string(world_size));
+  auto config = std::make_shared<Config>();
+  for (int owner = 0; owner < world_size; ++owner) {
+    auto list = holders[static_cast<std::size_t>(owner)];
+    const std::string whose = "a holder of rank " + std::to_string(owner);
+    for (const int holder : list) {
+      require(holder >= 0 && holder < world_size,
+              whose + " is rank " + std::to_string(holder) + ", which does not exist");
+      require(holder != owner, whose + " is that rank itself");
+      if (holder == rank) config->wards.push_back(owner);
+    }
+    std::sort(list.begin(), list.end());
+    require(std::adjacent_find(list.begin(), list.end()) == list.end(), whose + " is named twice");
+  }
+  config->rank = rank;
+  config->world_size = world_size;
+  config->holders = std::move(holders);
+  config->rules = rules;
+  config->parent = rank == 0 ? -1 : (rank - 1) / 2;
+  for (const int child : {2 * rank + 1, 2 * rank + 2}) {
+    if (child < world_size) config->children.push_back(child);
+  }
+  return config;
+}
+
+State make_state(std::shared_ptr<const Config> config) {
+  State state;
+  state.held.resize(config->wards.size());
+  state.config = std::move(config);
+  return state;
+}
+
+int child_index(const Turn& turn, int rank) {
+  const auto& list = turn.config().children;
+  const auto it = std::find(list.begin(), list.end(), rank);
+  return it == list.end() ? -1 : static_cast<int>(it - list.begin());
+}
+
+int ward_index(const Turn& turn, int rank) {
+  const auto& list = turn.config().wards;
+  const auto it = std::find(list.begin(), list.end(), rank);
+  return it == list.end() ? -1 : static_cast<int>(it - list.begin());
+}
+
+int slot_beside(const SlotPair& pair, ImageId keep) {
+  const auto sealed = [&](int i) { return pair[i].state == Slot::State::kSealed; };
+  if (keep.exists()) {
+    if (sealed(0) && pair[0].id == keep) return 1;
+    if (sealed(1) && pair[1].id == keep) return 0;
+  }
+  if (sealed(0) != sealed(1)) return sealed(0) ? 1 : 0;
+  return pair[0].id <= pair[1].id ? 0 : 1;
+}
+
+void forget_generation(State& state) {
+  state.base = state.newest_requested = kNoImage;
+  state.noted = false;
+  state.rounds.clear();
+  state.recovery = {};
+  state.files.clear();
+  state.wants_finish = false;
+  state.finish_below = 0;
+}
+
+namespace {
+
+// --- forming and breaking ---
+
+void on(Turn& turn, const Formed& event) {
+  State& s = turn.s;
+  if (event.generation <= s.generation || s.mode == Mode::kFinished) {
+    return turn.refuse(Refuse::Reason::kNotAbove, "generation " + std::to_string(event.generation) +
+                                                      " is not above " +
+                                                      std::to_string(s.generation));
+  }
+  forget_generation(s);
+  s.own = {};
+  std::fill(s.held.begin(), s.held.end(), SlotPair{});
+  s.generation = event.generation;
+  s.mode = Mode::kRecovering;
+  turn.reach(Point::kFormed, kNoImage);
+  start_recovery(turn);
+}
+
+/// Rule 7: the cause goes to the Store (by whoever saw it itself) and along the tree before
+/// anything is closed. Promises stay: no slot is touched until the next recovery.
+void break_generation(Turn& turn, const Death& death, int heard_from) {
+  State& s = turn.s;
+  if (s.mode != Mode::kRecovering && s.mode != Mode::kReady) return turn.stale("already broken");
+  if (heard_from < 0) turn.act(NoteDeath{s.generation, death.rank, death.kind, death.why});
+  turn.flood(death, heard_from);
+  if (turn.rule().quarantine) turn.act(AbortTransfers{});
+  for (const Round& round : s.rounds) {
+    if (round.requested && round.verdict == Verdict::kOpen) {
+      turn.act(Announce{round.id, Verdict::kOpen, death.rank, death.why});
+    }
+  }
+  if (s.mode == Mode::kRecovering) {
+    turn.act(RecoverFailed{Failure{death.kind, death.rank, {}, {}, death.why}});
+  }
+  turn.act(ReportLost{death.rank, death.kind, death.why});
+  s.mode = Mode::kBroken;
+  forget_generation(s);
+}
+
+void on(Turn& turn, const Broken& event) {
+  break_generation(turn, Death{event.rank, event.kind, event.why}, -1);
+}
+
+void on(Turn& turn, int from, const Death& death) { break_generation(turn, death, from); }
+
+void on(Turn& turn, const NoteWritten&) {
+  State& s = turn.s;
+  if (s.mode == Mode::kRecovering && s.recovery.phase == Recovery::Phase::kNoting) {
+    s.noted = true;
+    turn.reach(Point::kFirstNoted, s.recovery.choice.id);
+    turn.reach(Point::kEstablished, s.recovery.choice.id);
+    return become_ready(turn);
+  }
+  if (s.mode != Mode::kReady) return turn.stale("no note is awaited");
+  s.noted = true;
+  decide_noted_round(turn);
+}
+
+// --- files: rule 10 ---
+
+/// More file rounds than this are not open at a time; the oldest are forgotten (and never pruned
+/// by: a newer one does that).
+constexpr std::size_t kFileRounds = 16;
+
+FileRound& file_round(State& s, ImageId id) {
+  auto it = std::lower_bound(s.files.begin(), s.files.end(), id,
+                             [](const FileRound& f, ImageId wanted) { return f.id < wanted; });
+  if (it == s.files.end() || it->id != id) it = s.files.insert(it, FileRound{id, false, 0});
+  return *it;
+}
+
+void prune(Turn& turn, ImageId id) {
+  turn.send_down(AllOnDisk{id});
+  std::erase_if(turn.s.files, [&](const FileRound& f) { return f.id <= id; });
+  turn.act(Prune{id});
+  turn.reach(Point::kPruned, id);
+}
+
+void tally_files(Turn& turn, const FileRound& round) {
+  const ImageId id = round.id;
+  if (round.mine && round.below == turn.everyone_below()) {
+    if (turn.root()) return prune(turn, id);
+    turn.send(turn.config().parent, OnDisk{id});
+  }
+  if (turn.s.files.size() > kFileRounds) turn.s.files.erase(turn.s.files.begin());
+}
+
+void on(Turn& turn, const Persisted& event) {
+  if (turn.s.mode != Mode::kReady) return turn.stale("persisted for another generation");
+  turn.reach(Point::kPersisted, event.id);
+  if (!turn.rule().prune_together) turn.act(Prune{event.id});
+  FileRound& round = file_round(turn.s, event.id);
+  if (round.mine) return turn.stale("persisted twice");
+  round.mine = true;
+  tally_files(turn, round);
+}
+
+void on(Turn& turn, int from, const OnDisk& message) {
+  const int child = child_index(turn, from);
+  if (child < 0) return turn.malformed("on-disk from rank " + std::to_string(from) + ", no child");
+  FileRound& round = file_round(turn.s, message.id);
+  if ((round.below >> child & 1U) != 0) return turn.stale("on-disk twice");
+  round.below = static_cast<std::uint8_t>(round.below | 1U << child);
+  tally_files(turn, round);
+}
+
+void on(Turn& turn, int from, const AllOnDisk& message) {
+  if (from != turn.config().parent) return turn.malformed("all-on-disk not from the parent");
+  const auto& files = turn.s.files;
+  const auto it = std::find_if(files.begin(), files.end(),
+                               [&](const FileRound& f) { return f.id == message.id && f.mine; });
+  if (it == files.end()) return turn.malformed("all-on-disk of a step this rank has not on disk");
+  prune(turn, message.id);
+}
+
+// --- the end: rule 9 ---
+
+void finish(Turn& turn) {
+  turn.send_down(Finish{});
+  turn.s.mode = Mode::kFinished;
+  forget_generation(turn.s);
+  turn.reach(Point::kFinishing, kNoImage);
+  turn.act(RemoveVault{});
+}
+
+void tally_finish(Turn& turn) {
+  State& s = turn.s;
+  if (!turn.rule().finish_together && s.wants_finish) return finish(turn);
+  if (!s.wants_finish || s.finish_below != turn.everyone_below()) return;
+  if (turn.root()) return finish(turn);
+  turn.send(turn.config().parent, WantFinish{});
+}
+
+void on(Turn& turn, const FinishRequested&) {
+  State& s = turn.s;
+  if (s.mode != Mode::kReady || s.wants_finish) {
+    return turn.refuse(Refuse::Reason::kNotReady, "finish() needs a recovered, unbroken group");
+  }
+  for (const Round& round : s.rounds) {
+    if (round.requested && round.verdict == Verdict::kOpen) {
+      return turn.refuse(Refuse::Reason::kBusy, to_string(round.id) + " is unfinished");
+    }
+  }
+  s.wants_finish = true;
+  tally_finish(turn);
+}
+
+void on(Turn& turn, int from, const WantFinish&) {
+  const int child = child_index(turn, from);
+  if (child < 0) return turn.malformed("want-finish from rank " + std::to_string(from));
+  turn.s.finish_below = static_cast<std::uint8_t>(turn.s.finish_below | 1U << child);
+  tally_finish(turn);
+}
+
+void on(Turn& turn, int from, const Finish&) {
+  if (from != turn.config().parent || !turn.s.wants_finish) {
+    return turn.malformed("finish that this rank did not ask for");
+  }
+  finish(turn);
+}
+
+// --- dispatch ---
+
+/// Whether only a rank that knows the recovery to be agreed sends this.
+bool implies_established(const Body& body) {
+  return std::holds_alternative<Offer>(body) || std::holds_alternative<Accept>(body) ||
+         std::holds_alternative<Sealed>(body) || std::holds_alternative<Yes>(body) ||
+         std::holds_alternative<Complete>(body) || std::holds_alternative<Failed>(body) ||
+         std::holds_alternative<OnDisk>(body) || std::holds_alternative<WantFinish>(body);
+}
+
+void on(Turn& turn, const Received& event) {
+  State& s = turn.s;
+  const Message& message = event.message;
+  if (turn.rule().generations_apart && message.generation != s.generation) {
+    return turn.stale("a message of another generation");  // rule 1
+  }
+  if (s.mode != Mode::kRecovering && s.mode != Mode::kReady) return turn.stale("not in a group");
+  if (event.from < 0 || event.from >= turn.config().world_size ||
+      event.from == turn.config().rank) {
+    return turn.malformed("a message from rank " + std::to_string(event.from));
+  }
+  if (s.mode == Mode::kRecovering && implies_established(message.body)) {
+    if (s.recovery.phase != Recovery::Phase::kWaiting) {
+      return turn.malformed(std::string(name_of(message.body)) + " before the recovery was agreed");
+    }
+    become_ready(turn);
+  }
+  std::visit([&](const auto& body) { on(turn, event.from, body); }, message.body);
+}
+
+}  // namespace
+
+void transition(State& state, const Event& event, std::vector<Action>& out) {
+  Turn turn{state, out};
+  std::visit([&](const auto& e) { on(turn, e); }, event);
+}
+
+}  // namespace meshstage::protocol

@@ -1,0 +1,91 @@
+#pragma once
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <meshstage/core/replicate/protocol.hpp>
+
+/// Private to the protocol's sources: one event's turn, and what its parts call of each other.
+namespace meshstage::protocol {
+
+/// The state being changed and the actions being collected. Rules are read as `rule().name`.
+struct Turn {
+  State& s;
+  std::vector<Action>& out;
+
+  [[nodiscard]] const Config& config() const { return *s.config; }
+  [[nodiscard]] const Rules& rule() const { return s.config->rules; }
+  [[nodiscard]] bool root() const { return s.config->parent < 0; }
+  /// All bits of the children's masks.
+  [[nodiscard]] std::uint8_t everyone_below() const {
+    return static_cast<std::uint8_t>((1U << s.config->children.size()) - 1U);
+  }
+
+  template <class A>
+  void act(A action) {
+    out.emplace_back(std::move(action));
+  }
+  void reach(Point point, ImageId id) { act(Reached{point, id}); }
+  void refuse(Refuse::Reason reason, std::string why) { act(Refuse{reason, std::move(why)}); }
+  void stale(const char* why) { refuse(Refuse::Reason::kStale, why); }
+  void malformed(std::string why) { refuse(Refuse::Reason::kMalformed, std::move(why)); }
+
+  void send(int to, Body body) { act(Send{to, Message{s.generation, std::move(body)}}); }
+  void send_down(const Body& body) {
+    for (const int child : config().children) send(child, body);
+  }
+  /// To every tree neighbour but one.
+  void flood(const Body& body, int except) {
+    if (!root() && config().parent != except) send(config().parent, body);
+    for (const int child : config().children) {
+      if (child != except) send(child, body);
+    }
+  }
+};
+
+/// Which child (0 or 1) that rank is, or -1.
+int child_index(const Turn& turn, int rank);
+/// Which of this rank's wards that is, or -1.
+int ward_index(const Turn& turn, int rank);
+/// The slot of the pair to overwrite while `keep` must stay: the one that does not hold it; if
+/// neither does, a worthless one before an older one.
+int slot_beside(const SlotPair& pair, ImageId keep);
+
+// protocol_round.cpp: rules 2, 3 and 4.
+void on(Turn& turn, const StageRequested& event);
+void on(Turn& turn, const StageSkipped& event);
+void on(Turn& turn, const OwnSealed& event);
+void on(Turn& turn, const OwnFailed& event);
+void on(Turn& turn, const ReplicaReady& event);
+void on(Turn& turn, const ReplicaSealed& event);
+void on(Turn& turn, const ReplicaFailed& event);
+void on(Turn& turn, int from, const Offer& offer);
+void on(Turn& turn, int from, const Accept& accept);
+void on(Turn& turn, int from, const Sealed& sealed);
+void on(Turn& turn, int from, const Yes& yes);
+void on(Turn& turn, int from, const Complete& complete);
+void on(Turn& turn, int from, const Failed& failed);
+/// The Store has its note: decides the round that waited for it, if one did.
+void decide_noted_round(Turn& turn);
+
+// protocol_recovery.cpp: rule 5.
+void on(Turn& turn, const SlotsVerified& event);
+void on(Turn& turn, const FilesVerified& event);
+void on(Turn& turn, const Fetched& event);
+void on(Turn& turn, const FetchFailed& event);
+void on(Turn& turn, const StructureChecked& event);
+void on(Turn& turn, int from, const Have& have);
+void on(Turn& turn, int from, const AskDisk& ask);
+void on(Turn& turn, int from, const Choice& choice);
+void on(Turn& turn, int from, const Ready& ready);
+void on(Turn& turn, int from, const Established& established);
+void on(Turn& turn, int from, const GiveUp& give_up);
+void start_recovery(Turn& turn);
+/// This rank knows that all agreed to the choice.
+void become_ready(Turn& turn);
+
+// protocol.cpp: forming, breaking, files, the end.
+/// Forgets what a generation agreed or was about to; the slots stay.
+void forget_generation(State& state);
+
+}  // namespace meshstage::protocol

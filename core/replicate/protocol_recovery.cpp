@@ -1,0 +1,321 @@
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "protocol_impl.hpp"
+
+/// Rule 5, driven over the tree. Slots: every rank verifies, Have climbs. Files newer than what the
+/// slots cover: AskDisk comes down, Have climbs. The root chooses: Choice comes down. Everyone
+/// fetches, serves and compares its structure: Ready climbs. Established comes down; only then is a
+/// trainer touched or a step staged. Whoever cannot go on floods GiveUp.
+namespace meshstage::protocol {
+
+namespace {
+
+using Phase = Recovery::Phase;
+
+void enter(Recovery& recovery, Phase phase) {
+  recovery.phase = phase;
+  recovery.mine = false;
+  recovery.below = 0;
+}
+
+/// The same error at every rank; nothing was restored anywhere.
+void give_up(Turn& turn, const Failure& failure, int heard_from) {
+  turn.flood(GiveUp{failure}, heard_from);
+  turn.act(AbortTransfers{});
+  turn.act(RecoverFailed{failure});
+  turn.s.mode = Mode::kBroken;
+  forget_generation(turn.s);
+}
+
+void ask_disk(Turn& turn, ImageId newer_than) {
+  turn.send_down(AskDisk{newer_than});
+  enter(turn.s.recovery, Phase::kFiles);
+  turn.act(VerifyDisk{newer_than});
+}
+
+/// The slot where a claim of this rank's own memory lies; nullptr if that is none of its slots.
+Slot* slot_of(Turn& turn, const Claim& claim) {
+  if (claim.at != turn.config().rank || claim.slot < 0 || claim.slot > 1) return nullptr;
+  if (claim.place == Place::kOwnSlot) {
+    return claim.owner == turn.config().rank ? &turn.s.own[claim.slot] : nullptr;
+  }
+  const int ward = ward_index(turn, claim.owner);
+  if (claim.place != Place::kHeldSlot || ward < 0) return nullptr;
+  return &turn.s.held[ward][claim.slot];
+}
+
+void begin_fetch(Turn& turn, const Claim& source) {
+  const bool own = source.owner == turn.config().rank;
+  SlotPair& pair = own ? turn.s.own : turn.s.held[ward_index(turn, source.owner)];
+  const ImageId keep = turn.rule().fetch_beside_base ? source.base : kNoImage;  // rule 5c
+  const int slot = slot_beside(pair, keep);
+  pair[slot] = Slot{Slot::State::kWriting, source.id, source.base};
+  ++turn.s.recovery.fetching;
+  if (own) turn.s.recovery.own_slot = slot;
+  turn.act(Fetch{source, slot});
+  turn.reach(Point::kFetchStarted, source.id);
+}
+
+/// Whether this rank and everything below it can restore: then says so, or at the root ends it.
+void tally_ready(Turn& turn) {
+  Recovery& recovery = turn.s.recovery;
+  if (recovery.phase != Phase::kFetch) return;
+  if (recovery.fetching != 0 || !recovery.structure_ok) return;
+  if (!turn.rule().agree_first) return become_ready(turn);
+  if (recovery.below != turn.everyone_below()) return;
+  const ImageId id = recovery.choice.id;
+  turn.reach(Point::kReadyToRestore, id);
+  if (!turn.root()) {
+    recovery.phase = Phase::kWaiting;
+    return turn.send(turn.config().parent, Ready{});
+  }
+  if (id.exists()) {  // it counts as complete from here, so the Store must say that one was
+    recovery.phase = Phase::kNoting;
+    return turn.act(NoteFirstComplete{id});
+  }
+  turn.reach(Point::kEstablished, id);
+  become_ready(turn);
+}
+
+void learn_choice(Turn& turn, const Choice& choice) {
+  turn.send_down(choice);
+  turn.reach(Point::kChoiceLearned, choice.id);
+  State& s = turn.s;
+  enter(s.recovery, Phase::kFetch);
+  s.recovery.choice.id = choice.id;
+  s.recovery.choice.base = choice.base;
+  if (!choice.id.exists()) {
+    s.recovery.structure_ok = true;
+    return tally_ready(turn);
+  }
+  for (int slot = 0; slot < 2; ++slot) {
+    if (s.own[slot].state == Slot::State::kSealed &&
+        same_image(s.own[slot].id, choice.id, turn.rule().generations_apart)) {
+      s.recovery.own_slot = slot;
+      turn.act(CheckStructure{slot});
+      break;
+    }
+  }
+  const int rank = turn.config().rank;
+  for (const Transfer& transfer : choice.transfers) {
+    if (transfer.to == rank) {
+      begin_fetch(turn, transfer.source);
+    } else if (transfer.source.at == rank) {
+      turn.act(Serve{transfer.source, transfer.to});
+    }
+  }
+}
+
+/// The root has all claims: slots first, then (asked for) files; then it chooses.
+void choose_at_root(Turn& turn) {
+  State& s = turn.s;
+  Recovery& recovery = s.recovery;
+  const int world = turn.config().world_size;
+  const bool apart = turn.rule().generations_apart;
+  if (recovery.phase == Phase::kSlots) {
+    return ask_disk(turn, choose(recovery.claims, world, apart));
+  }
+  for (const Claim& claim : recovery.claims) {
+    if (claim.world_size == world) continue;
+    Failure failure{ErrorKind::kStructureMismatch, claim.owner, {}, {}, {}};
+    failure.why = "the image of rank " + std::to_string(claim.owner) + " (" + to_string(claim.id) +
+                  ") was made by " + std::to_string(claim.world_size) + " ranks, this job has " +
+                  std::to_string(world) + "; use the same number, or another job id";
+    return give_up(turn, failure, -1);
+  }
+  if (!turn.rule().newest_covered) {
+    std::erase_if(recovery.claims, [&](const Claim& c) { return c.id > recovery.evidence; });
+  }
+  Choice choice;
+  choice.id = choose(recovery.claims, world, apart);
+  if (!choice.id.exists() && recovery.evidence.exists()) {
+    Failure failure;
+    failure.ranks = ranks_without_image(recovery.claims, world);
+    failure.why = to_string(recovery.evidence) +
+                  " was complete, but no step has an image of every "
+                  "rank any more; missing in memory and on disk: rank";
+    for (const int rank : failure.ranks) failure.why += " " + std::to_string(rank);
+    if (!failure.ranks.empty()) failure.rank = failure.ranks.front();
+    return give_up(turn, failure, -1);
+  }
+  if (choice.id.exists()) {
+    const auto it = std::find_if(recovery.claims.begin(), recovery.claims.end(),
+                                 [&](const Claim& claim) { return claim.id == choice.id; });
+    if (it != recovery.claims.end()) choice.base = it->base;
+    choice.transfers = plan_transfers(recovery.claims, choice.id, turn.config().holders,
+                                      turn.rule().restore_holders, apart);
+  }
+  recovery.claims.clear();
+  turn.reach(Point::kChosen, choice.id);
+  learn_choice(turn, choice);
+}
+
+/// Own claims and those of all below are there: up with them.
+void tally_claims(Turn& turn) {
+  Recovery& recovery = turn.s.recovery;
+  if (!recovery.mine || recovery.below != turn.everyone_below()) return;
+  if (turn.root()) return choose_at_root(turn);
+  const bool disk = recovery.phase == Phase::kFiles;
+  turn.send(turn.config().parent,
+            Have{disk, std::exchange(recovery.claims, {}), recovery.evidence});
+  if (disk) enter(recovery, Phase::kChoice);
+}
+
+void take_claims(Turn& turn, const std::vector<Claim>& claims, ImageId evidence) {
+  Recovery& recovery = turn.s.recovery;
+  recovery.claims.insert(recovery.claims.end(), claims.begin(), claims.end());
+  recovery.evidence = std::max(recovery.evidence, evidence);
+  tally_claims(turn);
+}
+
+bool recovering(const Turn& turn, Phase phase) {
+  return turn.s.mode == Mode::kRecovering && turn.s.recovery.phase == phase;
+}
+
+}  // namespace
+
+void start_recovery(Turn& turn) {
+  enter(turn.s.recovery, Phase::kSlots);
+  turn.act(VerifySlots{turn.rule().verify_claims});
+}
+
+void on(Turn& turn, const SlotsVerified& event) {
+  if (!recovering(turn, Phase::kSlots) || turn.s.recovery.mine) {
+    return turn.stale("nobody asked for slots");
+  }
+  turn.s.recovery.mine = true;
+  for (const Claim& claim : event.claims) {
+    if (Slot* slot = slot_of(turn, claim)) *slot = {Slot::State::kSealed, claim.id, claim.base};
+  }
+  turn.reach(Point::kClaimed, kNoImage);
+  take_claims(turn, event.claims, event.evidence);
+}
+
+void on(Turn& turn, const FilesVerified& event) {
+  if (!recovering(turn, Phase::kFiles) || turn.s.recovery.mine) {
+    return turn.stale("nobody asked for files");
+  }
+  turn.s.recovery.mine = true;
+  take_claims(turn, event.claims, event.evidence);
+}
+
+void on(Turn& turn, int from, const Have& have) {
+  const int child = child_index(turn, from);
+  if (child < 0) return turn.malformed("have from rank " + std::to_string(from) + ", no child");
+  Recovery& recovery = turn.s.recovery;
+  if (!recovering(turn, have.disk ? Phase::kFiles : Phase::kSlots) ||
+      (recovery.below >> child & 1U) != 0) {
+    return turn.malformed("have from rank " + std::to_string(from) + " out of turn");
+  }
+  recovery.below = static_cast<std::uint8_t>(recovery.below | 1U << child);
+  take_claims(turn, have.claims, have.evidence);
+}
+
+void on(Turn& turn, int from, const AskDisk& ask) {
+  if (from != turn.config().parent || !recovering(turn, Phase::kSlots) || !turn.s.recovery.mine ||
+      turn.s.recovery.below != turn.everyone_below()) {
+    return turn.malformed("ask-disk out of turn");
+  }
+  ask_disk(turn, ask.newer_than);
+}
+
+void on(Turn& turn, int from, const Choice& choice) {
+  if (from != turn.config().parent || !recovering(turn, Phase::kChoice)) {
+    return turn.malformed("choice out of turn");
+  }
+  const int rank = turn.config().rank;
+  for (const Transfer& transfer : choice.transfers) {
+    const int owner = transfer.source.owner;
+    if (transfer.source.id != choice.id && turn.rule().generations_apart) {
+      return turn.malformed("a choice that mixes " + to_string(transfer.source.id) + " into " +
+                            to_string(choice.id));
+    }
+    if (transfer.to == rank && owner != rank && ward_index(turn, owner) < 0) {
+      return turn.malformed("a choice that sends an image of rank " + std::to_string(owner) +
+                            " to this rank, no holder of it");
+    }
+  }
+  learn_choice(turn, choice);
+}
+
+void on(Turn& turn, const Fetched& event) {
+  const bool own = event.owner == turn.config().rank;
+  const int ward = own ? -1 : ward_index(turn, event.owner);
+  if (!recovering(turn, Phase::kFetch) || (!own && ward < 0))
+    return turn.stale("nothing is fetched");
+  SlotPair& pair = own ? turn.s.own : turn.s.held[ward];
+  for (int slot = 0; slot < 2; ++slot) {
+    if (pair[slot].state != Slot::State::kWriting) continue;
+    pair[slot].state = Slot::State::kSealed;
+    --turn.s.recovery.fetching;
+    turn.reach(Point::kFetched, pair[slot].id);
+    if (own) turn.act(CheckStructure{slot});
+    return tally_ready(turn);
+  }
+  turn.stale("nothing is fetched of that rank");
+}
+
+void on(Turn& turn, const FetchFailed& event) {
+  if (!recovering(turn, Phase::kFetch) && !recovering(turn, Phase::kWaiting)) {
+    return turn.stale("nothing is fetched");
+  }
+  give_up(turn, Failure{event.kind, turn.config().rank, {}, {}, event.why}, -1);
+}
+
+void on(Turn& turn, const StructureChecked& event) {
+  if (!recovering(turn, Phase::kFetch) || turn.s.recovery.structure_ok) {
+    return turn.stale("no structure is compared");
+  }
+  if (!event.mismatch.empty() && turn.rule().structure_first) {
+    return give_up(
+        turn,
+        Failure{ErrorKind::kStructureMismatch, turn.config().rank, {}, event.path, event.mismatch},
+        -1);
+  }
+  turn.s.recovery.structure_ok = true;
+  tally_ready(turn);
+}
+
+void on(Turn& turn, int from, const Ready&) {
+  const int child = child_index(turn, from);
+  if (child < 0 || !recovering(turn, Phase::kFetch)) return turn.malformed("ready out of turn");
+  turn.s.recovery.below = static_cast<std::uint8_t>(turn.s.recovery.below | 1U << child);
+  tally_ready(turn);
+}
+
+void on(Turn& turn, int from, const Established& established) {
+  if (turn.s.mode == Mode::kReady) return turn.stale("learned already from an offer or a vote");
+  if (from != turn.config().parent || !recovering(turn, Phase::kWaiting) ||
+      established.id != turn.s.recovery.choice.id) {
+    return turn.malformed("established out of turn");
+  }
+  become_ready(turn);
+}
+
+void on(Turn& turn, int from, const GiveUp& message) {
+  if (child_index(turn, from) < 0 && from != turn.config().parent) {
+    return turn.malformed("give-up from rank " + std::to_string(from) + ", no neighbour");
+  }
+  if (turn.s.mode != Mode::kRecovering) return turn.malformed("give-up after the agreement");
+  give_up(turn, message.failure, from);
+}
+
+void become_ready(Turn& turn) {
+  State& s = turn.s;
+  const ImageId id = s.recovery.choice.id;
+  const int slot = s.recovery.own_slot;
+  turn.send_down(Established{id});
+  s.base = id;
+  s.mode = Mode::kReady;
+  s.recovery = {};
+  turn.reach(Point::kRestoring, id);
+  if (id.exists()) {
+    turn.act(RestoreTrainer{slot, id});
+  } else {
+    turn.act(RecoveredNothing{});
+  }
+}
+
+}  // namespace meshstage::protocol

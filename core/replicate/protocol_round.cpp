@@ -1,0 +1,396 @@
+#include <algorithm>
+#include <string>
+
+#include "protocol_impl.hpp"
+
+/// Rules 2, 3 and 4: staging a step, holding the wards' replicas, voting, the outcome.
+///
+/// A yes climbs the tree (a rank reports once it and everything below it votes yes), complete comes
+/// down from the root. A no needs no tally: whoever votes no knows the outcome, and floods it.
+namespace meshstage::protocol {
+
+namespace {
+
+/// More rounds than this are remembered only while they are open.
+constexpr std::size_t kRememberedRounds = 64;
+
+Round* find_round(State& s, ImageId id) {
+  const auto it = std::find_if(s.rounds.begin(), s.rounds.end(),
+                               [&](const Round& round) { return round.id == id; });
+  return it == s.rounds.end() ? nullptr : &*it;
+}
+
+bool writes(const Round& round) {
+  const auto busy = [](const WardPart& ward) { return ward.part == Part::kWriting; };
+  return round.own == Part::kWriting || std::any_of(round.wards.begin(), round.wards.end(), busy);
+}
+
+Round& round_of(Turn& turn, ImageId id) {
+  auto& rounds = turn.s.rounds;
+  auto it = std::lower_bound(rounds.begin(), rounds.end(), id,
+                             [](const Round& round, ImageId wanted) { return round.id < wanted; });
+  if (it != rounds.end() && it->id == id) return *it;
+  Round fresh;
+  fresh.id = id;
+  fresh.wards.resize(turn.config().wards.size());
+  rounds.insert(it, std::move(fresh));
+  if (rounds.size() > kRememberedRounds) {
+    const auto over = std::find_if(rounds.begin(), rounds.end(), [&](const Round& round) {
+      return round.id != id && round.verdict != Verdict::kOpen && !writes(round);
+    });
+    if (over != rounds.end()) rounds.erase(over);
+  }
+  return *find_round(turn.s, id);
+}
+
+/// The step has failed: this rank votes no, or heard of a no. Tells every neighbour but the one it
+/// comes from. Its slots may be reused once what still writes them has ended.
+void fail(Turn& turn, Round& round, int rank, const std::string& why, int heard_from) {
+  if (round.verdict != Verdict::kOpen) return;
+  round.verdict = Verdict::kFailed;
+  turn.flood(Failed{round.id, rank, why}, heard_from);
+  if (writes(round)) turn.act(AbortRound{round.id});
+  for (WardPart& ward : round.wards) {
+    if (ward.part == Part::kWaiting) ward.part = Part::kFailed;
+  }
+  if (round.requested) turn.act(Announce{round.id, Verdict::kFailed, rank, why});
+  turn.reach(Point::kFailed, round.id);
+}
+
+void fail_here(Turn& turn, Round& round, const std::string& why) {
+  fail(turn, round, turn.config().rank, why, -1);
+}
+
+/// Every rank voted yes: `id` is the base of what comes next, and everything before is over.
+void complete(Turn& turn, ImageId id) {
+  turn.send_down(Complete{id});
+  turn.s.base = id;
+  std::erase_if(turn.s.rounds, [&](const Round& round) { return round.id <= id; });
+  turn.act(Announce{id, Verdict::kComplete, -1, {}});
+  turn.reach(Point::kComplete, id);
+}
+
+void decide(Turn& turn, ImageId id) {
+  turn.reach(Point::kDecided, id);
+  complete(turn, id);
+}
+
+/// Votes when all that the vote vouches for is there, reports when all below has voted too, and at
+/// the root decides. The round may be gone afterwards.
+void try_vote(Turn& turn, Round& round) {
+  if (round.verdict != Verdict::kOpen || round.reported) return;
+  if (!round.voted) {
+    const bool replicas =
+        std::all_of(round.wards.begin(), round.wards.end(),
+                    [](const WardPart& ward) { return ward.part == Part::kSealed; });
+    if (round.own != Part::kSealed) return;
+    if (!replicas && turn.rule().vote_needs_replicas) return;
+    round.voted = true;
+    turn.reach(Point::kVoted, round.id);
+  }
+  if (round.below_yes != turn.everyone_below() && turn.rule().all_must_vote) return;
+  round.reported = true;
+  const ImageId id = round.id;
+  if (!turn.root()) return turn.send(turn.config().parent, Yes{id});
+  if (turn.s.noted) return decide(turn, id);
+  if (!turn.rule().note_first) decide(turn, id);
+  turn.act(NoteFirstComplete{id});  // decide_noted_round goes on
+}
+
+/// The step of a request, made the newest; nullptr (and refused) if it cannot be begun now.
+Round* request(Turn& turn, std::uint64_t step, bool skip) {
+  State& s = turn.s;
+  const ImageId id{s.generation, step};
+  if (s.mode != Mode::kReady || s.wants_finish) {
+    turn.refuse(Refuse::Reason::kNotReady, "stage() needs a recovered, unbroken group");
+    return nullptr;
+  }
+  if (id <= s.newest_requested) {
+    turn.refuse(Refuse::Reason::kNotAbove, "step " + std::to_string(step) + " is not above step " +
+                                               std::to_string(s.newest_requested.step) +
+                                               ", the newest of this generation");
+    return nullptr;
+  }
+  for (const Round& round : s.rounds) {
+    if (skip || round.id >= id) break;
+    const bool promised = round.requested && round.verdict == Verdict::kOpen && turn.rule().promise;
+    if (promised || round.own == Part::kWriting) {  // rule 3
+      turn.refuse(Refuse::Reason::kBusy,
+                  "step " + std::to_string(round.id.step) + " is unfinished");
+      return nullptr;
+    }
+  }
+  s.newest_requested = id;
+  for (Round& round : s.rounds) {
+    if (round.id < id && !round.requested) fail_here(turn, round, "this rank did not stage it");
+  }
+  Round& round = round_of(turn, id);
+  round.requested = true;
+  if (round.verdict == Verdict::kFailed) {  // elsewhere, before this rank came to it
+    turn.act(Announce{id, Verdict::kFailed, -1, "it failed at another rank"});
+    return nullptr;
+  }
+  return &round;
+}
+
+/// The open round of a message; nullptr (and stale) if it is over. A round that this rank's trainer
+/// has already passed by fails here and now.
+Round* open_round(Turn& turn, ImageId id) {
+  if (id.generation != turn.s.generation) {
+    turn.malformed("a round of generation " + std::to_string(id.generation));
+    return nullptr;
+  }
+  if (id <= turn.s.base) {
+    turn.stale("an older step is complete");
+    return nullptr;
+  }
+  Round& round = round_of(turn, id);
+  if (round.verdict != Verdict::kOpen) {
+    turn.stale("the step has failed");
+    return nullptr;
+  }
+  if (!round.requested && turn.s.newest_requested > id) {
+    fail_here(turn, round, "this rank did not stage it");
+    return nullptr;
+  }
+  return &round;
+}
+
+void accept_replica(Turn& turn, Round& round, std::size_t index) {
+  SlotPair& pair = turn.s.held[index];
+  const int slot = turn.rule().stage_beside_base ? slot_beside(pair, turn.s.base) : 0;
+  pair[slot] = Slot{Slot::State::kWriting, round.id, turn.s.base};
+  WardPart& ward = round.wards[index];
+  ward.part = Part::kWriting;
+  const int rank = turn.config().wards[index];
+  turn.act(AcceptReplica{rank, slot, round.id, turn.s.base, ward.sizes});
+  turn.reach(Point::kReplicaWriting, round.id);
+  if (ward.image_digest) turn.act(ExpectDigest{rank, round.id, *ward.image_digest});
+}
+
+/// The slot held for a ward is no longer being written: an offer may have waited for that.
+void accept_waiting(Turn& turn, std::size_t index) {
+  for (Round& round : turn.s.rounds) {
+    if (round.wards[index].part == Part::kWaiting) return accept_replica(turn, round, index);
+  }
+}
+
+/// The slot being written with that image; nullptr if there is none (any more).
+Slot* writing(SlotPair& pair, ImageId id) {
+  for (Slot& slot : pair) {
+    if (slot.state == Slot::State::kWriting && slot.id == id) return &slot;
+  }
+  return nullptr;
+}
+
+/// Ends the writing of a ward's replica; the round goes on by the caller. nullptr if stale.
+Round* end_replica(Turn& turn, int rank, ImageId id, bool sealed) {
+  const int ward = ward_index(turn, rank);
+  Round* round = turn.s.mode == Mode::kReady && ward >= 0 ? find_round(turn.s, id) : nullptr;
+  if (round == nullptr || round->wards[ward].part != Part::kWriting) {
+    turn.stale("no replica of that step is being written");
+    return nullptr;
+  }
+  round->wards[ward].part = sealed ? Part::kSealed : Part::kFailed;
+  if (Slot* slot = writing(turn.s.held[ward], id)) {
+    slot->state = sealed ? Slot::State::kSealed : Slot::State::kFree;
+  }
+  if (sealed) turn.reach(Point::kReplicaSealed, id);
+  return round;
+}
+
+/// What an offer says of the rounds before it: its base is complete, all between have failed. For
+/// the offerer has passed them, knowing their outcome (rule 3), and none that it did not vote for
+/// can ever be complete. False (and refused) if that cannot be.
+bool learn_from_offer(Turn& turn, const Offer& offer) {
+  State& s = turn.s;
+  if (offer.base > s.base) {
+    const Round* round = find_round(s, offer.base);
+    if (round == nullptr || !round->voted || round->verdict != Verdict::kOpen) {
+      turn.malformed("an offer on " + to_string(offer.base) + ", for which this rank never voted");
+      return false;
+    }
+    complete(turn, offer.base);
+  } else if (offer.base < s.base) {
+    turn.malformed("an offer on " + to_string(offer.base) + ", though " + to_string(s.base) +
+                   " is complete");
+    return false;
+  }
+  for (Round& round : s.rounds) {
+    if (round.id < offer.id) fail_here(turn, round, "another rank is past it");
+  }
+  return true;
+}
+
+}  // namespace
+
+// --- this rank's own image ---
+
+void on(Turn& turn, const StageRequested& event) {
+  Round* round = request(turn, event.step, false);
+  if (round == nullptr) return;
+  State& s = turn.s;
+  const int slot = turn.rule().stage_beside_base ? slot_beside(s.own, s.base) : 0;  // rule 2
+  s.own[slot] = Slot{Slot::State::kWriting, round->id, s.base};
+  round->own = Part::kWriting;
+  turn.act(WriteOwn{slot, round->id, s.base, event.sizes});
+  turn.reach(Point::kOwnWriting, round->id);
+  const auto& holders = turn.config().holders[turn.config().rank];
+  for (const int holder : holders) turn.send(holder, Offer{round->id, s.base, event.sizes});
+  if (!holders.empty()) turn.reach(Point::kOffered, round->id);
+}
+
+void on(Turn& turn, const StageSkipped& event) {
+  Round* round = request(turn, event.step, true);
+  if (round == nullptr) return;
+  round->own = Part::kFailed;
+  fail_here(turn, *round, "this rank skipped it");
+}
+
+void on(Turn& turn, const OwnSealed& event) {
+  Round* round = turn.s.mode == Mode::kReady ? find_round(turn.s, event.id) : nullptr;
+  if (round == nullptr || round->own != Part::kWriting) {
+    return turn.stale("that step is not being staged");
+  }
+  round->own = Part::kSealed;
+  if (Slot* slot = writing(turn.s.own, event.id)) slot->state = Slot::State::kSealed;
+  turn.reach(Point::kOwnSealed, event.id);
+  if (round->verdict != Verdict::kOpen) return;
+  for (const int holder : turn.config().holders[turn.config().rank]) {
+    turn.send(holder, Sealed{event.id, event.image_digest});
+  }
+  try_vote(turn, *round);
+}
+
+void on(Turn& turn, const OwnFailed& event) {
+  Round* round = turn.s.mode == Mode::kReady ? find_round(turn.s, event.id) : nullptr;
+  if (round == nullptr || round->own != Part::kWriting) {
+    return turn.stale("that step is not being staged");
+  }
+  round->own = Part::kFailed;
+  if (Slot* slot = writing(turn.s.own, event.id)) slot->state = Slot::State::kFree;
+  fail_here(turn, *round, event.why);
+}
+
+void on(Turn& turn, int from, const Accept& accept) {
+  const auto& holders = turn.config().holders[turn.config().rank];
+  if (std::find(holders.begin(), holders.end(), from) == holders.end()) {
+    return turn.malformed("accept from rank " + std::to_string(from) + ", no holder of this rank");
+  }
+  const Round* round = find_round(turn.s, accept.id);
+  if (round == nullptr || round->verdict != Verdict::kOpen ||
+      (round->own != Part::kWriting && round->own != Part::kSealed)) {
+    return turn.stale("nothing of that step is to be sent");
+  }
+  turn.act(SendImage{from, accept.id, accept.need_manifest});
+}
+
+// --- the wards' replicas ---
+
+void on(Turn& turn, int from, const Offer& offer) {
+  const int ward = ward_index(turn, from);
+  if (ward < 0) {
+    return turn.malformed("offer from rank " + std::to_string(from) + ", no ward of this rank");
+  }
+  if (offer.base >= offer.id) return turn.malformed("an offer older than its base");
+  if (offer.id.generation != turn.s.generation) {
+    return turn.malformed("an offer of " + to_string(offer.id));
+  }
+  if (offer.id <= turn.s.base) return turn.stale("an older step is complete");
+  if (turn.rule().receiver_knows_outcome && !learn_from_offer(turn, offer)) return;
+  Round* round = open_round(turn, offer.id);
+  if (round == nullptr) return;
+  WardPart& part = round->wards[ward];
+  if (part.part != Part::kNone) return turn.malformed("the same offer twice");
+  part.sizes = offer.sizes;
+  part.part = Part::kWaiting;
+  const bool busy = std::any_of(turn.s.rounds.begin(), turn.s.rounds.end(), [&](const Round& r) {
+    return r.wards[ward].part == Part::kWriting;  // of a failed round, being aborted
+  });
+  if (!busy) accept_replica(turn, *round, static_cast<std::size_t>(ward));
+}
+
+void on(Turn& turn, int from, const Sealed& sealed) {
+  const int ward = ward_index(turn, from);
+  if (ward < 0) {
+    return turn.malformed("sealed from rank " + std::to_string(from) + ", no ward of this rank");
+  }
+  Round* round = find_round(turn.s, sealed.id);
+  if (round == nullptr || round->verdict != Verdict::kOpen) return turn.stale("the step is over");
+  WardPart& part = round->wards[ward];
+  if ((part.part != Part::kWriting && part.part != Part::kWaiting) || part.image_digest) {
+    return turn.malformed("sealed without an offer, or twice");
+  }
+  part.image_digest = sealed.image_digest;
+  if (part.part == Part::kWriting) turn.act(ExpectDigest{from, sealed.id, sealed.image_digest});
+}
+
+void on(Turn& turn, const ReplicaReady& event) {
+  const int ward = ward_index(turn, event.ward);
+  const Round* round =
+      turn.s.mode == Mode::kReady && ward >= 0 ? find_round(turn.s, event.id) : nullptr;
+  if (round == nullptr || round->verdict != Verdict::kOpen ||
+      round->wards[ward].part != Part::kWriting) {
+    return turn.stale("no replica of that step is awaited");
+  }
+  turn.send(event.ward, Accept{event.id, event.need_manifest});
+}
+
+void on(Turn& turn, const ReplicaSealed& event) {
+  Round* round = end_replica(turn, event.ward, event.id, true);
+  if (round == nullptr) return;
+  try_vote(turn, *round);
+  accept_waiting(turn, static_cast<std::size_t>(ward_index(turn, event.ward)));
+}
+
+void on(Turn& turn, const ReplicaFailed& event) {
+  Round* round = end_replica(turn, event.ward, event.id, false);
+  if (round == nullptr) return;
+  fail_here(turn, *round, event.why);
+  accept_waiting(turn, static_cast<std::size_t>(ward_index(turn, event.ward)));
+}
+
+// --- the agreement ---
+
+void on(Turn& turn, int from, const Yes& yes) {
+  const int child = child_index(turn, from);
+  if (child < 0) return turn.malformed("yes from rank " + std::to_string(from) + ", no child");
+  Round* round = open_round(turn, yes.id);
+  if (round == nullptr) return;
+  round->below_yes = static_cast<std::uint8_t>(round->below_yes | 1U << child);
+  try_vote(turn, *round);
+}
+
+void on(Turn& turn, int from, const Complete& message) {
+  if (from != turn.config().parent) return turn.malformed("complete, but not from the parent");
+  if (message.id <= turn.s.base) return turn.stale("known already");
+  const Round* round = find_round(turn.s, message.id);
+  if (round == nullptr || round->verdict != Verdict::kOpen ||
+      (!round->voted && turn.rule().all_must_vote)) {
+    return turn.malformed("complete " + to_string(message.id) +
+                          ", for which this rank never voted");
+  }
+  complete(turn, message.id);
+}
+
+void on(Turn& turn, int from, const Failed& failed) {
+  if (child_index(turn, from) < 0 && from != turn.config().parent) {
+    return turn.malformed("failed from rank " + std::to_string(from) + ", no neighbour");
+  }
+  if (failed.id.generation != turn.s.generation) {
+    return turn.malformed("a round of generation " + std::to_string(failed.id.generation));
+  }
+  if (failed.id <= turn.s.base) return turn.stale("an older step is complete");
+  fail(turn, round_of(turn, failed.id), failed.rank, failed.why, from);
+}
+
+void decide_noted_round(Turn& turn) {
+  for (const Round& round : turn.s.rounds) {
+    if (!round.reported || round.verdict != Verdict::kOpen) continue;
+    const ImageId id = round.id;
+    turn.reach(Point::kFirstNoted, id);
+    return decide(turn, id);
+  }
+}
+
+}  // namespace meshstage::protocol

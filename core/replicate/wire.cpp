@@ -1,0 +1,369 @@
+#include <cstring>
+#include <limits>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/replicate/wire.hpp>
+
+namespace meshstage::protocol {
+
+namespace {
+
+constexpr std::uint32_t kMagic = 0x4d50534d;  // "MSPM" as bytes
+/// Texts for people are cut to this, so that no error can make a message too long for its link.
+constexpr std::size_t kMaxText = 4096;
+constexpr std::size_t kClaimBytes = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 32 + 16;
+
+/// Appends little-endian.
+class Writer {
+ public:
+  template <class T>
+  void number(T value) {
+    using U = std::make_unsigned_t<T>;
+    auto bits = static_cast<U>(value);
+    for (std::size_t i = 0; i < sizeof(T); ++i) {
+      bytes_.push_back(static_cast<std::byte>(bits & 0xffU));
+      if constexpr (sizeof(T) > 1) bits = static_cast<U>(bits >> 8U);
+    }
+  }
+  void rank(int value) { number(static_cast<std::int32_t>(value)); }
+  void flag(bool value) { number(static_cast<std::uint8_t>(value ? 1 : 0)); }
+  void count(std::size_t value) { number(static_cast<std::uint32_t>(value)); }
+  void text(const std::string& value) {
+    const std::size_t length = std::min(value.size(), kMaxText);
+    count(length);
+    for (std::size_t i = 0; i < length; ++i) bytes_.push_back(static_cast<std::byte>(value[i]));
+  }
+  void id(ImageId value) {
+    number(value.generation);
+    number(value.step);
+  }
+  void digest(const Digest& value) {
+    number(value.low);
+    number(value.high);
+  }
+  void sizes(const ImageSizes& value) {
+    number(value.image_bytes);
+    number(value.manifest_bytes);
+    digest(value.manifest_digest);
+  }
+  void claim(const Claim& value) {
+    rank(value.at);
+    rank(value.owner);
+    number(static_cast<std::uint8_t>(value.place));
+    number(static_cast<std::uint8_t>(value.slot));
+    number(static_cast<std::uint32_t>(value.world_size));
+    id(value.id);
+    id(value.base);
+    sizes(value.sizes);
+    digest(value.image_digest);
+  }
+  std::vector<std::byte> take() { return std::move(bytes_); }
+
+ private:
+  std::vector<std::byte> bytes_;
+};
+
+/// Reads what Writer wrote, from bytes that anybody may have written.
+class Reader {
+ public:
+  Reader(const WireContext& context, int sender, std::span<const std::byte> bytes)
+      : context_(context), sender_(sender), bytes_(bytes) {}
+
+  void message_is(const char* name) { message_ = name; }
+
+  [[noreturn]] void bad(const char* field, const std::string& what) const {
+    throw make_error<CorruptData>("control message " + std::string(message_) + " from rank " +
+                                      std::to_string(sender_) + ": " + field + ": " + what,
+                                  sender_);
+  }
+
+  template <class T>
+  T number(const char* field) {
+    using U = std::make_unsigned_t<T>;
+    if (bytes_.size() < sizeof(T)) bad(field, "the message ends before it");
+    U value = 0;
+    for (std::size_t i = 0; i < sizeof(T); ++i) {
+      value = static_cast<U>(value | static_cast<U>(static_cast<U>(bytes_[i]) << (8 * i)));
+    }
+    bytes_ = bytes_.subspan(sizeof(T));
+    return static_cast<T>(value);
+  }
+  int rank(const char* field, bool may_be_none = false) {
+    const auto value = number<std::int32_t>(field);
+    if (value == -1 && may_be_none) return value;
+    if (value < 0 || value >= context_.world_size) {
+      bad(field, "rank " + std::to_string(value) + " is not in [0, " +
+                     std::to_string(context_.world_size) + ")");
+    }
+    return value;
+  }
+  /// A byte that must be at most `most`.
+  int small(const char* field, int most) {
+    const int value = number<std::uint8_t>(field);
+    if (value > most) bad(field, std::to_string(value) + " is above " + std::to_string(most));
+    return value;
+  }
+  bool flag(const char* field) { return small(field, 1) == 1; }
+  /// A count of things that take at least `each` bytes, so that it cannot ask for more memory than
+  /// a small multiple of the message.
+  std::size_t count(const char* field, std::size_t each) {
+    const auto value = number<std::uint32_t>(field);
+    if (value > bytes_.size() / each) {
+      bad(field, std::to_string(value) + " of them do not fit the " +
+                     std::to_string(bytes_.size()) + " bytes that follow");
+    }
+    return value;
+  }
+  std::string text(const char* field) {
+    const std::size_t length = count(field, 1);
+    if (length > kMaxText) bad(field, std::to_string(length) + " bytes are too long a text");
+    std::string value(length, '\0');
+    if (length != 0) std::memcpy(value.data(), bytes_.data(), length);
+    bytes_ = bytes_.subspan(length);
+    return value;
+  }
+  /// An id; kNoImage only where that has a meaning.
+  ImageId id(const char* field, bool may_be_none = false) {
+    ImageId value;
+    value.generation = number<std::uint64_t>(field);
+    value.step = number<std::uint64_t>(field);
+    if (value.generation == 0 && (!may_be_none || value.step != 0)) {
+      bad(field, "no image has generation 0");
+    }
+    return value;
+  }
+  Digest digest(const char* field) {
+    Digest value;
+    value.low = number<std::uint64_t>(field);
+    value.high = number<std::uint64_t>(field);
+    return value;
+  }
+  ImageSizes sizes() {
+    ImageSizes value;
+    value.image_bytes = number<std::uint64_t>("image bytes");
+    value.manifest_bytes = number<std::uint64_t>("manifest bytes");
+    if (value.image_bytes > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
+      bad("image bytes", std::to_string(value.image_bytes) + " is more than a file can hold");
+    }
+    if (value.manifest_bytes > value.image_bytes) {
+      bad("manifest bytes", std::to_string(value.manifest_bytes) + " is more than the image's " +
+                                std::to_string(value.image_bytes));
+    }
+    value.manifest_digest = digest("manifest digest");
+    return value;
+  }
+  Claim claim() {
+    Claim value;
+    value.at = rank("claim's place");
+    // An image of a larger world is reported to the root, which names both sizes.
+    value.owner = number<std::int32_t>("claim's owner");
+    if (value.owner < 0) bad("claim's owner", "rank " + std::to_string(value.owner));
+    value.place = static_cast<Place>(small("claim's kind", 3));
+    value.slot = small("claim's slot", 1);
+    const auto world = number<std::uint32_t>("claim's world size");
+    if (world == 0 || world > static_cast<std::uint32_t>(std::numeric_limits<int>::max())) {
+      bad("claim's world size", std::to_string(world));
+    }
+    value.world_size = static_cast<int>(world);
+    if (value.owner >= value.world_size) {
+      bad("claim's owner", "rank " + std::to_string(value.owner) + " of " + std::to_string(world));
+    }
+    value.id = id("claim's id");
+    value.base = id("claim's base", true);
+    if (value.base >= value.id) bad("claim's base", "not older than the image");
+    value.sizes = sizes();
+    value.image_digest = digest("claim's image digest");
+    return value;
+  }
+  ErrorKind error_kind(const char* field) {
+    return static_cast<ErrorKind>(small(field, static_cast<int>(ErrorKind::kCancelled)));
+  }
+  void end() const {
+    if (!bytes_.empty()) bad("length", std::to_string(bytes_.size()) + " bytes too many");
+  }
+
+ private:
+  const WireContext& context_;
+  int sender_;
+  std::span<const std::byte> bytes_;
+  const char* message_ = "header";
+};
+
+// --- one pair for each message ---
+
+void write(Writer& w, const Offer& m) {
+  w.id(m.id);
+  w.id(m.base);
+  w.sizes(m.sizes);
+}
+void read(Reader& r, Offer& m) {
+  m.id = r.id("id");
+  m.base = r.id("base", true);
+  if (m.base >= m.id) r.bad("base", to_string(m.base) + " is not older than " + to_string(m.id));
+  m.sizes = r.sizes();
+}
+void write(Writer& w, const Accept& m) {
+  w.id(m.id);
+  w.flag(m.need_manifest);
+}
+void read(Reader& r, Accept& m) {
+  m.id = r.id("id");
+  m.need_manifest = r.flag("need manifest");
+}
+void write(Writer& w, const Sealed& m) {
+  w.id(m.id);
+  w.digest(m.image_digest);
+}
+void read(Reader& r, Sealed& m) {
+  m.id = r.id("id");
+  m.image_digest = r.digest("image digest");
+}
+void write(Writer& w, const Yes& m) { w.id(m.id); }
+void read(Reader& r, Yes& m) { m.id = r.id("id"); }
+void write(Writer& w, const Complete& m) { w.id(m.id); }
+void read(Reader& r, Complete& m) { m.id = r.id("id"); }
+void write(Writer& w, const Failed& m) {
+  w.id(m.id);
+  w.rank(m.rank);
+  w.text(m.why);
+}
+void read(Reader& r, Failed& m) {
+  m.id = r.id("id");
+  m.rank = r.rank("rank", true);
+  m.why = r.text("why");
+}
+void write(Writer& w, const Have& m) {
+  w.flag(m.disk);
+  w.count(m.claims.size());
+  for (const Claim& claim : m.claims) w.claim(claim);
+  w.id(m.evidence);
+}
+void read(Reader& r, Have& m) {
+  m.disk = r.flag("disk");
+  m.claims.resize(r.count("claims", kClaimBytes));
+  for (Claim& claim : m.claims) {
+    claim = r.claim();
+    const bool file = claim.place == Place::kOwnFile || claim.place == Place::kHeldFile;
+    if (file != m.disk) r.bad("claim's kind", m.disk ? "a slot among files" : "a file among slots");
+  }
+  m.evidence = r.id("evidence", true);
+}
+void write(Writer& w, const AskDisk& m) { w.id(m.newer_than); }
+void read(Reader& r, AskDisk& m) { m.newer_than = r.id("newer than", true); }
+void write(Writer& w, const Choice& m) {
+  w.id(m.id);
+  w.id(m.base);
+  w.count(m.transfers.size());
+  for (const Transfer& transfer : m.transfers) {
+    w.claim(transfer.source);
+    w.rank(transfer.to);
+  }
+}
+void read(Reader& r, Choice& m) {
+  m.id = r.id("id", true);
+  m.base = r.id("base", true);
+  m.transfers.resize(r.count("transfers", kClaimBytes + 4));
+  for (Transfer& transfer : m.transfers) {
+    transfer.source = r.claim();
+    transfer.to = r.rank("transfer's destination");
+  }
+}
+void write(Writer&, const Ready&) {}
+void read(Reader&, Ready&) {}
+void write(Writer& w, const Established& m) { w.id(m.id); }
+void read(Reader& r, Established& m) { m.id = r.id("id", true); }
+void write(Writer& w, const GiveUp& m) {
+  w.number(static_cast<std::uint8_t>(m.failure.kind));
+  w.rank(m.failure.rank);
+  w.count(m.failure.ranks.size());
+  for (const int rank : m.failure.ranks) w.rank(rank);
+  w.text(m.failure.path);
+  w.text(m.failure.why);
+}
+void read(Reader& r, GiveUp& m) {
+  m.failure.kind = r.error_kind("kind");
+  m.failure.rank = r.rank("rank", true);
+  m.failure.ranks.resize(r.count("ranks", 4));
+  for (int& rank : m.failure.ranks) rank = r.rank("ranks");
+  m.failure.path = r.text("path");
+  m.failure.why = r.text("why");
+}
+void write(Writer& w, const OnDisk& m) { w.id(m.id); }
+void read(Reader& r, OnDisk& m) { m.id = r.id("id"); }
+void write(Writer& w, const AllOnDisk& m) { w.id(m.id); }
+void read(Reader& r, AllOnDisk& m) { m.id = r.id("id"); }
+void write(Writer&, const WantFinish&) {}
+void read(Reader&, WantFinish&) {}
+void write(Writer&, const Finish&) {}
+void read(Reader&, Finish&) {}
+void write(Writer& w, const Death& m) {
+  w.rank(m.rank);
+  w.number(static_cast<std::uint8_t>(m.kind));
+  w.text(m.why);
+}
+void read(Reader& r, Death& m) {
+  m.rank = r.rank("rank", true);
+  m.kind = r.error_kind("kind");
+  m.why = r.text("why");
+}
+
+template <std::size_t I = 0>
+Body read_body(Reader& reader, std::size_t kind) {
+  if constexpr (I == std::variant_size_v<Body>) {
+    reader.bad("kind", std::to_string(kind) + " is unknown");
+  } else {
+    if (kind != I) return read_body<I + 1>(reader, kind);
+    std::variant_alternative_t<I, Body> body;
+    reader.message_is(name_of(Body{body}));
+    read(reader, body);
+    return body;
+  }
+}
+
+}  // namespace
+
+std::vector<std::byte> encode(const WireContext& context, int sender, const Message& message) {
+  Writer writer;
+  writer.number(kMagic);
+  writer.number(kWireVersion);
+  writer.number(static_cast<std::uint16_t>(message.body.index()));
+  writer.number(context.job_tag);
+  writer.number(static_cast<std::uint32_t>(context.world_size));
+  writer.number(static_cast<std::uint32_t>(sender));
+  writer.number(message.generation);
+  std::visit([&](const auto& body) { write(writer, body); }, message.body);
+  return writer.take();
+}
+
+Message decode(const WireContext& context, int sender, std::span<const std::byte> bytes) {
+  Reader reader(context, sender, bytes);
+  if (reader.number<std::uint32_t>("magic") != kMagic) reader.bad("magic", "not a control message");
+  const auto version = reader.number<std::uint16_t>("version");
+  if (version < kOldestWireVersion || version > kWireVersion) {
+    reader.bad("version", std::to_string(version) + ", this library reads " +
+                              std::to_string(kOldestWireVersion) + " to " +
+                              std::to_string(kWireVersion) + "; use one build on all ranks");
+  }
+  const auto kind = reader.number<std::uint16_t>("kind");
+  if (reader.number<std::uint64_t>("job") != context.job_tag) reader.bad("job", "another job's");
+  const auto world = reader.number<std::uint32_t>("world size");
+  if (world != static_cast<std::uint32_t>(context.world_size)) {
+    reader.bad("world size",
+               std::to_string(world) + ", this job has " + std::to_string(context.world_size));
+  }
+  const auto from = reader.number<std::uint32_t>("sender");
+  if (from != static_cast<std::uint32_t>(sender)) {
+    reader.bad("sender", "it says rank " + std::to_string(from));
+  }
+  Message message;
+  message.generation = reader.number<std::uint64_t>("generation");
+  if (message.generation == 0) reader.bad("generation", "0 is none");
+  message.body = read_body(reader, kind);
+  reader.end();
+  return message;
+}
+
+}  // namespace meshstage::protocol
