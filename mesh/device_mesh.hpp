@@ -102,8 +102,9 @@ class MESHSTAGE_API DeviceMesh {
   struct Order;  // ranks of an irregular mesh in row-major order, and the way back
   DeviceMesh() = default;
   static DeviceMesh make(std::vector<std::int64_t> shape, std::vector<std::string> names);
-  static DeviceMesh of(std::vector<int> ranks, std::vector<std::int64_t> shape,
-                       std::vector<std::string> names);
+  void set_strides(std::int64_t offset, std::vector<std::int64_t> strides);
+  [[nodiscard]] DeviceMesh with_shape(std::vector<std::int64_t> shape,
+                                      std::vector<std::string> names) const;
   [[nodiscard]] std::vector<std::size_t> dims(std::span<const std::string> names) const;
   [[nodiscard]] DeviceMesh slice_at(std::span<const std::size_t> dims, std::int64_t base) const;
   [[nodiscard]] int unchecked_rank(std::int64_t index) const noexcept;
@@ -112,8 +113,9 @@ class MESHSTAGE_API DeviceMesh {
   std::vector<std::int64_t> shape_;
   std::vector<std::string> names_;
   std::int64_t size_ = 1;
-  std::int64_t offset_ = 0;            // strided: the rank at coordinate 0
-  std::vector<std::int64_t> strides_;  // strided: in ranks; 0 for a dimension of size 1
+  std::int64_t offset_ = 0;             // strided: the rank at coordinate 0
+  std::vector<std::int64_t> strides_;   // strided: in ranks; 0 for a dimension of size 1
+  std::vector<std::size_t> by_stride_;  // strided: dimensions, largest stride first
   std::shared_ptr<const Order> order_;
 };
 

@@ -17,8 +17,9 @@ struct SurviveOptions {
   /// Tensors that live in another domain of `skip_level` are left out of the holders' copies.
   bool skip_replicated = false;
   DomainLevel skip_level = DomainLevel::kHost;
-  /// Sets of one size are counted one by one only if there are at most this many.
-  std::uint64_t enumerate_at_most = 1'000'000;
+  /// Losses above the smallest fatal size are counted by listing the fatal ones, if that takes at
+  /// most so many entries (a loss with two reasons is listed twice, and counted once).
+  std::uint64_t enumerate_at_most = 200'000;
   /// Counts go up to this many lost domains (fewer if there are fewer).
   int count_up_to = 4;
 };
@@ -26,7 +27,7 @@ struct SurviveOptions {
 /// How a number in LossCount is known.
 enum class Knowledge : std::uint8_t {
   kProven,        ///< by the argument at survive()
-  kEnumerated,    ///< every set was tried
+  kEnumerated,    ///< every fatal set was listed
   kNotEnumerated  ///< too many sets: `survived` says nothing
 };
 
@@ -67,8 +68,9 @@ struct SurviveReport {
 /// of domains: those of the ranks that have it and of the holders of those ranks' copies of it. A
 /// loss F destroys it if and only if D is a subset of F. So every loss of fewer domains than the
 /// smallest D is survived, and the smallest D itself (the lowest of them) is the first that is not.
-/// The number of smallest sets D is also exactly the number of fatal losses of that size; larger
-/// losses are tried one by one where they are few enough, and else called not enumerated.
+/// The number of distinct smallest sets D is also exactly the number of fatal losses of that size;
+/// larger fatal losses (all sets that contain a D) are listed where they are few enough, and else
+/// called not enumerated.
 ///
 /// Throws InvalidArgument if holders, mesh and domains do not fit each other.
 [[nodiscard]] MESHSTAGE_API SurviveReport survive(const FailureDomains& domains,

@@ -1,0 +1,190 @@
+#include <meshstage/mesh/survive.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <map>
+#include <random>
+
+#include <meshstage/core/error/error.hpp>
+#include "tests/support/catch.hpp"
+
+using namespace meshstage;
+
+namespace {
+
+// Every element of the tensor, by brute force: is it somewhere after these domains are lost? In the
+// memory of a rank that is left and has it, or in the copy that a holder that is left has of it.
+bool survives(const FailureDomains& domains, const Holders& holders, const DeviceMesh& mesh,
+              const TensorSpec& tensor, const SurviveOptions& options, unsigned lost) {
+  const auto up = [&](int r) { return (lost >> domains.domain_of(r, options.level) & 1) == 0; };
+  // Keys: element, and for Partial the coordinates whose contribution it is.
+  std::map<std::vector<std::int64_t>, bool> alive;
+  for (const int r : mesh.ranks()) {
+    const auto c = *mesh.coordinate(r);
+    const LocalShard s = local_shard(mesh, r, tensor.shape, tensor.placements);
+    const bool left_out =
+        options.skip_replicated &&
+        replica_elsewhere(mesh, tensor.placements, domains, options.skip_level, r).has_value();
+    bool here = up(r);
+    for (const int h : holders[static_cast<std::size_t>(r)]) here = here || (!left_out && up(h));
+    for (std::int64_t i = 0; i < s.shape[0]; ++i) {
+      for (std::int64_t j = 0; j < s.shape[1]; ++j) {
+        std::vector<std::int64_t> key{s.offset[0] + i, s.offset[1] + j};
+        for (std::size_t d = 0; d < mesh.ndim(); ++d) {
+          key.push_back(tensor.placements[d].is_partial() ? c[d] : -1);
+        }
+        alive[key] = alive[key] || here;
+      }
+    }
+  }
+  return std::all_of(alive.begin(), alive.end(), [](const auto& kv) { return kv.second; });
+}
+
+void check_against(const Survival& got, int domains, const std::function<bool(unsigned)>& ok) {
+  int always = domains;
+  std::vector<int> first;
+  for (int k = 1; k <= domains && first.empty(); ++k) {
+    for (unsigned lost = 1; lost < (1U << domains); ++lost) {
+      if (std::popcount(lost) != k || ok(lost)) continue;
+      std::vector<int> set;
+      for (int d = 0; d < domains; ++d) {
+        if ((lost >> d & 1) != 0) set.push_back(d);
+      }
+      if (first.empty() || set < first) first = set;
+      always = k - 1;
+    }
+  }
+  CHECK(got.always_survived == always);
+  CHECK(got.first_lost == first);
+  for (const LossCount& c : got.counts) {
+    double sets = 0;
+    double survived = 0;
+    for (unsigned lost = 1; lost < (1U << domains); ++lost) {
+      if (std::popcount(lost) != c.lost) continue;
+      sets += 1;
+      survived += ok(lost) ? 1 : 0;
+    }
+    CHECK(c.sets == sets);
+    CHECK(c.how != Knowledge::kNotEnumerated);
+    CHECK(c.survived == survived);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("what losses are survived is what trying them all finds") {
+  std::mt19937 random(2024);
+  const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+  int tensors_differ = 0;
+  for (int round = 0; round < 250; ++round) {
+    std::vector<std::int64_t> shape{1 + below(3), 1 + below(3), 1 + below(2)};
+    std::vector<int> ranks(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]));
+    for (std::size_t i = 0; i < ranks.size(); ++i) ranks[i] = static_cast<int>(i);
+    std::shuffle(ranks.begin(), ranks.end(), random);
+    const auto mesh = DeviceMesh::from_ranks(ranks, shape);
+    const int world = static_cast<int>(mesh.size()) + below(3);  // some ranks outside the mesh
+    std::vector<std::string> names;
+    const int hosts = 1 + below(6);
+    for (int r = 0; r < world; ++r) names.push_back("h" + std::to_string(below(hosts)));
+    const auto domains = FailureDomains::from_host_names(names);
+    Holders holders(static_cast<std::size_t>(world));
+    for (int r = 0; r < world; ++r) {
+      for (int i = 0, n = below(3); i < n; ++i) {
+        const int h = below(world);
+        auto& mine = holders[static_cast<std::size_t>(r)];
+        if (h != r && std::find(mine.begin(), mine.end(), h) == mine.end()) mine.push_back(h);
+      }
+    }
+    std::vector<TensorSpec> tensors;
+    for (int t = 0; t < 3; ++t) {
+      TensorSpec spec{"t" + std::to_string(t), {below(6), 1 + below(6)}, {}, "f32", 4};
+      for (int d = 0; d < 3; ++d) {
+        const int kind = below(5);
+        spec.placements.push_back(kind < 2   ? Placement::replicate()
+                                  : kind < 4 ? Placement::shard(below(2))
+                                             : Placement::partial());
+      }
+      tensors.push_back(spec);
+    }
+    const SurviveOptions options{
+        .level = below(3) == 0 && world <= 10 ? DomainLevel::kRank : DomainLevel::kHost,
+        .skip_replicated = below(2) == 0};
+    const auto report = survive(domains, holders, mesh, tensors, options);
+    const int n = domains.count(options.level);
+    CHECK(report.domains == n);
+    check_against(report.ranks, n, [&](unsigned lost) {
+      for (int r = 0; r < world; ++r) {
+        bool here = (lost >> domains.domain_of(r, options.level) & 1) == 0;
+        for (const int h : holders[static_cast<std::size_t>(r)]) {
+          here = here || (lost >> domains.domain_of(h, options.level) & 1) == 0;
+        }
+        if (!here) return false;
+      }
+      return true;
+    });
+    REQUIRE(report.tensors.size() == tensors.size());
+    for (std::size_t t = 0; t < tensors.size(); ++t) {
+      INFO(mesh << " " << to_string(tensors[t].placements) << " " << tensors[t].shape[0] << "x"
+                << tensors[t].shape[1]);
+      CHECK(report.tensors[t].name == tensors[t].name);
+      check_against(report.tensors[t], n, [&](unsigned lost) {
+        return survives(domains, holders, mesh, tensors[t], options, lost);
+      });
+      tensors_differ += report.tensors[t].always_survived != report.ranks.always_survived;
+    }
+  }
+  CHECK(tensors_differ > 50);
+}
+
+TEST_CASE("one copy on another host survives one host, and names the first pair that is lost") {
+  const auto domains = FailureDomains::uniform(8, 2);
+  const auto mesh = DeviceMesh::from_shape({2, 4}, {"dp", "tp"});
+  const TensorSpec sharded{"w", {8, 8}, parse_placements("S(0),S(1)"), "f32", 4};
+  const TensorSpec replicated{"b", {8, 8}, parse_placements("R,R"), "f32", 4};
+  const auto report =
+      survive(domains, make_holders(domains), mesh, std::vector<TensorSpec>{sharded, replicated});
+  CHECK(report.ranks.always_survived == 1);
+  CHECK(report.ranks.first_lost == std::vector<int>{0, 2});
+  CHECK(report.ranks.lost_rank == 0);
+  CHECK(report.ranks.counts[1].survived == 4);  // of 6 pairs; 0,2 and 1,3 are fatal
+  CHECK(report.tensors[0].always_survived == 1);
+  CHECK(report.tensors[1].always_survived == 3);
+  CHECK(report.tensors[1].first_lost == std::vector<int>{0, 1, 2, 3});
+}
+
+TEST_CASE("what is too much to list is called not enumerated, never survived") {
+  const auto domains = FailureDomains::uniform(64, 1);
+  const auto mesh = DeviceMesh::from_shape({64});
+  const auto report = survive(domains, make_holders(domains), mesh, {}, {.enumerate_at_most = 100});
+  REQUIRE(report.ranks.counts.size() == 4);
+  CHECK(report.ranks.counts[0].how == Knowledge::kProven);
+  CHECK(report.ranks.counts[1].how == Knowledge::kProven);
+  CHECK(report.ranks.counts[1].survived == 64 * 63 / 2 - 32);
+  CHECK(report.ranks.counts[2].how == Knowledge::kNotEnumerated);
+  CHECK(report.ranks.counts[2].survived == 0);
+}
+
+TEST_CASE("leaving out what the mesh replicates costs copies, never the last one") {
+  const auto domains = FailureDomains::uniform(8, 2);
+  const auto mesh = DeviceMesh::from_shape({2, 4}, {"dp", "tp"});
+  const TensorSpec t{"w", {8}, parse_placements("R,S(0)"), "f32", 4};
+  // Ranks 0 and 4 have the first part, on hosts 0 and 2; a ring puts copies on hosts 0 and 2 too.
+  const auto holders = make_holders(domains, {.policy = PartnerPolicy::kRing, .copies = 2});
+  const auto with = survive(domains, holders, mesh, std::vector<TensorSpec>{t});
+  const auto without =
+      survive(domains, holders, mesh, std::vector<TensorSpec>{t}, {.skip_replicated = true});
+  CHECK(with.tensors[0].always_survived == 3);
+  CHECK(without.tensors[0].always_survived == 1);
+  CHECK(without.tensors[0].first_lost == std::vector<int>{0, 2});
+  CHECK(without.ranks.always_survived == with.ranks.always_survived);
+}
+
+TEST_CASE("holders, mesh and hosts that do not fit each other are refused") {
+  const auto domains = FailureDomains::uniform(4, 2);
+  const auto mesh = DeviceMesh::from_shape({4});
+  CHECK_THROWS_AS(survive(domains, {{1}}, mesh, {}), InvalidArgument);
+  CHECK_THROWS_AS(survive(domains, make_holders(domains), DeviceMesh::from_shape({5}), {}),
+                  InvalidArgument);
+  CHECK_THROWS_AS(survive(domains, make_holders(domains), mesh, {}, {.level = DomainLevel::kRack}),
+                  InvalidArgument);
+}
