@@ -1,4 +1,5 @@
 #pragma once
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -39,11 +40,22 @@ struct MeshFileResult {
   std::vector<MeshFileError> errors;           ///< by line
 };
 
-/// The most ranks a mesh file may describe (2^24).
-inline constexpr std::int64_t kMaxMeshFileRanks = std::int64_t{1} << 24;
+/// What a mesh file may describe at most, so that no file costs more than a GiB to read.
+struct MeshFileLimits {
+  std::int64_t ranks = std::int64_t{1} << 24;
+  /// Ranks times copies.
+  std::int64_t copies = std::int64_t{1} << 26;
+};
 
 /// Reads the text of a mesh file. Never throws for what is in it.
-[[nodiscard]] MESHSTAGE_API MeshFileResult parse_mesh_file(std::string_view text);
+[[nodiscard]] MESHSTAGE_API MeshFileResult parse_mesh_file(std::string_view text,
+                                                           const MeshFileLimits& limits = {});
+
+/// Ranks as a list of numbers and ranges, "0-3,8"; each once. Throws InvalidArgument that shows the
+/// form; `at_most` bounds how many there may be.
+[[nodiscard]] MESHSTAGE_API std::vector<int> parse_ranks(std::string_view text,
+                                                         std::int64_t at_most = std::int64_t{1}
+                                                                                << 24);
 
 /// Reads a mesh file. Throws NotFound if it cannot be read, InvalidArgument with the first error
 /// (and how many more) if something is wrong in it.

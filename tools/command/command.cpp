@@ -65,7 +65,10 @@ int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream&
   } catch (const Error& e) {
     const bool wrong_input =
         e.kind() == ErrorKind::kInvalidArgument || e.kind() == ErrorKind::kNotFound;
-    return fail(e.what(), wrong_input ? 2 : 1, false);
+    std::string what = e.what();
+    const std::string kind = std::string(to_string(e.kind())) + ": ";
+    if (wrong_input && what.rfind(kind, 0) == 0) what.erase(0, kind.size());
+    return fail(what, wrong_input ? 2 : 1, false);
   }
 }
 
