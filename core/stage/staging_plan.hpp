@@ -64,6 +64,10 @@ class MESHSTAGE_API StagingPlan {
   /// `state`. Throws StructureMismatch if the plan does not fit.
   [[nodiscard]] Value rebuild(const Value& state, std::span<std::byte> image,
                               std::shared_ptr<const void> owner, StorageTraits traits = {}) const;
+  /// The distinct tensors in the order of StagingSource::tensors, on `image` instead.
+  [[nodiscard]] std::vector<Tensor> place_tensors(std::span<std::byte> image,
+                                                  std::shared_ptr<const void> owner,
+                                                  StorageTraits traits = {}) const;
 
  private:
   struct Impl;

@@ -1,0 +1,259 @@
+#include <algorithm>
+#include <bit>
+#include <unordered_map>
+
+#include <meshstage/core/image/flatten_impl.hpp>
+#include <meshstage/core/image/values_impl.hpp>
+#include <meshstage/core/tree/walk_impl.hpp>
+
+namespace meshstage::detail {
+namespace {
+
+std::string hex(std::span<const std::byte> bytes) {
+  constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string text;
+  for (const auto b : bytes) {
+    text += kDigits[std::to_integer<std::size_t>(b) >> 4U];
+    text += kDigits[std::to_integer<std::size_t>(b) & 15U];
+  }
+  return text;
+}
+
+class Flattener {
+ public:
+  FlatState run(const Value& state) {
+    visit(state);
+    return std::move(flat_);
+  }
+
+ private:
+  // Each visit returns how many levels of containers it found, which is bounded also where objects
+  // met before make a tree deeper than the path to it.
+  std::size_t visit(const Value& value) {
+    if (value.is_scalar()) {
+      flat_.items.push_back({});
+      flat_.tree += '0';
+      encode_scalar(flat_.values, value);
+      return 0;
+    }
+    if (const auto* tensor = value.get_if<Tensor>())
+      return visit_tensor(*tensor, value.attributes());
+    return visit_container(value);
+  }
+
+  std::size_t visit_tensor(const Tensor& tensor, const Dict* attributes) {
+    if (!tensor.device().is_cpu()) {
+      throw make_error<InvalidArgument>(walk_.path().shown() + " is on " +
+                                            to_string(tensor.device()) +
+                                            "; only CPU tensors can be staged",
+                                        {}, {}, walk_.path().text());
+    }
+    const auto next = static_cast<std::uint32_t>(flat_.tensors.size());
+    const auto [it, added] = tensors_.try_emplace(tensor.identity(), next);
+    if (added) {
+      const auto [s, fresh] = storages_.try_emplace(
+          tensor.storage().identity(), static_cast<std::uint32_t>(flat_.storages.size()));
+      if (fresh) flat_.storages.push_back(tensor.storage());
+      flat_.tensors.push_back({tensor, s->second, walk_.path().text()});
+    }
+    const bool has = attributes != nullptr && !attributes->empty();
+    flat_.items.push_back({ValueKind::kTensor, !added, has, it->second, 0});
+    flat_.tree += "{\"t\":" + std::to_string(it->second);
+    std::size_t height = 0;
+    if (has) {
+      flat_.tree += ",\"a\":";
+      walk_.below_attributes([&] { height = visit_container(Value(*attributes)); });
+    }
+    flat_.tree += '}';
+    return height;
+  }
+
+  std::size_t visit_container(const Value& value) {
+    const void* identity = container_identity(value);
+    const auto known = containers_.find(identity);
+    if (known != containers_.end() && heights_[known->second] != kOpen) {
+      flat_.items.push_back({value.kind(), true, false, known->second, 0});
+      flat_.tree += "{\"r\":" + std::to_string(known->second) + '}';
+      return heights_[known->second];
+    }
+    std::size_t height = 0;
+    const auto index = static_cast<std::uint32_t>(flat_.containers.size());
+    walk_.open(identity, [&] {
+      containers_.emplace(identity, index);
+      heights_.push_back(kOpen);
+      flat_.containers.push_back(identity);
+      if (const auto* dict = value.get_if<Dict>()) {
+        height = visit_dict(*dict, index);
+      } else if (const auto* list = value.get_if<List>()) {
+        height = visit_sequence(*list, ValueKind::kList, index);
+      } else if (const auto* tuple = value.get_if<Tuple>()) {
+        height = visit_sequence(*tuple, ValueKind::kTuple, index);
+      } else {
+        height = visit_node(value.as<NodePtr>(), index);
+      }
+    });
+    if (++height > kMaxTreeDepth) {
+      throw make_error<InvalidArgument>(
+          walk_.path().shown() + " is deeper than " + std::to_string(kMaxTreeDepth) + " levels", {},
+          {}, walk_.path().text());
+    }
+    heights_[index] = height;
+    return height;
+  }
+
+  void begin(ValueKind kind, std::uint32_t index, std::size_t count,
+             std::weak_ptr<const void> hold) {
+    flat_.items.push_back({kind, false, false, index, static_cast<std::uint32_t>(count)});
+    flat_.holds.push_back(std::move(hold));
+  }
+
+  void append_key(const Key& key) {
+    if (key.is_string()) {
+      append_json_string(flat_.tree, Path::escape(key));
+    } else {
+      flat_.tree += std::to_string(key.integer());
+    }
+  }
+
+  std::size_t visit_entry(const Key& key, const Value& value) {
+    flat_.keys.push_back(key);
+    flat_.tree += '[';
+    append_key(key);
+    flat_.tree += ',';
+    std::size_t height = 0;
+    walk_.below(key, [&] { height = visit(value); });
+    flat_.tree += ']';
+    return height;
+  }
+
+  std::size_t visit_dict(const Dict& dict, std::uint32_t index) {
+    begin(ValueKind::kDict, index, dict.size(), dict.weak());
+    flat_.tree += "{\"d\":[";
+    std::size_t height = 0;
+    bool first = true;
+    for (const auto& [key, value] : dict) {
+      if (!std::exchange(first, false)) flat_.tree += ',';
+      height = std::max(height, visit_entry(key, value));
+    }
+    flat_.tree += "]}";
+    return height;
+  }
+
+  std::size_t visit_sequence(const Sequence& sequence, ValueKind kind, std::uint32_t index) {
+    begin(kind, index, sequence.size(), sequence.weak());
+    flat_.tree += kind == ValueKind::kList ? "{\"l\":[" : "{\"u\":[";
+    std::size_t height = 0;
+    for (std::size_t i = 0; i < sequence.size(); ++i) {
+      if (i > 0) flat_.tree += ',';
+      walk_.below(Key(i), [&] { height = std::max(height, visit(sequence[i])); });
+    }
+    flat_.tree += "]}";
+    return height;
+  }
+
+  std::size_t visit_node(const NodePtr& node, std::uint32_t index) {
+    // Kept until the end of the walk: what children() made for us must not lend its identity to
+    // others.
+    const auto& list =
+        *kept_.emplace_back(std::make_unique<std::vector<Node::Child>>(node->children()));
+    begin(ValueKind::kNode, index, list.size(), node);
+    flat_.nodes.push_back({node->type_name(), node->auxiliary().clone()});
+    flat_.tree += "{\"n\":";
+    append_json_string(flat_.tree, Path::escape(Key(flat_.nodes.back().type_name)));
+    flat_.tree += ",\"x\":";
+    append_plain(flat_.nodes.back().auxiliary);
+    flat_.tree += ",\"c\":[";
+    std::size_t height = 0;
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      if (i > 0) flat_.tree += ',';
+      height = std::max(height, visit_entry(Key(list[i].name), list[i].value));
+    }
+    flat_.tree += "]}";
+    return height;
+  }
+
+  // Plain data as JSON, its values included: it is structure.
+  void append_plain(const Value& value) {
+    auto& json = flat_.tree;
+    switch (value.kind()) {
+      case ValueKind::kNull:
+        json += "null";
+        return;
+      case ValueKind::kBool:
+        json += value.as<bool>() ? "true" : "false";
+        return;
+      case ValueKind::kInt:
+        json += std::to_string(value.as<std::int64_t>());
+        return;
+      case ValueKind::kDouble: {
+        const auto number = value.as<double>();
+        json += "{\"f\":\"" + hex(std::as_bytes(std::span(&number, 1))) + "\"}";
+        return;
+      }
+      case ValueKind::kString:
+        append_json_string(json, Path::escape(Key(value.as<std::string>())));
+        return;
+      case ValueKind::kBytes:
+        json += "{\"b\":\"" + hex(value.as<Bytes>()) + "\"}";
+        return;
+      case ValueKind::kList:
+        json += "{\"l\":";
+        append_plain_all(value.as<List>());
+        json += '}';
+        return;
+      case ValueKind::kTuple:
+        json += "{\"u\":";
+        append_plain_all(value.as<Tuple>());
+        json += '}';
+        return;
+      case ValueKind::kDict: {
+        json += "{\"d\":[";
+        bool first = true;
+        for (const auto& [key, entry] : value.as<Dict>()) {
+          json += std::exchange(first, false) ? "[" : ",[";
+          append_key(key);
+          json += ',';
+          append_plain(entry);
+          json += ']';
+        }
+        json += "]}";
+        return;
+      }
+      default:
+        throw make_error<InvalidArgument>(walk_.path().shown() +
+                                              ": the auxiliary data of a node holds " +
+                                              value.describe() + "; make it a child",
+                                          {}, {}, walk_.path().text());
+    }
+  }
+  void append_plain_all(const Sequence& sequence) {
+    flat_.tree += '[';
+    for (std::size_t i = 0; i < sequence.size(); ++i) {
+      if (i > 0) flat_.tree += ',';
+      append_plain(sequence[i]);
+    }
+    flat_.tree += ']';
+  }
+
+  static constexpr std::size_t kOpen = SIZE_MAX;
+  FlatState flat_;
+  Walk walk_;
+  std::unordered_map<const void*, std::uint32_t> tensors_, storages_, containers_;
+  std::vector<std::size_t> heights_;
+  std::vector<std::unique_ptr<std::vector<Node::Child>>> kept_;
+};
+
+}  // namespace
+
+FlatState flatten(const Value& state) { return Flattener().run(state); }
+
+void append_json_string(std::string& json, std::string_view text) {
+  json += '"';
+  for (const char c : text) {
+    if (c == '"' || c == '\\') json += '\\';
+    json += c;
+  }
+  json += '"';
+}
+
+}  // namespace meshstage::detail

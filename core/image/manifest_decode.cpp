@@ -1,0 +1,189 @@
+// Reads a manifest. The safetensors index has checked names, sizes and offsets of the entries; here
+// the structure in "__metadata__" is checked against them.
+#include <algorithm>
+
+#include <meshstage/core/image/manifest_impl.hpp>
+#include <meshstage/core/image/safetensors.hpp>
+
+namespace meshstage::detail {
+namespace {
+
+using nlohmann::json;
+
+// Levels of JSON that a tree of kMaxTreeDepth has, with room.
+constexpr std::size_t kMaxJsonDepth = 4 * kMaxTreeDepth + 16;
+constexpr std::size_t kMaxDims = 64;
+
+[[noreturn]] void refuse(const std::string& why) { throw CorruptData("image manifest: " + why); }
+
+// A parser's answer to very deep nesting is not ours to rely on.
+void check_depth(std::string_view text) {
+  std::size_t depth = 0;
+  bool in_string = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > kMaxJsonDepth) refuse("its structure is nested too deeply");
+    } else if ((c == ']' || c == '}') && depth > 0) {
+      --depth;
+    }
+  }
+}
+
+std::uint64_t unsigned_of(const json& j, const char* what) {
+  if (!j.is_number_unsigned()) refuse(std::string(what) + " is not a number from 0 on");
+  return j.get<std::uint64_t>();
+}
+
+std::int64_t signed_of(const json& j, const char* what) {
+  const auto number = unsigned_of(j, what);
+  if (number > static_cast<std::uint64_t>(INT64_MAX)) refuse(std::string(what) + " is too large");
+  return static_cast<std::int64_t>(number);
+}
+
+const json& member(const json& j, const char* name) {
+  const auto it = j.find(name);
+  if (it == j.end()) refuse(std::string("\"") + name + "\" is missing");
+  return *it;
+}
+
+const json& list(const json& j, const char* what) {
+  if (!j.is_array()) refuse(std::string(what) + " is not a list");
+  return j;
+}
+
+std::vector<std::int64_t> numbers(const json& j, const char* what) {
+  if (list(j, what).size() > kMaxDims)
+    refuse(std::string(what) + " has " + std::to_string(j.size()) + " dims");
+  std::vector<std::int64_t> result;
+  for (const auto& n : j) result.push_back(signed_of(n, what));
+  return result;
+}
+
+Manifest::View view_of(const json& j, std::size_t index, std::size_t storages) {
+  const auto what = "tensor " + std::to_string(index);
+  if (!j.is_array() || (j.size() != 3 && j.size() != 5))
+    refuse(what + " is not [storage, dtype, shape(, strides, offset)]");
+  Manifest::View view;
+  const auto storage = unsigned_of(j[0], "a tensor's storage");
+  if (storage >= storages)
+    refuse(what + " is on storage " + std::to_string(storage) + " of " + std::to_string(storages));
+  view.storage = static_cast<std::uint32_t>(storage);
+  const auto dtype =
+      j[1].is_string() ? dtype_from_string(j[1].get_ref<const std::string&>()) : std::nullopt;
+  if (!dtype) refuse(what + " has no known dtype");
+  view.dtype = *dtype;
+  view.shape = numbers(j[2], "a tensor's shape");
+  if (j.size() == 5) {
+    view.strides = numbers(j[3], "a tensor's strides");
+    view.offset = signed_of(j[4], "a tensor's offset");
+  } else {
+    try {
+      view.strides = contiguous_strides(view.shape);
+    } catch (const InvalidArgument& e) {
+      refuse(what + ": " + e.what());
+    }
+  }
+  return view;
+}
+
+Manifest::Range entry_range(const SafetensorsIndex& index, std::string_view name) {
+  const auto* entry = index.find(name);
+  if (entry == nullptr) refuse("the entry \"" + std::string(name) + "\" is missing");
+  return {index.data_begin() + entry->begin, index.data_begin() + entry->end};
+}
+
+// The ranges of the storages: each is the range of an entry, and no two are the same.
+std::vector<Manifest::Range> storage_ranges(const json& j, const SafetensorsIndex& index) {
+  std::vector<Manifest::Range> ranges;
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> used;
+  for (const auto& r : list(j, "\"storages\"")) {
+    if (!r.is_array() || r.size() != 2) refuse("a storage is not [begin, end]");
+    const std::pair range{unsigned_of(r[0], "a storage's begin"),
+                          unsigned_of(r[1], "a storage's end")};
+    const auto& entries = index.entries();
+    const auto it = std::lower_bound(
+        entries.begin(), entries.end(), range,
+        [](const auto& e, const auto& wanted) { return std::pair(e.begin, e.end) < wanted; });
+    if (it == entries.end() || it->begin != range.first || it->end != range.second) {
+      refuse("storage " + std::to_string(ranges.size()) + " at [" + std::to_string(range.first) +
+             ", " + std::to_string(range.second) + ") is no entry of the header");
+    }
+    if (range.first != range.second) used.push_back(range);
+    ranges.push_back({index.data_begin() + range.first, index.data_begin() + range.second});
+  }
+  std::sort(used.begin(), used.end());
+  if (std::adjacent_find(used.begin(), used.end()) != used.end())
+    refuse("two storages lie in the same place");
+  return ranges;
+}
+
+Manifest decode(std::span<const std::byte> image) {
+  const auto index = SafetensorsIndex::parse(image);
+  const auto text = index.find_metadata(kMetadataKey);
+  if (!text)
+    refuse("it has no \"meshstage\" in __metadata__: a safetensors file, but not one of ours");
+  check_depth(*text);
+  const auto root = json::parse(*text);
+  if (!root.is_object()) refuse("its structure is not an object");
+  const auto format = unsigned_of(member(root, "format"), "\"format\"");
+  if (format != kFormatVersion) {
+    refuse("format version " + std::to_string(format) + "; this library reads version " +
+           std::to_string(kFormatVersion));
+  }
+  Manifest m;
+  m.data_begin = index.data_begin();
+  m.block_bytes = unsigned_of(member(root, "block_bytes"), "\"block_bytes\"");
+  if (m.block_bytes == 0) refuse("blocks of 0 bytes");
+  m.storages = storage_ranges(member(root, "storages"), index);
+  for (const auto& j : list(member(root, "tensors"), "\"tensors\"")) {
+    m.views.push_back(view_of(j, m.views.size(), m.storages.size()));
+  }
+  m.values = entry_range(index, kValuesName);
+  m.trailer = entry_range(index, kTrailerName);
+  if (m.trailer.end != image.size() || m.values.end != m.trailer.begin) {
+    refuse("values and trailer are not the last two entries");
+  }
+  m.tree = member(root, "tree");
+  return m;
+}
+
+}  // namespace
+
+Manifest decode_manifest(std::span<const std::byte> image) {
+  try {
+    return decode(image);
+  } catch (const json::exception& e) {
+    refuse(e.what());
+  }
+}
+
+std::string describe_range(std::span<const std::byte> image, std::uint64_t begin, std::uint64_t end,
+                           std::string& first) {
+  constexpr std::size_t kShown = 3;
+  const auto index = SafetensorsIndex::parse(image);
+  std::string text;
+  std::size_t count = 0;
+  for (const auto& entry : index.entries()) {
+    if (entry.begin == entry.end || index.data_begin() + entry.end <= begin ||
+        index.data_begin() + entry.begin >= end ||
+        entry.name.starts_with(std::string(kReservedPrefix) + ".pad.")) {
+      continue;
+    }
+    const bool reserved = entry.name == kValuesName;
+    if (++count > kShown) continue;
+    if (count > 1) text += ", ";
+    text += reserved ? "the scalars" : entry.name;
+    if (first.empty() && !reserved) first = entry.name;
+  }
+  if (count == 0) return "padding";
+  if (count > kShown) text += " and " + std::to_string(count - kShown) + " more";
+  return text;
+}
+
+}  // namespace meshstage::detail

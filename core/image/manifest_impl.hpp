@@ -1,0 +1,68 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <meshstage/core/image/flatten_impl.hpp>
+#include <meshstage/core/image/layout.hpp>
+#include <meshstage/core/tensor/tensor.hpp>
+
+namespace meshstage::detail {
+
+/// The version that this code writes; it reads this one and the one before (there is none yet).
+inline constexpr std::uint32_t kFormatVersion = 1;
+
+// Reserved names of entries: FORMAT.md, "Names". No path escapes to one.
+inline constexpr std::string_view kReservedPrefix = "__meshstage__";
+inline constexpr std::string_view kValuesName = "__meshstage__.values";
+inline constexpr std::string_view kTrailerName = "__meshstage__.trailer";
+inline constexpr std::string_view kRootName = "__meshstage__.root";
+inline constexpr std::string_view kMetadataKey = "meshstage";
+
+/// The names of the storages' entries: the first path that covers each whole, or a reserved one.
+struct StorageName {
+  std::string name;
+  const FlatTensor* cover = nullptr;  ///< Whose dtype and shape the entry has; null for plain U8.
+};
+std::vector<StorageName> storage_names(const FlatState& flat);
+
+/// The JSON of the header, without padding. `segments` and the other members of `layout` but for
+/// data_begin are set, offsets counted from the data section's begin.
+std::string encode_manifest(const FlatState& flat, const std::vector<StorageName>& names,
+                            const ImageLayout& layout);
+
+/// What a manifest says; checked for consistency within itself and with the image's size, but views
+/// are checked against their storages only when tensors are made.
+struct Manifest {
+  struct Range {
+    std::uint64_t begin = 0, end = 0;  ///< From the image's begin.
+  };
+  struct View {
+    std::uint32_t storage = 0;
+    DType dtype = DType::kU8;
+    Shape shape;
+    Strides strides;
+    std::int64_t offset = 0;
+  };
+  std::uint64_t data_begin = 0;
+  std::uint64_t block_bytes = 0;
+  std::vector<Range> storages;
+  std::vector<View> views;
+  Range values, trailer;
+  nlohmann::json tree;
+};
+
+/// Throws CorruptData.
+Manifest decode_manifest(std::span<const std::byte> image);
+
+/// The paths of the tensors (the scalars, the padding) that lie in image bytes [begin, end), at
+/// most a few: "model.wte.weight and 2 more". `first` becomes the first path. Throws CorruptData.
+std::string describe_range(std::span<const std::byte> image, std::uint64_t begin, std::uint64_t end,
+                           std::string& first);
+
+}  // namespace meshstage::detail

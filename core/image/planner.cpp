@@ -1,0 +1,155 @@
+// Where each storage goes in an image. What stayed since the layout before keeps its offset, so
+// that a structure that grows a little moves nothing; freed ranges are filled first; above 10 % of
+// waste everything is laid out anew.
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <unordered_map>
+
+#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/image/bytes_impl.hpp>
+#include <meshstage/core/image/manifest_impl.hpp>
+#include <meshstage/core/image/planner_impl.hpp>
+
+namespace meshstage::detail {
+namespace {
+
+constexpr std::uint64_t kAlignment = 64;
+constexpr std::uint64_t kPage = 4096;
+
+// Offsets in the data section, by storage; `end` is behind the last.
+struct Placement {
+  std::vector<std::uint64_t> offsets;
+  std::uint64_t end = 0;
+};
+
+std::uint64_t room_for(const Storage& storage) { return round_up(storage.nbytes(), kAlignment); }
+
+Placement place_anew(const FlatState& flat) {
+  Placement p;
+  for (const auto& storage : flat.storages) {
+    // Storages of no byte have an entry too, which must not lie within another: all at the begin.
+    p.offsets.push_back(storage.nbytes() == 0 ? 0 : p.end);
+    p.end += room_for(storage);
+  }
+  return p;
+}
+
+// Which offset each storage had before, if it is the same storage, or one of the same name and
+// size.
+std::vector<std::optional<std::uint64_t>> kept_offsets(const FlatState& flat,
+                                                       const std::vector<StorageName>& names,
+                                                       const PreviousLayout& previous) {
+  const auto& segments = previous.layout.segments;
+  std::unordered_map<const void*, const ImageSegment*> by_identity;
+  std::unordered_map<std::string_view, const ImageSegment*> by_name;
+  std::unordered_map<const ImageSegment*, bool> taken;
+  for (const auto& segment : segments) {
+    by_identity.emplace(previous.storages[segment.storage].identity(), &segment);
+    by_name.emplace(segment.name, &segment);
+  }
+  std::vector<std::optional<std::uint64_t>> kept(flat.storages.size());
+  const auto keep = [&](std::size_t i, const auto& map, const auto& key) {
+    const auto it = map.find(key);
+    if (it == map.end() || it->second->bytes != flat.storages[i].nbytes() || taken[it->second])
+      return;
+    taken[it->second] = true;
+    kept[i] = it->second->offset - previous.layout.data_begin;
+  };
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    if (flat.storages[i].nbytes() > 0) keep(i, by_identity, flat.storages[i].identity());
+  }
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    if (flat.storages[i].nbytes() > 0 && !kept[i] && names[i].cover != nullptr)
+      keep(i, by_name, names[i].name);
+  }
+  return kept;
+}
+
+Placement place_again(const FlatState& flat, const std::vector<StorageName>& names,
+                      const PreviousLayout& previous) {
+  const auto kept = kept_offsets(flat, names, previous);
+  Placement p;
+  p.offsets.resize(flat.storages.size());
+  std::map<std::uint64_t, std::uint64_t> used;  // begin -> end
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    if (!kept[i]) continue;
+    p.offsets[i] = *kept[i];
+    used.emplace(*kept[i], *kept[i] + room_for(flat.storages[i]));
+  }
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> holes;  // begin, end
+  for (const auto& [begin, end] : used) {
+    if (begin > p.end) holes.emplace_back(p.end, begin);
+    p.end = end;
+  }
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    const auto room = room_for(flat.storages[i]);
+    if (kept[i] || room == 0) continue;
+    const auto hole = std::find_if(holes.begin(), holes.end(),
+                                   [&](auto h) { return h.second - h.first >= room; });
+    auto& begin = hole == holes.end() ? p.end : hole->first;
+    p.offsets[i] = begin;
+    begin += room;
+  }
+  return p;
+}
+
+Placement place(const FlatState& flat, const std::vector<StorageName>& names,
+                const PreviousLayout* previous) {
+  auto anew = place_anew(flat);
+  if (previous == nullptr) return anew;
+  auto again = place_again(flat, names, *previous);
+  const auto waste = again.end - anew.end;
+  return waste > again.end / 10 ? anew : again;
+}
+
+// Room for the scalars to grow in without a new layout.
+std::uint64_t values_room(const FlatState& flat, const PreviousLayout* previous) {
+  const std::uint64_t used = 8 + flat.values.size();
+  if (previous != nullptr) {
+    const auto before = previous->layout.trailer_begin - previous->layout.values_begin;
+    if (used <= before && before <= 4 * used + kPage) return before;
+  }
+  return round_up(used + std::min<std::uint64_t>(used / 4, 64 << 10U) + 64, kAlignment);
+}
+
+}  // namespace
+
+ImageLayout make_layout(const FlatState& flat, std::uint64_t block_bytes,
+                        const PreviousLayout* previous) {
+  const auto names = storage_names(flat);
+  const auto placement = place(flat, names, previous);
+  ImageLayout layout;
+  layout.block_bytes = block_bytes;
+  for (std::uint32_t i = 0; i < flat.storages.size(); ++i) {
+    layout.segments.push_back({i, placement.offsets[i], flat.storages[i].nbytes(), names[i].name});
+    layout.storage_bytes += flat.storages[i].nbytes();
+  }
+  std::stable_sort(layout.segments.begin(), layout.segments.end(),
+                   [](const auto& a, const auto& b) {
+                     return std::pair(a.offset, a.bytes) < std::pair(b.offset, b.bytes);
+                   });
+  layout.values_begin = placement.end;
+  layout.trailer_begin = layout.values_begin + values_room(flat, previous);
+  layout.image_bytes = layout.trailer_begin + trailer_size(layout.trailer_begin, block_bytes);
+
+  const auto json = encode_manifest(flat, names, layout);
+  // Some headroom, so that a little growth of the structure does not move the data.
+  layout.data_begin = round_up(8 + json.size() + json.size() / 16 + 512, kPage);
+  if (previous != nullptr && 8 + json.size() <= previous->layout.data_begin &&
+      previous->layout.data_begin <= 4 * layout.data_begin) {
+    layout.data_begin = previous->layout.data_begin;
+  }
+  layout.manifest.assign(layout.data_begin, std::byte{' '});
+  store(std::span(layout.manifest), 0, layout.data_begin - 8);
+  std::memcpy(layout.manifest.data() + 8, json.data(), json.size());
+  layout.manifest_digest = digest128(layout.manifest);
+  for (auto& segment : layout.segments) segment.offset += layout.data_begin;
+  layout.values_begin += layout.data_begin;
+  layout.trailer_begin += layout.data_begin;
+  layout.image_bytes += layout.data_begin;
+  return layout;
+}
+
+}  // namespace meshstage::detail

@@ -1,0 +1,146 @@
+// Brings an image into a state dict that has the same structure, in place.
+#include <unordered_map>
+#include <unordered_set>
+
+#include <meshstage/core/image/copy_impl.hpp>
+#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/tree/walk_impl.hpp>
+
+namespace meshstage {
+namespace {
+
+std::optional<Difference> compare_decoded(const Value& image, const Value& state) {
+  return compare(image, state,
+                 {.values = false, .storage_bytes = true, .device = false, .key_order = false});
+}
+
+// Calls f with each tensor of a tree, more than once where it is shared; containers once.
+template <class F>
+void for_each_tensor(const Value& value, detail::Walk& walk, std::unordered_set<const void*>& seen,
+                     const F& f) {
+  if (const auto* tensor = value.get_if<Tensor>()) {
+    f(*tensor, walk.path());
+    if (const auto* attributes = value.attributes()) {
+      walk.below_attributes([&] { for_each_tensor(Value(*attributes), walk, seen, f); });
+    }
+    return;
+  }
+  if (value.is_scalar() || !seen.insert(detail::container_identity(value)).second) return;
+  const auto visit = [&](const Key& key, const Value& inner) {
+    walk.below(key, [&] { for_each_tensor(inner, walk, seen, f); });
+  };
+  if (const auto* dict = value.get_if<Dict>()) {
+    for (const auto& [key, inner] : *dict) visit(key, inner);
+  } else if (const auto* node = value.get_if<NodePtr>()) {
+    for (const auto& child : (*node)->children()) visit(Key(child.name), child.value);
+  } else {
+    const Sequence* sequence = value.get_if<List>();
+    if (sequence == nullptr) sequence = value.get_if<Tuple>();
+    for (std::size_t i = 0; i < sequence->size(); ++i) visit(Key(i), (*sequence)[i]);
+  }
+}
+
+void check_writable(const Value& state) {
+  detail::Walk walk;
+  std::unordered_set<const void*> seen;
+  for_each_tensor(state, walk, seen, [](const Tensor& tensor, const Path& path) {
+    if (tensor.device().is_cpu() && !tensor.storage().traits().read_only) return;
+    throw make_error<InvalidState>(
+        path.shown() +
+            (tensor.device().is_cpu() ? " is in read-only memory"
+                                      : " is on " + to_string(tensor.device())) +
+            "; nothing can be restored into it",
+        {}, {}, path.text());
+  });
+}
+
+// Structures are equal: compare_decoded() found nothing.
+class Assigner {
+ public:
+  void assign(Value& to, const Value& from) {
+    if (from.is_scalar()) {
+      to = from;
+      return;
+    }
+    if (const auto* tensor = from.get_if<Tensor>()) {
+      const auto& source = tensor->storage();
+      const auto& target = to.as<Tensor>().storage();
+      if (copied_.insert(target.identity()).second)
+        detail::copy_bytes(target.bytes(), source.bytes());
+      // An empty dict of attributes on one side may be none on the other.
+      if (const auto* attributes = from.attributes();
+          attributes != nullptr && to.attributes() != nullptr) {
+        Value inner = *to.attributes();
+        assign(inner, Value(*attributes));
+      }
+      return;
+    }
+    if (const auto* node = from.get_if<NodePtr>()) return assign_node(to, **node);
+    if (!done_.insert(detail::container_identity(to)).second) return;
+    if (const auto* dict = from.get_if<Dict>()) {
+      Dict target = to.as<Dict>();
+      for (const auto& [key, value] : *dict) assign(*target.find(key), value);
+    } else if (const auto* list = from.get_if<List>()) {
+      List target = to.as<List>();
+      assign_all(target, *list);
+    } else {
+      Tuple target = to.as<Tuple>();
+      assign_all(target, from.as<Tuple>());
+    }
+  }
+
+ private:
+  void assign_all(Sequence& to, const Sequence& from) {
+    for (std::size_t i = 0; i < from.size(); ++i) assign(to[i], from[i]);
+  }
+
+  void assign_node(Value& to, const Node& from) {
+    const auto old = to.as<NodePtr>();
+    if (const auto it = replaced_.find(old.get()); it != replaced_.end()) {
+      to = it->second;
+      return;
+    }
+    const auto theirs = from.children();
+    const auto ours = old->children();
+    std::vector<Value> children;
+    for (std::size_t i = 0; i < ours.size(); ++i) {
+      children.push_back(ours[i].value);
+      assign(children.back(), theirs[i].value);
+    }
+    NodePtr now = old;
+    if (!old->assign(children)) now = old->rebuild(std::move(children));
+    kept_.push_back(old);  // its identity is a key of replaced_
+    replaced_.emplace(old.get(), now);
+    to = now;
+  }
+
+  std::unordered_set<const void*> copied_, done_;
+  std::unordered_map<const void*, NodePtr> replaced_;
+  std::vector<NodePtr> kept_;
+};
+
+Value decode_for_reading(std::span<const std::byte> image) { return decode_image(image, nullptr); }
+
+}  // namespace
+
+std::optional<Difference> compare_structure(std::span<const std::byte> image, const Value& state) {
+  return compare_decoded(decode_for_reading(image), state);
+}
+
+void restore_into(std::span<const std::byte> image, Value& state) {
+  const Value decoded = decode_for_reading(image);
+  if (const auto difference = compare_decoded(decoded, state)) {
+    throw make_error<StructureMismatch>(
+        "the image does not fit the state dict (image against state): " + difference->describe(),
+        {}, {}, difference->path);
+  }
+  check_writable(state);
+  Assigner().assign(state, decoded);
+}
+
+void restore_into(std::span<const std::byte> image, Dict& state) {
+  Value value = state;
+  restore_into(image, value);
+}
+
+}  // namespace meshstage

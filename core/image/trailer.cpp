@@ -1,0 +1,157 @@
+#include <algorithm>
+#include <cstring>
+
+#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/image/bytes_impl.hpp>
+#include <meshstage/core/image/manifest_impl.hpp>
+#include <meshstage/core/image/trailer_impl.hpp>
+
+namespace meshstage {
+namespace detail {
+namespace {
+
+// FORMAT.md, "Trailer".
+constexpr std::uint64_t kMagic = 0x314C4941'5254534DU;     // "MSTRAIL1"
+constexpr std::uint64_t kEndMagic = 0x31444E45'474D534DU;  // "MSMGEND1"
+constexpr std::size_t kVersionAt = 8, kJobBytesAt = 12, kJobAt = 16, kRankAt = 80, kWorldAt = 84,
+                      kIdAt = 88, kBaseAt = 104, kImageBytesAt = 120, kDataBeginAt = 128,
+                      kBlockBytesAt = 136, kBlockCountAt = 144, kManifestDigestAt = 152,
+                      kTableAt = 192;
+// From the end: trailer bytes, magic, digest.
+constexpr std::size_t kFooterBytes = 32;
+
+void store_digest(std::span<std::byte> bytes, std::size_t at, const Digest& digest) {
+  store(bytes, at, digest.low);
+  store(bytes, at + 8, digest.high);
+}
+
+Digest load_digest(std::span<const std::byte> bytes, std::size_t at) {
+  const auto low = load<std::uint64_t>(bytes, at);
+  return {load<std::uint64_t>(bytes, at + 8), low};
+}
+
+[[noreturn]] void refuse(const std::string& why) { throw CorruptData("image trailer: " + why); }
+
+std::uint64_t block_count(std::uint64_t digested, std::uint64_t block) {
+  return digested / block + (digested % block != 0 ? 1 : 0);
+}
+
+ImageIdentity read_identity(std::span<const std::byte> trailer) {
+  ImageIdentity identity;
+  const auto job_bytes = load<std::uint32_t>(trailer, kJobBytesAt);
+  if (job_bytes > kMaxJobBytes) refuse("a job name of " + std::to_string(job_bytes) + " bytes");
+  identity.job.assign(reinterpret_cast<const char*>(trailer.data()) + kJobAt, job_bytes);
+  identity.rank = load<std::int32_t>(trailer, kRankAt);
+  identity.world_size = load<std::int32_t>(trailer, kWorldAt);
+  if (identity.rank < 0 || identity.rank >= identity.world_size) {
+    refuse("rank " + std::to_string(identity.rank) + " of " + std::to_string(identity.world_size));
+  }
+  identity.id = {load<std::uint64_t>(trailer, kIdAt), load<std::uint64_t>(trailer, kIdAt + 8)};
+  identity.base = {load<std::uint64_t>(trailer, kBaseAt),
+                   load<std::uint64_t>(trailer, kBaseAt + 8)};
+  return identity;
+}
+
+}  // namespace
+
+void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> block_digests,
+                   ImageInfo& info) {
+  const auto& identity = info.identity;
+  if (identity.job.size() > kMaxJobBytes) {
+    throw InvalidArgument("a job name of " + std::to_string(identity.job.size()) +
+                          " bytes; at most " + std::to_string(kMaxJobBytes) + " fit an image");
+  }
+  if (identity.rank < 0 || identity.rank >= identity.world_size) {
+    throw InvalidArgument("rank " + std::to_string(identity.rank) + " of " +
+                          std::to_string(identity.world_size));
+  }
+  const std::size_t bytes = kTableAt + 8 * block_digests.size() + kFooterBytes;
+  const auto t = image.subspan(info.image_bytes - bytes, bytes);
+  std::memset(t.data(), 0, kTableAt);
+  store(t, 0, kMagic);
+  store(t, kVersionAt, kFormatVersion);
+  store(t, kJobBytesAt, static_cast<std::uint32_t>(identity.job.size()));
+  std::memcpy(t.data() + kJobAt, identity.job.data(), identity.job.size());
+  store(t, kRankAt, static_cast<std::int32_t>(identity.rank));
+  store(t, kWorldAt, static_cast<std::int32_t>(identity.world_size));
+  store(t, kIdAt, identity.id.generation);
+  store(t, kIdAt + 8, identity.id.step);
+  store(t, kBaseAt, identity.base.generation);
+  store(t, kBaseAt + 8, identity.base.step);
+  store(t, kImageBytesAt, info.image_bytes);
+  store(t, kDataBeginAt, info.manifest_bytes);
+  store(t, kBlockBytesAt, info.block_bytes);
+  store(t, kBlockCountAt, static_cast<std::uint64_t>(block_digests.size()));
+  store_digest(t, kManifestDigestAt, info.manifest_digest);
+  std::memcpy(t.data() + kTableAt, block_digests.data(), block_digests.size_bytes());
+  store(t, bytes - 32, static_cast<std::uint64_t>(bytes));
+  store(t, bytes - 24, kEndMagic);
+  info.image_digest = digest128(t.first(bytes - 16));
+  store_digest(t, bytes - 16, info.image_digest);
+}
+
+Trailer read_trailer(std::span<const std::byte> image) {
+  const auto size = image.size();
+  if (size < kTableAt + kFooterBytes)
+    refuse("an image of " + std::to_string(size) + " bytes is too short for one");
+  if (load<std::uint64_t>(image, size - 24) != kEndMagic) {
+    refuse(
+        "the last bytes are not those of an image (truncated, something appended, or never "
+        "sealed)");
+  }
+  const auto bytes = load<std::uint64_t>(image, size - 32);
+  if (bytes > size || bytes < kTableAt + kFooterBytes || bytes % 8 != 0) {
+    refuse("a length of " + std::to_string(bytes) + " in an image of " + std::to_string(size));
+  }
+  const auto t = image.last(bytes);
+  if (load<std::uint64_t>(t, 0) != kMagic) refuse("does not begin as one");
+  Trailer trailer;
+  trailer.begin = size - bytes;
+  auto& info = trailer.info;
+  info.image_digest = load_digest(t, bytes - 16);
+  if (digest128(t.first(bytes - 16)) != info.image_digest)
+    refuse("its digest does not match its bytes");
+  const auto version = load<std::uint32_t>(t, kVersionAt);
+  if (version != kFormatVersion) {
+    refuse("format version " + std::to_string(version) + "; this library reads version " +
+           std::to_string(kFormatVersion));
+  }
+  info.identity = read_identity(t);
+  info.image_bytes = load<std::uint64_t>(t, kImageBytesAt);
+  info.manifest_bytes = load<std::uint64_t>(t, kDataBeginAt);
+  info.block_bytes = load<std::uint64_t>(t, kBlockBytesAt);
+  info.manifest_digest = load_digest(t, kManifestDigestAt);
+  const auto refuse_sizes = [&](const std::string& why) {
+    throw make_error<CorruptData>("image of " + to_string(info.identity) + ": " + why,
+                                  info.identity.rank, info.identity.id.step);
+  };
+  if (info.image_bytes != size) {
+    refuse_sizes("says it has " + std::to_string(info.image_bytes) + " bytes, not " +
+                 std::to_string(size));
+  }
+  if (info.manifest_bytes < 8 || info.manifest_bytes > trailer.begin ||
+      info.manifest_bytes % 4096 != 0) {
+    refuse_sizes("says its data begin at byte " + std::to_string(info.manifest_bytes));
+  }
+  if (load<std::uint64_t>(image, 0) != info.manifest_bytes - 8) {
+    refuse_sizes("its header says another length than its trailer");
+  }
+  const auto count = load<std::uint64_t>(t, kBlockCountAt);
+  if (info.block_bytes == 0 || count != (bytes - kTableAt - kFooterBytes) / 8 ||
+      count != block_count(trailer.begin - info.manifest_bytes, info.block_bytes)) {
+    refuse_sizes(std::to_string(count) + " blocks of " + std::to_string(info.block_bytes) +
+                 " bytes do not fit it");
+  }
+  trailer.digests = t.subspan(kTableAt, 8 * count);
+  return trailer;
+}
+
+}  // namespace detail
+
+std::uint64_t trailer_size(std::uint64_t digested_bytes, std::uint64_t block_bytes) {
+  if (block_bytes == 0) throw InvalidArgument("blocks of 0 bytes");
+  return detail::kTableAt + 8 * detail::block_count(digested_bytes, block_bytes) +
+         detail::kFooterBytes;
+}
+
+}  // namespace meshstage

@@ -1,0 +1,55 @@
+#pragma once
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <meshstage/core/image/flatten_impl.hpp>
+#include <meshstage/core/image/layout.hpp>
+#include <meshstage/core/stage/staging_plan.hpp>
+
+namespace meshstage::detail {
+
+/// A distinct tensor object of a plan. `identity` is not reused while `hold` exists.
+struct PlannedTensor {
+  DType dtype = DType::kU8;
+  Shape shape;
+  Strides strides;
+  std::int64_t offset = 0;
+  std::uint32_t storage = 0;
+  const void* identity = nullptr;
+  std::weak_ptr<const void> hold;
+};
+
+/// What a plan remembers of the state dict that it was compiled from. Keeps no tensor alive.
+struct PlannedState {
+  std::vector<FlatItem> items;
+  std::vector<Key> keys;
+  std::vector<FlatNode> nodes;
+  std::vector<PlannedTensor> tensors;
+  std::vector<std::size_t> storage_bytes;
+  std::vector<WeakStorage> storages;
+  std::vector<const void*> containers;
+  std::vector<std::weak_ptr<const void>> holds;
+};
+
+PlannedState remember(FlatState flat);
+
+/// Walks `state` along the plan. Nothing if it differs; the source's `values` is the stream alone.
+std::optional<StagingSource> match(const PlannedState& plan, const Value& state);
+
+/// `state` with the tensors `to[i]` in place of `from[i]`; containers and nodes are new.
+Value replace_tensors(const Value& state, std::span<const Tensor> from, std::span<const Tensor> to);
+
+}  // namespace meshstage::detail
+
+namespace meshstage {
+
+struct StagingPlan::Impl {
+  ImageLayout layout;
+  detail::PlannedState state;
+  /// Segments by storage index.
+  std::vector<const ImageSegment*> segments;
+};
+
+}  // namespace meshstage
