@@ -46,6 +46,21 @@ std::string remedy_of_space(const RoomLimits& limits, std::uint64_t needed) {
          "vault directory";
 }
 
+std::uint64_t sum_of(const RoomRequest& request) {
+  return times(request.bytes_per_rank,
+               static_cast<std::uint64_t>(std::max(request.local_ranks, 1)));
+}
+
+std::uint64_t memory_of(const RoomLimits& limits) {
+  const bool counts = limits.directory.empty() || limits.space.in_memory;
+  return counts ? limits.memory.bytes() : std::numeric_limits<std::uint64_t>::max();
+}
+
+std::uint64_t space_of(const RoomLimits& limits) {
+  return limits.directory.empty() ? std::numeric_limits<std::uint64_t>::max()
+                                  : limits.space.available;
+}
+
 }  // namespace
 
 RoomLimits read_room_limits(FileSystem& fs, const std::filesystem::path& directory) {
@@ -58,26 +73,23 @@ RoomLimits read_room_limits(FileSystem& fs, const std::filesystem::path& directo
 }
 
 void check_room(const RoomRequest& request, const RoomLimits& limits) {
-  const auto ranks = static_cast<std::uint64_t>(std::max(request.local_ranks, 1));
-  const std::uint64_t needed = times(request.bytes_per_rank, ranks);
-  const bool has_space_limit = !limits.directory.empty();
-  const bool memory_counts = !has_space_limit || limits.space.in_memory;
+  if (sum_of(request) > std::min(memory_of(limits), space_of(limits)))
+    throw_no_room(request, limits, "");
+}
 
-  const std::uint64_t memory =
-      memory_counts ? limits.memory.bytes() : std::numeric_limits<std::uint64_t>::max();
-  const std::uint64_t space =
-      has_space_limit ? limits.space.available : std::numeric_limits<std::uint64_t>::max();
-  if (needed <= std::min(memory, space)) return;
-
-  const bool space_binds = space <= memory;
+void throw_no_room(const RoomRequest& request, const RoomLimits& limits,
+                   std::string_view system_says) {
+  const std::uint64_t needed = sum_of(request);
+  const std::uint64_t memory = memory_of(limits);
+  const std::uint64_t space = space_of(limits);
   std::string message = "no room for " + request.what + ": " + in_bytes(needed) + " needed";
-  if (has_space_limit) message += " in " + limits.directory.native();
-  if (ranks > 1) {
-    message += " by " + std::to_string(ranks) + " ranks on this host, " +
+  if (!limits.directory.empty()) message += " in " + limits.directory.native();
+  if (request.local_ranks > 1) {
+    message += " by " + std::to_string(request.local_ranks) + " ranks on this host, " +
                std::to_string(request.bytes_per_rank) + " bytes each";
   }
   message += ", " + in_bytes(std::min(memory, space)) + " available; the limit is ";
-  if (space_binds) {
+  if (space <= memory && !limits.directory.empty()) {
     message += "the file system of " + limits.directory.native() + " (" +
                in_bytes(limits.space.total) + " in all); " + remedy_of_space(limits, needed);
   } else {
@@ -86,8 +98,9 @@ void check_room(const RoomRequest& request, const RoomLimits& limits) {
                    ? "; raise it (docker run --memory=...)"
                    : "; use a host with more memory or fewer ranks on this one";
   }
-  throw make_error<OutOfMemory>(message + ", or stage a smaller state", {}, {},
-                                limits.directory.native());
+  message += ", or stage a smaller state";
+  if (!system_says.empty()) message.append(" (").append(system_says).append(")");
+  throw make_error<OutOfMemory>(message, {}, {}, limits.directory.native());
 }
 
 }  // namespace meshstage

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <string_view>
 
 #include <meshstage/core/os/available_memory.hpp>
 
@@ -31,5 +32,10 @@ struct RoomLimits {
 /// system calls. Memory binds only where the file system is in memory (or there is none); of two
 /// limits the smaller one is named.
 MESHSTAGE_API void check_room(const RoomRequest& request, const RoomLimits& limits);
+
+/// The same refusal without the comparison, for who was told by the system that there is no room
+/// (whatever the limits say now): `system_says` is added to the message.
+[[noreturn]] MESHSTAGE_API void throw_no_room(const RoomRequest& request, const RoomLimits& limits,
+                                              std::string_view system_says);
 
 }  // namespace meshstage

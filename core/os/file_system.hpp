@@ -52,8 +52,11 @@ class MESHSTAGE_API MappedRegion {
   virtual ~MappedRegion() = default;
   /// Page aligned. Writing to a kRead region is undefined.
   [[nodiscard]] virtual std::span<std::byte> bytes() const noexcept = 0;
-  /// False where the bytes are ordinary memory of this process (MemoryFileSystem).
-  [[nodiscard]] virtual bool is_file_backed() const noexcept = 0;
+  /// Forked children do not get the mapping: their copy of this object then unmaps nothing. No
+  /// effect where the bytes are ordinary memory of this process. Throws SystemError.
+  virtual void exclude_from_forks() = 0;
+  /// Core dumps leave the bytes out. As above.
+  virtual void exclude_from_dumps() = 0;
 };
 
 /// An open file; the destructor closes it. Every failing call throws SystemError with path and

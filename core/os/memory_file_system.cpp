@@ -105,7 +105,8 @@ class MemoryRegion final : public MappedRegion {
   MemoryRegion(std::shared_ptr<Inode> inode, std::uint64_t length)
       : inode_(std::move(inode)), bytes_(inode_->base, length) {}
   [[nodiscard]] std::span<std::byte> bytes() const noexcept override { return bytes_; }
-  [[nodiscard]] bool is_file_backed() const noexcept override { return false; }
+  void exclude_from_forks() override {}
+  void exclude_from_dumps() override {}
 
  private:
   std::shared_ptr<Inode> inode_;

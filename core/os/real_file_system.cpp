@@ -65,12 +65,24 @@ FileStat to_file_stat(const struct stat& s) {
 class RealRegion final : public MappedRegion {
  public:
   RealRegion(void* base, std::size_t length) : bytes_(static_cast<std::byte*>(base), length) {}
-  ~RealRegion() override { ::munmap(bytes_.data(), bytes_.size()); }
+  ~RealRegion() override {
+    // In a child that did not get the mapping something else may lie there by now.
+    if (mapped_only_in_ == 0 || mapped_only_in_ == ::getpid())
+      ::munmap(bytes_.data(), bytes_.size());
+  }
   [[nodiscard]] std::span<std::byte> bytes() const noexcept override { return bytes_; }
-  [[nodiscard]] bool is_file_backed() const noexcept override { return true; }
+  void exclude_from_forks() override {
+    advise(MADV_DONTFORK, "madvise MADV_DONTFORK");
+    mapped_only_in_ = ::getpid();
+  }
+  void exclude_from_dumps() override { advise(MADV_DONTDUMP, "madvise MADV_DONTDUMP"); }
 
  private:
+  void advise(int advice, const char* call) {
+    if (::madvise(bytes_.data(), bytes_.size(), advice) != 0) throw SystemError(call, "", errno);
+  }
   std::span<std::byte> bytes_;
+  pid_t mapped_only_in_ = 0;  // 0: in forked children too
 };
 
 class RealFile final : public File {

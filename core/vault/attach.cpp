@@ -1,0 +1,148 @@
+// Becoming the owner of a vault.
+//
+// An incarnation exists once its lock file has its name. The file is made under a temporary name,
+// locked, and then linked to its name, which fails if that exists: so no incarnation is ever seen
+// unlocked before its first owner died, and of two processes that make the same one only one
+// succeeds. Taking over is locking the file of the newest incarnation: the kernel gives the lock to
+// one process. The file may have been removed, or a newer incarnation made, between looking and
+// locking; both are looked at again afterwards, and it starts over.
+//
+// Record locks do not exclude threads of one process from each other, and a process that opens and
+// closes a lock file it owns loses the lock. So lock_files_mutex() is held meanwhile, and the
+// control page is asked first whether this very process owns an incarnation already: then attaching
+// is refused.
+#include <meshstage/core/vault/attach_impl.hpp>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/vault/names_impl.hpp>
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+namespace meshstage::detail {
+
+namespace {
+
+/// Each round that is lost was won by another process.
+constexpr int kRounds = 100;
+
+std::string vault_name(const VaultState& state) {
+  return "the vault of job \"" + state.options.job + "\", rank " +
+         std::to_string(state.options.rank) + " in " + state.options.directory.native();
+}
+
+bool is_ours(const VaultState& state, const VaultFileName& name) {
+  return name.uid == state.process.uid && name.job == state.options.job &&
+         name.rank == state.options.rank;
+}
+
+std::uint64_t newest_incarnation(const VaultState& state) {
+  std::uint64_t newest = 0;
+  for (const auto& file : state.fs.list(state.options.directory)) {
+    const auto name = parse_vault_name(file);
+    if (name && name->kind == VaultFileKind::kLock && is_ours(state, *name)) {
+      newest = std::max(newest, name->incarnation);
+    }
+  }
+  return newest;
+}
+
+std::filesystem::path lock_path(const VaultState& state, std::uint64_t incarnation) {
+  return state.path_of(
+      lock_name(state.process.uid, state.options.job, state.options.rank, incarnation));
+}
+
+enum class Outcome : std::uint8_t { kMine, kOwnerLives, kLookAgain };
+
+Outcome take_over(VaultState& state, std::uint64_t incarnation) {
+  std::unique_ptr<File> file;
+  const auto path = lock_path(state, incarnation);
+  try {
+    file = open_private(state.fs, path);
+  } catch (const SystemError& e) {
+    if (is_missing(e)) return Outcome::kLookAgain;
+    throw;
+  }
+  if (!file->try_lock()) return Outcome::kOwnerLives;
+  const auto named = state.fs.stat(path);
+  const std::uint64_t inode = file->stat().inode;
+  if (!named || named->inode != inode || newest_incarnation(state) != incarnation)
+    return Outcome::kLookAgain;
+  state.lock_file = std::move(file);
+  state.lock_inode = inode;
+  return Outcome::kMine;
+}
+
+Outcome make(VaultState& state, std::uint64_t incarnation) {
+  const auto path = lock_path(state, incarnation);
+  const auto temporary = temporary_path(path, state.process);
+  state.fs.unlink(temporary);  // left by an attempt of ours that failed half-way
+  auto file = state.fs.open(temporary, OpenMode::kCreateExclusive);
+  bool linked = false;
+  try {
+    if (!file->try_lock()) throw SystemError("fcntl F_SETLK", temporary.native(), EAGAIN);
+    const std::uint64_t inode = file->stat().inode;
+    state.fs.link(temporary, path);
+    linked = true;
+    state.fs.unlink(temporary);
+    state.lock_file = std::move(file);
+    state.lock_inode = inode;
+    return Outcome::kMine;
+  } catch (const SystemError& e) {
+    state.fs.unlink(temporary);
+    if (linked) state.fs.unlink(path);
+    // Somebody else made it first, or took our temporary file for a dead attempt's.
+    if (!linked && (e.error_number() == EEXIST || is_missing(e))) return Outcome::kLookAgain;
+    throw;
+  }
+}
+
+}  // namespace
+
+void become_owner(VaultState& state) {
+  const std::lock_guard lock(lock_files_mutex());
+  const VaultOptions& options = state.options;
+  state.made_by = ::getpid();
+  state.control = ControlPage::open_or_create(
+      state.fs, state.path_of(control_name(state.process.uid, options.job, options.rank)));
+  if (const auto mine = state.control.owned_by(state.process)) {
+    throw make_error<InvalidState>(
+        vault_name(state) + " is attached already in this process (incarnation " +
+            std::to_string(mine->incarnation) +
+            "): destroy that Vault and its leases first, or use another job name",
+        options.rank);
+  }
+  for (int round = 0; round < kRounds; ++round) {
+    const std::uint64_t newest = newest_incarnation(state);
+    Outcome outcome = newest == 0 ? Outcome::kOwnerLives : take_over(state, newest);
+    state.taken_over = outcome == Outcome::kMine;
+    state.incarnation = newest;
+    if (outcome == Outcome::kOwnerLives) {
+      state.incarnation = std::max(newest, state.control.newest()) + 1;
+      outcome = make(state, state.incarnation);
+    }
+    if (outcome == Outcome::kMine) {
+      state.control.set_owner(
+          {state.incarnation, state.process.pid, state.process.start_time, state.process.instance});
+      state.control.raise_newest(state.incarnation);
+      return;
+    }
+  }
+  throw make_error<InvalidState>(
+      vault_name(state) + " keeps being taken by other processes: is the job started twice?",
+      options.rank);
+}
+
+void open_slots(VaultState& state) {
+  for (const auto& file : state.fs.list(state.options.directory)) {
+    const auto name = parse_vault_name(file);
+    if (name && name->kind == VaultFileKind::kSlot && is_ours(state, *name) &&
+        name->incarnation == state.incarnation) {
+      (void)state.ensure_slot(name->slot);
+    }
+  }
+}
+
+}  // namespace meshstage::detail

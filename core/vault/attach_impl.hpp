@@ -1,0 +1,14 @@
+#pragma once
+// Becoming the owner of a vault. See attach.cpp.
+#include <meshstage/core/vault/state_impl.hpp>
+
+namespace meshstage::detail {
+
+/// Takes over the newest incarnation if its owner is dead, else makes a newer one: sets control,
+/// lock_file, lock_inode, incarnation and taken_over of `state`.
+void become_owner(VaultState& state);
+
+/// Opens and maps the slot files of `state`'s incarnation.
+void open_slots(VaultState& state);
+
+}  // namespace meshstage::detail

@@ -1,0 +1,66 @@
+#pragma once
+// The page that all incarnations of a rank's vault share: who is the newest, who owns which, and
+// the highest generation seen. Each field is one 64-bit word of shared memory, read and written
+// atomically, so that a fenced owner notices with one load. The page is only ever changed by the
+// user's own processes.
+//
+// Why the owners are written here and not in the lock files: POSIX drops a process's record locks
+// when it closes *any* descriptor of the file, so a process must never open a lock file that it
+// owns. The owner table says which those are. (pid, instance) is one process image; an owner that
+// died without clearing its entry is another one by then.
+#include <cerrno>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+
+#include <meshstage/core/memory/mapping.hpp>
+
+namespace meshstage::detail {
+
+struct VaultOwner {
+  std::uint64_t incarnation = 0;
+  std::int64_t pid = 0;
+  std::uint64_t start_time = 0;
+  std::uint64_t instance = 0;  // 0: let go
+};
+
+class ControlPage {
+ public:
+  ControlPage() = default;
+  /// Opens the page, or makes it: finished under a temporary name, then linked, so nobody sees a
+  /// half-made one. Throws InvalidState (not ours alone), CorruptData (not a control page),
+  /// IoError.
+  static ControlPage open_or_create(FileSystem& fs, const std::filesystem::path& path);
+  /// Nothing if there is none.
+  static std::optional<ControlPage> open(FileSystem& fs, const std::filesystem::path& path);
+
+  [[nodiscard]] std::uint64_t newest() const;
+  void raise_newest(std::uint64_t incarnation);
+  [[nodiscard]] std::uint64_t generation() const;
+  void raise_generation(std::uint64_t generation);
+  /// The last owner written down for that incarnation.
+  [[nodiscard]] std::optional<VaultOwner> owner(std::uint64_t incarnation) const;
+  void set_owner(const VaultOwner& owner);
+  /// An incarnation whose entry says this very process image.
+  [[nodiscard]] std::optional<VaultOwner> owned_by(const ProcessIdentity& process) const;
+
+ private:
+  explicit ControlPage(File& file);
+  [[nodiscard]] std::uint64_t load(std::size_t word) const;
+  void store(std::size_t word, std::uint64_t value);
+  void raise(std::size_t word, std::uint64_t value);
+  Mapping mapping_;
+};
+
+/// Opens a vault file for reading and writing, and refuses what is not this user's alone (anybody
+/// may make files in /dev/shm). Throws InvalidState, SystemError.
+std::unique_ptr<File> open_private(FileSystem& fs, const std::filesystem::path& path);
+
+/// The file was not there.
+inline bool is_missing(const SystemError& e) { return e.error_number() == ENOENT; }
+
+/// A name for a file that is being made by this process.
+std::filesystem::path temporary_path(const std::filesystem::path& path,
+                                     const ProcessIdentity& process);
+
+}  // namespace meshstage::detail

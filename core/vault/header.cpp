@@ -1,0 +1,156 @@
+#include <meshstage/core/vault/header_impl.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+// XXH3 is a stable format: the digest may be stored.
+#include <xxhash.h>
+
+namespace meshstage::detail {
+
+static_assert(std::endian::native == std::endian::little, "formats are little-endian");
+
+namespace {
+
+constexpr std::array<char, 8> kMagic{'M', 'S', 'S', 'L', 'O', 'T', '\r', '\n'};
+constexpr std::size_t kDigestAt = kHeaderBytes - 16;
+
+// Where the fields lie.
+constexpr std::size_t kMagicAt = 0;
+constexpr std::size_t kVersionAt = 8;
+constexpr std::size_t kStateAt = 12;
+constexpr std::size_t kGenerationAt = 16;
+constexpr std::size_t kStepAt = 24;
+constexpr std::size_t kBaseGenerationAt = 32;
+constexpr std::size_t kBaseStepAt = 40;
+constexpr std::size_t kRankAt = 48;
+constexpr std::size_t kWorldSizeAt = 52;
+constexpr std::size_t kImageBytesAt = 56;
+constexpr std::size_t kManifestBytesAt = 64;
+constexpr std::size_t kBlockBytesAt = 72;
+constexpr std::size_t kManifestDigestAt = 80;  // low, high
+constexpr std::size_t kImageDigestAt = 96;     // low, high
+constexpr std::size_t kWriterPidAt = 112;
+constexpr std::size_t kWriterStartTimeAt = 120;
+constexpr std::size_t kJobLengthAt = 128;
+constexpr std::size_t kJobAt = 132;
+
+template <class T>
+void put(HeaderPage& page, std::size_t at, const T& value) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  std::memcpy(page.data() + at, &value, sizeof value);
+}
+
+template <class T>
+T get(std::span<const std::byte, kHeaderBytes> page, std::size_t at) {
+  T value;
+  std::memcpy(&value, page.data() + at, sizeof value);
+  return value;
+}
+
+Digest digest_of(std::span<const std::byte, kHeaderBytes> page) {
+  const XXH128_hash_t h = XXH3_128bits(page.data(), kDigestAt);
+  return {h.high64, h.low64};
+}
+
+Digest get_digest(std::span<const std::byte, kHeaderBytes> page, std::size_t at) {
+  return {get<std::uint64_t>(page, at + 8), get<std::uint64_t>(page, at)};
+}
+
+void put_digest(HeaderPage& page, std::size_t at, const Digest& digest) {
+  put(page, at, digest.low);
+  put(page, at + 8, digest.high);
+}
+
+SlotInfo damaged(std::string why) {
+  SlotInfo info;
+  info.damaged = std::move(why);
+  return info;
+}
+
+}  // namespace
+
+HeaderPage encode_header(const SlotHeader& header) {
+  const ImageInfo& image = header.image;
+  const std::string& job = image.identity.job;
+  assert(job.size() <= kMaxJobBytes);
+  HeaderPage page{};
+  put(page, kMagicAt, kMagic);
+  put(page, kVersionAt, kHeaderVersion);
+  put(page, kStateAt, static_cast<std::uint32_t>(header.state));
+  put(page, kGenerationAt, image.identity.id.generation);
+  put(page, kStepAt, image.identity.id.step);
+  put(page, kBaseGenerationAt, image.identity.base.generation);
+  put(page, kBaseStepAt, image.identity.base.step);
+  put(page, kRankAt, static_cast<std::int32_t>(image.identity.rank));
+  put(page, kWorldSizeAt, static_cast<std::int32_t>(image.identity.world_size));
+  put(page, kImageBytesAt, image.image_bytes);
+  put(page, kManifestBytesAt, image.manifest_bytes);
+  put(page, kBlockBytesAt, image.block_bytes);
+  put_digest(page, kManifestDigestAt, image.manifest_digest);
+  put_digest(page, kImageDigestAt, image.image_digest);
+  put(page, kWriterPidAt, header.writer_pid);
+  put(page, kWriterStartTimeAt, header.writer_start_time);
+  put(page, kJobLengthAt, static_cast<std::uint32_t>(job.size()));
+  if (!job.empty()) std::memcpy(page.data() + kJobAt, job.data(), job.size());
+  put_digest(page, kDigestAt, digest_of(page));
+  return page;
+}
+
+SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page) {
+  if (std::all_of(page.begin(), page.end(), [](std::byte b) { return b == std::byte{0}; }))
+    return {};
+  if (get<std::array<char, 8>>(page, kMagicAt) != kMagic)
+    return damaged("the header's magic is wrong");
+  if (get_digest(page, kDigestAt) != digest_of(page))
+    return damaged("the header does not match its digest");
+  const auto version = get<std::uint32_t>(page, kVersionAt);
+  if (version != kHeaderVersion) {
+    return damaged("the header has format version " + std::to_string(version) +
+                   ", this program reads " + std::to_string(kHeaderVersion));
+  }
+  const auto state = get<std::uint32_t>(page, kStateAt);
+  if (state > static_cast<std::uint32_t>(SlotState::kSealed))
+    return damaged("the header's state is unknown");
+  const auto job_length = get<std::uint32_t>(page, kJobLengthAt);
+  if (job_length > kMaxJobBytes) return damaged("the header's job name is too long");
+
+  SlotInfo info;
+  info.state = static_cast<SlotState>(state);
+  info.image.identity.job.assign(reinterpret_cast<const char*>(page.data()) + kJobAt, job_length);
+  info.image.identity.id = {get<std::uint64_t>(page, kGenerationAt),
+                            get<std::uint64_t>(page, kStepAt)};
+  info.image.identity.base = {get<std::uint64_t>(page, kBaseGenerationAt),
+                              get<std::uint64_t>(page, kBaseStepAt)};
+  info.image.identity.rank = get<std::int32_t>(page, kRankAt);
+  info.image.identity.world_size = get<std::int32_t>(page, kWorldSizeAt);
+  info.image.image_bytes = get<std::uint64_t>(page, kImageBytesAt);
+  info.image.manifest_bytes = get<std::uint64_t>(page, kManifestBytesAt);
+  info.image.block_bytes = get<std::uint64_t>(page, kBlockBytesAt);
+  info.image.manifest_digest = get_digest(page, kManifestDigestAt);
+  info.image.image_digest = get_digest(page, kImageDigestAt);
+  info.writer_pid = get<std::int64_t>(page, kWriterPidAt);
+  return info;
+}
+
+}  // namespace meshstage::detail
+
+namespace meshstage {
+
+std::string_view to_string(SlotState state) noexcept {
+  switch (state) {
+    case SlotState::kEmpty:
+      return "empty";
+    case SlotState::kWriting:
+      return "writing";
+    case SlotState::kSealed:
+      return "sealed";
+  }
+  return "unknown";
+}
+
+}  // namespace meshstage

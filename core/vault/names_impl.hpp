@@ -1,0 +1,36 @@
+#pragma once
+// The names of a vault's files:
+//   meshstage-<uid>-<job>-r<rank>.control              newest incarnation, owners, generation:
+//   control_impl.hpp meshstage-<uid>-<job>-r<rank>-i<incarnation>.lock  empty; its record lock is
+//   the ownership meshstage-<uid>-<job>-r<rank>-i<incarnation>-own0  slots of the rank itself:
+//   header page + image meshstage-<uid>-<job>-r<rank>-i<incarnation>-w<ward>-0  slots for a ward
+// and while one of the first two is being made, its name + ".tmp-<pid>-<instance>".
+// They are read from the right, so a job name may contain anything that is valid in it.
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <meshstage/core/vault/slot.hpp>
+
+namespace meshstage::detail {
+
+enum class VaultFileKind : std::uint8_t { kControl, kLock, kSlot, kTemporary };
+
+struct VaultFileName {
+  VaultFileKind kind = VaultFileKind::kControl;
+  std::uint32_t uid = 0;
+  std::string job;
+  int rank = 0;
+  std::uint64_t incarnation = 0;  // kLock, kSlot
+  SlotKey slot;                   // kSlot
+};
+
+std::string control_name(std::uint32_t uid, std::string_view job, int rank);
+std::string lock_name(std::uint32_t uid, std::string_view job, int rank, std::uint64_t incarnation);
+std::string slot_name(std::uint32_t uid, std::string_view job, int rank, std::uint64_t incarnation,
+                      SlotKey key);
+/// Nothing for any other file. For a temporary one, what it was to become.
+std::optional<VaultFileName> parse_vault_name(std::string_view name);
+
+}  // namespace meshstage::detail

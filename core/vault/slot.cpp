@@ -1,0 +1,85 @@
+#include <meshstage/core/vault/slot.hpp>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/vault/state_impl.hpp>
+
+#include <utility>
+
+namespace meshstage {
+
+WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
+  if (this != &other) {
+    abandon();
+    vault_ = std::move(other.vault_);
+    slot_ = std::move(other.slot_);
+    key_ = other.key_;
+    identity_ = std::move(other.identity_);
+    image_bytes_ = other.image_bytes_;
+    previous_ = std::move(other.previous_);
+  }
+  return *this;
+}
+
+WriteLease::~WriteLease() { abandon(); }
+
+std::span<std::byte> WriteLease::image() const noexcept {
+  return slot_ ? slot_->image().first(image_bytes_) : std::span<std::byte>();
+}
+
+void WriteLease::seal(const ImageInfo& info) {
+  if (!slot_) throw InvalidState("seal() on a write lease that is over");
+  if (info.identity != identity_ || info.image_bytes != image_bytes_ ||
+      info.manifest_bytes > image_bytes_) {
+    throw InvalidArgument("the slot was begun for " + to_string(identity_) + " of " +
+                          std::to_string(image_bytes_) + " bytes, not for " +
+                          to_string(info.identity) + " of " + std::to_string(info.image_bytes));
+  }
+  const auto vault = std::move(vault_);  // the lease is over, whatever happens below
+  const auto slot = std::move(slot_);
+  const std::lock_guard lock(vault->mutex);
+  slot->writing = false;
+  vault->check_owned();
+  detail::SlotHeader header;
+  header.state = SlotState::kSealed;
+  header.image = info;
+  vault->write_header(*slot, header);
+}
+
+void WriteLease::abandon() noexcept {
+  if (!slot_) return;
+  {
+    const std::lock_guard lock(vault_->mutex);
+    slot_->writing = false;
+  }
+  slot_.reset();
+  vault_.reset();
+}
+
+ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
+  if (this != &other) {
+    release();
+    vault_ = std::move(other.vault_);
+    slot_ = std::move(other.slot_);
+    key_ = other.key_;
+    info_ = std::move(other.info_);
+  }
+  return *this;
+}
+
+ReadLease::~ReadLease() { release(); }
+
+std::span<const std::byte> ReadLease::image() const noexcept {
+  return slot_ ? slot_->image().first(info_.image_bytes) : std::span<std::byte>();
+}
+
+void ReadLease::release() noexcept {
+  if (!slot_) return;
+  {
+    const std::lock_guard lock(vault_->mutex);
+    --slot_->readers;
+  }
+  slot_.reset();
+  vault_.reset();
+}
+
+}  // namespace meshstage

@@ -1,0 +1,179 @@
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/memory/room.hpp>
+#include <meshstage/core/vault/names_impl.hpp>
+#include <meshstage/core/vault/state_impl.hpp>
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+
+namespace meshstage::detail {
+
+namespace {
+
+constexpr std::uint64_t kPage = 4096;
+/// No image is larger; keeps sums of sizes far from wrapping.
+constexpr std::uint64_t kMaxImageBytes = std::uint64_t{1} << 50U;
+
+std::uint64_t file_bytes_for(std::uint64_t image_bytes) {
+  return kHeaderBytes + (image_bytes + kPage - 1) / kPage * kPage;
+}
+
+}  // namespace
+
+std::mutex& lock_files_mutex() {
+  static std::mutex mutex;  // of the process, as the locks it orders are
+  return mutex;
+}
+
+std::string describe(const VaultState& state, SlotKey key) {
+  const bool own = key.owner_rank == state.options.rank;
+  return "slot " + (own ? "own" : "w" + std::to_string(key.owner_rank) + "-") +
+         std::to_string(key.index) + " of job \"" + state.options.job + "\", rank " +
+         std::to_string(state.options.rank);
+}
+
+VaultState::~VaultState() {
+  if (!lock_file || made_by != ::getpid()) return;  // never owned, or a forked child's copy
+  // First the entry, then the lock (with the file), with no attach() of this process in between.
+  const std::lock_guard lock(lock_files_mutex());
+  if (const auto entry = control.owner(incarnation); entry && entry->instance == process.instance) {
+    control.set_owner({incarnation, process.pid, process.start_time, 0});
+  }
+  lock_file.reset();
+}
+
+std::filesystem::path VaultState::slot_path(SlotKey key) const {
+  return path_of(slot_name(process.uid, options.job, options.rank, incarnation, key));
+}
+
+std::filesystem::path VaultState::lock_path() const {
+  return path_of(lock_name(process.uid, options.job, options.rank, incarnation));
+}
+
+void VaultState::check_owned() const {
+  if (made_by != ::getpid()) {
+    throw InvalidState("the vault of job \"" + options.job + "\", rank " +
+                       std::to_string(options.rank) + " belongs to process " +
+                       std::to_string(made_by) + "; a forked child cannot use it");
+  }
+  if (const std::uint64_t newest = control.newest(); newest > incarnation) {
+    const auto owner = control.owner(newest);
+    throw make_error<InvalidState>(
+        "fenced: incarnation " + std::to_string(incarnation) + " is superseded by " +
+            std::to_string(newest) + ", pid " + (owner ? std::to_string(owner->pid) : "unknown") +
+            " (job \"" + options.job + "\", rank " + std::to_string(options.rank) + " in " +
+            options.directory.native() + ")",
+        options.rank);
+  }
+  const auto there = fs.stat(lock_path());
+  if (!there || there->inode != lock_inode) {
+    throw make_error<InvalidState>("the vault of job \"" + options.job + "\", rank " +
+                                       std::to_string(options.rank) + " in " +
+                                       options.directory.native() + " was removed",
+                                   options.rank);
+  }
+}
+
+SlotInfo VaultState::info(SlotKey key, const Slot& slot) const {
+  SlotInfo info = decode_header(slot.mapping.bytes().first<kHeaderBytes>());
+  info.capacity = slot.capacity();
+  const ImageIdentity& identity = info.image.identity;
+  const auto distrust = [&](std::string why) {
+    info.state = SlotState::kEmpty;
+    info.image = {};
+    info.damaged = std::move(why);
+  };
+  if (info.state == SlotState::kEmpty) return info;
+  if (identity.job != options.job || identity.rank != key.owner_rank) {
+    distrust("the header is of " + to_string(identity));
+  } else if (info.state == SlotState::kSealed &&
+             (info.image.image_bytes > info.capacity ||
+              info.image.manifest_bytes > info.image.image_bytes)) {
+    distrust("the header's image of " + std::to_string(info.image.image_bytes) +
+             " bytes does not fit the slot");
+  }
+  return info;
+}
+
+void VaultState::write_header(const Slot& slot, const SlotHeader& header) const {
+  SlotHeader signed_header = header;
+  signed_header.writer_pid = process.pid;
+  signed_header.writer_start_time = process.start_time;
+  const HeaderPage page = encode_header(signed_header);
+  // The fences keep the header's stores after all that came before (SEALED) and before all that
+  // comes after (WRITING), streaming stores included. A death half-way leaves a header that its
+  // digest disowns.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  std::memcpy(slot.mapping.bytes().data(), page.data(), page.size());
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+std::shared_ptr<Slot> VaultState::ensure_slot(SlotKey key) {
+  if (key.owner_rank < 0 || key.index < 0 || key.index > 1) {
+    throw InvalidArgument("there is no slot " + std::to_string(key.index) + " of rank " +
+                          std::to_string(key.owner_rank) +
+                          ": ranks count from 0, slots are 0 and 1");
+  }
+  if (const auto at = slots.find(key); at != slots.end()) return at->second;
+  auto slot = std::make_shared<Slot>();
+  const auto path = slot_path(key);
+  try {
+    slot->file = fs.open(path, OpenMode::kCreateExclusive);
+  } catch (const SystemError& e) {
+    if (e.error_number() != EEXIST) throw;
+    slot->file =
+        open_private(fs, path);  // an attempt of ours that failed half-way, or a dead owner's
+  }
+  try {
+    if (slot->file->stat().size < kHeaderBytes) slot->file->reserve(kHeaderBytes);
+  } catch (const SystemError& e) {
+    if (e.error_number() != ENOSPC && e.error_number() != ENOMEM) throw;
+    throw_no_room({describe(*this, key), kHeaderBytes, 1}, read_room_limits(fs, options.directory),
+                  e.what());
+  }
+  slot->mapping = Mapping(*slot->file, slot->file->stat().size, MapAccess::kReadWrite);
+  slots.emplace(key, slot);
+  return slot;
+}
+
+void VaultState::check_free(SlotKey key, const Slot& slot) const {
+  if (slot.writing)
+    throw InvalidState(describe(*this, key) + " is being written: seal or drop that lease first");
+  if (slot.readers != 0) {
+    throw InvalidState(describe(*this, key) + " has " + std::to_string(slot.readers) +
+                       " reader(s): release their leases first");
+  }
+}
+
+void VaultState::check_growth(SlotKey key, const Slot& slot, std::uint64_t image_bytes) const {
+  if (image_bytes > kMaxImageBytes) {
+    throw InvalidArgument("an image of " + std::to_string(image_bytes) +
+                          " bytes is larger than any can be");
+  }
+  const std::uint64_t have = slot.mapping.bytes().size();
+  const std::uint64_t target = file_bytes_for(image_bytes);
+  if (target <= have) return;
+  check_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory));
+}
+
+void VaultState::grow(SlotKey key, Slot& slot, std::uint64_t image_bytes) const {
+  const std::uint64_t have = slot.mapping.bytes().size();
+  const std::uint64_t target = file_bytes_for(image_bytes);
+  if (target <= have) return;
+  try {
+    slot.file->reserve(target);
+  } catch (const SystemError& e) {
+    // Where posix_fallocate is emulated it may have got half-way.
+    if (slot.file->stat().size > have) slot.file->truncate(have);
+    const int error = e.error_number();
+    if (error != ENOSPC && error != ENOMEM && error != EDQUOT && error != EFBIG) throw;
+    throw_no_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory),
+                  e.what());
+  }
+  slot.mapping = Mapping(*slot.file, target, MapAccess::kReadWrite);
+}
+
+}  // namespace meshstage::detail

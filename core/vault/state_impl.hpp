@@ -1,0 +1,76 @@
+#pragma once
+// What a Vault and its leases share. The last of them to go lets the vault go.
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include <meshstage/core/memory/mapping.hpp>
+#include <meshstage/core/vault/control_impl.hpp>
+#include <meshstage/core/vault/header_impl.hpp>
+#include <meshstage/core/vault/vault.hpp>
+
+namespace meshstage::detail {
+
+/// Guarded by VaultState::mutex, but for the image's bytes, which belong to the leases.
+struct Slot {
+  std::unique_ptr<File> file;
+  Mapping mapping;  // header page + image; replaced only while nobody has a lease
+  int readers = 0;
+  bool writing = false;
+
+  [[nodiscard]] std::uint64_t capacity() const { return mapping.bytes().size() - kHeaderBytes; }
+  [[nodiscard]] std::span<std::byte> image() const { return mapping.bytes().subspan(kHeaderBytes); }
+};
+
+struct VaultState {
+  VaultState(VaultOptions o, FileSystem& f) : options(std::move(o)), fs(f), process(f.process()) {}
+  VaultState(const VaultState&) = delete;
+  VaultState& operator=(const VaultState&) = delete;
+  ~VaultState();
+
+  const VaultOptions options;
+  FileSystem& fs;
+  const ProcessIdentity process;
+  std::int64_t made_by = 0;  // getpid() at attach: a forked child's copy is not the owner
+
+  // Set by attach(), constant afterwards.
+  ControlPage control;
+  std::unique_ptr<File>
+      lock_file;  // holds the record lock; the one descriptor of it in this process
+  std::uint64_t lock_inode = 0;
+  std::uint64_t incarnation = 0;
+  bool taken_over = false;
+
+  mutable std::mutex mutex;  // guards all below
+  std::map<SlotKey, std::shared_ptr<Slot>> slots;
+
+  [[nodiscard]] std::filesystem::path path_of(const std::string& name) const {
+    return options.directory / name;
+  }
+  [[nodiscard]] std::filesystem::path slot_path(SlotKey key) const;
+  [[nodiscard]] std::filesystem::path lock_path() const;
+  /// Vault::check_owned(); needs no lock.
+  void check_owned() const;
+
+  // With the mutex held:
+  [[nodiscard]] SlotInfo info(SlotKey key, const Slot& slot) const;
+  void write_header(const Slot& slot, const SlotHeader& header) const;
+  /// The slot; its file with a header page is made if there is none. Refuses a key that cannot be.
+  std::shared_ptr<Slot> ensure_slot(SlotKey key);
+  /// Throws InvalidState if somebody has a lease on it.
+  void check_free(SlotKey key, const Slot& slot) const;
+  /// Throws OutOfMemory if there is no room for what is missing; nothing has changed then.
+  void check_growth(SlotKey key, const Slot& slot, std::uint64_t image_bytes) const;
+  /// Room for the image, reserved. Throws OutOfMemory; the file's size is as it was then.
+  void grow(SlotKey key, Slot& slot, std::uint64_t image_bytes) const;
+};
+
+/// Opening and closing lock files of other owners, and becoming one, happens one at a time in a
+/// process: POSIX record locks do not tell its threads apart.
+std::mutex& lock_files_mutex();
+
+/// "slot own0 of job "gpt2", rank 2".
+std::string describe(const VaultState& state, SlotKey key);
+
+}  // namespace meshstage::detail

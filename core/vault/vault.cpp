@@ -1,0 +1,206 @@
+#include <meshstage/core/vault/vault.hpp>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/vault/attach_impl.hpp>
+#include <meshstage/core/vault/names_impl.hpp>
+
+#include <algorithm>
+#include <utility>
+
+namespace meshstage {
+
+Vault Vault::attach(VaultOptions options) {
+  if (!is_valid_job_name(options.job)) {
+    throw InvalidArgument("job name \"" + options.job.substr(0, 80) +
+                          "\": 1 to 64 of A-Z a-z 0-9 . _ - are valid, but not \".\" or \"..\"");
+  }
+  if (options.rank < 0)
+    throw InvalidArgument("rank " + std::to_string(options.rank) + ": ranks count from 0");
+  FileSystem& fs = options.fs != nullptr ? *options.fs : real_file_system();
+  options.fs = &fs;
+  const auto directory = fs.stat(options.directory);
+  if (!directory) fs.make_directories(options.directory);
+  auto state = std::make_shared<detail::VaultState>(std::move(options), fs);
+  detail::become_owner(*state);
+  const std::lock_guard lock(state->mutex);
+  detail::open_slots(*state);
+  return Vault(std::move(state));
+}
+
+Vault::Vault(std::shared_ptr<detail::VaultState> state) : state_(std::move(state)) {}
+Vault::Vault(Vault&&) noexcept = default;
+Vault& Vault::operator=(Vault&&) noexcept = default;
+Vault::~Vault() = default;
+
+const VaultOptions& Vault::options() const noexcept { return state_->options; }
+std::uint64_t Vault::incarnation() const noexcept { return state_->incarnation; }
+bool Vault::taken_over() const noexcept { return state_->taken_over; }
+void Vault::check_owned() const { state_->check_owned(); }
+
+SlotInfo Vault::slot(SlotKey key) const {
+  const std::lock_guard lock(state_->mutex);
+  const auto at = state_->slots.find(key);
+  return at == state_->slots.end() ? SlotInfo() : state_->info(key, *at->second);
+}
+
+std::vector<std::pair<SlotKey, SlotInfo>> Vault::slots() const {
+  const std::lock_guard lock(state_->mutex);
+  std::vector<std::pair<SlotKey, SlotInfo>> out;
+  for (const auto& [key, slot] : state_->slots) out.emplace_back(key, state_->info(key, *slot));
+  return out;
+}
+
+std::uint64_t Vault::max_generation() const {
+  std::uint64_t highest = state_->control.generation();
+  for (const auto& [key, info] : slots()) {
+    highest =
+        std::max({highest, info.image.identity.id.generation, info.image.identity.base.generation});
+  }
+  return highest;
+}
+
+void Vault::note_generation(std::uint64_t g) {
+  state_->check_owned();
+  state_->control.raise_generation(g);
+}
+
+WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity,
+                              std::uint64_t image_bytes) {
+  if (identity.job != state_->options.job || identity.rank != key.owner_rank ||
+      !identity.id.exists()) {
+    throw InvalidArgument("an image of " + to_string(identity) +
+                          " does not belong into a slot of rank " + std::to_string(key.owner_rank) +
+                          ", job \"" + state_->options.job + "\"");
+  }
+  const std::lock_guard lock(state_->mutex);
+  state_->check_owned();
+  const auto slot = state_->ensure_slot(key);
+  state_->check_free(key, *slot);
+  state_->check_growth(key, *slot, image_bytes);
+
+  WriteLease lease;
+  if (SlotInfo before = state_->info(key, *slot); before.state == SlotState::kSealed) {
+    lease.previous_ = std::move(before.image);
+  }
+  state_->control.raise_generation(std::max(identity.id.generation, identity.base.generation));
+  detail::SlotHeader header;
+  header.state = SlotState::kWriting;
+  header.image.identity = identity;
+  header.image.image_bytes = image_bytes;
+  state_->write_header(*slot, header);
+  state_->grow(key, *slot, image_bytes);
+
+  slot->writing = true;
+  lease.vault_ = state_;
+  lease.slot_ = slot;
+  lease.key_ = key;
+  lease.identity_ = identity;
+  lease.image_bytes_ = image_bytes;
+  return lease;
+}
+
+ReadLease Vault::read(SlotKey key) {
+  const std::lock_guard lock(state_->mutex);
+  state_->check_owned();
+  const auto at = state_->slots.find(key);
+  SlotInfo info;
+  if (at != state_->slots.end()) info = state_->info(key, *at->second);
+  if (info.state != SlotState::kSealed || at->second->writing) {
+    throw InvalidState(detail::describe(*state_, key) + " is " +
+                       std::string(to_string(info.state)) + ", only a sealed one can be read" +
+                       (info.damaged.empty() ? "" : " (" + info.damaged + ")"));
+  }
+  ReadLease lease;
+  ++at->second->readers;
+  lease.vault_ = state_;
+  lease.slot_ = at->second;
+  lease.key_ = key;
+  lease.info_ = std::move(info.image);
+  return lease;
+}
+
+void Vault::discard(SlotKey key) {
+  const std::lock_guard lock(state_->mutex);
+  state_->check_owned();
+  const auto slot = state_->ensure_slot(key);
+  state_->check_free(key, *slot);
+  state_->write_header(*slot, {});
+}
+
+void Vault::reserve(SlotKey key, std::uint64_t image_bytes) {
+  const std::lock_guard lock(state_->mutex);
+  state_->check_owned();
+  const auto slot = state_->ensure_slot(key);
+  if (slot->writing || slot->readers != 0 || state_->info(key, *slot).state != SlotState::kEmpty)
+    return;
+  state_->check_growth(key, *slot, image_bytes);
+  state_->grow(key, *slot, image_bytes);
+}
+
+std::uint64_t Vault::bytes_held() const {
+  const std::lock_guard lock(state_->mutex);
+  std::uint64_t bytes = 0;
+  for (const auto& [key, slot] : state_->slots) bytes += slot->mapping.bytes().size();
+  return bytes;
+}
+
+namespace {
+
+/// Whether nobody holds the lock of this file, which this process does not own.
+bool is_let_go(FileSystem& fs, const std::filesystem::path& path) {
+  try {
+    return detail::open_private(fs, path)->try_lock();
+  } catch (const SystemError& e) {
+    if (!detail::is_missing(e)) throw;
+    return true;
+  }
+}
+
+/// Removes the files of this job and rank below incarnation `below`: slots, and lock and temporary
+/// files that nobody holds (`all`: also those that somebody does). Not the own lock file, nor the
+/// control page. Returns the bytes freed.
+std::uint64_t remove_files(const detail::VaultState& state, std::uint64_t below, bool all) {
+  using detail::VaultFileKind;
+  std::uint64_t freed = 0;
+  for (const auto& file : state.fs.list(state.options.directory)) {
+    const auto name = detail::parse_vault_name(file);
+    if (!name || name->uid != state.process.uid || name->job != state.options.job ||
+        name->rank != state.options.rank || name->incarnation >= below) {
+      continue;
+    }
+    const auto path = state.path_of(file);
+    if (name->kind == VaultFileKind::kSlot) {
+      const auto stat = state.fs.stat(path);
+      if (state.fs.unlink(path) && stat) freed += stat->size;
+    } else if (name->kind != VaultFileKind::kControl && path != state.lock_path() &&
+               (all || is_let_go(state.fs, path))) {
+      state.fs.unlink(path);
+    }
+  }
+  return freed;
+}
+
+}  // namespace
+
+std::uint64_t Vault::free_superseded() {
+  const std::lock_guard files(detail::lock_files_mutex());
+  const std::lock_guard lock(state_->mutex);
+  state_->check_owned();
+  return remove_files(*state_, state_->incarnation, false);
+}
+
+void Vault::remove_all() {
+  const std::lock_guard files(detail::lock_files_mutex());
+  const std::lock_guard lock(state_->mutex);
+  state_->check_owned();
+  for (const auto& [key, slot] : state_->slots) state_->check_free(key, *slot);
+  // The own lock and the control page last: what is left of an interrupted removal is still found.
+  // Owners of older incarnations that still live see the page they have mapped: they stay fenced.
+  remove_files(*state_, state_->incarnation + 1, true);
+  state_->slots.clear();
+  state_->fs.unlink(state_->lock_path());
+  state_->fs.unlink(state_->path_of(
+      detail::control_name(state_->process.uid, state_->options.job, state_->options.rank)));
+}
+
+}  // namespace meshstage
