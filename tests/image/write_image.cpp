@@ -1,5 +1,5 @@
-// write_image FILE [full]: writes an image of the GPT-2 state to FILE, scaled down unless `full`, for
-// the check that Python's safetensors reads it.
+// write_image FILE [full]: writes an image of the GPT-2 state to FILE, scaled down unless `full`,
+// for the check that Python's safetensors reads it.
 #include <cstring>
 #include <fstream>
 #include <iostream>
@@ -32,7 +32,8 @@ int main(int argc, char** argv) {
   }
   const auto image = test::make_image(state, 4 << 20);
   std::ofstream file(argv[1], std::ios::binary);
-  file.write(reinterpret_cast<const char*>(image.bytes().data()), static_cast<std::streamsize>(image.bytes().size()));
+  file.write(reinterpret_cast<const char*>(image.bytes().data()),
+             static_cast<std::streamsize>(image.bytes().size()));
   file.close();
   return file ? 0 : 1;
 }

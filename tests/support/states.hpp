@@ -17,9 +17,12 @@ struct TestImage {
   [[nodiscard]] std::span<std::byte> bytes() const { return memory.bytes(); }
 };
 
-inline ImageIdentity identity_of_step(std::uint64_t step) { return {"job", 2, 4, {3, step}, {3, step - 5}}; }
+inline ImageIdentity identity_of_step(std::uint64_t step) {
+  return {"job", 2, 4, {3, step}, {3, step - 5}};
+}
 
-inline TestImage make_image(const Value& state, std::uint64_t block_bytes = 4096, std::uint64_t step = 85) {
+inline TestImage make_image(const Value& state, std::uint64_t block_bytes = 4096,
+                            std::uint64_t step = 85) {
   auto plan = StagingPlan::compile(state, nullptr, {.block_bytes = block_bytes});
   auto memory = Storage::allocate(plan.layout().image_bytes);
   std::memset(memory.data(), 0xEE, memory.nbytes());  // what was there before must not matter
@@ -30,16 +33,27 @@ inline TestImage make_image(const Value& state, std::uint64_t block_bytes = 4096
   return {plan, memory, info};
 }
 
-/// The names and sharing of a GPT-2 with AdamW and a tied head, 148 weights at 12 layers; sizes as asked.
-inline Dict gpt2_state(std::int64_t vocabulary, std::int64_t layers, std::int64_t d, std::int64_t context) {
-  std::vector<std::pair<std::string, Shape>> shapes{{"wte.weight", {vocabulary, d}}, {"wpe.weight", {context, d}}};
+/// The names and sharing of a GPT-2 with AdamW and a tied head, 148 weights at 12 layers; sizes as
+/// asked.
+inline Dict gpt2_state(std::int64_t vocabulary, std::int64_t layers, std::int64_t d,
+                       std::int64_t context) {
+  std::vector<std::pair<std::string, Shape>> shapes{{"wte.weight", {vocabulary, d}},
+                                                    {"wpe.weight", {context, d}}};
   for (std::int64_t i = 0; i < layers; ++i) {
     const auto p = "h." + std::to_string(i) + ".";
-    for (const auto& [name, shape] : std::initializer_list<std::pair<const char*, Shape>>{
-             {"ln_1.weight", {d}}, {"ln_1.bias", {d}}, {"attn.c_attn.weight", {d, 3 * d}}, {"attn.c_attn.bias", {3 * d}},
-             {"attn.c_proj.weight", {d, d}}, {"attn.c_proj.bias", {d}}, {"ln_2.weight", {d}}, {"ln_2.bias", {d}},
-             {"mlp.c_fc.weight", {d, 4 * d}}, {"mlp.c_fc.bias", {4 * d}}, {"mlp.c_proj.weight", {4 * d, d}},
-             {"mlp.c_proj.bias", {d}}}) {
+    for (const auto& [name, shape] :
+         std::initializer_list<std::pair<const char*, Shape>>{{"ln_1.weight", {d}},
+                                                              {"ln_1.bias", {d}},
+                                                              {"attn.c_attn.weight", {d, 3 * d}},
+                                                              {"attn.c_attn.bias", {3 * d}},
+                                                              {"attn.c_proj.weight", {d, d}},
+                                                              {"attn.c_proj.bias", {d}},
+                                                              {"ln_2.weight", {d}},
+                                                              {"ln_2.bias", {d}},
+                                                              {"mlp.c_fc.weight", {d, 4 * d}},
+                                                              {"mlp.c_fc.bias", {4 * d}},
+                                                              {"mlp.c_proj.weight", {4 * d, d}},
+                                                              {"mlp.c_proj.bias", {d}}}) {
       shapes.emplace_back(p + name, shape);
     }
   }
@@ -56,7 +70,8 @@ inline Dict gpt2_state(std::int64_t vocabulary, std::int64_t layers, std::int64_
   float k = 0;
   for (const auto& [name, shape] : shapes) {
     model.set(name, ramp(shape, k));
-    optimizer.set(name, Dict{{"exp_avg", ramp(shape, -k)}, {"exp_avg_sq", Tensor::full<float>(shape, 0.25F)},
+    optimizer.set(name, Dict{{"exp_avg", ramp(shape, -k)},
+                             {"exp_avg_sq", Tensor::full<float>(shape, 0.25F)},
                              {"step", Tensor::scalar(1.0F)}});
     k += 1;
   }
