@@ -1,0 +1,41 @@
+#pragma once
+#include <string>
+#include <vector>
+
+#include <meshstage/core/error/export.hpp>
+#include <meshstage/core/tree/node.hpp>
+#include <meshstage/sharded/sharded_tensor.hpp>
+
+namespace meshstage::sharded {
+
+/// A ShardedTensor in a state dict: its local shards' tensors are the children "0", "1", ...; the
+/// rest is auxiliary data: global shape, dtype, all shards' metadata, and whose shards these are
+/// (the owner; who holds them is not part of it).
+class MESHSTAGE_API ShardedTensorNode final : public Node {
+ public:
+  explicit ShardedTensorNode(ShardedTensor tensor);
+  [[nodiscard]] const ShardedTensor& tensor() const noexcept { return tensor_; }
+
+  [[nodiscard]] std::string type_name() const override;
+  [[nodiscard]] std::vector<Child> children() const override;
+  [[nodiscard]] Value auxiliary() const override { return auxiliary_; }
+  /// Throws InvalidArgument unless the children are tensors of the shards' dtype and sizes.
+  [[nodiscard]] NodePtr rebuild(std::vector<Value> children) const override;
+  bool assign(const std::vector<Value>& children) override;
+
+ private:
+  ShardedTensorNode(ShardedTensor tensor, Value auxiliary);
+  [[nodiscard]] ShardedTensor with_children(const std::vector<Value>& children) const;
+  ShardedTensor tensor_;
+  Value auxiliary_;
+};
+
+[[nodiscard]] MESHSTAGE_API Value to_value(ShardedTensor tensor);
+/// Throws InvalidArgument if the value is no ShardedTensor.
+[[nodiscard]] MESHSTAGE_API ShardedTensor from_value(const Value& value);
+
+/// Lets a registry decode ShardedTensors for `rank`, the rank of the process that decodes: another
+/// rank's shards become a replica that this one holds. What cannot be one is CorruptData.
+MESHSTAGE_API void register_nodes(NodeRegistry& registry, int rank);
+
+}  // namespace meshstage::sharded

@@ -1,0 +1,41 @@
+#pragma once
+#include <cstdint>
+#include <iosfwd>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <meshstage/core/device/device.hpp>
+#include <meshstage/core/error/export.hpp>
+#include <meshstage/core/tensor/tensor.hpp>
+
+namespace meshstage {
+
+/// Who has a shard, and where: "rank:1/cuda:0", "rank:0/cpu". The rank is that of the group.
+struct ShardPlacement {
+  int rank = 0;
+  Device device = kCpu;
+  friend bool operator==(const ShardPlacement&, const ShardPlacement&) = default;
+};
+[[nodiscard]] MESHSTAGE_API std::string to_string(const ShardPlacement& placement);
+/// The inverse. Throws InvalidArgument that shows the valid forms.
+[[nodiscard]] MESHSTAGE_API ShardPlacement parse_shard_placement(std::string_view text);
+
+/// A block of a tensor, in elements, and who has it.
+struct ShardMetadata {
+  std::vector<std::int64_t> offsets;  ///< Of the first element, in the whole tensor.
+  std::vector<std::int64_t> sizes;
+  ShardPlacement placement;
+  friend bool operator==(const ShardMetadata&, const ShardMetadata&) = default;
+};
+/// "[2, 3] at [4, 0] on rank:1/cuda:0".
+[[nodiscard]] MESHSTAGE_API std::string to_string(const ShardMetadata& shard);
+MESHSTAGE_API std::ostream& operator<<(std::ostream& out, const ShardMetadata& shard);
+
+/// A shard with its elements: the tensor has metadata.sizes as its shape.
+struct Shard {
+  Tensor tensor;
+  ShardMetadata metadata;
+};
+
+}  // namespace meshstage
