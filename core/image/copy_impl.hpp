@@ -1,16 +1,16 @@
 #pragma once
 #include <cstddef>
-#include <cstring>
 #include <span>
+
+#include <meshstage/core/memory/fast_copy.hpp>
 
 namespace meshstage::detail {
 
 /// Copies `source` to the front of `target`; they do not overlap. `streaming`: it is part of
-/// something larger than the cache.
+/// something larger than the cache; else the copy decides by the size.
 inline void copy_bytes(std::span<std::byte> target, std::span<const std::byte> source,
                        bool streaming = false) noexcept {
-  static_cast<void>(streaming);
-  if (!source.empty()) std::memcpy(target.data(), source.data(), source.size());
+  fast_copy(target, source, streaming ? CopyHint::kStreaming : CopyHint::kAuto);
 }
 
 }  // namespace meshstage::detail
