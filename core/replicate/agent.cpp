@@ -153,6 +153,7 @@ void Agent::Impl::leave() noexcept {
     }
     incoming_.clear();
     waiting_.clear();
+    aborted_.clear();
   });
   loop_->drain();
   membership_ = nullptr;

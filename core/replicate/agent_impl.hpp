@@ -176,6 +176,7 @@ class Agent::Impl {
   std::shared_ptr<StageJob> job_;
   std::map<SlotKey, int> uses_;  ///< Slots that are being sent or persisted.
   std::vector<std::function<bool()>> waiting_;
+  std::set<ImageId> aborted_;  ///< Failed steps of this generation that were still being written.
   std::uint64_t complete_in_generation_ = 0;
   Source own_source_ = Source::kOwnMemory;
   int own_source_rank_ = -1;

@@ -275,7 +275,15 @@ void Agent::Impl::perform(const protocol::RecoveredNothing&) {
 }
 
 void Agent::Impl::perform(const protocol::RecoverFailed& action) {
-  command({RecoverCommand::Kind::kFailed, 0, {}, action.failure});
+  protocol::Failure failure = action.failure;
+  if (failure.kind == ErrorKind::kPeerLost || failure.kind == ErrorKind::kTimeout) {
+    return;  // ReportLost follows, and names the rank
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (!loss_) loss_ = Loss{failure.kind, failure.rank, failure.why};
+  }
+  command({RecoverCommand::Kind::kFailed, 0, {}, std::move(failure)});
 }
 
 }  // namespace meshstage

@@ -225,6 +225,10 @@ void Agent::Impl::perform(const protocol::AcceptReplica& action) {
   when_free([this, action]() -> bool {
     const SlotKey key{action.ward, action.slot};
     const auto old = incoming_.find(action.ward);
+    if (aborted_.contains(action.id)) {  // while it waited
+      post_event(protocol::ReplicaFailed{action.ward, action.id, "the step failed"});
+      return true;
+    }
     if (in_use(key) || (old != incoming_.end() && old->second.streaming)) return false;
     if (old != incoming_.end()) incoming_.erase(old);
     Incoming in;
@@ -259,6 +263,7 @@ void Agent::Impl::perform(const protocol::ExpectDigest& action) {
 }
 
 void Agent::Impl::perform(const protocol::AbortRound& action) {
+  aborted_.insert(action.id);
   for (auto it = incoming_.begin(); it != incoming_.end();) {
     const Incoming& in = it->second;
     if (in.fetch || in.id != action.id || (in.streaming && !in.arrived)) {
