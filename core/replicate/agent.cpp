@@ -323,8 +323,11 @@ void Agent::Impl::perform(const protocol::Refuse& action) {
     case protocol::Refuse::Reason::kNotReady:
     case protocol::Refuse::Reason::kNotAbove:
       if (pending_job_) {
+        // The generation may have broken after stage() looked.
+        const std::lock_guard lock(mutex_);
         pending_job_->accepted.set_error(
-            std::make_exception_ptr(InvalidState("stage() refused: " + action.why)));
+            loss_ ? loss_->error()
+                  : std::make_exception_ptr(InvalidState("stage() refused: " + action.why)));
         pending_job_.reset();
       } else {
         warn(action.why);
