@@ -24,4 +24,14 @@ std::string to_hex(const Digest& digest) {
   return text;
 }
 
+bool is_valid_job_name(std::string_view job) noexcept {
+  if (job.empty() || job.size() > kMaxJobBytes || job == "." || job == "..") return false;
+  for (const char c : job) {
+    const bool good = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
+                      c == '.' || c == '_' || c == '-';
+    if (!good) return false;
+  }
+  return true;
+}
+
 }  // namespace meshstage

@@ -2,6 +2,7 @@
 #include <compare>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include <meshstage/core/error/export.hpp>
 
@@ -36,6 +37,9 @@ struct ImageIdentity {
 
 /// Job names longer than this do not fit an image's trailer.
 inline constexpr std::size_t kMaxJobBytes = 64;
+
+/// True for [A-Za-z0-9._-]{1,64}, and neither "." nor "..": job names become parts of file names.
+[[nodiscard]] MESHSTAGE_API bool is_valid_job_name(std::string_view job) noexcept;
 
 /// `job "gpt2", rank 2 of 4, generation 3, step 85`.
 MESHSTAGE_API std::string to_string(const ImageIdentity& identity);

@@ -1,22 +1,8 @@
 #include <meshstage/core/vault/names_impl.hpp>
-#include <meshstage/core/vault/vault.hpp>
 
 #include <charconv>
-#include <limits>
 
-namespace meshstage {
-
-bool is_valid_job_name(std::string_view job) noexcept {
-  if (job.empty() || job.size() > kMaxJobBytes || job == "." || job == "..") return false;
-  for (const char c : job) {
-    const bool good = (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
-                      c == '.' || c == '_' || c == '-';
-    if (!good) return false;
-  }
-  return true;
-}
-
-namespace detail {
+namespace meshstage::detail {
 
 namespace {
 
@@ -143,6 +129,4 @@ std::optional<VaultFileName> parse_vault_name(std::string_view name) {
   return out;
 }
 
-}  // namespace detail
-
-}  // namespace meshstage
+}  // namespace meshstage::detail

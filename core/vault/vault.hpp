@@ -92,7 +92,4 @@ class MESHSTAGE_API Vault {
   std::shared_ptr<detail::VaultState> state_;
 };
 
-/// True for [A-Za-z0-9._-]{1,64}, and neither "." nor "..".
-[[nodiscard]] MESHSTAGE_API bool is_valid_job_name(std::string_view job) noexcept;
-
 }  // namespace meshstage

@@ -1,0 +1,117 @@
+// How a file is published, and why in this order.
+//
+// 1. The bytes go to a temporary name in the same directory (a rename cannot cross file systems),
+// created
+//    exclusively, so that two writers never share one.
+// 2. fsync of the file: without it a file system may make the name durable before the bytes, and
+// power loss
+//    leaves an empty or half-written file under the final name.
+// 3. rename: atomic for whoever looks; a reader has either the old file open or the new one.
+// 4. fsync of the directory: without it power loss may bring the old name back, after we said it
+// was done
+//    and, say, an older file was pruned because of that.
+// A death or power loss before 3 leaves the old file and a temporary one; after 3 the new file
+// whole, or the old one if the directory was not durable yet. No order of failures leaves a mixture
+// under the final name.
+//
+// A temporary file says whose it is by a record lock that its writer holds: the kernel releases it
+// at the writer's death, so remove_leftovers() needs neither clocks nor process ids, and it works
+// for directories that several hosts share. Locks of this very process it cannot see, so those
+// files it knows by name.
+#include <meshstage/core/files/publish.hpp>
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace meshstage {
+
+namespace {
+
+constexpr std::string_view kMark = ".tmp-";
+
+/// What the names of all temporary files of this process image end with, but for the thread.
+std::string own_mark(const ProcessIdentity& process) {
+  return std::string(kMark) + std::to_string(process.pid) + "-" + std::to_string(process.instance) +
+         "-";
+}
+
+/// The temporary file, created and locked. A remove_leftovers() elsewhere may find it between the
+/// two and take it for a dead writer's; then it is made again. Once it is locked under its name it
+/// stays.
+std::unique_ptr<File> create_locked(FileSystem& fs, const std::filesystem::path& temporary) {
+  constexpr int kRounds = 100;
+  for (int round = 0; round < kRounds; ++round) {
+    fs.unlink(
+        temporary);  // the round before; or left by this thread, if it could not remove it then
+    auto file = fs.open(temporary, OpenMode::kCreateExclusive);
+    if (!file->try_lock()) continue;
+    const auto named = fs.stat(temporary);
+    if (named && named->inode == file->stat().inode) return file;
+  }
+  throw SystemError("fcntl F_SETLK", temporary.native(), EAGAIN);
+}
+
+void write_and_rename(FileSystem& fs, const std::filesystem::path& temporary,
+                      const std::filesystem::path& target,
+                      std::span<const std::span<const std::byte>> pieces) {
+  const auto file = create_locked(fs, temporary);
+  std::uint64_t offset = 0;
+  for (const auto piece : pieces) {
+    write_fully(*file, piece, offset);
+    offset += piece.size();
+  }
+  file->sync();
+  fs.rename(temporary, target);
+}
+
+}  // namespace
+
+void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
+                        std::span<const std::span<const std::byte>> pieces) {
+  const auto directory =
+      target.has_parent_path() ? target.parent_path() : std::filesystem::path(".");
+  // One for each thread: two may publish the same target, and the later rename wins.
+  const auto temporary = directory / ("." + target.filename().native() + own_mark(fs.process()) +
+                                      std::to_string(::gettid()));
+  try {
+    write_and_rename(fs, temporary, target, pieces);
+  } catch (const Error&) {
+    try {
+      fs.unlink(temporary);
+    } catch (const SystemError&) {
+      // The first error is the one to report; what is left is found by remove_leftovers().
+    }
+    throw;
+  }
+  fs.sync_directory(directory);
+}
+
+void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
+                        std::span<const std::byte> bytes) {
+  publish_atomically(fs, target, std::span(&bytes, 1));
+}
+
+std::size_t remove_leftovers(FileSystem& fs, const std::filesystem::path& directory) {
+  if (!fs.stat(directory)) return 0;
+  const std::string own = own_mark(fs.process());
+  std::size_t removed = 0;
+  for (const auto& name : fs.list(directory)) {
+    if (name.front() != '.' || name.find(kMark) == std::string::npos) continue;
+    if (name.find(own) != std::string::npos) continue;
+    const auto path = directory / name;
+    try {
+      const auto file = fs.open(path, OpenMode::kReadWrite);
+      if (file->try_lock() && fs.unlink(path)) ++removed;
+    } catch (const SystemError& e) {
+      // Gone already (removed, or renamed to its target), or another user's.
+      if (e.error_number() != ENOENT && e.error_number() != EACCES) throw;
+    }
+  }
+  return removed;
+}
+
+}  // namespace meshstage
