@@ -3,6 +3,7 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -101,7 +102,9 @@ class MESHSTAGE_API Membership {
   void check_not_replaced();
   [[nodiscard]] std::uint64_t newest_generation();
   [[nodiscard]] std::optional<std::uint64_t> join_newest(std::uint64_t& seen);
-  [[nodiscard]] std::optional<Generation> connect(std::uint64_t number, Deadline deadline);
+  [[nodiscard]] std::optional<Generation> connect(std::uint64_t number, Deadline deadline,
+                                                  std::set<int>& gave_up);
+  void throw_missing(std::uint64_t number, const std::set<int>& gave_up);
   void remove_superseded(std::uint64_t number);
 
   MembershipOptions options_;

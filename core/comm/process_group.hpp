@@ -2,7 +2,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -78,9 +80,9 @@ class MESHSTAGE_API ProcessGroup : public std::enable_shared_from_this<ProcessGr
   [[nodiscard]] virtual std::shared_ptr<ProcessGroup> split(std::span<const int> ranks);
 
  private:
-  std::uint64_t next_split(std::span<const int> ranks);
-  struct Splits;
-  std::shared_ptr<Splits> splits_;
+  std::uint64_t next_split(const std::vector<int>& ranks);
+  std::mutex splits_mutex_;
+  std::map<std::vector<int>, std::uint64_t> splits_;  // how often each list was split
 };
 
 /// True if every rank of the group is linked to the caller.

@@ -1,0 +1,100 @@
+#pragma once
+#include <condition_variable>
+#include <cstddef>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <meshstage/core/comm/control_links.hpp>
+
+namespace meshstage {
+
+/// What links owe their handlers: keeps it in order while there are none, and knows when one runs.
+/// Shared by the implementations of ControlLinks. Threads: any; deliver_one() on the links' thread.
+class Deliveries {
+ public:
+  void message(int peer, std::vector<std::byte> bytes) {
+    push({peer, false, LostReason::kClosed, {}, std::move(bytes)});
+  }
+  void lost(int peer, LostReason reason, std::string detail) {
+    push({peer, true, reason, std::move(detail), {}});
+  }
+
+  /// Takes the first entry to its handler. False if there is none, or nobody to take it to.
+  bool deliver_one() {
+    std::unique_lock lock(mutex_);
+    if (!deliverable()) return false;
+    const Entry entry = std::move(queue_.front());
+    queue_.pop_front();
+    const auto handlers = handlers_;
+    running_on_ = std::this_thread::get_id();
+    lock.unlock();
+    if (entry.lost) {
+      if (handlers->on_lost) handlers->on_lost(entry.peer, entry.reason, entry.detail);
+    } else if (handlers->on_message) {
+      handlers->on_message(entry.peer, entry.bytes);
+    }
+    lock.lock();
+    running_on_ = {};
+    changed_.notify_all();
+    return true;
+  }
+  /// Waits for something to deliver; false after stop().
+  bool wait() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return stopped_ || deliverable(); });
+    return !stopped_;
+  }
+  void set_handlers(ControlHandlers handlers) {
+    std::unique_lock lock(mutex_);
+    const bool any = handlers.on_message || handlers.on_lost;
+    handlers_ = any ? std::make_shared<const ControlHandlers>(std::move(handlers)) : nullptr;
+    changed_.notify_all();
+    changed_.wait(lock, [this] {
+      return running_on_ == std::thread::id() || running_on_ == std::this_thread::get_id();
+    });
+  }
+  /// Holds everything back, or goes on.
+  void pause(bool paused) {
+    const std::lock_guard lock(mutex_);
+    paused_ = paused;
+    changed_.notify_all();
+  }
+  /// Nothing is delivered any more, but for a handler that runs.
+  void stop() {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  struct Entry {
+    int peer;
+    bool lost;
+    LostReason reason;
+    std::string detail;
+    std::vector<std::byte> bytes;
+  };
+  void push(Entry entry) {
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(entry));
+    changed_.notify_all();
+  }
+  [[nodiscard]] bool deliverable() const {
+    return !stopped_ && !paused_ && handlers_ != nullptr && !queue_.empty();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Entry> queue_;
+  std::shared_ptr<const ControlHandlers> handlers_;
+  std::thread::id running_on_;
+  bool paused_ = false;
+  bool stopped_ = false;
+};
+
+}  // namespace meshstage

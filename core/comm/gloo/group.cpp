@@ -1,0 +1,465 @@
+#include <xxhash.h>
+
+#include <algorithm>
+#include <array>
+#include <condition_variable>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include <meshstage/core/comm/gloo/deadline_timer_impl.hpp>
+#include <meshstage/core/comm/gloo/group.hpp>
+#include <meshstage/core/comm/gloo/module_table_impl.hpp>
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage {
+
+namespace {
+
+using gloo_module::ErrorText;
+using gloo_module::Table;
+
+class GlooTransfer;
+
+/// What the two ends of a new connection tell each other. One size, one slot, for every version.
+struct Hello {
+  std::array<char, 8> magic{'m', 's', 'g', 'l', 'o', 'o', '0', '1'};
+  std::uint64_t job = 0;
+  std::uint64_t generation = 0;
+  std::uint64_t name = 0;
+  std::int32_t from = 0;
+  std::int32_t to = 0;
+  std::int32_t world_size = 0;
+  std::array<char, 20> unused{};
+};
+static_assert(sizeof(Hello) == 64);
+constexpr std::uint64_t kHelloSlot = 0x6d7368656c6c6f21;
+
+std::uint64_t digest(const std::string& text) { return XXH3_64bits(text.data(), text.size()); }
+
+/// Everything of a group, shared with its transfers, which may outlive it.
+class GlooState : public std::enable_shared_from_this<GlooState> {
+ public:
+  GlooState(const Table& module, const ConnectRequest& request)
+      : table(module), rank(request.rank), size(request.world_size), peers(request.peers) {
+    std::sort(peers.begin(), peers.end());
+    const std::array<std::uint64_t, 4> parts{digest(request.job), request.generation,
+                                             digest(request.name),
+                                             static_cast<std::uint64_t>(request.world_size)};
+    salt = XXH3_64bits(parts.data(), sizeof(parts));
+  }
+  GlooState(const GlooState&) = delete;
+  GlooState& operator=(const GlooState&) = delete;
+
+  [[nodiscard]] bool linked(int peer) const noexcept {
+    return std::binary_search(peers.begin(), peers.end(), peer);
+  }
+  /// Tag and length, and which group this is, in one number.
+  [[nodiscard]] std::uint64_t slot(std::uint64_t tag, std::size_t bytes) const {
+    const std::array<std::uint64_t, 3> parts{salt, tag, bytes};
+    return XXH3_64bits(parts.data(), sizeof(parts));
+  }
+
+  std::unique_ptr<Transfer> post_send(int peer, std::uint64_t slot,
+                                      std::span<const std::byte> bytes);
+  std::unique_ptr<Transfer> post_receive(int peer, std::uint64_t slot, std::span<std::byte> target);
+  void abort(std::exception_ptr reason) noexcept;
+  void close() noexcept;
+
+  const Table& table;
+  gloo_module::Group* group = nullptr;
+  const int rank;
+  const int size;
+  std::vector<int> peers;  // ascending
+  std::uint64_t salt = 0;
+  DeadlineTimer timer;
+
+  // Guards all below. Nothing that blocks is called under it.
+  std::mutex mutex;
+  std::condition_variable changed;
+  int users = 0;  // threads inside the module
+  bool closing = false;
+  bool closed = false;
+  std::exception_ptr cause;
+  std::map<gloo_module::Transfer*, GlooTransfer*> live;
+
+  /// A thread's stay inside the module; close() waits until all have left.
+  class Stay {
+   public:
+    /// Throws the cause of an abort, or InvalidState after close().
+    explicit Stay(GlooState& s) : state_(s) {
+      const std::lock_guard lock(s.mutex);
+      if (s.cause) std::rethrow_exception(s.cause);
+      if (s.closing) throw InvalidState("the process group was closed");
+      ++s.users;
+    }
+    Stay(const Stay&) = delete;
+    Stay& operator=(const Stay&) = delete;
+    ~Stay() {
+      const std::lock_guard lock(state_.mutex);
+      if (--state_.users == 0) state_.changed.notify_all();
+    }
+
+   private:
+    GlooState& state_;
+  };
+
+ private:
+  std::unique_ptr<Transfer> keep(gloo_module::Transfer* transfer, int peer, std::size_t bytes,
+                                 bool is_send, const ErrorText& error);
+};
+
+class GlooTransfer final : public Transfer {
+ public:
+  GlooTransfer(std::shared_ptr<GlooState> state, gloo_module::Transfer* handle, int peer,
+               std::size_t bytes, bool is_send)
+      : state_(std::move(state)), handle_(handle), peer_(peer), bytes_(bytes), is_send_(is_send) {}
+  GlooTransfer(const GlooTransfer&) = delete;
+  GlooTransfer& operator=(const GlooTransfer&) = delete;
+  ~GlooTransfer() override;
+
+  void wait(Deadline deadline) override;
+
+ private:
+  friend class GlooState;
+  [[nodiscard]] std::string what() const {
+    return (is_send_ ? "sending " : "receiving ") + std::to_string(bytes_) +
+           (is_send_ ? " bytes to rank " : " bytes from rank ") + std::to_string(peer_);
+  }
+  const std::shared_ptr<GlooState> state_;
+  gloo_module::Transfer* handle_;  // guarded by the state's mutex; null once released
+  bool done_ = false;              // the waiting thread's own
+  const int peer_;
+  const std::size_t bytes_;
+  const bool is_send_;
+};
+
+GlooTransfer::~GlooTransfer() {
+  gloo_module::Transfer* handle = nullptr;
+  {
+    const std::lock_guard lock(state_->mutex);
+    handle = std::exchange(handle_, nullptr);
+    if (handle == nullptr) return;  // complete, or released by close()
+    state_->live.erase(handle);
+    ++state_->users;
+  }
+  // Half of a message may be on the wire, so the connection is of no use any more. Closed first, so
+  // that Gloo's thread does not spin on bytes that have nowhere to go.
+  state_->abort(std::make_exception_ptr(Cancelled("a transfer was given up while " + what())));
+  state_->table.close_pairs(state_->group);
+  state_->table.release(handle);
+  const std::lock_guard lock(state_->mutex);
+  if (--state_->users == 0) state_->changed.notify_all();
+}
+
+void GlooTransfer::wait(Deadline deadline) {
+  if (done_) return;
+  const GlooState::Stay stay(*state_);
+  // While this thread stays, close() does not release the handle, and nobody else does.
+  const auto& table = state_->table;
+  const auto token =
+      state_->timer.arm(deadline, [&table, handle = handle_] { table.interrupt(handle); });
+  ErrorText error{};
+  auto result = gloo_module::kInterrupted;
+  bool ended = false;
+  while (!ended) {
+    result = table.wait(handle_, &error);
+    const std::lock_guard lock(state_->mutex);
+    // An interrupt that came after an earlier wait had ended is left over: wait again.
+    ended = result != gloo_module::kInterrupted || state_->cause || deadline.expired();
+  }
+  state_->timer.disarm(token);
+  {
+    const std::lock_guard lock(state_->mutex);
+    if (result == gloo_module::kDone) {
+      state_->live.erase(handle_);
+      table.release(std::exchange(handle_, nullptr));
+      done_ = true;
+      return;
+    }
+    if (state_->cause) std::rethrow_exception(state_->cause);
+  }
+  const std::string by = "rank " + std::to_string(state_->rank) + ", " + what();
+  if (result == gloo_module::kInterrupted) {
+    throw make_error<Timeout>(by + ": not done by the deadline", peer_);
+  }
+  throw make_error<PeerLost>(by + ": " + error.text, peer_);
+}
+
+std::unique_ptr<Transfer> GlooState::keep(gloo_module::Transfer* transfer, int peer,
+                                          std::size_t bytes, bool is_send, const ErrorText& error) {
+  const std::lock_guard lock(mutex);
+  if (transfer == nullptr) {
+    if (cause) std::rethrow_exception(cause);
+    throw make_error<PeerLost>("rank " + std::to_string(peer) + ": " + error.text, peer);
+  }
+  auto result = std::make_unique<GlooTransfer>(shared_from_this(), transfer, peer, bytes, is_send);
+  live.emplace(transfer, result.get());
+  return result;
+}
+
+std::unique_ptr<Transfer> GlooState::post_send(int peer, std::uint64_t slot,
+                                               std::span<const std::byte> bytes) {
+  const Stay stay(*this);
+  ErrorText error{};
+  auto* const posted = table.send(group, peer, slot, bytes.data(), bytes.size(), &error);
+  return keep(posted, peer, bytes.size(), true, error);
+}
+
+std::unique_ptr<Transfer> GlooState::post_receive(int peer, std::uint64_t slot,
+                                                  std::span<std::byte> target) {
+  const Stay stay(*this);
+  ErrorText error{};
+  auto* const posted = table.receive(group, peer, slot, target.data(), target.size(), &error);
+  return keep(posted, peer, target.size(), false, error);
+}
+
+void GlooState::abort(std::exception_ptr reason) noexcept {
+  const std::lock_guard lock(mutex);
+  if (!cause) cause = std::move(reason);
+  for (const auto& [handle, transfer] : live) table.interrupt(handle);
+}
+
+void GlooState::close() noexcept {
+  std::unique_lock lock(mutex);
+  if (std::exchange(closing, true)) {
+    changed.wait(lock, [this] { return closed; });
+    return;
+  }
+  if (!cause) cause = std::make_exception_ptr(Cancelled("the process group was closed"));
+  for (const auto& [handle, transfer] : live) table.interrupt(handle);
+  lock.unlock();
+  if (group != nullptr) table.close_pairs(group);
+  lock.lock();
+  changed.wait(lock, [this] { return users == 0; });
+  for (const auto& [handle, transfer] : live) {
+    transfer->handle_ = nullptr;
+    table.release(handle);
+  }
+  live.clear();
+  lock.unlock();
+  timer.stop();  // first: its callbacks use the group
+  if (group != nullptr) table.destroy(group);
+  lock.lock();
+  group = nullptr;
+  closed = true;
+  changed.notify_all();
+}
+
+/// Complete from the start: an empty message.
+class EmptyTransfer final : public Transfer {
+ public:
+  void wait(Deadline /*deadline*/) override {}
+};
+
+class GlooGroup final : public ProcessGroup {
+ public:
+  explicit GlooGroup(std::shared_ptr<GlooState> state) : state_(std::move(state)) {}
+  GlooGroup(const GlooGroup&) = delete;
+  GlooGroup& operator=(const GlooGroup&) = delete;
+  ~GlooGroup() override { state_->close(); }
+
+  [[nodiscard]] int rank() const noexcept override { return state_->rank; }
+  [[nodiscard]] int size() const noexcept override { return state_->size; }
+  [[nodiscard]] bool linked(int peer) const noexcept override { return state_->linked(peer); }
+  std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
+                                 std::span<const std::byte> bytes) override {
+    check_linked(peer);
+    if (bytes.empty()) return empty();
+    return state_->post_send(peer, state_->slot(tag, bytes.size()), bytes);
+  }
+  std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
+                                    std::span<std::byte> target) override {
+    check_linked(peer);
+    if (target.empty()) return empty();
+    return state_->post_receive(peer, state_->slot(tag, target.size()), target);
+  }
+  void abort(std::exception_ptr cause) noexcept override { state_->abort(std::move(cause)); }
+  void close() noexcept override { state_->close(); }
+
+ private:
+  void check_linked(int peer) const {
+    if (linked(peer)) return;
+    throw make_error<InvalidArgument>(
+        "rank " + std::to_string(rank()) + " has no link to rank " + std::to_string(peer), peer);
+  }
+  [[nodiscard]] std::unique_ptr<Transfer> empty() const {
+    const GlooState::Stay stay(*state_);  // throws what an abort or close left
+    return std::make_unique<EmptyTransfer>();
+  }
+  const std::shared_ptr<GlooState> state_;
+};
+
+constexpr std::size_t kMaxAddress = 512;
+
+std::string hex(const std::vector<unsigned char>& bytes) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (const unsigned char b : bytes) {
+    text += kDigits[b >> 4];
+    text += kDigits[b & 15];
+  }
+  return text;
+}
+
+std::vector<unsigned char> from_hex(const std::string& text, int peer) {
+  const auto digit = [&](char c) -> unsigned {
+    if (c >= '0' && c <= '9') return static_cast<unsigned>(c - '0');
+    if (c >= 'a' && c <= 'f') return static_cast<unsigned>(c - 'a') + 10;
+    throw make_error<CorruptData>(
+        "the address of rank " + std::to_string(peer) + " in the store is no address", peer);
+  };
+  std::vector<unsigned char> bytes;
+  for (std::size_t i = 0; i + 1 < text.size(); i += 2) {
+    bytes.push_back(static_cast<unsigned char>(digit(text[i]) << 4 | digit(text[i + 1])));
+  }
+  return bytes;
+}
+
+/// The making of one group; holds what a stop or a deadline must reach while it blocks.
+class Connecting {
+ public:
+  Connecting(const Table& module, const ConnectRequest& request, Deadline deadline,
+             std::stop_token stop)
+      : request_(request),
+        deadline_(deadline),
+        stop_(std::move(stop)),
+        state_(std::make_shared<GlooState>(module, request)) {}
+
+  std::shared_ptr<ProcessGroup> run(const std::string& host, Store& store) {
+    auto result = std::make_shared<GlooGroup>(state_);  // closes the state if anything throws
+    ErrorText error{};
+    state_->group = state_->table.open(host.c_str(), state_->rank, state_->size,
+                                       state_->peers.data(), state_->peers.size(), &error);
+    if (state_->group == nullptr) {
+      throw IoError("Gloo cannot listen on " + host + ": " + error.text);
+    }
+    publish(store);
+    const std::stop_callback on_stop(stop_, [this] { give_up(); });
+    const auto token = state_->timer.arm(deadline_, [this] { give_up(); });
+    for (const int peer : state_->peers) connect(store, peer);
+    greet();
+    state_->timer.disarm(token);
+    return result;
+  }
+
+ private:
+  [[nodiscard]] std::string key(int from, int to) const {
+    return request_.store_prefix + "/" + request_.name + "/" + std::to_string(from) + "/" +
+           std::to_string(to);
+  }
+
+  /// From the thread that asks for a stop, or the timer's.
+  void give_up() {
+    state_->table.close_pairs(state_->group);
+    state_->abort(std::make_exception_ptr(Cancelled("connecting was given up")));
+  }
+
+  void publish(Store& store) {
+    for (const int peer : state_->peers) {
+      std::vector<unsigned char> bytes(kMaxAddress);
+      bytes.resize(state_->table.address(state_->group, peer, bytes.data(), bytes.size()));
+      store.set(key(state_->rank, peer), hex(bytes));
+    }
+  }
+
+  void connect(Store& store, int peer) {
+    std::string text;
+    try {
+      text = store.wait_for(key(peer, state_->rank), deadline_, stop_);
+    } catch (const Timeout&) {
+      throw_late(peer);
+    }
+    const auto bytes = from_hex(text, peer);
+    ErrorText error{};
+    const auto result =
+        state_->table.connect(state_->group, peer, bytes.data(), bytes.size(), &error);
+    if (stop_.stop_requested()) throw Cancelled("connecting was given up");
+    if (deadline_.expired()) throw_late(peer);
+    if (result != gloo_module::kDone) {
+      throw make_error<PeerLost>("cannot connect to rank " + std::to_string(peer) + " for " +
+                                     request_.name + ": " + error.text,
+                                 peer);
+    }
+  }
+
+  [[noreturn]] void throw_late(int peer) const {
+    throw make_error<Timeout>("rank " + std::to_string(peer) + " did not connect for " +
+                                  request_.name + " by the deadline",
+                              peer);
+  }
+
+  void greet() {
+    std::vector<Hello> out(state_->peers.size());
+    std::vector<Hello> in(state_->peers.size());
+    std::vector<std::unique_ptr<Transfer>> posted;
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const int peer = state_->peers[i];
+      out[i] = hello(state_->rank, peer);
+      posted.push_back(
+          state_->post_receive(peer, kHelloSlot, std::as_writable_bytes(std::span(&in[i], 1))));
+      posted.push_back(state_->post_send(peer, kHelloSlot, std::as_bytes(std::span(&out[i], 1))));
+    }
+    for (std::size_t i = 0; i < posted.size(); ++i) {
+      const int peer = state_->peers[i / 2];
+      try {
+        posted[i]->wait(deadline_);
+      } catch (const Cancelled&) {
+        if (!stop_.stop_requested()) throw_late(peer);
+        throw;
+      }
+      if (i % 2 == 0) check(in[i / 2], peer);
+    }
+  }
+
+  [[nodiscard]] Hello hello(int from, int to) const {
+    Hello h;
+    h.job = digest(request_.job);
+    h.generation = request_.generation;
+    h.name = digest(request_.name);
+    h.from = from;
+    h.to = to;
+    h.world_size = request_.world_size;
+    return h;
+  }
+
+  void check(const Hello& got, int peer) const {
+    const Hello want = hello(peer, state_->rank);
+    const char* differs = nullptr;
+    if (got.magic != want.magic) {
+      differs = "version";
+    } else if (got.job != want.job) {
+      differs = "job";
+    } else if (got.generation != want.generation) {
+      differs = "generation";
+    } else if (got.name != want.name) {
+      differs = "name";
+    } else if (got.from != want.from || got.to != want.to) {
+      differs = "rank";
+    } else if (got.world_size != want.world_size) {
+      differs = "world size";
+    }
+    if (differs == nullptr) return;
+    throw make_error<InvalidState>("who connected as rank " + std::to_string(peer) + " for " +
+                                       request_.name + " has another " + differs,
+                                   peer);
+  }
+
+  const ConnectRequest& request_;
+  const Deadline deadline_;
+  const std::stop_token stop_;
+  const std::shared_ptr<GlooState> state_;
+};
+
+}  // namespace
+
+std::shared_ptr<ProcessGroup> connect_gloo_group(const Table& module, const std::string& host,
+                                                 const ConnectRequest& request, Store& store,
+                                                 Deadline deadline, std::stop_token stop) {
+  check_request(request);
+  return Connecting(module, request, deadline, std::move(stop)).run(host, store);
+}
+
+}  // namespace meshstage

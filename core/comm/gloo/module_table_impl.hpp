@@ -1,0 +1,57 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+/// What crosses the border between libmeshstage and the module libmeshstage_gloo.so: one table of
+/// functions on plain data. No exception, no C++ type and no memory changes owner; handles are made
+/// and released by the module. A change of anything here raises kGlooModuleAbi.
+namespace meshstage::gloo_module {
+
+inline constexpr std::uint32_t kGlooModuleAbi = 1;
+inline constexpr char kTableSymbol[] = "meshstage_gloo_module_table";
+
+/// What a call says. On kFailed the error text was written.
+enum Result : int { kDone = 0, kInterrupted = 1, kFailed = 2 };
+
+/// Where a failed call writes why, always ended by a zero byte.
+struct ErrorText {
+  char text[512];
+};
+
+struct Group;     // a Gloo device, a context and its pairs
+struct Transfer;  // an unbound buffer with one operation posted
+
+struct Table {
+  std::uint32_t abi;
+  const char* version;  ///< For people: "Gloo 0.5.0".
+
+  /// Makes a device that listens on `host` and a context with a pair (and its listening socket) for
+  /// each of `peers`. Null on failure.
+  Group* (*open)(const char* host, int rank, int size, const int* peers, std::size_t peer_count,
+                 ErrorText* error);
+  /// The address of the pair for `peer`, at most `capacity` bytes of it; returns its length.
+  std::size_t (*address)(Group* group, int peer, unsigned char* bytes, std::size_t capacity);
+  /// Blocks until connected, refused, or close_pairs() was called by another thread (also kDone).
+  Result (*connect)(Group* group, int peer, const unsigned char* bytes, std::size_t length,
+                    ErrorText* error);
+  /// Post and return. Null on failure. `slot` is matched with the peer's; lengths must be equal.
+  Transfer* (*send)(Group* group, int peer, std::uint64_t slot, const void* bytes,
+                    std::size_t length, ErrorText* error);
+  Transfer* (*receive)(Group* group, int peer, std::uint64_t slot, void* target, std::size_t length,
+                       ErrorText* error);
+  /// Blocks until the operation is complete, failed, or interrupt() was called, before or after.
+  Result (*wait)(Transfer* transfer, ErrorText* error);
+  /// Makes this wait, or the next, return kInterrupted. From any thread.
+  void (*interrupt)(Transfer* transfer);
+  /// Returns after the last access to the transfer's memory.
+  void (*release)(Transfer* transfer);
+  /// Closes every connection and listening socket, from any thread; nothing is read or written any
+  /// more when it returns. Waits are not woken: interrupt() them. Idempotent.
+  void (*close_pairs)(Group* group);
+  /// Ends the thread and frees everything. All transfers must have been released.
+  void (*destroy)(Group* group);
+};
+
+using GetTable = const Table* (*)();
+
+}  // namespace meshstage::gloo_module

@@ -1,0 +1,274 @@
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <utility>
+
+#include <meshstage/core/comm/in_process/node_impl.hpp>
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::in_process {
+
+namespace {
+
+/// One posted send or receive; guarded by the fabric's mutex.
+struct Operation {
+  enum class State { kPosted, kCopying, kDone, kFailed };
+  State state = State::kPosted;
+  bool is_send = false;
+  int peer = 0;
+  std::uint64_t tag = 0;
+  const std::byte* source = nullptr;  // of a send
+  std::byte* target = nullptr;        // of a receive
+  std::size_t bytes = 0;
+  std::exception_ptr error;
+  std::condition_variable changed;
+
+  void finish(State now, std::exception_ptr why = nullptr) {
+    state = now;
+    error = std::move(why);
+    changed.notify_all();
+  }
+};
+using OperationPtr = std::shared_ptr<Operation>;
+
+class GroupNode;
+
+class InProcessTransfer final : public Transfer {
+ public:
+  InProcessTransfer(std::shared_ptr<GroupNode> node, OperationPtr operation)
+      : node_(std::move(node)), operation_(std::move(operation)) {}
+  InProcessTransfer(const InProcessTransfer&) = delete;
+  InProcessTransfer& operator=(const InProcessTransfer&) = delete;
+  ~InProcessTransfer() override;
+  void wait(Deadline deadline) override;
+
+ private:
+  const std::shared_ptr<GroupNode> node_;
+  const OperationPtr operation_;
+  bool done_ = false;  // the waiting thread's own
+};
+
+class GroupNode final : public Node {
+ public:
+  using Node::Node;
+
+  OperationPtr post(bool is_send, int peer, std::uint64_t tag, const std::byte* source,
+                    std::byte* target, std::size_t bytes) {
+    auto operation = std::make_shared<Operation>();
+    operation->is_send = is_send;
+    operation->peer = peer;
+    operation->tag = tag;
+    operation->source = source;
+    operation->target = target;
+    operation->bytes = bytes;
+    std::unique_lock lock(fabric->mutex);
+    check_usable();
+    if (bytes == 0) {
+      operation->state = Operation::State::kDone;
+      return operation;
+    }
+    if (left.contains(peer)) throw lost(peer);
+    posted.push_back(operation);
+    match(lock, peer);
+    return operation;
+  }
+
+  /// Throws what an abort, a kill or a close left. Under the mutex.
+  void check_usable() const {
+    if (endpoint->dead) throw Cancelled("this rank was killed");
+    if (cause) std::rethrow_exception(cause);
+    if (closed) throw InvalidState("the process group was closed");
+  }
+
+  void abort(std::exception_ptr reason) noexcept {
+    const std::lock_guard lock(fabric->mutex);
+    fail_all(std::move(reason));
+  }
+
+  void close() noexcept {
+    std::unique_lock lock(fabric->mutex);
+    fail_all(std::make_exception_ptr(Cancelled("the process group was closed")));
+    closed = true;
+    copied.wait(lock, [this] { return copying == 0; });
+    leave(LostReason::kClosed);
+  }
+
+  /// Takes an operation out of use: after it returns its memory is not touched. Under the mutex.
+  void withdraw(std::unique_lock<std::mutex>& lock, const OperationPtr& operation) {
+    operation->changed.wait(lock, [&] { return operation->state != Operation::State::kCopying; });
+    if (operation->state != Operation::State::kPosted) return;
+    fail_all(std::make_exception_ptr(Cancelled("a transfer was given up before it was complete")));
+  }
+
+  void peer_left(int peer, LostReason /*reason*/) override {
+    const auto mine = [peer](const OperationPtr& o) { return o->peer == peer; };
+    for (const auto& operation : posted) {
+      if (mine(operation)) {
+        operation->finish(Operation::State::kFailed, std::make_exception_ptr(lost(peer)));
+      }
+    }
+    std::erase_if(posted, mine);
+  }
+  void killed() override { fail_all(std::make_exception_ptr(Cancelled("this rank was killed"))); }
+  void frozen(bool now) override {
+    if (now) return;
+    // Everything that met while one end was frozen, from whichever side it waits.
+    std::unique_lock lock(fabric->mutex, std::adopt_lock);
+    for (const int peer : request.peers) match(lock, peer);
+    lock.release();
+  }
+
+  std::exception_ptr cause;
+  bool closed = false;
+
+ private:
+  [[nodiscard]] PeerLost lost(int peer) const {
+    return make_error<PeerLost>("rank " + std::to_string(peer) + " left the group " + request.name,
+                                peer);
+  }
+
+  /// Under the mutex.
+  void fail_all(std::exception_ptr reason) {
+    if (!cause) cause = std::move(reason);
+    for (const auto& operation : std::exchange(posted, {})) {
+      operation->finish(Operation::State::kFailed, cause);
+    }
+  }
+
+  [[nodiscard]] OperationPtr take(bool is_send, int peer, std::uint64_t tag) {
+    const auto found = std::find_if(posted.begin(), posted.end(), [&](const OperationPtr& o) {
+      return o->is_send == is_send && o->peer == peer && o->tag == tag;
+    });
+    if (found == posted.end()) return nullptr;
+    auto operation = *found;
+    posted.erase(found);
+    return operation;
+  }
+
+  /// Carries out what both this node and `peer`'s have posted. The mutex is given up for the
+  /// copies.
+  void match(std::unique_lock<std::mutex>& lock, int peer) {
+    while (true) {
+      const auto entry = connected.find(peer);
+      if (entry == connected.end()) return;
+      const auto other = std::static_pointer_cast<GroupNode>(entry->second);
+      if (endpoint->frozen || other->endpoint->frozen) return;
+      OperationPtr mine;
+      OperationPtr theirs;
+      for (const auto& candidate : posted) {
+        if (candidate->peer != peer) continue;
+        theirs = other->take(!candidate->is_send, request.rank, candidate->tag);
+        if (!theirs) continue;
+        mine = take(candidate->is_send, peer, candidate->tag);
+        break;
+      }
+      if (!mine) return;
+      const OperationPtr& from = mine->is_send ? mine : theirs;
+      const OperationPtr& to = mine->is_send ? theirs : mine;
+      if (from->bytes != to->bytes) {
+        const std::string what = "a message of " + std::to_string(from->bytes) +
+                                 " bytes met a target of " + std::to_string(to->bytes);
+        for (const auto& o : {mine, theirs}) {
+          o->finish(Operation::State::kFailed,
+                    std::make_exception_ptr(make_error<CorruptData>(what, o->peer)));
+        }
+        continue;
+      }
+      mine->state = theirs->state = Operation::State::kCopying;
+      ++copying;
+      ++other->copying;
+      lock.unlock();
+      std::memcpy(to->target, from->source, to->bytes);
+      lock.lock();
+      --copying;
+      --other->copying;
+      mine->finish(Operation::State::kDone);
+      theirs->finish(Operation::State::kDone);
+      copied.notify_all();
+      other->copied.notify_all();
+    }
+  }
+
+  std::deque<OperationPtr> posted;  // in order; few at a time
+  int copying = 0;
+  std::condition_variable copied;
+};
+
+InProcessTransfer::~InProcessTransfer() {
+  if (done_) return;
+  std::unique_lock lock(node_->fabric->mutex);
+  node_->withdraw(lock, operation_);
+}
+
+void InProcessTransfer::wait(Deadline deadline) {
+  if (done_) return;
+  std::unique_lock lock(node_->fabric->mutex);
+  node_->check_usable();
+  const auto ended = [this] {
+    return operation_->state == Operation::State::kDone ||
+           operation_->state == Operation::State::kFailed;
+  };
+  if (deadline.is_never()) {
+    operation_->changed.wait(lock, ended);
+  } else if (!operation_->changed.wait_until(lock, deadline.time(), ended)) {
+    throw make_error<Timeout>("rank " + std::to_string(node_->request.rank) +
+                                  (operation_->is_send ? ", sending " : ", receiving ") +
+                                  std::to_string(operation_->bytes) +
+                                  (operation_->is_send ? " bytes to rank " : " bytes from rank ") +
+                                  std::to_string(operation_->peer) + ": not done by the deadline",
+                              operation_->peer);
+  }
+  if (operation_->state == Operation::State::kFailed) std::rethrow_exception(operation_->error);
+  done_ = true;
+}
+
+class InProcessGroup final : public ProcessGroup {
+ public:
+  explicit InProcessGroup(std::shared_ptr<GroupNode> node) : node_(std::move(node)) {}
+  InProcessGroup(const InProcessGroup&) = delete;
+  InProcessGroup& operator=(const InProcessGroup&) = delete;
+  ~InProcessGroup() override { node_->close(); }
+
+  [[nodiscard]] int rank() const noexcept override { return node_->request.rank; }
+  [[nodiscard]] int size() const noexcept override { return node_->request.world_size; }
+  [[nodiscard]] bool linked(int peer) const noexcept override {
+    const auto& peers = node_->request.peers;
+    return std::binary_search(peers.begin(), peers.end(), peer);
+  }
+  std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
+                                 std::span<const std::byte> bytes) override {
+    check_linked(peer);
+    return std::make_unique<InProcessTransfer>(
+        node_, node_->post(true, peer, tag, bytes.data(), nullptr, bytes.size()));
+  }
+  std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
+                                    std::span<std::byte> target) override {
+    check_linked(peer);
+    return std::make_unique<InProcessTransfer>(
+        node_, node_->post(false, peer, tag, nullptr, target.data(), target.size()));
+  }
+  void abort(std::exception_ptr cause) noexcept override { node_->abort(std::move(cause)); }
+  void close() noexcept override { node_->close(); }
+
+ private:
+  void check_linked(int peer) const {
+    if (linked(peer)) return;
+    throw make_error<InvalidArgument>(
+        "rank " + std::to_string(rank()) + " has no link to rank " + std::to_string(peer), peer);
+  }
+  const std::shared_ptr<GroupNode> node_;
+};
+
+}  // namespace
+
+std::shared_ptr<ProcessGroup> connect_group(std::shared_ptr<Fabric> fabric,
+                                            std::shared_ptr<Endpoint> endpoint,
+                                            const ConnectRequest& request, Deadline deadline,
+                                            const std::stop_token& stop) {
+  auto node = std::make_shared<GroupNode>(std::move(fabric), std::move(endpoint), request);
+  node->connect(deadline, stop);
+  return std::make_shared<InProcessGroup>(std::move(node));
+}
+
+}  // namespace meshstage::in_process

@@ -1,0 +1,111 @@
+#include <pthread.h>
+
+#include <algorithm>
+#include <deque>
+#include <thread>
+#include <utility>
+
+#include <meshstage/core/comm/deliveries_impl.hpp>
+#include <meshstage/core/comm/in_process/node_impl.hpp>
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::in_process {
+
+namespace {
+
+/// Node towards the fabric, ControlLinks towards the user.
+class InProcessLinksNode : public Node, public ControlLinks {
+ public:
+  using Node::Node;
+  ~InProcessLinksNode() override { close(); }
+
+  void start() {
+    thread_ = std::thread([this] { run(); });
+  }
+
+  [[nodiscard]] int rank() const noexcept override { return request.rank; }
+  [[nodiscard]] const std::vector<int>& peers() const noexcept override { return request.peers; }
+  void set_handlers(ControlHandlers handlers) override {
+    deliveries_.set_handlers(std::move(handlers));
+  }
+
+  void send(int peer, std::span<const std::byte> message) override {
+    if (!std::binary_search(request.peers.begin(), request.peers.end(), peer)) {
+      throw make_error<InvalidArgument>(
+          "rank " + std::to_string(rank()) + " has no link to rank " + std::to_string(peer), peer);
+    }
+    if (message.size() > kMaxMessageBytes) {
+      throw InvalidArgument("a control message has at most " + std::to_string(kMaxMessageBytes) +
+                            " bytes, this one has " + std::to_string(message.size()));
+    }
+    std::vector<std::byte> bytes(message.begin(), message.end());
+    const std::lock_guard lock(fabric->mutex);
+    if (endpoint->frozen) {
+      held_.emplace_back(peer, std::move(bytes));
+    } else {
+      pass_on(peer, std::move(bytes));
+    }
+  }
+
+  void close() noexcept override {
+    {
+      const std::lock_guard lock(fabric->mutex);
+      // A frozen process cannot say goodbye: what it does counts when it wakes.
+      if (endpoint->frozen) {
+        closed_while_frozen_ = true;
+      } else {
+        leave(LostReason::kClosed);
+      }
+    }
+    deliveries_.stop();
+    const std::lock_guard lock(joining_);
+    if (thread_.joinable()) thread_.join();
+  }
+
+  void peer_left(int peer, LostReason reason) override {
+    deliveries_.lost(peer, reason, std::string(to_string(reason)));
+  }
+  void killed() override { deliveries_.stop(); }
+  void frozen(bool now) override {
+    deliveries_.pause(now);
+    if (now) return;
+    for (auto& [peer, bytes] : std::exchange(held_, {})) pass_on(peer, std::move(bytes));
+    if (closed_while_frozen_) leave(LostReason::kClosed);
+  }
+
+ private:
+  /// Under the fabric's mutex.
+  void pass_on(int peer, std::vector<std::byte> bytes) {
+    const auto other = connected.find(peer);
+    if (other == connected.end()) return;  // lost; on_lost tells
+    static_cast<InProcessLinksNode&>(*other->second).deliveries_.message(rank(), std::move(bytes));
+  }
+  void run() {
+    pthread_setname_np(pthread_self(), "ms-links");
+    while (deliveries_.wait()) deliveries_.deliver_one();
+  }
+
+  Deliveries deliveries_;
+  std::deque<std::pair<int, std::vector<std::byte>>> held_;  // sent while frozen
+  bool closed_while_frozen_ = false;
+  std::mutex joining_;
+  std::thread thread_;
+};
+
+}  // namespace
+
+std::shared_ptr<ControlLinks> connect_links(std::shared_ptr<Fabric> fabric,
+                                            std::shared_ptr<Endpoint> endpoint,
+                                            const ConnectRequest& request, Deadline deadline,
+                                            const std::stop_token& stop) {
+  auto node = std::make_shared<InProcessLinksNode>(std::move(fabric), std::move(endpoint), request);
+  node->connect(deadline, stop);
+  node->start();
+  // The fabric keeps connected nodes alive through each other; the user's handle closes them.
+  return {node.get(), [node](ControlLinks* links) mutable {
+            links->close();
+            node.reset();
+          }};
+}
+
+}  // namespace meshstage::in_process

@@ -1,0 +1,125 @@
+#pragma once
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <stop_token>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <meshstage/core/comm/deliveries_impl.hpp>
+#include <meshstage/core/comm/socket/frame_impl.hpp>
+#include <meshstage/core/comm/socket/links.hpp>
+#include <meshstage/core/comm/socket/net_impl.hpp>
+
+namespace meshstage::socket_links {
+
+using link_wire::FrameType;
+using link_wire::Greeting;
+using net::Descriptor;
+using Clock = Deadline::Clock;
+
+constexpr int kNobody = -1;  // an accepted connection that has not said hello
+
+struct Connection {
+  enum class State { kConnecting, kGreeting, kUp, kClosing };
+  Descriptor fd;
+  State state = State::kGreeting;
+  int peer = kNobody;
+  std::uint64_t nonce = 0;  // of the listener, if we connect
+  std::vector<std::byte> in;
+  std::deque<std::vector<std::byte>> out;
+  std::size_t out_offset = 0;   // of the first frame, already written
+  bool waits_for_room = false;  // EPOLLOUT is on
+  Clock::time_point heard = Clock::now();
+  Clock::time_point sent = Clock::now();
+};
+
+class SocketLinks final : public ControlLinks {
+ public:
+  SocketLinks(const LinkOptions& options, const ConnectRequest& request);
+  ~SocketLinks() override { close(); }
+
+  /// Blocks until every peer is up; see Transport::connect_links.
+  void connect(const std::string& host, Store& store, Deadline deadline, std::stop_token stop);
+
+  [[nodiscard]] int rank() const noexcept override { return request_.rank; }
+  [[nodiscard]] const std::vector<int>& peers() const noexcept override { return request_.peers; }
+
+  void set_handlers(ControlHandlers handlers) override {
+    deliveries_.set_handlers(std::move(handlers));
+    wake();
+  }
+  void send(int peer, std::span<const std::byte> message) override;
+  void close() noexcept override;
+
+ private:
+  using Iterator = std::map<int, Connection>::iterator;
+
+  /// False if the system has no room for it.
+  bool watch(int fd, std::uint32_t events, int operation) noexcept;
+  void wake() noexcept;
+  [[nodiscard]] std::string key(int rank) const {
+    return request_.store_prefix + "/" + request_.name + "/" + std::to_string(rank);
+  }
+
+  // All below run on the links' thread, under the mutex, but for run().
+  void run();
+  [[nodiscard]] int milliseconds_to_next_tick() const;
+  void handle(int fd, std::uint32_t events);
+  void accept_all();
+  void read_from(Iterator c);
+  /// False once the connection is gone.
+  bool take_frames(Iterator c);
+  bool take_frame(Iterator c, FrameType type, std::span<const std::byte> payload);
+  bool greeted(Iterator c, const Greeting& got);
+  bool welcomed(Iterator c, const Greeting& got);
+  void refuse(Iterator c, const std::string& why);
+  void queue(Connection& c, FrameType type, std::span<const std::byte> payload);
+  /// Writes what the socket takes.
+  void flush(Connection& connection);
+  void up(Iterator c);
+  /// The connection is of no use any more; a peer that was up is lost.
+  void drop(Iterator c, LostReason reason, const std::string& detail);
+  void tick();
+  void say_goodbye();
+  void fail(std::exception_ptr error) {
+    if (!failure_) failure_ = std::move(error);
+    changed_.notify_all();
+    failed_.request_stop();
+  }
+  /// The connection of a peer that is up, or end().
+  [[nodiscard]] Iterator find_up(int peer) {
+    return std::find_if(connections_.begin(), connections_.end(), [peer](const auto& entry) {
+      return entry.second.peer == peer && entry.second.state == Connection::State::kUp;
+    });
+  }
+
+  const LinkOptions options_;
+  ConnectRequest request_;
+  Descriptor epoll_;
+  Descriptor wake_;
+  Deliveries deliveries_;
+  std::thread thread_;
+  std::mutex joining_;
+
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  Descriptor listener_;
+  std::uint64_t nonce_ = 0;
+  std::map<int, Connection> connections_;  // by descriptor
+  std::set<int> up_;                       // peers that are, or were, connected
+  bool connecting_ = true;
+  std::exception_ptr failure_;  // of connecting
+  std::stop_source failed_;     // ends a wait in the Store
+  std::string last_refusal_;
+  bool closing_ = false;
+  Clock::time_point last_tick_ = Clock::now();
+};
+
+}  // namespace meshstage::socket_links

@@ -1,0 +1,276 @@
+// Membership over the in-process fabric: who joins and dies when is up to the test.
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include <meshstage/core/comm/collectives.hpp>
+#include <meshstage/core/comm/in_process/fabric.hpp>
+#include <meshstage/core/comm/membership.hpp>
+#include <meshstage/core/error/error.hpp>
+
+#include "tests/conformance/control_links_suite.hpp"
+#include "tests/conformance/ranks.hpp"
+#include "tests/support/catch.hpp"
+
+namespace {
+
+using namespace std::chrono_literals;
+using namespace meshstage;
+using namespace meshstage::testing;
+using Catch::Matchers::Contains;
+
+/// A job whose ranks are threads.
+struct Job {
+  explicit Job(int size) : world(size) {}
+  MembershipOptions options(int rank) {
+    MembershipOptions o;
+    o.job = "job";
+    o.rank = rank;
+    o.world_size = world;
+    o.store = store;
+    o.transport = fabric.attach(rank);
+    const int shift = world / 2;
+    if (world > 1) o.data_peers = {(rank + shift) % world};
+    if (world > 2 && (rank - shift + world) % world != o.data_peers[0]) {
+      o.data_peers.push_back((rank - shift + world) % world);
+    }
+    return o;
+  }
+  std::unique_ptr<Membership> member(int rank) {
+    return std::make_unique<Membership>(options(rank));
+  }
+  int world;
+  InProcessFabric fabric;
+  std::shared_ptr<InMemoryStore> store = std::make_shared<InMemoryStore>();
+};
+
+Deadline soon() { return Deadline::after(30s); }
+
+/// All of `members` (null: not taking part) form a generation at once.
+std::vector<Generation> form_all(const std::vector<std::unique_ptr<Membership>>& members,
+                                 std::uint64_t seen = 0) {
+  std::vector<Generation> generations(members.size());
+  run_ranks_without_error(static_cast<int>(members.size()), [&](int r) {
+    const auto i = static_cast<std::size_t>(r);
+    if (members[i]) generations[i] = members[i]->form(seen, soon());
+  });
+  return generations;
+}
+
+std::string key(std::uint64_t generation, const std::string& what) {
+  const std::string digits = std::to_string(generation);
+  return "job/gen/" + std::string(20 - digits.size(), '0') + digits + "/" + what;
+}
+
+}  // namespace
+
+TEST_CASE("ranks that come in any order form one generation, and can talk in it") {
+  for (const int world : {1, 2, 3, 4, 7}) {
+    INFO("world " << world);
+    Job job(world);
+    std::vector<std::unique_ptr<Membership>> members;
+    for (int r = 0; r < world; ++r) members.push_back(job.member(r));
+    const auto generations = form_all(members);
+    std::vector<std::int64_t> sums(static_cast<std::size_t>(world));
+    run_ranks_without_error(world, [&](int r) {
+      const auto i = static_cast<std::size_t>(r);
+      std::vector<std::int64_t> one{1};
+      collectives::all_reduce(*generations[i].training, std::span(one), collectives::ReduceOp::kSum,
+                              soon());
+      sums[i] = one[0];
+    });
+    for (std::size_t i = 0; i < generations.size(); ++i) {
+      CHECK(generations[i].number == 1);
+      CHECK(generations[i].rank == static_cast<int>(i));
+      CHECK(sums[i] == world);
+      CHECK_FALSE(members[i]->fenced(1));
+      for (const int peer : job.options(static_cast<int>(i)).data_peers) {
+        CHECK(generations[i].data->linked(peer));
+      }
+    }
+    CHECK(job.store->get(key(1, "outcome")) == "formed");
+    for (const auto& g : generations) g.close();
+  }
+}
+
+TEST_CASE("what a rank sends right after forming reaches its neighbour's handlers") {
+  Job job(3);
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
+  std::vector<Recorder> recorders(3);
+  std::vector<Generation> generations(3);
+  run_ranks_without_error(3, [&](int r) {
+    const auto i = static_cast<std::size_t>(r);
+    generations[i] = members[i]->form(0, soon());
+    for (const int peer : generations[i].links->peers()) {
+      generations[i].links->send(peer, bytes_of("hi"));
+    }
+    generations[i].links->set_handlers(recorders[i].handlers());
+  });
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto count = generations[i].links->peers().size();
+    REQUIRE(recorders[i].wait_for(count));
+    for (const auto& line : recorders[i].seen()) CHECK_THAT(line, Contains(": hi"));
+  }
+  for (const auto& g : generations) g.links->set_handlers({});
+}
+
+TEST_CASE("a generation is numbered above all that any vault or the store has seen") {
+  Job job(3);
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
+  std::vector<Generation> generations(3);
+  run_ranks_without_error(3, [&](int r) {
+    generations[static_cast<std::size_t>(r)] =
+        members[static_cast<std::size_t>(r)]->form(r == 1 ? 41 : 3, soon());
+  });
+  for (const auto& g : generations) CHECK(g.number == generations[0].number);
+  CHECK(generations[0].number > 41);
+}
+
+TEST_CASE("survivors and a replacement move on together, and all know who died") {
+  Job job(4);
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 4; ++r) members.push_back(job.member(r));
+  auto generations = form_all(members);
+  job.fabric.kill(2);
+  CHECK(members[0]->declare_death(1, 2, "end of file").rank == 2);
+  // A later witness blames somebody else: the first cause stays.
+  CHECK(members[3]->declare_death(1, 0, "closed").rank == 2);
+  CHECK(members[1]->cause_of(1)->rank == 2);
+  CHECK(members[1]->cause_of(1)->reason == "end of file");
+  CHECK_FALSE(members[1]->cause_of(2).has_value());
+  for (const auto& g : generations) g.close();
+  const auto dead = std::move(members[2]);
+  members[2] = job.member(2);
+  CHECK(members[2]->incarnation() == 2);
+  generations = form_all(members);
+  for (const auto& g : generations) CHECK(g.number == 2);
+  CHECK(members[1]->fenced(1));
+  CHECK_FALSE(members[1]->fenced(2));
+  // The one that was replaced wakes: it is told so, and the job is not disturbed.
+  CHECK(dead->fenced(2));
+  CHECK_THROWS_AS(dead->form(0, soon()), InvalidState);
+  CHECK(job.store->get(key(2, "outcome")) == "formed");
+  CHECK(job.store->list("job/gen/" + std::string(19, '0') + "3").empty());
+}
+
+TEST_CASE("a rank that joined and died leads to the next generation when its replacement comes") {
+  Job job(3);
+  // Rank 1 took its place in generation 1 and was never heard of again.
+  job.store->set(key(1, "claim"), "3");
+  job.store->set(key(1, "place/1"), "1");
+  job.store->set("job/incarnation/1/00000000000000000001", "gone");
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
+  const auto generations = form_all(members);
+  for (const auto& g : generations) CHECK(g.number == 2);
+  CHECK_THAT(*job.store->get(key(1, "outcome")), Contains("abandoned"));
+}
+
+TEST_CASE("a death in the middle of forming abandons the generation for all, without a hang") {
+  for (int victim = 0; victim < 4; ++victim) {
+    INFO("victim " << victim);
+    Job job(4);
+    std::vector<std::unique_ptr<Membership>> members;
+    for (int r = 0; r < 4; ++r) members.push_back(job.member(r));
+    // Three come; the victim's partner holds the others up until it is dead.
+    const int late = (victim + 1) % 4;
+    std::vector<Generation> generations(4);
+    std::vector<std::string> errors(4);
+    std::vector<std::thread> ranks;
+    const auto start = [&](int r, Membership* member) {
+      ranks.emplace_back([&, r, member] {
+        errors[static_cast<std::size_t>(r)] =
+            error_of([&] { generations[static_cast<std::size_t>(r)] = member->form(0, soon()); });
+      });
+    };
+    for (int r = 0; r < 4; ++r) {
+      if (r != late) start(r, members[static_cast<std::size_t>(r)].get());
+    }
+    (void)job.store->wait_for(key(1, "place/" + std::to_string(victim)), soon());
+    job.fabric.kill(victim);
+    const auto killed = static_cast<std::size_t>(ranks.size());
+    const auto replacement = job.member(victim);
+    start(late, members[static_cast<std::size_t>(late)].get());
+    // The dead one's thread ends by itself; its element is written again by its replacement.
+    ranks[static_cast<std::size_t>(victim < late ? victim : victim - 1)].join();
+    CHECK_FALSE(errors[static_cast<std::size_t>(victim)].empty());
+    start(victim, replacement.get());
+    for (auto& t : ranks) {
+      if (t.joinable()) t.join();
+    }
+    CHECK(killed == 3);
+    for (std::size_t r = 0; r < 4; ++r) {
+      INFO("rank " << r);
+      CHECK(errors[r].empty());
+      CHECK(generations[r].number == generations[0].number);
+      CHECK(generations[r].number >= 2);
+    }
+  }
+}
+
+TEST_CASE("at the deadline the ranks that did not come are named") {
+  Job job(4);
+  const auto zero = job.member(0);
+  const auto two = job.member(2);
+  std::vector<std::string> errors(4);
+  run_ranks_without_error(3, [&](int r) {
+    if (r == 1) return;
+    errors[static_cast<std::size_t>(r)] =
+        error_of([&] { (void)(r == 0 ? zero : two)->form(0, Deadline::after(100ms)); });
+  });
+  for (const std::size_t r : {0, 2}) {
+    INFO(errors[r]);
+    CHECK(errors[r].starts_with("timeout"));
+    CHECK(errors[r].ends_with("1, 3"));
+  }
+}
+
+TEST_CASE("a rank of another world size is told both") {
+  Job job(2);
+  const auto zero = job.member(0);
+  std::thread waiting(
+      [&] { (void)error_of([&] { (void)zero->form(0, Deadline::after(200ms)); }); });
+  (void)job.store->wait_for(key(1, "place/0"), soon());
+  auto options = job.options(1);
+  options.world_size = 3;
+  options.data_peers = {0};
+  Membership other(options);
+  const std::string error = error_of([&] { (void)other.form(0, Deadline::after(20s)); });
+  waiting.join();
+  CHECK_THAT(error, Contains("2 ranks"));
+  CHECK_THAT(error, Contains("one of 3"));
+}
+
+TEST_CASE("a hundred generations leave a handful of keys") {
+  Job job(3);
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
+  std::uint64_t last = 0;
+  std::size_t keys = 0;
+  for (int i = 0; i < 100; ++i) {
+    const auto generations = form_all(members, last);
+    CHECK(generations[0].number == last + 1);
+    last = generations[0].number;
+    for (const auto& g : generations) g.close();
+    if (i == 10) keys = job.store->list("").size();
+  }
+  CHECK(job.store->list("").size() <= keys);
+}
+
+TEST_CASE("senseless membership options are refused") {
+  Job job(2);
+  const auto refused = [&](const std::function<void(MembershipOptions&)>& change) {
+    auto options = job.options(0);
+    change(options);
+    CHECK_THROWS_AS(Membership(options), InvalidArgument);
+  };
+  refused([](MembershipOptions& o) { o.job.clear(); });
+  refused([](MembershipOptions& o) { o.rank = 2; });
+  refused([](MembershipOptions& o) { o.world_size = 0; });
+  refused([](MembershipOptions& o) { o.store = nullptr; });
+  refused([](MembershipOptions& o) { o.transport = nullptr; });
+  refused([](MembershipOptions& o) { o.data_peers = {0}; });
+  refused([](MembershipOptions& o) { o.data_peers = {1, 1}; });
+}

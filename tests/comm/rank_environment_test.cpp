@@ -1,0 +1,97 @@
+#include <meshstage/core/comm/rank_environment.hpp>
+
+#include <meshstage/core/error/error.hpp>
+
+#include "tests/support/catch.hpp"
+
+using meshstage::RankEnvironment;
+using Variables = std::map<std::string, std::string>;
+
+TEST_CASE("each launcher's variables say rank, world size and place on the host") {
+  const std::vector<std::pair<std::string, Variables>> launchers{
+      {"meshstage",
+       {{"MESHSTAGE_RANK", "5"},
+        {"MESHSTAGE_WORLD_SIZE", "8"},
+        {"MESHSTAGE_LOCAL_RANK", "1"},
+        {"MESHSTAGE_LOCAL_WORLD_SIZE", "4"}}},
+      {"torchrun",
+       {{"RANK", "5"}, {"WORLD_SIZE", "8"}, {"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "4"}}},
+      {"mpirun",
+       {{"OMPI_COMM_WORLD_RANK", "5"},
+        {"OMPI_COMM_WORLD_SIZE", "8"},
+        {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+        {"OMPI_COMM_WORLD_LOCAL_SIZE", "4"}}},
+      {"mpirun",
+       {{"PMI_RANK", "5"}, {"PMI_SIZE", "8"}, {"MPI_LOCALRANKID", "1"}, {"MPI_LOCALNRANKS", "4"}}},
+      {"srun",
+       {{"SLURM_PROCID", "5"},
+        {"SLURM_NTASKS", "8"},
+        {"SLURM_LOCALID", "1"},
+        {"SLURM_TASKS_PER_NODE", "4(x2)"}}}};
+  for (const auto& [source, variables] : launchers) {
+    INFO(source);
+    const auto e = RankEnvironment::detect(variables);
+    CHECK(e.source == source);
+    CHECK(e.rank == 5);
+    CHECK(e.world_size == 8);
+    CHECK(e.local_rank == 1);
+    CHECK(e.local_world_size == 4);
+    CHECK_FALSE(e.single_host());
+  }
+}
+
+TEST_CASE("without any launcher a process is rank 0 of 1, also inside an allocation") {
+  for (const Variables& variables :
+       {Variables{}, Variables{{"SLURM_NTASKS", "8"}},
+        Variables{{"MESHSTAGE_JOB", "j"}, {"MESHSTAGE_STORE", "/s"}}}) {
+    const auto e = RankEnvironment::detect(variables);
+    CHECK(e.source == "none");
+    CHECK(e.rank == 0);
+    CHECK(e.world_size == 1);
+    CHECK(e.single_host());
+  }
+  const auto named = RankEnvironment::detect({{"MESHSTAGE_JOB", "j"}, {"MESHSTAGE_STORE", "/s"}});
+  CHECK(named.job == "j");
+  CHECK(named.store == "/s");
+}
+
+TEST_CASE("variables set by hand beat a launcher's") {
+  const auto e = RankEnvironment::detect({{"MESHSTAGE_RANK", "1"},
+                                          {"MESHSTAGE_WORLD_SIZE", "2"},
+                                          {"OMPI_COMM_WORLD_RANK", "0"},
+                                          {"OMPI_COMM_WORLD_SIZE", "1"}});
+  CHECK(e.source == "meshstage");
+  CHECK(e.rank == 1);
+  CHECK(e.world_size == 2);
+}
+
+TEST_CASE("a missing, senseless or contradictory variable is named with its value") {
+  using Words = std::vector<std::string>;
+  const std::vector<std::pair<Variables, Words>> bad{
+      {{{"RANK", "1"}}, {"RANK=1", "WORLD_SIZE"}},
+      {{{"WORLD_SIZE", "4"}}, {"WORLD_SIZE=4", "RANK"}},
+      {{{"LOCAL_RANK", "0"}}, {"LOCAL_RANK=0", "RANK"}},
+      {{{"MESHSTAGE_RANK", "1"}, {"WORLD_SIZE", "4"}, {"RANK", "1"}},
+       {"MESHSTAGE_RANK=1", "MESHSTAGE_WORLD_SIZE"}},
+      {{{"RANK", "x"}, {"WORLD_SIZE", "4"}}, {"RANK=x"}},
+      {{{"RANK", "-1"}, {"WORLD_SIZE", "4"}}, {"RANK=-1"}},
+      {{{"RANK", ""}, {"WORLD_SIZE", "4"}}, {"RANK="}},
+      {{{"RANK", "4"}, {"WORLD_SIZE", "4"}}, {"RANK=4", "WORLD_SIZE=4"}},
+      {{{"RANK", "1"},
+        {"WORLD_SIZE", "4"},
+        {"OMPI_COMM_WORLD_RANK", "2"},
+        {"OMPI_COMM_WORLD_SIZE", "4"}},
+       {"RANK=1", "OMPI_COMM_WORLD_RANK=2"}},
+      {{{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "4"}, {"RANK", "1"}, {"WORLD_SIZE", "2"}},
+       {"WORLD_SIZE=2", "SLURM_NTASKS=4"}},
+      {{{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "0"}, {"LOCAL_WORLD_SIZE", "4"}},
+       {"WORLD_SIZE=2", "4"}}};
+  for (const auto& [variables, words] : bad) {
+    try {
+      (void)RankEnvironment::detect(variables);
+      FAIL("accepted " << words.front());
+    } catch (const meshstage::InvalidArgument& e) {
+      for (const auto& word : words) CHECK_THAT(e.what(), Catch::Matchers::Contains(word));
+    }
+  }
+}

@@ -1,0 +1,297 @@
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <sstream>
+#include <thread>
+
+#include <meshstage/core/comm/gloo/tcp_transport.hpp>
+#include <meshstage/core/comm/socket/links.hpp>
+#include <meshstage/core/error/error.hpp>
+
+#define XXH_INLINE_ALL
+#include <meshstage/core/comm/socket/frame_impl.hpp>
+
+#include "tests/comm/worker_process.hpp"
+#include "tests/conformance/control_links_suite.hpp"
+#include "tests/support/catch.hpp"
+
+namespace {
+
+using namespace std::chrono_literals;
+using namespace meshstage;
+using namespace meshstage::testing;
+using Catch::Matchers::Contains;
+using link_wire::FrameType;
+using link_wire::Greeting;
+using Lines = std::vector<std::string>;
+
+TransportOf tcp() {
+  return [](int /*rank*/) { return make_tcp_transport({}); };
+}
+
+/// A peer played by hand: rank 1 of 2, which connects to the links of rank 0.
+class HandMadePeer {
+ public:
+  explicit HandMadePeer(Store& store) {
+    std::istringstream address(store.wait_for("net/links/0", Deadline::after(20s)));
+    std::string host;
+    int port = 0;
+    address >> host >> port >> nonce;
+    fd_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in to{};
+    to.sin_family = AF_INET;
+    to.sin_port = htons(static_cast<std::uint16_t>(port));
+    ::inet_pton(AF_INET, host.c_str(), &to.sin_addr);
+    if (::connect(fd_, reinterpret_cast<sockaddr*>(&to), sizeof(to)) != 0) {
+      throw_errno("connect", host, errno);
+    }
+  }
+  HandMadePeer(const HandMadePeer&) = delete;
+  HandMadePeer& operator=(const HandMadePeer&) = delete;
+  ~HandMadePeer() { ::close(fd_); }
+
+  void send(std::span<const std::byte> bytes) const {
+    (void)!::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  }
+  void frame(FrameType type, std::span<const std::byte> payload = {}) const {
+    send(link_wire::encode_frame(type, payload));
+  }
+  /// The type of the next frame that is no heartbeat, and its payload as text; "end" at the end.
+  [[nodiscard]] std::string read() const {
+    while (true) {
+      std::array<std::byte, link_wire::kHeaderBytes> header{};
+      if (::recv(fd_, header.data(), header.size(), MSG_WAITALL) <= 0) return "end";
+      const auto decoded = link_wire::decode_header(header.data());
+      std::string payload(decoded.length, '\0');
+      if (decoded.length > 0) (void)!::recv(fd_, payload.data(), payload.size(), MSG_WAITALL);
+      if (decoded.type == FrameType::kHeartbeat) continue;
+      return std::to_string(static_cast<int>(decoded.type)) +
+             (decoded.type == FrameType::kWelcome ? "" : " " + payload);
+    }
+  }
+  std::uint64_t nonce = 0;
+
+ private:
+  int fd_ = -1;
+};
+
+/// The links of rank 0, connecting on a thread while the test plays rank 1.
+class RankZero {
+ public:
+  explicit RankZero(LinkOptions options = {}) {
+    thread_ = std::thread([this, options] {
+      error_ = error_of([&] {
+        links_ = connect_socket_links("127.0.0.1", options, request(), store, Deadline::after(20s),
+                                      stop_.get_token());
+      });
+    });
+  }
+  RankZero(const RankZero&) = delete;
+  RankZero& operator=(const RankZero&) = delete;
+  ~RankZero() {
+    stop_.request_stop();
+    if (thread_.joinable()) thread_.join();
+  }
+  static ConnectRequest request() { return request_of("links", 0, 2, Linked::kAll); }
+  ControlLinks& links() {
+    thread_.join();
+    if (!links_) throw std::runtime_error(error_);
+    return *links_;
+  }
+  std::string error() {
+    if (thread_.joinable()) thread_.join();
+    return error_;
+  }
+  void stop() { stop_.request_stop(); }
+  InMemoryStore store;
+
+ private:
+  std::shared_ptr<ControlLinks> links_;
+  std::string error_;
+  std::stop_source stop_;
+  std::thread thread_;
+};
+
+std::vector<std::byte> hello(const HandMadePeer& peer) {
+  return Greeting::of(RankZero::request(), 1, 0, peer.nonce).encode();
+}
+
+}  // namespace
+
+TEST_CASE("socket links conform") { control_links_conform(tcp()); }
+
+TEST_CASE("a greeting that differs in anything is refused with what it is, and harms nothing") {
+  RankZero zero;
+  struct Case {
+    const char* expected;
+    Greeting greeting;
+  };
+  Greeting good;
+  {
+    const HandMadePeer peer(zero.store);
+    good = Greeting::of(RankZero::request(), 1, 0, peer.nonce);
+  }
+  std::vector<Case> cases(7, {"", good});
+  cases[0].expected = "another job";
+  cases[0].greeting.job ^= 1;
+  cases[1].expected = "another generation";
+  cases[1].greeting.generation = 6;
+  cases[2].expected = "another name of the links";
+  cases[2].greeting.name ^= 1;
+  cases[3].expected = "another rank";
+  cases[3].greeting.to = 1;
+  cases[4].expected = "rank 5 is not expected here";
+  cases[4].greeting.from = 5;
+  cases[5].expected = "another world size";
+  cases[5].greeting.world_size = 3;
+  cases[6].expected = "another nonce";
+  cases[6].greeting.nonce ^= 1;
+  for (const auto& c : cases) {
+    const HandMadePeer peer(zero.store);
+    peer.frame(FrameType::kHello, c.greeting.encode());
+    CHECK(peer.read() == std::string("3 ") + c.expected);
+  }
+  const HandMadePeer peer(zero.store);
+  peer.frame(FrameType::kHello, hello(peer));
+  CHECK(peer.read() == "2");
+  CHECK(zero.links().peers() == std::vector{1});
+}
+
+TEST_CASE("who connects and is refused hears why") {
+  InMemoryStore store;
+  std::stop_source stop;
+  std::string error;
+  std::thread zero([&] {
+    (void)error_of([&] {
+      (void)make_tcp_transport({})->connect_links(request_of("links", 0, 2, Linked::kAll), store,
+                                                  Deadline::after(20s), stop.get_token());
+    });
+  });
+  auto request = request_of("links", 1, 2, Linked::kAll);
+  request.generation = 8;
+  try {
+    (void)make_tcp_transport({})->connect_links(request, store, Deadline::after(20s));
+  } catch (const InvalidState& e) {
+    error = e.what();
+  }
+  stop.request_stop();
+  zero.join();
+  CHECK_THAT(error, Contains("rank 0 refused"));
+  CHECK_THAT(error, Contains("another generation"));
+}
+
+TEST_CASE("bytes that are no frames drop the link, and the process lives") {
+  using link_wire::encode_frame;
+  const auto with = [](std::vector<std::byte> frame, std::size_t at, int value) {
+    frame[at] = static_cast<std::byte>(value);
+    return frame;
+  };
+  const auto message = encode_frame(FrameType::kMessage, bytes_of("text"));
+  auto too_long = encode_frame(FrameType::kHeartbeat, std::vector<std::byte>(300));
+  auto huge = message;
+  link_wire::put(huge.data() + 8, std::uint32_t{0xffffffff});
+  link_wire::put(huge.data() + 12, static_cast<std::uint32_t>(XXH3_64bits(huge.data(), 12)));
+  const std::vector<std::pair<const char*, std::vector<std::byte>>> bad{
+      {"wrong magic", with(message, 0, 'X')},
+      {"damaged length", with(message, 8, 5)},
+      {"another version", with(message, 4, 2)},
+      {"unknown type", encode_frame(static_cast<FrameType>(99), {})},
+      {"too long for its type", too_long},
+      {"huge", huge},
+      {"a second hello", encode_frame(FrameType::kHello, std::vector<std::byte>(48))},
+      {"a heartbeat with a payload", encode_frame(FrameType::kHeartbeat, bytes_of("x"))}};
+  for (const auto& [what, bytes] : bad) {
+    INFO(what);
+    RankZero zero;
+    const HandMadePeer peer(zero.store);
+    peer.frame(FrameType::kHello, hello(peer));
+    REQUIRE(peer.read() == "2");
+    Recorder recorder;
+    zero.links().set_handlers(recorder.handlers());
+    peer.send(bytes);
+    REQUIRE(recorder.wait_for(1));
+    CHECK(recorder.seen() == Lines{"1 lost: protocol error"});
+    CHECK(peer.read() == "end");
+  }
+}
+
+TEST_CASE("a connection that ends without a goodbye is a death, and one cut in mid frame too") {
+  for (const bool in_mid_frame : {false, true}) {
+    RankZero zero;
+    auto peer = std::make_unique<HandMadePeer>(zero.store);
+    peer->frame(FrameType::kHello, hello(*peer));
+    REQUIRE(peer->read() == "2");
+    Recorder recorder;
+    zero.links().set_handlers(recorder.handlers());
+    const auto frame = link_wire::encode_frame(FrameType::kMessage, bytes_of("text"));
+    peer->send(std::span(frame).first(in_mid_frame ? 18 : 20));
+    peer.reset();
+    REQUIRE(recorder.wait_for(in_mid_frame ? 1 : 2));
+    CHECK(recorder.seen() ==
+          (in_mid_frame ? Lines{"1 lost: end of file"} : Lines{"1: text", "1 lost: end of file"}));
+  }
+}
+
+TEST_CASE("a peer that says nothing is silent after the deadline, one that beats is not") {
+  LinkOptions options;
+  options.heartbeat_interval = 20ms;
+  options.silence_deadline = 200ms;
+  RankZero zero(options);
+  const HandMadePeer peer(zero.store);
+  peer.frame(FrameType::kHello, hello(peer));
+  REQUIRE(peer.read() == "2");
+  Recorder recorder;
+  zero.links().set_handlers(recorder.handlers());
+  // Never a frame from us: only the deadline can end it, and it must.
+  REQUIRE(recorder.wait_for(1));
+  CHECK(recorder.seen() == Lines{"1 lost: silent"});
+
+  const auto beating = make_links(
+      [&](int /*rank*/) {
+        TcpTransportOptions tcp_options;
+        tcp_options.links = options;
+        return make_tcp_transport(tcp_options);
+      },
+      2, Linked::kAll);
+  Recorder alive;
+  beating[0]->set_handlers(alive.handlers());
+  std::this_thread::sleep_for(2 * options.silence_deadline);
+  beating[1]->send(0, bytes_of("still here"));
+  REQUIRE(alive.wait_for(1));
+  CHECK(alive.seen() == Lines{"1: still here"});
+}
+
+TEST_CASE("a death while others still connect ends the connecting, naming the dead") {
+  InMemoryStore store;
+  std::string error;
+  std::thread zero([&] {
+    error = error_of([&] {
+      (void)make_tcp_transport({})->connect_links(request_of("links", 0, 3, Linked::kAll), store,
+                                                  Deadline::after(20s));
+    });
+  });
+  {
+    const HandMadePeer peer(store);
+    auto request = request_of("links", 1, 3, Linked::kAll);
+    peer.frame(FrameType::kHello, Greeting::of(request, 1, 0, peer.nonce).encode());
+    CHECK(peer.read() == "2");
+  }
+  zero.join();
+  CHECK(error.starts_with("peer lost"));
+  CHECK_THAT(error, Contains("rank 1"));
+}
+
+TEST_CASE("closed links leave no thread and no descriptor") {
+  const int threads = count_threads();
+  const int descriptors = count_network_descriptors();
+  for (int i = 0; i < 20; ++i) {
+    const auto links = make_links(tcp(), 3, Linked::kAll);
+    links[0]->send(1, bytes_of("x"));
+  }
+  CHECK(settle(count_threads, threads) == threads);
+  CHECK(settle(count_network_descriptors, descriptors) == descriptors);
+}

@@ -1,0 +1,55 @@
+#include <meshstage/core/comm/store.hpp>
+
+#include <sys/stat.h>
+
+#include <filesystem>
+
+#include <meshstage/core/error/error.hpp>
+
+#include "tests/comm/worker_process.hpp"
+#include "tests/conformance/store_suite.hpp"
+#include "tests/support/catch.hpp"
+
+using meshstage::testing::store_conforms;
+using meshstage::testing::TemporaryFolder;
+
+TEST_CASE("the file store conforms") {
+  const TemporaryFolder folder;
+  store_conforms([&] { return std::make_shared<meshstage::FileStore>(folder.path() + "/store"); });
+}
+
+TEST_CASE("the in-memory store conforms") {
+  const auto store = std::make_shared<meshstage::InMemoryStore>();
+  store_conforms([&] { return store; });
+}
+
+TEST_CASE("a file store is its owner's alone and leaves no temporary file") {
+  const TemporaryFolder folder;
+  meshstage::FileStore store(folder.path() + "/deep/er");
+  struct stat status{};
+  REQUIRE(::stat(store.directory().c_str(), &status) == 0);
+  CHECK((status.st_mode & 0777) == 0700);
+  store.set("a", "1");
+  store.set("a", "2");
+  CHECK(store.compare_and_create("a", "3") == "2");
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(store.directory())) {
+    files += entry.is_regular_file() ? 1 : 0;
+  }
+  CHECK(files == 1);
+}
+
+TEST_CASE("a store is named by a path or a file address, and nothing else is guessed") {
+  const TemporaryFolder folder;
+  meshstage::open_store("file:" + folder.path() + "/s")->set("k", "v");
+  CHECK(meshstage::open_store(folder.path() + "/s")->get("k") == "v");
+  for (const char* bad : {"", "tcp://host:1", "redis://host", "relative/path", "file:relative"}) {
+    INFO(bad);
+    try {
+      (void)meshstage::open_store(bad);
+      FAIL("accepted");
+    } catch (const meshstage::InvalidArgument& e) {
+      CHECK_THAT(e.what(), Catch::Matchers::Contains("file:/path"));
+    }
+  }
+}

@@ -1,0 +1,114 @@
+#include "tests/comm/worker_process.hpp"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::testing {
+
+WorkerProcess::WorkerProcess(const std::string& program,
+                             const std::vector<std::string>& arguments) {
+  int pipe[2];
+  if (::pipe2(pipe, O_CLOEXEC) != 0) throw_errno("pipe2", "", errno);
+  std::vector<char*> argv;
+  std::string name = program;
+  std::vector<std::string> copies = arguments;
+  argv.push_back(name.data());
+  for (auto& a : copies) argv.push_back(a.data());
+  argv.push_back(nullptr);
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_adddup2(&actions, pipe[0], 0);
+  posix_spawn_file_actions_addclosefrom_np(&actions, 3);
+  const int error = ::posix_spawn(&pid_, program.c_str(), &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  ::close(pipe[0]);
+  input_ = pipe[1];
+  if (error != 0) throw_errno("posix_spawn", program, error);
+}
+
+WorkerProcess::~WorkerProcess() { kill(); }
+
+void WorkerProcess::tell(const std::string& line) {
+  const std::string text = line + "\n";
+  if (::write(input_, text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
+    throw_errno("write", "to a worker", errno);
+  }
+}
+
+void WorkerProcess::signal(int number) {
+  if (pid_ > 0) ::kill(pid_, number);
+}
+
+void WorkerProcess::kill() {
+  signal(SIGKILL);
+  finish();
+}
+
+void WorkerProcess::end_input() {
+  if (const int input = std::exchange(input_, -1); input >= 0) ::close(input);
+}
+
+int WorkerProcess::finish() {
+  end_input();
+  if (pid_ <= 0) return 0;
+  int status = 0;
+  while (::waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+  }
+  pid_ = -1;
+  return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+std::string own_folder() { return std::filesystem::read_symlink("/proc/self/exe").parent_path(); }
+
+TemporaryFolder::TemporaryFolder() {
+  path_ = (std::filesystem::temp_directory_path() / "meshstage-comm-XXXXXX").string();
+  if (::mkdtemp(path_.data()) == nullptr) throw_errno("mkdtemp", path_, errno);
+}
+
+TemporaryFolder::~TemporaryFolder() {
+  std::error_code error;
+  std::filesystem::remove_all(path_, error);
+}
+
+int count_threads() {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
+    count += entry.path().empty() ? 0 : 1;
+  }
+  return count;
+}
+
+int count_network_descriptors() {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code error;
+    const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
+    if (target.starts_with("socket:") || target.starts_with("anon_inode:")) ++count;
+  }
+  return count;
+}
+
+int settle(int (*count)(), int expected) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  int seen = count();
+  while (seen != expected && std::chrono::steady_clock::now() < end) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    seen = count();
+  }
+  return seen;
+}
+
+}  // namespace meshstage::testing

@@ -1,0 +1,56 @@
+// A worker program that a test starts, talks to through its standard input, stops and kills.
+#pragma once
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+namespace meshstage::testing {
+
+/// Started by exec, with nothing inherited but standard output and error. Killed and reaped by the
+/// destructor.
+class WorkerProcess {
+ public:
+  WorkerProcess(const std::string& program, const std::vector<std::string>& arguments);
+  WorkerProcess(const WorkerProcess&) = delete;
+  WorkerProcess& operator=(const WorkerProcess&) = delete;
+  ~WorkerProcess();
+
+  /// One line to its standard input.
+  void tell(const std::string& line);
+  void signal(int number);
+  /// SIGKILL (which also ends a stopped process), then reaps. Idempotent.
+  void kill();
+  void end_input();
+  /// Ends its standard input and waits for it; the exit status, 128 + n if signal n ended it.
+  int finish();
+
+ private:
+  pid_t pid_ = -1;
+  int input_ = -1;
+};
+
+/// The folder of the test program, where its workers are too.
+std::string own_folder();
+
+/// A new folder below the temporary directory, removed with all in it by the destructor.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  ~TemporaryFolder();
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+/// Threads of this process, and its descriptors that are sockets, epoll or event descriptors.
+int count_threads();
+int count_network_descriptors();
+/// A thread that was joined, or a socket that was closed, may show in /proc a moment longer: looks
+/// until `count()` is `expected`, for two seconds at most; returns what it saw last.
+int settle(int (*count)(), int expected);
+
+}  // namespace meshstage::testing

@@ -1,0 +1,91 @@
+#include "tests/conformance/store_suite.hpp"
+
+#include <chrono>
+#include <set>
+#include <stop_token>
+#include <thread>
+
+#include <meshstage/core/error/error.hpp>
+
+#include "tests/conformance/ranks.hpp"
+#include "tests/support/catch.hpp"
+
+namespace meshstage::testing {
+
+using namespace std::chrono_literals;
+using Keys = std::vector<std::string>;
+
+void store_conforms(const std::function<std::shared_ptr<Store>()>& open) {
+  const auto store = open();
+  const auto other = open();
+
+  SECTION("what one sets another gets, whatever the bytes") {
+    const std::string odd("\0\n\xff value", 9);
+    CHECK_FALSE(store->get("a").has_value());
+    store->set("a", odd);
+    CHECK(other->get("a") == odd);
+    store->set("a", "");
+    CHECK(other->get("a") == "");
+    store->remove("a");
+    store->remove("a");
+    CHECK_FALSE(other->get("a").has_value());
+  }
+
+  SECTION("keys of any text are told apart and listed by prefix, sorted") {
+    const Keys keys{".hidden", "job/1/a", "job/1/b", "job/10", "job 1%2f+\n", "job+1"};
+    for (const auto& k : keys) store->set(k, "value of " + k);
+    for (const auto& k : keys) CHECK(other->get(k) == "value of " + k);
+    CHECK(other->list("job/1/") == Keys{"job/1/a", "job/1/b"});
+    CHECK(other->list("").size() == keys.size());
+    CHECK(other->list("nothing").empty());
+  }
+
+  SECTION("an empty key and one that is too long are refused") {
+    CHECK_THROWS_AS(store->set("", "x"), InvalidArgument);
+    CHECK_THROWS_AS(store->set(std::string(2000, 'k'), "x"), InvalidArgument);
+  }
+
+  SECTION("of many that create one key, one wins and all learn who") {
+    constexpr int kThreads = 8;
+    constexpr int kRounds = 50;
+    std::vector<std::vector<std::string>> seen(kThreads);
+    run_ranks_without_error(kThreads, [&](int rank) {
+      const auto mine = open();
+      for (int i = 0; i < kRounds; ++i) {
+        seen[static_cast<std::size_t>(rank)].push_back(
+            mine->compare_and_create("race/" + std::to_string(i), std::to_string(rank)));
+      }
+    });
+    for (std::size_t i = 0; i < kRounds; ++i) {
+      std::set<std::string> winners{*store->get("race/" + std::to_string(i))};
+      for (const auto& s : seen) winners.insert(s[i]);
+      CHECK(winners.size() == 1);
+    }
+  }
+
+  SECTION("waiting ends with the first of several keys, at the deadline, or at a stop") {
+    std::string got;
+    std::thread waiting([&] {
+      const Keys keys{"never", "later"};
+      got = error_of(
+          [&] { throw std::runtime_error(other->wait_for_any(keys, Deadline::after(30s))); });
+    });
+    store->set("later", "here");
+    waiting.join();
+    CHECK(got == "here");
+
+    CHECK_THROWS_AS(store->wait_for("never", Deadline::after(3ms)), Timeout);
+    CHECK(store->wait_for("later", Deadline::after(0ms)) == "here");
+    std::stop_source stop;
+    std::string error;
+    std::thread stopped([&] {
+      error =
+          error_of([&] { (void)other->wait_for("never", Deadline::never(), stop.get_token()); });
+    });
+    stop.request_stop();
+    stopped.join();
+    CHECK(error.starts_with("cancelled"));
+  }
+}
+
+}  // namespace meshstage::testing

@@ -1,0 +1,13 @@
+// What every Store does. Call inside a TEST_CASE; it uses SECTIONs.
+#pragma once
+#include <functional>
+#include <memory>
+
+#include <meshstage/core/comm/store.hpp>
+
+namespace meshstage::testing {
+
+/// `open` gives another view of the same store at each call.
+void store_conforms(const std::function<std::shared_ptr<Store>()>& open);
+
+}  // namespace meshstage::testing
