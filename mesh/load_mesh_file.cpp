@@ -1,5 +1,5 @@
 #include <fstream>
-#include <iterator>
+#include <sstream>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/mesh_file.hpp>
@@ -44,12 +44,13 @@ std::vector<int> parse_ranks(std::string_view text, std::int64_t at_most) {
 
 MeshDescription load_mesh_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  if (!in.is_open() || in.bad()) {
+  std::ostringstream bytes;
+  if (in.is_open()) bytes << in.rdbuf();  // writes nothing of an empty file, which is no mesh file
+  if (!in.is_open() || in.bad() || bytes.bad() || bytes.fail()) {
     throw make_error<NotFound>(
         "mesh file " + text::quoted(path) + " cannot be read: give a TOML file", {}, {}, path);
   }
-  MeshFileResult result = parse_mesh_file(text);
+  MeshFileResult result = parse_mesh_file(bytes.str());
   if (!result.description) {
     const auto more = result.errors.size() - 1;
     throw InvalidArgument(

@@ -1,14 +1,118 @@
 #include "tools/mesh/commands.hpp"
 
+#include <memory>
+
 #include "tools/command/command.hpp"
+#include "tools/mesh/options.hpp"
 
 namespace meshstage::tools {
+namespace {
+
+// A subcommand whose options live as long as the app: `run` is called with them after parsing.
+template <class Options>
+CLI::App* add_command(CLI::App& mesh, const char* name, const char* what, const char* example,
+                      std::shared_ptr<Options> options, int (*run)(const Options&, std::ostream&),
+                      std::ostream& out) {
+  CLI::App* command = mesh.add_subcommand(name, what);
+  set_example(*command, example);
+  command->callback([options, run, &out] {
+    const int code = run(*options, out);
+    if (code != 0) throw CLI::RuntimeError(code);
+  });
+  return command;
+}
+
+void add_mesh_options(CLI::App& command, MeshWords& words, bool required) {
+  command.add_option("--mesh", words.mesh, "Sizes of the dimensions: 2,4")->required(required);
+  command.add_option("--names", words.names, "Their names: dp,tp (left out: dim0,dim1)");
+  command.add_option("--ranks", words.ranks,
+                     "Ranks in row-major order: 3,7,0-2 (left out: 0, 1, ...)");
+}
+
+void add_job_options(CLI::App& command, JobWords& words) {
+  command.add_option("FILE", words.file, "A mesh file (TOML), instead of --mesh and the hosts");
+  add_mesh_options(command, words.mesh, false);
+  command.add_option("--ranks-per-host", words.ranks_per_host,
+                     "Ranks of each host (left out: every rank is a host of its own)");
+  command.add_option("--host-sizes", words.host_sizes, "Ranks of each host, uneven: 8,8,6");
+  command.add_option("--hosts-per-rack", words.hosts_per_rack, "Hosts of each rack");
+  command.add_option("--policy", words.policy,
+                     "half-shift (default), ring, across-hosts, across-racks or cliques");
+  command.add_option("--copies", words.copies, "Copies of each rank's image on others (default 1)");
+  command.add_flag("--skip-replicated", words.skip_replicated,
+                   "Leave out of the copies what the mesh has on another host");
+  command
+      .add_option("--tensor", words.tensors,
+                  "A tensor, NAME=DTYPE[SIZES]:PLACEMENTS: w=f32[1024,512]:S(0),R")
+      ->take_all()
+      ->allow_extra_args(false)
+      ->delimiter('\0');
+}
+
+}  // namespace
 
 void add_mesh_commands(CLI::App& app, std::ostream& out) {
-  (void)out;
   CLI::App* mesh =
       app.add_subcommand("mesh", "What a mesh means and what it survives, without a job");
   mesh->require_subcommand(1);
+  set_example(*mesh, "meshstage mesh show --mesh 2,4 --names dp,tp");
+
+  auto show = std::make_shared<ShowOptions>();
+  CLI::App* command = add_command(*mesh, "show", "Coordinates, slices and groups of ranks",
+                                  "meshstage mesh show --mesh 2,4 --names dp,tp --slice dp --json",
+                                  show, &mesh_show, out);
+  add_mesh_options(*command, show->mesh, true);
+  command->add_option("--slice", show->slice, "Names of the dimensions of a slice: dp,tp");
+  command->add_option("--rank", show->only, "Show these ranks only: 0-3,8");
+  command->add_flag("--json", show->json, "One JSON object");
+
+  auto shard = std::make_shared<ShardOptions>();
+  command = add_command(*mesh, "shard", "Which rank has which block of a tensor",
+                        "meshstage mesh shard --mesh 2,4 --tensor 13,7 --placements \"S(0),R\"",
+                        shard, &mesh_shard, out);
+  add_mesh_options(*command, shard->mesh, true);
+  command->add_option("--tensor", shard->tensor, "Sizes of the tensor: 13,7")->required();
+  command
+      ->add_option("--placements", shard->placements,
+                   "One for each mesh dimension: R, S(DIM) or P(sum|avg|product|min|max)")
+      ->required();
+  command->add_flag("--json", shard->json, "One JSON object");
+
+  auto partners = std::make_shared<PartnersOptions>();
+  command =
+      add_command(*mesh, "partners", "Who holds whose copies, and what that costs",
+                  "meshstage mesh partners --mesh 2,4 --ranks-per-host 4 --policy across-hosts "
+                  "--tensor \"w=f32[1024,512]:S(0),R\" --bandwidth 12.5",
+                  partners, &mesh_partners, out);
+  add_job_options(*command, partners->job);
+  command->add_option("--bandwidth", partners->bandwidth,
+                      "GB/s (1e9 bytes) of a host's link each way: adds seconds");
+  command->add_flag("--json", partners->json, "One JSON object");
+
+  auto survive = std::make_shared<SurviveWords>();
+  command =
+      add_command(*mesh, "survive", "Which losses of hosts or racks leave everything somewhere",
+                  "meshstage mesh survive --mesh 8 --ranks-per-host 2 --lose host", survive,
+                  &mesh_survive, out);
+  add_job_options(*command, survive->job);
+  command->add_option("--lose", survive->lose,
+                      "What is lost at once: rank, host (default) or rack");
+  command->add_option("--require", survive->require,
+                      "Exit 1 unless every loss of so many is survived");
+  command->add_flag("--json", survive->json, "One JSON object");
+
+  auto check = std::make_shared<CheckOptions>();
+  command = add_command(*mesh, "check", "Finds what is wrong in a mesh file",
+                        "meshstage mesh check mesh.toml", check, &mesh_check, out);
+  command->add_option("FILE", check->file, "A mesh file (TOML)")->required();
+  command->add_flag("--json", check->json, "One JSON object");
+
+  auto draw = std::make_shared<DrawOptions>();
+  command = add_command(*mesh, "draw", "A picture (SVG) of hosts, ranks, partners and a tensor",
+                        "meshstage mesh draw mesh.toml -o mesh.svg", draw, &mesh_draw, out);
+  command->add_option("FILE", draw->file, "A mesh file (TOML)")->required();
+  command->add_option("-o,--output", draw->output, "The SVG file (left out or -: standard output)");
+  command->add_option("--tensor", draw->tensor, "The tensor to draw (left out: the first)");
 }
 
 }  // namespace meshstage::tools

@@ -1,0 +1,225 @@
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tests/command/run_mesh.hpp"
+#include "tests/support/catch.hpp"
+#include "tests/support/temp_directory.hpp"
+
+using nlohmann::json;
+
+namespace {
+
+json cases(const std::string& file) {
+  std::ifstream in(std::string(MESHSTAGE_TEST_DATA) + "/mesh/" + file);
+  return json::parse(in).at("cases");
+}
+
+std::string joined(const json& list) {
+  std::string out;
+  for (const json& x : list) {
+    out += (out.empty() ? "" : ",") + (x.is_string() ? x.get<std::string>() : x.dump());
+  }
+  return out;
+}
+
+json parsed(const Answer& answer) {
+  INFO(answer.err);
+  REQUIRE(answer.code == 0);
+  REQUIRE(answer.err.empty());
+  return json::parse(answer.out);
+}
+
+constexpr const char* kFile = R"toml([mesh]
+shape = [2, 4]
+names = ["dp", "tp"]
+[hosts]
+ranks_per_host = 4
+hosts_per_rack = 1
+[partners]
+policy = "across-hosts"
+[[tensor]]
+name = "w"
+shape = [16, 8]
+placements = "R,S(0)"
+[[tensor]]
+name = "x"
+shape = [4, 6, 5]
+placements = "S(0),S(1)"
+)toml";
+
+}  // namespace
+
+TEST_CASE("mesh show prints PyTorch's table of coordinates, slices and groups") {
+  for (const json& c : cases("mesh.json")) {
+    const json got = parsed(
+        run_mesh({"show", "--mesh", joined(c["shape"]), "--names", joined(c["names"]), "--ranks",
+                  joined(c["ranks"]), "--slice", joined(c["slice_names"]), "--json"}));
+    CHECK(got == c);
+  }
+}
+
+TEST_CASE("mesh show answers for some ranks, and for people") {
+  const json some =
+      parsed(run_mesh({"show", "--mesh", "2,4", "--names", "dp,tp", "--rank", "5,1-2", "--json"}));
+  REQUIRE(some["per_rank"].size() == 3);
+  CHECK(some["per_rank"][0] == json({{"rank", 5},
+                                     {"coordinate", {1, 1}},
+                                     {"slice", json::array()},
+                                     {"groups", {{"dp", {1, 5}}, {"tp", {4, 5, 6, 7}}}}}));
+  const Answer table = run_mesh({"show", "--mesh", "512,256", "--names", "dp,tp"});
+  CHECK(table.code == 0);
+  CHECK_THAT(table.out, contains_text("131072 ranks") && contains_text("131008 more ranks"));
+}
+
+TEST_CASE("mesh shard prints PyTorch's local shapes and offsets") {
+  for (const json& c : cases("layout.json")) {
+    const json got =
+        parsed(run_mesh({"shard", "--mesh", joined(c["mesh"]), "--tensor", joined(c["tensor"]),
+                         "--placements", joined(c["placements"]), "--json"}));
+    CHECK(got == c);
+  }
+}
+
+TEST_CASE("mesh shard draws which rank holds what") {
+  const Answer two = run_mesh({"shard", "--mesh", "2,2", "--names", "dp,tp", "--tensor", "13,7",
+                               "--placements", "S(0),S(1)"});
+  CHECK(two.out ==
+        "tensor 13,7 as S(0),S(1) on mesh dp=2, tp=2\n"
+        "  dp: cuts tensor dimension 0 in 2\n"
+        "  tp: cuts tensor dimension 1 in 2\n"
+        "  a rank has 18 to 28 of 91 elements\n"
+        "\n"
+        "         0:4   4:7\n"
+        "       ┌─────┬─────┐\n"
+        "   0:7 │  0  │  1  │\n"
+        "       ├─────┼─────┤\n"
+        "  7:13 │  2  │  3  │\n"
+        "       └─────┴─────┘\n"
+        "  numbers in the cells are ranks\n");
+  const Answer three =
+      run_mesh({"shard", "--mesh", "2,2", "--tensor", "4,5,6", "--placements", "S(0),S(2)"});
+  CHECK_THAT(three.out, contains_text("[0:2,:,:]") && contains_text("[2:4,:,:]"));
+  const Answer empty = run_mesh({"shard", "--mesh", "4", "--tensor", "2", "--placements", "S(0)"});
+  CHECK_THAT(empty.out, contains_text("ranks without elements: 2,3"));
+  const Answer scalar = run_mesh({"shard", "--mesh", "4", "--tensor", "", "--placements", "R"});
+  CHECK(scalar.code == 0);
+  CHECK_THAT(scalar.out, contains_text("0-3"));
+  const Answer none = run_mesh({"shard", "--mesh", "2", "--tensor", "0,3", "--placements", "S(0)"});
+  CHECK_THAT(none.out, contains_text("0 of 0 elements") && contains_text("without elements: 0,1"));
+}
+
+TEST_CASE("mesh partners counts the bytes each rank and host sends and holds") {
+  const json got = parsed(run_mesh({"partners", "--mesh", "2,2", "--host-sizes", "3,1", "--policy",
+                                    "across-hosts", "--tensor", "w=f32[100]:S(0),R", "--tensor",
+                                    "b=u8[10]:R,R", "--bandwidth", "0.000001", "--json"}));
+  // A rank has 50 floats of w and all of b: 210 bytes. Rank 3 keeps the copies of 0, 1 and 2.
+  CHECK(got["ranks"][0] == json({{"rank", 0},
+                                 {"host", "host0"},
+                                 {"holders", {3}},
+                                 {"wards", {3}},
+                                 {"own_bytes", 210},
+                                 {"sent_bytes", 210},
+                                 {"held_bytes", 210}}));
+  CHECK(got["ranks"][3]["wards"] == json({0, 1, 2}));
+  CHECK(got["ranks"][3]["held_bytes"] == 630);
+  CHECK(got["hosts"][0]["link_out_bytes"] == 630);
+  CHECK(got["hosts"][0]["link_in_bytes"] == 210);
+  CHECK(got["total_bytes"] == 840);
+  CHECK(got["busiest_link_bytes"] == 630);
+  CHECK(got["seconds"] == 0.63);
+}
+
+TEST_CASE("mesh partners leaves out what the mesh replicates on another host, and says how much") {
+  const std::vector<std::string> words{
+      "partners", "--mesh",           "2,4",      "--ranks-per-host", "4",
+      "--tensor", "w=f32[64]:R,S(0)", "--tensor", "x=f32[64]:S(0),R", "--json"};
+  const json all = parsed(run_mesh(words));
+  CHECK(all["total_bytes"] == 8 * (64 + 128));
+  CHECK(all["saved_bytes"] == 0);
+  auto skip = words;
+  skip.emplace_back("--skip-replicated");
+  // w is on both hosts; x is replicated inside a host only.
+  const json less = parsed(run_mesh(skip));
+  CHECK(less["total_bytes"] == 8 * 128);
+  CHECK(less["saved_bytes"] == 8 * 64);
+}
+
+TEST_CASE("a copy on the same host costs no link, and is said to protect from no host") {
+  const Answer got =
+      run_mesh({"partners", "--mesh", "4", "--ranks-per-host", "4", "--tensor", "w=f32[64]:S(0)"});
+  CHECK(got.code == 0);
+  CHECK_THAT(got.out, contains_text("4 of 4 ranks have no copy on another host") &&
+                          contains_text("carries 0 B"));
+}
+
+TEST_CASE("mesh survive says what is always survived, and asks for enough by its exit code") {
+  const json got = parsed(run_mesh({"survive", "--mesh", "8", "--ranks-per-host", "2", "--json"}));
+  CHECK(got["always_survived"] == 1);
+  CHECK(got["ranks"]["first_lost"] == json({"host0", "host2"}));
+  CHECK(got["ranks"]["counts"][1] ==
+        json({{"lost", 2}, {"sets", 6}, {"survived", 4}, {"how", "proven"}}));
+  const Answer enough =
+      run_mesh({"survive", "--mesh", "8", "--ranks-per-host", "2", "--require", "1"});
+  CHECK(enough.code == 0);
+  CHECK_THAT(enough.out, contains_text("every loss of 1 host is survived; not every loss of 2"));
+  const Answer more =
+      run_mesh({"survive", "--mesh", "8", "--ranks-per-host", "2", "--require", "2"});
+  CHECK(more.code == 1);
+  CHECK(more.err.empty());
+  CHECK_THAT(more.out, contains_text("NOT ENOUGH"));
+  // Where it is not known, JSON says null and people see that.
+  const json big = parsed(run_mesh({"survive", "--mesh", "100000", "--json"}));
+  CHECK(big["ranks"]["counts"][2]["survived"].is_null());
+  CHECK(big["ranks"]["counts"][2]["how"] == "not enumerated");
+}
+
+TEST_CASE("mesh check passes a good file and lists what is wrong in a bad one") {
+  const TempDirectory directory;
+  const std::string good = directory.path() / "good.toml";
+  const std::string bad = directory.path() / "bad.toml";
+  std::ofstream(good) << kFile;
+  std::ofstream(bad) << "[mesh]\nshape = [2, 0]\n[partners]\npolicy = \"x\"\n";
+  const Answer ok = run_mesh({"check", good});
+  CHECK(ok.code == 0);
+  CHECK_THAT(ok.out,
+             contains_text("ok: mesh dp=2, tp=4, 2 hosts, across-hosts, 1 copy, 2 tensors"));
+  const Answer wrong = run_mesh({"check", bad});
+  CHECK(wrong.code == 1);
+  CHECK(wrong.err.empty());
+  CHECK_THAT(wrong.out, contains_text(bad + ":2:13: mesh.shape[1]: 0 is out of range; use 1 to") &&
+                            contains_text(bad + ":4:10: partners.policy:"));
+  const Answer ci = run_mesh({"check", bad, "--json"});
+  CHECK(ci.code == 1);
+  const json got = json::parse(ci.out);
+  CHECK(got["ok"] == false);
+  REQUIRE(got["errors"].size() == 2);
+  CHECK(got["errors"][1]["line"] == 4);
+  CHECK(got["errors"][1]["key"] == "partners.policy");
+  // The other commands refuse the file in one line.
+  const Answer refused = run_mesh({"survive", bad});
+  CHECK(refused.code == 2);
+  CHECK_THAT(refused.err, contains_text("and 1 more: meshstage mesh check"));
+}
+
+TEST_CASE("mesh draw writes a picture with every rank, for files of any size") {
+  const TempDirectory directory;
+  const std::string file = directory.path() / "mesh.toml";
+  const std::string svg = directory.path() / "mesh.svg";
+  std::ofstream(file) << kFile;
+  CHECK(run_mesh({"draw", file, "-o", svg}).code == 0);
+  std::ifstream in(svg);
+  const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  CHECK_THAT(text, contains_text("<svg xmlns=") && contains_text("</svg>") &&
+                       contains_text(">host1</text>") && contains_text(">1,3</text>"));
+  for (int r = 0; r < 8; ++r) {
+    CHECK_THAT(text, contains_text(">" + std::to_string(r) + "</text>"));
+  }
+  const Answer slices = run_mesh({"draw", file, "--tensor", "x"});
+  CHECK_THAT(slices.out, contains_text("[0:2,:,:]"));
+  CHECK(run_mesh({"draw", file, "--tensor", "y"}).code == 2);
+  CHECK(run_mesh({"draw", file, "-o", directory.path() / "none" / "x.svg"}).code == 2);
+  std::ofstream(file) << "mesh = {shape = [131072]}\nhosts = {ranks_per_host = 8}\n";
+  const Answer large = run_mesh({"draw", file});
+  CHECK(large.code == 0);
+  CHECK_THAT(large.out, contains_text("and 130560 more ranks on 16320 more hosts, not drawn"));
+}

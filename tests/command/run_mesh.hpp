@@ -1,0 +1,25 @@
+#pragma once
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "tools/command/command.hpp"
+#include "tools/mesh/commands.hpp"
+
+/// What `meshstage mesh ...` prints and returns, in this process.
+struct Answer {
+  int code = -1;
+  std::string out;
+  std::string err;
+};
+
+inline Answer run_mesh(std::vector<std::string> arguments) {
+  std::ostringstream out;
+  std::ostringstream err;
+  CLI::App app{"meshstage", "meshstage"};
+  app.require_subcommand(1);
+  meshstage::tools::add_mesh_commands(app, out);
+  arguments.insert(arguments.begin(), "mesh");
+  const int code = meshstage::tools::run_command(app, std::move(arguments), out, err);
+  return {code, out.str(), err.str()};
+}

@@ -1,0 +1,377 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <optional>
+#include <ostream>
+
+#include <meshstage/core/error/error.hpp>
+#include "tools/mesh/blocks.hpp"
+#include "tools/mesh/options.hpp"
+#include "tools/mesh/ring.hpp"
+#include "tools/mesh/svg.hpp"
+#include "tools/mesh/words.hpp"
+
+namespace meshstage::tools {
+namespace {
+
+constexpr int kMostRanks = 512;  // drawn one by one; the rest is a line of text
+constexpr double kMargin = 24;
+constexpr const char* kQuiet = "#667085";
+constexpr const char* kFrame = "#c4cad4";
+
+using Anchor = Svg::Anchor;
+
+// How large things are drawn, by the number of ranks.
+struct Scale {
+  double page, cell_width, cell_height, number, small;
+};
+Scale scale_for(int ranks) {
+  if (ranks <= 16) return {1100, 92, 66, 20, 11.5};
+  if (ranks <= 64) return {1280, 66, 54, 15, 10};
+  return {1848, 50, 45, 12.5, 9};
+}
+
+// The picture is made from top to bottom; y_ is where the next part begins.
+class Picture {
+ public:
+  Picture(const MeshDescription& job, const TensorSpec* tensor)
+      : job_(job),
+        tensor_(tensor),
+        drawn_(std::min(job.domains.world_size(), kMostRanks)),
+        scale_(scale_for(drawn_)) {
+    if (tensor != nullptr) {
+      layout_.emplace(job.mesh.shape(), tensor->shape, tensor->placements);
+      if (layout_->numel() > 0) blocks_.emplace(job.mesh, *layout_);
+    }
+  }
+
+  std::string draw() {
+    title();
+    hosts();
+    const double top = y_;
+    dims();
+    const double left_bottom = y_;
+    y_ = top;
+    ring();
+    y_ = std::max(y_, left_bottom);
+    if (blocks_) blocks();
+    return svg_.document(scale_.page, y_ + kMargin);
+  }
+
+ private:
+  void heading(double x, std::string_view words, std::string_view more) {
+    svg_.text(x, y_ + 16, 16, words, Anchor::kStart, "#222222", true);
+    svg_.text(x + text_width(words, 16) * 1.08 + 12, y_ + 16, 12, more, Anchor::kStart, kQuiet);
+    y_ += 30;
+  }
+
+  void title() {
+    y_ = kMargin;
+    svg_.text(kMargin, y_ + 22, 22, fmt::format("Mesh {}", dims_words(job_.mesh)), Anchor::kStart,
+              "#111111", true);
+    y_ += 48;
+    const int world = job_.domains.world_size();
+    svg_.text(
+        kMargin, y_, 14,
+        fmt::format("{} ranks on {} host{}{} · partners: {}{}", world, job_.domains.hosts(),
+                    job_.domains.hosts() == 1 ? "" : "s",
+                    job_.domains.racks() > 0 ? fmt::format(" in {} rack{}", job_.domains.racks(),
+                                                           job_.domains.racks() == 1 ? "" : "s")
+                                             : std::string(),
+                    partners_words(job_),
+                    tensor_ != nullptr ? fmt::format(" · colours: blocks of {}", tensor_->name)
+                                       : std::string()),
+        Anchor::kStart, kQuiet);
+    y_ += 26;
+  }
+
+  // The colour of a block: its hue by the longer way it is cut, its lightness by the other.
+  [[nodiscard]] std::string block_color(const Blocks::Place& at) const {
+    const std::size_t rows = blocks_->rows() * blocks_->slices();
+    const std::size_t row = at.slice * blocks_->rows() + at.row;
+    const std::size_t columns = blocks_->columns();
+    const bool by_row = rows >= columns;
+    const auto hue_of = static_cast<double>(by_row ? row : at.column);
+    const auto hues = static_cast<double>(std::max(rows, columns));
+    const auto light_of = static_cast<double>(by_row ? at.column : row);
+    const auto lights = static_cast<double>(std::min(rows, columns));
+    const double light = lights < 2 ? 0.82 : 0.89 - 0.17 * light_of / (lights - 1);
+    return color(205 + 360 * hue_of / hues, 0.62, light);
+  }
+  [[nodiscard]] std::string rank_color(int rank) const {
+    if (!blocks_ || !job_.mesh.contains(rank)) return "#eef1f5";
+    const LocalShard shard = layout_->at(*job_.mesh.coordinate(rank));
+    return shard.empty() ? "#ffffff" : block_color(blocks_->place(shard));
+  }
+
+  void rank_cell(int rank, double x, double y) {
+    const double w = scale_.cell_width - 4;
+    svg_.rect({x, y, w, scale_.cell_height - 4}, rank_color(rank), "#98a2b3", 4);
+    const double middle = x + w / 2;
+    double line = y + scale_.number * 1.15;
+    svg_.text(middle, line, scale_.number, std::to_string(rank), Anchor::kMiddle, "#111111", true);
+    line += scale_.small * 1.35;
+    const auto coordinate = job_.mesh.coordinate(rank);
+    svg_.text(middle, line, scale_.small,
+              fitted(coordinate ? fmt::format("{}", fmt::join(*coordinate, ",")) : "-",
+                     scale_.small, w - 2),
+              Anchor::kMiddle, "#344054");
+    line += scale_.small * 1.3;
+    const auto& holders = job_.holders[static_cast<std::size_t>(rank)];
+    if (!holders.empty()) {
+      svg_.text(middle, line, scale_.small,
+                fitted("→ " + short_ranks(holders, 12), scale_.small, w - 2), Anchor::kMiddle,
+                "#344054");
+    }
+  }
+
+  // Ranks in one line of a host's frame.
+  static std::size_t columns_of(std::size_t ranks) {
+    return ranks <= 4 ? ranks : ranks <= 32 ? 4 : ranks <= 64 ? 8 : 16;
+  }
+
+  void hosts() {
+    heading(kMargin, "Ranks by host",
+            fmt::format("in a cell: rank, coordinate ({}), → who holds its copy",
+                        fmt::join(job_.mesh.names(), ",")));
+    // Hosts in the order of their racks, so that a rack is one run.
+    std::vector<int> order(static_cast<std::size_t>(job_.domains.hosts()));
+    for (std::size_t h = 0; h < order.size(); ++h) order[h] = static_cast<int>(h);
+    const auto rack_of = [&](int h) { return job_.domains.rack_of(job_.domains.host(h).ranks[0]); };
+    const bool racks = job_.domains.racks() > 0;
+    if (racks) {
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int a, int b) { return rack_of(a) < rack_of(b); });
+    }
+    double x = kMargin;
+    double line_height = 0;
+    int shown = 0;
+    int last_rack = -1;
+    std::size_t done = 0;
+    for (const int h : order) {
+      const Host& host = job_.domains.host(h);
+      const auto n = std::min<std::size_t>(host.ranks.size(), kMostRanks);
+      if (shown + static_cast<int>(n) > kMostRanks) break;
+      shown += static_cast<int>(n);
+      ++done;
+      const std::size_t columns = columns_of(n);
+      const std::size_t rows = (n + columns - 1) / columns;
+      const double width = static_cast<double>(columns) * scale_.cell_width + 12;
+      const double height = static_cast<double>(rows) * scale_.cell_height + 30;
+      const bool new_rack = racks && rack_of(h) != last_rack;
+      if (new_rack || (x > kMargin && x + width > scale_.page - kMargin)) {
+        if (x > kMargin) y_ += line_height + 10;
+        x = kMargin;
+        line_height = 0;
+      }
+      if (new_rack) {
+        last_rack = rack_of(h);
+        const std::string& name = job_.domains.rack_name(last_rack);
+        const std::string words = name.rfind("rack", 0) == 0 ? name : "rack " + name;
+        svg_.text(kMargin, y_ + 12, 13, words, Anchor::kStart, kQuiet, true);
+        svg_.line(kMargin + text_width(words, 13) * 1.1 + 10, y_ + 8, scale_.page - kMargin, y_ + 8,
+                  kFrame);
+        y_ += 22;
+      }
+      svg_.rect({x, y_, width, height}, "#fafbfc", kFrame, 6);
+      svg_.text(x + 8, y_ + 16, 12, fitted(host.name, 12, width - 16), Anchor::kStart, kQuiet,
+                true);
+      for (std::size_t i = 0; i < n; ++i) {
+        rank_cell(host.ranks[i], x + 8 + static_cast<double>(i % columns) * scale_.cell_width,
+                  y_ + 24 + static_cast<double>(i / columns) * scale_.cell_height);
+      }
+      x += width + 10;
+      line_height = std::max(line_height, height);
+    }
+    y_ += line_height + 12;
+    if (shown < job_.domains.world_size()) {
+      svg_.text(kMargin, y_ + 10, 13,
+                fmt::format("… and {} more ranks on {} more hosts, not drawn",
+                            job_.domains.world_size() - shown, order.size() - done),
+                Anchor::kStart, kQuiet);
+      y_ += 24;
+    }
+    y_ += 16;
+  }
+
+  // For each dimension the group of the first rank, cell by cell, and whether it leaves the host.
+  void dims() {
+    heading(kMargin, "Dimensions", "the first group along each");
+    const double right = scale_.page / 2 - 12;
+    constexpr double kCell = 38;
+    for (std::size_t d = 0; d < job_.mesh.ndim(); ++d) {
+      const std::string& name = job_.mesh.names()[d];
+      const std::vector<int> group = job_.mesh.group(job_.mesh.rank_at(0), name);
+      std::vector<int> hosts;
+      for (const int r : group) hosts.push_back(job_.domains.host_of(r));
+      std::sort(hosts.begin(), hosts.end());
+      hosts.erase(std::unique(hosts.begin(), hosts.end()), hosts.end());
+      const auto placement =
+          layout_ ? " · " + tensor_->name + ": " + placement_words(layout_->placements()[d])
+                  : std::string();
+      svg_.text(kMargin, y_ + 13, 13, name, Anchor::kStart, "#222222", true);
+      svg_.text(
+          kMargin + text_width(name, 13) * 1.1 + 10, y_ + 13, 12,
+          fitted(fmt::format("{} group{} of {} · {}{}", job_.mesh.size() / job_.mesh.shape()[d],
+                             job_.mesh.size() == job_.mesh.shape()[d] ? "" : "s", group.size(),
+                             hosts.size() == 1 ? std::string("stays on one host")
+                                               : fmt::format("crosses {} hosts", hosts.size()),
+                             placement),
+                 12, right - kMargin - text_width(name, 13) * 1.1 - 10),
+          Anchor::kStart, kQuiet);
+      y_ += 22;
+      const auto fits = static_cast<std::size_t>((right - kMargin - 40) / kCell);
+      const std::size_t n = std::min(group.size(), fits);
+      for (std::size_t i = 0; i < n; ++i) {
+        const double x = kMargin + static_cast<double>(i) * kCell;
+        if (i > 0) svg_.line(x - 6, y_ + 13, x, y_ + 13, "#98a2b3", 1.5);
+        svg_.rect({x, y_, kCell - 6, 26}, rank_color(group[i]), "#98a2b3", 4);
+        svg_.text(x + (kCell - 6) / 2, y_ + 17.5, group[i] > 999 ? 10 : 12,
+                  std::to_string(group[i]), Anchor::kMiddle, "#111111");
+      }
+      if (n < group.size()) {
+        svg_.text(kMargin + static_cast<double>(n) * kCell, y_ + 18, 12,
+                  fmt::format("+{}", group.size() - n), Anchor::kStart, kQuiet);
+      }
+      y_ += 44;
+    }
+  }
+
+  static std::string placement_words(const Placement& p) {
+    return p.is_replicate() ? "the same on each"
+           : p.is_shard()   ? fmt::format("cuts its dimension {}", p.dim())
+                            : "a contribution of each";
+  }
+
+  void ring() {
+    const double left = scale_.page / 2 + 12;
+    heading(left, "Partners",
+            ring_has_ranks(job_)
+                ? "an arrow leads from a rank to the holder of its copy; arcs are hosts"
+                : "an arrow leads from a host to one that holds copies of its ranks");
+    y_ = draw_ring(svg_, job_, left, y_, scale_.page - kMargin - left);
+  }
+
+  // The tensor itself, cut as the ranks have it.
+  void blocks() {
+    y_ += 8;
+    heading(
+        kMargin, fmt::format("Tensor {}", tensor_->name),
+        fmt::format("{}[{}] as {} · a rank has {} of {} elements · numbers are ranks",
+                    tensor_->dtype, sizes_words(tensor_->shape), to_string(layout_->placements()),
+                    blocks_->least() == blocks_->most()
+                        ? std::to_string(blocks_->most())
+                        : fmt::format("{} to {}", blocks_->least(), blocks_->most()),
+                    layout_->numel()));
+    const std::size_t columns = std::min<std::size_t>(blocks_->columns(), 32);
+    const std::size_t rows = std::min<std::size_t>(blocks_->rows(), 32);
+    const double left = kMargin + 84;
+    const double room = scale_.page - kMargin - left;
+    const double cell_height = rows > 8 ? 22 : 34;
+    const double cell_width = std::clamp(room / static_cast<double>(columns), 8.0, 260.0);
+    const double panel = cell_width * static_cast<double>(columns);
+    const auto across =
+        static_cast<std::size_t>(std::max(1.0, std::floor((room + 84) / (panel + 84))));
+    const std::size_t slices =
+        std::min<std::size_t>(blocks_->slices(), std::max<std::size_t>(across * 2, 4));
+    const Blocks::Ranks ranks = blocks_->ranks(slices, rows, columns);
+    const bool labelled = !blocks_->row_label(0).empty() || !blocks_->column_label(0).empty();
+    const double height = cell_height * static_cast<double>(rows);
+    if (blocks_->slices() > 1) y_ += 12;
+    for (std::size_t s = 0; s < slices; ++s) {
+      if (s > 0 && s % across == 0) y_ += height + 48;
+      const double x0 = left + static_cast<double>(s % across) * (panel + 84);
+      double top = y_ + 18;
+      const std::string slice = blocks_->slice_label(s);
+      if (!slice.empty()) {
+        svg_.text(x0, y_ + 2, 12, "[" + slice + "]", Anchor::kStart, "#222222", true);
+        top += 6;
+      }
+      for (std::size_t c = 0; labelled && c < columns; ++c) {
+        const std::string label = blocks_->column_label(c);
+        if (text_width(label, 10) > cell_width - 2) continue;
+        svg_.text(x0 + (static_cast<double>(c) + 0.5) * cell_width, top - 5, 10, label,
+                  Anchor::kMiddle, kQuiet);
+      }
+      for (std::size_t r = 0; r < rows; ++r) {
+        const double y = top + static_cast<double>(r) * cell_height;
+        svg_.text(x0 - 6, y + cell_height / 2 + 3.5, 10, fitted(blocks_->row_label(r), 10, 78),
+                  Anchor::kEnd, kQuiet);
+        for (std::size_t c = 0; c < columns; ++c) {
+          const double x = x0 + static_cast<double>(c) * cell_width;
+          svg_.rect({x, y, cell_width, cell_height}, block_color({s, r, c}), "#98a2b3");
+          const double size = cell_height > 30 ? 12 : 10;
+          const auto chars = static_cast<std::size_t>(cell_width / (size * 0.61));
+          if (chars >= 3) {
+            svg_.text(x + cell_width / 2, y + cell_height / 2 + size * 0.36, size,
+                      fitted(short_ranks(ranks[s][r][c], chars), size, cell_width - 4),
+                      Anchor::kMiddle, "#111111");
+          }
+        }
+      }
+    }
+    y_ += height + 30;
+    const auto more = [&](std::size_t shown, std::size_t all, const char* what) {
+      if (shown == all) return;
+      svg_.text(left, y_ + 10, 12, fmt::format("… and {} more {}, not drawn", all - shown, what),
+                Anchor::kStart, kQuiet);
+      y_ += 18;
+    };
+    more(columns, blocks_->columns(), "columns");
+    more(rows, blocks_->rows(), "rows");
+    more(slices, blocks_->slices(), "slices");
+    if (!blocks_->without().empty()) {
+      svg_.text(left, y_ + 10, 12,
+                "ranks without elements (white): " + short_ranks(blocks_->without(), 60),
+                Anchor::kStart, kQuiet);
+      y_ += 18;
+    }
+  }
+
+  const MeshDescription& job_;
+  const TensorSpec* tensor_;
+  int drawn_;
+  Scale scale_;
+  std::optional<Layout> layout_;
+  std::optional<Blocks> blocks_;
+  Svg svg_;
+  double y_ = 0;
+};
+
+}  // namespace
+
+int mesh_draw(const DrawOptions& options, std::ostream& out) {
+  const MeshDescription job = load_mesh_file(options.file);
+  const TensorSpec* tensor = job.tensors.empty() ? nullptr : &job.tensors.front();
+  if (!options.tensor.empty()) {
+    const auto it = std::find_if(job.tensors.begin(), job.tensors.end(),
+                                 [&](const TensorSpec& t) { return t.name == options.tensor; });
+    if (it == job.tensors.end()) {
+      std::string names;
+      for (const TensorSpec& t : job.tensors) names += (names.empty() ? "" : ", ") + t.name;
+      throw InvalidArgument("--tensor " + options.tensor + " is not in " + options.file +
+                            ": it has " + (names.empty() ? "no tensors" : names));
+    }
+    tensor = &*it;
+  }
+  const std::string svg = Picture(job, tensor).draw();
+  if (options.output.empty() || options.output == "-") {
+    out << svg;
+    return 0;
+  }
+  std::ofstream file(options.output, std::ios::binary | std::ios::trunc);
+  file << svg;
+  file.close();
+  if (!file) {
+    throw make_error<NotFound>(
+        "-o " + options.output + " cannot be written: name a file in a directory that exists", {},
+        {}, options.output);
+  }
+  out << fmt::format("{}: {} ranks, {} hosts, {}\n", options.output, job.domains.world_size(),
+                     job.domains.hosts(), bytes_words(static_cast<double>(svg.size())));
+  return 0;
+}
+
+}  // namespace meshstage::tools

@@ -1,0 +1,279 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ostream>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/mesh/layout.hpp>
+#include "tools/mesh/json_out.hpp"
+#include "tools/mesh/options.hpp"
+#include "tools/mesh/words.hpp"
+
+namespace meshstage::tools {
+namespace {
+
+constexpr std::size_t kTableRanks = 32;
+constexpr std::size_t kTableHosts = 16;
+
+void add(std::int64_t& sum, std::int64_t more) {
+  if (__builtin_add_overflow(sum, more, &sum)) {
+    throw InvalidArgument("the tensors have more than 2^63-1 bytes in all: use smaller sizes");
+  }
+}
+
+struct HostTraffic {
+  std::int64_t sent = 0, held = 0;  // by its ranks
+  std::int64_t out = 0, in = 0;     // over its link: what stays on the host is not counted
+};
+
+struct Traffic {
+  std::vector<std::int64_t> own;   // by rank: its shards
+  std::vector<std::int64_t> copy;  // by rank: what a copy of it has
+  std::vector<std::int64_t> held;  // by rank: copies of its wards
+  std::vector<HostTraffic> hosts;
+  std::int64_t total = 0;  // of all copies
+  std::int64_t saved = 0;  // left out of copies because the mesh has it elsewhere
+};
+
+// Which ranks leave a tensor out of their copies: all of a group that has the same part, if the
+// group is on more than one host. (What replica_elsewhere says, for all ranks at once.)
+std::vector<bool> left_out(const MeshDescription& job, const Placements& placements) {
+  const DeviceMesh& mesh = job.mesh;
+  std::vector<std::int64_t> part_of(static_cast<std::size_t>(mesh.size()));
+  std::int64_t parts = 1;
+  std::vector<std::int64_t> step(mesh.ndim(), 0);
+  for (std::size_t d = mesh.ndim(); d-- > 0;) {
+    if (placements[d].is_replicate()) continue;
+    step[d] = parts;
+    parts *= mesh.shape()[d];
+  }
+  std::vector<int> host(static_cast<std::size_t>(parts), -1);
+  std::vector<bool> several(static_cast<std::size_t>(parts), false);
+  for (std::int64_t i = 0; i < mesh.size(); ++i) {
+    std::int64_t part = 0;
+    std::int64_t rest = i;
+    for (std::size_t d = mesh.ndim(); d-- > 0;) {
+      part += rest % mesh.shape()[d] * step[d];
+      rest /= mesh.shape()[d];
+    }
+    part_of[static_cast<std::size_t>(i)] = part;
+    const int h = job.domains.host_of(mesh.rank_at(i));
+    int& first = host[static_cast<std::size_t>(part)];
+    if (first < 0) first = h;
+    if (first != h) several[static_cast<std::size_t>(part)] = true;
+  }
+  std::vector<bool> out(part_of.size());
+  for (std::size_t i = 0; i < part_of.size(); ++i) {
+    out[i] = several[static_cast<std::size_t>(part_of[i])];
+  }
+  return out;
+}
+
+Traffic count(const MeshDescription& job) {
+  const auto world = static_cast<std::size_t>(job.domains.world_size());
+  Traffic t;
+  t.own.assign(world, 0);
+  t.copy.assign(world, 0);
+  t.held.assign(world, 0);
+  t.hosts.resize(static_cast<std::size_t>(job.domains.hosts()));
+  std::vector<std::int64_t> coordinate(job.mesh.ndim());
+  for (const TensorSpec& tensor : job.tensors) {
+    const Layout layout(job.mesh.shape(), tensor.shape, tensor.placements);
+    std::vector<bool> skipped;
+    if (job.skip_replicated) skipped = left_out(job, layout.placements());
+    for (std::int64_t i = 0; i < job.mesh.size(); ++i) {
+      std::int64_t rest = i;
+      for (std::size_t d = job.mesh.ndim(); d-- > 0;) {
+        coordinate[d] = rest % job.mesh.shape()[d];
+        rest /= job.mesh.shape()[d];
+      }
+      const auto rank = static_cast<std::size_t>(job.mesh.rank_at(i));
+      const std::int64_t bytes = layout.local_numel(coordinate) * tensor.element_bytes;
+      add(t.own[rank], bytes);
+      if (skipped.empty() || !skipped[static_cast<std::size_t>(i)]) {
+        add(t.copy[rank], bytes);
+      } else {
+        for (std::size_t k = 0; k < job.holders[rank].size(); ++k) add(t.saved, bytes);
+      }
+    }
+  }
+  for (std::size_t r = 0; r < world; ++r) {
+    const int from = job.domains.host_of(static_cast<int>(r));
+    HostTraffic& here = t.hosts[static_cast<std::size_t>(from)];
+    for (const int h : job.holders[r]) {
+      const int to = job.domains.host_of(h);
+      HostTraffic& there = t.hosts[static_cast<std::size_t>(to)];
+      add(t.held[static_cast<std::size_t>(h)], t.copy[r]);
+      add(here.sent, t.copy[r]);
+      add(there.held, t.copy[r]);
+      add(t.total, t.copy[r]);
+      if (from != to) {
+        add(here.out, t.copy[r]);
+        add(there.in, t.copy[r]);
+      }
+    }
+  }
+  return t;
+}
+
+std::int64_t sent_by(const MeshDescription& job, const Traffic& t, std::size_t r) {
+  std::int64_t sent = 0;
+  for (std::size_t k = 0; k < job.holders[r].size(); ++k) add(sent, t.copy[r]);
+  return sent;
+}
+
+std::int64_t busiest(const Traffic& t) {
+  std::int64_t most = 0;
+  for (const HostTraffic& h : t.hosts) most = std::max({most, h.out, h.in});
+  return most;
+}
+
+void partners_json(const MeshDescription& job, const Traffic& t, double bandwidth,
+                   std::ostream& out) {
+  JsonOut json(out);
+  json.begin_object();
+  json.key("world").value(std::int64_t{job.domains.world_size()});
+  if (job.explicit_holders) {
+    json.key("policy").null();
+  } else {
+    json.key("policy").value(to_string(job.partners.policy));
+    json.key("copies").value(std::int64_t{job.partners.copies});
+  }
+  json.key("skip_replicated").value(job.skip_replicated);
+  const auto wards = wards_of(job.holders);
+  json.key("ranks").begin_list();
+  for (std::size_t r = 0; r < job.holders.size(); ++r) {
+    json.begin_object();
+    json.key("rank").value(static_cast<std::int64_t>(r));
+    json.key("host").value(job.domains.host(job.domains.host_of(static_cast<int>(r))).name);
+    json.key("holders").list(job.holders[r]);
+    json.key("wards").list(wards[r]);
+    json.key("own_bytes").value(t.own[r]);
+    json.key("sent_bytes").value(sent_by(job, t, r));
+    json.key("held_bytes").value(t.held[r]);
+    json.end_object();
+  }
+  json.end_list();
+  json.key("hosts").begin_list();
+  for (std::size_t h = 0; h < t.hosts.size(); ++h) {
+    json.begin_object();
+    json.key("host").value(job.domains.host(static_cast<int>(h)).name);
+    json.key("ranks").value(
+        static_cast<std::int64_t>(job.domains.host(static_cast<int>(h)).ranks.size()));
+    json.key("sent_bytes").value(t.hosts[h].sent);
+    json.key("held_bytes").value(t.hosts[h].held);
+    json.key("link_out_bytes").value(t.hosts[h].out);
+    json.key("link_in_bytes").value(t.hosts[h].in);
+    json.end_object();
+  }
+  json.end_list();
+  json.key("total_bytes").value(t.total);
+  json.key("saved_bytes").value(t.saved);
+  json.key("busiest_link_bytes").value(busiest(t));
+  if (bandwidth > 0) {
+    json.key("gigabytes_per_second").value(bandwidth);
+    json.key("seconds").value(static_cast<double>(busiest(t)) / (bandwidth * 1e9));
+  }
+  json.end_object();
+  json.finish();
+}
+
+std::string rack_words(const FailureDomains& domains) {
+  return domains.racks() > 0 ? fmt::format(" in {} racks", domains.racks()) : std::string();
+}
+
+void partners_table(const MeshDescription& job, const Traffic& t, double bandwidth,
+                    std::ostream& out) {
+  const auto world = static_cast<std::size_t>(job.domains.world_size());
+  out << fmt::format("{} ranks on {} hosts{}: {}\n\n", world, job.domains.hosts(),
+                     rack_words(job.domains), partners_words(job));
+  const auto wards = wards_of(job.holders);
+  const bool bytes = !job.tensors.empty();
+  std::vector<std::string> header{"rank", "host", "holders", "holds copies of"};
+  if (bytes) header.insert(header.end(), {"own", "sends", "holds"});
+  Table ranks(header);
+  for (std::size_t r = 0; r < std::min(world, kTableRanks); ++r) {
+    std::vector<std::string> row{std::to_string(r),
+                                 job.domains.host(job.domains.host_of(static_cast<int>(r))).name,
+                                 short_ranks(job.holders[r], 24), short_ranks(wards[r], 24)};
+    if (bytes) {
+      row.push_back(bytes_words(static_cast<double>(t.own[r])));
+      row.push_back(bytes_words(static_cast<double>(sent_by(job, t, r))));
+      row.push_back(bytes_words(static_cast<double>(t.held[r])));
+    }
+    ranks.add(std::move(row));
+  }
+  out << ranks.str();
+  if (world > kTableRanks) {
+    out << fmt::format("  ... and {} more ranks: --json lists all\n", world - kTableRanks);
+  }
+  if (bytes) {
+    out << "\n";
+    Table hosts({"host", "ranks", "sends", "holds", "link out", "link in"});
+    for (std::size_t h = 0; h < std::min(t.hosts.size(), kTableHosts); ++h) {
+      const Host& host = job.domains.host(static_cast<int>(h));
+      const auto w = [](std::int64_t b) { return bytes_words(static_cast<double>(b)); };
+      hosts.add({host.name, std::to_string(host.ranks.size()), w(t.hosts[h].sent),
+                 w(t.hosts[h].held), w(t.hosts[h].out), w(t.hosts[h].in)});
+    }
+    out << hosts.str();
+    if (t.hosts.size() > kTableHosts) {
+      out << fmt::format("  ... and {} more hosts\n", t.hosts.size() - kTableHosts);
+    }
+  }
+  out << "\n";
+  std::size_t most_wards = 0;
+  std::size_t at_home = 0;
+  for (std::size_t r = 0; r < world; ++r) {
+    most_wards = std::max(most_wards, wards[r].size());
+    const int home = job.domains.host_of(static_cast<int>(r));
+    at_home += std::all_of(job.holders[r].begin(), job.holders[r].end(),
+                           [&](int h) { return job.domains.host_of(h) == home; });
+  }
+  out << fmt::format("a rank holds copies of at most {} other{}\n", most_wards,
+                     most_wards == 1 ? "" : "s");
+  if (at_home > 0) {
+    out << fmt::format("{} of {} ranks have no copy on another host: a host's loss takes them\n",
+                       at_home, world);
+  }
+  if (!bytes) {
+    out << "add --tensor w=f32[1024,512]:S(0),R (or tensors in the file) for bytes and seconds\n";
+    return;
+  }
+  double need = 0;  // two slots for the own image and two for each ward
+  for (std::size_t r = 0; r < world; ++r) {
+    need = std::max(need, 2.0 * (static_cast<double>(t.own[r]) + static_cast<double>(t.held[r])));
+  }
+  out << fmt::format("each step sends {} in all; the fullest rank needs {} of host memory\n",
+                     bytes_words(static_cast<double>(t.total)), bytes_words(need));
+  if (job.skip_replicated) {
+    out << fmt::format("left out because another host has it: {}\n",
+                       bytes_words(static_cast<double>(t.saved)));
+  }
+  out << fmt::format("the busiest host's link carries {} one way",
+                     bytes_words(static_cast<double>(busiest(t))));
+  if (bandwidth > 0) {
+    out << fmt::format(": {} at {:g} GB/s each way",
+                       seconds_words(static_cast<double>(busiest(t)) / (bandwidth * 1e9)),
+                       bandwidth);
+  }
+  out << "\n";
+}
+
+}  // namespace
+
+int mesh_partners(const PartnersOptions& options, std::ostream& out) {
+  if (options.bandwidth < 0 || !(options.bandwidth < 1e12)) {
+    throw InvalidArgument("--bandwidth: give GB/s above 0, such as 12.5");
+  }
+  const MeshDescription job = read_job(options.job);
+  const Traffic traffic = count(job);
+  if (options.json) {
+    partners_json(job, traffic, options.bandwidth, out);
+  } else {
+    partners_table(job, traffic, options.bandwidth, out);
+  }
+  return 0;
+}
+
+}  // namespace meshstage::tools

@@ -1,0 +1,14 @@
+#pragma once
+#include <meshstage/mesh/mesh_file.hpp>
+#include "tools/mesh/svg.hpp"
+
+namespace meshstage::tools {
+
+/// True if the ring shows ranks; hosts where there are too many ranks.
+[[nodiscard]] bool ring_has_ranks(const MeshDescription& job);
+
+/// Draws who holds whose copies as arrows across a ring of ranks or hosts, at (left, top) and
+/// `width` wide. Returns where it ends below.
+double draw_ring(Svg& svg, const MeshDescription& job, double left, double top, double width);
+
+}  // namespace meshstage::tools

@@ -1,0 +1,147 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ostream>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/mesh/layout.hpp>
+#include "tools/mesh/blocks.hpp"
+#include "tools/mesh/json_out.hpp"
+#include "tools/mesh/options.hpp"
+#include "tools/mesh/words.hpp"
+
+namespace meshstage::tools {
+namespace {
+
+constexpr std::size_t kColumns = 8;
+constexpr std::size_t kRows = 16;
+constexpr std::size_t kSlices = 4;
+constexpr std::size_t kCellWidth = 20;
+
+void shard_json(const DeviceMesh& mesh, const Layout& layout, std::ostream& out) {
+  JsonOut json(out);
+  json.begin_object();
+  json.key("mesh").list(mesh.shape());
+  json.key("tensor").list(layout.tensor_shape());
+  json.key("placements").begin_list();
+  for (const Placement& p : layout.placements()) json.value(p.to_string());
+  json.end_list();
+  json.key("ranks").begin_list();
+  LocalShard shard;
+  by_rank(mesh, [&](int, const std::vector<std::int64_t>& coordinate) {
+    layout.at(coordinate, shard);
+    json.begin_object();
+    json.key("coordinate").list(coordinate);
+    json.key("shape").list(shard.shape);
+    json.key("offset").list(shard.offset);
+    json.end_object();
+  });
+  json.end_list();
+  json.end_object();
+  json.finish();
+}
+
+std::string repeated(const char* what, std::size_t n) {
+  std::string out;
+  for (std::size_t i = 0; i < n; ++i) out += what;
+  return out;
+}
+
+// A grid of labels with a frame: columns along the last tensor dimension.
+std::string grid(const std::vector<std::string>& columns, const std::vector<std::string>& rows,
+                 const std::vector<std::vector<std::string>>& cells) {
+  std::size_t left = 0;
+  for (const auto& r : rows) left = std::max(left, r.size());
+  std::size_t width = 0;
+  for (const auto& c : columns) width = std::max(width, c.size());
+  for (const auto& row : cells) {
+    for (const auto& c : row) width = std::max(width, c.size());
+  }
+  const auto rule = [&](const char* first, const char* middle, const char* last) {
+    std::string out = std::string(left + 3, ' ') + first;
+    for (std::size_t c = 0; c < columns.size(); ++c) {
+      out += (c > 0 ? middle : "") + repeated("─", width + 2);
+    }
+    return out + last + "\n";
+  };
+  std::string out(left + 4, ' ');
+  for (const auto& c : columns) out += fmt::format(" {:^{}}  ", c, width);
+  out.erase(out.find_last_not_of(' ') + 1);
+  out += "\n" + rule("┌", "┬", "┐");
+  for (std::size_t r = 0; r < rows.size(); ++r) {
+    if (r > 0) out += rule("├", "┼", "┤");
+    out += fmt::format("  {:>{}} │", rows[r], left);
+    for (const auto& c : cells[r]) out += fmt::format(" {:^{}} │", c, width);
+    out += "\n";
+  }
+  return out + rule("└", "┴", "┘");
+}
+
+void shard_picture(const DeviceMesh& mesh, const Layout& layout, std::ostream& out) {
+  const std::vector<std::int64_t>& tensor = layout.tensor_shape();
+  out << fmt::format("tensor {} as {} on mesh {}\n", sizes_words(tensor),
+                     to_string(layout.placements()), dims_words(mesh));
+  for (std::size_t d = 0; d < mesh.ndim(); ++d) {
+    const Placement& p = layout.placements()[d];
+    out << fmt::format(
+        "  {}: {}\n", mesh.names()[d],
+        p.is_replicate() ? std::string("each rank of a group has the same")
+        : p.is_shard()
+            ? fmt::format("cuts tensor dimension {} in {}", p.dim(), mesh.shape()[d])
+            : fmt::format("each rank of a group has a contribution ({})", to_string(p.op())));
+  }
+  const Blocks blocks(mesh, layout);
+  out << fmt::format("  a rank has {} of {} elements\n",
+                     blocks.least() == blocks.most()
+                         ? std::to_string(blocks.most())
+                         : fmt::format("{} to {}", blocks.least(), blocks.most()),
+                     layout.numel());
+  if (layout.numel() > 0) {
+    const std::size_t columns = std::min(blocks.columns(), kColumns);
+    const std::size_t rows = std::min(blocks.rows(), kRows);
+    const std::size_t slices = std::min(blocks.slices(), kSlices);
+    const Blocks::Ranks ranks = blocks.ranks(slices, rows, columns);
+    std::vector<std::string> column_labels;
+    for (std::size_t c = 0; c < columns; ++c) column_labels.push_back(blocks.column_label(c));
+    std::vector<std::string> row_labels;
+    for (std::size_t r = 0; r < rows; ++r) row_labels.push_back(blocks.row_label(r));
+    for (std::size_t s = 0; s < slices; ++s) {
+      const std::string where = blocks.slice_label(s);
+      out << (where.empty() ? "\n" : fmt::format("\n  [{}]\n", where));
+      std::vector<std::vector<std::string>> cells(rows, std::vector<std::string>(columns));
+      for (std::size_t r = 0; r < rows; ++r) {
+        for (std::size_t c = 0; c < columns; ++c) {
+          cells[r][c] = short_ranks(ranks[s][r][c], kCellWidth);
+        }
+      }
+      out << grid(column_labels, row_labels, cells);
+    }
+    const auto more = [&](std::size_t shown, std::size_t all, const char* what) {
+      if (shown < all) out << fmt::format("  ... and {} more {}\n", all - shown, what);
+    };
+    more(columns, blocks.columns(), "columns");
+    more(rows, blocks.rows(), "rows");
+    more(slices, blocks.slices(), "slices");
+    out << "  numbers in the cells are ranks\n";
+  }
+  if (!blocks.without().empty()) {
+    out << fmt::format("  ranks without elements: {}\n", short_ranks(blocks.without(), 60));
+  }
+}
+
+}  // namespace
+
+int mesh_shard(const ShardOptions& options, std::ostream& out) {
+  const DeviceMesh mesh = read_mesh(options.mesh);
+  std::vector<std::int64_t> tensor;
+  if (!options.tensor.empty()) tensor = read_numbers(options.tensor, 0, "--tensor");
+  const Layout layout(mesh.shape(), tensor, parse_placements(options.placements));
+  if (options.json) {
+    shard_json(mesh, layout, out);
+  } else {
+    shard_picture(mesh, layout, out);
+  }
+  return 0;
+}
+
+}  // namespace meshstage::tools

@@ -1,0 +1,175 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <ostream>
+
+#include <meshstage/core/error/error.hpp>
+#include "tools/mesh/json_out.hpp"
+#include "tools/mesh/options.hpp"
+#include "tools/mesh/words.hpp"
+
+namespace meshstage::tools {
+namespace {
+
+constexpr std::size_t kTableRanks = 64;
+
+// The JSON of all slices along some dimensions, as nested lists; many ranks share each.
+class SliceTexts {
+ public:
+  SliceTexts(const DeviceMesh& mesh, const std::vector<std::string>& names) : mesh_(mesh) {
+    step_.assign(mesh.ndim(), 1);
+    for (std::size_t d = mesh.ndim(); d-- > 1;) step_[d - 1] = step_[d] * mesh.shape()[d];
+    others_ = mesh.shape();
+    for (const std::string& name : names) {
+      kept_.push_back(mesh.dim(name));
+      others_[kept_.back()] = 1;
+    }
+    start_.push_back(0);
+    add_slices(0, 0);
+  }
+  [[nodiscard]] std::string_view at(std::span<const std::int64_t> coordinate) const {
+    std::size_t index = 0;
+    for (std::size_t d = 0; d < others_.size(); ++d) {
+      const auto size = static_cast<std::size_t>(others_[d]);
+      index = index * size + (size == 1 ? 0 : static_cast<std::size_t>(coordinate[d]));
+    }
+    return std::string_view(text_).substr(start_[index], start_[index + 1] - start_[index]);
+  }
+
+ private:
+  // One slice for each combination of the coordinates that are not sliced, in row-major order.
+  void add_slices(std::size_t dim, std::int64_t place) {
+    if (dim == others_.size()) {
+      add_lists(0, place);
+      start_.push_back(text_.size());
+      return;
+    }
+    for (std::int64_t i = 0; i < others_[dim]; ++i) add_slices(dim + 1, place + i * step_[dim]);
+  }
+  void add_lists(std::size_t level, std::int64_t place) {
+    if (level == kept_.size()) {
+      append_number(text_, mesh_.rank_at(place));
+      return;
+    }
+    text_ += '[';
+    for (std::int64_t i = 0; i < mesh_.shape()[kept_[level]]; ++i) {
+      if (i > 0) text_ += ',';
+      add_lists(level + 1, place + i * step_[kept_[level]]);
+    }
+    text_ += ']';
+  }
+
+  const DeviceMesh& mesh_;
+  std::vector<std::int64_t> step_;    // in places, of each dimension
+  std::vector<std::int64_t> others_;  // sizes; 1 for a dimension that is sliced
+  std::vector<std::size_t> kept_;
+  std::string text_;
+  std::vector<std::size_t> start_;  // of each slice in text_, and the end
+};
+
+void coordinate_at(const DeviceMesh& mesh, std::int64_t index, std::vector<std::int64_t>& out) {
+  out.resize(mesh.ndim());
+  for (std::size_t d = mesh.ndim(); d-- > 0;) {
+    out[d] = index % mesh.shape()[d];
+    index /= mesh.shape()[d];
+  }
+}
+
+void show_json(const DeviceMesh& mesh, const std::vector<std::string>& slice,
+               const std::vector<int>& shown, std::ostream& out) {
+  JsonOut json(out);
+  json.begin_object();
+  json.key("shape").list(mesh.shape());
+  json.key("names").list(mesh.names());
+  std::string all;
+  append_list(all, mesh.ranks());
+  json.key("ranks").raw(all);
+  json.key("slice_names").list(slice);
+  std::vector<SliceTexts> groups;
+  for (const std::string& name : mesh.names()) {
+    groups.emplace_back(mesh, std::vector<std::string>{name});
+  }
+  std::optional<SliceTexts> slices;
+  if (!slice.empty()) slices.emplace(mesh, slice);
+  json.key("per_rank").begin_list();
+  std::vector<std::int64_t> coordinate;
+  for (const int rank : shown) {
+    coordinate_at(mesh, *mesh.index_of(rank), coordinate);
+    json.begin_object();
+    json.key("rank").value(std::int64_t{rank});
+    json.key("coordinate").list(coordinate);
+    json.key("slice").raw(slices ? slices->at(coordinate) : "[]");
+    json.key("groups").begin_object();
+    for (std::size_t d = 0; d < mesh.ndim(); ++d) {
+      json.key(mesh.names()[d]).raw(groups[d].at(coordinate));
+    }
+    json.end_object();
+    json.end_object();
+  }
+  json.end_list();
+  json.end_object();
+  json.finish();
+}
+
+void show_table(const DeviceMesh& mesh, const std::vector<std::string>& slice,
+                const std::vector<int>& shown, std::ostream& out) {
+  out << fmt::format("mesh {}: {} {}\n\n", dims_words(mesh), mesh.size(),
+                     mesh.size() == 1 ? "rank" : "ranks");
+  Table dims({"dimension", "size", "groups", "first group"});
+  for (std::size_t d = 0; d < mesh.ndim(); ++d) {
+    dims.add({mesh.names()[d], std::to_string(mesh.shape()[d]),
+              std::to_string(mesh.size() / mesh.shape()[d]),
+              short_ranks(mesh.group(mesh.rank_at(0), mesh.names()[d]))});
+  }
+  out << dims.str() << "\n";
+  std::vector<std::string> header{"rank"};
+  for (const std::string& name : mesh.names()) header.push_back(name);
+  for (const std::string& name : mesh.names()) header.push_back(name + " group");
+  if (!slice.empty()) header.push_back(fmt::format("slice {}", fmt::join(slice, ",")));
+  Table ranks(header);
+  const std::size_t n = std::min(shown.size(), kTableRanks);
+  for (std::size_t i = 0; i < n; ++i) {
+    std::vector<std::string> row{std::to_string(shown[i])};
+    const auto coordinate = mesh.coordinate(shown[i]).value();
+    for (const std::int64_t c : coordinate) row.push_back(std::to_string(c));
+    for (const std::string& name : mesh.names()) {
+      row.push_back(short_ranks(mesh.group(shown[i], name), 24));
+    }
+    if (!slice.empty()) row.push_back(short_ranks(mesh.slice(slice, shown[i]).ranks(), 32));
+    ranks.add(std::move(row));
+  }
+  out << ranks.str();
+  if (n < shown.size()) {
+    out << fmt::format("  ... and {} more ranks: --rank 70,80-83 shows those, --json all\n",
+                       shown.size() - n);
+  }
+}
+
+}  // namespace
+
+int mesh_show(const ShowOptions& options, std::ostream& out) {
+  const DeviceMesh mesh = read_mesh(options.mesh);
+  const std::vector<std::string> slice = read_names(options.slice);
+  if (!slice.empty()) (void)mesh.slice(slice, mesh.rank_at(0));  // the names exist
+  std::vector<int> shown;
+  if (options.only.empty()) {
+    shown = mesh.ranks();
+    std::sort(shown.begin(), shown.end());
+  } else {
+    shown = parse_ranks(options.only);
+    for (const int r : shown) {
+      if (!mesh.contains(r)) {
+        throw InvalidArgument("--rank " + std::to_string(r) + " is not in " + mesh.to_string());
+      }
+    }
+  }
+  if (options.json) {
+    show_json(mesh, slice, shown, out);
+  } else {
+    show_table(mesh, slice, shown, out);
+  }
+  return 0;
+}
+
+}  // namespace meshstage::tools
