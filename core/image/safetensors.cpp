@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <tuple>
 #include <unordered_set>
 
 namespace meshstage {
@@ -415,8 +416,8 @@ SafetensorsIndex SafetensorsIndex::parse_front(std::span<const std::byte> front,
   index.entries_ = std::move(reader.entries);
   index.metadata_ = std::move(reader.metadata);
   for (const auto& e : index.entries_) check_entry(e, index.data_bytes_);
-  std::stable_sort(index.entries_.begin(), index.entries_.end(), [](const auto& a, const auto& b) {
-    return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
+  std::sort(index.entries_.begin(), index.entries_.end(), [](const auto& a, const auto& b) {
+    return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
   });
   const SafetensorsEntry* last = nullptr;
   std::uint64_t covered = 0;

@@ -51,7 +51,7 @@ class MESHSTAGE_API SafetensorsIndex {
                                                      std::uint64_t file_bytes,
                                                      const SafetensorsLimits& limits = {});
 
-  /// Ascending by begin, then end.
+  /// Ascending by begin, then end, then name.
   [[nodiscard]] const std::vector<SafetensorsEntry>& entries() const noexcept { return entries_; }
   /// The string pairs of "__metadata__", in the file's order.
   [[nodiscard]] const std::vector<std::pair<std::string, std::string>>& metadata() const noexcept {
