@@ -58,7 +58,8 @@ std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
   const int world_size = static_cast<int>(holders.size());
   std::vector<std::vector<const Claim*>> copies(holders.size());
   for (const Claim& claim : claims) {
-    if (same_image(claim.id, id, generations_apart) && claim.owner >= 0 && claim.owner < world_size) {
+    if (same_image(claim.id, id, generations_apart) && claim.owner >= 0 &&
+        claim.owner < world_size) {
       copies[static_cast<std::size_t>(claim.owner)].push_back(&claim);
     }
   }

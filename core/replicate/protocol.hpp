@@ -313,7 +313,8 @@ struct RestoreTrainer {
 };
 /// All agreed that there is nothing: recover() returns step 0.
 struct RecoveredNothing {};
-/// recover() throws this; no trainer tensor was written at any rank. The generation is over.
+/// recover() throws this; no trainer tensor was written at any rank. The generation is over, but
+/// links stay open until rejoin(), so that every rank hears the cause and not an end-of-file.
 struct RecoverFailed {
   Failure failure;
 };

@@ -1,0 +1,148 @@
+#include <iostream>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/explorer/explore.hpp"
+
+// The real transition function, run through everything that can happen within these bounds. Larger
+// ones, run once, are recorded in core/replicate/PROTOCOL.md with their commands.
+
+using namespace meshstage;
+using namespace meshstage::explorer;
+
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSlow = true;
+#else
+constexpr bool kSlow = false;
+#endif
+
+void require_safe(const Bounds& bounds) {
+  const Result result = explore(bounds);
+  std::cout << summary(bounds, result) << std::endl;
+  if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
+  REQUIRE(result.violation == "");
+  REQUIRE(result.complete);
+  REQUIRE(result.states > 100);
+}
+
+Bounds ranks(int world, int steps) {
+  Bounds bounds;
+  bounds.world = world;
+  bounds.steps = steps;
+  return bounds;
+}
+
+}  // namespace
+
+TEST_CASE("one rank: crashes, failures, a structure change, all memory lost, disk and finish") {
+  Bounds bounds = ranks(1, 3);
+  bounds.crashes = 2;
+  bounds.local_failures = 1;
+  bounds.mismatches = 1;
+  bounds.disk = true;
+  bounds.losses_beyond = 2;
+  bounds.finish = true;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: two crashes and a lost host") {
+  Bounds bounds = ranks(2, 2);
+  bounds.crashes = kSlow ? 1 : 2;
+  bounds.host_losses = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: a timeout and a crash") {
+  Bounds bounds = ranks(2, 2);
+  bounds.crashes = 1;
+  bounds.timeouts = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: local failures and a skipped step") {
+  Bounds bounds = ranks(2, kSlow ? 2 : 3);
+  bounds.local_failures = 1;
+  bounds.skips = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: a structure that differs after a crash") {
+  Bounds bounds = ranks(2, 2);
+  bounds.crashes = 1;
+  bounds.mismatches = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: an image that rots, and a crash") {
+  Bounds bounds = ranks(2, 2);
+  bounds.crashes = 1;
+  bounds.flips = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: a stopped process goes on after its replacement joined") {
+  Bounds bounds = ranks(2, kSlow ? 1 : 2);
+  bounds.zombies = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: more hosts are lost than is survived, with files") {
+  Bounds bounds = ranks(2, kSlow ? 1 : 2);
+  bounds.losses_beyond = 2;
+  bounds.disk = true;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: a crash around finish()") {
+  Bounds bounds = ranks(2, 1);
+  bounds.crashes = 1;
+  bounds.finish = true;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks: a crash") {
+  Bounds bounds = ranks(3, kSlow ? 1 : 2);
+  bounds.crashes = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks: a lost host") {
+  Bounds bounds = ranks(3, 1);
+  bounds.host_losses = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks: a failure") {
+  Bounds bounds = ranks(3, 1);
+  bounds.local_failures = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("random runs of up to 64 ranks with every fault keep every promise") {
+  for (const int world : {2, 3, 4, 5, 8, 13, 64}) {
+    Bounds bounds = ranks(world, 4);
+    bounds.crashes = 4;
+    bounds.host_losses = 2;
+    bounds.timeouts = 2;
+    bounds.local_failures = 3;
+    bounds.skips = 3;
+    bounds.mismatches = 1;
+    bounds.flips = 1;
+    const int runs = (kSlow ? 20 : 400) / (world < 13 ? 1 : world);
+    for (const bool zombies : {false, true}) {
+      bounds.zombies = zombies ? 1 : 0;
+      bounds.disk = bounds.finish = !zombies;
+      bounds.losses_beyond = zombies ? 0 : 2;
+      if (world >= 4 && zombies) {  // two holders each
+        bounds.holders.clear();
+        for (int r = 0; r < world; ++r)
+          bounds.holders.push_back({(r + 1) % world, (r + 2) % world});
+      }
+      const Result result = walk(bounds, static_cast<std::uint64_t>(world), runs, 100'000);
+      std::cout << runs << " walks, " << summary(bounds, result) << std::endl;
+      if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
+      REQUIRE(result.violation == "");
+    }
+  }
+}

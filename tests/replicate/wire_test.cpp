@@ -1,0 +1,210 @@
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/replicate/points.hpp>
+#include <meshstage/core/replicate/wire.hpp>
+#include <random>
+#include <string>
+
+#include "tests/support/catch.hpp"
+
+using namespace meshstage;
+using namespace meshstage::protocol;
+
+namespace {
+
+const WireContext kContext{0x1122334455667788, 4};
+
+Claim any_claim() {
+  Claim claim;
+  claim.at = 3;
+  claim.owner = 1;
+  claim.place = Place::kHeldSlot;
+  claim.slot = 1;
+  claim.world_size = 4;
+  claim.id = {2, 85};
+  claim.base = {2, 80};
+  claim.sizes = {1ULL << 40U, 4096, {1, 2}};
+  claim.image_digest = {3, 4};
+  return claim;
+}
+
+Claim file_claim() {
+  Claim claim = any_claim();
+  claim.place = Place::kOwnFile;
+  claim.slot = 0;
+  return claim;
+}
+
+std::vector<Body> all_bodies() {
+  const ImageId id{2, 85}, base{1, 80};
+  Failure failure;
+  failure.kind = ErrorKind::kStructureMismatch;
+  failure.rank = 2;
+  failure.ranks = {0, 3};
+  failure.path = "model.h.0.weight";
+  failure.why = "F32[2] against F32[3]";
+  return {Offer{id, base, {1000, 100, {5, 6}}},
+          Accept{id, false},
+          Sealed{id, {7, 8}},
+          Yes{id},
+          Complete{id},
+          Failed{id, 3, "no room: 1 of 2 bytes"},
+          Have{false, {any_claim(), any_claim()}, base},
+          Have{true, {file_claim()}, kNoImage},
+          AskDisk{kNoImage},
+          Choice{id, base, {{any_claim(), 2}}},
+          Ready{},
+          Established{id},
+          GiveUp{failure},
+          OnDisk{id},
+          AllOnDisk{id},
+          WantFinish{},
+          Finish{},
+          Death{-1, ErrorKind::kTimeout, "silent"}};
+}
+
+std::string refusal(const std::vector<std::byte>& bytes, int sender = 2,
+                    WireContext context = kContext) {
+  try {
+    (void)decode(context, sender, bytes);
+    return "";
+  } catch (const CorruptData& error) {
+    return error.what();
+  }
+}
+
+bool says(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+std::vector<std::byte> bytes_of(const Body& body) { return encode(kContext, 2, {9, body}); }
+
+/// The message with one byte changed.
+std::vector<std::byte> with(std::vector<std::byte> bytes, std::size_t at, int value) {
+  bytes.at(at) = static_cast<std::byte>(value);
+  return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("every message survives the wire") {
+  std::size_t kinds = 0;
+  for (const Body& body : all_bodies()) {
+    const Message message{9, body};
+    REQUIRE(decode(kContext, 2, encode(kContext, 2, message)) == message);
+    kinds |= std::size_t{1} << body.index();
+  }
+  REQUIRE(kinds == (std::size_t{1} << std::variant_size_v<Body>)-1);
+}
+
+TEST_CASE("the bytes of a message are these") {
+  const auto bytes = bytes_of(Accept{{2, 85}, true});
+  std::string hex;
+  for (const std::byte b : bytes) {
+    constexpr const char* kDigits = "0123456789abcdef";
+    hex += kDigits[static_cast<unsigned>(b) >> 4U];
+    hex += kDigits[static_cast<unsigned>(b) & 15U];
+  }
+  REQUIRE(hex ==
+          "4d53504d"
+          "0100"
+          "0100"
+          "8877665544332211"
+          "04000000"
+          "02000000"
+          "0900000000000000"
+          "0200000000000000"
+          "5500000000000000"
+          "01");
+}
+
+TEST_CASE("a message cut short anywhere is refused, and so is one with more behind it") {
+  for (const Body& body : all_bodies()) {
+    auto bytes = bytes_of(body);
+    for (std::size_t length = 0; length < bytes.size(); ++length) {
+      const std::vector<std::byte> cut(bytes.begin(),
+                                       bytes.begin() + static_cast<std::ptrdiff_t>(length));
+      REQUIRE(says(refusal(cut), "from rank 2"));
+    }
+    bytes.push_back(std::byte{0});
+    REQUIRE(refusal(bytes) != "");
+  }
+}
+
+TEST_CASE("what is wrong with a message is named") {
+  const auto accept = bytes_of(Accept{{2, 85}, true});
+  REQUIRE(says(refusal(with(accept, 0, 0)), "magic"));
+  REQUIRE(says(refusal(with(accept, 4, 99)), "version: 99"));
+  REQUIRE(says(refusal(with(accept, 6, 200)), "kind: 200"));
+  REQUIRE(says(refusal(with(accept, 8, 0)), "job"));
+  REQUIRE(says(refusal(with(accept, 16, 5)), "world size: 5, this job has 4"));
+  REQUIRE(says(refusal(with(accept, 20, 1)), "sender: it says rank 1"));
+  REQUIRE(says(refusal(with(accept, 24, 0)), "generation"));
+  REQUIRE(says(refusal(with(accept, 32, 0)), "accept from rank 2: id"));
+  REQUIRE(says(refusal(with(accept, 48, 2)), "need manifest: 2 is above 1"));
+  REQUIRE(says(refusal(accept, 3), "sender"));
+
+  REQUIRE(says(refusal(bytes_of(Failed{{2, 85}, 4, {}})), "failed from rank 2: rank: rank 4"));
+  REQUIRE(says(refusal(bytes_of(Failed{{2, 85}, -2, {}})), "rank -2"));
+  REQUIRE(says(refusal(bytes_of(Offer{{2, 85}, {2, 85}, {}})), "base"));
+  REQUIRE(says(refusal(bytes_of(Offer{{2, 85}, {}, {10, 11, {}}})), "manifest bytes: 11"));
+  REQUIRE(says(refusal(bytes_of(Offer{{2, 85}, {}, {~0ULL, 0, {}}})), "image bytes"));
+  Claim claim = any_claim();
+  claim.at = 9;
+  REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "claim's place: rank 9"));
+  claim = any_claim();
+  claim.owner = 4;
+  REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "claim's owner"));
+  claim = any_claim();
+  claim.world_size = 0;
+  REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "world size"));
+  claim = any_claim();
+  claim.slot = 2;
+  REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "slot: 2"));
+  REQUIRE(says(refusal(bytes_of(Have{true, {any_claim()}, {}})), "a slot among files"));
+}
+
+TEST_CASE("an image of a larger world reaches the root, which names both sizes") {
+  Claim claim = any_claim();
+  claim.owner = 7;
+  claim.world_size = 8;
+  const Message message{9, Have{false, {claim}, {}}};
+  REQUIRE(decode(kContext, 2, encode(kContext, 2, message)) == message);
+}
+
+TEST_CASE("a count is checked against what follows before anything is allocated") {
+  auto bytes = bytes_of(Have{false, {}, {}});
+  for (std::size_t i = 33; i < 37; ++i) bytes[i] = std::byte{0xff};
+  REQUIRE(says(refusal(bytes), "claims: 4294967295 of them do not fit"));
+}
+
+TEST_CASE("random and damaged messages are refused or read, never worse") {
+  std::mt19937_64 random(1);
+  std::size_t refused = 0, read = 0;
+  const auto bodies = all_bodies();
+  for (int i = 0; i < 20'000; ++i) {
+    auto bytes = bytes_of(bodies[random() % bodies.size()]);
+    for (int flips = 1 + static_cast<int>(random() % 4); flips > 0; --flips) {
+      bytes[random() % bytes.size()] = static_cast<std::byte>(random());
+    }
+    if (random() % 4 == 0) bytes.resize(random() % (bytes.size() + 8));
+    (refusal(bytes).empty() ? read : refused) += 1;
+  }
+  REQUIRE(refused > 10'000);
+  REQUIRE(read > 100);
+}
+
+TEST_CASE("a long text is cut, so that no error makes a message too long") {
+  const auto bytes = bytes_of(Failed{{2, 85}, 1, std::string(100'000, 'x')});
+  REQUIRE(bytes.size() < 5000);
+  REQUIRE(std::get<Failed>(decode(kContext, 2, bytes).body).why.size() == 4096);
+}
+
+TEST_CASE("every point has a name that parses back") {
+  for (const Point point : all_points()) {
+    const std::string_view name = to_string(point);
+    REQUIRE(name != "unknown");
+    REQUIRE(parse_point(name) == point);
+  }
+  REQUIRE_FALSE(parse_point("own-sealing").has_value());
+  REQUIRE_FALSE(parse_point("").has_value());
+}

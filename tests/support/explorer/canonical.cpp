@@ -1,0 +1,222 @@
+#include <algorithm>
+
+#include "tests/support/explorer/world.hpp"
+
+/// Canonical bytes: every field that distinguishes two worlds, each in a self-delimiting form.
+/// Small numbers take one byte, because that is what nearly all of them are.
+namespace meshstage::explorer {
+
+void put_number(std::string& out, std::uint64_t value) {
+  while (value >= 0x80) {
+    out.push_back(static_cast<char>(value | 0x80));
+    value >>= 7;
+  }
+  out.push_back(static_cast<char>(value));
+}
+
+void put_id(std::string& out, ImageId id) {
+  put_number(out, id.generation);
+  put_number(out, id.step);
+}
+
+namespace {
+
+template <class E>
+void put_enum(std::string& out, E value) {
+  out.push_back(static_cast<char>(value));
+}
+
+void put_rank(std::string& out, int rank) { put_number(out, static_cast<std::uint64_t>(rank + 1)); }
+
+void put_text(std::string& out, const std::string& text) {
+  put_number(out, text.size());
+  out += text;
+}
+
+void put_slot(std::string& out, const Slot& slot) {
+  put_enum(out, slot.state);
+  put_id(out, slot.id);
+  put_id(out, slot.base);
+}
+
+// Sizes and digests follow from id and owner here, so that they are left out.
+void put_claim(std::string& out, const Claim& claim) {
+  put_rank(out, claim.at);
+  put_rank(out, claim.owner);
+  put_enum(out, claim.place);
+  put_number(out, static_cast<std::uint64_t>(claim.slot));
+  put_id(out, claim.id);
+  put_id(out, claim.base);
+}
+
+template <class List, class F>
+void put_list(std::string& out, const List& list, F f) {
+  put_number(out, list.size());
+  for (const auto& item : list) f(out, item);
+}
+
+void put_choice(std::string& out, const protocol::Choice& choice) {
+  put_id(out, choice.id);
+  put_id(out, choice.base);
+  put_list(out, choice.transfers, [](std::string& o, const Transfer& t) {
+    put_claim(o, t.source);
+    put_rank(o, t.to);
+  });
+}
+
+void put_round(std::string& out, const Round& round) {
+  put_id(out, round.id);
+  put_enum(out, round.verdict);
+  put_enum(out, round.own);
+  put_number(out, round.below_yes | (round.requested ? 4U : 0U) | (round.voted ? 8U : 0U) |
+                      (round.reported ? 16U : 0U));
+  put_list(out, round.wards, [](std::string& o, const WardPart& ward) {
+    put_enum(o, ward.part);
+    o.push_back(ward.image_digest ? 1 : 0);
+  });
+}
+
+struct PutBody {
+  std::string& out;
+  void operator()(const protocol::Offer& m) const { put_id(out, m.id), put_id(out, m.base); }
+  void operator()(const Accept& m) const { put_id(out, m.id); }
+  void operator()(const Sealed& m) const { put_id(out, m.id); }
+  void operator()(const Yes& m) const { put_id(out, m.id); }
+  void operator()(const Complete& m) const { put_id(out, m.id); }
+  void operator()(const Failed& m) const {
+    put_id(out, m.id), put_rank(out, m.rank), put_text(out, m.why);
+  }
+  void operator()(const Have& m) const {
+    put_number(out, m.disk ? 1 : 0);
+    put_list(out, m.claims, put_claim);
+    put_id(out, m.evidence);
+  }
+  void operator()(const AskDisk& m) const { put_id(out, m.newer_than); }
+  void operator()(const protocol::Choice& m) const { put_choice(out, m); }
+  void operator()(const Ready&) const {}
+  void operator()(const Established& m) const { put_id(out, m.id); }
+  void operator()(const GiveUp& m) const {
+    put_enum(out, m.failure.kind), put_rank(out, m.failure.rank), put_text(out, m.failure.why);
+  }
+  void operator()(const OnDisk& m) const { put_id(out, m.id); }
+  void operator()(const AllOnDisk& m) const { put_id(out, m.id); }
+  void operator()(const WantFinish&) const {}
+  void operator()(const Finish&) const {}
+  void operator()(const Death& m) const { put_rank(out, m.rank), put_enum(out, m.kind); }
+};
+
+}  // namespace
+
+void put(std::string& out, const Message& message) {
+  put_number(out, message.generation);
+  put_number(out, message.body.index());
+  std::visit(PutBody{out}, message.body);
+}
+
+void put(std::string& out, const State& s) {
+  put_enum(out, s.mode);
+  put_number(out, s.generation);
+  if (s.mode != Mode::kRecovering && s.mode != Mode::kReady)
+    return;  // the rest is void until Formed
+  for (const Slot& slot : s.own) put_slot(out, slot);
+  for (const SlotPair& pair : s.held) put_slot(out, pair[0]), put_slot(out, pair[1]);
+  put_id(out, s.base);
+  put_id(out, s.newest_requested);
+  put_number(out, (s.noted ? 1U : 0U) | (s.wants_finish ? 2U : 0U) | s.finish_below * 4U);
+  put_list(out, s.rounds, put_round);
+  put_list(out, s.files, [](std::string& o, const FileRound& f) {
+    put_id(o, f.id);
+    put_number(o, (f.mine ? 4U : 0U) | f.below);
+  });
+  const Recovery& r = s.recovery;
+  put_enum(out, r.phase);
+  if (r.phase == Recovery::Phase::kIdle) return;
+  put_number(out, (r.mine ? 4U : 0U) | (r.structure_ok ? 8U : 0U) | r.below);
+  put_list(out, r.claims, put_claim);
+  put_id(out, r.evidence);
+  put_choice(out, r.choice);
+  put_number(out, static_cast<std::uint64_t>(r.fetching));
+  put_number(out, static_cast<std::uint64_t>(r.own_slot + 1));
+}
+
+void put(std::string& out, const Job& job) {
+  put_enum(out, job.kind);
+  put_number(out, job.generation);
+  put_rank(out, job.owner);
+  put_number(out, static_cast<std::uint64_t>(job.slot));
+  put_id(out, job.id);
+  put_id(out, job.base);
+  put_number(out, (job.digest_known ? 1U : 0U) | (job.sending ? 2U : 0U) | (job.aborted ? 4U : 0U));
+  if (job.kind == Job::Kind::kFetch) put_claim(out, job.source);
+}
+
+void put(std::string& out, const MemorySlot& slot) {
+  put_enum(out, slot.header);
+  if (slot.header == MemorySlot::Header::kEmpty) return;
+  put_id(out, slot.id);
+  put_id(out, slot.base);
+  put_number(out, slot.whole ? 1 : 0);
+  if (!slot.whole) return;
+  put_id(out, slot.content);
+  put_rank(out, slot.content_owner);
+}
+
+std::string World::bytes() const {
+  std::string out;
+  out.reserve(512);
+  for (const int n :
+       {left_.crashes, left_.host_losses, left_.losses_beyond, left_.timeouts, left_.local_failures,
+        left_.skips, left_.mismatches, left_.flips, left_.zombies}) {
+    out.push_back(static_cast<char>(n));
+  }
+  put_number(out, nodes_.size());
+  for (const Node& node : nodes_) {
+    put_rank(out, node.rank);
+    put_number(out, (node.alive ? 1U : 0U) | (node.zombie ? 2U : 0U) | (node.pending ? 4U : 0U) |
+                        (node.gave_up ? 8U : 0U));
+    if (node.alive) put(out, node.state);
+    put_list(out, node.jobs, [](std::string& o, const Job& job) { put(o, job); });
+    for (const MemorySlot& slot : node.own) put(out, slot);
+    for (const MemorySlots& pair : node.held) put(out, pair[0]), put(out, pair[1]);
+    put_list(out, node.files, [](std::string& o, const File& file) {
+      put_rank(o, file.owner);
+      put_id(o, file.id);
+    });
+    put_number(out, static_cast<std::uint64_t>(node.next_step));
+  }
+  // Only the order within one pair and generation matters.
+  std::vector<const Letter*> letters;
+  letters.reserve(letters_.size());
+  for (const auto& letter : letters_) letters.push_back(letter.get());
+  std::stable_sort(letters.begin(), letters.end(), [](const Letter* x, const Letter* y) {
+    return std::tuple(x->from, x->to, x->message.generation) <
+           std::tuple(y->from, y->to, y->message.generation);
+  });
+  put_number(out, letters.size());
+  for (const Letter* letter : letters) {
+    put_rank(out, letter->from);
+    put_rank(out, letter->to);
+    out += letter->bytes;
+  }
+  put_list(out, offered_, [](std::string& o, const Offered& f) {
+    put_rank(o, f.from), put_rank(o, f.to), put_rank(o, f.owner);
+    put_number(o, f.generation);
+    put_id(o, f.id);
+  });
+  put_number(out, store_generation_);
+  put_id(out, agreed_);
+  put_id(out, on_disk_);
+  put_number(out, (note_.exists() ? 1U : 0U) | (degraded_ ? 2U : 0U) | (beyond_ ? 4U : 0U) |
+                      (ever_agreed_ ? 8U : 0U) | (finished_ ? 16U : 0U));
+  put_number(out, verdicts_.size());
+  for (const auto& [id, complete] : verdicts_) put_id(out, id), out.push_back(complete ? 1 : 0);
+  put_number(out, restored_generation_);
+  put_number(out, restored_.size());
+  for (const auto& [rank, id] : restored_) put_rank(out, rank), put_id(out, id);
+  put_number(out, mismatch_generation_);
+  put_number(out, lost_in_);
+  put_number(out, wants_finish_);
+  return out;
+}
+
+}  // namespace meshstage::explorer

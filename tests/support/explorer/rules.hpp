@@ -1,0 +1,44 @@
+#pragma once
+#include <array>
+#include <string_view>
+
+#include <meshstage/core/replicate/protocol.hpp>
+
+/// The protocol's rules by name, so that tests and the explorer's command line can leave one out.
+namespace meshstage::explorer {
+
+struct NamedRule {
+  const char* name;
+  bool protocol::Rules::* member;
+};
+
+inline constexpr std::array<NamedRule, 16> kRules = {{
+    {"generations-apart", &protocol::Rules::generations_apart},
+    {"verify-claims", &protocol::Rules::verify_claims},
+    {"stage-beside-base", &protocol::Rules::stage_beside_base},
+    {"vote-needs-replicas", &protocol::Rules::vote_needs_replicas},
+    {"promise", &protocol::Rules::promise},
+    {"receiver-knows-outcome", &protocol::Rules::receiver_knows_outcome},
+    {"all-must-vote", &protocol::Rules::all_must_vote},
+    {"note-first", &protocol::Rules::note_first},
+    {"newest-covered", &protocol::Rules::newest_covered},
+    {"restore-holders", &protocol::Rules::restore_holders},
+    {"fetch-beside-base", &protocol::Rules::fetch_beside_base},
+    {"agree-first", &protocol::Rules::agree_first},
+    {"structure-first", &protocol::Rules::structure_first},
+    {"quarantine", &protocol::Rules::quarantine},
+    {"finish-together", &protocol::Rules::finish_together},
+    {"prune-together", &protocol::Rules::prune_together},
+}};
+
+static_assert(sizeof(protocol::Rules) == kRules.size(), "every rule has a name here");
+
+/// The switch of that name; nullptr if there is none.
+inline bool* find_rule(protocol::Rules& rules, std::string_view name) {
+  for (const NamedRule& rule : kRules) {
+    if (name == rule.name) return &(rules.*rule.member);
+  }
+  return nullptr;
+}
+
+}  // namespace meshstage::explorer

@@ -1,0 +1,207 @@
+#include <algorithm>
+
+#include "tests/support/explorer/world.hpp"
+#include "tests/support/explorer/world_impl.hpp"
+
+namespace meshstage::explorer {
+
+World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) {
+  const Bounds& b = *bounds_;
+  left_ = {b.crashes, b.host_losses, b.losses_beyond, b.timeouts, b.local_failures,
+           b.skips,   b.mismatches,  b.flips,         b.zombies};
+  for (int rank = 0; rank < b.world; ++rank) {
+    Node node;
+    node.rank = rank;
+    node.state = make_state(make_config(rank, b.world, b.holders, b.rules));
+    node.held.resize(node.state.held.size());
+    nodes_.push_back(std::move(node));
+  }
+}
+
+void World::wrong(const std::string& what) {
+  if (violation_.empty()) violation_ = what;
+}
+
+void World::say(const Node& node, const std::string& text) {
+  if (!keep_log_) return;
+  log_.push_back((node.zombie ? "the old rank " : "rank ") + std::to_string(node.rank) + " " +
+                 text);
+}
+
+// --- memory ---
+
+std::size_t World::ward_of(const Node& node, int ward) {
+  const auto& wards = node.state.config->wards;
+  return static_cast<std::size_t>(std::find(wards.begin(), wards.end(), ward) - wards.begin());
+}
+
+const MemorySlot& World::slot_at(const Node& node, int index) {
+  const auto i = static_cast<std::size_t>(index);
+  return i < 2 ? node.own[i] : node.held[i / 2 - 1][i % 2];
+}
+
+void World::begin_slot(MemorySlot& slot, ImageId id, ImageId base) {
+  slot = {MemorySlot::Header::kWriting, id, base, false, {}, -1};
+}
+
+void World::seal_slot(MemorySlot& slot, int owner, ImageId id, ImageId base) {
+  slot = {MemorySlot::Header::kSealed, id, base, true, id, owner};
+}
+
+std::vector<Claim> World::slot_claims(const Node& node, bool verify) const {
+  std::vector<Claim> claims;
+  const auto add = [&](const MemorySlot& slot, int owner, Place place, int index) {
+    if (slot.header != MemorySlot::Header::kSealed || (verify && !slot.whole)) return;
+    claims.push_back({node.rank, owner, place, index, bounds_->world, slot.id, slot.base, {}, {}});
+  };
+  for (int i = 0; i < 2; ++i) add(node.own[i], node.rank, Place::kOwnSlot, i);
+  for (std::size_t w = 0; w < node.held.size(); ++w) {
+    for (int i = 0; i < 2; ++i) {
+      add(node.held[w][i], node.state.config->wards[w], Place::kHeldSlot, i);
+    }
+  }
+  return claims;
+}
+
+ImageId World::evidence(const Node& node) const {
+  ImageId newest = note_;
+  const auto look = [&](const MemorySlots& pair) {
+    for (const MemorySlot& slot : pair) {
+      if (slot.header != MemorySlot::Header::kEmpty) newest = std::max(newest, slot.base);
+    }
+  };
+  look(node.own);
+  for (const MemorySlots& pair : node.held) look(pair);
+  return newest;
+}
+
+ImageId World::newest_covered(int without, bool memory, bool disk) const {
+  std::vector<std::pair<ImageId, int>> copies;
+  for (int rank = 0; rank < bounds_->world; ++rank) {
+    const Node& node = nodes_[static_cast<std::size_t>(rank)];
+    const auto look = [&](const MemorySlots& pair, int owner) {
+      for (const MemorySlot& slot : pair) {
+        const bool good = slot.header == MemorySlot::Header::kSealed && slot.whole &&
+                          slot.content == slot.id && slot.content_owner == owner;
+        if (good) copies.emplace_back(slot.id, owner);
+      }
+    };
+    if (memory && rank != without) {
+      look(node.own, rank);
+      for (std::size_t w = 0; w < node.held.size(); ++w) {
+        look(node.held[w], node.state.config->wards[w]);
+      }
+    }
+    if (!disk) continue;
+    for (const File& file : node.files) copies.emplace_back(file.id, file.owner);
+  }
+  std::sort(copies.begin(), copies.end());
+  copies.erase(std::unique(copies.begin(), copies.end()), copies.end());
+  for (std::size_t end = copies.size(); end > 0;) {
+    std::size_t begin = end;
+    while (begin > 0 && copies[begin - 1].first == copies[end - 1].first) --begin;
+    if (static_cast<int>(end - begin) == bounds_->world) return copies[begin].first;
+    end = begin;
+  }
+  return kNoImage;
+}
+
+void World::lose() {
+  degraded_ = true;
+  lost_in_ = store_generation_;
+}
+
+/// The promises, looked at from outside.
+void World::check() {
+  if (finished_ || !violation_.empty()) return;
+  const ImageId files = bounds_->disk ? newest_covered(-1, false, true) : kNoImage;
+  if (files < on_disk_) wrong("files of " + name(on_disk_) + " are gone, no newer step is on disk");
+  on_disk_ = std::max(on_disk_, files);
+  if (beyond_ || !agreed_.exists()) return;
+  if (newest_covered(-1, true, true) < agreed_) {
+    return wrong(name(agreed_) + " was complete, and now no step that new is covered");
+  }
+  if (degraded_ || bounds_->world == 1) return;
+  for (int host = 0; host < bounds_->world; ++host) {
+    if (newest_covered(host, true, true) < agreed_) {
+      return wrong(name(agreed_) + " is complete, but the loss of host " + std::to_string(host) +
+                   " alone would lose it");
+    }
+  }
+}
+
+// --- processes ---
+
+void World::end_process(Node& node, bool lose_memory) {
+  node.alive = false;
+  node.pending = node.gave_up = false;
+  node.jobs.clear();
+  const auto config = node.state.config;
+  clear_messages_to(node);
+  std::erase_if(letters_, [&](const auto& letter) {
+    const std::uint64_t generation = letter->message.generation;
+    return letter->to == node.rank && live_node(node.rank, generation) == nullptr;
+  });
+  std::erase_if(offered_, [&](const Offered& o) { return o.to == node.rank; });
+  node.state = make_state(config);
+  if (!lose_memory) return;
+  node.own = {};
+  std::fill(node.held.begin(), node.held.end(), MemorySlots{});
+}
+
+/// Drops what this process would ignore: messages of its generation once it is out of it, and of
+/// older ones. (That it ignores them is asserted where it happens, in feed.)
+void World::clear_messages_to(const Node& node) {
+  if (!bounds_->rules.generations_apart) return;
+  const std::uint64_t newest = active(node) ? node.state.generation - 1 : node.state.generation;
+  std::erase_if(letters_, [&](const auto& letter) {
+    if (letter->to != node.rank) return false;
+    const std::uint64_t generation = letter->message.generation;
+    if (node.zombie) return generation == node.state.generation && !active(node);
+    for (std::size_t i = static_cast<std::size_t>(bounds_->world); i < nodes_.size(); ++i) {
+      if (nodes_[i].rank == node.rank && nodes_[i].state.generation == generation) return false;
+    }
+    return generation <= newest;
+  });
+}
+
+Node* World::live_node(int rank, std::uint64_t generation) {
+  for (std::size_t i = static_cast<std::size_t>(bounds_->world); i < nodes_.size(); ++i) {
+    if (nodes_[i].rank == rank && nodes_[i].state.generation == generation) return &nodes_[i];
+  }
+  Node& node = nodes_[static_cast<std::size_t>(rank)];
+  return node.alive ? &node : nullptr;
+}
+
+bool World::someone_gone(const Node& node) const {
+  const std::uint64_t generation = node.state.generation;
+  if (node.zombie || store_generation_ > generation) return true;
+  for (int rank = 0; rank < bounds_->world; ++rank) {
+    const Node& other = nodes_[static_cast<std::size_t>(rank)];
+    if (other.alive && (other.pending || other.gave_up)) continue;
+    if (!active(other) && other.state.mode != Mode::kFinished) return true;
+    if (!other.alive) return true;
+  }
+  return false;
+}
+
+bool World::may_form() const {
+  bool all_on_their_way = true;
+  for (int rank = 0; rank < bounds_->world; ++rank) {
+    const Node& node = nodes_[static_cast<std::size_t>(rank)];
+    if (active(node) || node.state.mode == Mode::kFinished) return false;
+    all_on_their_way = all_on_their_way && node.alive && node.pending;
+  }
+  return !all_on_their_way;
+}
+
+bool World::would_accept(const Node& node, const Event& event) const {
+  if (node.state.mode != Mode::kReady) return false;
+  State copy = node.state;
+  std::vector<Action> out;
+  transition(copy, event, out);
+  return std::none_of(out.begin(), out.end(),
+                      [](const Action& a) { return std::holds_alternative<Refuse>(a); });
+}
+
+}  // namespace meshstage::explorer

@@ -1,0 +1,253 @@
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/replicate/protocol.hpp>
+
+/// A small world of ranks for the explorer and the tests: vaults, files, a Store's note, messages
+/// in flight and the real transition() of each rank. Everything that may happen is a Choice;
+/// applying the same choices gives the same world. What must never be is checked at every step.
+namespace meshstage::explorer {
+
+using namespace meshstage::protocol;  // NOLINT: this is the protocol's test bed
+
+/// How large a world, and how much may go wrong in it.
+struct Bounds {
+  int world = 2;
+  int steps = 2;          ///< trainers stage steps 1 .. steps
+  int crashes = 0;        ///< a process ends; its vault stays, WRITING slots torn
+  int host_losses = 0;    ///< a process ends and its memory is gone; not before redundancy is whole
+  int losses_beyond = 0;  ///< host losses at any time, more than is promised to survive
+  int timeouts = 0;       ///< a rank gives its generation up though nobody died
+  int local_failures = 0;  ///< an own image, replica or fetch fails
+  int skips = 0;           ///< a trainer leaves a step out because the last one is unfinished
+  int mismatches = 0;      ///< a trainer comes back with another structure
+  int flips = 0;           ///< a sealed image changes by itself
+  int zombies = 0;         ///< a process is stopped, replaced, and goes on
+  bool disk = false;       ///< ranks may persist complete steps
+  bool finish = false;     ///< trainers call finish() after the last step
+  Rules rules{};
+  std::vector<std::vector<int>> holders;  ///< empty: the default
+};
+
+/// One thing that happens. What a, b and c mean depends on the kind.
+struct Choice {
+  enum class Kind : std::uint8_t {
+    kForm,           ///< all meet: a new generation
+    kFormed,         ///< a hears of it
+    kDeliver,        ///< the oldest message from a to b of generation c
+    kStage,          ///< a's trainer stages its next step
+    kSkip,           ///< a's trainer skips its next step
+    kOwnSealed,      ///< a's image is sealed
+    kReplicaSealed,  ///< a sealed the replica of b (of generation c, where quarantine is off)
+    kFetched,        ///< a sealed the image of b
+    kNoted,          ///< a's note reached the Store
+    kCompared,       ///< a's structure is the image's
+    kPersist,        ///< a wrote its newest complete step to disk
+    kFinish,         ///< a's trainer calls finish()
+    kBroken,         ///< a notices that its generation is broken
+    // What goes wrong:
+    kOwnFailed,
+    kReplicaFailed,
+    kFetchFailed,
+    kMismatch,
+    kTimeout,
+    kCrash,
+    kHostLost,
+    kFlip,    ///< at a, slot b (0, 1: own; then the held ones)
+    kZombie,  ///< a is stopped, taken for dead and replaced by a new incarnation with an empty
+              ///< vault
+  };
+  Kind kind = Kind::kForm;
+  int a = 0, b = 0;
+  std::uint64_t c = 0;
+  friend bool operator==(const Choice&, const Choice&) = default;
+};
+
+[[nodiscard]] bool is_fault(const Choice& choice);
+[[nodiscard]] std::string to_string(const Choice& choice);
+
+/// A slot as it lies in memory: what the header says, and what the bytes are.
+struct MemorySlot {
+  enum class Header : std::uint8_t { kEmpty, kWriting, kSealed };
+  Header header = Header::kEmpty;
+  ImageId id{}, base{};
+  bool whole = false;  ///< the bytes are the image `id` of `owner`
+  ImageId content{};   ///< whose bytes they are, if whole
+  int content_owner = -1;
+};
+using MemorySlots = std::array<MemorySlot, 2>;
+
+struct File {
+  int owner = 0;
+  ImageId id{}, base{};
+  friend auto operator<=>(const File&, const File&) = default;
+};
+
+/// Something a rank's driver has been told to do and has not reported yet.
+struct Job {
+  enum class Kind : std::uint8_t { kOwn, kReplica, kFetch, kNote, kCompare };
+  Kind kind = Kind::kOwn;
+  std::uint64_t generation = 0;
+  int owner = 0;  ///< whose image
+  int slot = 0;
+  ImageId id{}, base{};
+  bool digest_known = false;  ///< replica
+  bool sending = false;       ///< replica: the owner streams it; fetch: the source serves it
+  bool aborted = false;
+  Claim source{};  ///< fetch
+};
+
+/// One process of a rank, and the memory of its host.
+struct Node {
+  int rank = 0;
+  bool alive = true;
+  bool zombie = false;
+  bool pending = false;  ///< a generation was formed that it has not heard of
+  State state;
+  std::vector<Job> jobs;
+  MemorySlots own{};
+  std::vector<MemorySlots> held;
+  std::vector<File> files;  ///< sorted
+  int next_step = 1;
+  bool gave_up = false;            ///< by GiveUp: its links stay open, so that everyone hears of it
+  std::optional<Failure> failure;  ///< of its newest recovery; no part of the world's identity
+};
+
+/// A message in flight; shared, because worlds are copied all the time.
+struct Letter {
+  int from = 0, to = 0;
+  Message message;
+  std::string bytes;  ///< canonical, for hashing
+};
+
+/// Ready to stream: the owner's SendImage or the source's Serve came before the other side asked.
+struct Offered {
+  int from = 0, to = 0, owner = 0;
+  std::uint64_t generation = 0;
+  ImageId id{};
+  friend auto operator<=>(const Offered&, const Offered&) = default;
+};
+
+class World {
+ public:
+  explicit World(std::shared_ptr<const Bounds> bounds);
+
+  /// Everything that can happen now, in a fixed order.
+  [[nodiscard]] std::vector<Choice> choices() const;
+  /// Makes it happen. False (and nothing changes) if it cannot happen now.
+  bool apply(const Choice& choice);
+  /// The same for one of choices(), unchecked.
+  void step(const Choice& choice);
+  /// What is wrong, in one sentence; empty while all is well. Set by apply().
+  [[nodiscard]] const std::string& violation() const { return violation_; }
+  /// For worlds where nothing but faults can happen: what is wrong with having come to rest here.
+  [[nodiscard]] std::string stuck() const;
+  /// Nothing of interest can follow.
+  [[nodiscard]] bool over() const { return finished_; }
+
+  /// A canonical serialization: equal worlds have equal bytes.
+  [[nodiscard]] std::string bytes() const;
+
+  // --- for tests that steer a world ---
+  /// What the last apply() did, one line for each action worth reading.
+  [[nodiscard]] const std::vector<std::string>& log() const { return log_; }
+  void keep_log(bool on) { keep_log_ = on; }
+  /// Process `rank` ends at once when it reaches this point for the n-th time (1: the next).
+  void crash_at(int rank, Point point, int times = 1) { crash_ = {rank, point, times}; }
+  [[nodiscard]] bool crash_pending() const { return crash_.times > 0; }
+  [[nodiscard]] const Node& node(int rank) const { return nodes_[static_cast<std::size_t>(rank)]; }
+  [[nodiscard]] ImageId agreed() const { return agreed_; }
+  [[nodiscard]] std::uint64_t generation() const { return store_generation_; }
+  [[nodiscard]] const std::map<int, ImageId>& restored() const { return restored_; }
+  [[nodiscard]] bool reached(Point point) const {
+    return (points_ >> static_cast<unsigned>(point) & 1U) != 0;
+  }
+
+ private:
+  using Kind = Choice::Kind;
+  struct Budget {
+    int crashes, host_losses, losses_beyond, timeouts, local_failures, skips, mismatches, flips,
+        zombies;
+  };
+  struct CarryOut;
+  struct CrashAt {
+    int rank = -1;
+    Point point{};
+    int times = 0;
+  };
+
+  void feed(Node& node, const Event& event);
+  bool carry_out(Node& node, const Action& action);
+  void begin_slot(MemorySlot& slot, ImageId id, ImageId base);
+  void seal_slot(MemorySlot& slot, int owner, ImageId id, ImageId base);
+  void end_process(Node& node, bool lose_memory);
+  void clear_messages_to(const Node& node);
+  bool end_job(const Choice& choice);
+  void note_point(const Node& node, const Reached& reached);
+  void say(const Node& node, const std::string& text);
+  void wrong(const std::string& what);
+  void check();
+  void lose();
+
+  [[nodiscard]] Node* live_node(int rank, std::uint64_t generation);
+  [[nodiscard]] bool can_finish(const Node& node, const Job& job) const;
+  [[nodiscard]] const MemorySlot* source_of(const Job& job) const;
+  [[nodiscard]] bool someone_gone(const Node& node) const;
+  [[nodiscard]] bool may_form() const;
+  [[nodiscard]] bool would_accept(const Node& node, const Event& event) const;
+  [[nodiscard]] std::vector<Claim> slot_claims(const Node& node, bool verify) const;
+  [[nodiscard]] ImageId evidence(const Node& node) const;
+  /// The newest image id with a whole copy of every rank, in memory (but that of `without`) or, if
+  /// asked, on disk.
+  [[nodiscard]] ImageId newest_covered(int without, bool memory, bool disk) const;
+  [[nodiscard]] static std::size_t ward_of(const Node& node, int ward);
+  [[nodiscard]] static MemorySlots& held_by(Node& node, int ward) {
+    return node.held[ward_of(node, ward)];
+  }
+  [[nodiscard]] std::size_t slot_count(const Node& node) const { return 2 + 2 * node.held.size(); }
+  [[nodiscard]] static const MemorySlot& slot_at(const Node& node, int index);
+  void processes_choices(const Node& node, std::vector<Choice>& out) const;
+  void fault_choices(const Node& node, std::vector<Choice>& out) const;
+
+  std::shared_ptr<const Bounds> bounds_;
+  Budget left_{};
+  std::vector<Node> nodes_;                             ///< one for each rank, then zombies
+  std::vector<std::shared_ptr<const Letter>> letters_;  ///< in the order of sending
+  std::vector<Offered> offered_;                        ///< sorted
+  std::uint64_t store_generation_ = 0;
+  ImageId note_{};
+  // What the checks remember:
+  ImageId agreed_{};  ///< the newest step that anybody can know to be complete
+  bool ever_agreed_ = false;
+  bool degraded_ = false;             ///< a copy was lost since redundancy was last whole
+  bool beyond_ = false;               ///< more was lost than is promised to survive
+  std::uint64_t lost_in_ = 0;         ///< the generation in which the last copy was lost
+  std::uint64_t wants_finish_ = 0;    ///< bit r: rank r called finish() in this generation
+  ImageId on_disk_{};                 ///< the newest step ever covered by files
+  std::map<ImageId, bool> verdicts_;  ///< true: complete
+  std::map<int, ImageId> restored_;   ///< of the newest generation
+  std::uint64_t restored_generation_ = 0;
+  std::uint64_t mismatch_generation_ = 0;
+  bool finished_ = false;
+  std::string violation_;
+  // For steered tests; no part of the world's identity:
+  CrashAt crash_;
+  std::uint64_t points_ = 0;
+  bool keep_log_ = false;
+  std::vector<std::string> log_;
+};
+
+/// Canonical bytes of parts (canonical.cpp).
+void put(std::string& out, const State& state);
+void put(std::string& out, const Message& message);
+void put(std::string& out, const Job& job);
+void put(std::string& out, const MemorySlot& slot);
+void put_number(std::string& out, std::uint64_t value);
+void put_id(std::string& out, ImageId id);
+
+}  // namespace meshstage::explorer

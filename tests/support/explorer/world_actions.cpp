@@ -1,0 +1,274 @@
+#include <algorithm>
+
+#include "tests/support/explorer/world.hpp"
+#include "tests/support/explorer/world_impl.hpp"
+
+namespace meshstage::explorer {
+
+// --- events and actions ---
+
+void World::feed(Node& node, const Event& event) {
+  std::vector<Event> todo{event};
+  for (std::size_t i = 0; i < todo.size(); ++i) {
+    std::vector<Action> out;
+    transition(node.state, todo[i], out);
+    for (const Action& action : out) {
+      if (const auto* verify = std::get_if<VerifySlots>(&action)) {
+        todo.emplace_back(SlotsVerified{slot_claims(node, verify->verify), evidence(node)});
+      } else if (const auto* files = std::get_if<VerifyDisk>(&action)) {
+        FilesVerified found;
+        for (const File& f : node.files) {
+          found.evidence = std::max(found.evidence, f.id);
+          if (f.id <= files->newer_than) continue;
+          const Place place = f.owner == node.rank ? Place::kOwnFile : Place::kHeldFile;
+          found.claims.push_back(
+              {node.rank, f.owner, place, 0, bounds_->world, f.id, f.base, {}, {}});
+        }
+        todo.emplace_back(std::move(found));
+      } else if (const auto* accept = std::get_if<AcceptReplica>(&action)) {
+        carry_out(node, action);
+        todo.emplace_back(ReplicaReady{accept->ward, accept->id, true});
+      } else if (std::holds_alternative<CheckStructure>(action) && left_.mismatches == 0) {
+        todo.emplace_back(StructureChecked{});
+      } else if (!carry_out(node, action)) {
+        return;  // it ended here
+      }
+    }
+    if (!active(node)) clear_messages_to(node);
+  }
+}
+
+void World::note_point(const Node& node, const Reached& reached) {
+  points_ |= std::uint64_t{1} << static_cast<unsigned>(reached.point);
+  const bool generation_is_newest = node.state.generation == store_generation_;
+  switch (reached.point) {
+    case Point::kChosen: {
+      const ImageId best = newest_covered(-1, true, true);
+      // A loss since the claims were made is the next recovery's concern.
+      if (generation_is_newest && lost_in_ < store_generation_ && reached.id != best) {
+        wrong("generation " + std::to_string(node.state.generation) + " chose " + name(reached.id) +
+              ", but " + name(best) + " is the newest that is covered");
+      }
+      break;
+    }
+    case Point::kDecided:
+      agreed_ = std::max(agreed_, reached.id);
+      ever_agreed_ = true;
+      break;
+    case Point::kEstablished:
+      if (!generation_is_newest) break;
+      if (!beyond_ && reached.id < agreed_) {
+        wrong(name(reached.id) + " is recovered, though " + name(agreed_) + " was complete");
+      }
+      agreed_ = reached.id;
+      if (lost_in_ < store_generation_) degraded_ = beyond_ = false;  // redundancy is whole
+      if (reached.id.exists()) ever_agreed_ = true;
+      break;
+    default:
+      break;
+  }
+}
+
+/// Carries out one action for one node, as a driver would. False if the process ended there.
+struct World::CarryOut {
+  World& world;
+  Node& node;
+  std::uint64_t generation;
+
+  bool operator()(const Send& a) const {
+    const Node* to = world.live_node(a.to, generation);
+    // What a dead, replaced or broken rank would not hear is not kept in flight.
+    const bool lost = to == nullptr || (world.bounds_->rules.generations_apart &&
+                                        (to->state.generation > generation ||
+                                         (to->state.generation == generation && !active(*to)) ||
+                                         (to->state.generation < generation && !to->pending)));
+    if (lost) return true;
+    auto letter = std::make_shared<Letter>(Letter{node.rank, a.to, a.message, {}});
+    put(letter->bytes, letter->message);
+    world.letters_.push_back(std::move(letter));
+    world.say(node,
+              std::string("sends ") + name_of(a.message.body) + " to rank " + std::to_string(a.to));
+    return true;
+  }
+  bool operator()(const WriteOwn& a) const {
+    world.say(node, "writes " + name(a.id) + " into own slot " + std::to_string(a.slot));
+    world.begin_slot(node.own[a.slot], a.id, a.base);
+    node.jobs.push_back({Job::Kind::kOwn, generation, node.rank, a.slot, a.id, a.base});
+    return true;
+  }
+  bool operator()(const AcceptReplica& a) const {
+    world.say(node, "writes " + name(a.id) + " of rank " + std::to_string(a.ward) +
+                        " into held slot " + std::to_string(a.slot));
+    world.begin_slot(world.held_by(node, a.ward)[a.slot], a.id, a.base);
+    node.jobs.push_back({Job::Kind::kReplica, generation, a.ward, a.slot, a.id, a.base});
+    return true;
+  }
+  bool operator()(const ExpectDigest& a) const {
+    for (Job& job : node.jobs) {
+      if (job.kind == Job::Kind::kReplica && job.owner == a.ward && job.id == a.id) {
+        job.digest_known = true;
+      }
+    }
+    return true;
+  }
+  bool operator()(const SendImage& a) const {
+    Node* holder = world.live_node(a.holder, generation);
+    if (holder == nullptr) return true;
+    for (Job& job : holder->jobs) {
+      if (job.kind == Job::Kind::kReplica && job.owner == node.rank && job.id == a.id &&
+          job.generation == generation) {
+        job.sending = true;
+      }
+    }
+    return true;
+  }
+  bool operator()(const Fetch& a) const {
+    const bool own = a.source.owner == node.rank;
+    world.say(node, "fetches " + name(a.source.id) + " of rank " + std::to_string(a.source.owner) +
+                        " from " + to_string(a.source.place) + " of rank " +
+                        std::to_string(a.source.at) + " into " + (own ? "own" : "held") + " slot " +
+                        std::to_string(a.slot));
+    world.begin_slot((own ? node.own : world.held_by(node, a.source.owner))[a.slot], a.source.id,
+                     a.source.base);
+    Job job{Job::Kind::kFetch, generation, a.source.owner, a.slot, a.source.id, a.source.base};
+    job.source = a.source;
+    const auto served =
+        std::find(world.offered_.begin(), world.offered_.end(),
+                  Offered{a.source.at, node.rank, a.source.owner, generation, a.source.id});
+    job.sending = a.source.at == node.rank || served != world.offered_.end();
+    if (served != world.offered_.end()) world.offered_.erase(served);
+    node.jobs.push_back(std::move(job));
+    return true;
+  }
+  bool operator()(const Serve& a) const {
+    bool asked = false;
+    if (Node* to = world.live_node(a.to, generation)) {
+      for (Job& job : to->jobs) {
+        if (job.kind == Job::Kind::kFetch && job.owner == a.source.owner &&
+            job.source.at == node.rank && job.generation == generation) {
+          job.sending = asked = true;
+        }
+      }
+    }
+    if (!asked) {
+      const Offered o{node.rank, a.to, a.source.owner, generation, a.source.id};
+      world.offered_.insert(std::lower_bound(world.offered_.begin(), world.offered_.end(), o), o);
+    }
+    return true;
+  }
+  bool operator()(const CheckStructure&) const {
+    node.jobs.push_back({Job::Kind::kCompare, generation});
+    return true;
+  }
+  bool operator()(const NoteFirstComplete& a) const {
+    node.jobs.push_back({Job::Kind::kNote, generation, node.rank, 0, a.id});
+    return true;
+  }
+  bool operator()(const AbortRound& a) const {
+    for (Job& job : node.jobs) job.aborted = job.aborted || job.id == a.id;
+    return true;
+  }
+  bool operator()(const AbortTransfers&) const {
+    node.jobs.clear();
+    std::erase_if(world.offered_, [&](const Offered& o) {
+      return o.generation == generation && (o.to == node.rank);
+    });
+    return true;
+  }
+  bool operator()(const RestoreTrainer& a) const {
+    world.say(node, "restores its trainer to " + name(a.id));
+    node.next_step = static_cast<int>(a.id.step) + 1;
+    if (node.zombie) return true;
+    const MemorySlot slot = a.slot >= 0 ? node.own[a.slot] : MemorySlot{};
+    // What rots between its verification and its use is not the protocol's to notice.
+    const bool whole = slot.whole || world.lost_in_ == generation;
+    if (slot.header != MemorySlot::Header::kSealed || !whole || slot.content_owner != node.rank) {
+      world.wrong("rank " + std::to_string(node.rank) + " restores torn or foreign bytes as " +
+                  name(a.id));
+    }
+    if (world.restored_generation_ != generation) world.restored_.clear();
+    world.restored_generation_ = generation;
+    world.restored_[node.rank] = slot.content;
+    for (const auto& [rank, id] : world.restored_) {
+      if (id != slot.content) {
+        world.wrong("mixed: rank " + std::to_string(rank) + " restored " + name(id) + ", rank " +
+                    std::to_string(node.rank) + " " + name(slot.content));
+      }
+    }
+    if (world.mismatch_generation_ == generation) {
+      world.wrong("rank " + std::to_string(node.rank) +
+                  " writes its trainer, though a structure does not match");
+    }
+    return true;
+  }
+  bool operator()(const RecoveredNothing&) const {
+    world.say(node, "starts at step 0");
+    node.next_step = 1;
+    if (world.ever_agreed_ && !node.zombie)
+      world.wrong("recover() returns step 0, though a step was complete once");
+    return true;
+  }
+  bool operator()(const RecoverFailed& a) const {
+    world.say(node, "gives up: " + a.failure.why);
+    node.failure = a.failure;
+    node.gave_up = a.failure.kind != ErrorKind::kPeerLost && a.failure.kind != ErrorKind::kTimeout;
+    if (a.failure.kind == ErrorKind::kUnrecoverable && !node.zombie) {
+      const ImageId best = world.newest_covered(-1, true, true);
+      if (best.exists()) world.wrong("called unrecoverable, though " + name(best) + " is covered");
+      world.finished_ = true;
+    }
+    return true;
+  }
+  bool operator()(const Announce& a) const {
+    if (a.verdict == Verdict::kOpen) return true;
+    const bool complete = a.verdict == Verdict::kComplete;
+    world.say(node, "knows " + name(a.id) + (complete ? " to be complete" : " to have failed"));
+    const auto [it, first] = world.verdicts_.emplace(a.id, complete);
+    if (!first && it->second != complete) {
+      world.wrong(name(a.id) + " is complete for one rank and failed for another");
+    }
+    return true;
+  }
+  bool operator()(const Prune& a) const {
+    world.say(node, "removes files older than " + name(a.older_than));
+    std::erase_if(node.files, [&](const File& file) { return file.id < a.older_than; });
+    return true;
+  }
+  bool operator()(const RemoveVault&) const {
+    world.say(node, "removes its vault");
+    node.own = {};
+    std::fill(node.held.begin(), node.held.end(), MemorySlots{});
+    const int world_size = world.bounds_->world;
+    const auto everyone =
+        world_size == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << world_size) - 1;
+    if (world.wants_finish_ == everyone) world.finished_ = true;
+    return true;
+  }
+  bool operator()(const Reached& a) const {
+    world.note_point(node, a);
+    if (world.crash_.times > 0 && world.crash_.rank == node.rank && world.crash_.point == a.point &&
+        --world.crash_.times == 0) {
+      world.say(node, "is killed at " + std::string(to_string(a.point)));
+      world.end_process(node, false);
+      return false;
+    }
+    return true;
+  }
+  bool operator()(const Refuse& a) const {
+    if (a.reason == Refuse::Reason::kMalformed && world.bounds_->rules == Rules{}) {
+      world.wrong("rank " + std::to_string(node.rank) + " refuses as malformed: " + a.why);
+    }
+    return true;
+  }
+  /// VerifySlots and VerifyDisk are answered by feed().
+  template <class A>
+  bool operator()(const A&) const {
+    return true;
+  }
+};
+
+bool World::carry_out(Node& node, const Action& action) {
+  return std::visit(CarryOut{*this, node, node.state.generation}, action);
+}
+
+}  // namespace meshstage::explorer

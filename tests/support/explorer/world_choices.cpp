@@ -1,0 +1,218 @@
+#include <algorithm>
+
+#include "tests/support/explorer/world.hpp"
+#include "tests/support/explorer/world_impl.hpp"
+
+namespace meshstage::explorer {
+
+// --- choices ---
+
+/// Where the bytes of a fetch lie; nullptr if that is a file.
+const MemorySlot* World::source_of(const Job& job) const {
+  const Claim& source = job.source;
+  if (source.place == Place::kOwnFile || source.place == Place::kHeldFile) return nullptr;
+  const Node& at = nodes_[static_cast<std::size_t>(source.at)];
+  const auto slot = static_cast<std::size_t>(source.slot);
+  return source.owner == at.rank ? &at.own[slot] : &at.held[ward_of(at, source.owner)][slot];
+}
+
+bool World::can_finish(const Node&, const Job& job) const {
+  if (job.aborted) return false;
+  if (job.kind == Job::Kind::kReplica) return job.digest_known && job.sending;
+  if (job.kind != Job::Kind::kFetch) return true;
+  if (!job.sending) return false;
+  const MemorySlot* slot = source_of(job);
+  if (slot == nullptr) return true;
+  return slot->header == MemorySlot::Header::kSealed && slot->id == job.source.id &&
+         (slot->whole || !bounds_->rules.verify_claims);
+}
+
+void World::processes_choices(const Node& node, std::vector<Choice>& out) const {
+  const int me = static_cast<int>(&node - nodes_.data());
+  for (const Job& job : node.jobs) {
+    const bool good = can_finish(node, job);
+    const bool may_fail = job.aborted || left_.local_failures > 0;
+    switch (job.kind) {
+      case Job::Kind::kOwn:
+        out.push_back({Kind::kOwnSealed, me});
+        if (may_fail) out.push_back({Kind::kOwnFailed, me});
+        break;
+      case Job::Kind::kReplica:
+        if (good) out.push_back({Kind::kReplicaSealed, me, job.owner, job.generation});
+        if (may_fail && job.generation == node.state.generation) {
+          out.push_back({Kind::kReplicaFailed, me, job.owner, job.generation});
+        }
+        break;
+      case Job::Kind::kFetch:
+        if (good) out.push_back({Kind::kFetched, me, job.owner, job.generation});
+        if ((left_.local_failures > 0 || (job.sending && !good)) &&
+            job.generation == node.state.generation) {
+          out.push_back({Kind::kFetchFailed, me, job.owner, job.generation});
+        }
+        break;
+      case Job::Kind::kNote:
+        out.push_back({Kind::kNoted, me});
+        break;
+      case Job::Kind::kCompare:
+        out.push_back({Kind::kCompared, me});
+        if (left_.mismatches > 0) out.push_back({Kind::kMismatch, me});
+        break;
+    }
+  }
+  if (!node.alive) return;
+  if (node.pending && !node.zombie) out.push_back({Kind::kFormed, me});
+  if (!active(node)) return;
+  if (someone_gone(node)) out.push_back({Kind::kBroken, me});
+  if (node.state.mode != Mode::kReady) return;
+  if (node.next_step <= bounds_->steps && !node.state.wants_finish) {
+    const auto step = static_cast<std::uint64_t>(node.next_step);
+    if (would_accept(node, StageRequested{step, {}})) {
+      out.push_back({Kind::kStage, me});
+    } else if (left_.skips > 0 && would_accept(node, StageSkipped{step})) {
+      out.push_back({Kind::kSkip, me});
+    }
+  } else if (bounds_->finish && would_accept(node, FinishRequested{})) {
+    out.push_back({Kind::kFinish, me});
+  }
+  if (bounds_->disk && !node.zombie && node.state.base.exists()) {
+    const ImageId id = node.state.base;
+    bool can = false;
+    for (const MemorySlot& slot : node.own) {
+      can = can || (slot.header == MemorySlot::Header::kSealed && slot.id == id);
+    }
+    for (const File& file : node.files) can = can && (file.owner != node.rank || file.id < id);
+    if (can) out.push_back({Kind::kPersist, me});
+  }
+}
+
+void World::fault_choices(const Node& node, std::vector<Choice>& out) const {
+  const int me = static_cast<int>(&node - nodes_.data());
+  if (node.zombie || store_generation_ == 0) return;
+  if (node.alive && node.state.mode != Mode::kFinished) {
+    if (left_.crashes > 0) out.push_back({Kind::kCrash, me});
+    if (left_.timeouts > 0 && active(node) && !someone_gone(node)) {
+      out.push_back({Kind::kTimeout, me});
+    }
+    const bool redundant = !degraded_;
+    if ((left_.host_losses > 0 && redundant) || left_.losses_beyond > 0) {
+      out.push_back({Kind::kHostLost, me});
+    }
+    if (left_.zombies > 0 && redundant && active(node)) out.push_back({Kind::kZombie, me});
+  }
+  if (left_.flips > 0 && !degraded_) {
+    for (int i = 0; i < static_cast<int>(slot_count(node)); ++i) {
+      const MemorySlot& slot = slot_at(node, i);
+      if (slot.header == MemorySlot::Header::kSealed && slot.whole) {
+        out.push_back({Kind::kFlip, me, i});
+      }
+    }
+  }
+}
+
+std::vector<Choice> World::choices() const {
+  std::vector<Choice> out;
+  if (finished_ || !violation_.empty()) return out;
+  for (std::size_t i = 0; i < letters_.size(); ++i) {
+    const Letter& letter = *letters_[i];
+    const std::uint64_t generation = letter.message.generation;
+    const Node* to = const_cast<World*>(this)->live_node(letter.to, generation);
+    if (to == nullptr || !active(*to) || to->state.generation < generation) continue;
+    bool first = true;
+    for (std::size_t j = 0; j < i && first; ++j) {
+      first = letters_[j]->from != letter.from || letters_[j]->to != letter.to ||
+              letters_[j]->message.generation != generation;
+    }
+    if (first) out.push_back({Kind::kDeliver, letter.from, letter.to, generation});
+  }
+  for (const Node& node : nodes_) processes_choices(node, out);
+  if (may_form()) out.push_back({Kind::kForm});
+  for (const Node& node : nodes_) fault_choices(node, out);
+  return out;
+}
+
+std::string World::stuck() const {
+  if (finished_) return {};
+  for (int rank = 0; rank < bounds_->world; ++rank) {
+    const Node& node = nodes_[static_cast<std::size_t>(rank)];
+    const std::string who = "rank " + std::to_string(rank) + " waits for ever: ";
+    if (!node.alive || node.state.mode != Mode::kReady) return who + "it is not recovered";
+    if (node.next_step <= bounds_->steps) return who + "it cannot stage";
+    for (const Round& round : node.state.rounds) {
+      if (round.requested && round.verdict == Verdict::kOpen)
+        return who + name(round.id) + " is open";
+    }
+    if (!node.jobs.empty()) return who + "its driver has work that cannot end";
+    if (bounds_->finish) return who + "finish() does not return";
+  }
+  return {};
+}
+
+// --- words ---
+
+bool is_fault(const Choice& choice) {
+  switch (choice.kind) {
+    case Choice::Kind::kTimeout:
+    case Choice::Kind::kCrash:
+    case Choice::Kind::kHostLost:
+    case Choice::Kind::kFlip:
+    case Choice::Kind::kZombie:
+    case Choice::Kind::kMismatch:
+      return true;
+    default:
+      return false;
+  }
+}
+
+std::string to_string(const Choice& choice) {
+  const std::string a = "rank " + std::to_string(choice.a);
+  const std::string b = "rank " + std::to_string(choice.b);
+  switch (choice.kind) {
+    case Choice::Kind::kForm:
+      return "all meet and form a generation";
+    case Choice::Kind::kFormed:
+      return a + " joins it";
+    case Choice::Kind::kDeliver:
+      return b + " hears " + a + " (generation " + std::to_string(choice.c) + ")";
+    case Choice::Kind::kStage:
+      return a + " stages its next step";
+    case Choice::Kind::kSkip:
+      return a + " skips its next step";
+    case Choice::Kind::kOwnSealed:
+      return a + " seals its own image";
+    case Choice::Kind::kReplicaSealed:
+      return a + " seals the replica of " + b;
+    case Choice::Kind::kFetched:
+      return a + " seals the fetched image of " + b;
+    case Choice::Kind::kNoted:
+      return a + " has its note in the Store";
+    case Choice::Kind::kCompared:
+      return a + " finds its structure equal";
+    case Choice::Kind::kPersist:
+      return a + " writes its newest complete step to disk";
+    case Choice::Kind::kFinish:
+      return a + " calls finish()";
+    case Choice::Kind::kBroken:
+      return a + " notices that somebody is gone";
+    case Choice::Kind::kOwnFailed:
+      return a + " FAILS to stage";
+    case Choice::Kind::kReplicaFailed:
+      return a + " FAILS to hold the replica of " + b;
+    case Choice::Kind::kFetchFailed:
+      return a + " FAILS to fetch the image of " + b;
+    case Choice::Kind::kMismatch:
+      return a + " comes with ANOTHER STRUCTURE";
+    case Choice::Kind::kTimeout:
+      return a + " TIMES OUT";
+    case Choice::Kind::kCrash:
+      return a + " CRASHES";
+    case Choice::Kind::kHostLost:
+      return a + " LOSES ITS HOST";
+    case Choice::Kind::kFlip:
+      return "at " + a + " slot " + std::to_string(choice.b) + " ROTS";
+    case Choice::Kind::kZombie:
+      return a + " is STOPPED, replaced, and goes on";
+  }
+  return "?";
+}
+
+}  // namespace meshstage::explorer

@@ -1,0 +1,20 @@
+#pragma once
+#include <string>
+
+#include "tests/support/explorer/world.hpp"
+
+/// Private to the world's sources.
+namespace meshstage::explorer {
+
+/// In a generation and taking part in it.
+inline bool active(const Node& node) {
+  return node.alive && (node.state.mode == Mode::kRecovering || node.state.mode == Mode::kReady);
+}
+
+/// "g1 step 2".
+inline std::string name(ImageId id) {
+  if (!id.exists()) return "nothing";
+  return "g" + std::to_string(id.generation) + " step " + std::to_string(id.step);
+}
+
+}  // namespace meshstage::explorer
