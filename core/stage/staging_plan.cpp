@@ -60,7 +60,7 @@ class Writer {
  private:
   // An image that does not stay in the cache anyway is written past it, but for its small parts.
   static constexpr std::uint64_t kLarge = std::uint64_t{8} << 20U;
-  static constexpr std::uint64_t kStreamed = std::uint64_t{64} << 10U;
+  static constexpr std::uint64_t kStreamed = 2048;
   std::span<std::byte> image_;
   std::uint64_t at_, published_;
   bool large_;

@@ -1,3 +1,4 @@
+#include <cstdint>
 #include <new>
 #include <string>
 
@@ -9,7 +10,12 @@ namespace meshstage {
 Storage Storage::allocate(std::size_t nbytes) {
   constexpr std::align_val_t kAlignment{64};
   if (nbytes == 0) return wrap(nullptr, 0, nullptr);
-  void* data = ::operator new(nbytes, kAlignment, std::nothrow);
+  // More than any object may have is refused here: allocators that check themselves end the
+  // program.
+  void* data = nullptr;
+  if (nbytes <= static_cast<std::size_t>(PTRDIFF_MAX)) {
+    data = ::operator new(nbytes, kAlignment, std::nothrow);
+  }
   if (data == nullptr) {
     throw OutOfMemory("a tensor storage of " + std::to_string(nbytes) +
                       " bytes cannot be allocated; free memory or shard the tensor");
