@@ -152,6 +152,7 @@ void Agent::Impl::leave() noexcept {
       job->outcome.set_error(error);
     }
     incoming_.clear();
+    announced_.clear();
     waiting_.clear();
     aborted_.clear();
   });

@@ -8,6 +8,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <meshstage/core/async/worker.hpp>
@@ -172,6 +173,7 @@ class Agent::Impl {
   protocol::State state_;
   Membership* membership_ = nullptr;
   std::map<int, Incoming> incoming_;  ///< By owner.
+  std::map<int, std::pair<ImageId, Digest>> announced_;  ///< By ward, before it was accepted.
   std::shared_ptr<StageJob> pending_job_;
   std::shared_ptr<StageJob> job_;
   std::map<SlotKey, int> uses_;  ///< Slots that are being sent or persisted.

@@ -205,20 +205,26 @@ void Agent::Impl::settle(const std::shared_ptr<StageJob>& job) {
 void Agent::Impl::perform(const protocol::SendImage& action) {
   const auto job = job_;
   if (!job || job->id != action.id) return;  // superseded: the receiver hears Failed
-  const SlotKey key{options_.rank, job->slot};
-  hold(key);
-  stream_out(
-      action.holder, options_.rank, action.id, job->sizes, action.need_manifest,
-      [job] { return std::span<const std::byte>(job->image); },
-      [job](std::uint64_t until) {
-        // What failed in copying fails the step, not the stream: the receiver takes every piece.
-        try {
-          job->watermark.wait(until);
-        } catch (const Error&) {
-          if (job->image.empty()) throw;  // it never got a slot
-        }
-      },
-      [this, key] { release(key); });
+  when_free([this, job, action]() -> bool {
+    // The holder may be ready before the own slot is (its older image is still being persisted).
+    // Sending then must not hold the slot, or writing would wait for sending, and that for writing.
+    if (job->image.empty() && !job->written) return false;
+    const SlotKey key{options_.rank, job->slot};
+    hold(key);
+    stream_out(
+        action.holder, options_.rank, action.id, job->sizes, action.need_manifest,
+        [job] { return std::span<const std::byte>(job->image); },
+        [job](std::uint64_t until) {
+          // What failed in copying fails the step, not the stream: the receiver takes every piece.
+          try {
+            job->watermark.wait(until);
+          } catch (const Error&) {
+            if (job->image.empty()) throw;  // it never got a slot
+          }
+        },
+        [this, key] { release(key); });
+    return true;
+  });
 }
 
 void Agent::Impl::perform(const protocol::AcceptReplica& action) {
@@ -249,6 +255,10 @@ void Agent::Impl::perform(const protocol::AcceptReplica& action) {
     const auto& before = in.lease.previous();
     in.with_manifest = !before || before->manifest_digest != action.sizes.manifest_digest ||
                        before->manifest_bytes != action.sizes.manifest_bytes;
+    if (const auto known = announced_.find(action.ward);
+        known != announced_.end() && known->second.first == action.id) {
+      in.expected = known->second.second;
+    }
     post_event(protocol::ReplicaReady{action.ward, action.id, in.with_manifest});
     incoming_.insert_or_assign(action.ward, std::move(in));
     return true;
@@ -257,7 +267,10 @@ void Agent::Impl::perform(const protocol::AcceptReplica& action) {
 
 void Agent::Impl::perform(const protocol::ExpectDigest& action) {
   const auto in = incoming_.find(action.ward);
-  if (in == incoming_.end() || in->second.id != action.id) return;
+  if (in == incoming_.end() || in->second.id != action.id) {
+    announced_[action.ward] = {action.id, action.image_digest};  // its slot is still in use
+    return;
+  }
   in->second.expected = action.image_digest;
   seal_if_proven(action.ward);
 }

@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "tools/command/command.hpp"
+#include "tools/drill/command.hpp"
 #include "tools/mesh/commands.hpp"
 
 int main(int argc, char** argv) {
@@ -10,6 +11,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
 
   meshstage::tools::add_mesh_commands(app, std::cout);
+  meshstage::tools::add_drill_command(app);
 
   const int code =
       meshstage::tools::run_command(app, {argv + 1, argv + argc}, std::cout, std::cerr);

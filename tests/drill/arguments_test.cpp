@@ -1,0 +1,165 @@
+#include "tools/drill/arguments.hpp"
+
+#include <algorithm>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/error/error.hpp>
+
+#include "tests/support/catch.hpp"
+#include "tools/command/command.hpp"
+#include "tools/drill/command.hpp"
+
+namespace {
+
+using namespace meshstage::tools;
+using drill::Arguments;
+using drill::Fault;
+using drill::How;
+
+// Parses as the command does, without running anything.
+struct Parsed {
+  int code = 0;
+  std::string complaint;
+  Arguments arguments;
+};
+
+Parsed parse(const std::vector<std::string>& words) {
+  CLI::App app{"", "meshstage"};
+  CLI::App* command = app.add_subcommand("drill");
+  set_example(*command, "meshstage drill --kill 2@87");
+  drill::ArgumentParser parser;
+  parser.add_to(*command);
+  Parsed result;
+  command->callback([&] { result.arguments = parser.complete(); });
+  std::vector<std::string> all{"drill"};
+  all.insert(all.end(), words.begin(), words.end());
+  std::ostringstream out;
+  std::ostringstream err;
+  result.code = run_command(app, all, out, err);
+  result.complaint = err.str();
+  return result;
+}
+
+std::size_t lines(const std::string& text) {
+  return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
+}
+
+}  // namespace
+
+TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and the valid form") {
+  struct Row {
+    std::vector<std::string> words;
+    std::string says;
+  };
+  const std::vector<Row> rows{
+      {{"--ranks", "0"}, "--ranks 0: write a number from 1 to 64"},
+      {{"--ranks", "-3"}, "--ranks -3: write a number from 1 to 64"},
+      {{"--ranks", "65"}, "--ranks 65: write a number from 1 to 64"},
+      {{"--ranks", "four"}, "--ranks"},
+      {{"--ranks", "99999999999999999999"}, "--ranks"},
+      {{"--steps", "0"}, "--steps 0: write a number from 1 to 100000"},
+      {{"--steps", "-1"}, "--steps"},
+      {{"--steps", "1.5"}, "--steps"},
+      {{"--every", "0"}, "--every 0: write a number from 1 to --steps (200)"},
+      {{"--every", "201"}, "--every 201: write a number from 1 to --steps (200)"},
+      {{"--kill", "4@10"}, "--kill 4@10: there is no rank 4; ranks are 0 to 3"},
+      {{"--kill", "-1@10"}, "'-1' is no rank; write RANK@STEP[:POINT] or all@STEP[:POINT]"},
+      {{"--kill", "1@0"}, "--kill 1@0: there is no step 0; steps are 1 to 200"},
+      {{"--kill", "1@201"}, "--kill 1@201: there is no step 201; steps are 1 to 200"},
+      {{"--kill", "1"},
+       "--kill 1: write RANK@STEP[:POINT] or all@STEP[:POINT], for example --kill 2@87"},
+      {{"--kill", ""}, "--kill"},
+      {{"--kill", "@"}, "'' is no rank"},
+      {{"--kill", "1@"}, "'' is no step"},
+      {{"--kill", "1@x"}, "'x' is no step"},
+      {{"--kill", "1@5 "}, "'5 ' is no step"},
+      {{"--kill", "1@99999999999999999999"}, "is no step"},
+      {{"--kill", "all@500"}, "there is no step 500"},
+      {{"--kill", "1@5:"}, "there is no protocol point ''; points are formed, claimed,"},
+      {{"--kill", "1@5:teatime"}, "there is no protocol point 'teatime'"},
+      {{"--stop", "all@5"}, "--stop all@5: if all ranks hang nobody notices; write RANK@STEP"},
+      {{"--stop", "0@5", "--ranks", "1"}, "--stop needs another rank that notices"},
+      {{"--lose", "9@5"}, "there is no rank 9"},
+      {{"--kills", "0"}, "--kills 0: write a number from 1 to 1000"},
+      {{"--seed", "3"}, "--seed draws the kills of --kills: give both, --kills 3 --seed 1"},
+      {{"--text", "/nowhere/at-all"}, "--text /nowhere/at-all: there is no such file to read"},
+      {{"--text", "/"}, "--text /: there is no such file to read"},
+      {{"--text", "/dev/null"}, "--text /dev/null: there is no such file to read"},
+      {{"--dir", "/dev/null"}, "--dir /dev/null: is no directory"},
+      {{"--timeout", "0"}, "--timeout 0: write a number of seconds from 1"},
+      {{"--deadline-ms", "5"}, "--deadline-ms 5: write a number from 100 to 600000"},
+      {{"--kll", "1@5"}, "--kll"},
+      {{"extra"}, "extra"},
+  };
+  for (const auto& row : rows) {
+    const Parsed parsed = parse(row.words);
+    INFO(row.words.front() << " " << row.words.back() << " -> " << parsed.complaint);
+    CHECK(parsed.code == 2);
+    CHECK(lines(parsed.complaint) == 1);
+    CHECK(parsed.complaint.rfind("meshstage drill: ", 0) == 0);
+    CHECK(parsed.complaint.find(row.says) != std::string::npos);
+  }
+}
+
+TEST_CASE("Faults are taken as typed, in the order of their steps") {
+  const Parsed parsed = parse(
+      {"--lose", "3@60", "--kill", "2@87:chunk-received", "--kill", "all@10", "--stop", "0@20"});
+  REQUIRE(parsed.complaint.empty());
+  std::string text;
+  for (const auto& fault : parsed.arguments.faults) text += fault.text() + " ";
+  CHECK(text == "--kill all@10 --stop 0@20 --lose 3@60 --kill 2@87:chunk-received ");
+  CHECK(parsed.arguments.deadline_ms == 2000);
+  CHECK(parsed.arguments.persist_every == 4);
+  CHECK(parse({"--lose", "all@60"}).arguments.persist_every == 1);
+}
+
+TEST_CASE("Without faults a rank in the middle is lost while it receives its ward's image") {
+  const Parsed usual = parse({});
+  REQUIRE(usual.arguments.faults.size() == 1);
+  CHECK(usual.arguments.faults[0].text() == "--lose 2@87:chunk-received");
+  CHECK(usual.arguments.text.is_absolute());
+  // A run of one rank has no ward and no holder.
+  CHECK(parse({"--ranks", "1"}).arguments.faults[0].text() == "--kill 0@87:own-writing");
+  CHECK(parse({"--steps", "1", "--every", "1"}).arguments.faults[0].step == 1);
+}
+
+TEST_CASE("Random kills follow from the seed, exist, and no staged step is left without a chance") {
+  std::set<std::string> all;
+  for (std::uint64_t seed = 1; seed <= 50; ++seed) {
+    for (const int ranks : {1, 2, 3, 5}) {
+      Arguments a;
+      a.ranks = ranks;
+      a.steps = 60;
+      a.every = 5;
+      const auto faults = drill::random_kills(6, seed, a);
+      const auto again = drill::random_kills(6, seed, a);
+      REQUIRE(faults.size() == 6);
+      for (std::size_t i = 0; i < faults.size(); ++i) {
+        const Fault& f = faults[i];
+        REQUIRE(f.text() == again[i].text());
+        // What was drawn can be typed.
+        const auto typed = f.text().substr(std::string("--kill ").size());
+        REQUIRE(drill::parse_fault(How::kKill, typed, ranks, a.steps).text() == f.text());
+        if (i > 0) REQUIRE(faults[i - 1].step <= f.step);
+        all.insert(f.text());
+      }
+    }
+  }
+  CHECK(all.size() > 500);
+}
+
+TEST_CASE("The help names every option and ends with an example") {
+  CLI::App app{"", "meshstage"};
+  add_drill_command(app);
+  std::ostringstream out;
+  std::ostringstream err;
+  CHECK(run_command(app, {"drill", "--help"}, out, err) == 0);
+  for (const char* word : {"--ranks", "--steps", "--every", "--text", "--dir", "--json", "--kill",
+                           "--kills", "--seed", "--stop", "--lose", "Example:", "Exit code:"}) {
+    INFO(word);
+    CHECK(out.str().find(word) != std::string::npos);
+  }
+}

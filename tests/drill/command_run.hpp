@@ -1,0 +1,41 @@
+#pragma once
+#include <chrono>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace drill_runs {
+
+struct Outcome {
+  int code = -1;  ///< Exit code; 128 + signal if it was killed.
+  std::string out, err;
+  bool timed_out = false;
+};
+
+/// Runs a program to its end, in a process group of its own that is killed at the limit.
+/// `environment`: additional "NAME=value". `interrupt_when`: sends SIGINT to the program once its
+/// standard output contains this.
+Outcome run(const std::filesystem::path& program, const std::vector<std::string>& arguments,
+            std::chrono::seconds limit = std::chrono::seconds(240),
+            const std::vector<std::string>& environment = {},
+            const std::string& interrupt_when = {});
+
+/// A fresh directory, removed at the end.
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory();
+  ~TemporaryDirectory();
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  /// Names of what is in it.
+  [[nodiscard]] std::vector<std::string> entries() const;
+
+ private:
+  std::filesystem::path path_;
+};
+
+/// Command lines of living processes that contain `text`.
+std::vector<std::string> processes_with(const std::string& text);
+
+}  // namespace drill_runs

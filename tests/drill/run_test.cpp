@@ -1,0 +1,213 @@
+// Drills as a user types them: real processes, real signals.
+#include <algorithm>
+#include <filesystem>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/drill/command_run.hpp"
+#include "tests/support/catch.hpp"
+
+namespace {
+
+using drill_runs::Outcome;
+using drill_runs::run;
+using drill_runs::TemporaryDirectory;
+using nlohmann::json;
+using Words = std::vector<std::string>;
+
+// What a drill may leave in shared memory: nothing. Other programs' files do not count.
+std::set<std::string> vaults() {
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+    const std::string name = entry.path().filename();
+    if (name.find("drill-") != std::string::npos) names.insert(name);
+  }
+  return names;
+}
+
+// A short drill with these options; checks that nothing is left, whatever came of it.
+Outcome drill(const TemporaryDirectory& directory, const Words& options) {
+  Words words{"drill", "--dir", directory.path(), "--timeout", "100"};
+  words.insert(words.end(), options.begin(), options.end());
+  const auto before = vaults();
+  Outcome outcome = run(MESHSTAGE_COMMAND, words);
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  CHECK_FALSE(outcome.timed_out);
+  CHECK(drill_runs::processes_with(directory.path()).empty());
+  CHECK(vaults() == before);
+  CHECK(directory.entries().empty());
+  return outcome;
+}
+
+// The same with --json, which must be identical; its object.
+json identical(const Words& options) {
+  const TemporaryDirectory directory;
+  Words words = options;
+  words.emplace_back("--json");
+  const Outcome outcome = drill(directory, words);
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  REQUIRE(outcome.code == 0);
+  CHECK(outcome.err.empty());
+  json object = json::parse(outcome.out);  // one object and nothing else
+  CHECK(object.at("identical") == true);
+  return object;
+}
+
+const Words kSmall{"--ranks", "3", "--steps", "40", "--every", "4"};
+
+Words small(const Words& faults) {
+  Words words = kSmall;
+  words.insert(words.end(), faults.begin(), faults.end());
+  return words;
+}
+
+}  // namespace
+
+TEST_CASE("A rank that is killed between two checkpoints comes back, and nothing changes") {
+  const json object = identical(small({"--kill", "1@23"}));
+  REQUIRE(object.at("kills").size() == 1);
+  const json kill = object.at("kills").at(0);
+  CHECK(kill.at("rank") == 1);
+  CHECK(kill.at("step") == 23);
+  CHECK(kill.at("how") == "kill");
+  CHECK(kill.at("source") == "own memory");
+  CHECK(kill.at("generation") == 2);
+  CHECK(kill.at("recovered_step") == 20);
+  CHECK(kill.at("detected_ms").is_number());
+  CHECK(object.at("final_loss").get<double>() < 4.0);
+  CHECK(object.at("stage_ms").at("median").get<double>() > 0);
+  CHECK(object.at("replicate_ms").at("max").get<double>() > 0);
+}
+
+TEST_CASE("A rank may die at any point of staging, replicating and agreeing") {
+  for (const std::string point :
+       {"own-writing", "offered", "replica-writing", "chunk-sent", "chunk-received", "own-sealed",
+        "replica-sealed", "voted", "complete"}) {
+    INFO(point);
+    const json object =
+        identical({"--ranks", "3", "--steps", "20", "--every", "4", "--kill", "2@9:" + point});
+    const json kill = object.at("kills").at(0);
+    CHECK(kill.at("point") == point);
+    CHECK(kill.at("recovered_step").get<int>() >= 8);
+    CHECK(kill.at("source") == "own memory");
+  }
+}
+
+TEST_CASE("The root of the agreement may die as it decides") {
+  const json object =
+      identical({"--ranks", "3", "--steps", "20", "--every", "4", "--kill", "0@9:decided"});
+  CHECK(object.at("kills").at(0).at("point") == "decided");
+}
+
+TEST_CASE("A second rank may die while the others recover from the first") {
+  for (const std::string point : {"claimed", "choice-learned", "ready-to-restore", "restoring"}) {
+    INFO(point);
+    const json object = identical({"--ranks", "3", "--steps", "20", "--every", "4", "--kill",
+                                   "1@11", "--kill", "2@10:" + point});
+    REQUIRE(object.at("kills").size() == 2);
+  }
+}
+
+TEST_CASE("A rank whose host is lost comes back from its holder's memory") {
+  const json object = identical(small({"--lose", "2@23"}));
+  const json kill = object.at("kills").at(0);
+  CHECK(kill.at("how") == "lose");
+  CHECK(kill.at("source") == "holder memory");
+  CHECK(kill.at("recovered_step") == 20);
+}
+
+TEST_CASE("A rank that hangs is replaced, and ends by itself when it wakes up") {
+  const json object = identical(small({"--stop", "1@14", "--deadline-ms", "2000"}));
+  const json kill = object.at("kills").at(0);
+  CHECK(kill.at("how") == "stop");
+  CHECK(kill.at("source") == "holder memory");
+  CHECK(kill.at("recovered_step") == 12);
+  CHECK(kill.at("detected_ms").get<double>() < 5000);
+}
+
+TEST_CASE("The whole job starts again from its own vaults") {
+  const json object = identical(small({"--kill", "all@23"}));
+  const json kill = object.at("kills").at(0);
+  CHECK(kill.at("rank") == "all");
+  CHECK(kill.at("source") == "own memory");
+  CHECK(kill.at("recovered_step") == 20);
+}
+
+TEST_CASE("The whole job starts again from disk where all memory is lost") {
+  const json object = identical(small({"--lose", "all@23"}));
+  const json kill = object.at("kills").at(0);
+  CHECK(kill.at("rank") == "all");
+  CHECK(kill.at("source") == "disk");
+  CHECK(kill.at("recovered_step").get<int>() >= 4);
+}
+
+TEST_CASE("A job of one rank comes back from its own memory") {
+  const json object = identical({"--ranks", "1", "--steps", "20", "--kill", "0@13"});
+  CHECK(object.at("kills").at(0).at("source") == "own memory");
+  CHECK(object.at("kills").at(0).at("recovered_step") == 10);
+}
+
+TEST_CASE("Deaths before anything was staged start the job from its beginning") {
+  const json object = identical(small({"--kill", "1@2"}));
+  CHECK(object.at("kills").at(0).at("recovered_step") == 0);
+}
+
+TEST_CASE("Kills drawn from a seed end identical too") {
+  const json object = identical(small({"--kills", "3", "--seed", "5"}));
+  CHECK(object.at("kills").size() == 3);
+}
+
+TEST_CASE("Without --json the drill tells each death in a line and ends with its verdict") {
+  const TemporaryDirectory directory;
+  const Outcome outcome = drill(directory, {"--ranks", "2", "--steps", "20", "--kill", "1@13"});
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  CHECK(outcome.code == 0);
+  CHECK(outcome.out.find("  rank 1 killed at step 13, ") != std::string::npos);
+  CHECK(outcome.out.find(" | noticed by 0 in ") != std::string::npos);
+  CHECK(outcome.out.find(" | step 10 from its own memory | 3 steps redone\n") != std::string::npos);
+  const std::string verdict = "IDENTICAL: 20 steps, 2 ranks, every bit\n";
+  REQUIRE(outcome.out.size() > verdict.size());
+  CHECK(outcome.out.substr(outcome.out.size() - verdict.size()) == verdict);
+  CHECK(outcome.out.find('\r') == std::string::npos);
+}
+
+TEST_CASE("A fault that cannot come makes the drill fail and is named") {
+  const TemporaryDirectory directory;
+  const Outcome outcome =
+      drill(directory, {"--ranks", "2", "--steps", "8", "--every", "4", "--kill", "1@8:fetched"});
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  CHECK(outcome.code == 1);
+  CHECK(outcome.out.find("--kill 1@8:fetched never happened") != std::string::npos);
+}
+
+TEST_CASE("An interrupted drill takes everything down with it") {
+  const TemporaryDirectory directory;
+  const auto before = vaults();
+  const Outcome outcome =
+      run(MESHSTAGE_COMMAND,
+          {"drill", "--dir", directory.path(), "--steps", "100000", "--kill", "0@99999"},
+          std::chrono::seconds(60), {}, "undisturbed");
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  CHECK(outcome.code == 130);
+  CHECK(drill_runs::processes_with(directory.path()).empty());
+  CHECK(vaults() == before);
+  CHECK(directory.entries().empty());
+}
+
+TEST_CASE("The trainer runs under mpirun as it stands") {
+  const TemporaryDirectory directory;
+  const auto before = vaults();
+  const std::string at = directory.path();
+  const Outcome outcome = run(
+      "mpirun",
+      {"-n", "4", "--oversubscribe", MESHSTAGE_TRAINER, "--job", "drill-mpirun", "--steps", "30",
+       "--dir", at + "/persisted", "--store", "file:" + at + "/store", "--vault", at + "/vault"},
+      std::chrono::seconds(120), {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"});
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  CHECK(outcome.code == 0);
+  CHECK(outcome.out.find("step   30/30  loss ") != std::string::npos);
+  CHECK(vaults() == before);
+}

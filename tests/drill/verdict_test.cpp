@@ -1,0 +1,142 @@
+// What the drill says: the line of a death, the object of --json, the first difference.
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <meshstage/core/error/error.hpp>
+
+#include <meshstage/core/replicate/points.hpp>
+
+#include "tests/support/catch.hpp"
+#include "tools/drill/compare.hpp"
+#include "tools/drill/death.hpp"
+#include "tools/drill/drill.hpp"
+#include "tools/trainer/state.hpp"
+
+namespace {
+
+using namespace meshstage::tools::drill;
+
+Death example_death() {
+  Death death;
+  death.fault = parse_fault(How::kKill, "2@87", 4, 200);
+  death.ranks = 4;
+  death.step = 87;
+  death.point = "chunk-received";
+  death.doing = describe_point(death.point, 3, 11);
+  death.at = 1'000'000'000;
+  death.noticed = {{0, 1'002'000'000}, {1, 1'006'000'000}, {3, 1'004'000'000}};
+  death.settled = true;
+  death.generation = 2;
+  death.recovered_step = 85;
+  death.source = "holder memory";
+  death.resumed_at = 1'040'000'000;
+  return death;
+}
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "verdict-XXXXXX").string();
+    REQUIRE(::mkdtemp(pattern.data()) != nullptr);
+    path = pattern;
+  }
+  ~TemporaryDirectory() { std::filesystem::remove_all(path); }
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  std::filesystem::path path;
+};
+
+}  // namespace
+
+TEST_CASE("A death is told in one line") {
+  Death death = example_death();
+  CHECK(death.text() ==
+        "rank 2 killed at step 87, receiving chunk 3/11 | noticed by 0,1,3 in 6 ms | step 85 from "
+        "rank 0's memory | 2 steps redone");
+  death.source = "own memory";
+  death.recovered_step = 86;
+  CHECK(death.text().find("| step 86 from its own memory | 1 step redone") != std::string::npos);
+  death.source = "disk";
+  CHECK(death.text().find("| step 86 from disk |") != std::string::npos);
+  death.misnamed[3] = 1;
+  CHECK(death.text().find("(rank 3 named rank 1)") != std::string::npos);
+  death.fault = parse_fault(How::kLose, "all@87", 4, 200);
+  CHECK(death.text().rfind("all ranks lost with their vaults at step 87, ", 0) == 0);
+  death.source = "nothing";
+  death.recovered_step = 0;
+  CHECK(death.text().find("nothing was staged yet: from the start | 87 steps redone") !=
+        std::string::npos);
+}
+
+TEST_CASE("Every protocol point reads as something that a rank does") {
+  for (const auto point : meshstage::protocol::all_points()) {
+    const std::string text = describe_point(to_string(point), 0, 0);
+    INFO(text);
+    CHECK(text.rfind("at ", 0) != 0);
+  }
+  CHECK(describe_point("", 0, 0) == "training");
+}
+
+TEST_CASE("The object of --json has the documented fields, in order") {
+  Arguments arguments;
+  Verdict verdict;
+  verdict.result.deaths = {example_death()};
+  verdict.result.final_loss = 2.25;
+  verdict.result.stage_ms = {3, 1, 2};
+  verdict.result.replicate_ms = {5};
+  verdict.result.step_ms = {4, 4};
+  CHECK(nlohmann::ordered_json::parse(to_json_text(arguments, verdict)).dump() ==
+        R"({"ranks":4,"steps":200,"every":5,"kills":[{"rank":2,"step":87,"point":"chunk-received",)"
+        R"("how":"kill","detected_ms":6.0,"generation":2,"recovered_step":85,)"
+        R"("source":"holder memory","resume_ms":40.0}],"identical":true,"final_loss":2.25,)"
+        R"("stage_ms":{"median":2.0,"max":3.0},"replicate_ms":{"median":5.0,"max":5.0},)"
+        R"("step_ms":{"median":4.0}})");
+  verdict.difference = "rank 0, loss of step 3: 1 against 2";
+  CHECK_FALSE(nlohmann::json::parse(to_json_text(arguments, verdict)).at("identical").get<bool>());
+  CHECK_FALSE(verdict.good());
+  verdict.difference.reset();
+  CHECK(verdict.good());
+  verdict.result.never_happened.push_back(example_death().fault);
+  CHECK_FALSE(verdict.good());
+}
+
+TEST_CASE("The first difference of two saved states is named by step or element, to the last bit") {
+  const TemporaryDirectory directory;
+  trainer::ModelSize size;
+  size.vocabulary = 5;
+  size.context = 2;
+  size.embedding = 3;
+  size.hidden = 16;
+  const trainer::CharacterModel<float> model(size);
+  trainer::TrainingState state(model, 4, 1, 0);
+  const auto whole = directory.path / "whole.safetensors";
+  const auto other = directory.path / "other.safetensors";
+  state.save(whole);
+  state.save(other);
+  CHECK_FALSE(first_difference(whole, other).has_value());
+
+  const auto changed = [&](float& value) {
+    const float before = value;
+    value = before == 0 ? -0.0F : -before;
+    state.save(other);
+    value = before;
+    return first_difference(whole, other).value_or("none");
+  };
+  CHECK(changed(state.exp_avg()[2][7]) == "optimizer.exp_avg.hidden1.bias[7]: 0 against -0");
+  CHECK(changed(state.parameters()[3][16 * 4 + 9]).rfind("model.hidden2.weight[4, 9]: ", 0) == 0);
+  CHECK(changed(state.losses()[2]) == "loss of step 3: 0 against -0");
+  CHECK(changed(state.rank_losses()[0]) == "own loss of step 1: 0 against -0");
+  state.step = 3;
+  state.save(other);
+  CHECK(first_difference(whole, other) ==
+        std::optional<std::string>("optimizer.step: 0 against 3"));
+  CHECK_THROWS_AS(first_difference(whole, directory.path / "none"), meshstage::NotFound);
+  std::ofstream(other) << "not such a file";
+  CHECK_THROWS_AS(first_difference(whole, other), meshstage::CorruptData);
+}

@@ -1,0 +1,218 @@
+#include "tools/drill/arguments.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <system_error>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <CLI/CLI.hpp>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/replicate/points.hpp>
+
+#include "tools/trainer/text.hpp"
+
+namespace meshstage::tools::drill {
+namespace {
+
+constexpr int kMostRanks = 64;
+constexpr std::uint64_t kMostSteps = 100'000;
+constexpr std::size_t kShortestText = 64;
+
+std::vector<std::string_view> point_names() {
+  std::vector<std::string_view> names;
+  for (const auto point : protocol::all_points()) names.push_back(protocol::to_string(point));
+  return names;
+}
+
+std::optional<std::uint64_t> parse_number(std::string_view text) {
+  std::uint64_t number = 0;
+  const auto* end = text.data() + text.size();
+  const auto [after, error] = std::from_chars(text.data(), end, number);
+  if (text.empty() || error != std::errc() || after != end) return std::nullopt;
+  return number;
+}
+
+[[noreturn]] void refuse(const std::string& what) { throw InvalidArgument(what); }
+
+}  // namespace
+
+std::string_view to_string(How how) noexcept {
+  switch (how) {
+    case How::kKill:
+      return "kill";
+    case How::kStop:
+      return "stop";
+    case How::kLose:
+      return "lose";
+  }
+  return "?";
+}
+
+std::string Fault::text() const {
+  return fmt::format("--{} {}@{}{}{}", to_string(how), rank ? std::to_string(*rank) : "all", step,
+                     point.empty() ? "" : ":", point);
+}
+
+Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps) {
+  const std::string option = fmt::format("--{} {}", to_string(how), text);
+  const char* form =
+      how == How::kStop ? "RANK@STEP[:POINT]" : "RANK@STEP[:POINT] or all@STEP[:POINT]";
+  const auto at = text.find('@');
+  if (at == std::string_view::npos) {
+    refuse(fmt::format("{}: write {}, for example --{} 2@87", option, form, to_string(how)));
+  }
+  const std::string_view who = text.substr(0, at);
+  std::string_view when = text.substr(at + 1);
+  Fault fault;
+  fault.how = how;
+  const auto colon = when.find(':');
+  if (colon != std::string_view::npos) {
+    fault.point = when.substr(colon + 1);
+    when = when.substr(0, colon);
+    if (!protocol::parse_point(fault.point)) {
+      refuse(fmt::format("{}: there is no protocol point '{}'; points are {}", option, fault.point,
+                         fmt::join(point_names(), ", ")));
+    }
+  }
+  if (who == "all") {
+    if (how == How::kStop) refuse(option + ": if all ranks hang nobody notices; write RANK@STEP");
+  } else {
+    const auto rank = parse_number(who);
+    if (!rank) refuse(fmt::format("{}: '{}' is no rank; write {}", option, who, form));
+    if (*rank >= static_cast<std::uint64_t>(ranks)) {
+      refuse(fmt::format("{}: there is no rank {}; ranks are 0 to {}", option, *rank, ranks - 1));
+    }
+    fault.rank = static_cast<int>(*rank);
+  }
+  const auto step = parse_number(when);
+  if (!step) refuse(fmt::format("{}: '{}' is no step; write {}", option, when, form));
+  if (*step == 0 || *step > steps) {
+    refuse(fmt::format("{}: there is no step {}; steps are 1 to {}", option, *step, steps));
+  }
+  fault.step = *step;
+  return fault;
+}
+
+void ArgumentParser::add_to(CLI::App& command) {
+  command.add_option("--ranks", given_.ranks, "Processes to train with, 1 to 64")
+      ->capture_default_str();
+  command.add_option("--steps", given_.steps, "Steps to train")->capture_default_str();
+  command.add_option("--every", given_.every, "Stage a checkpoint after every n-th step")
+      ->capture_default_str();
+  command.add_option("--text", text_, "Text to learn (default: the licence of this project)");
+  command.add_option("--dir", given_.directory,
+                     "Where the run's files go; removed again\n(default: a temporary directory)");
+  command.add_flag("--json", given_.json, "Print one JSON object and nothing else");
+  command
+      .add_option("--kill", kills_,
+                  "RANK@STEP[:POINT]: SIGKILL as RANK begins to train STEP, or\n"
+                  "when it first passes the protocol point POINT from then on;\n"
+                  "all@STEP: the whole job, which then starts again from its\n"
+                  "vaults; repeatable")
+      ->type_name("R@S[:P]");
+  command
+      .add_option("--stop", stops_,
+                  "RANK@STEP[:POINT]: SIGSTOP, a rank that hangs; it is\n"
+                  "replaced, then woken up; repeatable")
+      ->type_name("R@S[:P]");
+  command
+      .add_option("--lose", loses_,
+                  "RANK@STEP[:POINT]: SIGKILL and its vault wiped, a host is\n"
+                  "gone; all@STEP: only disk is left; repeatable")
+      ->type_name("R@S[:P]");
+  command.add_option("--kills", random_kills_, "This many kills at random ranks, steps and points");
+  command.add_option("--seed", seed_, "Draws the kills of --kills (default: 1)");
+  command.add_option(
+      "--persist-every", persist_every_,
+      "Every n-th complete staged step goes to disk\n(default: 4; 1 with --lose all)");
+  command.add_option(
+      "--deadline-ms", deadline_ms_,
+      "A silent rank is taken for dead after this\n(default: 15000; 2000 with --stop)");
+  command.add_option(
+      "--trace", given_.trace,
+      "Write all that the ranks report to this file, as JSON\nlines (tools/trainer/README.md)");
+  command.add_option("--timeout", given_.timeout_s, "Give up after this many seconds in one run")
+      ->capture_default_str();
+}
+
+std::filesystem::path ArgumentParser::find_text() const {
+  std::error_code error;
+  const std::filesystem::path file =
+      text_.empty() ? trainer::default_text() : std::filesystem::path(text_);
+  if (file.empty()) throw NotFound("no text is installed to train on: name one by --text FILE");
+  if (!std::filesystem::is_regular_file(file, error) || ::access(file.c_str(), R_OK) != 0) {
+    throw NotFound(
+        fmt::format("--text {}: there is no such file to read; name a text file of at "
+                    "least {} bytes",
+                    file.string(), kShortestText));
+  }
+  if (std::filesystem::file_size(file, error) < kShortestText) {
+    refuse(fmt::format("--text {}: too short to train on; name a text file of at least {} bytes",
+                       file.string(), kShortestText));
+  }
+  return std::filesystem::absolute(file);
+}
+
+void ArgumentParser::check_numbers() const {
+  if (given_.ranks < 1 || given_.ranks > kMostRanks) {
+    refuse(fmt::format("--ranks {}: write a number from 1 to {}", given_.ranks, kMostRanks));
+  }
+  if (given_.steps < 1 || given_.steps > kMostSteps) {
+    refuse(fmt::format("--steps {}: write a number from 1 to {}", given_.steps, kMostSteps));
+  }
+  if (given_.every < 1 || given_.every > given_.steps) {
+    refuse(fmt::format("--every {}: write a number from 1 to --steps ({})", given_.every,
+                       given_.steps));
+  }
+  if (given_.timeout_s < 1) refuse("--timeout 0: write a number of seconds from 1");
+  if (deadline_ms_ && (*deadline_ms_ < 100 || *deadline_ms_ > 600'000)) {
+    refuse(fmt::format("--deadline-ms {}: write a number from 100 to 600000", *deadline_ms_));
+  }
+  if (seed_ && !random_kills_)
+    refuse("--seed draws the kills of --kills: give both, --kills 3 --seed 1");
+  if (random_kills_ && (*random_kills_ < 1 || *random_kills_ > 1000)) {
+    refuse(fmt::format("--kills {}: write a number from 1 to 1000", *random_kills_));
+  }
+}
+
+Arguments ArgumentParser::complete() const {
+  check_numbers();
+  Arguments a = given_;
+  const auto add = [&a](How how, const std::vector<std::string>& texts) {
+    for (const auto& text : texts) a.faults.push_back(parse_fault(how, text, a.ranks, a.steps));
+  };
+  add(How::kKill, kills_);
+  add(How::kStop, stops_);
+  add(How::kLose, loses_);
+  if (!stops_.empty() && a.ranks == 1) {
+    refuse("--stop needs another rank that notices: give --ranks 2 or more");
+  }
+  if (random_kills_) {
+    const auto more = random_kills(*random_kills_, seed_.value_or(1), a);
+    a.faults.insert(a.faults.end(), more.begin(), more.end());
+  }
+  if (a.faults.empty()) a.faults.push_back(default_fault(a));
+  std::stable_sort(a.faults.begin(), a.faults.end(),
+                   [](const Fault& x, const Fault& y) { return x.step < y.step; });
+  a.text = find_text();
+  std::error_code error;
+  if (!a.directory.empty()) {
+    a.directory = std::filesystem::absolute(a.directory);
+    if (std::filesystem::exists(a.directory, error) &&
+        !std::filesystem::is_directory(a.directory, error)) {
+      refuse(fmt::format("--dir {}: is no directory", a.directory.string()));
+    }
+  }
+  const bool disk_alone = std::any_of(a.faults.begin(), a.faults.end(), [&a](const Fault& f) {
+    return f.how == How::kLose && (!f.rank || a.ranks == 1);
+  });
+  a.persist_every = persist_every_.value_or(disk_alone ? 1 : 4);
+  a.deadline_ms = deadline_ms_.value_or(stops_.empty() ? 15'000 : 2'000);
+  return a;
+}
+
+}  // namespace meshstage::tools::drill

@@ -1,0 +1,72 @@
+// The faults that nobody named: drawn from a seed, or the default.
+#include <algorithm>
+#include <array>
+#include <random>
+
+#include "tools/drill/arguments.hpp"
+
+namespace meshstage::tools::drill {
+namespace {
+
+// Passed by every rank in every staged step; empty: between the points.
+constexpr std::array<const char*, 8> kInEveryStep{"",           "own-writing", "offered",
+                                                  "chunk-sent", "own-sealed",  "chunk-received",
+                                                  "voted",      "complete"};
+// Passed by every rank in every recovery.
+constexpr std::array<const char*, 5> kInEveryRecovery{"formed", "claimed", "choice-learned",
+                                                      "ready-to-restore", "restoring"};
+// Passed where nobody else is.
+constexpr std::array<const char*, 3> kAlone{"", "own-writing", "own-sealed"};
+
+}  // namespace
+
+std::vector<Fault> random_kills(std::uint64_t count, std::uint64_t seed,
+                                const Arguments& arguments) {
+  std::mt19937_64 random(seed);
+  const auto below = [&random](std::uint64_t n) { return random() % n; };
+  const auto ranks = static_cast<std::uint64_t>(arguments.ranks);
+  const std::uint64_t first = std::min<std::uint64_t>(2, arguments.steps);
+  std::vector<std::uint64_t> steps(count);
+  for (auto& step : steps) step = first + below(arguments.steps - first + 1);
+  std::sort(steps.begin(), steps.end());
+
+  const std::uint64_t last_staged = arguments.steps / arguments.every * arguments.every;
+  std::vector<Fault> faults;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    Fault fault;
+    fault.step = steps[i];
+    fault.rank = static_cast<int>(below(ranks));
+    const bool during_recovery = i > 0 && ranks > 1 && below(5) == 0;
+    // Each death can spoil one staged step, so there must be one more than deaths to come.
+    const bool sure_to_come = fault.step + arguments.every * (count - i) <= last_staged;
+    if (during_recovery && faults.back().step > 1) {
+      // A second death while the others recover from the one before. One step earlier, so that the
+      // rank is sure to have begun it by then.
+      const auto other = static_cast<std::uint64_t>(*faults.back().rank) + 1 + below(ranks - 1);
+      fault.rank = static_cast<int>(other % ranks);
+      fault.step = faults.back().step - 1;
+      fault.point = kInEveryRecovery.at(below(kInEveryRecovery.size()));
+    } else if (sure_to_come) {
+      fault.point =
+          ranks > 1 ? kInEveryStep.at(below(kInEveryStep.size())) : kAlone.at(below(kAlone.size()));
+    }
+    faults.push_back(std::move(fault));
+  }
+  std::stable_sort(faults.begin(), faults.end(),
+                   [](const Fault& a, const Fault& b) { return a.step < b.step; });
+  return faults;
+}
+
+Fault default_fault(const Arguments& arguments) {
+  Fault fault;
+  fault.how = arguments.ranks > 1 ? How::kLose : How::kKill;
+  fault.rank = arguments.ranks / 2;
+  if (arguments.ranks == 1) fault.rank = 0;
+  // In the midst of the run, but where there is something to recover and something still to come.
+  const std::uint64_t last_staged = arguments.steps / arguments.every * arguments.every;
+  fault.step = std::clamp(arguments.steps * 7 / 16, std::uint64_t{1}, last_staged);
+  fault.point = arguments.ranks > 1 ? "chunk-received" : "own-writing";
+  return fault;
+}
+
+}  // namespace meshstage::tools::drill

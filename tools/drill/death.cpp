@@ -1,0 +1,133 @@
+#include "tools/drill/death.hpp"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+namespace meshstage::tools::drill {
+namespace {
+
+using Phrase = std::pair<std::string_view, std::string_view>;
+constexpr std::array<Phrase, 24> kPhrases{{
+    {"formed", "joining the others"},
+    {"claimed", "saying which images it has"},
+    {"chosen", "choosing the step to recover"},
+    {"choice-learned", "learning which step to recover"},
+    {"fetch-started", "fetching an image"},
+    {"fetched", "having fetched an image"},
+    {"ready-to-restore", "ready to restore"},
+    {"established", "announcing the recovered step"},
+    {"restoring", "restoring its state"},
+    {"own-writing", "staging"},
+    {"offered", "offering its image"},
+    {"replica-writing", "receiving its ward's image"},
+    {"chunk-sent", "sending chunk"},
+    {"chunk-received", "receiving chunk"},
+    {"own-sealed", "having sealed its image"},
+    {"replica-sealed", "having sealed its ward's image"},
+    {"voted", "waiting for the outcome"},
+    {"failed", "having given up a checkpoint"},
+    {"first-noted", "noting the first complete step"},
+    {"decided", "announcing the outcome"},
+    {"complete", "having completed a checkpoint"},
+    {"persisted", "having written to disk"},
+    {"pruned", "having pruned its files"},
+    {"finishing", "finishing"},
+}};
+
+double ms_between(std::int64_t from, std::int64_t to) {
+  return std::max(0.0, static_cast<double>((to - from) / 1'000) * 1e-3);
+}
+
+std::string_view past(How how, bool all) {
+  switch (how) {
+    case How::kKill:
+      return "killed";
+    case How::kStop:
+      return "stopped";
+    case How::kLose:
+      return all ? "lost with their vaults" : "lost with its vault";
+  }
+  return "?";
+}
+
+}  // namespace
+
+std::string describe_point(std::string_view point, std::uint64_t chunk, std::uint64_t chunks) {
+  if (point.empty()) return "training";
+  const auto* found = std::find_if(kPhrases.begin(), kPhrases.end(),
+                                   [point](const Phrase& p) { return p.first == point; });
+  if (found == kPhrases.end()) return fmt::format("at {}", point);
+  if (chunks == 0) return std::string(found->second);
+  return fmt::format("{} {}/{}", found->second, chunk, chunks);
+}
+
+std::optional<double> Death::detected_ms() const {
+  if (!fault.rank || ranks == 1) return ms_between(at, seen_by_drill);
+  if (noticed.empty()) return std::nullopt;
+  std::int64_t last = at;
+  for (const auto& [rank, when] : noticed) last = std::max(last, when);
+  return ms_between(at, last);
+}
+
+double Death::resume_ms() const { return settled && !over ? ms_between(at, resumed_at) : 0; }
+
+std::string Death::text() const {
+  std::string line = fault.rank ? fmt::format("rank {}", *fault.rank) : "all ranks";
+  line += fmt::format(" {} at step {}, {}", past(fault.how, !fault.rank), step, doing);
+  if (over) return line + " | the job was over for everyone: nothing to recover";
+
+  if (const auto ms = detected_ms(); !fault.rank || ranks == 1) {
+    line += fmt::format(" | noticed by nobody left, the job was started again");
+  } else if (!ms) {
+    line += " | noticed by nobody";
+  } else {
+    std::vector<int> who;
+    for (const auto& [rank, when] : noticed) who.push_back(rank);
+    line += fmt::format(" | noticed by {} in {:.0f} ms", fmt::join(who, ","), *ms);
+  }
+  for (const auto& [rank, other] : misnamed) {
+    line += fmt::format(" (rank {} named {})", rank,
+                        other < 0 ? std::string("nobody") : fmt::format("rank {}", other));
+  }
+  if (source == "nothing" || source.empty()) {
+    line += " | nothing was staged yet: from the start";
+  } else if (source == "holder memory" && fault.rank) {
+    line += fmt::format(" | step {} from rank {}'s memory", recovered_step,
+                        (*fault.rank + ranks / 2) % ranks);
+  } else if (source == "disk") {
+    line += fmt::format(" | step {} from disk", recovered_step);
+  } else {
+    line +=
+        fmt::format(" | step {} from {} own memory", recovered_step, fault.rank ? "its" : "their");
+  }
+  const std::uint64_t redone = step > recovered_step ? step - recovered_step : 0;
+  line += fmt::format(" | {} step{} redone", redone, redone == 1 ? "" : "s");
+  if (!woken.empty()) line += " | " + woken;
+  return line;
+}
+
+void to_json(nlohmann::ordered_json& out, const Death& death) {
+  out = nlohmann::ordered_json::object();
+  if (death.fault.rank) {
+    out["rank"] = *death.fault.rank;
+  } else {
+    out["rank"] = "all";
+  }
+  out["step"] = death.step;
+  out["point"] =
+      death.point.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(death.point);
+  out["how"] = to_string(death.fault.how);
+  const auto detected = death.detected_ms();
+  out["detected_ms"] = detected ? nlohmann::ordered_json(*detected) : nlohmann::ordered_json();
+  out["generation"] = death.generation;
+  out["recovered_step"] = death.recovered_step;
+  out["source"] = death.source;
+  out["resume_ms"] = death.resume_ms();
+}
+
+}  // namespace meshstage::tools::drill

@@ -1,0 +1,49 @@
+#pragma once
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "tools/drill/arguments.hpp"
+
+namespace meshstage::tools::drill {
+
+/// What a rank did when it passed this point: "receiving chunk 3/11". Numbers of 0 are left out.
+std::string describe_point(std::string_view point, std::uint64_t chunk, std::uint64_t chunks);
+
+/// One rank (or all) that was killed, stopped or lost, and what became of it. Times in nanoseconds
+/// of CLOCK_MONOTONIC.
+struct Death {
+  Fault fault;
+  int ranks = 0;           ///< World size.
+  std::uint64_t step = 0;  ///< The step it had begun to train.
+  std::string doing;       ///< "receiving chunk 3/11"
+  std::string point;       ///< The last protocol point it passed; empty: none.
+  std::int64_t at = 0;
+  std::map<int, std::int64_t> noticed;  ///< By rank.
+  std::map<int, int> misnamed;          ///< Rank that took another one for the dead, and which.
+  std::int64_t seen_by_drill = 0;
+
+  bool over = false;     ///< It died when everything was agreed: nobody takes its place.
+  bool settled = false;  ///< All ranks train again.
+  std::uint64_t generation = 0;
+  std::uint64_t recovered_step = 0;
+  std::string source;  ///< "own memory", "holder memory", "disk" or "nothing"
+  std::int64_t resumed_at = 0;
+  std::string woken;  ///< After --stop: how the old process ended once it was woken.
+
+  /// Until the last survivor noticed (without survivors: the drill itself).
+  [[nodiscard]] std::optional<double> detected_ms() const;
+  [[nodiscard]] double resume_ms() const;  ///< Until the last rank had recovered.
+  /// The line for people.
+  [[nodiscard]] std::string text() const;
+};
+
+/// As `--json` prints it.
+void to_json(nlohmann::ordered_json& out, const Death& death);
+
+}  // namespace meshstage::tools::drill

@@ -1,0 +1,185 @@
+// What the ranks report, and what the job makes of it.
+#include <poll.h>
+
+#include <algorithm>
+#include <csignal>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+#include "tools/drill/job.hpp"
+
+namespace meshstage::tools::drill {
+
+// Waits for something to happen, then takes all lines that are there, in the order of their times.
+void Job::pump(int wait_ms) {
+  std::vector<pollfd> polled{{signals_.descriptor(), POLLIN, 0}};
+  const auto add = [&polled](const RankProcess* process) {
+    if (process != nullptr && process->report() >= 0) {
+      polled.push_back({process->report(), POLLIN, 0});
+    }
+  };
+  for (const auto& seat : seats_) add(seat->process.get());
+  for (const auto& zombie : zombies_) add(zombie.process.get());
+  ::poll(polled.data(), polled.size(), wait_ms);
+  if (const auto signal = signals_.take()) throw Interrupted{*signal};
+
+  std::vector<std::pair<Seat*, Event>> events;
+  for (const auto& seat : seats_) {
+    if (!seat->process) continue;
+    for (const auto& text : seat->process->read_lines()) {
+      events.emplace_back(seat.get(), Event(text, seat->starts));
+    }
+  }
+  for (auto& zombie : zombies_) zombie.listen();
+  std::stable_sort(events.begin(), events.end(),
+                   [](const auto& a, const auto& b) { return a.second.at < b.second.at; });
+  for (const auto& [seat, event] : events) {
+    if (event.process == seat->starts) handle(*seat, event);  // not of one that was replaced since
+  }
+}
+
+void Job::handle(Seat& seat, const Event& event) {
+  if (trace_.is_open()) {
+    nlohmann::json line = event.line;
+    line["reporter"] = seat.rank;
+    line["process"] = seat.starts;
+    trace_ << line.dump() << "\n";
+  }
+  const std::string& what = event.what;
+  if (what == "begin") {
+    seat.begun = event.step();
+    for (const char* idle : {"", "complete", "failed", "persisted", "pruned"}) {
+      if (seat.point == idle) seat.doing = "training";  // nothing else is under way
+    }
+  } else if (what == "trained") {
+    seat.trained = event.step();
+    result_.step_ms.push_back(event.get("ms", 0.0));
+    if (seat.rank == 0) {
+      progress_.step = seat.trained;
+      progress_.loss = event.get("loss", 0.0);
+      if (seat.trained == 1) result_.first_loss = progress_.loss;
+      result_.final_loss = progress_.loss;
+    }
+  } else if (what == "point") {
+    seat.point = event.get<std::string>("point", "");
+    seat.doing = describe_point(seat.point, event.get<std::uint64_t>("chunk", 0),
+                                event.get<std::uint64_t>("chunks", 0));
+    progress_.generation =
+        std::max(progress_.generation, event.get<std::uint64_t>("generation", 0));
+  } else if (what == "staged") {
+    progress_.stage_ms = event.get("stage_ms", 0.0);
+    result_.stage_ms.push_back(progress_.stage_ms);
+    if (event.get<std::string>("outcome", "") == "complete" && options_.arguments.ranks > 1) {
+      progress_.replicate_ms = event.get("replicate_ms", 0.0);
+      result_.replicate_ms.push_back(progress_.replicate_ms);
+    }
+    result_.vault_bytes =
+        std::max(result_.vault_bytes, event.get<std::uint64_t>("vault_bytes", 0) *
+                                          static_cast<std::uint64_t>(seats_.size()));
+  } else if (what == "state") {
+    result_.state_bytes = event.get<std::uint64_t>("bytes", 0);
+  } else if (what == "recovered") {
+    seat.recovered_step = event.step();
+    seat.recovered_generation = event.get<std::uint64_t>("generation", 0);
+    seat.recovered_at = event.at;
+    seat.source = event.get<std::string>("source", "");
+    progress_.generation = std::max(progress_.generation, seat.recovered_generation);
+    seat.doing = "training";
+    seat.point.clear();
+  } else if (what == "lost") {
+    seat.recovered_generation = 0;
+    seat.doing = "forming the next generation";
+    take_lost(seat.rank, event.get("rank", -1), event.at, event.get<std::string>("why", ""));
+  } else if (what == "dying" || what == "stopping") {
+    fault_begins(seat, event);
+  } else if (what == "finished") {
+    seat.finished = true;
+    seat.doing = "finished";
+  } else if (what == "failed" || what == "fenced") {
+    seat.failure = what + ": " + event.get<std::string>("why", "");
+  }
+}
+
+// A survivor says that somebody is lost: of all deaths that are not settled it means the one it
+// names, else the first that it has not noticed yet.
+void Job::take_lost(int reporter, int named, std::int64_t at, const std::string& why) {
+  Death* other = nullptr;
+  for (auto& death : result_.deaths) {
+    if (death.settled || death.over || death.at > at || !death.fault.rank) continue;
+    if (*death.fault.rank == reporter || death.noticed.contains(reporter)) continue;
+    if (*death.fault.rank == named) {
+      death.noticed[reporter] = at;
+      death.misnamed.erase(reporter);
+      return;
+    }
+    if (other == nullptr) other = &death;
+  }
+  if (other != nullptr) {
+    other->noticed[reporter] = at;
+    other->misnamed[reporter] = named;
+    return;
+  }
+  const bool all_died = std::any_of(result_.deaths.begin(), result_.deaths.end(),
+                                    [](const auto& d) { return !d.settled && !d.fault.rank; });
+  if (!all_died) unexplained_.push_back({reporter, named, at, why});
+}
+
+// The process said that it kills or stops itself now.
+void Job::fault_begins(Seat& seat, const Event& event) {
+  const auto index = event.get<std::size_t>("fault", 0);
+  if (index >= seat.given.size()) throw JobFailed("a rank reported a fault that it was not given");
+  const Fault fault = seat.given[index];
+  const auto same = [&fault](const Fault& f) {
+    return f.how == fault.how && f.rank == fault.rank && f.step == fault.step &&
+           f.point == fault.point;
+  };
+  const auto pending = std::find_if(seat.pending.begin(), seat.pending.end(), same);
+  if (pending != seat.pending.end()) seat.pending.erase(pending);
+
+  Death death;
+  death.fault = fault;
+  death.ranks = options_.arguments.ranks;
+  death.step = seat.begun > 0 ? seat.begun : job_step();
+  death.doing = seat.doing;
+  death.point = seat.point;
+  death.at = event.at;
+  if (seat.point == "finishing") {
+    death.over = death.settled = true;
+    death.recovered_step = options_.arguments.steps;
+    death.source = "nothing";
+  }
+  if (!fault.rank) {
+    for (auto& other : seats_) {
+      const auto found = std::find_if(other->pending.begin(), other->pending.end(), same);
+      if (other.get() != &seat && found != other->pending.end()) other->pending.erase(found);
+    }
+    return all_die(seat, std::move(death));
+  }
+  result_.deaths.push_back(std::move(death));
+  seat.recovered_generation = 0;
+  seat.death = result_.deaths.size();
+  // Some may have noticed before this line was read.
+  const auto early = std::exchange(unexplained_, {});
+  for (const auto& u : early) take_lost(u.reporter, u.named, u.at, u.why);
+}
+
+// One rank dies of a fault that all have: so do the others, now; then the job starts again.
+void Job::all_die(Seat& first, Death death) {
+  for (const auto& seat : seats_) {
+    if (seat->process) seat->process->send_signal(SIGKILL);
+  }
+  death.seen_by_drill = now_ns();
+  death.doing = first.doing;
+  const std::uint64_t step = std::max(death.step, job_step());
+  death.step = step;
+  for (auto& seat : seats_) seat->process.reset();  // reaps
+  if (death.fault.how == How::kLose) wipe_vault(std::nullopt);
+  result_.deaths.push_back(std::move(death));
+  for (auto& seat : seats_) {
+    seat->death = 0;
+    start(*seat);
+  }
+}
+
+}  // namespace meshstage::tools::drill

@@ -1,0 +1,87 @@
+#pragma once
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace meshstage::tools::drill {
+
+/// A file descriptor that closes itself.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd = -1) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  Descriptor& operator=(Descriptor&& other) noexcept;
+  ~Descriptor() { reset(); }
+  [[nodiscard]] int get() const noexcept { return fd_; }
+  void reset() noexcept;
+
+ private:
+  int fd_;
+};
+
+/// CLOCK_MONOTONIC in nanoseconds: what the report's lines are stamped with.
+std::int64_t now_ns();
+
+/// How a process ended.
+struct End {
+  bool signalled = false;
+  int code = 0;                            ///< Exit code, or the signal.
+  [[nodiscard]] std::string text() const;  ///< "exit code 1", "signal 9"
+};
+
+struct ProcessPlan {
+  std::filesystem::path program;
+  std::vector<std::string>
+      arguments;  ///< Without the program; `--report` and `--parent` are added.
+  std::vector<std::string> environment;  ///< "NAME=value"
+  std::filesystem::path log;             ///< Standard output and error, appended.
+};
+
+/// A rank's process and the lines it reports. Its destructor kills and reaps a process that still
+/// runs. The process also ends (by SIGKILL) when this one does.
+class RankProcess {
+ public:
+  /// Throws IoError.
+  RankProcess(int rank, const ProcessPlan& plan);
+  RankProcess(RankProcess&&) noexcept = default;
+  RankProcess& operator=(RankProcess&&) = delete;
+  ~RankProcess();
+
+  [[nodiscard]] int rank() const { return rank_; }
+  [[nodiscard]] pid_t pid() const { return process_.pid; }
+  /// To be polled for reading; -1 once the other end is closed.
+  [[nodiscard]] int report() const { return report_.get(); }
+  /// Complete lines that are there now; never blocks. An incomplete last line of a process that was
+  /// killed is dropped.
+  [[nodiscard]] std::vector<std::string> read_lines();
+  void send_signal(int signal) const;
+  /// Reaps the process if it has ended. Never blocks.
+  std::optional<End> try_reap();
+  [[nodiscard]] const std::optional<End>& end() const { return end_; }
+  [[nodiscard]] const std::filesystem::path& log() const { return log_; }
+
+ private:
+  struct Child {
+    pid_t pid = -1;
+    explicit Child(pid_t p = -1) : pid(p) {}
+    Child(Child&& other) noexcept : pid(other.pid) { other.pid = -1; }
+    Child& operator=(Child&&) = delete;
+    ~Child() = default;
+  };
+  int rank_;
+  Child process_;
+  Descriptor report_;
+  std::string unfinished_;
+  std::optional<End> end_;
+  std::filesystem::path log_;
+};
+
+/// meshstage-trainer, beside the running program. Throws NotFound, listing what was tried.
+std::filesystem::path find_trainer();
+
+}  // namespace meshstage::tools::drill

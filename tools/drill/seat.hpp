@@ -1,0 +1,85 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "tools/drill/arguments.hpp"
+#include "tools/drill/rank_process.hpp"
+
+namespace meshstage::tools::drill {
+
+/// One line of a rank's report.
+struct Event {
+  nlohmann::json line;
+  std::string what;  // empty for a line that is none
+  std::int64_t at = 0;
+  int process = 0;  // of the seat's processes, which
+
+  explicit Event(const std::string& text, int which = 0)
+      : line(nlohmann::json::parse(text, nullptr, false)), process(which) {
+    if (!line.is_object()) return;
+    what = get<std::string>("what", "");
+    at = get<std::int64_t>("at", 0);
+  }
+
+  template <class T>
+  T get(const char* name, T otherwise) const {
+    const auto found = line.find(name);
+    return found == line.end() || found->is_null() ? otherwise : found->get<T>();
+  }
+  std::uint64_t step() const { return get<std::uint64_t>("step", 0); }
+};
+
+/// A rank of the job, and the process that has it now.
+struct Seat {
+  int rank = 0;
+  std::vector<Fault> pending;  // not yet happened; the process was given them in this order
+  std::unique_ptr<RankProcess> process;
+  std::vector<Fault> given;
+  int starts = 0;
+
+  // What the process said last.
+  std::uint64_t begun = 0;
+  std::uint64_t trained = 0;
+  std::uint64_t recovered_step = 0;
+  std::uint64_t recovered_generation = 0;  // 0: not yet, or lost since
+  std::int64_t recovered_at = 0;
+  std::string source;
+  std::string point;
+  std::string doing = "starting";
+  std::string failure;
+  bool finished = false;
+  std::size_t death = 0;  // 1 + index of the death that waits for a replacement
+
+  void forget_process() {
+    begun = trained = recovered_step = recovered_generation = 0;
+    recovered_at = 0;
+    source.clear();
+    point.clear();
+    failure.clear();
+    doing = "starting";
+    finished = false;
+  }
+};
+
+/// A stopped process whose rank another one has by now.
+struct Zombie {
+  std::unique_ptr<RankProcess> process;
+  std::size_t death = 0;  // index
+  std::int64_t woken_at = 0;
+  std::string said;
+
+  void listen() {
+    for (const auto& text : process->read_lines()) {
+      const Event event(text);
+      if (event.what == "fenced" || event.what == "failed") {
+        said = event.what + ": " + event.get<std::string>("why", "");
+      }
+    }
+  }
+};
+
+}  // namespace meshstage::tools::drill

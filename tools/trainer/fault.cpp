@@ -1,0 +1,71 @@
+#include "tools/trainer/fault.hpp"
+
+#include <unistd.h>
+
+#include <charconv>
+#include <csignal>
+#include <stdexcept>
+
+namespace trainer {
+
+Fault Fault::parse(std::string_view text) {
+  const auto wrong = [&text] {
+    return std::invalid_argument("'" + std::string(text) +
+                                 "' is no fault: write kill@STEP, kill@STEP:POINT or stop@STEP");
+  };
+  const auto at = text.find('@');
+  if (at == std::string_view::npos) throw wrong();
+  Fault fault;
+  const std::string_view how = text.substr(0, at);
+  if (how != "kill" && how != "stop") throw wrong();
+  fault.how = how == "kill" ? How::kKill : How::kStop;
+  std::string_view rest = text.substr(at + 1);
+  const auto* end = rest.data() + rest.size();
+  const auto [after, error] = std::from_chars(rest.data(), end, fault.step);
+  if (error != std::errc()) throw wrong();
+  rest.remove_prefix(static_cast<std::size_t>(after - rest.data()));
+  if (rest.empty() && fault.step == 0) throw wrong();  // there is no step 0 to begin
+  if (!rest.empty()) {
+    if (rest.front() != ':' || rest.size() == 1) throw wrong();
+    fault.point = rest.substr(1);
+    if (!meshstage::protocol::parse_point(fault.point)) {
+      throw std::invalid_argument("'" + fault.point + "' is no protocol point");
+    }
+  }
+  return fault;
+}
+
+Faults::Faults(std::vector<Fault> faults, const Report& report)
+    : armed_(faults.size()), report_(report) {
+  for (std::size_t i = 0; i < faults.size(); ++i) armed_[i].fault = std::move(faults[i]);
+}
+
+void Faults::begin_step(std::uint64_t step) {
+  begun_ = step;
+  for (auto& armed : armed_) {
+    if (armed.fault.point.empty() && armed.fault.step == step) carry_out(armed);
+  }
+}
+
+void Faults::passed(const meshstage::PointEvent& event) {
+  Line line("point");
+  line.add("point", event.name).add("generation", event.generation).add("step", event.id.step);
+  if (event.peer >= 0) line.add("peer", event.peer);
+  if (event.chunks > 0) line.add("chunk", event.chunk).add("chunks", event.chunks);
+  report_.send(line);
+  for (auto& armed : armed_) {
+    const Fault& fault = armed.fault;
+    if (fault.point == event.name && fault.step <= begun_) carry_out(armed);
+  }
+}
+
+void Faults::carry_out(Armed& armed) {
+  if (armed.done.exchange(true)) return;
+  const bool kill = armed.fault.how == Fault::How::kKill;
+  report_.send(Line(kill ? "dying" : "stopping")
+                   .add("step", begun_.load())
+                   .add("fault", static_cast<std::uint64_t>(&armed - armed_.data())));
+  ::kill(::getpid(), kill ? SIGKILL : SIGSTOP);
+}
+
+}  // namespace trainer

@@ -1,0 +1,147 @@
+// meshstage-trainer: an example of a training program that uses meshstage. See README.md.
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <exception>
+
+#include <CLI/CLI.hpp>
+
+#include "tools/trainer/training.hpp"
+
+namespace {
+
+constexpr int kOk = 0;
+constexpr int kFailed = 1;
+constexpr int kWrongUse = 2;
+constexpr int kFenced = 3;
+
+constexpr const char* kFooter =
+    "Ranks find each other by the variables of torchrun, mpirun, srun, or MESHSTAGE_RANK and\n"
+    "MESHSTAGE_WORLD_SIZE. Start a job again with the same --job and it goes on where it was.\n"
+    "Exit code: 0 trained, 1 could not go on, 2 wrong use, 3 fenced (replaced by another "
+    "process).\n"
+    "Example:\n"
+    "  mpirun -n 4 meshstage-trainer --job example --steps 200 --text book.txt";
+
+struct Command {
+  trainer::TrainingOptions training;
+  std::vector<std::string> faults;
+  std::uint64_t deadline_ms = 30'000;
+  std::uint64_t forming_ms = 300'000;
+  std::uint64_t block_kib = 4096;
+  long parent = 0;
+
+  void add_to(CLI::App& app) {
+    auto& t = training;
+    auto& c = training.checkpoint;
+    const auto group = [&app](CLI::Option* option, const char* name) { option->group(name); };
+    app.add_option("--text", t.text, "Text to learn (default: the licence of this project)");
+    app.add_option("--steps", t.steps, "Steps to train")
+        ->capture_default_str()
+        ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1'000'000}));
+    app.add_option("--every", t.every, "Stage after every n-th step; 0: never")
+        ->capture_default_str();
+    app.add_option("--batch", t.batch, "Examples for each rank and step")
+        ->capture_default_str()
+        ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{65'536}));
+    app.add_option("--seed", t.seed, "Chooses first parameters and examples")
+        ->capture_default_str();
+    app.add_option("--save", t.save, "Write the final state to this file (safetensors)");
+    app.add_flag("--quiet", t.quiet, "Print nothing but errors");
+    group(app.add_option("--job", c.job, "Name of the job; needed to go on after all ranks died"),
+          "Checkpoints");
+    group(app.add_option("--dir", c.directory, "Where complete steps are written to disk"),
+          "Checkpoints");
+    group(app.add_option("--vault", c.vault_directory, "Where the images live (a tmpfs)")
+              ->capture_default_str(),
+          "Checkpoints");
+    group(app.add_option("--store", c.store, "Where ranks meet: file:/shared/directory"),
+          "Checkpoints");
+    group(app.add_option("--persist-every", c.persist_every,
+                         "Every n-th complete staged step goes to disk; 0: never")
+              ->capture_default_str(),
+          "Checkpoints");
+    group(app.add_option("--deadline-ms", deadline_ms, "A silent peer is taken for dead after this")
+              ->capture_default_str(),
+          "Checkpoints");
+    group(app.add_option("--forming-ms", forming_ms, "How long to wait for all ranks to be there")
+              ->capture_default_str(),
+          "Checkpoints");
+    group(app.add_option("--block-kib", block_kib, "Unit of digests and transfer; a multiple of 4")
+              ->capture_default_str(),
+          "Checkpoints");
+    group(app.add_option("--fault", faults,
+                         "Kill or stop this process: kill@STEP as it begins to train STEP, "
+                         "kill@STEP:POINT when it passes that protocol point from then on, "
+                         "stop@STEP; repeatable"),
+          "Trying out faults");
+    group(app.add_option("--report", t.report,
+                         "Write what happens to this file descriptor, as "
+                         "JSON lines"),
+          "Trying out faults");
+    group(app.add_option("--parent", parent, "End when this process, which started it, ends"),
+          "Trying out faults");
+    app.footer(kFooter);
+  }
+
+  // What the parser could not check.
+  void complete() {
+    auto& c = training.checkpoint;
+    if (training.text.empty()) training.text = trainer::default_text();
+    if (training.text.empty()) throw std::runtime_error("no text is installed: name one by --text");
+    c.deadline = std::chrono::milliseconds(deadline_ms);
+    c.forming_deadline = std::chrono::milliseconds(forming_ms);
+    c.block_bytes = block_kib * 1024;
+    for (const auto& text : faults) training.faults.push_back(trainer::Fault::parse(text));
+  }
+};
+
+// False if the parent is gone already.
+bool end_with_parent(long parent) {
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  return ::getppid() == parent;
+}
+
+int complain(const char* what, int code) {
+  std::fprintf(stderr, "meshstage-trainer: %s\n", what);
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "Trains a small character-level language model on all ranks of a job and stages "
+      "checkpoints while it does.",
+      "meshstage-trainer"};
+  Command command;
+  command.add_to(app);
+  std::signal(SIGPIPE, SIG_IGN);
+  try {
+    app.parse(argc, argv);
+    if (command.parent != 0 && !end_with_parent(command.parent)) return kFailed;
+    command.complete();
+  } catch (const CLI::Success& e) {
+    return app.exit(e);
+  } catch (const std::exception& e) {
+    return complain(e.what(), kWrongUse);
+  }
+  const trainer::Report report(command.training.report);
+  const auto fail = [&report](const char* what, const std::exception& e, int code) {
+    report.send(trainer::Line(what).add("why", e.what()));
+    return complain(e.what(), code);
+  };
+  try {
+    trainer::Training(command.training).run();
+    return kOk;
+  } catch (const meshstage::InvalidState& e) {
+    const bool fenced = std::string_view(e.what()).find("fenced") != std::string_view::npos;
+    return fenced ? fail("fenced", e, kFenced) : fail("failed", e, kFailed);
+  } catch (const meshstage::InvalidArgument& e) {
+    return fail("failed", e, kWrongUse);
+  } catch (const std::exception& e) {
+    return fail("failed", e, kFailed);
+  }
+}

@@ -1,0 +1,134 @@
+#include "tools/trainer/state.hpp"
+
+#include <bit>
+#include <cerrno>
+#include <fstream>
+#include <functional>
+#include <string>
+#include <system_error>
+
+namespace trainer {
+namespace ms = meshstage;
+namespace {
+
+// "hidden1.weight" goes to into["hidden1"]["weight"].
+void set_nested(ms::Dict& into, const std::string& name, const ms::Tensor& tensor) {
+  const auto dot = name.find('.');
+  if (dot == std::string::npos) return into.set(name, tensor);
+  const std::string outer = name.substr(0, dot);
+  if (!into.contains(outer)) into.set(outer, ms::Dict());
+  ms::Dict inner = into.at(outer).as<ms::Dict>();
+  set_nested(inner, name.substr(dot + 1), tensor);
+}
+
+// Calls visit(path, value) for each leaf below `dict`, in order.
+void each_leaf(const ms::Dict& dict, const std::string& path,
+               const std::function<void(const std::string&, const ms::Value&)>& visit) {
+  for (const auto& [key, value] : dict) {
+    const std::string here = (path.empty() ? "" : path + ".") + ms::Path::escape(key);
+    if (const auto* inner = value.get_if<ms::Dict>()) {
+      each_leaf(*inner, here, visit);
+    } else {
+      visit(here, value);
+    }
+  }
+}
+
+std::int64_t as_signed(std::uint64_t bits) { return std::bit_cast<std::int64_t>(bits); }
+
+}  // namespace
+
+TrainingState::TrainingState(const CharacterModel<float>& model, std::uint64_t steps,
+                             std::uint64_t seed, int rank) {
+  ms::Dict parameters;
+  ms::Dict exp_avg;
+  ms::Dict exp_avg_sq;
+  add_parameters(parameters, model.parameters(), parameters_);
+  add_parameters(exp_avg, model.parameters(), exp_avg_);
+  add_parameters(exp_avg_sq, model.parameters(), exp_avg_sq_);
+  const auto count = static_cast<std::int64_t>(steps);
+  const ms::Tensor losses = ms::Tensor::zeros({count}, ms::DType::kF32);
+  const ms::Tensor rank_losses = ms::Tensor::zeros({count}, ms::DType::kF32);
+  losses_ = losses.span<float>();
+  rank_losses_ = rank_losses.span<float>();
+  dict_ = ms::Dict{
+      {"model", parameters},
+      {"optimizer", ms::Dict{{"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq}, {"step", 0}}},
+      {"random", ms::Dict{{"state", 0}}},
+      {"history", ms::Dict{{"loss", losses}, {"rank_loss", rank_losses}}},
+      {"step", 0}};
+  constant_parameters_.assign(parameters_.begin(), parameters_.end());
+  model.initialize(parameters_, seed);
+  random_ = seed * 0x9E3779B97F4A7C15U + static_cast<std::uint64_t>(rank);
+  draw();  // neighbouring seeds and ranks are far apart from here on
+  random_ = draw();
+  publish();
+}
+
+void TrainingState::add_parameters(ms::Dict& into, const std::vector<ParameterSpec>& specs,
+                                   std::vector<std::span<float>>& spans) {
+  for (const auto& spec : specs) {
+    const ms::Tensor tensor = ms::Tensor::zeros(spec.shape, ms::DType::kF32);
+    spans.push_back(tensor.span<float>());
+    set_nested(into, spec.name, tensor);
+  }
+}
+
+std::uint64_t TrainingState::bytes() const {
+  std::uint64_t sum = 0;
+  each_leaf(dict_, "", [&](const std::string&, const ms::Value& value) {
+    if (const auto* tensor = value.get_if<ms::Tensor>()) sum += tensor->nbytes();
+  });
+  return sum;
+}
+
+std::uint64_t TrainingState::draw() {
+  random_ += 0x9E3779B97F4A7C15U;
+  std::uint64_t z = random_;
+  z = (z ^ (z >> 30U)) * 0xBF58476D1CE4E5B9U;
+  z = (z ^ (z >> 27U)) * 0x94D049BB133111EBU;
+  return z ^ (z >> 31U);
+}
+
+void TrainingState::publish() {
+  dict_.set("step", step);
+  dict_.at("optimizer").at("step").set(step);
+  dict_.at("random").at("state").set(as_signed(random_));
+}
+
+void TrainingState::adopt() {
+  step = dict_.at("step").as<std::uint64_t>();
+  random_ = std::bit_cast<std::uint64_t>(dict_.at("random").at("state").as<std::int64_t>());
+}
+
+void TrainingState::save(const std::filesystem::path& file) {
+  publish();
+  std::string header = "{";
+  std::string data;
+  each_leaf(dict_, "", [&](const std::string& path, const ms::Value& value) {
+    const std::size_t begin = data.size();
+    std::string dtype = "I64";
+    std::string shape = "[]";
+    if (const auto* tensor = value.get_if<ms::Tensor>()) {
+      dtype = "F32";
+      shape = ms::to_string(tensor->shape());
+      data.append(reinterpret_cast<const char*>(tensor->first_byte()), tensor->nbytes());
+    } else {
+      const auto number = value.as<std::int64_t>();
+      data.append(reinterpret_cast<const char*>(&number), sizeof number);
+    }
+    header += (header.size() > 1 ? ",\"" : "\"") + path + R"(":{"dtype":")" + dtype +
+              R"(","shape":)" + shape + R"(,"data_offsets":[)" + std::to_string(begin) + "," +
+              std::to_string(data.size()) + "]}";
+  });
+  header += "}";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  const std::uint64_t length = header.size();
+  std::ofstream out(file, std::ios::binary | std::ios::trunc);
+  out.write(reinterpret_cast<const char*>(&length), sizeof length);
+  out << header << data;
+  out.close();
+  if (!out) throw std::system_error(errno, std::generic_category(), "writing " + file.string());
+}
+
+}  // namespace trainer

@@ -1,0 +1,192 @@
+#include "tools/trainer/training.hpp"
+
+#include <algorithm>
+#include <cstdio>
+
+#include <meshstage/core/comm/collectives.hpp>
+
+namespace trainer {
+namespace ms = meshstage;
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+ModelSize size_for(const Text& text) {
+  ModelSize size;
+  size.vocabulary = text.vocabulary();
+  return size;
+}
+
+}  // namespace
+
+Training::Training(TrainingOptions options)
+    : options_(std::move(options)),
+      report_(options_.report),
+      faults_(options_.faults, report_),
+      text_(Text::read(options_.text, 64)),
+      model_(size_for(text_)) {
+  gradient_.resize(model_.elements() + 1);
+  std::span<float> rest = gradient_;
+  for (const auto& spec : model_.parameters()) {
+    gradients_.push_back(rest.first(spec.elements));
+    rest = rest.subspan(spec.elements);
+  }
+  positions_.resize(options_.batch);
+  options_.checkpoint.observer = [this](const ms::PointEvent& event) { faults_.passed(event); };
+}
+
+Training::~Training() = default;
+
+void Training::run() {
+  for (;;) {
+    try {
+      if (!generation_) join();
+      if (!state_) {
+        state_.emplace(model_, options_.steps, options_.seed, checkpointer_->rank());
+        report_.send(Line("state").add("bytes", state_->bytes()));
+      }
+      recover();
+      train();
+      if (!options_.save.empty()) state_->save(options_.save);
+      report_.send(Line("trained-all").add("step", state_->step));
+      checkpointer_->finish();
+      report_.send(Line("finished").add("step", state_->step));
+      return;
+    } catch (const ms::PeerLost& e) {
+      peer_is_lost(e);
+    } catch (const ms::Timeout& e) {
+      if (!generation_) throw;  // the others did not come in all the time they had
+      peer_is_lost(e);
+    }
+  }
+}
+
+// Forms a generation: the first, or the next after a loss.
+void Training::join() {
+  if (checkpointer_) {
+    checkpointer_->rejoin();
+  } else {
+    checkpointer_.emplace(options_.checkpoint);
+  }
+  generation_ = true;
+  report_.send(Line("joined")
+                   .add("rank", checkpointer_->rank())
+                   .add("generation", checkpointer_->generation()));
+}
+
+void Training::recover() {
+  const ms::Recovered recovered = checkpointer_->recover(state_->dict());
+  if (recovered.step == 0) {  // nobody has anything: start (again) from the seed
+    state_.emplace(model_, options_.steps, options_.seed, checkpointer_->rank());
+  } else {
+    state_->adopt();
+  }
+  const std::string source{ms::to_string(recovered.source)};
+  report_.send(Line("recovered")
+                   .add("step", recovered.step)
+                   .add("source", source)
+                   .add("generation", recovered.generation));
+  if (options_.quiet || (recovered.step == 0 && lost_at_ == Clock::time_point())) return;
+  std::printf("rank %d: goes on from step %llu (%s) in generation %llu\n", checkpointer_->rank(),
+              static_cast<unsigned long long>(recovered.step), source.c_str(),
+              static_cast<unsigned long long>(recovered.generation));
+  std::fflush(stdout);
+}
+
+void Training::peer_is_lost(const ms::Error& error) {
+  lost_at_ = Clock::now();
+  generation_ = false;
+  last_ = {};
+  settled_ = true;
+  report_.send(Line("lost").add("rank", error.rank().value_or(-1)).add("why", error.what()));
+  if (options_.quiet) return;
+  const int rank = checkpointer_ ? checkpointer_->rank() : -1;
+  std::printf("rank %d: %s; forming the next generation\n", rank, error.what());
+  std::fflush(stdout);
+}
+
+void Training::train() {
+  while (state_->step < options_.steps) {
+    const auto start = Clock::now();
+    report_.send(Line("begin").add("step", state_->step + 1));
+    faults_.begin_step(state_->step + 1);
+    train_step();
+    const double taken = milliseconds_since(start);
+    report_.send(Line("trained")
+                     .add("step", state_->step)
+                     .add("loss", double{state_->losses()[state_->step - 1]})
+                     .add("ms", taken));
+    if (options_.every > 0 && state_->step % options_.every == 0) stage();
+    settle(false);
+    say_step(taken);
+  }
+  settle(true);
+}
+
+void Training::train_step() {
+  const ms::Deadline deadline = ms::Deadline::after(options_.checkpoint.deadline);
+  // Backward: only reads the parameters, so it may run while they are being staged.
+  const std::size_t context = model_.size().context;
+  for (auto& p : positions_) p = context + state_->draw() % (text_.size() - context);
+  std::fill(gradient_.begin(), gradient_.end(), 0.0F);
+  const float own_loss = model_.loss_and_gradients(state_->constant_parameters(), text_.classes(),
+                                                   positions_, gradients_);
+  gradient_.back() = own_loss;
+  if (checkpointer_->world_size() > 1) {
+    ms::collectives::all_reduce(checkpointer_->group(), std::span<float>(gradient_),
+                                ms::collectives::ReduceOp::kAvg, deadline);
+  }
+
+  last_.staged().wait(deadline);  // what is staged changes from here on
+  const std::uint64_t step = state_->step + 1;
+  for (std::size_t p = 0; p < gradients_.size(); ++p) {
+    options_.optimizer.update(step, state_->parameters()[p], gradients_[p], state_->exp_avg()[p],
+                              state_->exp_avg_sq()[p]);
+  }
+  state_->losses()[step - 1] = gradient_.back();
+  state_->rank_losses()[step - 1] = own_loss;
+  state_->step = step;
+}
+
+void Training::stage() {
+  settle(true);
+  state_->publish();
+  last_ = checkpointer_->stage(state_->dict(), state_->step);
+  settled_ = false;
+}
+
+// Reports the outcome of the last staged step, once it is there.
+void Training::settle(bool wait) {
+  if (settled_ || (!wait && !last_.outcome().ready())) return;
+  const ms::Outcome outcome =
+      last_.outcome().get(ms::Deadline::after(options_.checkpoint.deadline));
+  settled_ = true;
+  const ms::Stats stats = checkpointer_->stats();
+  report_.send(Line("staged")
+                   .add("step", last_.step())
+                   .add("outcome", ms::to_string(outcome))
+                   .add("stage_ms", stats.stage_seconds * 1e3)
+                   .add("replicate_ms", stats.replicate_seconds * 1e3)
+                   .add("vault_bytes", stats.vault_bytes));
+}
+
+void Training::say_step(double milliseconds) {
+  const std::uint64_t step = state_->step;
+  if (options_.quiet || checkpointer_->rank() != 0) return;
+  if (step % 10 != 0 && step != 1 && step != options_.steps) return;
+  const ms::Stats stats = checkpointer_->stats();
+  std::printf(
+      "step %4llu/%llu  loss %.4f  %5.1f ms | %llu steps complete, stage %.1f ms, "
+      "replicate %.1f ms\n",
+      static_cast<unsigned long long>(step), static_cast<unsigned long long>(options_.steps),
+      double{state_->losses()[step - 1]}, milliseconds,
+      static_cast<unsigned long long>(stats.complete), stats.stage_seconds * 1e3,
+      stats.replicate_seconds * 1e3);
+  std::fflush(stdout);
+}
+
+}  // namespace trainer

@@ -1,0 +1,74 @@
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/checkpoint/checkpointer.hpp>
+
+#include "tools/trainer/adamw.hpp"
+#include "tools/trainer/fault.hpp"
+#include "tools/trainer/model.hpp"
+#include "tools/trainer/report.hpp"
+#include "tools/trainer/state.hpp"
+#include "tools/trainer/text.hpp"
+
+namespace trainer {
+
+struct TrainingOptions {
+  std::filesystem::path text;
+  std::uint64_t steps = 200;
+  std::uint64_t every = 5;   ///< Stage after every n-th step; 0: never.
+  std::uint64_t batch = 16;  ///< Examples a rank and step.
+  std::uint64_t seed = 1;
+  AdamW optimizer;
+  meshstage::CheckpointerOptions checkpoint;
+  std::filesystem::path save;  ///< Where the final state goes; empty: nowhere.
+  std::vector<Fault> faults;
+  int report = -1;     ///< Descriptor; -1: none.
+  bool quiet = false;  ///< Say nothing on standard output.
+};
+
+/// One rank of a data-parallel training job that survives the loss of its peers.
+/// Deterministic: the same options, rank and world size give the same bits, also for steps that are
+/// trained again after a recovery.
+class Training {
+ public:
+  /// Reads the text. Throws std::runtime_error.
+  explicit Training(TrainingOptions options);
+  ~Training();
+
+  /// Trains to the end. Throws meshstage::Error where nothing more can be done: InvalidState if
+  /// this process was replaced ("fenced") while it hung, Timeout if the others do not come,
+  /// Unrecoverable.
+  void run();
+
+ private:
+  void join();
+  void recover();
+  void train();
+  void train_step();
+  void peer_is_lost(const meshstage::Error& error);
+  void stage();
+  void settle(bool wait);
+  void say_step(double milliseconds);
+
+  TrainingOptions options_;
+  Report report_;
+  Faults faults_;
+  Text text_;
+  CharacterModel<float> model_;
+  std::optional<TrainingState> state_;
+  std::optional<meshstage::Checkpointer> checkpointer_;
+  meshstage::Staging last_;
+  bool settled_ = true;          // the outcome of last_ was reported
+  bool generation_ = false;      // a generation is formed and was not lost since
+  std::vector<float> gradient_;  // of all parameters, then the loss
+  std::vector<std::span<float>> gradients_;
+  std::vector<std::size_t> positions_;
+  std::chrono::steady_clock::time_point lost_at_;
+};
+
+}  // namespace trainer
