@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <optional>
+#include <tuple>
 #include <unordered_map>
 
 #include <meshstage/core/image/blocks.hpp>
@@ -126,10 +127,10 @@ ImageLayout make_layout(const FlatState& flat, std::uint64_t block_bytes,
     layout.segments.push_back({i, placement.offsets[i], flat.storages[i].nbytes(), names[i].name});
     layout.storage_bytes += flat.storages[i].nbytes();
   }
-  std::stable_sort(layout.segments.begin(), layout.segments.end(),
-                   [](const auto& a, const auto& b) {
-                     return std::pair(a.offset, a.bytes) < std::pair(b.offset, b.bytes);
-                   });
+  // Storages of no byte lie in one place; their index makes the order unique.
+  const auto key = [](const ImageSegment& s) { return std::tuple(s.offset, s.bytes, s.storage); };
+  std::sort(layout.segments.begin(), layout.segments.end(),
+            [&](const auto& a, const auto& b) { return key(a) < key(b); });
   layout.values_begin = placement.end;
   layout.trailer_begin = layout.values_begin + values_room(flat, previous);
   layout.image_bytes = layout.trailer_begin + trailer_size(layout.trailer_begin, block_bytes);
