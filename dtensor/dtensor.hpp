@@ -33,10 +33,10 @@ struct MESHSTAGE_API DTensorSpec {
 /// What from_local() may be told beside the local tensors.
 struct FromLocalOptions {
   /// Of the whole tensor. Left out, it is the sum of the local sizes along what is sharded.
-  std::optional<Shape> shape;
+  std::optional<Shape> shape = {};
   /// Of the whole tensor; left out, row-major. It has no holes: a permutation of the dimensions of
   /// a row-major tensor.
-  std::optional<Strides> stride;
+  std::optional<Strides> stride = {};
 };
 
 /// One rank's part of a tensor that lies on a mesh, as PyTorch's DTensor: the local tensor and what
