@@ -57,6 +57,9 @@ class MESHSTAGE_API ShardedTensor {
   /// The same shards as `holder` keeps them for their owner.
   [[nodiscard]] ShardedTensor held_by(int holder) const;
 
+  /// The same shards with other tensors, of the same dtype and sizes (staged copies, say).
+  [[nodiscard]] ShardedTensor with_tensors(std::vector<Tensor> tensors) const;
+
   /// The whole tensor at `root`, row-major; elsewhere undefined. Memory: the whole and at most one
   /// shard. The root must be linked to the ranks that have shards. CPU only.
   [[nodiscard]] Tensor gather(ProcessGroup& group, int root, Deadline deadline) const;
