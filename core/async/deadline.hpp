@@ -14,7 +14,8 @@ class Deadline {
   template <class Rep, class Period>
   [[nodiscard]] static Deadline after(std::chrono::duration<Rep, Period> d) {
     const auto now = Clock::now();
-    if (std::chrono::duration<double>(d) >= std::chrono::duration<double>(Clock::time_point::max() - now)) {
+    if (std::chrono::duration<double>(d) >=
+        std::chrono::duration<double>(Clock::time_point::max() - now)) {
       return never();
     }
     return Deadline(now + std::chrono::duration_cast<Clock::duration>(d));
@@ -33,7 +34,9 @@ class Deadline {
     const auto left = std::chrono::ceil<milliseconds>(time_ - Clock::now());
     return std::clamp(left, milliseconds::zero(), kYear);
   }
-  [[nodiscard]] Deadline earlier(Deadline other) const { return time_ < other.time_ ? *this : other; }
+  [[nodiscard]] Deadline earlier(Deadline other) const {
+    return time_ < other.time_ ? *this : other;
+  }
 
  private:
   explicit constexpr Deadline(Clock::time_point t) : time_(t) {}

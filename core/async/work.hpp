@@ -72,7 +72,8 @@ class Work {
     return state_->done;
   }
   /// Waits for the result without taking it. Returns at once on an empty Work.
-  /// Throws Timeout at the deadline, and the producer's error if there is one (then the Work is empty).
+  /// Throws Timeout at the deadline, and the producer's error if there is one (then the Work is
+  /// empty).
   void wait(Deadline deadline = Deadline::never()) {
     if (!state_) return;
     std::unique_lock lock(state_->mutex);
@@ -146,7 +147,8 @@ class Promise {
     Guard& operator=(const Guard&) = delete;
     ~Guard() {
       state->finish([this] {
-        state->error = std::make_exception_ptr(Cancelled("the producer went away without a result"));
+        state->error =
+            std::make_exception_ptr(Cancelled("the producer went away without a result"));
       });
     }
   };

@@ -7,17 +7,28 @@ namespace meshstage {
 
 std::string_view to_string(ErrorKind kind) noexcept {
   switch (kind) {
-    case ErrorKind::kInvalidArgument: return "invalid argument";
-    case ErrorKind::kInvalidState: return "invalid state";
-    case ErrorKind::kTimeout: return "timeout";
-    case ErrorKind::kPeerLost: return "peer lost";
-    case ErrorKind::kCorruptData: return "corrupt data";
-    case ErrorKind::kStructureMismatch: return "structure mismatch";
-    case ErrorKind::kOutOfMemory: return "out of memory";
-    case ErrorKind::kIo: return "i/o error";
-    case ErrorKind::kNotFound: return "not found";
-    case ErrorKind::kUnrecoverable: return "unrecoverable";
-    case ErrorKind::kCancelled: return "cancelled";
+    case ErrorKind::kInvalidArgument:
+      return "invalid argument";
+    case ErrorKind::kInvalidState:
+      return "invalid state";
+    case ErrorKind::kTimeout:
+      return "timeout";
+    case ErrorKind::kPeerLost:
+      return "peer lost";
+    case ErrorKind::kCorruptData:
+      return "corrupt data";
+    case ErrorKind::kStructureMismatch:
+      return "structure mismatch";
+    case ErrorKind::kOutOfMemory:
+      return "out of memory";
+    case ErrorKind::kIo:
+      return "i/o error";
+    case ErrorKind::kNotFound:
+      return "not found";
+    case ErrorKind::kUnrecoverable:
+      return "unrecoverable";
+    case ErrorKind::kCancelled:
+      return "cancelled";
   }
   return "unknown error";
 }
@@ -39,7 +50,8 @@ void throw_error(ErrorKind kind, const std::string& message, std::optional<int> 
                  std::optional<std::uint64_t> step, std::string path) {
   switch (kind) {
 #define MESHSTAGE_CASE(K) \
-  case ErrorKind::K: throw_as<ErrorKind::K>(message, rank, step, std::move(path));
+  case ErrorKind::K:      \
+    throw_as<ErrorKind::K>(message, rank, step, std::move(path));
     MESHSTAGE_CASE(kInvalidArgument)
     MESHSTAGE_CASE(kInvalidState)
     MESHSTAGE_CASE(kTimeout)

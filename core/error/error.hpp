@@ -11,17 +11,18 @@ namespace meshstage {
 
 /// What went wrong, as far as a caller would act on it.
 enum class ErrorKind : std::uint8_t {
-  kInvalidArgument,    ///< The call itself is wrong; fix the program.
-  kInvalidState,       ///< The object cannot do this now (closed, fenced, superseded, restaged step).
-  kTimeout,            ///< A peer was silent until the deadline; `rank()` names it where it is known.
-  kPeerLost,           ///< A peer died; `rank()` names it. Rejoin and recover.
-  kCorruptData,        ///< Bytes do not match their digest or their format.
+  kInvalidArgument,  ///< The call itself is wrong; fix the program.
+  kInvalidState,     ///< The object cannot do this now (closed, fenced, superseded, restaged step).
+  kTimeout,          ///< A peer was silent until the deadline; `rank()` names it where it is known.
+  kPeerLost,         ///< A peer died; `rank()` names it. Rejoin and recover.
+  kCorruptData,      ///< Bytes do not match their digest or their format.
   kStructureMismatch,  ///< The state dict differs from the image; `path()` is the first difference.
-  kOutOfMemory,        ///< No room; the message says needed, available, which limit, and the remedy.
-  kIo,                 ///< A system call failed; the message has path and errno.
-  kNotFound,           ///< A path, key, file or module does not exist; the message lists what was tried.
-  kUnrecoverable,      ///< No step is covered by every rank; the message names the ranks without an image.
-  kCancelled,          ///< The operation was abandoned (its object was closed or destroyed).
+  kOutOfMemory,  ///< No room; the message says needed, available, which limit, and the remedy.
+  kIo,           ///< A system call failed; the message has path and errno.
+  kNotFound,     ///< A path, key, file or module does not exist; the message lists what was tried.
+  kUnrecoverable,  ///< No step is covered by every rank; the message names the ranks without an
+                   ///< image.
+  kCancelled,      ///< The operation was abandoned (its object was closed or destroyed).
 };
 
 /// "peer lost", "timeout", ...: as used in messages.
@@ -40,9 +41,18 @@ class MESHSTAGE_API Error : public std::runtime_error {
   /// A path in the state dict ("model.h.0.weight") or in the file system; empty if none.
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
 
-  Error& with_rank(int rank) noexcept { rank_ = rank; return *this; }
-  Error& with_step(std::uint64_t step) noexcept { step_ = step; return *this; }
-  Error& with_path(std::string path) { path_ = std::move(path); return *this; }
+  Error& with_rank(int rank) noexcept {
+    rank_ = rank;
+    return *this;
+  }
+  Error& with_step(std::uint64_t step) noexcept {
+    step_ = step;
+    return *this;
+  }
+  Error& with_path(std::string path) {
+    path_ = std::move(path);
+    return *this;
+  }
 
  private:
   ErrorKind kind_;
@@ -71,7 +81,8 @@ using NotFound = ErrorOf<ErrorKind::kNotFound>;
 using Unrecoverable = ErrorOf<ErrorKind::kUnrecoverable>;
 using Cancelled = ErrorOf<ErrorKind::kCancelled>;
 
-/// Throws the subclass of `kind` with these fields (for errors that crossed a wire, a thread or a module's C table).
+/// Throws the subclass of `kind` with these fields (for errors that crossed a wire, a thread or a
+/// module's C table).
 [[noreturn]] MESHSTAGE_API void throw_error(ErrorKind kind, const std::string& message,
                                             std::optional<int> rank = {},
                                             std::optional<std::uint64_t> step = {},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <tuple>
 #include <utility>
 #include <variant>
 
@@ -196,6 +197,14 @@ void Agent::Impl::hear(int from, std::span<const std::byte> bytes) {
 
 void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& detail) {
   if (closing_) return;
+  const auto& [parent, children] = std::tie(config_->parent, config_->children);
+  const bool neighbour =
+      peer == parent || std::find(children.begin(), children.end(), peer) != children.end();
+  if (reason == LostReason::kClosed && !neighbour) {
+    // An orderly goodbye overtakes what travels along the tree: a last outcome, or Finish. Whoever
+    // left too early is told of by its neighbours, behind these.
+    return;
+  }
   switch (reason) {
     case LostReason::kSilent:
       lose(peer, ErrorKind::kTimeout, "was silent: " + detail);

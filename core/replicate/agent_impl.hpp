@@ -172,7 +172,7 @@ class Agent::Impl {
   // The agent's thread only:
   protocol::State state_;
   Membership* membership_ = nullptr;
-  std::map<int, Incoming> incoming_;  ///< By owner.
+  std::map<int, Incoming> incoming_;                     ///< By owner.
   std::map<int, std::pair<ImageId, Digest>> announced_;  ///< By ward, before it was accepted.
   std::shared_ptr<StageJob> pending_job_;
   std::shared_ptr<StageJob> job_;

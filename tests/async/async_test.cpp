@@ -90,12 +90,14 @@ TEST_CASE("a worker keeps order, drains, and drops what had not started") {
 TEST_CASE("errors have one type for each kind and keep their fields") {
   using meshstage::ErrorKind;
   REQUIRE_THROWS_AS(meshstage::throw_error(ErrorKind::kTimeout, "x", 3), meshstage::Timeout);
-  REQUIRE_THROWS_AS(meshstage::throw_error(ErrorKind::kUnrecoverable, "x"), meshstage::Unrecoverable);
+  REQUIRE_THROWS_AS(meshstage::throw_error(ErrorKind::kUnrecoverable, "x"),
+                    meshstage::Unrecoverable);
   try {
     meshstage::throw_errno("open", "/nowhere", 28);
     FAIL("returned");
   } catch (const meshstage::IoError& e) {
-    REQUIRE(std::string(e.what()).find("/nowhere: No space left on device (errno 28)") != std::string::npos);
+    REQUIRE(std::string(e.what()).find("/nowhere: No space left on device (errno 28)") !=
+            std::string::npos);
     REQUIRE(e.path() == "/nowhere");
   }
 }

@@ -53,9 +53,13 @@ void Faults::passed(const meshstage::PointEvent& event) {
   if (event.peer >= 0) line.add("peer", event.peer);
   if (event.chunks > 0) line.add("chunk", event.chunk).add("chunks", event.chunks);
   report_.send(line);
+  // A point of a round belongs to the step that is staged, however far training is by then.
+  using meshstage::protocol::Point;
+  const bool round = event.point >= Point::kOwnWriting && event.point <= Point::kComplete;
+  const std::uint64_t step = round ? event.id.step : begun_.load();
   for (auto& armed : armed_) {
     const Fault& fault = armed.fault;
-    if (fault.point == event.name && fault.step <= begun_) carry_out(armed);
+    if (fault.point == event.name && fault.step <= step) carry_out(armed);
   }
 }
 

@@ -29,7 +29,8 @@ class Faults {
   Faults(std::vector<Fault> faults, const Report& report);
   /// Training of `step` begins. Dies or stops here if a fault without a point says so.
   void begin_step(std::uint64_t step);
-  /// A protocol point was passed. Dies or stops here if a fault of a step that has begun names it.
+  /// A protocol point was passed. Dies or stops here if a fault names it and its step is reached:
+  /// by the step that is staged for points of a round, by training for the others.
   void passed(const meshstage::PointEvent& event);
 
  private:
