@@ -174,6 +174,16 @@ TEST_CASE("Without --json the drill tells each death in a line and ends with its
   CHECK(outcome.out.find('\r') == std::string::npos);
 }
 
+TEST_CASE("Staging every step while every one of them goes to disk, nobody waits for ever") {
+  const TemporaryDirectory directory;
+  const Outcome outcome =
+      drill(directory, {"--ranks", "4", "--steps", "60", "--every", "1", "--persist-every", "1",
+                        "--deadline-ms", "10000", "--kill", "1@7"});
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  CHECK(outcome.code == 0);
+  CHECK(outcome.out.find("note:") == std::string::npos);  // nobody gave anybody up without a cause
+}
+
 TEST_CASE("A fault that cannot come makes the drill fail and is named") {
   const TemporaryDirectory directory;
   const Outcome outcome =
