@@ -154,6 +154,8 @@ void Agent::Impl::leave() noexcept {
     }
     incoming_.clear();
     announced_.clear();
+    starts_.clear();
+    refused_fetches_.clear();
     waiting_.clear();
     aborted_.clear();
   });

@@ -2,6 +2,7 @@
 #include <array>
 #include <atomic>
 #include <condition_variable>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -150,6 +151,8 @@ class Agent::Impl {
                   bool with_manifest, std::function<std::span<const std::byte>()> image,
                   std::function<void(std::uint64_t)> wait_final, std::function<void()> done);
   void stream_in(int from, const exchange::StreamStart& start);
+  void take_starts(int from);
+  void begin_stream(int from, const exchange::StreamStart& start);
   void arrived(int owner, ImageId id, const ImageInfo& info);
   void not_arrived(int owner, ImageId id, ErrorKind kind, const std::string& why);
   void seal_if_proven(int owner);
@@ -172,8 +175,10 @@ class Agent::Impl {
   // The agent's thread only:
   protocol::State state_;
   Membership* membership_ = nullptr;
-  std::map<int, Incoming> incoming_;                     ///< By owner.
-  std::map<int, std::pair<ImageId, Digest>> announced_;  ///< By ward, before it was accepted.
+  std::map<int, Incoming> incoming_;                         ///< By owner.
+  std::map<int, std::pair<ImageId, Digest>> announced_;      ///< By ward, before it was accepted.
+  std::map<int, std::deque<exchange::StreamStart>> starts_;  ///< By sender, not yet taken.
+  std::set<int> refused_fetches_;  ///< Owners whose image found no room here.
   std::shared_ptr<StageJob> pending_job_;
   std::shared_ptr<StageJob> job_;
   std::map<SlotKey, int> uses_;  ///< Slots that are being sent or persisted.

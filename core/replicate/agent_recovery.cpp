@@ -193,11 +193,18 @@ void Agent::Impl::perform(const protocol::Fetch& action) {
       in.lease =
           vault_.begin_write(key, identity(from.owner, from.id, from.base), from.sizes.image_bytes);
     } catch (const Error& e) {
+      refused_fetches_.insert(from.owner);
+      take_starts(from.at);
       post_event(protocol::FetchFailed{from.owner, e.kind(), e.what()});
       return true;
     }
+    refused_fetches_.erase(from.owner);
     incoming_.insert_or_assign(from.owner, std::move(in));
-    if (from.at == options_.rank) load_from_disk(action);
+    if (from.at == options_.rank) {
+      load_from_disk(action);
+    } else {
+      take_starts(from.at);
+    }
     return true;
   });
 }

@@ -52,6 +52,27 @@ void Agent::Impl::stream_out(int to, int owner, ImageId id, const protocol::Imag
 }
 
 void Agent::Impl::stream_in(int from, const exchange::StreamStart& start) {
+  starts_[from].push_back(start);
+  take_starts(from);
+}
+
+void Agent::Impl::take_starts(int from) {
+  auto& starts = starts_[from];
+  while (!starts.empty()) {
+    const exchange::StreamStart start = starts.front();
+    // Who serves a fetch may have heard of the choice before this rank did, or the slot may still
+    // be in use: what this rank is going to ask for is not unwanted. Images of one peer come in
+    // order, so those behind it wait too.
+    const bool fetch = start.id.generation < generation_.number;
+    const auto known = incoming_.find(start.owner);
+    const bool asked = known != incoming_.end() && known->second.id == start.id;
+    if (fetch && !asked && !refused_fetches_.contains(start.owner)) return;
+    starts.pop_front();
+    begin_stream(from, start);
+  }
+}
+
+void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
   const auto it = incoming_.find(start.owner);
   const bool wanted = it != incoming_.end() && it->second.from == from &&
                       it->second.id == start.id && !it->second.streaming &&
