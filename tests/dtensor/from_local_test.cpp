@@ -16,16 +16,16 @@ struct Given {
   FromLocalOptions options;
 };
 
-/// What from_local() says at four ranks of which rank 2 is given something of its own; the same at
+/// What from_local() says at four ranks of which one is given something of its own; the same at
 /// all, or the test fails.
 std::string error_at_all(const std::function<void(Given&)>& mistake,
-                         const std::function<void(Given&)>& everywhere = {}) {
+                         const std::function<void(Given&)>& everywhere = {}, int who = 2) {
   RanksOnMesh ranks(DeviceMesh::from_shape({4}));
   std::vector<int> named(4, -1);
   const auto errors = ranks.errors([&](MeshGroups& groups) {
     Given given;
     if (everywhere) everywhere(given);
-    if (groups.rank() == 2) mistake(given);
+    if (groups.rank() == who) mistake(given);
     try {
       (void)DTensor::from_local(given.local, groups, given.placements, soon(), given.options);
     } catch (const InvalidArgument& e) {
@@ -67,6 +67,9 @@ TEST_CASE("from_local finds the global shape and strides, with uneven and empty 
 TEST_CASE("one rank's mistake is the same error on every rank, and names the rank") {
   CHECK_THAT(error_at_all([](Given& g) { g.local = Tensor::zeros({2, 3}, DType::kF64); }),
              Contains("rank 2") && Contains("F64") && Contains("F32"));
+  // Most are right, also against the first.
+  CHECK_THAT(error_at_all([](Given& g) { g.local = Tensor::zeros({2, 3}, DType::kF64); }, {}, 0),
+             Contains("rank 0: ") && Contains("F64"));
   CHECK_THAT(error_at_all([](Given& g) { g.placements = {Placement()}; }),
              Contains("rank 2") && Contains("R") && Contains("S(0)"));
   CHECK_THAT(error_at_all([](Given& g) { g.local = Tensor::zeros({2, 4}, DType::kF32); }),

@@ -110,7 +110,9 @@ TEST_CASE("shards outside the tensor, and numbers that would wrap, are refused")
         with({huge, huge}, {huge, huge}), with({0, 5}, {4, 0}), with({0}, {4}),
         with({0, 0, 0}, {4, 4, 1}), with({0, 0}, {4}), with({2, 0}, {huge - 1 + huge, 4})}) {
     INFO(to_string(shards[0]));
-    CHECK_THAT(error_of(shards, shape), Contains("shard 0"));
+    CHECK_THAT(error_of(shards, shape),
+               Contains("shard 0") &&
+                   (Contains("does not lie within") || Contains("another number of dimensions")));
   }
   CHECK_THAT(error_of({{{0, 0}, {4, 4}, {4, kCpu}}}, shape), Contains("rank"));
   CHECK_THROWS_AS(shards_of(EnumerableSharding{}, {huge, 4}, 4), InvalidArgument);
