@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <numeric>
 #include <set>
+#include <utility>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/sharded/check_impl.hpp>
@@ -93,8 +94,8 @@ std::optional<Problem> overlap(std::span<const ShardMetadata> shards) {
       sweep = d;
     }
   }
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
-    return shards[a].offsets[sweep] < shards[b].offsets[sweep];
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return std::pair(shards[a].offsets[sweep], a) < std::pair(shards[b].offsets[sweep], b);
   });
   std::vector<std::size_t> open;
   for (const std::size_t i : order) {

@@ -76,7 +76,7 @@ TEST_CASE("redistribute needs no more than the larger local tensor and one shard
                                  {"P(max),P(sum)", "R,R"}}) {
     INFO(from << " to " << to);
     std::vector<std::int64_t> used(4);
-    ranks.run([&, from = from, to = to](MeshGroups& groups) {
+    ranks.run([&](MeshGroups& groups) {
       const auto part = local_shard(groups.mesh(), groups.rank(), shape, parse_placements(from));
       const auto d = DTensor::from_local(Tensor::zeros(part.shape, DType::kF64), groups,
                                          parse_placements(from), soon(), {.shape = shape});

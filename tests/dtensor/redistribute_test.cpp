@@ -151,7 +151,7 @@ TEST_CASE("a reduction that the dtype cannot is refused by all ranks before anyt
   RanksOnMesh ranks(DeviceMesh::from_shape({2}));
   for (const auto& [op, dtype] :
        {std::pair("P(sum)", DType::kBool), {"P(avg)", DType::kI32}, {"P(max)", DType::kC64}}) {
-    const auto errors = ranks.errors([&, op = op, dtype = dtype](MeshGroups& groups) {
+    const auto errors = ranks.errors([&](MeshGroups& groups) {
       const auto d =
           DTensor::from_local(Tensor::zeros({4}, dtype), groups, parse_placements(op), soon());
       (void)d.redistribute(groups, {Placement::shard(0)}, soon());
