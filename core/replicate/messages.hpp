@@ -97,7 +97,8 @@ struct Failure {
   std::string why;         ///< one sentence for people
   friend bool operator==(const Failure&, const Failure&) = default;
 };
-/// To every tree neighbour: the recovery has failed; no trainer was touched.
+/// To every peer, partners too (a rank may end right after it, and the cause must come before the
+/// end-of-file on every link): the recovery has failed; no trainer was touched.
 struct GiveUp {
   Failure failure;
   friend bool operator==(const GiveUp&, const GiveUp&) = default;

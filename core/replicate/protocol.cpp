@@ -57,6 +57,13 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
   for (const int child : {2 * rank + 1, 2 * rank + 2}) {
     if (child < world_size) config->children.push_back(child);
   }
+  auto& peers = config->peers;
+  peers = config->holders[static_cast<std::size_t>(rank)];
+  peers.insert(peers.end(), config->wards.begin(), config->wards.end());
+  peers.insert(peers.end(), config->children.begin(), config->children.end());
+  if (config->parent >= 0) peers.push_back(config->parent);
+  std::sort(peers.begin(), peers.end());
+  peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
   return config;
 }
 

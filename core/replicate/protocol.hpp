@@ -65,6 +65,7 @@ struct Config {
   std::vector<int> wards;     ///< the ranks whose replica this rank holds, ascending
   int parent = -1;            ///< -1 at the root, rank 0
   std::vector<int> children;  ///< at most two
+  std::vector<int> peers;     ///< all it talks to: tree neighbours, holders and wards, ascending
 };
 
 /// r's holder is (r + W/2) mod W; nobody's where W = 1.
@@ -313,8 +314,8 @@ struct RestoreTrainer {
 };
 /// All agreed that there is nothing: recover() returns step 0.
 struct RecoveredNothing {};
-/// recover() throws this; no trainer tensor was written at any rank. The generation is over, but
-/// links stay open until rejoin(), so that every rank hears the cause and not an end-of-file.
+/// recover() throws this; no trainer tensor was written at any rank. The generation is over.
+/// Every peer was told the cause on its own link, so that it precedes that link's end-of-file.
 struct RecoverFailed {
   Failure failure;
 };

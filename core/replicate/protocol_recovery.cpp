@@ -7,7 +7,8 @@
 /// Rule 5, driven over the tree. Slots: every rank verifies, Have climbs. Files newer than what the
 /// slots cover: AskDisk comes down, Have climbs. The root chooses: Choice comes down. Everyone
 /// fetches, serves and compares its structure: Ready climbs. Established comes down; only then is a
-/// trainer touched or a step staged. Whoever cannot go on floods GiveUp.
+/// trainer touched or a step staged. Whoever cannot go on tells GiveUp to every peer, who do
+/// likewise.
 namespace meshstage::protocol {
 
 namespace {
@@ -22,7 +23,9 @@ void enter(Recovery& recovery, Phase phase) {
 
 /// The same error at every rank; nothing was restored anywhere.
 void give_up(Turn& turn, const Failure& failure, int heard_from) {
-  turn.flood(GiveUp{failure}, heard_from);
+  for (const int peer : turn.config().peers) {
+    if (peer != heard_from) turn.send(peer, GiveUp{failure});
+  }
   turn.act(AbortTransfers{});
   turn.act(RecoverFailed{failure});
   turn.s.mode = Mode::kBroken;
@@ -295,8 +298,9 @@ void on(Turn& turn, int from, const Established& established) {
 }
 
 void on(Turn& turn, int from, const GiveUp& message) {
-  if (child_index(turn, from) < 0 && from != turn.config().parent) {
-    return turn.malformed("give-up from rank " + std::to_string(from) + ", no neighbour");
+  const auto& peers = turn.config().peers;
+  if (!std::binary_search(peers.begin(), peers.end(), from)) {
+    return turn.malformed("give-up from rank " + std::to_string(from) + ", no peer of this rank");
   }
   if (turn.s.mode != Mode::kRecovering) return turn.malformed("give-up after the agreement");
   give_up(turn, message.failure, from);

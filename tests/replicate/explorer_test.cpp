@@ -113,6 +113,19 @@ TEST_CASE("three ranks: a lost host") {
   require_safe(bounds);
 }
 
+TEST_CASE("three ranks: a timeout") {
+  Bounds bounds = ranks(3, kSlow ? 1 : 2);
+  bounds.timeouts = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks: a structure that differs after a crash") {
+  Bounds bounds = ranks(3, 1);
+  bounds.crashes = 1;
+  bounds.mismatches = kSlow ? 0 : 1;
+  require_safe(bounds);
+}
+
 TEST_CASE("three ranks: a failure") {
   Bounds bounds = ranks(3, 1);
   bounds.local_failures = 1;

@@ -287,6 +287,36 @@ TEST_CASE("nothing is recovered only where nothing was ever complete") {
   REQUIRE(state.mode == Mode::kBroken);
 }
 
+TEST_CASE("whoever gives a recovery up tells every peer on its own link, partners too") {
+  State state = make_state(make_config(1, 3));
+  REQUIRE(state.config->peers == std::vector<int>{0, 2});  // 0 is the parent, 2 only the holder
+  Claim claim;
+  claim.at = claim.owner = 1;
+  claim.world_size = 3;
+  claim.id = {1, 7};
+  tell(state, Formed{2});
+  tell(state, SlotsVerified{{claim}, kNoImage});
+  hear(state, 0, AskDisk{}, 2);
+  tell(state, FilesVerified{});
+  auto out = hear(state, 0, protocol::Choice{{1, 7}, kNoImage, {}}, 2);
+  REQUIRE(first<CheckStructure>(out)->slot == 0);
+  SECTION("its own structure differs") {
+    out = tell(state, StructureChecked{"model.w", "F32[2] against F32[3]"});
+    REQUIRE(sent<GiveUp>(out, 0)->failure.path == "model.w");
+    REQUIRE(sent<GiveUp>(out, 2)->failure.path == "model.w");
+  }
+  SECTION("it hears of it, and passes it on") {
+    Failure failure;
+    failure.path = "model.w";
+    out = hear(state, 2, GiveUp{failure}, 2);
+    REQUIRE(sent<GiveUp>(out, 0)->failure.path == "model.w");
+    REQUIRE(sent<GiveUp>(out, 2) == nullptr);
+  }
+  REQUIRE(first<RecoverFailed>(out)->failure.path == "model.w");
+  REQUIRE(first<RestoreTrainer>(out) == nullptr);
+  REQUIRE(state.mode == Mode::kBroken);
+}
+
 TEST_CASE("a mismatch at one rank is the same error at all, and no trainer is written") {
   explorer::Bounds bounds;
   bounds.world = 3;

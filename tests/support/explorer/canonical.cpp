@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <tuple>
 
 #include "tests/support/explorer/world.hpp"
 
@@ -185,18 +186,19 @@ std::string World::bytes() const {
     put_number(out, static_cast<std::uint64_t>(node.next_step));
   }
   // Only the order within one pair and generation matters.
-  std::vector<const Letter*> letters;
-  letters.reserve(letters_.size());
-  for (const auto& letter : letters_) letters.push_back(letter.get());
-  std::stable_sort(letters.begin(), letters.end(), [](const Letter* x, const Letter* y) {
-    return std::tuple(x->from, x->to, x->message.generation) <
-           std::tuple(y->from, y->to, y->message.generation);
-  });
-  put_number(out, letters.size());
-  for (const Letter* letter : letters) {
-    put_rank(out, letter->from);
-    put_rank(out, letter->to);
-    out += letter->bytes;
+  using Place = std::tuple<int, int, std::uint64_t, std::size_t>;
+  std::vector<Place> order;
+  order.reserve(letters_.size());
+  for (std::size_t i = 0; i < letters_.size(); ++i) {
+    const Letter& letter = *letters_[i];
+    order.emplace_back(letter.from, letter.to, letter.message.generation, i);
+  }
+  std::sort(order.begin(), order.end());
+  put_number(out, order.size());
+  for (const auto& [from, to, generation, index] : order) {
+    put_rank(out, from);
+    put_rank(out, to);
+    out += letters_[index]->bytes;
   }
   put_list(out, offered_, [](std::string& o, const Offered& f) {
     put_rank(o, f.from), put_rank(o, f.to), put_rank(o, f.owner);

@@ -114,7 +114,7 @@ struct Node {
   std::vector<MemorySlots> held;
   std::vector<File> files;  ///< sorted
   int next_step = 1;
-  bool gave_up = false;            ///< by GiveUp: its links stay open, so that everyone hears of it
+  bool gave_up = false;  ///< by GiveUp, which precedes the end-of-file on each of its links
   std::optional<Failure> failure;  ///< of its newest recovery; no part of the world's identity
 };
 
