@@ -101,6 +101,12 @@ TEST_CASE("two ranks: a crash around finish()") {
   require_safe(bounds);
 }
 
+TEST_CASE("three ranks that stage nothing all become ready") {
+  Bounds bounds = ranks(3, 0);
+  bounds.crashes = 1;
+  require_safe(bounds);
+}
+
 TEST_CASE("three ranks: a crash") {
   Bounds bounds = ranks(3, kSlow ? 1 : 2);
   bounds.crashes = 1;

@@ -40,8 +40,20 @@ const MemorySlot& World::slot_at(const Node& node, int index) {
   return i < 2 ? node.own[i] : node.held[i / 2 - 1][i % 2];
 }
 
-void World::begin_slot(MemorySlot& slot, ImageId id, ImageId base) {
-  slot = {MemorySlot::Header::kWriting, id, base, false, {}, -1};
+void World::begin_slot(Node& node, const Job& job) {
+  for (const Job& other : node.jobs) {
+    const bool writes = other.kind == Job::Kind::kOwn || other.kind == Job::Kind::kReplica ||
+                        other.kind == Job::Kind::kFetch;
+    if (writes && other.owner == job.owner && other.slot == job.slot &&
+        other.generation == job.generation) {
+      wrong("rank " + std::to_string(node.rank) + " writes " + name(job.id) +
+            " into a slot that is still being written with " + name(other.id));
+    }
+  }
+  MemorySlots& pair = job.owner == node.rank ? node.own : held_by(node, job.owner);
+  pair[static_cast<std::size_t>(job.slot)] = {
+      MemorySlot::Header::kWriting, job.id, job.base, false, {}, -1};
+  node.jobs.push_back(job);
 }
 
 void World::seal_slot(MemorySlot& slot, int owner, ImageId id, ImageId base) {

@@ -183,7 +183,8 @@ class World {
 
   void feed(Node& node, const Event& event);
   bool carry_out(Node& node, const Action& action);
-  void begin_slot(MemorySlot& slot, ImageId id, ImageId base);
+  /// Begins to write a slot; wrong if something of this generation still writes it.
+  void begin_slot(Node& node, const Job& job);
   void seal_slot(MemorySlot& slot, int owner, ImageId id, ImageId base);
   void end_process(Node& node, bool lose_memory);
   void clear_messages_to(const Node& node);

@@ -92,15 +92,13 @@ struct World::CarryOut {
   }
   bool operator()(const WriteOwn& a) const {
     world.say(node, "writes " + name(a.id) + " into own slot " + std::to_string(a.slot));
-    world.begin_slot(node.own[a.slot], a.id, a.base);
-    node.jobs.push_back({Job::Kind::kOwn, generation, node.rank, a.slot, a.id, a.base});
+    world.begin_slot(node, {Job::Kind::kOwn, generation, node.rank, a.slot, a.id, a.base});
     return true;
   }
   bool operator()(const AcceptReplica& a) const {
     world.say(node, "writes " + name(a.id) + " of rank " + std::to_string(a.ward) +
                         " into held slot " + std::to_string(a.slot));
-    world.begin_slot(world.held_by(node, a.ward)[a.slot], a.id, a.base);
-    node.jobs.push_back({Job::Kind::kReplica, generation, a.ward, a.slot, a.id, a.base});
+    world.begin_slot(node, {Job::Kind::kReplica, generation, a.ward, a.slot, a.id, a.base});
     return true;
   }
   bool operator()(const ExpectDigest& a) const {
@@ -128,8 +126,6 @@ struct World::CarryOut {
                         " from " + to_string(a.source.place) + " of rank " +
                         std::to_string(a.source.at) + " into " + (own ? "own" : "held") + " slot " +
                         std::to_string(a.slot));
-    world.begin_slot((own ? node.own : world.held_by(node, a.source.owner))[a.slot], a.source.id,
-                     a.source.base);
     Job job{Job::Kind::kFetch, generation, a.source.owner, a.slot, a.source.id, a.source.base};
     job.source = a.source;
     const auto served =
@@ -137,7 +133,7 @@ struct World::CarryOut {
                   Offered{a.source.at, node.rank, a.source.owner, generation, a.source.id});
     job.sending = a.source.at == node.rank || served != world.offered_.end();
     if (served != world.offered_.end()) world.offered_.erase(served);
-    node.jobs.push_back(std::move(job));
+    world.begin_slot(node, job);
     return true;
   }
   bool operator()(const Serve& a) const {
