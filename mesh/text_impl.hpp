@@ -44,14 +44,18 @@ inline std::string_view trimmed(std::string_view s) {
   return s.substr(first, s.find_last_not_of(kSpace) - first + 1);
 }
 
+/// One line: control characters become '?'.
+inline std::string printable(std::string_view s) {
+  std::string out(s);
+  for (char& c : out) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  }
+  return out;
+}
+
 /// What a message quotes of somebody's input: short, one line, printable.
 inline std::string quoted(std::string_view s) {
-  std::string out = "'";
-  for (const char c : s.substr(0, 60)) {
-    const bool plain = static_cast<unsigned char>(c) >= 0x20 && c != 0x7f;
-    out += plain ? c : '?';
-  }
-  return out + (s.size() > 60 ? "...'" : "'");
+  return "'" + printable(s.substr(0, 60)) + (s.size() > 60 ? "...'" : "'");
 }
 
 /// All of `s` as a decimal number, with a sign only where T has one.

@@ -60,6 +60,15 @@ TEST_CASE("a mesh file gives mesh, hosts, holders and tensors") {
   CHECK(to_string(d.tensors[1].placements) == "R,S(-1)");
 }
 
+TEST_CASE("names in other scripts and comments may stand in a mesh file") {
+  const auto result = parse_mesh_file(
+      "\xef\xbb\xbf# \u00fcber\n[mesh]\nshape = [1]\n[[host]]\nname = \"k\\\"\u00f6ln\"\n"
+      "rack = '''\u96ea'''\nranks = [0]\n");
+  for (const auto& e : result.errors) UNSCOPED_INFO(to_string(e));
+  REQUIRE(result.description.has_value());
+  CHECK(result.description->domains.host(0) == Host{"k\"\u00f6ln", "\u96ea", {0}});
+}
+
 TEST_CASE("hosts can be a rule, holders a list, and both be left out") {
   const auto ruled = parse_mesh_file(
       "[mesh]\nshape = [6]\n[hosts]\nranks_per_host = 2\nhosts_per_rack = 2\n"
@@ -85,6 +94,19 @@ TEST_CASE("what is wrong in a mesh file is named with its line, its key and the 
       {"garbage", 1, "", "not TOML"},
       {"[mesh\n", 1, "", "not TOML"},
       {"\xff\xfe\x01", 1, "", "not TOML"},
+      // Found by the fuzz target: toml++ assumes that these cannot happen.
+      {"[[[1]]]", 1, "", "not TOML"},
+      {"a = {[", 1, "", "not TOML"},
+      {"[\001ssh]-shmesh =0", 1, "", "not TOML"},
+      {"a = \"\"\"x\\\ufeff\"\"\"", 1, "", "outside ASCII"},
+      {"a = \"\"\"x\\  \n \u00e9\"\"\"", 2, "", "outside ASCII"},
+      {"a = tr\n", 1, "", "saw 'tr?"},
+      {"[mesh]\nshape = [2]\n\"a\\nb\" = 1", 3, "mesh.a?b", "'a?b'"},
+      {"mesh = {shape = [30\u3bbb]}", 1, "", "outside ASCII"},
+      {"mesh = {shape = [30\ufeff]}", 1, "", "outside ASCII"},
+      {"# \"\na = \"\"\"x\"\"\\\"\"\"\"\n\u00e9", 3, "", "outside ASCII"},
+      {"a = 'it\\'\n\u00e9 = 3", 2, "", "outside ASCII"},
+      {"a = \"\x7f\"", 1, "", "control character"},
       {"[mesh]\n", 1, "mesh.shape", "add shape = [2, 4]"},
       {"[mesh]\nshape = 8", 2, "mesh.shape", "write it as [2, 4]"},
       {"[mesh]\nshape = []", 2, "mesh.shape", "at least one dimension"},

@@ -17,6 +17,10 @@ function(meshstage_configure_target target)
     target_compile_options(${target} PRIVATE -Wall -Wextra -Wpedantic -Wshadow -Wconversion
       -Wnon-virtual-dtor -Woverloaded-virtual -Wno-sign-conversion)
   endif()
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    # std::stable_sort of libstdc++ 12 uses std::get_temporary_buffer, which clang calls deprecated.
+    target_compile_options(${target} PRIVATE -Wno-deprecated-declarations)
+  endif()
   if(MESHSTAGE_WERROR)
     target_compile_options(${target} PRIVATE -Werror)
   endif()
