@@ -57,13 +57,9 @@ std::unique_ptr<File> create_locked(FileSystem& fs, const std::filesystem::path&
 
 void write_and_rename(FileSystem& fs, const std::filesystem::path& temporary,
                       const std::filesystem::path& target,
-                      std::span<const std::span<const std::byte>> pieces) {
+                      const std::function<void(File&)>& write) {
   const auto file = create_locked(fs, temporary);
-  std::uint64_t offset = 0;
-  for (const auto piece : pieces) {
-    write_fully(*file, piece, offset);
-    offset += piece.size();
-  }
+  write(*file);
   file->sync();
   fs.rename(temporary, target);
 }
@@ -71,15 +67,15 @@ void write_and_rename(FileSystem& fs, const std::filesystem::path& temporary,
 }  // namespace
 
 void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
-                        std::span<const std::span<const std::byte>> pieces) {
+                        const std::function<void(File&)>& write) {
   const auto directory =
       target.has_parent_path() ? target.parent_path() : std::filesystem::path(".");
   // One for each thread: two may publish the same target, and the later rename wins.
   const auto temporary = directory / ("." + target.filename().native() + own_mark(fs.process()) +
                                       std::to_string(::gettid()));
   try {
-    write_and_rename(fs, temporary, target, pieces);
-  } catch (const Error&) {
+    write_and_rename(fs, temporary, target, write);
+  } catch (...) {  // passed on: `write` may throw anything
     try {
       fs.unlink(temporary);
     } catch (const SystemError&) {
@@ -88,6 +84,17 @@ void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
     throw;
   }
   fs.sync_directory(directory);
+}
+
+void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
+                        std::span<const std::span<const std::byte>> pieces) {
+  publish_atomically(fs, target, [pieces](File& file) {
+    std::uint64_t offset = 0;
+    for (const auto piece : pieces) {
+      write_fully(file, piece, offset);
+      offset += piece.size();
+    }
+  });
 }
 
 void publish_atomically(FileSystem& fs, const std::filesystem::path& target,

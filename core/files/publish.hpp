@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 
 #include <meshstage/core/os/file_system.hpp>
@@ -17,6 +18,11 @@ MESHSTAGE_API void publish_atomically(FileSystem& fs, const std::filesystem::pat
                                       std::span<const std::span<const std::byte>> pieces);
 MESHSTAGE_API void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
                                       std::span<const std::byte> bytes);
+
+/// The same for a file that `write` fills (at any offsets), for what is too large to lay out in
+/// memory first. What `write` throws is passed on.
+MESHSTAGE_API void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
+                                      const std::function<void(File&)>& write);
 
 /// Removes the temporary files in `directory` whose writer is dead (it holds a record lock on them
 /// while it writes). Returns how many. A directory that does not exist has none.

@@ -1,4 +1,5 @@
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/quoted_impl.hpp>
 #include <meshstage/core/image/safetensors.hpp>
 
 #include <algorithm>
@@ -34,17 +35,7 @@ constexpr std::array kDtypes{
     DtypeName{"F6_E2M3", 6}, DtypeName{"F6_E3M2", 6},
 };
 
-/// Names come from the file: an error line must stay one line, and short.
-std::string in_quotes(std::string_view name) {
-  constexpr std::size_t kShown = 120;
-  std::string out = "\"";
-  for (const char c : name.substr(0, kShown)) {
-    const auto byte = static_cast<unsigned char>(c);
-    out += byte < 0x20 || byte == 0x7f ? '?' : c;
-  }
-  out += name.size() > kShown ? "...\"" : "\"";
-  return out;
-}
+using detail::in_quotes;
 
 [[noreturn]] void refuse(const std::string& what) {
   throw CorruptData("not a sound safetensors file: " + what);

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <unordered_map>
 
 #include <meshstage/core/tree/node.hpp>
@@ -249,8 +251,12 @@ std::string Value::describe() const {
       return as<bool>() ? "bool true" : "bool false";
     case ValueKind::kInt:
       return "int " + std::to_string(as<std::int64_t>());
-    case ValueKind::kDouble:
-      return "double " + std::to_string(as<double>());
+    case ValueKind::kDouble: {
+      // The shortest digits that are this number alone: two that differ read differently.
+      std::array<char, 32> digits{};
+      const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), as<double>());
+      return "double " + std::string(digits.data(), end.ptr);
+    }
     case ValueKind::kString: {
       const auto& s = as<std::string>();
       return s.size() <= 40 ? "string \"" + s + "\""

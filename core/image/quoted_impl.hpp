@@ -1,0 +1,19 @@
+#pragma once
+#include <string>
+#include <string_view>
+
+namespace meshstage::detail {
+
+/// A name that comes from a file, for a message: an error line must stay one line, and short.
+inline std::string in_quotes(std::string_view name) {
+  constexpr std::size_t kShown = 120;
+  std::string out = "\"";
+  for (const char c : name.substr(0, kShown)) {
+    const auto byte = static_cast<unsigned char>(c);
+    out += byte < 0x20 || byte == 0x7f ? '?' : c;
+  }
+  out += name.size() > kShown ? "...\"" : "\"";
+  return out;
+}
+
+}  // namespace meshstage::detail
