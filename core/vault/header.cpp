@@ -137,6 +137,19 @@ SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page) {
   return info;
 }
 
+SlotInfo read_header(File& file) {
+  SlotInfo info;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    HeaderPage page{};
+    (void)file.read_at(page, 0);
+    info = decode_header(page);
+    if (info.damaged.empty()) break;
+  }
+  const std::uint64_t size = file.stat().size;
+  info.capacity = size - std::min<std::uint64_t>(size, kHeaderBytes);
+  return info;
+}
+
 }  // namespace meshstage::detail
 
 namespace meshstage {

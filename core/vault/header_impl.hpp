@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <span>
 
+#include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/vault/slot.hpp>
 
 namespace meshstage::detail {
@@ -25,5 +26,9 @@ HeaderPage encode_header(const SlotHeader& header);
 /// Never throws: a page of zeros is an empty slot, one that cannot be trusted an empty slot with
 /// `damaged` saying why. Capacity is not the header's to know and stays 0.
 SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page);
+
+/// The header of a slot file as it is now, with its capacity. One that is being written looks
+/// damaged for a microsecond: it is read again.
+SlotInfo read_header(File& file);
 
 }  // namespace meshstage::detail

@@ -22,21 +22,10 @@ bool is_not_for_us(const SystemError& e) {
   return detail::is_missing(e) || e.error_number() == EACCES || e.error_number() == ELOOP;
 }
 
-/// The header of a slot file as it is now. One that is being written looks damaged for a
-/// microsecond: it is read again.
+/// Nothing for a file that is not for us.
 std::optional<SlotInfo> read_slot(FileSystem& fs, const std::filesystem::path& path) {
   try {
-    const auto file = detail::open_private(fs, path);
-    SlotInfo info;
-    for (int attempt = 0; attempt < 3; ++attempt) {
-      detail::HeaderPage page{};
-      (void)file->read_at(page, 0);
-      info = detail::decode_header(page);
-      if (info.damaged.empty()) break;
-    }
-    info.capacity =
-        file->stat().size - std::min<std::uint64_t>(file->stat().size, detail::kHeaderBytes);
-    return info;
+    return detail::read_header(*detail::open_private(fs, path));
   } catch (const SystemError& e) {
     if (!is_not_for_us(e)) throw;
   } catch (const InvalidState&) {
