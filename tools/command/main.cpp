@@ -4,6 +4,7 @@
 #include "tools/command/command.hpp"
 #include "tools/drill/command.hpp"
 #include "tools/mesh/commands.hpp"
+#include "tools/snapshot/commands.hpp"
 
 int main(int argc, char** argv) {
   std::ios::sync_with_stdio(false);
@@ -12,6 +13,7 @@ int main(int argc, char** argv) {
 
   meshstage::tools::add_mesh_commands(app, std::cout);
   meshstage::tools::add_drill_command(app);
+  meshstage::tools::add_snapshot_commands(app, std::cout, meshstage::tools::ask_on_terminal());
 
   const int code =
       meshstage::tools::run_command(app, {argv + 1, argv + argc}, std::cout, std::cerr);

@@ -1,0 +1,143 @@
+#include "tools/snapshot/doctor.hpp"
+
+#include <functional>
+
+#include "tests/snapshot/snapshot_support.hpp"
+#include "tests/support/catch.hpp"
+
+using namespace meshstage;
+using namespace meshstage::test;
+using namespace meshstage::tools;
+using Level = Check::Level;
+
+namespace {
+
+constexpr std::uint64_t kGiB = std::uint64_t{1} << 30U;
+
+HostFacts healthy() {
+  HostFacts f;
+  f.room.memory.mem_available = 20 * kGiB;
+  f.room.space = {.available = 12 * kGiB, .total = 12 * kGiB, .in_memory = true};
+  f.room.directory = "/dev/shm";
+  f.memory_total = 24 * kGiB;
+  f.vault_exists = f.vault_writable = true;
+  f.huge_pages = "madvise";
+  f.shared_huge_pages = "always";
+  f.memlock_soft = f.memlock_hard = HostFacts::kUnlimited;
+  f.files_soft = f.files_hard = 65536;
+  f.uid = 1000;
+  return f;
+}
+
+}  // namespace
+
+TEST_CASE("doctor finds nothing wrong with a healthy host") {
+  for (const auto& check : diagnose(healthy(), {.state_bytes = kGiB, .ranks = 2})) {
+    INFO(check.name << ": " << check.text);
+    REQUIRE(check.level == Level::kOk);
+    REQUIRE(check.remedy.empty());
+  }
+}
+
+TEST_CASE("doctor names each thing that is wrong, with its remedy") {
+  struct Row {
+    const char* name;
+    Level level;
+    std::function<void(HostFacts&)> spoil;
+    const char* text;
+    const char* remedy;
+  };
+  const std::vector<Row> rows{
+      {"memory", Level::kWarning, [](auto& f) { f.room.memory.mem_available = kGiB; }, "1.00 GiB",
+       "four times"},
+      {"control group", Level::kWarning,
+       [](auto& f) {
+         f.room.memory.cgroup_headroom = kGiB;
+         f.room.memory.cgroup = "/sys/fs/cgroup/job";
+       },
+       "1.00 GiB of memory left to /sys/fs/cgroup/job", "docker run --memory"},
+      {"shared memory", Level::kWarning,
+       [](auto& f) { f.room.space = {64U << 20U, 64U << 20U, true}; }, "64.0 MiB", "--shm-size"},
+      {"shared memory", Level::kProblem, [](auto& f) { f.vault_exists = false; }, "does not exist",
+       "mount"},
+      {"shared memory", Level::kProblem, [](auto& f) { f.vault_writable = false; }, "not writable",
+       "right to write"},
+      {"vault", Level::kWarning,
+       [](auto& f) {
+         f.room.directory = "/var/tmp";
+         f.room.space.in_memory = false;
+       },
+       "on a disk", "tmpfs"},
+      {"room", Level::kProblem, [](auto& f) { f.room.space = {4 * kGiB, 4 * kGiB, true}; },
+       "2 ranks of 1.00 GiB state need 8.00 GiB", "/dev/shm"},
+      {"huge pages", Level::kWarning, [](auto& f) { f.huge_pages = "never"; }, "never",
+       "echo madvise"},
+      {"huge pages", Level::kOk, [](auto& f) { f.shared_huge_pages = "never"; }, "never",
+       "huge=always"},
+      {"locked memory", Level::kOk, [](auto& f) { f.memlock_soft = 65536; }, "64.0 KiB",
+       "ulimit -l"},
+      {"open files", Level::kWarning,
+       [](auto& f) {
+         f.files_soft = 256;
+         f.files_hard = 4096;
+       },
+       "256 (at most 4096)", "ulimit -n 4096"},
+      {"file size", Level::kProblem, [](auto& f) { f.file_size_soft = 1000; }, "1000 B",
+       "ulimit -f"},
+      {"logout", Level::kWarning, [](auto& f) { f.logind = true; }, "logind", "RemoveIPC=no"},
+      {"leftovers", Level::kWarning,
+       [](auto& f) {
+         f.dead_vaults = 3;
+         f.dead_vault_bytes = kGiB;
+       },
+       "3 vaults of 1.00 GiB", "meshstage clean"},
+      {"environment", Level::kProblem, [](auto& f) { f.environment["RANK"] = "1"; }, "WORLD_SIZE",
+       "unset"},
+      {"environment", Level::kProblem, [](auto& f) { f.environment["MESHSTAGE_JOB"] = "a b"; },
+       "no job name", "characters"},
+      {"environment", Level::kWarning, [](auto& f) { f.environment["MESHSTAGE_RANKS"] = "4"; },
+       "MESHSTAGE_RANKS is set, but means nothing", "MESHSTAGE_WORLD_SIZE"},
+  };
+  for (const auto& row : rows) {
+    auto facts = healthy();
+    row.spoil(facts);
+    bool found = false;
+    std::string all;
+    for (const auto& check : diagnose(facts, {.state_bytes = kGiB, .ranks = 2})) {
+      all += check.name + ": " + check.text + " -> " + check.remedy + "\n";
+      found |= check.name == row.name && check.level == row.level &&
+               contains(check.text, row.text) && contains(check.remedy, row.remedy);
+    }
+    INFO(row.name << ", " << row.text << ":\n" << all);
+    REQUIRE(found);
+  }
+}
+
+TEST_CASE("a user whom logind leaves alone, or who said so, gets no warning about logout") {
+  auto facts = healthy();
+  facts.logind = true;
+  facts.remove_ipc = false;
+  for (const auto& check : diagnose(facts, {})) REQUIRE(check.level == Level::kOk);
+  facts.remove_ipc.reset();
+  facts.uid = 0;
+  for (const auto& check : diagnose(facts, {})) REQUIRE(check.level == Level::kOk);
+}
+
+TEST_CASE("doctor and info run on this host and print JSON") {
+  const TempDirectory temp;
+  const auto doctor = run({"doctor", "--vault", temp.path().string(), "--json"});
+  REQUIRE(doctor.err.empty());
+  REQUIRE(doctor.json().at("checks").size() >= 9);
+  REQUIRE(doctor.code == (doctor.json().at("problems") == 0 ? 0 : 1));
+  const auto missing = run({"doctor", "--vault", (temp.path() / "none").string()});
+  REQUIRE(missing.code == 1);
+  REQUIRE(contains(missing.out, "does not exist"));
+  REQUIRE(run({"doctor", "--state", "1PiB"}).code == 1);
+
+  const auto info = run({"info", "--json"}).json();
+  REQUIRE(info.at("version").get<std::string>().find('.') != std::string::npos);
+  REQUIRE(info.at("backends")[0].at("name") == "gloo");
+  const bool found = info.at("backends")[0].at("found");
+  REQUIRE(found == info.at("backends")[0].at("detail").get<std::string>().empty());
+  REQUIRE(info.at("cpu").contains("digests"));
+}

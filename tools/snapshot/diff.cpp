@@ -1,0 +1,207 @@
+// meshstage diff: the first differences of two snapshots, by path.
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
+#include <ostream>
+#include <set>
+#include <utility>
+
+#include <meshstage/core/tree/compare.hpp>
+
+#include "tools/snapshot/entries.hpp"
+#include "tools/snapshot/numbers.hpp"
+#include "tools/snapshot/open.hpp"
+#include "tools/snapshot/text.hpp"
+
+namespace meshstage::tools {
+namespace {
+
+using What = Difference::What;
+
+/// Collects the first differences and counts the rest.
+class Differ {
+ public:
+  Differ(bool values, std::size_t max) : max_(max) { options_.values = values; }
+
+  /// Two trees, as they are.
+  void compare_trees(const Value& a, const Value& b) {
+    below(a, b);
+    // Sharing and the order of keys are of the whole tree.
+    CompareOptions whole = options_;
+    whole.values = false;
+    if (auto d = compare(a, b, whole);
+        d && (d->what == What::kSharing || (d->what == What::kKeys && total_ == 0))) {
+      add(std::move(*d));
+    }
+  }
+
+  /// Two lists of tensors, by name; nothing but dtype, shape and elements counts.
+  void compare_names(const std::vector<Entry>& a, const std::vector<Entry>& b) {
+    options_.layout = options_.sharing = options_.attributes = false;
+    std::map<std::string_view, const Entry*> right;
+    for (const auto& e : b) right.emplace(e.plain, &e);
+    for (const auto& e : a) {
+      const auto found = right.find(e.plain);
+      if (found == right.end()) {
+        add({What::kKeys, e.plain, e.describe(), "missing"});
+        continue;
+      }
+      leaves(e.value, found->second->value, e.plain);
+      right.erase(found);
+    }
+    for (const auto& e : b) {
+      if (right.contains(e.plain)) add({What::kKeys, e.plain, "missing", e.describe()});
+    }
+  }
+
+  [[nodiscard]] std::uint64_t total() const noexcept { return total_; }
+  [[nodiscard]] const std::vector<Difference>& first() const noexcept { return first_; }
+
+ private:
+  void add(Difference d) {
+    ++total_;
+    if (first_.size() < max_) first_.push_back(std::move(d));
+  }
+
+  void below(const Value& a, const Value& b) {
+    if (a.kind() == b.kind() && a.is_container()) {
+      if (!seen_.emplace(identity(a), identity(b)).second) return;
+      if (const auto* dict = a.get_if<Dict>()) return dicts(*dict, b.as<Dict>());
+      if (const auto* list = a.get_if<List>()) return sequences(*list, b.as<List>());
+      return sequences(a.as<Tuple>(), b.as<Tuple>());
+    }
+    leaves(a, b, path_.text());
+  }
+
+  static const void* identity(const Value& value) {
+    if (const auto* dict = value.get_if<Dict>()) return dict->identity();
+    if (const auto* list = value.get_if<List>()) return list->identity();
+    return value.as<Tuple>().identity();
+  }
+
+  void dicts(const Dict& a, const Dict& b) {
+    for (const auto& [key, value] : a) {
+      path_.push(key);
+      if (const Value* other = b.find(key)) {
+        below(value, *other);
+      } else {
+        add({What::kKeys, path_.text(), value.describe(), "missing"});
+      }
+      path_.pop();
+    }
+    for (const auto& [key, value] : b) {
+      if (a.contains(key)) continue;
+      path_.push(key);
+      add({What::kKeys, path_.text(), "missing", value.describe()});
+      path_.pop();
+    }
+  }
+
+  void sequences(const Sequence& a, const Sequence& b) {
+    if (a.size() != b.size()) {
+      add({What::kLength, path_.text(), count_text(a.size(), "element"),
+           count_text(b.size(), "element")});
+    }
+    for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+      path_.push(Key(i));
+      below(a[i], b[i]);
+      path_.pop();
+    }
+  }
+
+  void leaves(const Value& a, const Value& b, const std::string& path) {
+    CompareOptions leaf = options_;
+    leaf.sharing = false;
+    auto d = compare(a, b, leaf);
+    if (!d) return;
+    const auto* left = a.get_if<Tensor>();
+    const auto* right = b.get_if<Tensor>();
+    if (d->what == What::kValue && d->path.empty() && left != nullptr && right != nullptr) {
+      const auto e = compare_elements(*left, *right);
+      const auto where = left->dim() == 0 ? std::string() : e.index + " ";
+      d->left = where + e.left;
+      d->right = where + e.right;
+      if (left->numel() > 1) {
+        d->right += fmt::format("; {} of {} elements differ", e.count, left->numel());
+        if (!std::isnan(e.largest)) d->right += fmt::format(", by up to {:.3g}", e.largest);
+      }
+    }
+    d->path = path.empty() || d->path.empty() ? path + d->path : path + "." + d->path;
+    add(std::move(*d));
+  }
+
+  CompareOptions options_;
+  std::size_t max_;
+  Path path_;
+  std::set<std::pair<const void*, const void*>> seen_;
+  std::uint64_t total_ = 0;
+  std::vector<Difference> first_;
+};
+
+/// Plain safetensors files have no C128: there it is F64 with a last dimension of 2.
+void as_pairs(Entry& entry) {
+  const Tensor t = entry.value.as<Tensor>();
+  if (t.dtype() != DType::kC128) return;
+  Shape shape = t.shape();
+  Strides strides = t.strides();
+  for (auto& s : strides) s *= 2;
+  shape.push_back(2);
+  strides.push_back(1);
+  entry.value = Tensor::on_storage(t.storage(), DType::kF64, std::move(shape), std::move(strides),
+                                   t.storage_offset() * 2);
+}
+
+std::vector<Entry> named_tensors(const Snapshot& snapshot) {
+  auto entries = list_entries(snapshot, Repeat::kAlways);
+  std::erase_if(entries, [](const Entry& e) { return !e.is_tensor(); });
+  for (auto& e : entries) as_pairs(e);
+  return entries;
+}
+
+void print_text(const Differ& differ, const Snapshot& a, const Snapshot& b, bool values,
+                std::ostream& out) {
+  out << "left:  " << a.name << ": " << a.describe() << "\n";
+  out << "right: " << b.name << ": " << b.describe() << "\n\n";
+  for (const auto& d : differ.first()) out << printable(d.describe(), 1000) << "\n";
+  if (differ.total() == 0) {
+    out << (values ? "identical, every bit\n" : "the same structure\n");
+  } else if (differ.total() == differ.first().size()) {
+    out << "\n" << count_text(differ.total(), "difference") << "\n";
+  } else {
+    out << fmt::format("\nthe first {} of {} differences\n", differ.first().size(), differ.total());
+  }
+}
+
+}  // namespace
+
+int diff_snapshots(const DiffOptions& options, std::ostream& out) {
+  const auto content = options.values ? Content::kAll : Content::kStructure;
+  const auto left = open_snapshot(options.left, options.places, content);
+  const auto right = open_snapshot(options.right, options.places, content);
+  Differ differ(options.values, options.max);
+  if (left.image && right.image) {
+    differ.compare_trees(left.state(), right.state());
+  } else {
+    differ.compare_names(named_tensors(left), named_tensors(right));
+  }
+  if (options.json) {
+    nlohmann::ordered_json json{{"left", left.name},
+                                {"right", right.name},
+                                {"identical", differ.total() == 0},
+                                {"differences", differ.total()},
+                                {"first", nlohmann::ordered_json::array()}};
+    for (const auto& d : differ.first()) {
+      json["first"].push_back({{"path", d.path},
+                               {"what", std::string(to_string(d.what))},
+                               {"left", d.left},
+                               {"right", d.right}});
+    }
+    print_json(out, json);
+  } else {
+    print_text(differ, left, right, options.values, out);
+  }
+  return differ.total() == 0 ? 0 : 1;
+}
+
+}  // namespace meshstage::tools

@@ -1,0 +1,106 @@
+// meshstage export: every path as a tensor of its own.
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <ostream>
+#include <system_error>
+#include <unordered_set>
+
+#include <meshstage/core/files/state_file.hpp>
+
+#include "tools/snapshot/entries.hpp"
+#include "tools/snapshot/open.hpp"
+#include "tools/snapshot/text.hpp"
+
+namespace meshstage::tools {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// What other readers want is the keys joined by dots; where two paths would become one name (a key
+/// with a dot in it), all are escaped instead.
+bool plain_names_do(const std::vector<Entry>& entries) {
+  std::unordered_set<std::string_view> names;
+  for (const auto& e : entries) {
+    if (!e.is_tensor()) continue;
+    if (e.plain.empty() || e.plain == "__metadata__" || e.plain.starts_with("__meshstage__") ||
+        printable(e.plain, e.plain.size()) != e.plain || !names.insert(e.plain).second) {
+      return false;
+    }
+  }
+  return true;
+}
+
+/// How much of each name is `path` itself, and is left out.
+std::size_t bytes_above(const Entry& first, const std::string& path, bool plain) {
+  if (path.empty()) return 0;
+  if (first.path == path || first.plain == path) {
+    return plain ? first.plain.size() : first.path.size();
+  }
+  const auto& name = plain ? first.plain : first.path;
+  return name.starts_with(path + ".") ? path.size() : 0;
+}
+
+/// The name without the first `cut` bytes and the dot after them.
+std::string below(const std::string& name, std::size_t cut) {
+  if (cut == 0) return name;
+  return name.size() > cut + 1 ? name.substr(cut + 1) : name.substr(name.rfind('.') + 1);
+}
+
+}  // namespace
+
+int export_snapshot(const ExportOptions& options, std::ostream& out) {
+  std::error_code error;
+  const auto status = std::filesystem::status(options.output, error);
+  if (std::filesystem::is_directory(status)) {
+    throw InvalidArgument("\"" + printable(options.output.native()) +
+                          "\" is a directory; give the file to write");
+  }
+  if (std::filesystem::exists(status) && !options.force) {
+    throw InvalidArgument("\"" + printable(options.output.native()) +
+                          "\" exists; --force replaces it");
+  }
+  const auto directory = options.output.parent_path();
+  if (!directory.empty() && !std::filesystem::is_directory(directory, error)) {
+    throw make_error<NotFound>("there is no directory \"" + printable(directory.native()) + "\"",
+                               {}, {}, directory.native());
+  }
+  const auto snapshot = open_snapshot(options.snapshot, options.places, Content::kAll);
+  auto entries = list_entries(snapshot, Repeat::kAlways);
+  keep_below(entries, options.path);
+  const bool plain = !snapshot.image || plain_names_do(entries);
+  const std::size_t cut = bytes_above(entries.front(), options.path, plain);
+  Dict tensors;
+  auto values = Json::object();
+  for (const auto& e : entries) {
+    const auto name = below(plain ? e.plain : e.path, cut);
+    if (e.is_tensor()) {
+      tensors.set(name.empty() ? "tensor" : name, e.value);
+    } else if (e.value.is_scalar()) {
+      values.get_ref<Json::object_t&>().emplace_back(name, scalar_json(e.value));
+    }
+  }
+  // "format": what some loaders insist on.
+  std::vector<std::pair<std::string, std::string>> metadata{{"format", "pt"}};
+  if (!values.empty()) {
+    metadata.emplace_back("meshstage.values",
+                          values.dump(-1, ' ', false, Json::error_handler_t::replace));
+  }
+  save_safetensors(real_file_system(), options.output, tensors, metadata);
+  const auto bytes = std::filesystem::file_size(options.output);
+  if (options.json) {
+    print_json(out, {{"output", options.output.native()},
+                     {"tensors", tensors.size()},
+                     {"bytes", bytes},
+                     {"escaped_names", !plain}});
+    return 0;
+  }
+  out << fmt::format("{}: {}, {}\n", printable(options.output.native(), 1000),
+                     count_text(tensors.size(), "tensor"), size_text(bytes));
+  if (!plain) {
+    out << "names are escaped as in `meshstage inspect`: keys joined by dots would not be unique\n";
+  }
+  return 0;
+}
+
+}  // namespace meshstage::tools

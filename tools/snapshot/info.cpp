@@ -1,0 +1,74 @@
+// meshstage info: what this build is and what it finds at run time.
+#include <fmt/format.h>
+
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/memory/fast_copy.hpp>
+
+#include "tools/snapshot/backends.hpp"
+#include "tools/snapshot/build_info.hpp"
+#include "tools/snapshot/snapshot.hpp"
+#include "tools/snapshot/text.hpp"
+
+namespace meshstage::tools {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Feature {
+  std::string name, use;
+};
+
+std::vector<Feature> cpu_features() {
+  std::vector<Feature> features;
+  features.push_back({"copies", has_streaming_copy() ? fmt::format("AVX2, streaming stores from {}",
+                                                                   size_text(kStreamingCrossover))
+                                                     : "memcpy (no AVX2)"});
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  features.push_back({"digests", __builtin_cpu_supports("avx512f") ? "XXH3, AVX-512 where it helps"
+                                 : __builtin_cpu_supports("avx2")  ? "XXH3, AVX2"
+                                                                   : "XXH3, SSE2"});
+#else
+  features.push_back({"digests", "XXH3, as compiled"});
+#endif
+  return features;
+}
+
+}  // namespace
+
+int show_info(const InfoOptions& options, std::ostream& out) {
+  const auto backends = find_backends();
+  const auto features = cpu_features();
+  if (options.json) {
+    Json json{{"version", kVersion},         {"compiler", kCompiler},
+              {"build_type", kBuildType},    {"backends", Json::array()},
+              {"configured", Json::array()}, {"cpu", Json::object()}};
+    for (const auto& b : backends) {
+      json["backends"].push_back({{"name", b.name},
+                                  {"found", b.found},
+                                  {"version", b.version},
+                                  {"path", b.path},
+                                  {"detail", b.detail}});
+    }
+    for (const auto* line : kConfigured) json["configured"].push_back(line);
+    for (const auto& f : features) json["cpu"][f.name] = f.use;
+    print_json(out, json);
+    return 0;
+  }
+  out << "meshstage " << kVersion << " (" << kCompiler << ", " << kBuildType << ")\n\n";
+  Columns columns({}, {});
+  for (const auto& b : backends) {
+    columns.add({"backend", b.name, b.found ? b.version : "not found",
+                 printable(b.found ? b.path : b.detail, 2000)});
+  }
+  for (const auto& f : features) columns.add({"cpu", f.name, f.use});
+  columns.print(out);
+  out << "\n";
+  for (const auto* line : kConfigured) out << "configured: " << line << "\n";
+  return 0;
+}
+
+}  // namespace meshstage::tools

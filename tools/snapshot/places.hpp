@@ -1,0 +1,39 @@
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/vault/listing.hpp>
+
+#include "tools/snapshot/snapshot.hpp"
+
+namespace meshstage::tools {
+
+/// What there is on this host.
+struct HostImages {
+  std::vector<VaultListing> vaults;
+  std::vector<PersistedImage> files;
+};
+/// Vaults and persisted images at these places; of `job` alone unless it is empty. Links are not
+/// followed, directories that may not be read are passed over. Throws NotFound for a directory that
+/// is not there.
+HostImages find_images(const Places& places, std::string_view job);
+/// The vaults alone.
+std::vector<VaultListing> find_vaults(const Places& places, std::string_view job);
+
+/// How the commands name an image on this host: JOB/RANK[@[GENERATION.]STEP][:HOLDER].
+struct ImageName {
+  std::string job;
+  int rank = 0;
+  std::optional<std::uint64_t> generation, step;
+  std::optional<int> holder;  ///< In whose vault (or written by whom); any if not given.
+};
+/// Nothing if it is not such a name.
+std::optional<ImageName> parse_image_name(std::string_view text);
+/// In full: "gpt2/2@3.85:0"; the holder is left out where it is the rank itself.
+std::string image_name(const ImageIdentity& identity, int holder);
+
+}  // namespace meshstage::tools
