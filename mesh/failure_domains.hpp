@@ -5,9 +5,12 @@
 #include <string_view>
 #include <vector>
 
+#include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/error/export.hpp>
 
 namespace meshstage {
+
+class ProcessGroup;
 
 /// What is lost at once: a process, all processes of a host, all hosts of a rack.
 enum class DomainLevel : std::uint8_t { kRank, kHost, kRack };
@@ -67,5 +70,18 @@ class MESHSTAGE_API FailureDomains {
   std::vector<int> host_of_;       // by rank
   std::vector<int> rack_of_host_;  // by host; empty if racks are not known
 };
+
+/// The name of this host as the system gives it. Ranks in containers of one host may get different
+/// names: name hosts yourself there (by the scheduler's node name, say).
+[[nodiscard]] MESHSTAGE_API std::string host_name();
+
+/// Hosts (and racks) of a running job: every rank says where it is, and all get the same answer.
+/// Collective over the group; rank r of the answer is rank r of the group. `rack` is empty on all
+/// ranks or on none. Throws InvalidArgument, on every rank alike, if the answers do not fit each
+/// other (the message names the host), and what a collective throws.
+[[nodiscard]] MESHSTAGE_API FailureDomains gather_failure_domains(ProcessGroup& group,
+                                                                  const std::string& host,
+                                                                  const std::string& rack,
+                                                                  Deadline deadline);
 
 }  // namespace meshstage
