@@ -36,7 +36,7 @@ struct Command {
   void add_to(CLI::App& app) {
     auto& t = training;
     auto& c = training.checkpoint;
-    const auto group = [&app](CLI::Option* option, const char* name) { option->group(name); };
+    const auto group = [](CLI::Option* option, const char* name) { option->group(name); };
     app.add_option("--text", t.text, "Text to learn (default: the licence of this project)");
     app.add_option("--steps", t.steps, "Steps to train")
         ->capture_default_str()

@@ -250,7 +250,7 @@ void SocketLinks::accept_all() {
 
 void SocketLinks::read_from(Iterator c) {
   // One buffer a round, so that one busy peer does not starve the others.
-  constexpr std::size_t kRead = 256 * 1024;
+  constexpr std::size_t kRead = std::size_t{256} * 1024;
   Connection& connection = c->second;
   const std::size_t old = connection.in.size();
   connection.in.resize(old + kRead);
