@@ -152,6 +152,10 @@ int Checkpointer::world_size() const noexcept { return impl_->options_.environme
 std::uint64_t Checkpointer::generation() const noexcept { return impl_->generation_.number; }
 const std::string& Checkpointer::job() const noexcept { return impl_->options_.job; }
 Stats Checkpointer::stats() const { return impl_->agent_.stats(); }
+const std::vector<int>& Checkpointer::wards() const noexcept { return impl_->agent_.wards(); }
+Replica Checkpointer::held(int ward, const NodeRegistry& registry) {
+  return impl_->agent_.held(ward, registry);
+}
 void Checkpointer::finish() { impl_->agent_.finish(); }
 
 }  // namespace meshstage

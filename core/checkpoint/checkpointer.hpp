@@ -38,7 +38,10 @@ struct CheckpointerOptions {
   /// Unit of digests and of transfer, bytes: a multiple of 4096.
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
   WhenBusy when_busy = WhenBusy::kWait;
-  /// holders[r] = the ranks that hold r's replica. Empty: {(r + W/2) mod W}.
+  /// holders[r] = the ranks that hold a replica of r's images: as many copies as the list is long.
+  /// The same on every rank and at every restart; mesh's make_holders() gives such lists, across
+  /// hosts or racks. Empty: {(r + W/2) mod W}. A job survives the loss of all but one of each
+  /// rank's owner and holders. Memory: two images for each ward besides the two own ones.
   std::vector<std::vector<int>> holders;
   /// Rank, world size and so on; detected from the launcher's variables unless given.
   std::optional<RankEnvironment> environment;
@@ -109,6 +112,16 @@ class MESHSTAGE_API Checkpointer {
   [[nodiscard]] std::uint64_t generation() const noexcept;
   [[nodiscard]] const std::string& job() const noexcept;
   [[nodiscard]] Stats stats() const;
+
+  /// The ranks whose replicas this one holds, ascending.
+  [[nodiscard]] const std::vector<int>& wards() const noexcept;
+  /// What this rank holds for `ward`: its state dict of the newest step that this rank knows to be
+  /// complete, copied out of the vault. Not collective; may be called between any two steps, also
+  /// while one is being staged. `registry` decodes node types (dtensor::register_nodes and its
+  /// like); a type that is not in it becomes an OpaqueNode. Throws InvalidArgument if `ward` is
+  /// none of wards(), NotFound if no step is complete yet, CorruptData if the replica has rotted,
+  /// InvalidState before recover(), OutOfMemory, and PeerLost or Timeout as the others.
+  [[nodiscard]] Replica held(int ward, const NodeRegistry& registry = {});
 
   /// Collective; the orderly end of a job: waits for what is in flight (persisting too), agrees,
   /// then removes every rank's vault. Files on disk stay. The Checkpointer is closed afterwards.

@@ -391,6 +391,8 @@ void Agent::leave() noexcept { impl_->leave(); }
 Recovered Agent::recover(Value& state) { return impl_->recover(state); }
 Staging Agent::stage(const Value& state, std::uint64_t step) { return impl_->stage(state, step); }
 void Agent::finish() { impl_->finish(); }
+const std::vector<int>& Agent::wards() const noexcept { return impl_->wards(); }
+Replica Agent::held(int ward, const NodeRegistry& registry) { return impl_->held(ward, registry); }
 void Agent::throw_if_lost() const { impl_->throw_if_lost(); }
 Stats Agent::stats() const { return impl_->stats(); }
 

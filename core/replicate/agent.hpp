@@ -15,6 +15,7 @@
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/replicate/observer.hpp>
+#include <meshstage/core/tree/node.hpp>
 #include <meshstage/core/tree/value.hpp>
 
 namespace meshstage {
@@ -83,6 +84,14 @@ struct Stats {
   std::uint64_t vault_bytes = 0;  ///< All slots of this rank's vault.
 };
 
+/// What a holder has of one of its wards.
+struct Replica {
+  int owner = 0;
+  ImageId id;  ///< The newest complete step.
+  /// The owner's state dict as it was staged: memory of its own, the caller may keep it.
+  Value state;
+};
+
 struct AgentOptions {
   std::string job;
   int rank = 0;
@@ -132,6 +141,9 @@ class MESHSTAGE_API Agent {
   Recovered recover(Value& state);
   Staging stage(const Value& state, std::uint64_t step);
   void finish();
+  /// As Checkpointer::wards, held.
+  [[nodiscard]] const std::vector<int>& wards() const noexcept;
+  [[nodiscard]] Replica held(int ward, const NodeRegistry& registry);
 
   /// Throws the loss of a peer, if one is known; it stays known until begin().
   void throw_if_lost() const;

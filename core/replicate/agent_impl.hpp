@@ -91,6 +91,8 @@ class Agent::Impl {
   Recovered recover(Value& state);
   Staging stage(const Value& state, std::uint64_t step);
   void finish();
+  [[nodiscard]] const std::vector<int>& wards() const noexcept { return config_->wards; }
+  [[nodiscard]] Replica held(int ward, const NodeRegistry& registry);
   void throw_if_lost() const;
   [[nodiscard]] Stats stats() const;
   [[nodiscard]] std::vector<int> data_peers() const;

@@ -1,0 +1,98 @@
+// What the files of a job are called, where they go, and whose state is in them.
+#include <meshstage/core/comm/collectives.hpp>
+#include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/files/state_file.hpp>
+#include <meshstage/dtensor/node.hpp>
+
+#include "tests/replication/sharded_job.hpp"
+#include "tests/support/catch.hpp"
+
+using namespace meshstage;
+using namespace meshstage::test;
+
+namespace {
+
+constexpr int kWorld = 4;
+
+const DeviceMesh& mesh() {
+  static const DeviceMesh kMesh = DeviceMesh::from_shape({4}, {"world"});
+  return kMesh;
+}
+
+Dict state_of(int rank, std::uint64_t step) {
+  const auto whole = Tensor::arange<float>(22).view({11, 2});
+  const auto part = DTensor::from_full(whole, mesh(), rank, parse_placements("S(0)"));
+  return Dict{{"weight", dtensor::to_value(part)},
+              {"rank", rank},
+              {"step", static_cast<std::int64_t>(step)}};
+}
+
+NodeRegistry registry(int) {
+  NodeRegistry types;
+  dtensor::register_nodes(types, mesh());
+  return types;
+}
+
+// Stages steps 5 and 10, each to disk, and finishes.
+void run(InProcessJob& job, const std::function<void(CheckpointerOptions&)>& options) {
+  const auto errors = run_ranks(all_ranks(kWorld), [&](int rank) {
+    auto o = job.options(rank);
+    o.persist_every = 1;
+    options(o);
+    Checkpointer ckpt(o);
+    Dict state = state_of(rank, 0);
+    (void)ckpt.recover(state);
+    for (const std::uint64_t step : {5, 10}) stage_and_wait(ckpt, state_of(rank, step), step);
+    ckpt.finish();  // waits for the files
+  });
+  for (const auto& error : errors) CHECK(error == "");
+}
+
+// Each rank's own image and its partner's replica of the newest step are there and right.
+void check_files(InProcessJob& job, const std::filesystem::path& directory) {
+  const auto images = list_images(job.disk(), directory, "in-process");
+  std::vector<std::string> names;
+  for (const auto& image : images) {
+    if (image.name.id.step == 10) names.push_back(image.path.filename().string());
+  }
+  const std::string begin = "in-process.g000001.s000000000010.r0000";
+  std::vector<std::string> expected;
+  for (int rank = 0; rank < kWorld; ++rank) {
+    const std::string mine = begin + std::to_string(rank) + "of00004.";
+    expected.push_back(mine + "own.safetensors");
+    expected.push_back(mine + "held-by-0000" + std::to_string((rank + 2) % kWorld) +
+                       ".safetensors");
+  }
+  CHECK(names == expected);
+  for (const auto& image : images) {
+    INFO(image.path);
+    const Value loaded = load_state_file(job.disk(), image.path, registry(0));
+    CHECK(difference(state_of(image.name.rank, image.name.id.step), loaded) == "");
+    CHECK(dtensor::from_value(loaded.at("weight")).rank() == image.name.rank);
+    if (image.name.holder) CHECK(*image.name.holder == (image.name.rank + 2) % kWorld);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("replication_persistence: in the directory that is given, own and partner's files") {
+  InProcessJob job(kWorld);
+  run(job, [](CheckpointerOptions& o) { o.directory = "/given/images"; });
+  check_files(job, "/given/images");
+  CHECK(job.disk().list("/disk").empty());
+}
+
+TEST_CASE("replication_persistence: by default in a directory of the user's and the job's") {
+  InProcessJob job(kWorld);
+  run(job, [](CheckpointerOptions& o) { o.directory.clear(); });
+  check_files(job, default_directory("in-process"));
+  CHECK(job.disk().list("/disk").empty());
+}
+
+TEST_CASE("replication_persistence: all memory is lost, and the files bring every rank back") {
+  InProcessJob job(kWorld);
+  run(job, [](CheckpointerOptions&) {});
+  std::vector<Source> sources;
+  CHECK(recover_on_all(job, state_of, 10, sources) == std::vector<std::string>(kWorld));
+  CHECK(sources == std::vector<Source>(kWorld, Source::kDisk));
+}

@@ -1,0 +1,87 @@
+// A job whose ranks stage sharded states, and look at what they hold of each other.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/checkpoint/checkpointer.hpp>
+#include <meshstage/core/comm/collectives.hpp>
+#include <meshstage/core/tree/compare.hpp>
+#include <meshstage/mesh/mesh_groups.hpp>
+
+#include "tests/support/in_process_job.hpp"
+
+namespace meshstage::test {
+
+/// The state of a rank at a step; made by that rank, with its group, or by the test to compare.
+using StateOf = std::function<Dict(int rank, std::uint64_t step)>;
+using RegistryOf = std::function<NodeRegistry(int rank)>;
+
+inline Deadline in_time() { return Deadline::after(std::chrono::seconds(20)); }
+
+/// For the trainer's collectives along a mesh; as long as the generation lasts.
+inline std::shared_ptr<ProcessGroup> shared_group(Checkpointer& ckpt) {
+  return {std::shared_ptr<void>(), &ckpt.group()};
+}
+
+inline std::string difference(const Value& a, const Value& b) {
+  const auto found = compare(a, b);
+  return found ? found->path + ": " + found->describe() : "";
+}
+
+inline void stage_and_wait(Checkpointer& ckpt, const Dict& state, std::uint64_t step) {
+  auto staging = ckpt.stage(state, step);
+  const auto outcome = staging.outcome().get(in_time());
+  if (outcome != Outcome::kComplete) {
+    throw InvalidState("step " + std::to_string(step) + " " + std::string(to_string(outcome)));
+  }
+}
+
+/// Stages `steps` one after the other on every rank; element r is what rank r then holds, one
+/// Replica for each ward. Throws the first error of any rank.
+inline std::vector<std::vector<Replica>> stage_on_all(
+    InProcessJob& job, const StateOf& state_of, const RegistryOf& registry,
+    const std::vector<std::uint64_t>& steps,
+    const std::function<void(CheckpointerOptions&)>& options = {}) {
+  std::vector<std::vector<Replica>> held(static_cast<std::size_t>(job.world_size()));
+  const auto errors = run_ranks(all_ranks(job.world_size()), [&](int rank) {
+    auto o = job.options(rank);
+    if (options) options(o);
+    Checkpointer ckpt(o);
+    Dict state = state_of(rank, 0);
+    (void)ckpt.recover(state);
+    for (const auto step : steps) stage_and_wait(ckpt, state_of(rank, step), step);
+    for (const int ward : ckpt.wards()) {
+      held[static_cast<std::size_t>(rank)].push_back(ckpt.held(ward, registry(rank)));
+    }
+    collectives::barrier(ckpt.group(), in_time());  // nobody leaves before all have looked
+  });
+  for (const auto& error : errors) {
+    if (!error.empty()) throw InvalidState(error);
+  }
+  return held;
+}
+
+/// All ranks start anew and recover; element r is how rank r's state differs from `expected`.
+inline std::vector<std::string> recover_on_all(InProcessJob& job, const StateOf& state_of,
+                                               std::uint64_t step, std::vector<Source>& sources) {
+  std::vector<std::string> different(static_cast<std::size_t>(job.world_size()));
+  sources.resize(different.size());
+  const auto errors = run_ranks(all_ranks(job.world_size()), [&](int rank) {
+    Checkpointer ckpt(job.options(rank));
+    Dict state = state_of(rank, 0);
+    const auto recovered = ckpt.recover(state);
+    const auto r = static_cast<std::size_t>(rank);
+    sources[r] = recovered.source;
+    different[r] = difference(state, state_of(rank, step));
+    if (recovered.step != step) different[r] += " step " + std::to_string(recovered.step);
+    ckpt.finish();
+  });
+  for (const auto& error : errors) {
+    if (!error.empty()) throw InvalidState(error);
+  }
+  return different;
+}
+
+}  // namespace meshstage::test
