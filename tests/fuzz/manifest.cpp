@@ -1,0 +1,139 @@
+// Any bytes as an image: CorruptData, or a state dict that stages to an equal one. The input is the
+// header's JSON up to a zero byte, then the data section. It is tried as it stands, and with a
+// trailer that fits: then the digests must tell each changed byte.
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/image/manifest_impl.hpp>
+#include <meshstage/core/image/trailer_impl.hpp>
+#include <meshstage/core/stage/staging_plan.hpp>
+#include <meshstage/core/tree/compare.hpp>
+
+using namespace meshstage;
+
+namespace {
+
+Storage image_of(std::span<const std::byte> input) {
+  const auto zero = std::find(input.begin(), input.end(), std::byte{0});
+  const auto json = input.first(static_cast<std::size_t>(zero - input.begin()));
+  const auto data = zero == input.end() ? input.last(0) : input.subspan(json.size() + 1);
+  const std::uint64_t data_begin = (8 + json.size() + 4095) / 4096 * 4096;
+  const std::uint64_t header = data_begin - 8;
+  auto image = Storage::allocate(data_begin + data.size());
+  std::memset(image.data(), ' ', data_begin);
+  std::memcpy(image.data(), &header, 8);
+  if (!json.empty()) std::memcpy(image.data() + 8, json.data(), json.size());
+  if (!data.empty()) std::memcpy(image.data() + data_begin, data.data(), data.size());
+  return image;
+}
+
+/// Staged again from what was decoded: the same state. What cannot be staged (views that overlap
+/// in a way that no image holds) says so.
+void check_round_trip(const Value& decoded) {
+  Storage again;
+  try {
+    const auto plan = StagingPlan::compile(decoded, nullptr, {.block_bytes = 4096});
+    if (plan.layout().image_bytes > 1U << 24U) return;
+    again = Storage::allocate(plan.layout().image_bytes);
+    Watermark progress;
+    plan.write_manifest(again.bytes());
+    plan.copy(decoded, again.bytes(), progress);
+    (void)plan.seal({"fuzz", 0, 1, {1, 1}, {}}, again.bytes(), progress);
+  } catch (const InvalidArgument&) {
+    return;
+  }
+  (void)verify_image(again.bytes());
+  const Value twice = decode_image(again.bytes(), nullptr);
+  if (compare(decoded, twice)) std::abort();
+  if (compare_structure(again.bytes(), decoded)) std::abort();
+  Value target = decoded;
+  try {
+    restore_into(again.bytes(), target);
+  } catch (const InvalidState&) {  // decoded tensors are read-only
+  }
+}
+
+void check_decoding(const Storage& image) {
+  std::optional<Value> decoded;
+  try {
+    decoded = decode_image(image.bytes(), nullptr);
+  } catch (const CorruptData&) {
+  }
+  const Value state = Dict{{"w", Tensor::arange<float>(6).view({2, 3})}, {"step", 7}};
+  try {
+    (void)compare_structure(image.bytes(), state);
+    if (!decoded) std::abort();
+  } catch (const CorruptData&) {
+    if (decoded) std::abort();
+  }
+  if (decoded) check_round_trip(*decoded);
+}
+
+/// Digests of what is there, where the manifest leaves room for a trailer.
+std::optional<ImageInfo> seal(const Storage& image) {
+  detail::Manifest manifest;
+  try {
+    manifest = detail::decode_manifest(image.bytes());
+  } catch (const CorruptData&) {
+    return std::nullopt;
+  }
+  const std::uint64_t digested = manifest.trailer.begin - manifest.data_begin;
+  const std::uint64_t blocks =
+      digested / manifest.block_bytes + (digested % manifest.block_bytes != 0 ? 1 : 0);
+  if (blocks > 1000 ||
+      image.nbytes() - manifest.trailer.begin != trailer_size(digested, manifest.block_bytes)) {
+    return std::nullopt;
+  }
+  BlockDigests digests(manifest.block_bytes, digested);
+  for (std::size_t i = 0; i < digests.block_count(); ++i) {
+    digests.add(i, image.bytes().subspan(manifest.data_begin + i * manifest.block_bytes,
+                                         digests.block_size(i)));
+  }
+  ImageInfo info;
+  info.identity = {"fuzz", 2, 4, {3, 85}, {3, 80}};
+  info.image_bytes = image.nbytes();
+  info.manifest_bytes = manifest.data_begin;
+  info.block_bytes = manifest.block_bytes;
+  info.manifest_digest = digest128(image.bytes().first(manifest.data_begin));
+  detail::write_trailer(image.bytes(), digests.digests(), info);
+  return info;
+}
+
+void check_noticed(const Storage& image, std::size_t at) {
+  image.data()[at] ^= std::byte{0x40};
+  bool noticed = false;
+  try {
+    (void)verify_image(image.bytes());
+  } catch (const CorruptData&) {
+    noticed = true;
+  }
+  if (!noticed) std::abort();
+  image.data()[at] ^= std::byte{0x40};
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const Storage image = image_of(std::as_bytes(std::span(data, size)));
+  try {
+    (void)verify_image(image.bytes());
+  } catch (const CorruptData&) {
+  }
+  check_decoding(image);
+  const auto info = seal(image);
+  if (!info) return 0;
+  if (verify_image(image.bytes()) != *info || read_info(image.bytes()) != *info) std::abort();
+  for (std::size_t k = 0; k < 8; ++k) check_noticed(image, image.nbytes() * k / 8);
+  check_noticed(image, info->manifest_bytes);
+  check_noticed(image, image.nbytes() - 1);
+  check_decoding(image);
+  return 0;
+}

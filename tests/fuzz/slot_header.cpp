@@ -1,0 +1,91 @@
+// Any bytes as the first page of a slot, as they are and with a right digest: the slot is not
+// trusted and says why, or what it says fits the slot, and reading it stays inside.
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/os/memory_file_system.hpp>
+#include <meshstage/core/vault/header_impl.hpp>
+#include <meshstage/core/vault/vault.hpp>
+
+using namespace meshstage;
+using detail::HeaderPage;
+using detail::kHeaderBytes;
+
+namespace {
+
+constexpr SlotKey kOwn{2, 0};
+constexpr std::uint64_t kCapacity = 4096;
+
+/// A vault in memory with one sealed image, made once; its slot's file is what is written to.
+struct Target {
+  MemoryFileSystem fs;
+  Vault vault = Vault::attach({.job = "fuzz", .rank = 2, .directory = "/vault", .fs = &fs});
+  std::unique_ptr<File> file;
+
+  Target() {
+    auto lease = vault.begin_write(kOwn, {"fuzz", 2, 4, {1, 5}, {}}, kCapacity);
+    lease.seal({lease_identity(), kCapacity, 4096, 64, {1, 2}, {3, 4}});
+    for (const auto& name : fs.list("/vault")) {
+      if (name.find("-own0") != std::string::npos) {
+        file = fs.open("/vault/" + name, OpenMode::kReadWrite);
+      }
+    }
+  }
+  static ImageIdentity lease_identity() { return {"fuzz", 2, 4, {1, 5}, {}}; }
+};
+
+void check_decoded(const HeaderPage& page) {
+  const SlotInfo info = detail::decode_header(page);
+  if (!info.damaged.empty() || info.state == SlotState::kEmpty) return;
+  const auto& identity = info.image.identity;
+  if (identity.job.size() > kMaxJobBytes) std::abort();
+  const auto again =
+      detail::decode_header(detail::encode_header({info.state, info.image, info.writer_pid, 0}));
+  if (!again.damaged.empty() || again.image != info.image || again.state != info.state) {
+    std::abort();
+  }
+}
+
+void check_in_vault(const HeaderPage& page) {
+  static Target target;
+  write_fully(*target.file, page, 0);
+  const SlotInfo info = target.vault.slot(kOwn);
+  if (info.state == SlotState::kSealed) {
+    const auto& image = info.image;
+    if (!info.damaged.empty() || image.image_bytes > kCapacity) std::abort();
+    if (image.manifest_bytes > image.image_bytes) std::abort();
+    if (image.identity.job != "fuzz" || image.identity.rank != 2) std::abort();
+    const ReadLease lease = target.vault.read(kOwn);
+    if (lease.image().size() != image.image_bytes) std::abort();
+    try {
+      (void)verify_image(lease.image());
+    } catch (const CorruptData&) {
+    }
+  }
+  try {
+    const auto lease = target.vault.begin_write(kOwn, Target::lease_identity(), 100);
+    if (lease.previous() && lease.previous()->manifest_bytes > kCapacity) std::abort();
+  } catch (const Error&) {
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  HeaderPage page{};
+  if (size != 0) std::memcpy(page.data(), data, std::min(size, page.size()));
+  check_decoded(page);
+  check_in_vault(page);
+  const auto digest = digest128(std::span(page).first(kHeaderBytes - 16));
+  std::memcpy(page.data() + kHeaderBytes - 16, &digest.low, 8);
+  std::memcpy(page.data() + kHeaderBytes - 8, &digest.high, 8);
+  check_decoded(page);
+  check_in_vault(page);
+  return 0;
+}
