@@ -155,6 +155,7 @@ void Agent::Impl::leave() noexcept {
     incoming_.clear();
     announced_.clear();
     starts_.clear();
+    asked_.clear();
     refused_fetches_.clear();
     waiting_.clear();
     aborted_.clear();
@@ -188,13 +189,25 @@ void Agent::Impl::hear(int from, std::span<const std::byte> bytes) {
   try {
     if (exchange::is_stream_start(bytes)) {
       const auto start = exchange::decode_stream_start(bytes, from, options_.world_size);
-      if (start.generation == generation_.number) stream_in(from, start);
+      check_generation("stream start", from, start.generation);
+      stream_in(from, start);
       return;
     }
-    feed(protocol::Received{from, protocol::decode(wire_, from, bytes)});
+    protocol::Message message = protocol::decode(wire_, from, bytes);
+    check_generation(protocol::name_of(message.body), from, message.generation);
+    feed(protocol::Received{from, std::move(message)});
   } catch (const CorruptData& e) {
     warn(std::string("a message was refused: ") + e.what());
   }
+}
+
+/// Links belong to one generation: nothing of another one comes over them.
+void Agent::Impl::check_generation(const char* what, int from, std::uint64_t generation) const {
+  if (generation == generation_.number) return;
+  throw make_error<CorruptData>(std::string(what) + " from rank " + std::to_string(from) +
+                                    ": generation " + std::to_string(generation) + ", this is " +
+                                    std::to_string(generation_.number),
+                                from);
 }
 
 void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& detail) {
@@ -349,6 +362,7 @@ void Agent::Impl::perform(const protocol::Refuse& action) {
       warn("refused: " + action.why);
       return;
     case protocol::Refuse::Reason::kStale:
+      log(LogLine::Level::kInfo, "ignored: " + action.why);
       return;
   }
 }

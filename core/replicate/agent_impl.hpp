@@ -9,6 +9,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -105,6 +106,7 @@ class Agent::Impl {
   void post_event(protocol::Event event);
   void feed(const protocol::Event& event);
   void hear(int from, std::span<const std::byte> bytes);
+  void check_generation(const char* what, int from, std::uint64_t generation) const;
   void lose(int peer, ErrorKind kind, const std::string& why);
   void lost_link(int peer, LostReason reason, const std::string& detail);
   void log(LogLine::Level level, const std::string& text) const;
@@ -154,6 +156,8 @@ class Agent::Impl {
                   std::function<void(std::uint64_t)> wait_final, std::function<void()> done);
   void stream_in(int from, const exchange::StreamStart& start);
   void take_starts(int from);
+  /// Rank `from` may send this image, in that shape, once. The loop's thread.
+  void ask_for(int from, int owner, ImageId id, const exchange::Shape& shape);
   void begin_stream(int from, const exchange::StreamStart& start);
   void arrived(int owner, ImageId id, const ImageInfo& info);
   void not_arrived(int owner, ImageId id, ErrorKind kind, const std::string& why);
@@ -180,6 +184,8 @@ class Agent::Impl {
   std::map<int, Incoming> incoming_;                         ///< By owner.
   std::map<int, std::pair<ImageId, Digest>> announced_;      ///< By ward, before it was accepted.
   std::map<int, std::deque<exchange::StreamStart>> starts_;  ///< By sender, not yet taken.
+  /// What this rank has asked for and not seen begin: (sender, owner, image).
+  std::map<std::tuple<int, int, ImageId>, exchange::Shape> asked_;
   std::set<int> refused_fetches_;  ///< Owners whose image found no room here.
   std::shared_ptr<StageJob> pending_job_;
   std::shared_ptr<StageJob> job_;

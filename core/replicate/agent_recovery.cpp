@@ -176,6 +176,9 @@ void Agent::Impl::perform(const protocol::Fetch& action) {
     own_source_ = is_file(source) ? Source::kDisk : Source::kHolderMemory;
     own_source_rank_ = source.at;
   }
+  if (source.at != options_.rank) {
+    ask_for(source.at, source.owner, source.id, shape_of(source.sizes, true));
+  }
   when_free([this, action]() -> bool {
     const protocol::Claim& from = action.source;
     const SlotKey key{from.owner, action.slot};
@@ -274,6 +277,7 @@ void Agent::Impl::perform(const protocol::RestoreTrainer& action) {
     recovered_source_ = own_source_;
     recovered_from_ = own_source_rank_;
   }
+  for (const int peer : data_peers()) take_starts(peer);  // none that is left will be asked for
   command({RecoverCommand::Kind::kRestore, action.slot, action.id, {}});
 }
 

@@ -259,6 +259,7 @@ void Agent::Impl::perform(const protocol::AcceptReplica& action) {
         known != announced_.end() && known->second.first == action.id) {
       in.expected = known->second.second;
     }
+    ask_for(in.from, in.owner, in.id, shape_of(in.sizes, in.with_manifest));
     post_event(protocol::ReplicaReady{action.ward, action.id, in.with_manifest});
     incoming_.insert_or_assign(action.ward, std::move(in));
     return true;

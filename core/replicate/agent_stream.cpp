@@ -56,6 +56,12 @@ void Agent::Impl::stream_in(int from, const exchange::StreamStart& start) {
   take_starts(from);
 }
 
+void Agent::Impl::ask_for(int from, int owner, ImageId id, const exchange::Shape& shape) {
+  constexpr std::size_t kRemembered = 256;  // far more than can be under way
+  if (asked_.size() >= kRemembered) asked_.erase(asked_.begin());
+  asked_[{from, owner, id}] = shape;
+}
+
 void Agent::Impl::take_starts(int from) {
   auto& starts = starts_[from];
   while (!starts.empty()) {
@@ -66,7 +72,10 @@ void Agent::Impl::take_starts(int from) {
     const bool fetch = start.id.generation < generation_.number;
     const auto known = incoming_.find(start.owner);
     const bool asked = known != incoming_.end() && known->second.id == start.id;
-    if (fetch && !asked && !refused_fetches_.contains(start.owner)) return;
+    if (fetch && state_.mode == protocol::Mode::kRecovering && !asked &&
+        !refused_fetches_.contains(start.owner)) {
+      return;
+    }
     starts.pop_front();
     begin_stream(from, start);
   }
@@ -74,9 +83,26 @@ void Agent::Impl::take_starts(int from) {
 
 void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
   const auto it = incoming_.find(start.owner);
+  const auto asked = asked_.find({from, start.owner, start.id});
+  if (asked == asked_.end() || asked->second != start.shape) {
+    // No receive is posted for what may never come, nor for sizes that nobody agreed to.
+    const std::string what =
+        "the image of rank " + std::to_string(start.owner) + ", " + to_string(start.id) +
+        (asked == asked_.end()
+             ? ", which this rank did not ask for"
+             : ", in other sizes (" + std::to_string(start.shape.image_bytes) +
+                   " bytes) than agreed (" + std::to_string(asked->second.image_bytes) + ")");
+    warn("a message was refused: stream start from rank " + std::to_string(from) + ": " + what);
+    if (asked != asked_.end()) {
+      asked_.erase(asked);
+      not_arrived(start.owner, start.id, ErrorKind::kCorruptData,
+                  "rank " + std::to_string(from) + " sends " + what);
+    }
+    return;
+  }
+  asked_.erase(asked);
   const bool wanted = it != incoming_.end() && it->second.from == from &&
-                      it->second.id == start.id && !it->second.streaming &&
-                      start.shape == shape_of(it->second.sizes, it->second.with_manifest);
+                      it->second.id == start.id && !it->second.streaming;
   const auto link = link_to(from, start.id, protocol::Point::kChunkReceived);
   if (!wanted) {
     // Given up here while its first piece was already on the way.
@@ -150,6 +176,8 @@ void Agent::Impl::not_arrived(int owner, ImageId id, ErrorKind kind, const std::
   if (fetch) {
     feed(protocol::FetchFailed{owner, kind, why});
   } else {
+    warn("rank " + std::to_string(owner) + "'s replica of " + to_string(id) +
+         " did not arrive whole: " + why);
     feed(protocol::ReplicaFailed{owner, id, why});
   }
   retry_waiting();

@@ -2,56 +2,22 @@
 #include <meshstage/core/checkpoint/checkpointer.hpp>
 
 #include <future>
-#include <meshstage/core/tree/compare.hpp>
 #include <string>
 #include <vector>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
+#include "tests/support/job_steps.hpp"
 
 namespace {
 
 namespace ms = meshstage;
 using ms::test::all_ranks;
+using ms::test::difference;
 using ms::test::InProcessJob;
 using ms::test::run_ranks;
-
-constexpr std::int64_t kElements = 5000;
-
-/// A rank's state at a step: two tensors of which one is seen twice (a tied head), and a scalar.
-ms::Dict state_of(int rank, std::uint64_t step) {
-  const auto fill = [&](ms::Tensor& tensor, float bias) {
-    float* data = tensor.data<float>();
-    for (std::int64_t i = 0; i < tensor.numel(); ++i) {
-      data[i] = bias + static_cast<float>(rank * 1000) + static_cast<float>(step) +
-                static_cast<float>(i) / 1024.0F;
-    }
-  };
-  ms::Tensor weight = ms::Tensor::empty({kElements / 50, 50}, ms::DType::kF32);
-  ms::Tensor bias = ms::Tensor::empty({kElements}, ms::DType::kF32);
-  fill(weight, 0.25F);
-  fill(bias, 0.5F);
-  return ms::Dict{{"model", ms::Dict{{"weight", weight}, {"head", weight}, {"bias", bias}}},
-                  {"step", static_cast<std::int64_t>(step)}};
-}
-
-std::string difference(const ms::Dict& a, const ms::Dict& b) {
-  const auto found = ms::compare(ms::Value(a), ms::Value(b));
-  return found ? found->describe() : "";
-}
-
-/// Stages `steps` one after the other and waits for each outcome.
-void stage_all(ms::Checkpointer& ckpt, const std::vector<std::uint64_t>& steps) {
-  for (const auto step : steps) {
-    auto staging = ckpt.stage(state_of(ckpt.rank(), step), step);
-    staging.staged().wait();
-    const auto outcome = staging.outcome().get(ms::Deadline::after(std::chrono::seconds(20)));
-    if (outcome != ms::Outcome::kComplete) {
-      throw ms::InvalidState("step " + std::to_string(step) + " " +
-                             std::string(to_string(outcome)));
-    }
-  }
-}
+using ms::test::stage_all;
+using ms::test::state_of;
 
 }  // namespace
 

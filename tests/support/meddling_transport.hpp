@@ -1,0 +1,129 @@
+// A wire that is not to be trusted: control messages and payloads are changed on their way, and
+// messages come that nobody sent.
+#pragma once
+#include <cstddef>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <meshstage/core/comm/transport.hpp>
+
+namespace meshstage::test {
+
+using Bytes = std::vector<std::byte>;
+
+/// Shared by the transports of all ranks; outlives them. Threads: any.
+class Meddler {
+ public:
+  /// Changes a control message, or a piece of an image, on its way from rank to rank. Called from
+  /// several threads at once. Set before the first wrap().
+  using Change = std::function<void(int from, int to, Bytes& bytes)>;
+  Change message, payload;
+
+  std::shared_ptr<Transport> wrap(std::shared_ptr<Transport> inner) {
+    return std::make_shared<MeddledTransport>(*this, std::move(inner));
+  }
+  /// Sends a control message as rank `from`, over its newest links, behind what it has sent itself.
+  void inject(int from, int to, std::span<const std::byte> bytes) {
+    std::shared_ptr<ControlLinks> links;
+    {
+      const std::lock_guard lock(mutex_);
+      links = links_.at(from).lock();
+    }
+    if (links) links->send(to, bytes);
+  }
+
+ private:
+  class Links : public ControlLinks {
+   public:
+    Links(Meddler& meddler, std::shared_ptr<ControlLinks> inner)
+        : meddler_(meddler), inner_(std::move(inner)) {}
+    [[nodiscard]] int rank() const noexcept override { return inner_->rank(); }
+    [[nodiscard]] const std::vector<int>& peers() const noexcept override {
+      return inner_->peers();
+    }
+    void set_handlers(ControlHandlers handlers) override {
+      inner_->set_handlers(std::move(handlers));
+    }
+    void send(int peer, std::span<const std::byte> message) override {
+      if (!meddler_.message) return inner_->send(peer, message);
+      Bytes bytes(message.begin(), message.end());
+      meddler_.message(rank(), peer, bytes);
+      inner_->send(peer, bytes);
+    }
+    void close() noexcept override { inner_->close(); }
+
+   private:
+    Meddler& meddler_;
+    std::shared_ptr<ControlLinks> inner_;
+  };
+
+  struct HeldTransfer : Transfer {
+    Bytes bytes;
+    std::unique_ptr<Transfer> inner;
+    ~HeldTransfer() override { inner.reset(); }  // before its bytes
+    void wait(Deadline deadline) override { inner->wait(deadline); }
+  };
+
+  class Group : public ProcessGroup {
+   public:
+    Group(Meddler& meddler, std::shared_ptr<ProcessGroup> inner)
+        : meddler_(meddler), inner_(std::move(inner)) {}
+    [[nodiscard]] int rank() const noexcept override { return inner_->rank(); }
+    [[nodiscard]] int size() const noexcept override { return inner_->size(); }
+    [[nodiscard]] bool linked(int peer) const noexcept override { return inner_->linked(peer); }
+    std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
+                                   std::span<const std::byte> bytes) override {
+      if (!meddler_.payload) return inner_->send(peer, tag, bytes);
+      auto held = std::make_unique<HeldTransfer>();
+      held->bytes.assign(bytes.begin(), bytes.end());
+      meddler_.payload(rank(), peer, held->bytes);
+      held->inner = inner_->send(peer, tag, held->bytes);
+      return held;
+    }
+    std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
+                                      std::span<std::byte> target) override {
+      return inner_->receive(peer, tag, target);
+    }
+    void abort(std::exception_ptr cause) noexcept override { inner_->abort(std::move(cause)); }
+    void close() noexcept override { inner_->close(); }
+
+   private:
+    Meddler& meddler_;
+    std::shared_ptr<ProcessGroup> inner_;
+  };
+
+  class MeddledTransport : public Transport {
+   public:
+    MeddledTransport(Meddler& meddler, std::shared_ptr<Transport> inner)
+        : meddler_(meddler), inner_(std::move(inner)) {}
+    std::shared_ptr<ControlLinks> connect_links(const ConnectRequest& request, Store& store,
+                                                Deadline deadline, std::stop_token stop) override {
+      auto links = std::make_shared<Links>(
+          meddler_, inner_->connect_links(request, store, deadline, std::move(stop)));
+      const std::lock_guard lock(meddler_.mutex_);
+      meddler_.links_[request.rank] = links;
+      return links;
+    }
+    std::shared_ptr<ProcessGroup> connect_group(const ConnectRequest& request, Store& store,
+                                                Deadline deadline, std::stop_token stop) override {
+      auto group = inner_->connect_group(request, store, deadline, std::move(stop));
+      if (request.name != "data") return group;
+      return std::make_shared<Group>(meddler_, std::move(group));
+    }
+
+   private:
+    Meddler& meddler_;
+    std::shared_ptr<Transport> inner_;
+  };
+
+  std::mutex mutex_;
+  std::map<int, std::weak_ptr<ControlLinks>> links_;
+};
+
+}  // namespace meshstage::test
