@@ -50,11 +50,11 @@ class Meddler {
     void set_handlers(ControlHandlers handlers) override {
       inner_->set_handlers(std::move(handlers));
     }
-    void send(int peer, std::span<const std::byte> message) override {
-      if (!meddler_.message) return inner_->send(peer, message);
-      Bytes bytes(message.begin(), message.end());
-      meddler_.message(rank(), peer, bytes);
-      inner_->send(peer, bytes);
+    void send(int peer, std::span<const std::byte> bytes) override {
+      if (!meddler_.message) return inner_->send(peer, bytes);
+      Bytes changed(bytes.begin(), bytes.end());
+      meddler_.message(rank(), peer, changed);
+      inner_->send(peer, changed);
     }
     void close() noexcept override { inner_->close(); }
 
