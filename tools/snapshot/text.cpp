@@ -85,7 +85,7 @@ std::uint64_t parse_size(std::string_view text) {
   if (!unit.empty() && unit != "b") {
     const auto power = std::string_view("kmgtp").find(unit[0]);
     const std::string_view rest = std::string_view(unit).substr(1);
-    if (power == std::string_view::npos || (rest != "" && rest != "b" && rest != "ib")) {
+    if (power == std::string_view::npos || (!rest.empty() && rest != "b" && rest != "ib")) {
       throw refuse();
     }
     factor = std::pow(rest == "b" ? 1000.0 : 1024.0, static_cast<double>(power) + 1);
