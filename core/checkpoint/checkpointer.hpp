@@ -77,7 +77,8 @@ struct CheckpointerOptions {
 /// exchange thread, one persisting thread and its backend's; all end with it. Errors: after
 /// PeerLost or Timeout from any call (or from a transfer of group()), only rejoin(), finish() and
 /// destruction are useful; other calls throw the same error again. Destruction, an exception or a
-/// crash leaves the vault for the next start; only finish() removes it.
+/// crash leaves the vault for the next start; only finish() removes it. To the other ranks each of
+/// the three is a loss: they get PeerLost ("left the job"), also out of a barrier not all have left.
 class MESHSTAGE_API Checkpointer {
  public:
   /// Collective. Attaches the vault and forms a generation with all ranks.

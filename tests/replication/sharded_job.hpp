@@ -6,7 +6,6 @@
 #include <vector>
 
 #include <meshstage/core/checkpoint/checkpointer.hpp>
-#include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/tree/compare.hpp>
 #include <meshstage/mesh/mesh_groups.hpp>
 
@@ -45,17 +44,18 @@ inline std::vector<std::vector<Replica>> stage_on_all(
     const std::vector<std::uint64_t>& steps,
     const std::function<void(CheckpointerOptions&)>& options = {}) {
   std::vector<std::vector<Replica>> held(static_cast<std::size_t>(job.world_size()));
+  // To the others a rank that goes without finish() is lost: all stay until each has looked.
+  std::vector<std::unique_ptr<Checkpointer>> stay(held.size());
   const auto errors = run_ranks(all_ranks(job.world_size()), [&](int rank) {
+    const auto r = static_cast<std::size_t>(rank);
     auto o = job.options(rank);
     if (options) options(o);
-    Checkpointer ckpt(o);
+    stay[r] = std::make_unique<Checkpointer>(o);
+    Checkpointer& ckpt = *stay[r];
     Dict state = state_of(rank, 0);
     (void)ckpt.recover(state);
     for (const auto step : steps) stage_and_wait(ckpt, state_of(rank, step), step);
-    for (const int ward : ckpt.wards()) {
-      held[static_cast<std::size_t>(rank)].push_back(ckpt.held(ward, registry(rank)));
-    }
-    collectives::barrier(ckpt.group(), in_time());  // nobody leaves before all have looked
+    for (const int ward : ckpt.wards()) held[r].push_back(ckpt.held(ward, registry(rank)));
   });
   for (const auto& error : errors) {
     if (!error.empty()) throw InvalidState(error);
