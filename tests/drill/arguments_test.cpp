@@ -66,11 +66,28 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--every", "0"}, "--every 0: write a number from 1 to --steps (200)"},
       {{"--every", "201"}, "--every 201: write a number from 1 to --steps (200)"},
       {{"--kill", "4@10"}, "--kill 4@10: there is no rank 4; ranks are 0 to 3"},
-      {{"--kill", "-1@10"}, "'-1' is no rank; write RANK@STEP[:POINT] or all@STEP[:POINT]"},
+      {{"--kill", "-1@10"},
+       "'-1' is no rank; write RANK@STEP[:POINT], RANK+RANK@STEP[:POINT] or all@STEP[:POINT]"},
+      {{"--kill", "1+9@10"}, "--kill 1+9@10: there is no rank 9; ranks are 0 to 3"},
+      {{"--lose", "1+@10"}, "'' is no rank; write RANK@STEP[:POINT], RANK+RANK@STEP"},
+      {{"--lose", "1+2+1@10"}, "--lose 1+2+1@10: rank 1 is named twice"},
+      {{"--stop", "1+2@10"}, "--stop 1+2@10: one rank hangs at a time; write RANK@STEP[:POINT]"},
+      {{"--mesh", "2,x"}, "--mesh"},
+      {{"--mesh", "2,0"}, "mesh 2,0: dimension 1 has size 0"},
+      {{"--mesh", "2,2", "--ranks", "3"},
+       "--mesh 2,2: has 4 ranks, --ranks says 3; give --mesh alone"},
+      {{"--mesh", "8,9"}, "--mesh 8,9: has 72 ranks; at most 64 are trained with"},
+      {{"--copies", "0"}, "--copies 0: write a number from 1"},
+      {{"--copies", "4"}, "4 copies of each of 4 ranks: use 1 to 3"},
+      {{"--partners", "rings"}, "partner policy 'rings': use half-shift, ring, across-hosts"},
+      {{"--partners", "across-hosts", "--ranks-per-host", "4"},
+       "policy across-hosts with 1 copy needs 2 hosts, there is 1"},
+      {{"--ranks-per-host", "0"}, "--ranks-per-host 0: write a number from 1"},
       {{"--kill", "1@0"}, "--kill 1@0: there is no step 0; steps are 1 to 200"},
       {{"--kill", "1@201"}, "--kill 1@201: there is no step 201; steps are 1 to 200"},
       {{"--kill", "1"},
-       "--kill 1: write RANK@STEP[:POINT] or all@STEP[:POINT], for example --kill 2@87"},
+       "--kill 1: write RANK@STEP[:POINT], RANK+RANK@STEP[:POINT] or all@STEP[:POINT], for "
+       "example --kill 2@87"},
       {{"--kill", ""}, "--kill"},
       {{"--kill", "@"}, "'' is no rank"},
       {{"--kill", "1@"}, "'' is no step"},
@@ -116,6 +133,28 @@ TEST_CASE("Faults are taken as typed, in the order of their steps") {
   CHECK(parse({"--lose", "all@60"}).arguments.persist_every == 1);
 }
 
+TEST_CASE("Several ranks may go down at once, and what is left is persisted where it must be") {
+  const Parsed parsed = parse({"--ranks", "5", "--copies", "2", "--lose", "1+2+4@60:voted"});
+  REQUIRE(parsed.complaint.empty());
+  const Fault& fault = parsed.arguments.faults.at(0);
+  CHECK(fault.rank == std::optional<int>(1));
+  CHECK(fault.with == std::vector<int>{2, 4});
+  CHECK(fault.text() == "--lose 1+2+4@60:voted");
+  // Rank r's holders are r + 1 and r + 3: 1 goes with both of its.
+  CHECK(parsed.arguments.holders().at(1) == std::vector<int>{2, 4});
+  CHECK(parsed.arguments.persist_every == 1);
+  CHECK(parse({"--ranks", "5", "--copies", "2", "--lose", "1+2@60"}).arguments.persist_every == 4);
+  CHECK(parse({"--ranks", "5", "--kill", "1+3@60"}).arguments.persist_every == 4);
+}
+
+TEST_CASE("A mesh says how many ranks there are") {
+  const Parsed parsed = parse({"--mesh", "2,3"});
+  REQUIRE(parsed.complaint.empty());
+  CHECK(parsed.arguments.ranks == 6);
+  CHECK(parsed.arguments.mesh == std::vector<std::int64_t>{2, 3});
+  CHECK(parse({"--mesh", "2,2", "--ranks", "4"}).complaint.empty());
+}
+
 TEST_CASE("Without faults a rank in the middle is lost while it receives its ward's image") {
   const Parsed usual = parse({});
   REQUIRE(usual.arguments.faults.size() == 1);
@@ -157,8 +196,9 @@ TEST_CASE("The help names every option and ends with an example") {
   std::ostringstream out;
   std::ostringstream err;
   CHECK(run_command(app, {"drill", "--help"}, out, err) == 0);
-  for (const char* word : {"--ranks", "--steps", "--every", "--text", "--dir", "--json", "--kill",
-                           "--kills", "--seed", "--stop", "--lose", "Example:", "Exit code:"}) {
+  for (const char* word : {"--ranks", "--mesh", "--copies", "--partners", "--ranks-per-host",
+                           "--steps", "--every", "--text", "--dir", "--json", "--kill", "--kills",
+                           "--seed", "--stop", "--lose", "Example:", "Exit code:"}) {
     INFO(word);
     CHECK(out.str().find(word) != std::string::npos);
   }

@@ -119,6 +119,41 @@ TEST_CASE("A rank whose host is lost comes back from its holder's memory") {
   CHECK(kill.at("recovered_step") == 20);
 }
 
+TEST_CASE("With two copies, two ranks whose hosts are lost at once come back from memory") {
+  const json object = identical(
+      {"--ranks", "5", "--copies", "2", "--steps", "16", "--every", "4", "--lose", "1+3@11"});
+  REQUIRE(object.at("kills").size() == 2);
+  std::set<int> ranks;  // with one copy rank 3 would hold rank 1's
+  for (const auto& kill : object.at("kills")) {
+    ranks.insert(kill.at("rank").get<int>());
+    CHECK(kill.at("source") == "holder memory");
+    CHECK(kill.at("recovered_step").get<int>() >= 4);
+    CHECK(kill.at("generation") == 2);  // one recovery for both
+  }
+  CHECK(ranks == std::set<int>{1, 3});
+}
+
+TEST_CASE("With copies across hosts, two hosts of three are lost at once, the root's too") {
+  const json object =
+      identical({"--ranks", "6", "--ranks-per-host", "2", "--partners", "across-hosts", "--copies",
+                 "2", "--steps", "12", "--every", "3", "--lose", "0+1+2+3@9"});
+  REQUIRE(object.at("kills").size() == 4);
+  for (const auto& kill : object.at("kills")) {
+    CHECK(kill.at("source") == "holder memory");
+    CHECK(kill.at("recovered_step").get<int>() >= 3);
+    CHECK(kill.at("generation") == 2);
+  }
+}
+
+TEST_CASE("On a mesh of 2 by 2 the cut optimizer comes back, and training ends the same") {
+  const json whole = identical({"--steps", "12", "--every", "3", "--kill", "2@5"});
+  const json cut = identical({"--mesh", "2,2", "--steps", "12", "--every", "3", "--lose", "1@8"});
+  CHECK(cut.at("ranks") == 4);
+  CHECK(cut.at("kills").at(0).at("source") == "holder memory");
+  // Each number is computed as without a mesh.
+  CHECK(cut.at("final_loss") == whole.at("final_loss"));
+}
+
 TEST_CASE("A rank that hangs is replaced, and ends by itself when it wakes up") {
   const json object = identical(small({"--stop", "1@14", "--deadline-ms", "2000"}));
   const json kill = object.at("kills").at(0);

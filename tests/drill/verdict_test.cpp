@@ -26,6 +26,7 @@ Death example_death() {
   Death death;
   death.fault = parse_fault(How::kKill, "2@87", 4, 200);
   death.ranks = 4;
+  death.from_rank = 0;
   death.step = 87;
   death.point = "chunk-received";
   death.doing = describe_point(death.point, 3, 11);

@@ -12,6 +12,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/replicate/points.hpp>
+#include <meshstage/mesh/device_mesh.hpp>
 
 #include "tools/trainer/text.hpp"
 
@@ -38,6 +39,21 @@ std::optional<std::uint64_t> parse_number(std::string_view text) {
 
 [[noreturn]] void refuse(const std::string& what) { throw InvalidArgument(what); }
 
+/// Whether some rank goes together with all its holders, so that no memory has its image.
+bool leaves_disk_alone(const Fault& fault, const Holders& holders) {
+  const auto goes = [&fault](int rank) {
+    return !fault.rank || *fault.rank == rank ||
+           std::find(fault.with.begin(), fault.with.end(), rank) != fault.with.end();
+  };
+  for (std::size_t owner = 0; owner < holders.size(); ++owner) {
+    if (goes(static_cast<int>(owner)) &&
+        std::all_of(holders[owner].begin(), holders[owner].end(), goes)) {
+      return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 std::string_view to_string(How how) noexcept {
@@ -53,14 +69,21 @@ std::string_view to_string(How how) noexcept {
 }
 
 std::string Fault::text() const {
-  return fmt::format("--{} {}@{}{}{}", to_string(how), rank ? std::to_string(*rank) : "all", step,
-                     point.empty() ? "" : ":", point);
+  std::string who = rank ? std::to_string(*rank) : "all";
+  for (const int other : with) who += "+" + std::to_string(other);
+  return fmt::format("--{} {}@{}{}{}", to_string(how), who, step, point.empty() ? "" : ":", point);
+}
+
+Holders Arguments::holders() const {
+  if (ranks == 1) return Holders(1);
+  return make_holders(FailureDomains::uniform(ranks, ranks_per_host), partners);
 }
 
 Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps) {
   const std::string option = fmt::format("--{} {}", to_string(how), text);
-  const char* form =
-      how == How::kStop ? "RANK@STEP[:POINT]" : "RANK@STEP[:POINT] or all@STEP[:POINT]";
+  const char* form = how == How::kStop
+                         ? "RANK@STEP[:POINT]"
+                         : "RANK@STEP[:POINT], RANK+RANK@STEP[:POINT] or all@STEP[:POINT]";
   const auto at = text.find('@');
   if (at == std::string_view::npos) {
     refuse(fmt::format("{}: write {}, for example --{} 2@87", option, form, to_string(how)));
@@ -81,12 +104,30 @@ Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps
   if (who == "all") {
     if (how == How::kStop) refuse(option + ": if all ranks hang nobody notices; write RANK@STEP");
   } else {
-    const auto rank = parse_number(who);
-    if (!rank) refuse(fmt::format("{}: '{}' is no rank; write {}", option, who, form));
-    if (*rank >= static_cast<std::uint64_t>(ranks)) {
-      refuse(fmt::format("{}: there is no rank {}; ranks are 0 to {}", option, *rank, ranks - 1));
+    for (std::string_view rest = who;;) {
+      const auto plus = rest.find('+');
+      const std::string_view one = rest.substr(0, plus);
+      const auto rank = parse_number(one);
+      if (!rank) refuse(fmt::format("{}: '{}' is no rank; write {}", option, one, form));
+      if (*rank >= static_cast<std::uint64_t>(ranks)) {
+        refuse(fmt::format("{}: there is no rank {}; ranks are 0 to {}", option, *rank, ranks - 1));
+      }
+      const int number = static_cast<int>(*rank);
+      if (fault.rank == number ||
+          std::find(fault.with.begin(), fault.with.end(), number) != fault.with.end()) {
+        refuse(fmt::format("{}: rank {} is named twice", option, number));
+      }
+      if (!fault.rank) {
+        fault.rank = number;
+      } else {
+        fault.with.push_back(number);
+      }
+      if (plus == std::string_view::npos) break;
+      rest.remove_prefix(plus + 1);
     }
-    fault.rank = static_cast<int>(*rank);
+    if (how == How::kStop && !fault.with.empty()) {
+      refuse(option + ": one rank hangs at a time; write " + form);
+    }
   }
   const auto step = parse_number(when);
   if (!step) refuse(fmt::format("{}: '{}' is no step; write {}", option, when, form));
@@ -98,7 +139,24 @@ Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps
 }
 
 void ArgumentParser::add_to(CLI::App& command) {
-  command.add_option("--ranks", given_.ranks, "Processes to train with, 1 to 64")
+  command.add_option("--ranks", ranks_,
+                     "Processes to train with, 1 to 64\n(default: 4, or as --mesh has)");
+  command
+      .add_option("--mesh", given_.mesh,
+                  "2,2: cut the optimizer's moments over a mesh of that shape,\n"
+                  "by its last dimension, repeated along the others")
+      ->delimiter(',')
+      ->type_name("SIZES");
+  command
+      .add_option("--copies", given_.partners.copies,
+                  "Ranks that hold a copy of each rank's images")
+      ->capture_default_str();
+  command.add_option("--partners", policy_,
+                     "Which ranks: half-shift, ring, across-hosts, cliques\n"
+                     "(default: half-shift)");
+  command
+      .add_option("--ranks-per-host", given_.ranks_per_host,
+                  "So many neighbouring ranks are said to share a host")
       ->capture_default_str();
   command.add_option("--steps", given_.steps, "Steps to train")->capture_default_str();
   command.add_option("--every", given_.every, "Stage a checkpoint after every n-th step")
@@ -122,7 +180,8 @@ void ArgumentParser::add_to(CLI::App& command) {
   command
       .add_option("--lose", loses_,
                   "RANK@STEP[:POINT]: SIGKILL and its vault wiped, a host is\n"
-                  "gone; all@STEP: only disk is left; repeatable")
+                  "gone; 1+2@STEP: two at once; all@STEP: only disk is left;\n"
+                  "repeatable")
       ->type_name("R@S[:P]");
   command.add_option("--kills", random_kills_, "This many kills at random ranks, steps and points");
   command.add_option("--seed", seed_, "Draws the kills of --kills (default: 1)");
@@ -158,9 +217,6 @@ std::filesystem::path ArgumentParser::find_text() const {
 }
 
 void ArgumentParser::check_numbers() const {
-  if (given_.ranks < 1 || given_.ranks > kMostRanks) {
-    refuse(fmt::format("--ranks {}: write a number from 1 to {}", given_.ranks, kMostRanks));
-  }
   if (given_.steps < 1 || given_.steps > kMostSteps) {
     refuse(fmt::format("--steps {}: write a number from 1 to {}", given_.steps, kMostSteps));
   }
@@ -179,9 +235,40 @@ void ArgumentParser::check_numbers() const {
   }
 }
 
+/// Ranks, mesh and holders.
+void ArgumentParser::place(Arguments& a) const {
+  if (!a.mesh.empty()) {
+    const std::string text = fmt::format("{}", fmt::join(a.mesh, ","));
+    const auto mesh = DeviceMesh::from_shape(a.mesh);
+    if (ranks_ && mesh.size() != *ranks_) {
+      refuse(fmt::format("--mesh {}: has {} ranks, --ranks says {}; give --mesh alone", text,
+                         mesh.size(), *ranks_));
+    }
+    if (mesh.size() > kMostRanks) {
+      refuse(fmt::format("--mesh {}: has {} ranks; at most {} are trained with", text, mesh.size(),
+                         kMostRanks));
+    }
+    a.ranks = static_cast<int>(mesh.size());
+  } else {
+    a.ranks = ranks_.value_or(a.ranks);
+  }
+  if (a.ranks < 1 || a.ranks > kMostRanks) {
+    refuse(fmt::format("--ranks {}: write a number from 1 to {}", a.ranks, kMostRanks));
+  }
+  if (a.partners.copies < 1) {
+    refuse(fmt::format("--copies {}: write a number from 1", a.partners.copies));
+  }
+  if (a.ranks_per_host < 1) {
+    refuse(fmt::format("--ranks-per-host {}: write a number from 1", a.ranks_per_host));
+  }
+  if (!policy_.empty()) a.partners.policy = parse_partner_policy(policy_);
+  (void)a.holders();  // says why not, and what would be
+}
+
 Arguments ArgumentParser::complete() const {
   check_numbers();
   Arguments a = given_;
+  place(a);
   const auto add = [&a](How how, const std::vector<std::string>& texts) {
     for (const auto& text : texts) a.faults.push_back(parse_fault(how, text, a.ranks, a.steps));
   };
@@ -207,8 +294,9 @@ Arguments ArgumentParser::complete() const {
       refuse(fmt::format("--dir {}: is no directory", a.directory.string()));
     }
   }
-  const bool disk_alone = std::any_of(a.faults.begin(), a.faults.end(), [&a](const Fault& f) {
-    return f.how == How::kLose && (!f.rank || a.ranks == 1);
+  const Holders holders = a.holders();
+  const bool disk_alone = std::any_of(a.faults.begin(), a.faults.end(), [&](const Fault& f) {
+    return f.how == How::kLose && leaves_disk_alone(f, holders);
   });
   a.persist_every = persist_every_.value_or(disk_alone ? 1 : 4);
   a.deadline_ms = deadline_ms_.value_or(stops_.empty() ? 15'000 : 2'000);

@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include <meshstage/mesh/partners.hpp>
+
 namespace CLI {
 class App;
 }
@@ -19,10 +21,11 @@ enum class How : std::uint8_t {
 };
 std::string_view to_string(How how) noexcept;  ///< "kill", "stop", "lose"
 
-/// One thing that goes wrong: `RANK@STEP[:POINT]`.
+/// One thing that goes wrong: `RANK[+RANK...]@STEP[:POINT]`.
 struct Fault {
   How how = How::kKill;
   std::optional<int> rank;  ///< Nothing: all of them.
+  std::vector<int> with;    ///< Go down in the same moment as `rank` does.
   std::uint64_t step = 0;   ///< 1..steps: as the rank begins to train it, ...
   std::string point;  ///< ... or, where not empty, when it first passes this point from then on.
 
@@ -42,7 +45,12 @@ struct Arguments {
   std::vector<Fault> faults;    ///< Ascending by step; at least one.
   std::uint64_t deadline_ms = 0;
   std::uint64_t persist_every = 0;
-  std::uint64_t timeout_s = 300;  ///< For each of the two runs.
+  std::uint64_t timeout_s = 300;   ///< For each of the two runs.
+  std::vector<std::int64_t> mesh;  ///< Of the optimizer's moments; empty: none.
+  PartnerOptions partners;
+  int ranks_per_host = 1;
+  /// Who holds whose images.
+  [[nodiscard]] Holders holders() const;
 };
 
 /// The options of `meshstage drill` as typed; complete() checks them.
@@ -56,14 +64,16 @@ class ArgumentParser {
  private:
   [[nodiscard]] std::filesystem::path find_text() const;
   void check_numbers() const;
+  void place(Arguments& a) const;
 
   Arguments given_;
   std::vector<std::string> kills_, stops_, loses_;
   std::optional<std::uint64_t> random_kills_, seed_, persist_every_, deadline_ms_;
-  std::string text_;
+  std::optional<int> ranks_;
+  std::string text_, policy_;
 };
 
-/// `RANK@STEP[:POINT]` or `all@STEP[:POINT]`. Throws InvalidArgument.
+/// `RANK@STEP[:POINT]`, `RANK+RANK@STEP[:POINT]` or `all@STEP[:POINT]`. Throws InvalidArgument.
 Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps);
 
 /// `count` kills, drawn from the seed: ranks, steps, points, now and then a second rank while the

@@ -97,8 +97,7 @@ std::string Death::text() const {
   if (source == "nothing" || source.empty()) {
     line += " | nothing was staged yet: from the start";
   } else if (source == "holder memory" && fault.rank) {
-    line += fmt::format(" | step {} from rank {}'s memory", recovered_step,
-                        (*fault.rank + ranks / 2) % ranks);
+    line += fmt::format(" | step {} from rank {}'s memory", recovered_step, from_rank);
   } else if (source == "disk") {
     line += fmt::format(" | step {} from disk", recovered_step);
   } else {

@@ -33,6 +33,7 @@ struct Death {
   std::uint64_t generation = 0;
   std::uint64_t recovered_step = 0;
   std::string source;  ///< "own memory", "holder memory", "disk" or "nothing"
+  int from_rank = -1;  ///< Whose memory that was.
   std::int64_t resumed_at = 0;
   std::string woken;  ///< After --stop: how the old process ended once it was woken.
 

@@ -16,10 +16,17 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// Four images a rank, and those of a process that was stopped and replaced; headers and padding.
-std::uint64_t vault_needed(std::uint64_t state_bytes, int ranks) {
+// Two images of each rank and of each of its wards, and those of a process that was stopped and
+// replaced; headers and padding.
+std::uint64_t vault_needed(std::uint64_t state_bytes, const Holders& holders) {
   const std::uint64_t slot = state_bytes + (std::uint64_t{1} << 17U);
-  return 4 * slot * (static_cast<std::uint64_t>(ranks) + 1);
+  std::uint64_t images = 0;
+  std::uint64_t most = 0;
+  for (const auto& wards : wards_of(holders)) {
+    images += 2 + 2 * wards.size();
+    most = std::max<std::uint64_t>(most, 2 + 2 * wards.size());
+  }
+  return slot * (images + most);
 }
 
 std::string megabytes(std::uint64_t bytes) {
@@ -87,7 +94,7 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
     job.directory = workspace.make("faults");
     job.every = arguments.every;
     job.faults = arguments.faults;
-    job.vault = workspace.choose_vault(vault_needed(whole.state_bytes, arguments.ranks));
+    job.vault = workspace.choose_vault(vault_needed(whole.state_bytes, arguments.holders()));
     display.line(fmt::format(
         "staged every {} steps (state of {} a rank, images in {}), with {}:", arguments.every,
         megabytes(whole.state_bytes), job.vault.string(), all_faults(arguments)));

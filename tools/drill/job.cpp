@@ -10,6 +10,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/vault/listing.hpp>
 
@@ -95,6 +96,16 @@ ProcessPlan Job::plan(Seat& seat) {
                     "--forming-ms",    std::to_string(a.timeout_s * 1000),
                     "--block-kib",     kBlockKib,
                     "--save",          state_file(dir, seat.rank).string()};
+  if (!a.mesh.empty()) {
+    plan.arguments.insert(plan.arguments.end(),
+                          {"--mesh", fmt::format("{}", fmt::join(a.mesh, ","))});
+  }
+  if (a.ranks > 1) {
+    plan.arguments.insert(plan.arguments.end(),
+                          {"--copies", std::to_string(a.partners.copies), "--partners",
+                           std::string(to_string(a.partners.policy)), "--ranks-per-host",
+                           std::to_string(a.ranks_per_host)});
+  }
   seat.given = seat.pending;
   for (const auto& fault : seat.given) {
     // A point of a step that the job has begun before is armed at once.
@@ -248,6 +259,7 @@ void Job::settle() {
     }
     death.recovered_step = seat->recovered_step;
     death.source = seat->source;
+    death.from_rank = seat->from_rank;
     if (death.fault.how != How::kStop) finish_death(death);
   }
 }

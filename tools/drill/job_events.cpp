@@ -84,6 +84,7 @@ void Job::handle(Seat& seat, const Event& event) {
     seat.recovered_generation = event.get<std::uint64_t>("generation", 0);
     seat.recovered_at = event.at;
     seat.source = event.get<std::string>("source", "");
+    seat.from_rank = event.get("from", -1);
     progress_.generation = std::max(progress_.generation, seat.recovered_generation);
     seat.doing = "training";
     seat.point.clear();
@@ -132,7 +133,7 @@ void Job::fault_begins(Seat& seat, const Event& event) {
   const Fault fault = seat.given[index];
   const auto same = [&fault](const Fault& f) {
     return f.how == fault.how && f.rank == fault.rank && f.step == fault.step &&
-           f.point == fault.point;
+           f.point == fault.point && f.with == fault.with;
   };
   const auto pending = std::find_if(seat.pending.begin(), seat.pending.end(), same);
   if (pending != seat.pending.end()) seat.pending.erase(pending);
@@ -156,9 +157,23 @@ void Job::fault_begins(Seat& seat, const Event& event) {
     }
     return all_die(seat, std::move(death));
   }
-  result_.deaths.push_back(std::move(death));
-  seat.recovered_generation = 0;
-  seat.death = result_.deaths.size();
+  const auto dies = [this](Seat& which, Death of) {
+    of.fault.rank = which.rank;
+    result_.deaths.push_back(std::move(of));
+    which.recovered_generation = 0;
+    which.death = result_.deaths.size();
+  };
+  for (const int rank : fault.with) {
+    Seat& other = *seats_[static_cast<std::size_t>(rank)];
+    if (!other.process || other.death > 0) continue;  // it is down already
+    other.process->send_signal(SIGKILL);
+    Death with = death;
+    with.doing = other.doing;
+    with.point = other.point;
+    if (other.begun > 0) with.step = other.begun;
+    dies(other, std::move(with));
+  }
+  dies(seat, std::move(death));
   // Some may have noticed before this line was read.
   const auto early = std::exchange(unexplained_, {});
   for (const auto& u : early) take_lost(u.reporter, u.named, u.at, u.why);

@@ -48,6 +48,7 @@ struct Seat {
   std::uint64_t recovered_generation = 0;  // 0: not yet, or lost since
   std::int64_t recovered_at = 0;
   std::string source;
+  int from_rank = -1;
   std::string point;
   std::string doing = "starting";
   std::string failure;
@@ -58,6 +59,7 @@ struct Seat {
     begun = trained = recovered_step = recovered_generation = 0;
     recovered_at = 0;
     source.clear();
+    from_rank = -1;
     point.clear();
     failure.clear();
     doing = "starting";

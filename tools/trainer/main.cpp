@@ -8,6 +8,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include <meshstage/mesh/partners.hpp>
+
 #include "tools/trainer/training.hpp"
 
 namespace {
@@ -32,6 +34,9 @@ struct Command {
   std::uint64_t forming_ms = 300'000;
   std::uint64_t block_kib = 4096;
   long parent = 0;
+  std::string partners;
+  int copies = 1;
+  int ranks_per_host = 1;
 
   void add_to(CLI::App& app) {
     auto& t = training;
@@ -48,6 +53,10 @@ struct Command {
         ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{65'536}));
     app.add_option("--seed", t.seed, "Chooses first parameters and examples")
         ->capture_default_str();
+    app.add_option("--mesh", t.mesh,
+                   "Cut the optimizer's moments over a mesh of this shape, 2,2 for example: along "
+                   "its last dimension, repeated along the others")
+        ->delimiter(',');
     app.add_option("--save", t.save, "Write the final state to this file (safetensors)");
     app.add_flag("--quiet", t.quiet, "Print nothing but errors");
     group(app.add_option("--job", c.job, "Name of the job; needed to go on after all ranks died"),
@@ -72,6 +81,17 @@ struct Command {
     group(app.add_option("--block-kib", block_kib, "Unit of digests and transfer; a multiple of 4")
               ->capture_default_str(),
           "Checkpoints");
+    group(app.add_option("--copies", copies, "Ranks that hold a copy of each rank's images")
+              ->capture_default_str(),
+          "Checkpoints");
+    group(app.add_option("--partners", partners,
+                         "Which ranks: half-shift (the default), ring, across-hosts, cliques"),
+          "Checkpoints");
+    group(app.add_option("--ranks-per-host", ranks_per_host,
+                         "So many neighbouring ranks share a host, for --partners")
+              ->capture_default_str()
+              ->check(CLI::Range(1, 1'000'000)),
+          "Checkpoints");
     group(app.add_option("--fault", faults,
                          "Kill or stop this process: kill@STEP as it begins to train STEP, "
                          "kill@STEP:POINT when it passes that protocol point from then on, "
@@ -94,6 +114,16 @@ struct Command {
     c.deadline = std::chrono::milliseconds(deadline_ms);
     c.forming_deadline = std::chrono::milliseconds(forming_ms);
     c.block_bytes = block_kib * 1024;
+    if (!training.mesh.empty()) c.training_links = meshstage::TrainingLinks::kAll;
+    if (copies != 1 || !partners.empty()) {
+      c.environment = meshstage::RankEnvironment::detect();
+      meshstage::PartnerOptions options;
+      options.copies = copies;
+      if (!partners.empty()) options.policy = meshstage::parse_partner_policy(partners);
+      const int world = c.environment->world_size;
+      c.holders = meshstage::make_holders(meshstage::FailureDomains::uniform(world, ranks_per_host),
+                                          options);
+    }
     for (const auto& text : faults) training.faults.push_back(trainer::Fault::parse(text));
   }
 };

@@ -7,12 +7,14 @@
 #include <string>
 #include <system_error>
 
+#include <meshstage/dtensor/node.hpp>
+
 namespace trainer {
 namespace ms = meshstage;
 namespace {
 
 // "hidden1.weight" goes to into["hidden1"]["weight"].
-void set_nested(ms::Dict& into, const std::string& name, const ms::Tensor& tensor) {
+void set_nested(ms::Dict& into, const std::string& name, const ms::Value& tensor) {
   const auto dot = name.find('.');
   if (dot == std::string::npos) return into.set(name, tensor);
   const std::string outer = name.substr(0, dot);
@@ -21,13 +23,15 @@ void set_nested(ms::Dict& into, const std::string& name, const ms::Tensor& tenso
   set_nested(inner, name.substr(dot + 1), tensor);
 }
 
-// Calls visit(path, value) for each leaf below `dict`, in order.
+// Calls visit(path, value) for each leaf below `dict`, in order; of a DTensor, its local tensor.
 void each_leaf(const ms::Dict& dict, const std::string& path,
                const std::function<void(const std::string&, const ms::Value&)>& visit) {
   for (const auto& [key, value] : dict) {
     const std::string here = (path.empty() ? "" : path + ".") + ms::Path::escape(key);
     if (const auto* inner = value.get_if<ms::Dict>()) {
       each_leaf(*inner, here, visit);
+    } else if (value.get_if<ms::NodePtr>() != nullptr) {
+      visit(here, ms::dtensor::from_value(value).to_local());
     } else {
       visit(here, value);
     }
@@ -39,13 +43,18 @@ std::int64_t as_signed(std::uint64_t bits) { return std::bit_cast<std::int64_t>(
 }  // namespace
 
 TrainingState::TrainingState(const CharacterModel<float>& model, std::uint64_t steps,
-                             std::uint64_t seed, int rank) {
+                             std::uint64_t seed, int rank, const Sharding* sharding) {
   ms::Dict parameters;
   ms::Dict exp_avg;
   ms::Dict exp_avg_sq;
-  add_parameters(parameters, model.parameters(), parameters_);
-  add_parameters(exp_avg, model.parameters(), exp_avg_);
-  add_parameters(exp_avg_sq, model.parameters(), exp_avg_sq_);
+  const auto& specs = model.parameters();
+  parameter_tensors_ = add_tensors(parameters, What::kParameter, specs, sharding, parameters_);
+  add_tensors(exp_avg, What::kMoment, specs, sharding, exp_avg_);
+  add_tensors(exp_avg_sq, What::kMoment, specs, sharding, exp_avg_sq_);
+  for (const auto& spec : specs) {
+    parts_.push_back(sharding != nullptr ? sharding->part(spec.shape)
+                                         : Sharding::Part{0, spec.elements});
+  }
   const auto count = static_cast<std::int64_t>(steps);
   const ms::Tensor losses = ms::Tensor::zeros({count}, ms::DType::kF32);
   const ms::Tensor rank_losses = ms::Tensor::zeros({count}, ms::DType::kF32);
@@ -65,13 +74,25 @@ TrainingState::TrainingState(const CharacterModel<float>& model, std::uint64_t s
   publish();
 }
 
-void TrainingState::add_parameters(ms::Dict& into, const std::vector<ParameterSpec>& specs,
-                                   std::vector<std::span<float>>& spans) {
+std::vector<ms::Tensor> TrainingState::add_tensors(ms::Dict& into, What what,
+                                                   const std::vector<ParameterSpec>& specs,
+                                                   const Sharding* sharding,
+                                                   std::vector<std::span<float>>& spans) {
+  std::vector<ms::Tensor> tensors;
   for (const auto& spec : specs) {
-    const ms::Tensor tensor = ms::Tensor::zeros(spec.shape, ms::DType::kF32);
-    spans.push_back(tensor.span<float>());
-    set_nested(into, spec.name, tensor);
+    Sharding::Placed placed;
+    if (sharding == nullptr) {
+      placed.local = ms::Tensor::zeros(spec.shape, ms::DType::kF32);
+      placed.value = placed.local;
+    } else {
+      placed =
+          what == What::kMoment ? sharding->moment(spec.shape) : sharding->parameter(spec.shape);
+    }
+    tensors.push_back(placed.local);
+    spans.push_back(placed.local.span<float>());
+    set_nested(into, spec.name, placed.value);
   }
+  return tensors;
 }
 
 std::uint64_t TrainingState::bytes() const {

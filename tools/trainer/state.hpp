@@ -7,6 +7,7 @@
 #include <meshstage/core/tree/value.hpp>
 
 #include "tools/trainer/model.hpp"
+#include "tools/trainer/sharding.hpp"
 
 namespace trainer {
 
@@ -18,13 +19,15 @@ namespace trainer {
 ///     history:   {loss, rank_loss}                   F32[steps]: mean over all ranks, own part
 ///     step:      steps trained so far
 ///
-/// Recovering writes into the tensors in place and replaces the scalars; adopt() then reads these.
+/// On a mesh the tensors of `model` and `optimizer` are DTensors, and the moments this rank's
+/// parts. Recovering writes into the tensors in place and replaces the scalars; adopt() then reads
+/// these.
 class TrainingState {
  public:
   /// Freshly initialized. All ranks start with the same parameters and each with its own choice of
-  /// examples.
+  /// examples. `sharding`: null without a mesh.
   TrainingState(const CharacterModel<float>& model, std::uint64_t steps, std::uint64_t seed,
-                int rank);
+                int rank, const Sharding* sharding = nullptr);
 
   [[nodiscard]] meshstage::Dict& dict() { return dict_; }
   /// Of all tensors.
@@ -34,6 +37,11 @@ class TrainingState {
   [[nodiscard]] std::span<const std::span<const float>> constant_parameters() const {
     return constant_parameters_;
   }
+  [[nodiscard]] const std::vector<meshstage::Tensor>& parameter_tensors() const {
+    return parameter_tensors_;
+  }
+  /// Of each parameter, the elements that this rank updates; exp_avg and exp_avg_sq are of these.
+  [[nodiscard]] const std::vector<Sharding::Part>& parts() const { return parts_; }
   [[nodiscard]] std::span<const std::span<float>> exp_avg() const { return exp_avg_; }
   [[nodiscard]] std::span<const std::span<float>> exp_avg_sq() const { return exp_avg_sq_; }
   [[nodiscard]] std::span<float> losses() const { return losses_; }
@@ -52,12 +60,17 @@ class TrainingState {
   void save(const std::filesystem::path& file);
 
  private:
-  void add_parameters(meshstage::Dict& into, const std::vector<ParameterSpec>& specs,
-                      std::vector<std::span<float>>& spans);
+  enum class What { kParameter, kMoment };
+  std::vector<meshstage::Tensor> add_tensors(meshstage::Dict& into, What what,
+                                             const std::vector<ParameterSpec>& specs,
+                                             const Sharding* sharding,
+                                             std::vector<std::span<float>>& spans);
 
   meshstage::Dict dict_;
   std::vector<std::span<float>> parameters_, exp_avg_, exp_avg_sq_;
   std::vector<std::span<const float>> constant_parameters_;
+  std::vector<meshstage::Tensor> parameter_tensors_;
+  std::vector<Sharding::Part> parts_;
   std::span<float> losses_, rank_losses_;
   std::uint64_t random_ = 0;
 };

@@ -46,7 +46,7 @@ void Training::run() {
     try {
       if (!generation_) join();
       if (!state_) {
-        state_.emplace(model_, options_.steps, options_.seed, checkpointer_->rank());
+        start_anew();
         report_.send(Line("state").add("bytes", state_->bytes()));
       }
       recover();
@@ -67,10 +67,18 @@ void Training::run() {
 
 // Forms a generation: the first, or the next after a loss.
 void Training::join() {
+  groups_.reset();
   if (checkpointer_) {
     checkpointer_->rejoin();
   } else {
     checkpointer_.emplace(options_.checkpoint);
+    if (!options_.mesh.empty()) {
+      sharding_.emplace(options_.mesh, checkpointer_->rank(), checkpointer_->world_size());
+    }
+  }
+  if (sharding_) {  // the checkpointer keeps the group until the next rejoin()
+    const std::shared_ptr<ms::ProcessGroup> world(std::shared_ptr<void>(), &checkpointer_->group());
+    groups_.emplace(sharding_->mesh(), world);
   }
   generation_ = true;
   report_.send(Line("joined")
@@ -78,10 +86,15 @@ void Training::join() {
                    .add("generation", checkpointer_->generation()));
 }
 
+void Training::start_anew() {
+  state_.emplace(model_, options_.steps, options_.seed, checkpointer_->rank(),
+                 sharding_ ? &*sharding_ : nullptr);
+}
+
 void Training::recover() {
   const ms::Recovered recovered = checkpointer_->recover(state_->dict());
   if (recovered.step == 0) {  // nobody has anything: start (again) from the seed
-    state_.emplace(model_, options_.steps, options_.seed, checkpointer_->rank());
+    start_anew();
   } else {
     state_->adopt();
   }
@@ -89,6 +102,7 @@ void Training::recover() {
   report_.send(Line("recovered")
                    .add("step", recovered.step)
                    .add("source", source)
+                   .add("from", recovered.from_rank)
                    .add("generation", recovered.generation));
   if (options_.quiet || (recovered.step == 0 && lost_at_ == Clock::time_point())) return;
   std::printf("rank %d: goes on from step %llu (%s) in generation %llu\n", checkpointer_->rank(),
@@ -144,8 +158,11 @@ void Training::train_step() {
   last_.staged().wait(deadline);  // what is staged changes from here on
   const std::uint64_t step = state_->step + 1;
   for (std::size_t p = 0; p < gradients_.size(); ++p) {
-    options_.optimizer.update(step, state_->parameters()[p], gradients_[p], state_->exp_avg()[p],
+    const auto [begin, elements] = state_->parts()[p];
+    options_.optimizer.update(step, state_->parameters()[p].subspan(begin, elements),
+                              gradients_[p].subspan(begin, elements), state_->exp_avg()[p],
                               state_->exp_avg_sq()[p]);
+    if (sharding_) sharding_->gather(state_->parameter_tensors()[p], *groups_, deadline);
   }
   state_->losses()[step - 1] = gradient_.back();
   state_->rank_losses()[step - 1] = own_loss;

@@ -12,6 +12,7 @@
 #include "tools/trainer/fault.hpp"
 #include "tools/trainer/model.hpp"
 #include "tools/trainer/report.hpp"
+#include "tools/trainer/sharding.hpp"
 #include "tools/trainer/state.hpp"
 #include "tools/trainer/text.hpp"
 
@@ -23,6 +24,7 @@ struct TrainingOptions {
   std::uint64_t every = 5;   ///< Stage after every n-th step; 0: never.
   std::uint64_t batch = 16;  ///< Examples a rank and step.
   std::uint64_t seed = 1;
+  std::vector<std::int64_t> mesh;  ///< Shape; empty: none, every rank has all moments.
   AdamW optimizer;
   meshstage::CheckpointerOptions checkpoint;
   std::filesystem::path save;  ///< Where the final state goes; empty: nowhere.
@@ -31,9 +33,9 @@ struct TrainingOptions {
   bool quiet = false;  ///< Say nothing on standard output.
 };
 
-/// One rank of a data-parallel training job that survives the loss of its peers.
-/// Deterministic: the same options, rank and world size give the same bits, also for steps that are
-/// trained again after a recovery.
+/// One rank of a data-parallel training job (with the optimizer cut over a mesh, if there is one)
+/// that survives the loss of its peers. Deterministic: the same options, rank and world size give
+/// the same bits, also for steps that are trained again after a recovery.
 class Training {
  public:
   /// Reads the text. Throws std::runtime_error.
@@ -50,6 +52,7 @@ class Training {
   void recover();
   void train();
   void train_step();
+  void start_anew();
   void peer_is_lost(const meshstage::Error& error);
   void stage();
   void settle(bool wait);
@@ -60,8 +63,10 @@ class Training {
   Faults faults_;
   Text text_;
   CharacterModel<float> model_;
+  std::optional<Sharding> sharding_;
   std::optional<TrainingState> state_;
   std::optional<meshstage::Checkpointer> checkpointer_;
+  std::optional<meshstage::MeshGroups> groups_;  // of the generation
   meshstage::Staging last_;
   bool settled_ = true;          // the outcome of last_ was reported
   bool generation_ = false;      // a generation is formed and was not lost since
