@@ -78,7 +78,7 @@ struct CheckpointerOptions {
 /// PeerLost or Timeout from any call (or from a transfer of group()), only rejoin(), finish() and
 /// destruction are useful; other calls throw the same error again. Destruction, an exception or a
 /// crash leaves the vault for the next start; only finish() removes it. To the other ranks each of
-/// the three is a loss: they get PeerLost ("left the job"), also out of a barrier not all have left.
+/// the three is a loss: they get PeerLost, also out of a barrier that not all of them have left.
 class MESHSTAGE_API Checkpointer {
  public:
   /// Collective. Attaches the vault and forms a generation with all ranks.

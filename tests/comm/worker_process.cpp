@@ -11,6 +11,7 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
+#include <mutex>
 #include <thread>
 #include <utility>
 
@@ -84,6 +85,9 @@ TemporaryFolder::~TemporaryFolder() {
 }
 
 int count_threads() {
+  // ThreadSanitizer starts a thread of its own with the first of the program: it is there from here.
+  static std::once_flag first;
+  std::call_once(first, [] { std::thread([] {}).join(); });
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
     count += entry.path().empty() ? 0 : 1;

@@ -24,7 +24,7 @@ std::string one_line(std::string text) {
 }
 
 std::string command_words(const CLI::App& command) {
-  const std::string name = command.get_name();
+  const std::string& name = command.get_name();
   return command.get_parent() == nullptr ? name : command_words(*command.get_parent()) + " " + name;
 }
 

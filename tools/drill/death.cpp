@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <utility>
 
 #include <fmt/format.h>
@@ -40,7 +41,7 @@ constexpr std::array<Phrase, 24> kPhrases{{
 }};
 
 double ms_between(std::int64_t from, std::int64_t to) {
-  return std::max(0.0, static_cast<double>((to - from) / 1'000) * 1e-3);
+  return std::max(0.0, std::floor(static_cast<double>(to - from) * 1e-3) * 1e-3);  // to the us
 }
 
 std::string_view past(How how, bool all) {

@@ -179,8 +179,9 @@ class Picture {
       svg_.text(x + 8, y_ + 16, 12, fitted(host.name, 12, width - 16), Anchor::kStart, kQuiet,
                 true);
       for (std::size_t i = 0; i < n; ++i) {
+        const std::size_t row = i / columns;
         rank_cell(host.ranks[i], x + 8 + static_cast<double>(i % columns) * scale_.cell_width,
-                  y_ + 24 + static_cast<double>(i / columns) * scale_.cell_height);
+                  y_ + 24 + static_cast<double>(row) * scale_.cell_height);
       }
       x += width + 10;
       line_height = std::max(line_height, height);
