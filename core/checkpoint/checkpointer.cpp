@@ -116,6 +116,7 @@ class Checkpointer::Impl {
     a.persist_every = options_.persist_every;
     a.block_bytes = options_.block_bytes;
     a.when_busy = options_.when_busy;
+    a.twins = options_.twins;
     a.observer = options_.observer;
     a.log = options_.log;
     a.fs = options_.file_system;

@@ -43,6 +43,14 @@ struct CheckpointerOptions {
   /// hosts or racks. Empty: {(r + W/2) mod W}. A job survives the loss of all but one of each
   /// rank's owner and holders. Memory: two images for each ward besides the two own ones.
   std::vector<std::vector<int>> holders;
+  /// What the mesh already replicates need not travel: a tensor of a ward that this rank has too is
+  /// left out of what the ward sends, and filled in from this rank's own image of the same step.
+  /// dtensor::twins finds such tensors in DTensors' placements; any function will do, and a rank
+  /// needs no other's consent. Its word is not taken: an image whose digests then are not the
+  /// owner's is not counted (that step fails, a warning says so, and from then on that ward's
+  /// images travel whole). The replica is as whole as any other: what a loss costs does not change,
+  /// nor does host memory. Null (the default): everything travels. Stats say what was spared.
+  TwinsOf twins;
   /// Rank, world size and so on; detected from the launcher's variables unless given.
   std::optional<RankEnvironment> environment;
   /// Where ranks meet: "file:/shared/dir". Empty: MESHSTAGE_STORE, else a directory below

@@ -156,6 +156,7 @@ void Agent::Impl::leave() noexcept {
     announced_.clear();
     starts_.clear();
     asked_.clear();
+    present_.clear();
     refused_fetches_.clear();
     waiting_.clear();
     aborted_.clear();
@@ -191,6 +192,10 @@ void Agent::Impl::hear(int from, std::span<const std::byte> bytes) {
       const auto start = exchange::decode_stream_start(bytes, from, options_.world_size);
       check_generation("stream start", from, start.generation);
       stream_in(from, start);
+      return;
+    }
+    if (exchange::is_present(bytes)) {
+      hear_present(from, bytes);
       return;
     }
     protocol::Message message = protocol::decode(wire_, from, bytes);
@@ -279,8 +284,10 @@ ImageIdentity Agent::Impl::identity(int owner, ImageId id, ImageId base) const {
   return {options_.job, owner, options_.world_size, id, base};
 }
 
-exchange::Shape Agent::Impl::shape_of(const protocol::ImageSizes& sizes, bool with_manifest) const {
-  return {sizes.image_bytes, sizes.manifest_bytes, options_.block_bytes, with_manifest};
+exchange::Shape Agent::Impl::shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
+                                      std::vector<exchange::Piece> present) const {
+  return {sizes.image_bytes, sizes.manifest_bytes, options_.block_bytes, with_manifest,
+          std::move(present)};
 }
 
 exchange::Link Agent::Impl::link_to(int peer, ImageId id, protocol::Point point) {

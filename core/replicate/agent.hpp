@@ -82,6 +82,10 @@ struct Stats {
   double persist_seconds = 0;
   std::uint64_t image_bytes = 0;  ///< Of this rank's newest image.
   std::uint64_t vault_bytes = 0;  ///< All slots of this rank's vault.
+  /// Bytes of this rank's images that went to holders in rounds, and those that did not have to
+  /// because the holder had them (AgentOptions::twins); fetches in a recovery do not count.
+  std::uint64_t replica_bytes_sent = 0;
+  std::uint64_t replica_bytes_spared = 0;
 };
 
 /// What a holder has of one of its wards.
@@ -91,6 +95,10 @@ struct Replica {
   /// The owner's state dict as it was staged: memory of its own, the caller may keep it.
   Value state;
 };
+
+/// The tensors in this rank's `state` that rank `peer` has in its own as well, under the same path
+/// and byte for byte at every step: their paths as text. Asked once for each structure and ward.
+using TwinsOf = std::function<std::vector<std::string>(const Value& state, int peer)>;
 
 struct AgentOptions {
   std::string job;
@@ -105,6 +113,7 @@ struct AgentOptions {
   std::uint64_t persist_every = 10;
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
   WhenBusy when_busy = WhenBusy::kWait;
+  TwinsOf twins;  ///< Null: every replica travels whole.
   Observer observer;
   std::function<void(const LogLine&)> log;  ///< Null: warnings go to standard error.
   FileSystem* fs = nullptr;                 ///< Null: the real one. Must outlive the agent.

@@ -25,11 +25,22 @@
 
 namespace meshstage {
 
+/// Names of storages (ImageSegment::name, sorted) that a ward has too, by ward.
+using TwinNames = std::map<int, std::vector<std::string>>;
+
+/// A storage that a ward's image and this rank's own have in common.
+struct TwinRange {
+  std::uint64_t offset = 0;      ///< In the ward's image.
+  std::uint64_t own_offset = 0;  ///< In this rank's.
+  std::uint64_t bytes = 0;
+};
+
 /// One step on its way from the trainer to the holders. The trainer's thread makes it, the agent's
 /// thread fills in the slot, the copying thread writes the image, the sending threads read it.
 struct StageJob {
   std::uint64_t step = 0;
   std::shared_ptr<const StagingPlan> plan;
+  std::shared_ptr<const TwinNames> twins;  ///< Null where no one asked for them.
   StagingSource source;  ///< Scalars as they were at stage(), and the sources kept alive.
   protocol::ImageSizes sizes;
   std::chrono::steady_clock::time_point requested = std::chrono::steady_clock::now();
@@ -57,7 +68,9 @@ struct Incoming {
   protocol::ImageSizes sizes;
   bool fetch = false;
   bool with_manifest = true;
-  bool streaming = false;  ///< A StreamStart came; from here every piece is taken.
+  bool streaming = false;                ///< A StreamStart came; from here every piece is taken.
+  std::vector<exchange::Piece> present;  ///< What is not sent, but copied from the own image.
+  bool awaits_own = false;  ///< All that travels is here; the own image of the step is not yet.
   WriteLease lease;
   std::optional<Digest> expected;    ///< As announced by the owner; a fetch has it from the start.
   std::optional<ImageInfo> arrived;  ///< All digests were right.
@@ -114,8 +127,8 @@ class Agent::Impl {
   void reach(protocol::Point point, ImageId id, int peer = -1, std::uint64_t chunk = 0,
              std::uint64_t chunks = 0) const;
   [[nodiscard]] ImageIdentity identity(int owner, ImageId id, ImageId base) const;
-  [[nodiscard]] exchange::Shape shape_of(const protocol::ImageSizes& sizes,
-                                         bool with_manifest) const;
+  [[nodiscard]] exchange::Shape shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
+                                         std::vector<exchange::Piece> present = {}) const;
   [[nodiscard]] exchange::Link link_to(int peer, ImageId id, protocol::Point point);
   void signal();
 
@@ -151,8 +164,8 @@ class Agent::Impl {
   void load_from_disk(const protocol::Fetch& action);
   void command(RecoverCommand command);
   // --- agent_stream.cpp: images that come and go
-  void stream_out(int to, int owner, ImageId id, const protocol::ImageSizes& sizes,
-                  bool with_manifest, std::function<std::span<const std::byte>()> image,
+  void stream_out(int to, int owner, ImageId id, const exchange::Shape& shape,
+                  std::function<std::span<const std::byte>()> image,
                   std::function<void(std::uint64_t)> wait_final, std::function<void()> done);
   void stream_in(int from, const exchange::StreamStart& start);
   void take_starts(int from);
@@ -162,6 +175,21 @@ class Agent::Impl {
   void arrived(int owner, ImageId id, const ImageInfo& info);
   void not_arrived(int owner, ImageId id, ErrorKind kind, const std::string& why);
   void seal_if_proven(int owner);
+  // --- agent_twins.cpp: what a ward and this rank have in common
+  /// The trainer's thread: asks the trainer again, for the plan's structure.
+  void find_twins(const Value& state);
+  void note_sent(const exchange::Shape& shape);
+  [[nodiscard]] std::vector<TwinRange> twins_in(int ward, std::span<const std::byte> image,
+                                                const Digest& manifest, const StageJob& job);
+  /// Tells a ward what of its image need not travel; that, for the shape to expect.
+  std::vector<exchange::Piece> tell_present(const Incoming& in);
+  void hear_present(int from, std::span<const std::byte> bytes);
+  /// The ranges that `holder` has of the image `id`, if they fit `shape`.
+  [[nodiscard]] std::vector<exchange::Piece> present_at(int holder, ImageId id,
+                                                        const exchange::Shape& shape);
+  /// All that travels of a ward's image is here: the rest comes from the own image, once that is.
+  void fill_in(int ward, ImageId id);
+  bool try_fill_in(int ward, ImageId id);
   /// Runs `attempt` now, and again after each release of a slot, until it returns true.
   void when_free(std::function<bool()> attempt);
   [[nodiscard]] bool in_use(SlotKey key) const;
@@ -186,6 +214,15 @@ class Agent::Impl {
   std::map<int, std::deque<exchange::StreamStart>> starts_;  ///< By sender, not yet taken.
   /// What this rank has asked for and not seen begin: (sender, owner, image).
   std::map<std::tuple<int, int, ImageId>, exchange::Shape> asked_;
+  std::map<int, exchange::Present> present_;  ///< The last that each holder has told.
+  /// Of each ward, for one manifest and one own plan.
+  struct KnownTwins {
+    Digest manifest;
+    std::shared_ptr<const StagingPlan> plan;
+    std::vector<TwinRange> ranges;
+  };
+  std::map<int, KnownTwins> known_twins_;
+  std::set<int> no_twins_;         ///< Wards whose tensors were not what this rank has.
   std::set<int> refused_fetches_;  ///< Owners whose image found no room here.
   std::shared_ptr<StageJob> pending_job_;
   std::shared_ptr<StageJob> job_;
@@ -216,7 +253,8 @@ class Agent::Impl {
   int recovered_from_ = -1;
   Stats stats_;
 
-  std::shared_ptr<const StagingPlan> plan_;  ///< The trainer's thread only.
+  std::shared_ptr<const StagingPlan> plan_;  ///< The trainer's thread only; and:
+  std::shared_ptr<const TwinNames> twins_;
 
   // Last, so that their threads end before what they use goes; the loop is stopped last.
   std::unique_ptr<Worker> loop_ = std::make_unique<Worker>("ms-agent");

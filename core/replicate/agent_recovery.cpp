@@ -260,8 +260,8 @@ void Agent::Impl::perform(const protocol::Serve& action) {
     }
     if (bytes.size() != source.sizes.image_bytes) throw CorruptData("the image changed its size");
     stream_out(
-        action.to, source.owner, source.id, source.sizes, true, [bytes, owner] { return bytes; },
-        [](std::uint64_t) {}, [] {});
+        action.to, source.owner, source.id, shape_of(source.sizes, true),
+        [bytes, owner] { return bytes; }, [](std::uint64_t) {}, [] {});
   } catch (const Error& e) {
     fail(e);
   }

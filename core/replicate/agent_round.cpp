@@ -66,11 +66,13 @@ Staging Agent::Impl::stage(const Value& state, std::uint64_t step) {
     const PlanOptions plan_options{.block_bytes = options_.block_bytes};
     plan_ =
         std::make_shared<const StagingPlan>(StagingPlan::compile(state, plan_.get(), plan_options));
+    find_twins(state);
     source = plan_->capture(state);
     if (!source) throw InvalidState("the state dict changed while stage() read it");
     check_room_for(plan_->layout().image_bytes);
   }
   job->plan = plan_;
+  job->twins = twins_;
   job->source = std::move(*source);
   const ImageLayout& layout = plan_->layout();
   job->sizes = {layout.image_bytes, layout.data_begin, layout.manifest_digest};
@@ -191,6 +193,7 @@ void Agent::Impl::copy(const std::shared_ptr<StageJob>& job, const ImageIdentity
     release({options_.rank, job->slot});
     feed(e);
     settle(job);
+    retry_waiting();  // a ward's image may wait for this one
   });
 }
 
@@ -211,8 +214,11 @@ void Agent::Impl::perform(const protocol::SendImage& action) {
     if (job->image.empty() && !job->written) return false;
     const SlotKey key{options_.rank, job->slot};
     hold(key);
+    auto shape = shape_of(job->sizes, action.need_manifest);
+    shape.present = present_at(action.holder, action.id, shape);
+    note_sent(shape);
     stream_out(
-        action.holder, options_.rank, action.id, job->sizes, action.need_manifest,
+        action.holder, options_.rank, action.id, shape,
         [job] { return std::span<const std::byte>(job->image); },
         [job](std::uint64_t until) {
           // What failed in copying fails the step, not the stream: the receiver takes every piece.
@@ -259,7 +265,8 @@ void Agent::Impl::perform(const protocol::AcceptReplica& action) {
         known != announced_.end() && known->second.first == action.id) {
       in.expected = known->second.second;
     }
-    ask_for(in.from, in.owner, in.id, shape_of(in.sizes, in.with_manifest));
+    in.present = tell_present(in);
+    ask_for(in.from, in.owner, in.id, shape_of(in.sizes, in.with_manifest, in.present));
     post_event(protocol::ReplicaReady{action.ward, action.id, in.with_manifest});
     incoming_.insert_or_assign(action.ward, std::move(in));
     return true;
@@ -280,7 +287,7 @@ void Agent::Impl::perform(const protocol::AbortRound& action) {
   aborted_.insert(action.id);
   for (auto it = incoming_.begin(); it != incoming_.end();) {
     const Incoming& in = it->second;
-    if (in.fetch || in.id != action.id || (in.streaming && !in.arrived)) {
+    if (in.fetch || in.id != action.id || (in.streaming && !in.arrived && !in.awaits_own)) {
       ++it;  // its pieces are on their way: taken to the end, then answered
       continue;
     }

@@ -24,11 +24,10 @@ void Agent::Impl::retry_waiting() {
   for (auto& attempt : std::exchange(waiting_, {})) when_free(std::move(attempt));
 }
 
-void Agent::Impl::stream_out(int to, int owner, ImageId id, const protocol::ImageSizes& sizes,
-                             bool with_manifest, std::function<std::span<const std::byte>()> image,
+void Agent::Impl::stream_out(int to, int owner, ImageId id, const exchange::Shape& shape,
+                             std::function<std::span<const std::byte>()> image,
                              std::function<void(std::uint64_t)> wait_final,
                              std::function<void()> done) {
-  const auto shape = shape_of(sizes, with_manifest);
   auto job = [this, to, owner, id, shape, image = std::move(image),
               wait_final = std::move(wait_final), done = std::move(done), epoch = epoch_.load()] {
     try {
@@ -118,6 +117,24 @@ void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
   }
   Incoming& in = it->second;
   in.streaming = true;
+  if (!in.present.empty()) {
+    receive_.at(from)->post([this, link, shape = start.shape, from, owner = start.owner,
+                             id = start.id, image = in.lease.image()] {
+      try {
+        exchange::receive_pieces(link, image, shape);
+        post([this, owner, id] { fill_in(owner, id); });
+      } catch (const Timeout& e) {
+        post([this, from, why = std::string(e.what())] {
+          lose(from, ErrorKind::kTimeout, "sent no piece of its image: " + why);
+        });
+      } catch (const Error& e) {
+        post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
+          not_arrived(owner, id, kind, why);
+        });
+      }
+    });
+    return;
+  }
   receive_.at(from)->post([this, link, shape = start.shape, from, owner = start.owner,
                            id = start.id, image = in.lease.image(),
                            manifest = in.sizes.manifest_digest,

@@ -8,13 +8,17 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/image/image.hpp>
 
 namespace meshstage::exchange {
 namespace {
 
-constexpr std::uint32_t kMagic = 0x5850534DU;  // "MSPX"
-constexpr std::uint16_t kVersion = 1;
-constexpr std::size_t kStartBytes = 8 + 8 * 8;
+constexpr std::uint32_t kMagic = 0x5850534DU;         // "MSPX"
+constexpr std::uint32_t kPresentMagic = 0x5050534DU;  // "MSPP"
+constexpr std::uint16_t kVersion = 2;
+constexpr std::size_t kStartBytes = 8 + 9 * 8;
+constexpr std::size_t kPresentBytes = 8 + 4 * 8;
+constexpr std::size_t kRangeBytes = 16;
 /// No image is larger than this, so sizes from the wire cannot make sums wrap.
 constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 56;
 
@@ -68,12 +72,74 @@ std::uint64_t digested_bytes(std::uint64_t data_bytes, std::uint64_t block_bytes
   return digested;
 }
 
+void put(std::vector<std::byte>& out, const std::vector<Piece>& ranges) {
+  put(out, std::uint64_t{ranges.size()});
+  for (const auto& range : ranges) {
+    put(out, range.offset);
+    put(out, range.bytes);
+  }
+}
+
+/// The ranges at the end of a message; `refuse` makes its error.
+template <class Refuse>
+std::vector<Piece> take_ranges(std::span<const std::byte>& in, const Refuse& refuse) {
+  const auto count = take<std::uint64_t>(in);
+  if (count > kMostPresent || in.size() != count * kRangeBytes) {
+    throw refuse(std::to_string(count) + " ranges in " + std::to_string(in.size()) + " bytes");
+  }
+  std::vector<Piece> ranges(count);
+  for (auto& range : ranges) {
+    range.offset = take<std::uint64_t>(in);
+    range.bytes = take<std::uint64_t>(in);
+  }
+  return ranges;
+}
+
+/// Checks what both kinds of messages begin with, and takes it.
+template <class Refuse>
+void take_head(std::span<const std::byte>& in, bool magic, std::size_t least,
+               const Refuse& refuse) {
+  if (!magic || in.size() < least) {
+    throw refuse("length " + std::to_string(in.size()) + ", " + std::to_string(least) +
+                 " at least");
+  }
+  in = in.subspan(sizeof kMagic);
+  if (const auto version = take<std::uint16_t>(in); version != kVersion) {
+    throw refuse("version " + std::to_string(version) + ", this library reads " +
+                 std::to_string(kVersion));
+  }
+  if (take<std::uint16_t>(in) != 0) throw refuse("reserved field is not 0");
+}
+
+bool begins_with(std::span<const std::byte> bytes, std::uint32_t magic) noexcept {
+  return bytes.size() >= sizeof magic && std::memcmp(bytes.data(), &magic, sizeof magic) == 0;
+}
+
 void check(const Shape& shape) {
   if (shape.block_bytes == 0 || shape.manifest_bytes > shape.image_bytes ||
       shape.image_bytes > kMostBytes) {
     throw InvalidArgument("an image of " + std::to_string(shape.image_bytes) +
                           " bytes with a manifest of " + std::to_string(shape.manifest_bytes) +
                           " in blocks of " + std::to_string(shape.block_bytes) + " makes no sense");
+  }
+  if (!shape.present.empty() && !fits(shape.present, shape)) {
+    throw InvalidArgument("what is present does not fit an image of " +
+                          std::to_string(shape.image_bytes) + " bytes");
+  }
+}
+
+void check_identity(int from, const ImageInfo& info, const Digest& manifest_digest,
+                    const ImageIdentity& expected) {
+  if (info.manifest_digest != manifest_digest) {
+    throw make_error<CorruptData>(
+        "the manifest from rank " + std::to_string(from) + " is not the one that was announced",
+        from, expected.id.step);
+  }
+  if (info.identity != expected) {
+    throw make_error<CorruptData>("rank " + std::to_string(from) + " sent " +
+                                      to_string(info.identity) + " instead of " +
+                                      to_string(expected),
+                                  from, expected.id.step);
   }
 }
 
@@ -93,11 +159,12 @@ std::vector<std::byte> encode(const StreamStart& start) {
   put(out, start.shape.manifest_bytes);
   put(out, start.shape.block_bytes);
   put(out, std::uint64_t{start.shape.with_manifest ? 1U : 0U});
+  put(out, start.shape.present);
   return out;
 }
 
 bool is_stream_start(std::span<const std::byte> bytes) noexcept {
-  return bytes.size() >= sizeof kMagic && std::memcmp(bytes.data(), &kMagic, sizeof kMagic) == 0;
+  return begins_with(bytes, kMagic);
 }
 
 StreamStart decode_stream_start(std::span<const std::byte> bytes, int from, int world_size) {
@@ -105,15 +172,7 @@ StreamStart decode_stream_start(std::span<const std::byte> bytes, int from, int 
     return make_error<CorruptData>("stream start from rank " + std::to_string(from) + ": " + what,
                                    from);
   };
-  if (!is_stream_start(bytes) || bytes.size() != kStartBytes) {
-    throw refuse("length " + std::to_string(bytes.size()) + " instead of " +
-                 std::to_string(kStartBytes));
-  }
-  bytes = bytes.subspan(sizeof kMagic);
-  if (const auto version = take<std::uint16_t>(bytes); version != kVersion) {
-    throw refuse("version " + std::to_string(version) + ", this library reads 1");
-  }
-  if (take<std::uint16_t>(bytes) != 0) throw refuse("reserved field is not 0");
+  take_head(bytes, is_stream_start(bytes), kStartBytes, refuse);
   StreamStart start;
   start.generation = take<std::uint64_t>(bytes);
   const auto owner = take<std::uint64_t>(bytes);
@@ -129,6 +188,7 @@ StreamStart decode_stream_start(std::span<const std::byte> bytes, int from, int 
   const auto with_manifest = take<std::uint64_t>(bytes);
   if (with_manifest > 1) throw refuse("with-manifest is " + std::to_string(with_manifest));
   start.shape.with_manifest = with_manifest == 1;
+  start.shape.present = take_ranges(bytes, refuse);
   try {
     check(start.shape);
   } catch (const InvalidArgument& e) {
@@ -137,12 +197,69 @@ StreamStart decode_stream_start(std::span<const std::byte> bytes, int from, int 
   return start;
 }
 
+std::vector<std::byte> encode(const Present& present) {
+  std::vector<std::byte> out;
+  out.reserve(kPresentBytes + present.ranges.size() * kRangeBytes);
+  put(out, kPresentMagic);
+  put(out, kVersion);
+  put(out, std::uint16_t{0});
+  put(out, present.generation);
+  put(out, present.id.generation);
+  put(out, present.id.step);
+  put(out, present.ranges);
+  return out;
+}
+
+bool is_present(std::span<const std::byte> bytes) noexcept {
+  return begins_with(bytes, kPresentMagic);
+}
+
+Present decode_present(std::span<const std::byte> bytes, int from) {
+  const auto refuse = [from](const std::string& what) -> CorruptData {
+    return make_error<CorruptData>("ranges present from rank " + std::to_string(from) + ": " + what,
+                                   from);
+  };
+  take_head(bytes, is_present(bytes), kPresentBytes, refuse);
+  Present present;
+  present.generation = take<std::uint64_t>(bytes);
+  present.id.generation = take<std::uint64_t>(bytes);
+  present.id.step = take<std::uint64_t>(bytes);
+  present.ranges = take_ranges(bytes, refuse);
+  return present;
+}
+
+bool fits(const std::vector<Piece>& ranges, const Shape& shape) {
+  const std::uint64_t data_bytes = shape.image_bytes - shape.manifest_bytes;
+  const std::uint64_t end = shape.manifest_bytes + digested_bytes(data_bytes, shape.block_bytes);
+  std::uint64_t at = shape.manifest_bytes;
+  for (const auto& range : ranges) {
+    if (range.bytes == 0 || range.offset < at || range.offset > end ||
+        range.bytes > end - range.offset) {
+      return false;
+    }
+    at = range.offset + range.bytes;
+  }
+  return ranges.size() <= kMostPresent;
+}
+
 std::vector<Piece> pieces_of(const Shape& shape) {
   check(shape);
   std::vector<Piece> pieces;
+  auto present = shape.present.begin();
   const auto add = [&](std::uint64_t begin, std::uint64_t end) {
-    for (std::uint64_t at = begin; at < end; at += shape.block_bytes) {
-      pieces.push_back({at, std::min(shape.block_bytes, end - at)});
+    for (std::uint64_t block = begin; block < end; block += shape.block_bytes) {
+      const std::uint64_t block_end = std::min(end, block + shape.block_bytes);
+      for (std::uint64_t at = block; at < block_end;) {
+        while (present != shape.present.end() && present->offset + present->bytes <= at) ++present;
+        const bool any = present != shape.present.end();
+        if (any && present->offset <= at) {
+          at = present->offset + present->bytes;
+          continue;
+        }
+        const std::uint64_t until = any ? std::min(block_end, present->offset) : block_end;
+        pieces.push_back({at, until - at});
+        at = until;
+      }
     }
   };
   if (shape.with_manifest) add(0, shape.manifest_bytes);
@@ -176,6 +293,7 @@ void drain_image(const Link& link, const Shape& shape) {
 
 ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shape& shape,
                         const Digest& manifest_digest, const ImageIdentity& expected) {
+  if (!shape.present.empty()) throw InvalidArgument("an image of which a part is present");
   const auto pieces = pieces_of(shape);
   const std::uint64_t data_bytes = shape.image_bytes - shape.manifest_bytes;
   BlockDigests digests(shape.block_bytes, digested_bytes(data_bytes, shape.block_bytes));
@@ -195,17 +313,25 @@ ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shap
         }
       });
   const ImageInfo info = check_blocks(image, digests);
-  if (info.manifest_digest != manifest_digest) {
-    throw make_error<CorruptData>("the manifest from rank " + std::to_string(link.peer) +
-                                      " is not the one that was announced",
-                                  link.peer, expected.id.step);
-  }
-  if (info.identity != expected) {
-    throw make_error<CorruptData>("rank " + std::to_string(link.peer) + " sent " +
-                                      to_string(info.identity) + " instead of " +
-                                      to_string(expected),
-                                  link.peer, expected.id.step);
-  }
+  check_identity(link.peer, info, manifest_digest, expected);
+  return info;
+}
+
+void receive_pieces(const Link& link, std::span<std::byte> image, const Shape& shape) {
+  const auto pieces = pieces_of(shape);
+  Window(link).run(
+      pieces,
+      [&](std::size_t i) {
+        return link.group.receive(link.peer, link.tag,
+                                  image.subspan(pieces[i].offset, pieces[i].bytes));
+      },
+      [](std::size_t) {});
+}
+
+ImageInfo prove_image(int from, std::span<const std::byte> image, const Digest& manifest_digest,
+                      const ImageIdentity& expected) {
+  const ImageInfo info = verify_image(image);
+  check_identity(from, info, manifest_digest, expected);
   return info;
 }
 

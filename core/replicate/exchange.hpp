@@ -18,12 +18,22 @@ namespace meshstage::exchange {
 /// Pieces in flight each way; with 4 MiB blocks the best that was measured on loopback.
 inline constexpr std::size_t kWindow = 8;
 
+/// A range of the image, bytes.
+struct Piece {
+  std::uint64_t offset = 0;
+  std::uint64_t bytes = 0;
+  friend bool operator==(const Piece&, const Piece&) = default;
+};
+
 /// What both ends know before the first piece leaves.
 struct Shape {
   std::uint64_t image_bytes = 0;
   std::uint64_t manifest_bytes = 0;
   std::uint64_t block_bytes = 0;
   bool with_manifest = true;  ///< False if the receiver's slot already holds the same manifest.
+  /// Ranges that do not travel because the receiver has said that it has them: ascending, apart
+  /// from each other, not empty, between manifest and trailer, at most kMostPresent.
+  std::vector<Piece> present;
   friend bool operator==(const Shape&, const Shape&) = default;
 };
 
@@ -39,8 +49,8 @@ struct StreamStart {
 };
 
 /// u32 magic "MSPX" | u16 version | u16 0 | u64 generation | u64 owner | u64 id generation | u64
-/// step | u64 image bytes | u64 manifest bytes | u64 block bytes | u64 with manifest (0 or 1);
-/// little-endian.
+/// step | u64 image bytes | u64 manifest bytes | u64 block bytes | u64 with manifest (0 or 1) | u64
+/// ranges present | u64 offset, u64 bytes of each; little-endian.
 [[nodiscard]] std::vector<std::byte> encode(const StreamStart& start);
 /// True if the bytes begin as a StreamStart does (else they are a protocol message).
 [[nodiscard]] bool is_stream_start(std::span<const std::byte> bytes) noexcept;
@@ -48,15 +58,30 @@ struct StreamStart {
 [[nodiscard]] StreamStart decode_stream_start(std::span<const std::byte> bytes, int from,
                                               int world_size);
 
-/// A range of the image, bytes.
-struct Piece {
-  std::uint64_t offset = 0;
-  std::uint64_t bytes = 0;
+/// Sent by a holder to its ward just before it accepts an image: "leave these ranges out, I have
+/// the same bytes in my own image of that step". Only what the holder has proven wrong by the
+/// image's digests could then be missing, and it never counts such an image as whole.
+struct Present {
+  std::uint64_t generation = 0;
+  ImageId id;
+  std::vector<Piece> ranges;  ///< Of the ward's image: as Shape::present.
+  friend bool operator==(const Present&, const Present&) = default;
 };
+/// More would make a message, and pieces, that cost more than they spare.
+inline constexpr std::size_t kMostPresent = 4096;
+
+/// u32 magic "MSPP" | u16 version | u16 0 | u64 generation | u64 id generation | u64 step | u64
+/// ranges | u64 offset, u64 bytes of each; little-endian.
+[[nodiscard]] std::vector<std::byte> encode(const Present& present);
+[[nodiscard]] bool is_present(std::span<const std::byte> bytes) noexcept;
+/// Throws CorruptData naming the field.
+[[nodiscard]] Present decode_present(std::span<const std::byte> bytes, int from);
+/// `ranges` fit an image of this shape (see Shape::present).
+[[nodiscard]] bool fits(const std::vector<Piece>& ranges, const Shape& shape);
 
 /// The pieces in the order of their offsets: the manifest (unless the receiver has it), then one
-/// for each block of the data section, the last of them with the trailer. Throws InvalidArgument on
-/// sizes that contradict each other.
+/// for each block of the data section, the last of them with the trailer; less what is present.
+/// Throws InvalidArgument on sizes that contradict each other.
 [[nodiscard]] std::vector<Piece> pieces_of(const Shape& shape);
 
 /// One end's transfer. `on_piece(i, n)` hears of piece i of n (from 1) once it has left or arrived.
@@ -79,9 +104,16 @@ void drain_image(const Link& link, const Shape& shape);
 
 /// Receives into `image` (image_bytes long) and proves it: manifest digest, every block against the
 /// trailer's table, the trailer itself; the identity must be `expected`. Returns what the image
-/// says of itself. Throws CorruptData naming rank, step and tensor, or what Transfer::wait throws.
+/// says of itself. Nothing may be present. Throws CorruptData naming rank, step and tensor, or what
+/// Transfer::wait throws.
 [[nodiscard]] ImageInfo receive_image(const Link& link, std::span<std::byte> image,
                                       const Shape& shape, const Digest& manifest_digest,
                                       const ImageIdentity& expected);
+
+/// Receives what travels of an image, and proves nothing: what is present is still to be filled in.
+void receive_pieces(const Link& link, std::span<std::byte> image, const Shape& shape);
+/// The proof of receive_image() for an image that was completed since.
+[[nodiscard]] ImageInfo prove_image(int from, std::span<const std::byte> image,
+                                    const Digest& manifest_digest, const ImageIdentity& expected);
 
 }  // namespace meshstage::exchange

@@ -96,7 +96,7 @@ class Forger {
     return {std::move(bytes), std::move(refusal)};
   }
   [[nodiscard]] ms::exchange::StreamStart start() const {
-    return {generation_, from_, {generation_, 2}, {8192, 4096, 4096, true}};
+    return {generation_, from_, {generation_, 2}, {8192, 4096, 4096, true, {}}};
   }
   [[nodiscard]] std::uint64_t generation() const { return generation_; }
 
@@ -201,10 +201,20 @@ std::vector<Hostile> starts(const Forger& f) {
       "which this rank did not ask for");
   Bytes bytes = ms::exchange::encode(f.start());
   bytes.resize(40);
-  all.push_back({bytes, "length 40 instead of 72"});
+  all.push_back({bytes, "length 40, 80 at least"});
   bytes = ms::exchange::encode(f.start());
   bytes[4] = std::byte{6};
-  all.push_back({bytes, "version 6, this library reads 1"});
+  all.push_back({bytes, "version 6, this library reads 2"});
+  add([](Start& s) { s.shape.present = {{64, 64}}; }, "what is present does not fit");
+  // What a holder says it has: of a later generation, too long, and of this rank's next image.
+  const auto present = [&](std::uint64_t generation, const char* refusal) {
+    const ms::exchange::Present p{generation, {f.generation(), 3}, {{64, 64}}};
+    all.push_back({ms::exchange::encode(p), refusal});
+    return ms::exchange::encode(p);
+  };
+  bytes = present(f.generation() + 7, "ranges present from rank");
+  bytes.push_back({});
+  all.push_back({bytes, "1 ranges in 17 bytes"});
   return all;
 }
 
@@ -249,7 +259,15 @@ TEST_CASE("a message that is wrong in one thing is refused with that thing, and 
     everyone.arrive_and_wait();
     changed[static_cast<std::size_t>(rank)] = vault_contents(job.disk()) != before ? 1 : 0;
     everyone.arrive_and_wait();
+    // A range outside the next image: it is sent whole.
+    const ms::exchange::Present outside{ckpt.generation(), {ckpt.generation(), 3}, {{0, 64}}};
+    meddler.inject(rank, victim, ms::exchange::encode(outside));
+    everyone.arrive_and_wait();
     stage_all(ckpt, {3, 4});
+    if (!lines.wait_for(victim, "do not fit this rank's image")) {
+      missing[static_cast<std::size_t>(rank)] += "outside; ";
+    }
+    everyone.arrive_and_wait();
   });
   for (const auto& error : errors) CHECK(error == "");
   for (const auto& text : missing) CHECK(text == "");

@@ -85,7 +85,8 @@ TemporaryFolder::~TemporaryFolder() {
 }
 
 int count_threads() {
-  // ThreadSanitizer starts a thread of its own with the first of the program: it is there from here.
+  // ThreadSanitizer starts a thread of its own with the first of the program: it is there from
+  // here.
   static std::once_flag first;
   std::call_once(first, [] { std::thread([] {}).join(); });
   int count = 0;

@@ -77,6 +77,8 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--mesh", "2,2", "--ranks", "3"},
        "--mesh 2,2: has 4 ranks, --ranks says 3; give --mesh alone"},
       {{"--mesh", "8,9"}, "--mesh 8,9: has 72 ranks; at most 64 are trained with"},
+      {{"--spare-replicated"},
+       "--spare-replicated needs a mesh that repeats something: --mesh 2,2"},
       {{"--copies", "0"}, "--copies 0: write a number from 1"},
       {{"--copies", "4"}, "4 copies of each of 4 ranks: use 1 to 3"},
       {{"--partners", "rings"}, "partner policy 'rings': use half-shift, ring, across-hosts"},
@@ -196,9 +198,10 @@ TEST_CASE("The help names every option and ends with an example") {
   std::ostringstream out;
   std::ostringstream err;
   CHECK(run_command(app, {"drill", "--help"}, out, err) == 0);
-  for (const char* word : {"--ranks", "--mesh", "--copies", "--partners", "--ranks-per-host",
-                           "--steps", "--every", "--text", "--dir", "--json", "--kill", "--kills",
-                           "--seed", "--stop", "--lose", "Example:", "Exit code:"}) {
+  for (const char* word :
+       {"--ranks", "--mesh", "--spare-replicated", "--copies", "--partners", "--ranks-per-host",
+        "--steps", "--every", "--text", "--dir", "--json", "--kill", "--kills", "--seed", "--stop",
+        "--lose", "Example:", "Exit code:"}) {
     INFO(word);
     CHECK(out.str().find(word) != std::string::npos);
   }

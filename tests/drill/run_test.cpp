@@ -154,6 +154,17 @@ TEST_CASE("On a mesh of 2 by 2 the cut optimizer comes back, and training ends t
   CHECK(cut.at("final_loss") == whole.at("final_loss"));
 }
 
+TEST_CASE(
+    "What the mesh repeats on a holder is not sent, and a lost rank comes back all the same") {
+  const json object = identical(
+      {"--mesh", "2,2", "--spare-replicated", "--steps", "24", "--every", "3", "--lose", "1@17"});
+  const auto& bytes = object.at("replica_bytes");
+  // Parameters and moments are the same on rank r and its holder; the losses of each rank are not.
+  CHECK(bytes.at("spared") > bytes.at("sent"));
+  CHECK(object.at("kills").at(0).at("source") == "holder memory");
+  CHECK(object.at("kills").at(0).at("recovered_step") == 15);
+}
+
 TEST_CASE("A rank that hangs is replaced, and ends by itself when it wakes up") {
   const json object = identical(small({"--stop", "1@14", "--deadline-ms", "2000"}));
   const json kill = object.at("kills").at(0);

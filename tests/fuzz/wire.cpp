@@ -127,6 +127,13 @@ void check_raw(std::span<const std::byte> bytes) {
     if (!std::equal(again.begin(), again.end(), bytes.begin(), bytes.end())) std::abort();
   } catch (const CorruptData&) {
   }
+  try {
+    const auto present = exchange::decode_present(bytes, 2);
+    if (present.ranges.size() > exchange::kMostPresent) std::abort();
+    const auto again = exchange::encode(present);
+    if (!std::equal(again.begin(), again.end(), bytes.begin(), bytes.end())) std::abort();
+  } catch (const CorruptData&) {
+  }
 }
 
 }  // namespace

@@ -147,6 +147,10 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "by its last dimension, repeated along the others")
       ->delimiter(',')
       ->type_name("SIZES");
+  command.add_flag(
+      "--spare-replicated", given_.spare_replicated,
+      "With --mesh: what the mesh repeats on a rank that holds\na copy is not sent to it; "
+      "the bytes spared are printed");
   command
       .add_option("--copies", given_.partners.copies,
                   "Ranks that hold a copy of each rank's images")
@@ -249,6 +253,8 @@ void ArgumentParser::place(Arguments& a) const {
                          kMostRanks));
     }
     a.ranks = static_cast<int>(mesh.size());
+  } else if (a.spare_replicated) {
+    refuse("--spare-replicated needs a mesh that repeats something: --mesh 2,2");
   } else {
     a.ranks = ranks_.value_or(a.ranks);
   }

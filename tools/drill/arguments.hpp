@@ -47,6 +47,7 @@ struct Arguments {
   std::uint64_t persist_every = 0;
   std::uint64_t timeout_s = 300;   ///< For each of the two runs.
   std::vector<std::int64_t> mesh;  ///< Of the optimizer's moments; empty: none.
+  bool spare_replicated = false;   ///< What the mesh repeats on a holder is not sent to it.
   PartnerOptions partners;
   int ranks_per_host = 1;
   /// Who holds whose images.

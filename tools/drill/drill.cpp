@@ -106,6 +106,10 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
                     "{:.1f} ms, step {:.1f} ms (medians) | all vaults: {}",
                     whole.first_loss, r.final_loss, r.seconds, median(r.stage_ms),
                     median(r.replicate_ms), median(r.step_ms), megabytes(r.vault_bytes)));
+    if (arguments.spare_replicated) {
+      display.line(fmt::format("  replicas: {} sent, {} spared because their holders had them",
+                               megabytes(r.sent_bytes), megabytes(r.spared_bytes)));
+    }
     verdict.difference = compare_all(arguments.ranks, whole_directory, job.directory);
     return verdict;
   } catch (const JobFailed& e) {
@@ -126,7 +130,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
   const auto times = [](const std::vector<double>& values) {
     return ordered_json{{"median", median(values)}, {"max", largest(values)}};
   };
-  return ordered_json{{"ranks", arguments.ranks},
+  ordered_json object{{"ranks", arguments.ranks},
                       {"steps", arguments.steps},
                       {"every", arguments.every},
                       {"kills", kills},
@@ -134,8 +138,11 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"final_loss", r.final_loss},
                       {"stage_ms", times(r.stage_ms)},
                       {"replicate_ms", times(r.replicate_ms)},
-                      {"step_ms", {{"median", median(r.step_ms)}}}}
-      .dump(2);
+                      {"step_ms", {{"median", median(r.step_ms)}}}};
+  if (arguments.spare_replicated) {
+    object["replica_bytes"] = {{"sent", r.sent_bytes}, {"spared", r.spared_bytes}};
+  }
+  return object.dump(2);
 }
 
 }  // namespace meshstage::tools::drill

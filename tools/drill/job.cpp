@@ -100,6 +100,7 @@ ProcessPlan Job::plan(Seat& seat) {
     plan.arguments.insert(plan.arguments.end(),
                           {"--mesh", fmt::format("{}", fmt::join(a.mesh, ","))});
   }
+  if (a.spare_replicated) plan.arguments.emplace_back("--spare-replicated");
   if (a.ranks > 1) {
     plan.arguments.insert(plan.arguments.end(),
                           {"--copies", std::to_string(a.partners.copies), "--partners",

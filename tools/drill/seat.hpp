@@ -52,10 +52,12 @@ struct Seat {
   std::string point;
   std::string doing = "starting";
   std::string failure;
+  std::uint64_t sent_bytes = 0, spared_bytes = 0;
   bool finished = false;
   std::size_t death = 0;  // 1 + index of the death that waits for a replacement
 
   void forget_process() {
+    sent_bytes = spared_bytes = 0;
     begun = trained = recovered_step = recovered_generation = 0;
     recovered_at = 0;
     source.clear();

@@ -8,6 +8,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <meshstage/dtensor/node.hpp>
 #include <meshstage/mesh/partners.hpp>
 
 #include "tools/trainer/training.hpp"
@@ -35,6 +36,7 @@ struct Command {
   std::uint64_t block_kib = 4096;
   long parent = 0;
   std::string partners;
+  bool spare = false;
   int copies = 1;
   int ranks_per_host = 1;
 
@@ -57,6 +59,9 @@ struct Command {
                    "Cut the optimizer's moments over a mesh of this shape, 2,2 for example: along "
                    "its last dimension, repeated along the others")
         ->delimiter(',');
+    app.add_flag(
+        "--spare-replicated", spare,
+        "With --mesh: what the mesh repeats on a rank that holds a copy is not sent to it");
     app.add_option("--save", t.save, "Write the final state to this file (safetensors)");
     app.add_flag("--quiet", t.quiet, "Print nothing but errors");
     group(app.add_option("--job", c.job, "Name of the job; needed to go on after all ranks died"),
@@ -115,6 +120,7 @@ struct Command {
     c.forming_deadline = std::chrono::milliseconds(forming_ms);
     c.block_bytes = block_kib * 1024;
     if (!training.mesh.empty()) c.training_links = meshstage::TrainingLinks::kAll;
+    if (spare) c.twins = meshstage::dtensor::twins;
     if (copies != 1 || !partners.empty()) {
       c.environment = meshstage::RankEnvironment::detect();
       meshstage::PartnerOptions options;

@@ -188,7 +188,9 @@ void Training::settle(bool wait) {
                    .add("outcome", ms::to_string(outcome))
                    .add("stage_ms", stats.stage_seconds * 1e3)
                    .add("replicate_ms", stats.replicate_seconds * 1e3)
-                   .add("vault_bytes", stats.vault_bytes));
+                   .add("vault_bytes", stats.vault_bytes)
+                   .add("replica_bytes_sent", stats.replica_bytes_sent)
+                   .add("replica_bytes_spared", stats.replica_bytes_spared));
 }
 
 void Training::say_step(double milliseconds) {
