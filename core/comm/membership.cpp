@@ -2,6 +2,7 @@
 #include <array>
 #include <charconv>
 #include <condition_variable>
+#include <map>
 #include <mutex>
 #include <random>
 #include <set>
@@ -181,6 +182,21 @@ std::uint64_t Membership::newest_generation() {
   return keys.empty() ? 0 : leading_number(keys.back().substr(prefix.size()));
 }
 
+void Membership::abandon_older(std::uint64_t number) {
+  Store& store = *options_.store;
+  const std::string prefix = options_.job + "/gen/";
+  std::map<std::uint64_t, bool> decided;
+  for (const auto& name : store.list(prefix)) {
+    const std::uint64_t generation = leading_number(name.substr(prefix.size()));
+    decided[generation] |= name == key(generation, "outcome");
+  }
+  for (const auto& [generation, is_decided] : decided) {
+    if (generation >= number || is_decided) continue;
+    store.compare_and_create(key(generation, "outcome"),
+                             "abandoned: a newer generation was claimed");
+  }
+}
+
 std::optional<std::uint64_t> Membership::join_newest(std::uint64_t& seen) {
   Store& store = *options_.store;
   const std::string world = std::to_string(options_.world_size);
@@ -198,6 +214,9 @@ std::optional<std::uint64_t> Membership::join_newest(std::uint64_t& seen) {
     throw InvalidState("job " + options_.job + " is formed by " + theirs +
                        " ranks, but this rank was started as one of " + world);
   }
+  // Whoever looked before this one was claimed may wait in an older one, where nobody comes any
+  // more: what was claimed by then is in the list that is read from here on.
+  abandon_older(newest);
   const std::string mine = std::to_string(incarnation_);
   const std::string place = place_of(options_.rank);
   if (store.compare_and_create(key(newest, place), mine) == mine) return newest;

@@ -101,6 +101,8 @@ class MESHSTAGE_API Membership {
   [[nodiscard]] std::string key(std::uint64_t generation, const std::string& what) const;
   void check_not_replaced();
   [[nodiscard]] std::uint64_t newest_generation();
+  /// Sends whoever waits in a generation below `number` that has no outcome on to it.
+  void abandon_older(std::uint64_t number);
   [[nodiscard]] std::optional<std::uint64_t> join_newest(std::uint64_t& seen);
   [[nodiscard]] std::optional<Generation> connect(std::uint64_t number, Deadline deadline,
                                                   std::set<int>& gave_up);

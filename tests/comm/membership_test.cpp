@@ -128,6 +128,23 @@ TEST_CASE("a generation is numbered above all that any vault or the store has se
   CHECK(generations[0].number > 41);
 }
 
+TEST_CASE("who waits in a generation comes along when a newer one is claimed") {
+  // As if another rank had looked for generations before this one was claimed, and claimed its own.
+  Job job(3);
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
+  std::vector<Generation> generations(3);
+  run_ranks_without_error(3, [&](int r) {
+    if (r > 0) {
+      (void)job.store->wait_for(key(4, "place/0"), soon());
+      job.store->compare_and_create(key(42, "claim"), "3");
+    }
+    generations[static_cast<std::size_t>(r)] =
+        members[static_cast<std::size_t>(r)]->form(r == 0 ? 3 : 41, soon());
+  });
+  for (const auto& g : generations) CHECK(g.number == 42);
+}
+
 TEST_CASE("survivors and a replacement move on together, and all know who died") {
   Job job(4);
   std::vector<std::unique_ptr<Membership>> members;
