@@ -42,7 +42,7 @@ struct CheckpointerOptions {
   /// The same on every rank and at every restart; mesh's make_holders() gives such lists, across
   /// hosts or racks. Empty: {(r + W/2) mod W}. A job survives the loss of all but one of each
   /// rank's owner and holders. Memory: two images for each ward besides the two own ones.
-  std::vector<std::vector<int>> holders;
+  std::vector<std::vector<int>> holders = {};
   /// What the mesh already replicates need not travel: a tensor of a ward that this rank has too is
   /// left out of what the ward sends, and filled in from this rank's own image of the same step.
   /// dtensor::twins finds such tensors in DTensors' placements; any function will do, and a rank
@@ -50,22 +50,22 @@ struct CheckpointerOptions {
   /// owner's is not counted (that step fails, a warning says so, and from then on that ward's
   /// images travel whole). The replica is as whole as any other: what a loss costs does not change,
   /// nor does host memory. Null (the default): everything travels. Stats say what was spared.
-  TwinsOf twins;
+  TwinsOf twins = {};
   /// Rank, world size and so on; detected from the launcher's variables unless given.
-  std::optional<RankEnvironment> environment;
+  std::optional<RankEnvironment> environment = {};
   /// Where ranks meet: "file:/shared/dir". Empty: MESHSTAGE_STORE, else a directory below
   /// `directory`.
   std::string store;
   /// The transport; null for sockets and Gloo. In-process tests give an in-process one.
-  std::shared_ptr<Transport> transport;
+  std::shared_ptr<Transport> transport = {};
   /// The Store itself, instead of the name above.
-  std::shared_ptr<Store> store_object;
+  std::shared_ptr<Store> store_object = {};
   /// Which peers group() reaches; kAll costs a connection for each pair of ranks.
   TrainingLinks training_links = TrainingLinks::kTree;
   /// Where vault and files live; null for the real one. Must outlive the Checkpointer.
   FileSystem* file_system = nullptr;
-  Observer observer;
-  std::function<void(const LogLine&)> log;
+  Observer observer = {};
+  std::function<void(const LogLine&)> log = {};
 };
 
 /// The facade: stages, replicates, persists and recovers one rank's state dict.

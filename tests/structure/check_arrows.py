@@ -11,6 +11,7 @@ CORE = ["error", "async", "os", "memory", "device", "tensor", "tree", "image"]
 ALLOWED = {}
 for position, room in enumerate(CORE):
     ALLOWED[room] = set(CORE[:position])
+ALLOWED["interop"] = {"error", "tensor", "tree"}
 upto_image = set(CORE)
 ALLOWED["vault"] = upto_image
 ALLOWED["files"] = upto_image
