@@ -11,6 +11,7 @@
 #include <utility>
 
 #include <meshstage/core/comm/membership.hpp>
+#include <meshstage/core/comm/named_losses_impl.hpp>
 #include <meshstage/core/comm/tree.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -46,6 +47,16 @@ std::vector<int> merged(std::vector<int> a, const std::vector<int>& b) {
   std::sort(a.begin(), a.end());
   a.erase(std::unique(a.begin(), a.end()), a.end());
   return a;
+}
+
+std::optional<DeathCause> read_cause(Store& store, const std::string& key) {
+  const auto text = store.get(key);
+  if (!text) return std::nullopt;
+  const auto space = text->find(' ');
+  DeathCause cause;
+  cause.rank = static_cast<int>(leading_number(*text));
+  if (space != std::string::npos) cause.reason = text->substr(space + 1);
+  return cause;
 }
 
 }  // namespace
@@ -301,7 +312,9 @@ std::optional<Generation> Membership::connect(std::uint64_t number, Deadline dea
         if (r != rank) request.peers.push_back(r);
       }
     }
-    result.training = options_.transport->connect_group(request, store, deadline, token);
+    result.training = detail::with_named_losses(
+        options_.transport->connect_group(request, store, deadline, token),
+        [store = options_.store, k = key(number, "cause")] { return read_cause(*store, k); });
 
     // Up the tree: all connected. At the root: formed, for all to see. Down the tree: go.
     attempt.wait(deadline, [&] { return attempt.ready.size() == children.size(); });
@@ -353,15 +366,8 @@ DeathCause Membership::declare_death(std::uint64_t generation, int rank,
 }
 
 std::optional<DeathCause> Membership::cause_of(std::uint64_t generation) {
-  const auto text = options_.store->get(key(generation, "cause"));
-  if (!text) return std::nullopt;
-  const auto space = text->find(' ');
-  DeathCause cause;
-  cause.rank = static_cast<int>(leading_number(*text));
-  if (space != std::string::npos) cause.reason = text->substr(space + 1);
-  return cause;
+  return read_cause(*options_.store, key(generation, "cause"));
 }
-
 bool Membership::fenced(std::uint64_t generation) {
   const std::string prefix = options_.job + "/incarnation/" + std::to_string(options_.rank) + "/";
   const auto own = options_.store->list(prefix);

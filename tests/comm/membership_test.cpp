@@ -291,3 +291,31 @@ TEST_CASE("senseless membership options are refused") {
   refused([](MembershipOptions& o) { o.data_peers = {0}; });
   refused([](MembershipOptions& o) { o.data_peers = {1, 1}; });
 }
+
+TEST_CASE("a transfer that ends because its peer left a broken generation names who broke it") {
+  Job job(3);
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
+  auto generations = form_all(members);
+  const auto lost_by = [&] {
+    std::byte b{};
+    try {
+      const auto transfer = generations[1].training->receive(0, 5, std::span(&b, 1));
+      transfer->wait(soon());
+    } catch (const PeerLost& e) {
+      return e.rank().value_or(-1);
+    }
+    return -2;
+  };
+  SECTION("rank 0 noted the death of rank 2 before it went") {
+    members[0]->declare_death(1, 2, "end of file");
+    job.fabric.kill(0);
+    CHECK(lost_by() == 2);
+    CHECK(lost_by() == 2);  // posted after it, too
+  }
+  SECTION("rank 0 is the one that died") {
+    job.fabric.kill(0);
+    CHECK(lost_by() == 0);
+  }
+  for (const auto& g : generations) g.close();
+}

@@ -1,0 +1,80 @@
+#include <utility>
+
+#include <meshstage/core/comm/named_losses_impl.hpp>
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::detail {
+namespace {
+
+using CauseOf = std::function<std::optional<DeathCause>()>;
+
+[[noreturn]] void rethrow_named(const PeerLost& seen, const CauseOf& cause_of) {
+  std::optional<DeathCause> cause;
+  try {
+    cause = cause_of();
+  } catch (const Error&) {
+    throw seen;  // the Store is gone, too: what was seen is all there is to say
+  }
+  if (!cause || cause->rank == seen.rank()) throw seen;
+  throw make_error<PeerLost>("rank " + std::to_string(cause->rank) + " " + cause->reason,
+                             cause->rank);
+}
+
+class NamedTransfer final : public Transfer {
+ public:
+  NamedTransfer(std::unique_ptr<Transfer> inner, std::shared_ptr<const CauseOf> cause)
+      : inner_(std::move(inner)), cause_(std::move(cause)) {}
+  void wait(Deadline deadline) override {
+    try {
+      inner_->wait(deadline);
+    } catch (const PeerLost& e) {
+      rethrow_named(e, *cause_);
+    }
+  }
+
+ private:
+  std::unique_ptr<Transfer> inner_;
+  std::shared_ptr<const CauseOf> cause_;
+};
+
+class NamedGroup final : public ProcessGroup {
+ public:
+  NamedGroup(std::shared_ptr<ProcessGroup> inner, CauseOf cause)
+      : inner_(std::move(inner)), cause_(std::make_shared<const CauseOf>(std::move(cause))) {}
+
+  [[nodiscard]] int rank() const noexcept override { return inner_->rank(); }
+  [[nodiscard]] int size() const noexcept override { return inner_->size(); }
+  [[nodiscard]] bool linked(int peer) const noexcept override { return inner_->linked(peer); }
+  [[nodiscard]] std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
+                                               std::span<const std::byte> bytes) override {
+    return named([&] { return inner_->send(peer, tag, bytes); });
+  }
+  [[nodiscard]] std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
+                                                  std::span<std::byte> target) override {
+    return named([&] { return inner_->receive(peer, tag, target); });
+  }
+  void abort(std::exception_ptr cause) noexcept override { inner_->abort(std::move(cause)); }
+  void close() noexcept override { inner_->close(); }
+
+ private:
+  template <class Post>
+  std::unique_ptr<Transfer> named(Post&& post) {
+    try {
+      return std::make_unique<NamedTransfer>(post(), cause_);
+    } catch (const PeerLost& e) {
+      rethrow_named(e, *cause_);
+    }
+  }
+
+  std::shared_ptr<ProcessGroup> inner_;
+  std::shared_ptr<const CauseOf> cause_;
+};
+
+}  // namespace
+
+std::shared_ptr<ProcessGroup> with_named_losses(std::shared_ptr<ProcessGroup> group,
+                                                CauseOf cause) {
+  return std::make_shared<NamedGroup>(std::move(group), std::move(cause));
+}
+
+}  // namespace meshstage::detail
