@@ -109,6 +109,10 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--text", "/dev/null"}, "--text /dev/null: there is no such file to read"},
       {{"--dir", "/dev/null"}, "--dir /dev/null: is no directory"},
       {{"--timeout", "0"}, "--timeout 0: write a number of seconds from 1"},
+      {{"--leave-out", "1@7"},
+       "--leave-out 1@7: write RANK@STEP, RANK from 0 to 3 and STEP a multiple of 5 below 200"},
+      {{"--leave-out", "1@200"},
+       "--leave-out 1@200: write RANK@STEP, RANK from 0 to 3 and STEP a multiple of 5 below 200"},
       {{"--deadline-ms", "5"}, "--deadline-ms 5: write a number from 100 to 600000"},
       {{"--kll", "1@5"}, "--kll"},
       {{"extra"}, "extra"},
@@ -201,7 +205,7 @@ TEST_CASE("The help names every option and ends with an example") {
   for (const char* word :
        {"--ranks", "--mesh", "--spare-replicated", "--copies", "--partners", "--ranks-per-host",
         "--steps", "--every", "--text", "--dir", "--json", "--kill", "--kills", "--seed", "--stop",
-        "--lose", "Example:", "Exit code:"}) {
+        "--lose", "--leave-out", "Example:", "Exit code:"}) {
     INFO(word);
     CHECK(out.str().find(word) != std::string::npos);
   }

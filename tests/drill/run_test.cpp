@@ -1,60 +1,19 @@
 // Drills as a user types them: real processes, real signals.
-#include <algorithm>
-#include <filesystem>
 #include <set>
 #include <string>
-#include <vector>
 
-#include <nlohmann/json.hpp>
-
-#include "tests/drill/command_run.hpp"
-#include "tests/support/catch.hpp"
+#include "tests/drill/drills.hpp"
 
 namespace {
 
+using drill_runs::drill;
+using drill_runs::identical;
 using drill_runs::Outcome;
 using drill_runs::run;
 using drill_runs::TemporaryDirectory;
+using drill_runs::vaults;
+using drill_runs::Words;
 using nlohmann::json;
-using Words = std::vector<std::string>;
-
-// What a drill may leave in shared memory: nothing. Other programs' files do not count.
-std::set<std::string> vaults() {
-  std::set<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
-    const std::string name = entry.path().filename();
-    if (name.find("drill-") != std::string::npos) names.insert(name);
-  }
-  return names;
-}
-
-// A short drill with these options; checks that nothing is left, whatever came of it.
-Outcome drill(const TemporaryDirectory& directory, const Words& options) {
-  Words words{"drill", "--dir", directory.path(), "--timeout", "100"};
-  words.insert(words.end(), options.begin(), options.end());
-  const auto before = vaults();
-  Outcome outcome = run(MESHSTAGE_COMMAND, words);
-  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
-  CHECK_FALSE(outcome.timed_out);
-  CHECK(drill_runs::processes_with(directory.path()).empty());
-  CHECK(vaults() == before);
-  CHECK(directory.entries().empty());
-  return outcome;
-}
-
-// The same with --json, which must be identical; its object.
-json identical(const Words& options) {
-  const TemporaryDirectory directory;
-  Words words = options;
-  words.emplace_back("--json");
-  const Outcome outcome = drill(directory, words);
-  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
-  REQUIRE(outcome.code == 0);
-  CHECK(outcome.err.empty());
-  json object = json::parse(outcome.out);  // one object and nothing else
-  CHECK(object.at("identical") == true);
-  return object;
-}
 
 const Words kSmall{"--ranks", "3", "--steps", "40", "--every", "4"};
 

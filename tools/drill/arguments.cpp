@@ -54,6 +54,24 @@ bool leaves_disk_alone(const Fault& fault, const Holders& holders) {
   return false;
 }
 
+/// `RANK@STEP`: a step that is staged, and not the last of them, for only the next one tells the
+/// others that this rank passed it by.
+std::pair<int, std::uint64_t> parse_left_out(std::string_view text, const Arguments& a) {
+  const auto at = text.find('@');
+  const bool whole = at != std::string_view::npos;
+  const auto rank = parse_number(text.substr(0, at));
+  const std::uint64_t step = whole ? parse_number(text.substr(at + 1)).value_or(0) : 0;
+  const std::uint64_t last = a.steps / a.every * a.every;
+  if (!rank || *rank >= static_cast<std::uint64_t>(a.ranks) || step == 0 || step % a.every != 0 ||
+      step >= last) {
+    refuse(
+        fmt::format("--leave-out {}: write RANK@STEP, RANK from 0 to {} and STEP a multiple of "
+                    "{} below {}",
+                    text, a.ranks - 1, a.every, last));
+  }
+  return {static_cast<int>(*rank), step};
+}
+
 }  // namespace
 
 std::string_view to_string(How how) noexcept {
@@ -187,6 +205,11 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "gone; 1+2@STEP: two at once; all@STEP: only disk is left;\n"
                   "repeatable")
       ->type_name("R@S[:P]");
+  command
+      .add_option("--leave-out", left_out_,
+                  "RANK@STEP: RANK alone does not stage STEP, which then fails\n"
+                  "on all ranks; repeatable")
+      ->type_name("R@S");
   command.add_option("--kills", random_kills_, "This many kills at random ranks, steps and points");
   command.add_option("--seed", seed_, "Draws the kills of --kills (default: 1)");
   command.add_option(
@@ -289,6 +312,7 @@ Arguments ArgumentParser::complete() const {
     a.faults.insert(a.faults.end(), more.begin(), more.end());
   }
   if (a.faults.empty()) a.faults.push_back(default_fault(a));
+  for (const auto& text : left_out_) a.leave_out.push_back(parse_left_out(text, a));
   std::stable_sort(a.faults.begin(), a.faults.end(),
                    [](const Fault& x, const Fault& y) { return x.step < y.step; });
   a.text = find_text();

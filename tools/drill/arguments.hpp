@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <meshstage/mesh/partners.hpp>
@@ -42,7 +43,9 @@ struct Arguments {
   std::filesystem::path directory;  ///< Empty: a temporary one.
   bool json = false;
   std::filesystem::path trace;  ///< Empty: none.
-  std::vector<Fault> faults;    ///< Ascending by step; at least one.
+  /// (rank, step): that rank alone does not stage that step, so it fails on all.
+  std::vector<std::pair<int, std::uint64_t>> leave_out;
+  std::vector<Fault> faults;  ///< Ascending by step; at least one.
   std::uint64_t deadline_ms = 0;
   std::uint64_t persist_every = 0;
   std::uint64_t timeout_s = 300;   ///< For each of the two runs.
@@ -68,7 +71,7 @@ class ArgumentParser {
   void place(Arguments& a) const;
 
   Arguments given_;
-  std::vector<std::string> kills_, stops_, loses_;
+  std::vector<std::string> kills_, stops_, loses_, left_out_;
   std::optional<std::uint64_t> random_kills_, seed_, persist_every_, deadline_ms_;
   std::optional<int> ranks_;
   std::string text_, policy_;

@@ -100,6 +100,10 @@ ProcessPlan Job::plan(Seat& seat) {
     plan.arguments.insert(plan.arguments.end(),
                           {"--mesh", fmt::format("{}", fmt::join(a.mesh, ","))});
   }
+  for (const auto& [rank, step] : a.leave_out) {
+    if (rank != seat.rank) continue;
+    plan.arguments.insert(plan.arguments.end(), {"--leave-out", std::to_string(step)});
+  }
   if (a.spare_replicated) plan.arguments.emplace_back("--spare-replicated");
   if (a.ranks > 1) {
     plan.arguments.insert(plan.arguments.end(),

@@ -102,6 +102,9 @@ struct Command {
                          "kill@STEP:POINT when it passes that protocol point from then on, "
                          "stop@STEP; repeatable"),
           "Trying out faults");
+    group(app.add_option("--leave-out", t.leave_out,
+                         "Do not stage this step, which then fails on all ranks; repeatable"),
+          "Trying out faults");
     group(app.add_option("--report", t.report,
                          "Write what happens to this file descriptor, as "
                          "JSON lines"),

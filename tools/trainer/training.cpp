@@ -134,7 +134,9 @@ void Training::train() {
                      .add("step", state_->step)
                      .add("loss", double{state_->losses()[state_->step - 1]})
                      .add("ms", taken));
-    if (options_.every > 0 && state_->step % options_.every == 0) stage();
+    const auto& out = options_.leave_out;
+    const bool left_out = std::find(out.begin(), out.end(), state_->step) != out.end();
+    if (options_.every > 0 && state_->step % options_.every == 0 && !left_out) stage();
     settle(false);
     say_step(taken);
   }
@@ -142,7 +144,10 @@ void Training::train() {
 }
 
 void Training::train_step() {
-  const ms::Deadline deadline = ms::Deadline::after(options_.checkpoint.deadline);
+  // Longer than the silence that ends a rank: so it is the silent one that is named, not the one
+  // that waits for it, too.
+  const ms::Deadline deadline =
+      ms::Deadline::after(options_.checkpoint.deadline + std::chrono::seconds(1));
   // Backward: only reads the parameters, so it may run while they are being staged.
   const std::size_t context = model_.size().context;
   for (auto& p : positions_) p = context + state_->draw() % (text_.size() - context);
@@ -179,8 +184,8 @@ void Training::stage() {
 // Reports the outcome of the last staged step, once it is there.
 void Training::settle(bool wait) {
   if (settled_ || (!wait && !last_.outcome().ready())) return;
-  const ms::Outcome outcome =
-      last_.outcome().get(ms::Deadline::after(options_.checkpoint.deadline));
+  const ms::Outcome outcome = last_.outcome().get(
+      ms::Deadline::after(options_.checkpoint.deadline + std::chrono::seconds(1)));
   settled_ = true;
   const ms::Stats stats = checkpointer_->stats();
   report_.send(Line("staged")

@@ -29,8 +29,9 @@ struct TrainingOptions {
   meshstage::CheckpointerOptions checkpoint;
   std::filesystem::path save;  ///< Where the final state goes; empty: nowhere.
   std::vector<Fault> faults;
-  int report = -1;     ///< Descriptor; -1: none.
-  bool quiet = false;  ///< Say nothing on standard output.
+  std::vector<std::uint64_t> leave_out;  ///< Steps that this rank alone does not stage.
+  int report = -1;                       ///< Descriptor; -1: none.
+  bool quiet = false;                    ///< Say nothing on standard output.
 };
 
 /// One rank of a data-parallel training job (with the optimizer cut over a mesh, if there is one)

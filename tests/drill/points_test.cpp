@@ -1,0 +1,156 @@
+// Real ranks over Gloo are killed at each named point of the protocol, stopped in the midst of it,
+// and killed at random: the survivors name who died, soon, and every bit is as undisturbed.
+#include <cstdio>
+#include <map>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/replicate/points.hpp>
+
+#include "tests/drill/drills.hpp"
+
+namespace {
+
+using drill_runs::drill;
+using drill_runs::identical;
+using drill_runs::Outcome;
+using drill_runs::TemporaryDirectory;
+using drill_runs::Words;
+using meshstage::protocol::Point;
+
+constexpr double kNoticedWithinMs = 1000;
+
+/// The lines that tell of a death, of a drill that must end identical.
+std::vector<std::string> deaths_of(const Words& options) {
+  const TemporaryDirectory directory;
+  const Outcome outcome = drill(directory, options);
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  REQUIRE(outcome.code == 0);  // identical, and everything that was asked for has happened
+  CHECK(outcome.out.find("IDENTICAL: ") != std::string::npos);
+  CHECK(outcome.out.find("note: ") == std::string::npos);  // nobody gave up without a cause
+  std::vector<std::string> deaths;
+  std::istringstream lines(outcome.out);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind("  rank ", 0) == 0) deaths.push_back(line);
+  }
+  return deaths;
+}
+
+/// Each survivor named that rank, all of them within `limit_ms`.
+void check_noticed(const std::string& death, double limit_ms) {
+  INFO(death);
+  CHECK(death.find(" named ") == std::string::npos);  // "(rank 0 named rank 2)": the wrong one
+  const auto at = death.find("| noticed by ");
+  REQUIRE(at != std::string::npos);
+  int a = -1;
+  int b = -1;
+  double milliseconds = -1;
+  REQUIRE(std::sscanf(death.c_str() + at, "| noticed by %d,%d in %lf ms", &a, &b, &milliseconds) ==
+          3);
+  CHECK(milliseconds <= limit_ms);
+}
+
+struct Plan {
+  Words faults;       ///< RANK stands for the victim.
+  bool root = false;  ///< Passed by rank 0 alone.
+};
+
+/// How a rank of three comes by each point. It is an owner and a holder at once.
+Plan plan_for(Point point) {
+  const std::string name{to_string(point)};
+  switch (point) {
+    case Point::kFormed:
+    case Point::kClaimed:
+    case Point::kChoiceLearned:
+    case Point::kReadyToRestore:
+    case Point::kRestoring:
+      return {{"--kill", "1@11", "--kill", "RANK@10:" + name}, false};
+    case Point::kChosen:
+    case Point::kEstablished:
+      return {{"--kill", "1@11", "--kill", "RANK@10:" + name}, true};
+    case Point::kFetchStarted:
+    case Point::kFetched:
+      return {{"--lose", "RANK@11", "--kill", "RANK@10:" + name}, false};
+    case Point::kFirstNoted:
+      return {{"--kill", "RANK@1:" + name}, true};
+    case Point::kDecided:
+      return {{"--kill", "RANK@9:" + name}, true};
+    case Point::kFailed:
+      return {{"--leave-out", "1@8", "--kill", "RANK@8:" + name}, false};
+    case Point::kPersisted:
+    case Point::kPruned:
+      return {{"--persist-every", "1", "--kill", "RANK@9:" + name}, false};
+    default:
+      return {{"--kill", "RANK@9:" + name}, false};
+  }
+}
+
+}  // namespace
+
+TEST_CASE("A rank may die at every named point, as owner, as holder and as root") {
+  for (const Point point : meshstage::protocol::all_points()) {
+    const Plan plan = plan_for(point);
+    for (const std::string victim : {"0", "2"}) {
+      if (plan.root && victim != "0") continue;
+      // A root that dies there has let some go and not others, who wait for them.
+      if (point == Point::kFinishing && victim == "0") continue;
+      Words words{"--ranks", "3", "--steps", "20", "--every", "4"};
+      for (std::string word : plan.faults) {
+        if (const auto at = word.find("RANK"); at != std::string::npos) word.replace(at, 4, victim);
+        words.push_back(word);
+      }
+      INFO("rank " << victim << " at " << to_string(point));
+      const auto deaths = deaths_of(words);  // fails if the point is never passed
+      const bool two = plan.faults.size() == 4 && plan.faults[2] == "--kill" &&
+                       point != Point::kFailed && point != Point::kPersisted &&
+                       point != Point::kPruned;
+      REQUIRE(deaths.size() == (two ? 2 : 1));
+      if (point == Point::kFinishing) continue;  // the others may be done by then
+      // Of two deaths at nearly one moment only the first is sure to be seen by all.
+      check_noticed(deaths.front(), kNoticedWithinMs);
+    }
+  }
+}
+
+TEST_CASE(
+    "A rank that hangs before, in a transfer or in the agreement is named within a deadline") {
+  for (const std::string point : {"", ":chunk-sent", ":chunk-received", ":voted", ":own-sealed"}) {
+    INFO("at" << point);
+    const auto deaths = deaths_of({"--ranks", "3", "--steps", "20", "--every", "4", "--stop",
+                                   "1@9" + point, "--deadline-ms", "1000"});
+    REQUIRE(deaths.size() == 1);
+    check_noticed(deaths.front(), 2000);  // the deadline and a second
+    CHECK(deaths.front().find("its old process ended by itself: fenced") != std::string::npos);
+  }
+}
+
+TEST_CASE("Random kills of 2, 3, 4, 5 and 7 ranks all end identical") {
+  for (const std::string ranks : {"2", "3", "4", "5", "7"}) {
+    for (int seed = 1; seed <= 4; ++seed) {
+      INFO(ranks << " ranks, seed " << seed);
+      const std::string kills = std::to_string(1 + seed % 3);
+      const auto object = identical({"--ranks", ranks, "--steps", "20", "--every", "3", "--kills",
+                                     kills, "--seed", std::to_string(seed)});
+      CHECK(std::to_string(object.at("kills").size()) == kills);
+    }
+  }
+}
+
+TEST_CASE("An owner that dies with its holder comes back from disk, or the ranks are named") {
+  // Of four ranks, 2 holds 0's images.
+  const auto object = identical({"--ranks", "4", "--steps", "20", "--every", "4", "--persist-every",
+                                 "1", "--lose", "0+2@15"});
+  REQUIRE(object.at("kills").size() == 2);
+  for (const auto& kill : object.at("kills")) {
+    CHECK(kill.at("source") == "disk");
+    CHECK(kill.at("recovered_step").get<int>() >= 4);
+  }
+  const Outcome outcome =
+      drill_runs::run(MESHSTAGE_COMMAND, {"drill", "--ranks", "4", "--steps", "20", "--every", "4",
+                                          "--persist-every", "0", "--lose", "0+2@15"});
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  CHECK(outcome.code == 1);
+  CHECK(outcome.err.find("missing in memory and on disk: rank 0 2") != std::string::npos);
+  CHECK(outcome.out.find("IDENTICAL") == std::string::npos);
+}
