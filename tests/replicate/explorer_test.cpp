@@ -60,6 +60,20 @@ TEST_CASE("two ranks: a timeout and a crash") {
   require_safe(bounds);
 }
 
+TEST_CASE("two ranks: lost messages and a crash") {
+  Bounds bounds = ranks(2, 2);
+  bounds.lost_messages = kSlow ? 1 : 2;
+  bounds.crashes = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: a second death while the first is being recovered from") {
+  Bounds bounds = ranks(2, 1);
+  bounds.crashes = kSlow ? 2 : 3;
+  bounds.lost_messages = 1;
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks: local failures and a skipped step") {
   Bounds bounds = ranks(2, kSlow ? 2 : 3);
   bounds.local_failures = 1;
@@ -119,6 +133,12 @@ TEST_CASE("three ranks: a lost host") {
   require_safe(bounds);
 }
 
+TEST_CASE("three ranks: a lost message") {
+  Bounds bounds = ranks(3, kSlow ? 1 : 2);
+  bounds.lost_messages = 1;
+  require_safe(bounds);
+}
+
 TEST_CASE("three ranks: a timeout") {
   Bounds bounds = ranks(3, kSlow ? 1 : 2);
   bounds.timeouts = 1;
@@ -144,6 +164,7 @@ TEST_CASE("random runs of up to 64 ranks with every fault keep every promise") {
     bounds.crashes = 4;
     bounds.host_losses = 2;
     bounds.timeouts = 2;
+    bounds.lost_messages = 2;
     bounds.local_failures = 3;
     bounds.skips = 3;
     bounds.mismatches = 1;

@@ -166,8 +166,8 @@ std::string World::bytes() const {
   std::string out;
   out.reserve(512);
   for (const int n :
-       {left_.crashes, left_.host_losses, left_.losses_beyond, left_.timeouts, left_.local_failures,
-        left_.skips, left_.mismatches, left_.flips, left_.zombies}) {
+       {left_.crashes, left_.host_losses, left_.losses_beyond, left_.lost_messages, left_.timeouts,
+        left_.local_failures, left_.skips, left_.mismatches, left_.flips, left_.zombies}) {
     out.push_back(static_cast<char>(n));
   }
   put_number(out, nodes_.size());
@@ -204,6 +204,10 @@ std::string World::bytes() const {
     put_rank(o, f.from), put_rank(o, f.to), put_rank(o, f.owner);
     put_number(o, f.generation);
     put_id(o, f.id);
+  });
+  put_list(out, dead_links_, [](std::string& o, const DeadLink& link) {
+    put_rank(o, link.from), put_rank(o, link.to);
+    put_number(o, link.generation);
   });
   put_number(out, store_generation_);
   put_id(out, agreed_);

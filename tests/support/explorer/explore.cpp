@@ -221,6 +221,7 @@ std::string summary(const Bounds& b, const Result& result) {
   add(b.crashes, "crashes");
   add(b.host_losses, "host losses");
   add(b.losses_beyond, "losses beyond");
+  add(b.lost_messages, "lost messages");
   add(b.timeouts, "timeouts");
   add(b.local_failures, "local failures");
   add(b.skips, "skips");

@@ -19,7 +19,8 @@ namespace {
 int usage() {
   std::fputs(
       "usage: meshstage_explorer [--world N] [--steps N] [--crashes N] [--host-losses N]\n"
-      "  [--losses-beyond N] [--timeouts N] [--local-failures N] [--skips N] [--mismatches N]\n"
+      "  [--losses-beyond N] [--lost-messages N] [--timeouts N] [--local-failures N] [--skips N] "
+      "[--mismatches N]\n"
       "  [--flips N] [--zombies N] [--disk] [--finish] [--safety-only] [--without RULE] "
       "[--max-states N]\n"
       "  [--walk RUNS --seed N --walk-steps N]\n",
@@ -65,6 +66,7 @@ int main(int argc, char** argv) {
                    {"--crashes", &bounds.crashes},
                    {"--host-losses", &bounds.host_losses},
                    {"--losses-beyond", &bounds.losses_beyond},
+                   {"--lost-messages", &bounds.lost_messages},
                    {"--timeouts", &bounds.timeouts},
                    {"--local-failures", &bounds.local_failures},
                    {"--skips", &bounds.skips},

@@ -7,8 +7,8 @@ namespace meshstage::explorer {
 
 World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) {
   const Bounds& b = *bounds_;
-  left_ = {b.crashes, b.host_losses, b.losses_beyond, b.timeouts, b.local_failures,
-           b.skips,   b.mismatches,  b.flips,         b.zombies};
+  left_ = {b.crashes,        b.host_losses, b.losses_beyond, b.lost_messages, b.timeouts,
+           b.local_failures, b.skips,       b.mismatches,    b.flips,         b.zombies};
   for (int rank = 0; rank < b.world; ++rank) {
     Node node;
     node.rank = rank;
@@ -183,6 +183,13 @@ Node* World::live_node(int rank, std::uint64_t generation) {
   }
   Node& node = nodes_[static_cast<std::size_t>(rank)];
   return node.alive ? &node : nullptr;
+}
+
+bool World::link_dead(const Node& node) const {
+  return std::any_of(dead_links_.begin(), dead_links_.end(), [&](const DeadLink& link) {
+    return link.generation == node.state.generation &&
+           (link.from == node.rank || link.to == node.rank);
+  });
 }
 
 bool World::someone_gone(const Node& node) const {

@@ -22,6 +22,7 @@ struct Bounds {
   int crashes = 0;        ///< a process ends; its vault stays, WRITING slots torn
   int host_losses = 0;    ///< a process ends and its memory is gone; not before redundancy is whole
   int losses_beyond = 0;  ///< host losses at any time, more than is promised to survive
+  int lost_messages = 0;  ///< a message, and all behind it on its link, never arrives
   int timeouts = 0;       ///< a rank gives its generation up though nobody died
   int local_failures = 0;  ///< an own image, replica or fetch fails
   int skips = 0;           ///< a trainer leaves a step out because the last one is unfinished
@@ -55,6 +56,7 @@ struct Choice {
     kReplicaFailed,
     kFetchFailed,
     kMismatch,
+    kLost,  ///< the oldest message from a to b of generation c, with all that follows it
     kTimeout,
     kCrash,
     kHostLost,
@@ -133,6 +135,13 @@ struct Offered {
   friend auto operator<=>(const Offered&, const Offered&) = default;
 };
 
+/// A direction of a link on which a message was lost: nothing arrives any more.
+struct DeadLink {
+  int from = 0, to = 0;
+  std::uint64_t generation = 0;
+  friend auto operator<=>(const DeadLink&, const DeadLink&) = default;
+};
+
 class World {
  public:
   explicit World(std::shared_ptr<const Bounds> bounds);
@@ -171,8 +180,8 @@ class World {
  private:
   using Kind = Choice::Kind;
   struct Budget {
-    int crashes, host_losses, losses_beyond, timeouts, local_failures, skips, mismatches, flips,
-        zombies;
+    int crashes, host_losses, losses_beyond, lost_messages, timeouts, local_failures, skips,
+        mismatches, flips, zombies;
   };
   struct CarryOut;
   struct CrashAt {
@@ -198,6 +207,8 @@ class World {
   [[nodiscard]] Node* live_node(int rank, std::uint64_t generation);
   [[nodiscard]] bool can_finish(const Node& node, const Job& job) const;
   [[nodiscard]] const MemorySlot* source_of(const Job& job) const;
+  /// Whether something from or to this rank was lost in its generation, which it may notice.
+  [[nodiscard]] bool link_dead(const Node& node) const;
   [[nodiscard]] bool someone_gone(const Node& node) const;
   [[nodiscard]] bool may_form() const;
   [[nodiscard]] bool would_accept(const Node& node, const Event& event) const;
@@ -220,6 +231,7 @@ class World {
   std::vector<Node> nodes_;                             ///< one for each rank, then zombies
   std::vector<std::shared_ptr<const Letter>> letters_;  ///< in the order of sending
   std::vector<Offered> offered_;                        ///< sorted
+  std::vector<DeadLink> dead_links_;                    ///< sorted
   std::uint64_t store_generation_ = 0;
   ImageId note_{};
   // What the checks remember:

@@ -82,7 +82,10 @@ struct World::CarryOut {
                                         (to->state.generation > generation ||
                                          (to->state.generation == generation && !active(*to)) ||
                                          (to->state.generation < generation && !to->pending)));
-    if (lost) return true;
+    const DeadLink link{node.rank, a.to, generation};
+    if (lost || std::binary_search(world.dead_links_.begin(), world.dead_links_.end(), link)) {
+      return true;
+    }
     auto letter = std::make_shared<Letter>(Letter{node.rank, a.to, a.message, {}});
     put(letter->bytes, letter->message);
     world.letters_.push_back(std::move(letter));

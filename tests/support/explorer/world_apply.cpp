@@ -113,6 +113,11 @@ void World::step(const Choice& choice) {
     case Kind::kForm:
       ++store_generation_;
       wants_finish_ = 0;
+      std::erase_if(dead_links_, [this](const DeadLink& link) {  // unless a zombie is still on it
+        return std::none_of(nodes_.begin(), nodes_.end(), [&](const Node& n) {
+          return n.zombie && n.state.generation == link.generation;
+        });
+      });
       for (int rank = 0; rank < bounds_->world; ++rank) {
         nodes_[static_cast<std::size_t>(rank)].alive = true;
         nodes_[static_cast<std::size_t>(rank)].pending = true;
@@ -161,6 +166,16 @@ void World::step(const Choice& choice) {
       if (!node.zombie) wants_finish_ |= std::uint64_t{1} << static_cast<unsigned>(node.rank);
       feed(node, FinishRequested{});
       break;
+    case Kind::kLost: {
+      --left_.lost_messages;
+      const DeadLink link{choice.a, choice.b, choice.c};
+      dead_links_.insert(std::lower_bound(dead_links_.begin(), dead_links_.end(), link), link);
+      std::erase_if(letters_, [&](const auto& letter) {
+        return letter->from == link.from && letter->to == link.to &&
+               letter->message.generation == link.generation;
+      });
+      break;
+    }
     case Kind::kTimeout:
       --left_.timeouts;
       [[fallthrough]];

@@ -62,7 +62,7 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
   if (!node.alive) return;
   if (node.pending && !node.zombie) out.push_back({Kind::kFormed, me});
   if (!active(node)) return;
-  if (someone_gone(node)) out.push_back({Kind::kBroken, me});
+  if (someone_gone(node) || link_dead(node)) out.push_back({Kind::kBroken, me});
   if (node.state.mode != Mode::kReady) return;
   if (node.next_step <= bounds_->steps && !node.state.wants_finish) {
     const auto step = static_cast<std::uint64_t>(node.next_step);
@@ -122,7 +122,11 @@ std::vector<Choice> World::choices() const {
       first = letters_[j]->from != letter.from || letters_[j]->to != letter.to ||
               letters_[j]->message.generation != generation;
     }
-    if (first) out.push_back({Kind::kDeliver, letter.from, letter.to, generation});
+    if (!first) continue;
+    out.push_back({Kind::kDeliver, letter.from, letter.to, generation});
+    if (left_.lost_messages > 0) {
+      out.push_back({Kind::kLost, letter.from, letter.to, generation});
+    }
   }
   for (const Node& node : nodes_) processes_choices(node, out);
   if (may_form()) out.push_back({Kind::kForm});
@@ -151,6 +155,7 @@ std::string World::stuck() const {
 
 bool is_fault(const Choice& choice) {
   switch (choice.kind) {
+    case Choice::Kind::kLost:
     case Choice::Kind::kTimeout:
     case Choice::Kind::kCrash:
     case Choice::Kind::kHostLost:
@@ -201,6 +206,8 @@ std::string to_string(const Choice& choice) {
       return a + " FAILS to fetch the image of " + b;
     case Choice::Kind::kMismatch:
       return a + " comes with ANOTHER STRUCTURE";
+    case Choice::Kind::kLost:
+      return "a message from " + a + " to " + b + " IS LOST, with all behind it";
     case Choice::Kind::kTimeout:
       return a + " TIMES OUT";
     case Choice::Kind::kCrash:
