@@ -1,0 +1,285 @@
+// What a trainer may do wrong or meet, and what must come of it: a clear error, nothing touched,
+// and the job goes on once the cause is gone.
+#include <barrier>
+#include <cerrno>
+#include <fstream>
+#include <future>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/os/faulty_file_system.hpp>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/in_process_job.hpp"
+#include "tests/support/job_steps.hpp"
+
+namespace {
+
+namespace ms = meshstage;
+using ms::test::all_ranks;
+using ms::test::difference;
+using ms::test::InProcessJob;
+using ms::test::recover_fresh;
+using ms::test::recover_to;
+using ms::test::run_ranks;
+using ms::test::stage_all;
+using ms::test::stage_one;
+using ms::test::state_of;
+
+/// What a call throws, "" if nothing.
+template <class E, class Call>
+std::string thrown(Call&& call) {
+  try {
+    call();
+  } catch (const E& e) {
+    return e.what();
+  }
+  return "";
+}
+
+void all_good(const std::vector<std::string>& errors) {
+  for (const auto& error : errors) CHECK(error == "");
+}
+
+}  // namespace
+
+TEST_CASE("what is called at the wrong time is refused, and nothing comes of it") {
+  InProcessJob job(1);
+  ms::Checkpointer ckpt(job.options(0));
+  const auto refused = [](auto&& call) { return thrown<ms::InvalidState>(call); };
+  CHECK_THAT(refused([&] { (void)ckpt.stage(state_of(0, 1), 1); }),
+             contains_text("before recover()"));
+  (void)recover_to(ckpt, 0);
+  ms::Dict state = state_of(0, 0);
+  CHECK_THAT(refused([&] { (void)ckpt.recover(state); }), contains_text("rejoin() before"));
+  stage_all(ckpt, {5, 7});
+  for (const std::uint64_t step : {7, 6, 0}) {  // backwards, and the same again
+    INFO(step);
+    CHECK_THAT(refused([&] { (void)ckpt.stage(state_of(0, step), step); }),
+               contains_text("stage() refused"));
+  }
+  stage_all(ckpt, {8});  // it goes on
+  ckpt.finish();
+  ckpt.finish();  // once more does nothing
+  CHECK_THAT(refused([&] { (void)ckpt.stage(state_of(0, 9), 9); }),
+             contains_text("after finish()"));
+  CHECK_THAT(refused([&] { (void)ckpt.recover(state); }), contains_text("after finish()"));
+  CHECK(job.disk().list("/vault").empty());
+}
+
+TEST_CASE("a structure that changes from step to step is staged and recovered as it then is") {
+  InProcessJob job(2);
+  const auto grown = [](int rank) {
+    ms::Dict state = state_of(rank, 3, 20'000);
+    state.set("extra", ms::Tensor::full<float>({300}, static_cast<float>(rank)));
+    return state;
+  };
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1, 2});
+    for (const std::uint64_t step : {3, 4}) {  // larger, then small again
+      auto staging = ckpt.stage(step == 3 ? grown(rank) : state_of(rank, 4, 1000), step);
+      if (staging.outcome().get() != ms::Outcome::kComplete) throw ms::InvalidState("failed");
+    }
+    auto staging = ckpt.stage(grown(rank), 5);
+    if (staging.outcome().get() != ms::Outcome::kComplete) throw ms::InvalidState("failed");
+  }));
+  job.wipe(1);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank));
+    ms::Dict state = grown(rank);
+    state.at("extra").as<ms::Tensor>().data<float>()[7] = -1;
+    if (ckpt.recover(state).step != 5) throw ms::InvalidState("another step");
+    const auto different = difference(state, grown(rank));
+    if (!different.empty()) throw ms::InvalidState(different);
+    ckpt.finish();
+  }));
+}
+
+TEST_CASE("a stage() while the last one is unfinished waits for it, or is skipped and counted") {
+  const auto when = GENERATE(ms::WhenBusy::kWait, ms::WhenBusy::kSkip);
+  InProcessJob job(2);
+  std::promise<void> gate;  // rank 1 seals nothing until it opens
+  auto open = gate.get_future().share();
+  std::barrier everyone(2);
+  std::vector<ms::Stats> stats(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    auto o = job.options(rank);
+    o.when_busy = when;
+    if (rank == 1) {
+      o.observer = [open](const ms::PointEvent& event) {
+        if (event.point == ms::protocol::Point::kOwnSealed && event.id.step == 1) open.wait();
+      };
+    }
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 0);
+    auto first = ckpt.stage(state_of(rank, 1), 1);
+    everyone.arrive_and_wait();
+    // Rank 0 is sure to find step 1 unfinished.
+    if (rank == 0 && when == ms::WhenBusy::kSkip) {
+      auto second = ckpt.stage(state_of(rank, 2), 2);
+      if (second.outcome().get() != ms::Outcome::kSkipped) throw ms::InvalidState("not skipped");
+      second.staged().wait();
+      gate.set_value();
+    }
+    if (rank == 1 && when == ms::WhenBusy::kWait) {
+      gate.set_value();
+    }
+    if (first.outcome().get() != ms::Outcome::kComplete) throw ms::InvalidState("step 1 failed");
+    everyone.arrive_and_wait();
+    if (when == ms::WhenBusy::kSkip) {
+      if (rank == 1) {  // what one rank skips fails for all
+        if (stage_one(ckpt, 2) != ms::Outcome::kFailed)
+          throw ms::InvalidState("step 2 is complete");
+      }
+    }
+    everyone.arrive_and_wait();
+    stage_all(ckpt, {3});
+    stats[static_cast<std::size_t>(rank)] = ckpt.stats();
+    ckpt.finish();
+  }));
+  CHECK(stats[0].skipped == (when == ms::WhenBusy::kSkip ? 1 : 0));
+  CHECK(stats[1].skipped == 0);
+  CHECK(stats[0].complete == 2);
+}
+
+TEST_CASE("a Checkpointer that goes with work in flight leaves what was complete") {
+  InProcessJob job(2);
+  std::barrier everyone(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1, 2});
+    everyone.arrive_and_wait();
+    (void)ckpt.stage(state_of(rank, 3), 3);  // dropped, and the Checkpointer with it
+    everyone.arrive_and_wait();
+  }));
+  std::vector<std::uint64_t> steps(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank));
+    steps[static_cast<std::size_t>(rank)] = recover_fresh(ckpt).step;
+    ckpt.finish();
+  }));
+  CHECK(steps[0] == steps[1]);
+  CHECK(steps[0] >= 2);
+}
+
+TEST_CASE("a job id used again for another model names the first difference and touches nothing") {
+  InProcessJob job(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1, 2});
+  }));
+  std::vector<std::string> said(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank));
+    ms::Dict other = rank == 0 ? state_of(rank, 9) : state_of(rank, 9, 6000);
+    said[static_cast<std::size_t>(rank)] =
+        thrown<ms::StructureMismatch>([&] { (void)ckpt.recover(other); });
+    const auto touched = difference(other, rank == 0 ? state_of(rank, 9) : state_of(rank, 9, 6000));
+    if (!touched.empty()) throw ms::InvalidState("touched: " + touched);
+    (void)recover_to(ckpt.rejoin(), 2);  // with the right one
+    ckpt.finish();
+  }));
+  for (const auto& text : said) {
+    CHECK_THAT(text, contains_text("model.weight"));
+    CHECK_THAT(text, contains_text("120"));
+  }
+}
+
+TEST_CASE("a job that comes back with another world size is told both sizes") {
+  InProcessJob two(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(two.options(rank));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1});
+  }));
+  ms::InProcessFabric fabric;
+  auto store = std::make_shared<ms::InMemoryStore>();
+  std::vector<std::string> said(3);
+  all_good(run_ranks(all_ranks(3), [&](int rank) {
+    auto o = two.options(rank);
+    o.environment->world_size = o.environment->local_world_size = 3;
+    o.transport = fabric.attach(rank);
+    o.store_object = store;
+    ms::Checkpointer ckpt(std::move(o));
+    ms::Dict state = state_of(rank, 9);
+    said[static_cast<std::size_t>(rank)] = thrown<ms::Error>([&] { (void)ckpt.recover(state); });
+    if (!difference(state, state_of(rank, 9)).empty()) throw ms::InvalidState("touched");
+    static std::barrier<> all(3);
+    all.arrive_and_wait();
+  }));
+  for (const auto& text : said) {
+    CHECK_THAT(text, contains_text("2"));
+    CHECK_THAT(text, contains_text("3"));
+    CHECK_THAT(text, contains_text("was made by 2 ranks, this job has 3"));
+  }
+}
+
+TEST_CASE(
+    "a state for which there is no room is refused with what is needed, and a smaller works") {
+  ms::MemoryFileSystem disk({.capacity = 200'000, .max_file_bytes = 1U << 20U, .in_memory = true});
+  disk.make_directories("/vault");
+  disk.make_directories("/disk");
+  ms::InProcessFabric fabric;
+  auto o = InProcessJob(1).options(0);
+  o.transport = fabric.attach(0);
+  o.store_object = std::make_shared<ms::InMemoryStore>();
+  o.file_system = &disk;
+  o.log = [](const ms::LogLine&) {};
+  o.persist_every = 0;
+  ms::Checkpointer ckpt(std::move(o));
+  (void)recover_to(ckpt, 0);
+  const std::string said =
+      thrown<ms::OutOfMemory>([&] { (void)ckpt.stage(state_of(0, 1, 100'000), 1); });
+  for (const char* part : {"needed", "available", "limit"}) CHECK_THAT(said, contains_text(part));
+  CHECK(disk.used() < 100'000);  // refused before anything was allocated
+  stage_all(ckpt, {2, 3});
+  CHECK(difference(state_of(0, 3), state_of(0, 3)).empty());
+  ckpt.finish();
+}
+
+TEST_CASE("owner and holder lost together: from disk, or an error that names the ranks") {
+  const bool files = GENERATE(true, false);
+  InProcessJob job(4);
+  all_good(run_ranks(all_ranks(4), [&](int rank) {
+    auto o = job.options(rank);
+    o.persist_every = files ? 1 : 0;
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1, 2});
+    static std::barrier<> all(4);
+    // Persisting goes on behind the steps: finish() would wait for it, and remove the vaults.
+    for (;;) {
+      const auto stats = ckpt.stats();
+      if (!files || stats.persisted + stats.persist_failed == 2) break;
+      std::this_thread::yield();
+    }
+    all.arrive_and_wait();
+  }));
+  job.wipe(0);
+  job.wipe(2);
+  std::vector<std::string> said(4);
+  std::vector<std::uint64_t> steps(4, 99);
+  all_good(run_ranks(all_ranks(4), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank));
+    ms::Dict state = state_of(rank, 9);
+    const auto r = static_cast<std::size_t>(rank);
+    try {
+      steps[r] = ckpt.recover(state).step;
+    } catch (const ms::Unrecoverable& e) {
+      said[r] = e.what();
+    }
+    const auto different = difference(state, state_of(rank, files ? 2 : 9));
+    if (!different.empty()) throw ms::InvalidState(different);
+    static std::barrier<> all(4);
+    all.arrive_and_wait();
+  }));
+  for (const auto step : steps) CHECK(step == (files ? 2U : 99U));
+  for (const auto& text : said) {
+    if (files) CHECK(text == "");
+    if (!files) CHECK_THAT(text, contains_text("0") && contains_text("2"));
+  }
+}
