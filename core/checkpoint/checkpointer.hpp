@@ -114,9 +114,9 @@ class MESHSTAGE_API Checkpointer {
   Checkpointer& rejoin();
 
   /// For the trainer's own collectives; of the current generation. A death aborts it with PeerLost,
-  /// a silent rank with Timeout after options.deadline. Give its operations a second more than that:
-  /// else they may name a rank that itself waits for the silent one.
-  /// The reference is good until rejoin(), finish() or destruction.
+  /// a silent rank with Timeout after options.deadline. Give its operations a second more than
+  /// that: else they may name a rank that itself waits for the silent one. The reference is good
+  /// until rejoin(), finish() or destruction.
   [[nodiscard]] ProcessGroup& group();
   [[nodiscard]] int rank() const noexcept;
   [[nodiscard]] int world_size() const noexcept;

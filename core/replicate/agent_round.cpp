@@ -347,11 +347,18 @@ void Agent::Impl::perform(const protocol::Announce& action) {
 
 void Agent::Impl::persist(ImageId id) {
   auto leases = std::make_shared<std::vector<ReadLease>>();
-  for (const auto& [key, info] : vault_.slots()) {
-    if (info.state != SlotState::kSealed || info.image.identity.id != id) continue;
-    leases->push_back(vault_.read(key));
-    hold(key);
+  try {
+    for (const auto& [key, info] : vault_.slots()) {
+      if (info.state != SlotState::kSealed || info.image.identity.id != id) continue;
+      leases->push_back(vault_.read(key));
+    }
+  } catch (const Error& e) {
+    warn("step " + std::to_string(id.step) + " is complete in memory but not on disk: " + e.what());
+    const std::lock_guard lock(mutex_);
+    ++stats_.persist_failed;
+    return;
   }
+  for (const ReadLease& lease : *leases) hold(lease.key());
   {
     const std::lock_guard lock(mutex_);
     persisting_ = true;

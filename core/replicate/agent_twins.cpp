@@ -117,7 +117,12 @@ bool Agent::Impl::try_fill_in(int ward, ImageId id) {
   if (pieces_from(ranges) != in.present) {
     return give_up("the structure of this rank's state changed meanwhile");
   }
-  const auto lease = std::make_shared<ReadLease>(vault_.read(own));
+  std::shared_ptr<ReadLease> lease;
+  try {
+    lease = std::make_shared<ReadLease>(vault_.read(own));
+  } catch (const Error& e) {
+    return give_up(e.what());
+  }
   hold(own);
   receive_.at(in.from)->post([this, ward, id, own, lease, ranges = std::move(ranges),
                               from = in.from, image = in.lease.image(),
