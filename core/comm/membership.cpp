@@ -59,12 +59,6 @@ std::optional<DeathCause> read_cause(Store& store, const std::string& key) {
   return cause;
 }
 
-DeathCause note_cause(Store& store, const std::string& key, int rank, const std::string& reason) {
-  store.compare_and_create(key, std::to_string(rank) + " " + reason);
-  const auto there = read_cause(store, key);
-  return there ? *there : DeathCause{rank, reason};  // superseded, and removed, meanwhile
-}
-
 }  // namespace
 
 void Generation::abort(std::exception_ptr cause) const noexcept {
@@ -320,9 +314,7 @@ std::optional<Generation> Membership::connect(std::uint64_t number, Deadline dea
     }
     result.training = detail::with_named_losses(
         options_.transport->connect_group(request, store, deadline, token),
-        [store = options_.store, k = key(number, "cause")](int seen, const std::string& reason) {
-          return note_cause(*store, k, seen, reason);
-        });
+        [store = options_.store, k = key(number, "cause")] { return read_cause(*store, k); });
 
     // Up the tree: all connected. At the root: formed, for all to see. Down the tree: go.
     attempt.wait(deadline, [&] { return attempt.ready.size() == children.size(); });
@@ -368,7 +360,9 @@ void Membership::remove_superseded(std::uint64_t number) {
 
 DeathCause Membership::declare_death(std::uint64_t generation, int rank,
                                      const std::string& reason) {
-  return note_cause(*options_.store, key(generation, "cause"), rank, reason);
+  options_.store->compare_and_create(key(generation, "cause"), std::to_string(rank) + " " + reason);
+  const auto there = cause_of(generation);
+  return there ? *there : DeathCause{rank, reason};  // superseded, and removed, meanwhile
 }
 
 std::optional<DeathCause> Membership::cause_of(std::uint64_t generation) {

@@ -6,39 +6,41 @@
 namespace meshstage::detail {
 namespace {
 
-[[noreturn]] void rethrow_named(const PeerLost& seen, const NoteDeath& note) {
-  if (!seen.rank()) throw seen;
-  DeathCause cause;
+using CauseOf = std::function<std::optional<DeathCause>()>;
+
+[[noreturn]] void rethrow_named(const PeerLost& seen, const CauseOf& cause_of) {
+  std::optional<DeathCause> cause;
   try {
-    cause = note(*seen.rank(), std::string("died: ") + seen.what());
+    cause = cause_of();
   } catch (const Error&) {
     throw seen;  // the Store is gone, too: what was seen is all there is to say
   }
-  if (cause.rank == *seen.rank()) throw seen;
-  throw make_error<PeerLost>("rank " + std::to_string(cause.rank) + " " + cause.reason, cause.rank);
+  if (!cause || cause->rank == seen.rank()) throw seen;
+  throw make_error<PeerLost>("rank " + std::to_string(cause->rank) + " " + cause->reason,
+                             cause->rank);
 }
 
 class NamedTransfer final : public Transfer {
  public:
-  NamedTransfer(std::unique_ptr<Transfer> inner, std::shared_ptr<const NoteDeath> note)
-      : inner_(std::move(inner)), note_(std::move(note)) {}
+  NamedTransfer(std::unique_ptr<Transfer> inner, std::shared_ptr<const CauseOf> cause)
+      : inner_(std::move(inner)), cause_(std::move(cause)) {}
   void wait(Deadline deadline) override {
     try {
       inner_->wait(deadline);
     } catch (const PeerLost& e) {
-      rethrow_named(e, *note_);
+      rethrow_named(e, *cause_);
     }
   }
 
  private:
   std::unique_ptr<Transfer> inner_;
-  std::shared_ptr<const NoteDeath> note_;
+  std::shared_ptr<const CauseOf> cause_;
 };
 
 class NamedGroup final : public ProcessGroup {
  public:
-  NamedGroup(std::shared_ptr<ProcessGroup> inner, NoteDeath note)
-      : inner_(std::move(inner)), note_(std::make_shared<const NoteDeath>(std::move(note))) {}
+  NamedGroup(std::shared_ptr<ProcessGroup> inner, CauseOf cause)
+      : inner_(std::move(inner)), cause_(std::make_shared<const CauseOf>(std::move(cause))) {}
 
   [[nodiscard]] int rank() const noexcept override { return inner_->rank(); }
   [[nodiscard]] int size() const noexcept override { return inner_->size(); }
@@ -58,21 +60,21 @@ class NamedGroup final : public ProcessGroup {
   template <class Post>
   std::unique_ptr<Transfer> named(Post&& post) {
     try {
-      return std::make_unique<NamedTransfer>(post(), note_);
+      return std::make_unique<NamedTransfer>(post(), cause_);
     } catch (const PeerLost& e) {
-      rethrow_named(e, *note_);
+      rethrow_named(e, *cause_);
     }
   }
 
   std::shared_ptr<ProcessGroup> inner_;
-  std::shared_ptr<const NoteDeath> note_;
+  std::shared_ptr<const CauseOf> cause_;
 };
 
 }  // namespace
 
 std::shared_ptr<ProcessGroup> with_named_losses(std::shared_ptr<ProcessGroup> group,
-                                                NoteDeath note) {
-  return std::make_shared<NamedGroup>(std::move(group), std::move(note));
+                                                CauseOf cause) {
+  return std::make_shared<NamedGroup>(std::move(group), std::move(cause));
 }
 
 }  // namespace meshstage::detail
