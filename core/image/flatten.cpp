@@ -23,6 +23,7 @@ class Flattener {
  public:
   FlatState run(const Value& state) {
     visit(state);
+    group();
     return std::move(flat_);
   }
 
@@ -52,9 +53,9 @@ class Flattener {
     const auto [it, added] = tensors_.try_emplace(tensor.identity(), next);
     if (added) {
       const auto [s, fresh] = storages_.try_emplace(
-          tensor.storage().identity(), static_cast<std::uint32_t>(flat_.storages.size()));
-      if (fresh) flat_.storages.push_back(tensor.storage());
-      flat_.tensors.push_back({tensor, s->second, walk_.path().text()});
+          tensor.storage().identity(), static_cast<std::uint32_t>(flat_.sources.size()));
+      if (fresh) flat_.sources.push_back(tensor.storage());
+      flat_.tensors.push_back({tensor, s->second, 0, 0, walk_.path().text()});
     }
     const bool has = attributes != nullptr && !attributes->empty();
     flat_.items.push_back({ValueKind::kTensor, !added, has, it->second, 0});
@@ -66,6 +67,28 @@ class Flattener {
     }
     flat_.tree += '}';
     return height;
+  }
+
+  // Which storages are one memory is known when all are.
+  void group() {
+    auto groups = group_storages(flat_.sources);
+    flat_.storages = std::move(groups.groups);
+    flat_.places = std::move(groups.places);
+    for (auto& t : flat_.tensors) {
+      const auto& place = flat_.places[t.source];
+      const auto width = size_of(t.tensor.dtype());
+      if (place.offset % width != 0) {
+        throw make_error<InvalidArgument>(
+            (t.path.empty() ? std::string("the tensor") : t.path) +
+                ": its external memory begins " + std::to_string(place.offset) +
+                " bytes into memory of another tensor, which is no " +
+                "multiple of its elements' " + std::to_string(width) +
+                " bytes; wrap that memory once, from an aligned address",
+            {}, {}, t.path);
+      }
+      t.storage = place.group;
+      t.offset = t.tensor.storage_offset() + static_cast<std::int64_t>(place.offset / width);
+    }
   }
 
   std::size_t visit_container(const Value& value) {

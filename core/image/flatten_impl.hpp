@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/tensor/storage_groups_impl.hpp>
 #include <meshstage/core/tree/node.hpp>
 #include <meshstage/core/tree/value.hpp>
 
@@ -22,7 +23,9 @@ struct FlatItem {
 
 struct FlatTensor {
   Tensor tensor;
-  std::uint32_t storage = 0;
+  std::uint32_t source = 0;   ///< Its storage in the state dict.
+  std::uint32_t storage = 0;  ///< Its storage in an image, and the offset there, in elements.
+  std::int64_t offset = 0;
   std::string path;  ///< Where it was met first.
 };
 
@@ -35,9 +38,12 @@ struct FlatNode {
 /// first, a tensor's attributes directly behind it.
 struct FlatState {
   std::vector<FlatItem> items;
-  std::vector<Key> keys;        ///< Of the entries of dicts and the children of nodes.
-  std::vector<FlatNode> nodes;  ///< Distinct ones.
+  std::vector<Key> keys;         ///< Of the entries of dicts and the children of nodes.
+  std::vector<FlatNode> nodes;   ///< Distinct ones.
+  std::vector<Storage> sources;  ///< The state dict's storages.
+  /// What an image has of them, and where: one for each, unless external memory overlaps.
   std::vector<Storage> storages;
+  std::vector<GroupPlace> places;  ///< By source.
   std::vector<FlatTensor> tensors;
   /// Distinct containers and nodes: identities, and what keeps them from being reused.
   std::vector<const void*> containers;
@@ -47,7 +53,7 @@ struct FlatState {
 };
 
 /// Throws InvalidArgument, naming the path: a cycle, a tree too deep, a tensor that is not on the
-/// CPU.
+/// CPU, external memory that overlaps at a distance that is no multiple of an element.
 FlatState flatten(const Value& state);
 
 /// A string as JSON, for text that Path::escape made (valid UTF-8, no control characters).

@@ -42,12 +42,13 @@ std::string structure(const FlatState& flat, const ImageLayout& layout) {
   }
   json += "],\"tensors\":[";
   for (std::size_t i = 0; i < flat.tensors.size(); ++i) {
-    const auto& [tensor, storage, path] = flat.tensors[i];
+    const auto& t = flat.tensors[i];
+    const auto& tensor = t.tensor;
     if (i > 0) json += ',';
-    json += "[" + std::to_string(storage) + ",\"" + std::string(to_string(tensor.dtype())) + "\"," +
-            numbers(tensor.shape());
-    if (tensor.strides() != contiguous_strides(tensor.shape()) || tensor.storage_offset() != 0) {
-      json += "," + numbers(tensor.strides()) + "," + std::to_string(tensor.storage_offset());
+    json += "[" + std::to_string(t.storage) + ",\"" + std::string(to_string(tensor.dtype())) +
+            "\"," + numbers(tensor.shape());
+    if (tensor.strides() != contiguous_strides(tensor.shape()) || t.offset != 0) {
+      json += "," + numbers(tensor.strides()) + "," + std::to_string(t.offset);
     }
     json += "]";
   }
@@ -60,7 +61,9 @@ std::vector<StorageName> storage_names(const FlatState& flat) {
   std::vector<StorageName> names(flat.storages.size());
   for (const auto& t : flat.tensors) {
     auto& name = names[t.storage];
-    if (name.cover != nullptr || !t.tensor.covers_storage()) continue;
+    const bool covers = t.offset == 0 && t.tensor.is_contiguous() &&
+                        t.tensor.nbytes() == flat.storages[t.storage].nbytes();
+    if (name.cover != nullptr || !covers) continue;
     name = {t.path.empty() ? std::string(kRootName) : t.path, &t};
   }
   for (std::size_t i = 0; i < names.size(); ++i) {

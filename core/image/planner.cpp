@@ -25,14 +25,23 @@ struct Placement {
   std::uint64_t end = 0;
 };
 
-std::uint64_t room_for(const Storage& storage) { return round_up(storage.nbytes(), kAlignment); }
+// What the offset of a storage, and the room that it takes, are multiples of.
+std::uint64_t unit_of(const Storage& storage, const LayoutOptions& options) {
+  const bool own_pages = options.own_pages_from != 0 && storage.nbytes() >= options.own_pages_from;
+  return own_pages ? kPage : kAlignment;
+}
+std::uint64_t room_for(const Storage& storage, const LayoutOptions& options) {
+  return round_up(storage.nbytes(), unit_of(storage, options));
+}
 
-Placement place_anew(const FlatState& flat) {
+Placement place_anew(const FlatState& flat, const LayoutOptions& options) {
   Placement p;
   for (const auto& storage : flat.storages) {
     // Storages of no byte have an entry too, which must not lie within another: all at the begin.
-    p.offsets.push_back(storage.nbytes() == 0 ? 0 : p.end);
-    p.end += room_for(storage);
+    p.offsets.push_back(0);
+    if (storage.nbytes() == 0) continue;
+    p.offsets.back() = round_up(p.end, unit_of(storage, options));
+    p.end = p.offsets.back() + room_for(storage, options);
   }
   return p;
 }
@@ -69,7 +78,7 @@ std::vector<std::optional<std::uint64_t>> kept_offsets(const FlatState& flat,
 }
 
 Placement place_again(const FlatState& flat, const std::vector<StorageName>& names,
-                      const PreviousLayout& previous) {
+                      const LayoutOptions& options, const PreviousLayout& previous) {
   const auto kept = kept_offsets(flat, names, previous);
   Placement p;
   p.offsets.resize(flat.storages.size());
@@ -77,7 +86,7 @@ Placement place_again(const FlatState& flat, const std::vector<StorageName>& nam
   for (std::size_t i = 0; i < kept.size(); ++i) {
     if (!kept[i]) continue;
     p.offsets[i] = *kept[i];
-    used.emplace(*kept[i], *kept[i] + room_for(flat.storages[i]));
+    used.emplace(*kept[i], *kept[i] + room_for(flat.storages[i], options));
   }
   std::vector<std::pair<std::uint64_t, std::uint64_t>> holes;  // begin, end
   for (const auto& [begin, end] : used) {
@@ -85,23 +94,26 @@ Placement place_again(const FlatState& flat, const std::vector<StorageName>& nam
     p.end = end;
   }
   for (std::size_t i = 0; i < kept.size(); ++i) {
-    const auto room = room_for(flat.storages[i]);
+    const auto room = room_for(flat.storages[i], options);
     if (kept[i] || room == 0) continue;
+    const auto from = [&](std::uint64_t begin) {
+      return round_up(begin, unit_of(flat.storages[i], options));
+    };
     const auto hole = std::find_if(holes.begin(), holes.end(),
-                                   [&](auto h) { return h.second - h.first >= room; });
+                                   [&](auto h) { return from(h.first) + room <= h.second; });
     auto& begin = hole == holes.end() ? p.end : hole->first;
-    p.offsets[i] = begin;
-    begin += room;
+    p.offsets[i] = from(begin);
+    begin = p.offsets[i] + room;
   }
   return p;
 }
 
 Placement place(const FlatState& flat, const std::vector<StorageName>& names,
-                const PreviousLayout* previous) {
-  auto anew = place_anew(flat);
+                const LayoutOptions& options, const PreviousLayout* previous) {
+  auto anew = place_anew(flat, options);
   if (previous == nullptr) return anew;
-  auto again = place_again(flat, names, *previous);
-  const auto waste = again.end - anew.end;
+  auto again = place_again(flat, names, options, *previous);
+  const auto waste = again.end - std::min(anew.end, again.end);
   return waste > again.end / 10 ? anew : again;
 }
 
@@ -117,12 +129,12 @@ std::uint64_t values_room(const FlatState& flat, const PreviousLayout* previous)
 
 }  // namespace
 
-ImageLayout make_layout(const FlatState& flat, std::uint64_t block_bytes,
+ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
                         const PreviousLayout* previous) {
   const auto names = storage_names(flat);
-  const auto placement = place(flat, names, previous);
+  const auto placement = place(flat, names, options, previous);
   ImageLayout layout;
-  layout.block_bytes = block_bytes;
+  layout.block_bytes = options.block_bytes;
   for (std::uint32_t i = 0; i < flat.storages.size(); ++i) {
     layout.segments.push_back({i, placement.offsets[i], flat.storages[i].nbytes(), names[i].name});
     layout.storage_bytes += flat.storages[i].nbytes();
@@ -133,7 +145,8 @@ ImageLayout make_layout(const FlatState& flat, std::uint64_t block_bytes,
             [&](const auto& a, const auto& b) { return key(a) < key(b); });
   layout.values_begin = placement.end;
   layout.trailer_begin = layout.values_begin + values_room(flat, previous);
-  layout.image_bytes = layout.trailer_begin + trailer_size(layout.trailer_begin, block_bytes);
+  layout.image_bytes =
+      layout.trailer_begin + trailer_size(layout.trailer_begin, options.block_bytes);
 
   const auto json = encode_manifest(flat, names, layout);
   // Some headroom, so that a little growth of the structure does not move the data.

@@ -12,8 +12,14 @@ struct PreviousLayout {
   const std::vector<WeakStorage>& storages;  ///< By storage index of that layout.
 };
 
+struct LayoutOptions {
+  std::uint64_t block_bytes = 0;
+  /// Storages of at least so many bytes share no page with others; 0: none of them.
+  std::uint64_t own_pages_from = 0;
+};
+
 /// Where everything goes, and the manifest that says so. `previous` may be null.
-ImageLayout make_layout(const FlatState& flat, std::uint64_t block_bytes,
+ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
                         const PreviousLayout* previous);
 
 }  // namespace meshstage::detail

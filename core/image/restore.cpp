@@ -4,6 +4,7 @@
 
 #include <meshstage/core/image/copy_impl.hpp>
 #include <meshstage/core/image/image.hpp>
+#include <meshstage/core/tree/tree_storages_impl.hpp>
 #include <meshstage/core/tree/walk_impl.hpp>
 
 namespace meshstage {
@@ -57,6 +58,7 @@ void check_writable(const Value& state) {
 // Structures are equal: compare_decoded() found nothing.
 class Assigner {
  public:
+  explicit Assigner(const Value& to) : storages_(to) {}
   void assign(Value& to, const Value& from) {
     if (from.is_scalar()) {
       to = from;
@@ -64,7 +66,7 @@ class Assigner {
     }
     if (const auto* tensor = from.get_if<Tensor>()) {
       const auto& source = tensor->storage();
-      const auto& target = to.as<Tensor>().storage();
+      const auto& target = storages_.memory(to.as<Tensor>());
       if (copied_.insert(target.identity()).second)
         detail::copy_bytes(target.bytes(), source.bytes());
       // An empty dict of attributes on one side may be none on the other.
@@ -114,6 +116,7 @@ class Assigner {
     to = now;
   }
 
+  detail::TreeStorages storages_;
   std::unordered_set<const void*> copied_, done_;
   std::unordered_map<const void*, NodePtr> replaced_;
   std::vector<NodePtr> kept_;
@@ -135,7 +138,7 @@ void restore_into(std::span<const std::byte> image, Value& state) {
         {}, {}, difference->path);
   }
   check_writable(state);
-  Assigner().assign(state, decoded);
+  Assigner(state).assign(state, decoded);
 }
 
 void restore_into(std::span<const std::byte> image, Dict& state) {

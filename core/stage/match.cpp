@@ -19,7 +19,7 @@ bool distinct(std::vector<const void*> identities) {
 class Matcher {
  public:
   explicit Matcher(const PlannedState& plan) : plan_(plan) {
-    source_.storages.resize(plan.storage_bytes.size());
+    sources_.resize(plan.source_bytes.size());
     source_.tensors.resize(plan.tensors.size());
     containers_.resize(plan.containers.size());
   }
@@ -27,6 +27,7 @@ class Matcher {
   std::optional<StagingSource> run(const Value& state) {
     if (!visit(state) || item_ != plan_.items.size()) return std::nullopt;
     if (changed_ && !all_distinct()) return std::nullopt;
+    if (!group()) return std::nullopt;
     return std::move(source_);
   }
 
@@ -74,16 +75,17 @@ class Matcher {
     if (tensor.identity() != planned.identity) {
       changed_ = true;
       if (tensor.dtype() != planned.dtype || tensor.shape() != planned.shape ||
-          tensor.strides() != planned.strides || tensor.storage_offset() != planned.offset ||
+          tensor.strides() != planned.strides || tensor.storage_offset() != planned.source_offset ||
           !tensor.device().is_cpu() ||
-          tensor.storage().nbytes() != plan_.storage_bytes[planned.storage]) {
+          tensor.storage().nbytes() != plan_.source_bytes[planned.source]) {
         return false;
       }
     }
     seen = tensor;
-    auto& storage = source_.storages[planned.storage];
+    auto& storage = sources_[planned.source];
     if (!storage.valid()) {
       storage = tensor.storage();
+      external_ |= storage.traits().external;
       return true;
     }
     return storage == tensor.storage();
@@ -122,16 +124,33 @@ class Matcher {
   bool all_distinct() {
     std::vector<const void*> tensors, storages;
     for (const auto& t : source_.tensors) tensors.push_back(t.identity());
-    for (const auto& s : source_.storages) storages.push_back(s.identity());
+    for (const auto& s : sources_) storages.push_back(s.identity());
     return distinct(std::move(tensors)) && distinct(std::move(storages)) && distinct(containers_);
+  }
+
+  // The storages of the image, from those of the state; false if they share memory otherwise.
+  bool group() {
+    const bool grouped = plan_.storage_bytes.size() != plan_.source_bytes.size();
+    if (!grouped && (!changed_ || !external_)) {
+      source_.storages = std::move(sources_);
+      return true;
+    }
+    auto groups = group_storages(std::move(sources_));
+    if (groups.places != plan_.places) return false;
+    for (std::size_t i = 0; i < groups.groups.size(); ++i) {
+      if (groups.groups[i].nbytes() != plan_.storage_bytes[i]) return false;
+    }
+    source_.storages = std::move(groups.groups);
+    return true;
   }
 
   const PlannedState& plan_;
   StagingSource source_;
+  std::vector<Storage> sources_;  // of the state
   std::vector<const void*> containers_;
   std::vector<std::unique_ptr<std::vector<Node::Child>>> kept_;
   std::size_t item_ = 0, key_ = 0, node_ = 0;
-  bool changed_ = false;
+  bool changed_ = false, external_ = false;
 };
 
 }  // namespace
@@ -140,9 +159,11 @@ PlannedState remember(FlatState flat) {
   PlannedState plan;
   for (const auto& t : flat.tensors) {
     plan.tensors.push_back({t.tensor.dtype(), t.tensor.shape(), t.tensor.strides(),
-                            t.tensor.storage_offset(), t.storage, t.tensor.identity(),
-                            t.tensor.weak()});
+                            t.tensor.storage_offset(), t.source, t.offset, t.storage,
+                            t.tensor.identity(), t.tensor.weak()});
   }
+  for (const auto& s : flat.sources) plan.source_bytes.push_back(s.nbytes());
+  plan.places = std::move(flat.places);
   for (const auto& s : flat.storages) {
     plan.storage_bytes.push_back(s.nbytes());
     plan.storages.emplace_back(s);

@@ -15,7 +15,9 @@ struct PlannedTensor {
   DType dtype = DType::kU8;
   Shape shape;
   Strides strides;
-  std::int64_t offset = 0;
+  std::int64_t source_offset = 0;  ///< In the state dict, and its storage there.
+  std::uint32_t source = 0;
+  std::int64_t offset = 0;  ///< In the image, and its storage there.
   std::uint32_t storage = 0;
   const void* identity = nullptr;
   std::weak_ptr<const void> hold;
@@ -27,6 +29,8 @@ struct PlannedState {
   std::vector<Key> keys;
   std::vector<FlatNode> nodes;
   std::vector<PlannedTensor> tensors;
+  std::vector<std::size_t> source_bytes;
+  std::vector<GroupPlace> places;  ///< By source.
   std::vector<std::size_t> storage_bytes;
   std::vector<WeakStorage> storages;
   std::vector<const void*> containers;
@@ -47,6 +51,7 @@ namespace meshstage {
 
 struct StagingPlan::Impl {
   ImageLayout layout;
+  std::uint64_t own_pages_from = 0;
   detail::PlannedState state;
   /// Segments by storage index.
   std::vector<const ImageSegment*> segments;

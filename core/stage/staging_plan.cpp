@@ -14,7 +14,7 @@ namespace meshstage {
 namespace {
 
 // Progress is published in steps of about this many bytes.
-constexpr std::uint64_t kProgressBytes = std::uint64_t{2} << 20U;
+constexpr std::uint64_t kProgressBytes = kPaceBytes;
 
 void check_size(std::span<const std::byte> image, const ImageLayout& layout) {
   if (image.size() < layout.image_bytes) {
@@ -30,12 +30,14 @@ void check_size(std::span<const std::byte> image, const ImageLayout& layout) {
 // Writes an image front to back and says how far it is.
 class Writer {
  public:
-  Writer(std::span<std::byte> image, std::uint64_t begin, std::uint64_t end, Watermark& progress)
+  Writer(std::span<std::byte> image, std::uint64_t begin, std::uint64_t end, Watermark& progress,
+         Pace* pace)
       : image_(image),
         at_(begin),
         published_(begin),
         large_(end - begin >= kLarge),
-        progress_(progress) {
+        progress_(progress),
+        pace_(pace) {
     progress_.advance(begin);
   }
   void zero_to(std::uint64_t offset) {
@@ -45,6 +47,10 @@ class Writer {
   void write(std::span<const std::byte> bytes) {
     while (!bytes.empty()) {
       const auto n = std::min<std::uint64_t>(bytes.size(), kProgressBytes);
+      if (pace_ != nullptr) {
+        pace_->before(n, progress_);
+        progress_.throw_if_failed();
+      }
       detail::copy_bytes(image_.subspan(at_, n), bytes.first(n), large_ && n >= kStreamed);
       bytes = bytes.subspan(n);
       at_ += n;
@@ -65,6 +71,7 @@ class Writer {
   std::uint64_t at_, published_;
   bool large_;
   Watermark& progress_;
+  Pace* pace_;
 };
 
 }  // namespace
@@ -77,11 +84,13 @@ StagingPlan StagingPlan::compile(const Value& state, const StagingPlan* previous
   }
   auto flat = detail::flatten(state);
   auto impl = std::make_shared<Impl>();
-  if (previous == nullptr) {
-    impl->layout = detail::make_layout(flat, options.block_bytes, nullptr);
+  const detail::LayoutOptions how{options.block_bytes, options.own_pages_from};
+  impl->own_pages_from = options.own_pages_from;
+  if (previous == nullptr || previous->impl_->own_pages_from != options.own_pages_from) {
+    impl->layout = detail::make_layout(flat, how, nullptr);
   } else {
     const detail::PreviousLayout before{previous->impl_->layout, previous->impl_->state.storages};
-    impl->layout = detail::make_layout(flat, options.block_bytes, &before);
+    impl->layout = detail::make_layout(flat, how, &before);
   }
   impl->state = detail::remember(std::move(flat));
   impl->segments.resize(impl->layout.segments.size());
@@ -111,15 +120,15 @@ void StagingPlan::write_manifest(std::span<std::byte> image) const {
   std::memcpy(image.data(), impl_->layout.manifest.data(), impl_->layout.manifest.size());
 }
 
-void StagingPlan::copy(const StagingSource& source, std::span<std::byte> image,
-                       Watermark& progress) const {
+void StagingPlan::copy(const StagingSource& source, std::span<std::byte> image, Watermark& progress,
+                       Pace* pace) const {
   const auto& layout = impl_->layout;
   check_size(image, layout);
   if (source.storages.size() != layout.segments.size() ||
       source.values.size() != layout.trailer_begin - layout.values_begin) {
     throw_mismatch();
   }
-  Writer writer(image, layout.data_begin, layout.trailer_begin, progress);
+  Writer writer(image, layout.data_begin, layout.trailer_begin, progress, pace);
   for (const auto& segment : layout.segments) {
     if (segment.bytes == 0) continue;
     writer.zero_to(segment.offset);
@@ -163,18 +172,18 @@ Value StagingPlan::rebuild(const Value& state, std::span<std::byte> image,
   check_size(image, impl_->layout);
   const auto source = capture(state);
   if (!source) throw_mismatch();
-  return detail::replace_tensors(state, source->tensors,
-                                 place_tensors(image, std::move(owner), traits));
-}
-
-std::vector<Tensor> StagingPlan::place_tensors(std::span<std::byte> image,
-                                               std::shared_ptr<const void> owner,
-                                               StorageTraits traits) const {
-  check_size(image, impl_->layout);
   std::vector<Storage> storages;
   for (const auto* segment : impl_->segments) {
     storages.push_back(
         Storage::wrap(image.data() + segment->offset, segment->bytes, owner, traits));
+  }
+  return detail::replace_tensors(state, source->tensors, place_tensors(storages));
+}
+
+std::vector<Tensor> StagingPlan::place_tensors(std::span<const Storage> storages) const {
+  if (storages.size() != impl_->segments.size()) {
+    throw InvalidArgument(std::to_string(storages.size()) + " storages for a plan of " +
+                          std::to_string(impl_->segments.size()));
   }
   std::vector<Tensor> tensors;
   for (const auto& t : impl_->state.tensors) {

@@ -8,6 +8,7 @@
 
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/image/layout.hpp>
+#include <meshstage/core/stage/pace.hpp>
 #include <meshstage/core/stage/watermark.hpp>
 #include <meshstage/core/tree/value.hpp>
 
@@ -16,6 +17,9 @@ namespace meshstage {
 struct PlanOptions {
   /// Unit of the block digests, bytes; a power of two from 4096. Kept in the manifest.
   std::uint64_t block_bytes = std::uint64_t{4} << 20U;
+  /// Storages of at least so many bytes share no page of 4096 bytes with others, so that they can
+  /// be page-locked by themselves. 0: none of them.
+  std::uint64_t own_pages_from = 0;
 };
 
 /// What one staging takes from a state dict at the moment of the call: strong references to its
@@ -50,8 +54,10 @@ class MESHSTAGE_API StagingPlan {
   void write_manifest(std::span<std::byte> image) const;
   /// Copies everything between manifest and trailer, ascending, and advances `progress` to
   /// trailer_begin as it goes. Padding becomes zero. Write the manifest first: progress counts it.
-  /// Throws `progress`' cause soon after somebody failed it; then the image is torn.
-  void copy(const StagingSource& source, std::span<std::byte> image, Watermark& progress) const;
+  /// `pace`, if any, is asked before each piece. Throws `progress`' cause soon after somebody
+  /// failed it; then the image is torn.
+  void copy(const StagingSource& source, std::span<std::byte> image, Watermark& progress,
+            Pace* pace = nullptr) const;
   /// capture() and copy(). Throws StructureMismatch if the plan does not fit.
   void copy(const Value& state, std::span<std::byte> image, Watermark& progress) const;
   /// Digests each block as soon as it is final, writes the trailer, and advances `progress` to
@@ -64,10 +70,9 @@ class MESHSTAGE_API StagingPlan {
   /// `state`. Throws StructureMismatch if the plan does not fit.
   [[nodiscard]] Value rebuild(const Value& state, std::span<std::byte> image,
                               std::shared_ptr<const void> owner, StorageTraits traits = {}) const;
-  /// The distinct tensors in the order of StagingSource::tensors, on `image` instead.
-  [[nodiscard]] std::vector<Tensor> place_tensors(std::span<std::byte> image,
-                                                  std::shared_ptr<const void> owner,
-                                                  StorageTraits traits = {}) const;
+  /// The distinct tensors in the order of StagingSource::tensors, on `storages` instead: one for
+  /// each of the layout's segments, of its size, in the order of ImageSegment::storage.
+  [[nodiscard]] std::vector<Tensor> place_tensors(std::span<const Storage> storages) const;
 
  private:
   struct Impl;

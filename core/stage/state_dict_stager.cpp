@@ -1,46 +1,93 @@
+#include <algorithm>
+#include <iostream>
 #include <mutex>
+#include <optional>
+#include <vector>
 
+#include <meshstage/core/async/worker.hpp>
+#include <meshstage/core/stage/host_block_impl.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
+#include <meshstage/core/stage/source_digests_impl.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
 
 namespace meshstage {
 namespace {
 
-// A run of bytes from a memory resource, which it goes back to with its last user.
-class HostBlock {
- public:
-  HostBlock(MemoryResource& memory, std::size_t bytes)
-      : memory_(memory),
-        bytes_(bytes),
-        data_(static_cast<std::byte*>(memory.allocate(bytes, kHostAlignment))) {}
-  HostBlock(const HostBlock&) = delete;
-  HostBlock& operator=(const HostBlock&) = delete;
-  ~HostBlock() { memory_.deallocate(data_, bytes_, kHostAlignment); }
-  [[nodiscard]] std::span<std::byte> bytes() const { return {data_, bytes_}; }
+// One staging: everything that its copying needs, taken at the call.
+struct Job {
+  StagingPlan plan;
+  std::shared_ptr<detail::HostBlock> block;
+  StagingSource source;
+  std::optional<detail::SourceDigests> digests;
+  Value result;
+  Watermark progress;  // failed: stop
 
- private:
-  MemoryResource& memory_;
-  std::size_t bytes_;
-  std::byte* data_;
+  Job(StagingPlan the_plan, std::shared_ptr<detail::HostBlock> the_block)
+      : plan(std::move(the_plan)), block(std::move(the_block)) {}
+
+  // Lets go of the source however it ends.
+  void run(Pace* pace) {
+    const auto taken = std::move(source);
+    progress.throw_if_failed();
+    plan.copy(taken, block->bytes(), progress, pace);
+    if (digests) digests->check(taken);
+  }
 };
 
 }  // namespace
 
 class StateDictStager::Impl {
  public:
-  explicit Impl(const StagerOptions& options)
-      : memory_(options.memory != nullptr ? *options.memory : host_memory()) {}
+  explicit Impl(StagerOptions options)
+      : options_(std::move(options)), memory_(std::make_shared<detail::StagerMemory>(options_)) {
+    if (!options_.pin_memory) return;
+    if (options_.pinner == nullptr) {
+      refuse_pinning("there is no device to lock it for");
+    } else {
+      // Empty storages have no pages.
+      plan_options_.own_pages_from = std::max<std::size_t>(options_.pin_memory_min_bytes, 1);
+    }
+  }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl() {
+    if (!worker_) return;
+    const auto gone = std::make_exception_ptr(Cancelled("the stager was destroyed"));
+    for (const auto& job : under_way_) {
+      if (const auto running = job.lock()) running->progress.fail(gone);
+    }
+    worker_->stop();
+  }
 
   Value stage(const Value& state) {
     const std::lock_guard lock(mutex_);
-    auto source = plan_ ? plan_->capture(state) : std::nullopt;
-    if (!source) {
-      replan(state);
-      source = plan_->capture(state);
-    }
-    Watermark progress;
-    plan_->copy(*source, block_->bytes(), progress);
-    return detail::replace_tensors(state, source->tensors, tensors_);
+    if (worker_) worker_->drain();
+    const auto job = prepare(state);
+    job->run(options_.pace);
+    return std::move(job->result);
+  }
+
+  Work<Value> stage_async(const Value& state) {
+    const std::lock_guard lock(mutex_);
+    auto job = prepare(state);
+    if (!worker_) worker_.emplace("mesh-stager");
+    Promise<Value> promise;
+    promise.on_cancel([weak = std::weak_ptr(job)] {
+      const auto gone = std::make_exception_ptr(Cancelled("the staging was given up"));
+      if (const auto running = weak.lock()) running->progress.fail(gone);
+    });
+    std::erase_if(under_way_, [](const auto& weak) { return weak.expired(); });
+    under_way_.push_back(job);
+    auto work = promise.work();
+    worker_->post([job = std::move(job), promise, pace = options_.pace]() mutable {
+      try {
+        job->run(pace);
+        promise.set_value(std::move(job->result));
+      } catch (...) {
+        promise.set_error(std::current_exception());
+      }
+    });
+    return work;
   }
 
   std::size_t cached_storages() const {
@@ -57,36 +104,81 @@ class StateDictStager::Impl {
   }
   void clear() {
     const std::lock_guard lock(mutex_);
+    if (worker_) worker_->drain();
     plan_.reset();
     tensors_.clear();
     block_.reset();
   }
 
  private:
+  std::shared_ptr<Job> prepare(const Value& state) {
+    auto source = plan_ ? plan_->capture(state) : std::nullopt;
+    if (!source) {
+      replan(state);
+      source = plan_->capture(state);
+    }
+    auto job = std::make_shared<Job>(*plan_, block_);
+    job->result = detail::replace_tensors(state, source->tensors, tensors_);
+    if (options_.verify_source) job->digests.emplace(state, *source);
+    job->source = std::move(*source);
+    return job;
+  }
+
   // Nothing changes unless everything is there.
   void replan(const Value& state) {
-    auto plan = StagingPlan::compile(state, plan_ ? &*plan_ : nullptr);
+    auto plan = StagingPlan::compile(state, plan_ ? &*plan_ : nullptr, plan_options_);
     auto block = block_;
-    const auto bytes = plan.layout().image_bytes;
-    if (block == nullptr || block->bytes().size() < bytes)
-      block = std::make_shared<HostBlock>(memory_, bytes);
-    tensors_ = plan.place_tensors(block->bytes(), block);
+    if (block == nullptr || !fits(*block, plan.layout())) {
+      block = std::make_shared<detail::HostBlock>(memory_, plan.layout().image_bytes);
+      if (pinning()) pin(*block, plan.layout());
+    }
+    tensors_ = plan.place_tensors(detail::HostBlock::storages(block, plan.layout()));
     plan_ = std::move(plan);
     block_ = std::move(block);
     ++plans_;
   }
 
-  MemoryResource& memory_;
+  [[nodiscard]] bool fits(const detail::HostBlock& block, const ImageLayout& layout) const {
+    return block.bytes().size() >= layout.image_bytes &&
+           (!pinning() || block.pinned(layout, plan_options_.own_pages_from));
+  }
+  [[nodiscard]] bool pinning() const { return plan_options_.own_pages_from != 0; }
+
+  void pin(detail::HostBlock& block, const ImageLayout& layout) {
+    try {
+      block.pin(*options_.pinner, layout, plan_options_.own_pages_from);
+    } catch (const Error& e) {
+      refuse_pinning(e.what());
+    }
+  }
+  // Once: nothing is pinned from now on.
+  void refuse_pinning(const std::string& why) {
+    plan_options_.own_pages_from = 0;
+    const auto text = "pin_memory is ignored: " + why;
+    if (options_.warn) {
+      options_.warn(text);
+    } else {
+      std::cerr << "meshstage: " + text + "\n";
+    }
+  }
+
+  const StagerOptions options_;
+  const std::shared_ptr<detail::StagerMemory> memory_;
   mutable std::mutex mutex_;  // guards what follows
+  PlanOptions plan_options_;
   std::optional<StagingPlan> plan_;
-  std::shared_ptr<HostBlock> block_;
+  std::shared_ptr<detail::HostBlock> block_;
   std::vector<Tensor> tensors_;  // of the plan, on the block
   std::uint64_t plans_ = 0;
+  std::vector<std::weak_ptr<Job>> under_way_;
+  std::optional<Worker> worker_;
 };
 
-StateDictStager::StateDictStager(StagerOptions options) : impl_(std::make_unique<Impl>(options)) {}
+StateDictStager::StateDictStager(StagerOptions options)
+    : impl_(std::make_unique<Impl>(std::move(options))) {}
 StateDictStager::~StateDictStager() = default;
 Value StateDictStager::stage(const Value& state) { return impl_->stage(state); }
+Work<Value> StateDictStager::stage_async(const Value& state) { return impl_->stage_async(state); }
 std::size_t StateDictStager::cached_storages() const { return impl_->cached_storages(); }
 std::uint64_t StateDictStager::cached_bytes() const { return impl_->cached_bytes(); }
 std::uint64_t StateDictStager::plans() const { return impl_->plans(); }

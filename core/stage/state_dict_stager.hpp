@@ -1,19 +1,46 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string>
 
+#include <meshstage/core/async/work.hpp>
 #include <meshstage/core/error/export.hpp>
+#include <meshstage/core/memory/pinning.hpp>
 #include <meshstage/core/memory/resource.hpp>
-#include <meshstage/core/stage/staging_plan.hpp>
+#include <meshstage/core/stage/pace.hpp>
 #include <meshstage/core/tree/value.hpp>
 
 namespace meshstage {
 
+/// What a stager's host memory is and how it is filled. The objects pointed to must outlive the
+/// stager and, but for `pace`, every Value that it returned.
 struct StagerOptions {
-  /// Where staged bytes live; must outlive the stager and every Value it returned. Null for
-  /// host_memory(). A CappedMemory makes a budget.
+  /// Page-lock staged storages (Tensor::is_pinned()), so that a device copies to and from them by
+  /// itself. Where that is refused, or there is no `pinner`, one warning is given and staging goes
+  /// on without.
+  bool pin_memory = false;
+  /// Storages below so many bytes are left unpinned; the others take whole pages.
+  std::size_t pin_memory_min_bytes = 4096;
+  MemoryPinner* pinner = nullptr;
+
+  /// Stage into memory that other processes can map (Tensor::is_shared(), Storage::location()).
+  bool share_memory = false;
+
+  /// Where staged bytes live; null for host_memory(). Not together with share_memory.
   MemoryResource* memory = nullptr;
+  /// Refuse to hold more host memory at a time, in bytes: OutOfMemory before any is allocated. What
+  /// returned Values keep counts too. 0: no cap.
+  std::size_t max_bytes = 0;
+  /// Holds copying back: a BandwidthCap, say. Null: as fast as the memory is.
+  Pace* pace = nullptr;
+
+  /// For finding errors: digest every tensor at the call and again when it is copied, and throw
+  /// InvalidState, naming one, if it changed in between. Reads everything twice more.
+  bool verify_source = false;
+  /// Gets each warning, on the thread that calls the stager. Null: standard error.
+  std::function<void(const std::string&)> warn = {};
 };
 
 /// Copies state dicts into host memory of its own: the in-memory stager, without a vault.
@@ -21,31 +48,47 @@ struct StagerOptions {
 ///     ms::StateDictStager stager;
 ///     ms::Value staged = stager.stage(state);    // state may change now; staged does not follow
 ///
+///     ms::Work<ms::Value> work = stager.stage_async(state);
+///     forward_and_backward();                    // only reads what is staged
+///     ms::Value staged = work.get();             // now the state may change
+///
 /// Each distinct storage is copied whole, once; staged tensors share where the sources did, and
-/// have their shapes, strides and offsets. The memory is used again by the next stage() while the
+/// have their shapes, strides and offsets. The memory is used again by the next staging while the
 /// structure stays: then the tensors of what was returned before show the new values (clone() what
 /// must last). After a change of structure, what stayed keeps its place if the memory is large
 /// enough; otherwise new memory is made, and the old lives as long as a Value returned from it.
-/// Threads: calls from several threads take turns.
+/// No source is kept alive beyond its own staging.
+/// Threads: any; calls take turns, stagings are done one after the other in the order of the calls.
+/// stage_async() starts one thread, which ends with the stager.
 class MESHSTAGE_API StateDictStager {
  public:
   explicit StateDictStager(StagerOptions options = {});
   StateDictStager(const StateDictStager&) = delete;
   StateDictStager& operator=(const StateDictStager&) = delete;
+  /// Stagings under way end soon: their Works throw Cancelled, and no source is read afterwards.
   ~StateDictStager();
 
   /// Returns when everything is copied: `state` may change from then on. Containers and Nodes of
   /// the result are new, scalars and strings as in `state`. Throws InvalidArgument (a cycle, a
-  /// tensor that is not on the CPU: with its path) and OutOfMemory; the stager stays usable and
-  /// what was staged before is as it was.
+  /// tensor that is not on the CPU: with its path), OutOfMemory and, if asked to verify_source,
+  /// InvalidState; the stager stays usable. What was staged before is as it was, unless copying had
+  /// begun (InvalidState): then its bytes are unspecified.
   [[nodiscard]] Value stage(const Value& state);
+
+  /// The same on the stager's thread. At the call the tree is read and its scalars are taken: it
+  /// may change at once. What its tensors' storages hold may change when the Work is ready; until
+  /// then they are kept alive, also where the state drops them. Throws as stage() for what is wrong
+  /// with the state; what fails later comes out of the Work, once. A Work given up cancels its
+  /// staging: the source may still be read until another call to the stager returns.
+  [[nodiscard]] Work<Value> stage_async(const Value& state);
 
   /// Distinct storages that the memory holds now, and their bytes (each once).
   [[nodiscard]] std::size_t cached_storages() const;
   [[nodiscard]] std::uint64_t cached_bytes() const;
-  /// How often stage() had to lay out anew since the stager was made.
+  /// How often a staging had to lay out anew since the stager was made.
   [[nodiscard]] std::uint64_t plans() const;
-  /// Lets go of the memory; Values keep theirs. The next stage() starts anew.
+  /// Lets go of the memory when the stagings under way are done; Values keep theirs. The next
+  /// staging starts anew.
   void clear();
 
  private:

@@ -36,6 +36,14 @@ void Watermark::fail(std::exception_ptr cause) noexcept {
   changed_.notify_all();
 }
 
+bool Watermark::wait_failed(Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  const auto failed = [this] { return cause_ != nullptr; };
+  if (!deadline.is_never()) return changed_.wait_until(lock, deadline.time(), failed);
+  changed_.wait(lock, failed);
+  return true;
+}
+
 void Watermark::throw_if_failed() {
   if (!failed()) return;
   const std::lock_guard lock(mutex_);

@@ -32,6 +32,8 @@ class MESHSTAGE_API Watermark {
   /// wins.
   void fail(std::exception_ptr cause) noexcept;
   [[nodiscard]] bool failed() const noexcept { return failed_.load(std::memory_order_acquire); }
+  /// Waits until somebody calls fail() (true), at most until `deadline` (false).
+  bool wait_failed(Deadline deadline);
   /// Throws the cause if fail() was called.
   void throw_if_failed();
   /// For the next image; nobody may be waiting.

@@ -34,7 +34,7 @@ Storage Storage::wrap(void* data, std::size_t nbytes, std::shared_ptr<const void
   impl->data = static_cast<std::byte*>(data);
   impl->nbytes = nbytes;
   impl->device = device;
-  impl->traits = traits;
+  impl->traits = std::move(traits);
   impl->owner = std::move(owner);
   return Storage(std::move(impl));
 }
@@ -45,7 +45,7 @@ Storage Storage::from_blob(void* data, std::size_t nbytes, std::function<void(vo
   std::shared_ptr<const void> owner(data, [deleter = std::move(deleter)](const void* p) {
     if (deleter) deleter(const_cast<void*>(p));
   });
-  return wrap(data, nbytes, std::move(owner), traits, device);
+  return wrap(data, nbytes, std::move(owner), std::move(traits), device);
 }
 
 }  // namespace meshstage

@@ -2,10 +2,12 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include <meshstage/core/device/device.hpp>
 #include <meshstage/core/error/export.hpp>
+#include <meshstage/core/memory/shared_memory.hpp>
 
 namespace meshstage {
 
@@ -17,6 +19,8 @@ struct StorageTraits {
       false;  ///< Writing through it is refused by Tensor::data (a read-only mapping, say).
   /// Somebody else's memory: two such storages may overlap, and then they share.
   bool external = false;
+  /// Where other processes find the first byte of shared memory, if they can.
+  std::optional<SharedLocation> location = std::nullopt;
 };
 
 /// A run of bytes that tensors are views of: a handle with an identity. Copies are the same
@@ -49,6 +53,10 @@ class MESHSTAGE_API Storage {
   [[nodiscard]] const StorageTraits& traits() const noexcept { return impl_->traits; }
   [[nodiscard]] bool is_pinned() const noexcept { return impl_->traits.pinned; }
   [[nodiscard]] bool is_shared() const noexcept { return impl_->traits.shared; }
+  /// Where other processes find a shared storage's first byte; nothing if there is no such place.
+  [[nodiscard]] const std::optional<SharedLocation>& location() const noexcept {
+    return impl_->traits.location;
+  }
 
   /// Equal for handles of one storage; unique among the storages that live or that a WeakStorage
   /// remembers. For hashing; never dereference it.

@@ -6,6 +6,7 @@
 #include <meshstage/dtensor/node.hpp>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/memory_kinds.hpp"
 #include "tests/support/ranks_on_mesh.hpp"
 #include "tests/support/states.hpp"
 
@@ -33,7 +34,7 @@ Value decoded(const TestImage& image, const NodeRegistry& registry) {
 
 }  // namespace
 
-TEST_CASE("dtensor: a sharded DTensor after + 1 and * 2 is staged with values, spec and size") {
+MEMORY_KINDS_TEST(sharded_dtensor, "dtensor: sharded, after + 1 and * 2, values, spec and size") {
   RanksOnMesh ranks(DeviceMesh::from_shape({4}, {"world"}));
   std::vector<std::string> wrong(4);
   ranks.run([&](MeshGroups& groups) {
@@ -42,9 +43,11 @@ TEST_CASE("dtensor: a sharded DTensor after + 1 and * 2 is staged with values, s
                                     {Placement::shard(0)}, soon());
     weight = (weight + 1) * 2;
     const Dict state{{"layer", Dict{{"weight", dtensor::to_value(weight)}}}};
-    StateDictStager stager;
+    StateDictStager stager(kind.options());
     const auto staged = stager.stage(state);
     const auto copy = dtensor::from_value(staged.at("layer").at("weight"));
+    if (copy.to_local().is_pinned() != kind.pin()) w += "pinned ";
+    if (copy.to_local().is_shared() != kind.share()) w += "shared ";
     if (!same_bits(copy.to_local(), weight.to_local())) w += "values ";
     if (!(copy.spec() == weight.spec())) w += "spec ";
     if (copy.shape() != Shape{16, 2} || copy.to_local().shape() != Shape{4, 2}) w += "size ";

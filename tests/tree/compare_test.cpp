@@ -41,6 +41,9 @@ TEST_CASE("compare finds each kind of difference at its path") {
   check(List{1}, Tuple{1}, What::kKind, "");
   check(List{1}, List{1, 2}, What::kLength, "");
   check(0.0, -0.0, What::kValue, "");
+  const auto far = Storage::wrap(nullptr, 0, nullptr, {}, {DeviceType::kCuda, 1});
+  check(tree(Tensor::on_storage(far, DType::kF32, {0})), tree(Tensor::empty({0}, DType::kF32)),
+        What::kDevice, "m.0.w");
   check(Value(t, Dict{{"n", 1}}), Value(t, Dict{{"n", 2}}), What::kValue, "%@.n");
   check(Value(t, Dict{{"n", 1}}), Value(t), What::kAttribute, "%@");
   check(std::make_shared<OpaqueNode>("a", std::vector<Node::Child>{}, 1),

@@ -1,0 +1,43 @@
+#pragma once
+#include <cstddef>
+#include <span>
+#include <utility>
+
+namespace meshstage {
+
+/// Page-locks host memory, so that a device can copy to and from it by itself. A device's room
+/// implements it (cudaHostRegister); without a device there is none. Threads: any.
+class MemoryPinner {
+ public:
+  virtual ~MemoryPinner() = default;
+  /// Locks whole pages (aligned, no others of them locked). Throws an Error where it is refused.
+  virtual void pin(std::span<std::byte> pages) = 0;
+  /// Takes the same span once more.
+  virtual void unpin(std::span<std::byte> pages) noexcept = 0;
+};
+
+/// Pages that stay locked while this lives. Move-only; the pinner must outlive it.
+class PinnedPages {
+ public:
+  /// Throws what pin() throws.
+  PinnedPages(MemoryPinner& pinner, std::span<std::byte> pages) : pinner_(&pinner), pages_(pages) {
+    pinner.pin(pages);
+  }
+  PinnedPages(PinnedPages&& other) noexcept
+      : pinner_(std::exchange(other.pinner_, nullptr)), pages_(other.pages_) {}
+  PinnedPages& operator=(PinnedPages&& other) noexcept {
+    std::swap(pinner_, other.pinner_);
+    std::swap(pages_, other.pages_);
+    return *this;
+  }
+  ~PinnedPages() {
+    if (pinner_ != nullptr) pinner_->unpin(pages_);
+  }
+  [[nodiscard]] std::span<std::byte> pages() const noexcept { return pages_; }
+
+ private:
+  MemoryPinner* pinner_;
+  std::span<std::byte> pages_;
+};
+
+}  // namespace meshstage

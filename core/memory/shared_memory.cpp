@@ -1,0 +1,105 @@
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/memory/shared_memory.hpp>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+namespace meshstage {
+namespace {
+
+constexpr std::size_t kPage = 4096;
+
+// A memfd; closes itself unless it was released.
+class Descriptor {
+ public:
+  Descriptor() : fd_(::memfd_create("meshstage", MFD_CLOEXEC | MFD_ALLOW_SEALING)) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  [[nodiscard]] int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
+
+ private:
+  int fd_;
+};
+
+[[noreturn]] void refuse(std::size_t bytes, const char* call, int error) {
+  throw OutOfMemory("the system has no " + std::to_string(bytes) + " bytes of shared memory (" +
+                    call + ": " + std::generic_category().message(error) +
+                    "); stage a smaller state or raise the memory limit");
+}
+
+}  // namespace
+
+SharedMemory::~SharedMemory() {
+  for (const auto& [base, block] : blocks_) ::close(block.descriptor);
+}
+
+std::optional<SharedLocation> SharedMemory::locate(const void* p) const {
+  const std::lock_guard lock(mutex_);
+  const auto* at = static_cast<const std::byte*>(p);
+  auto it = blocks_.upper_bound(at);
+  if (it == blocks_.begin()) return std::nullopt;
+  --it;
+  const auto offset = static_cast<std::size_t>(at - it->first);
+  if (offset >= it->second.bytes) return std::nullopt;
+  return SharedLocation{"/proc/" + std::to_string(it->second.process) + "/fd/" +
+                            std::to_string(it->second.descriptor),
+                        offset};
+}
+
+void* SharedMemory::do_allocate(std::size_t bytes, std::size_t alignment) {
+  if (alignment > kPage) throw InvalidArgument("shared memory is aligned to pages, not more");
+  bytes = std::max<std::size_t>(bytes, 1);
+  if (bytes > static_cast<std::size_t>(PTRDIFF_MAX)) refuse(bytes, "size", EOVERFLOW);
+  Descriptor file;
+  if (file.get() < 0) refuse(bytes, "memfd_create", errno);
+  int error = 0;
+  do {
+    error = ::posix_fallocate(file.get(), 0, static_cast<off_t>(bytes));
+  } while (error == EINTR);
+  if (error != 0) refuse(bytes, "posix_fallocate", error);
+  // Whoever opens it cannot take the pages away from under us.
+  if (::fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0)
+    throw_errno("fcntl F_ADD_SEALS", "memfd", errno);
+  void* const p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+  if (p == MAP_FAILED) refuse(bytes, "mmap", errno);
+  // Advice that a kernel may lack; forks and dumps are then as with any memory.
+  ::madvise(p, bytes, MADV_DONTFORK);
+  ::madvise(p, bytes, MADV_DONTDUMP);
+  try {
+    const std::lock_guard lock(mutex_);
+    blocks_.emplace(static_cast<std::byte*>(p), Block{bytes, file.get(), ::getpid()});
+  } catch (...) {
+    ::munmap(p, bytes);
+    throw;
+  }
+  file.release();
+  return p;
+}
+
+void SharedMemory::do_deallocate(void* p, std::size_t, std::size_t) {
+  Block block;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto it = blocks_.find(static_cast<const std::byte*>(p));
+    block = it->second;
+    blocks_.erase(it);
+  }
+  if (block.process == ::getpid()) ::munmap(p, block.bytes);
+  ::close(block.descriptor);
+}
+
+bool SharedMemory::do_is_equal(const MemoryResource& other) const noexcept {
+  return this == &other;
+}
+
+}  // namespace meshstage

@@ -1,0 +1,47 @@
+#pragma once
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include <meshstage/core/memory/resource.hpp>
+
+namespace meshstage {
+
+/// Where other processes of this user find a byte of shared memory: open `file` and map it. The
+/// name is good while the process that made the memory keeps it; a mapping once made stays.
+struct SharedLocation {
+  std::string file;          ///< "/proc/4711/fd/9".
+  std::uint64_t offset = 0;  ///< Bytes from its begin.
+};
+
+/// Memory that other processes can map: each block is an anonymous file in memory (memfd) of its
+/// own, so nothing is left behind however the process ends. Its pages are there when allocate()
+/// returns (a store never ends in SIGBUS); they are kept out of forked children and core dumps.
+/// Blocks are page aligned and zero. Threads: any.
+class MESHSTAGE_API SharedMemory final : public MemoryResource {
+ public:
+  SharedMemory() = default;
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
+  ~SharedMemory() override;
+
+  /// Where other processes find the byte at `p`; nothing if it is in none of the blocks.
+  [[nodiscard]] std::optional<SharedLocation> locate(const void* p) const;
+
+ private:
+  void* do_allocate(std::size_t bytes, std::size_t alignment) override;
+  void do_deallocate(void* p, std::size_t bytes, std::size_t alignment) override;
+  [[nodiscard]] bool do_is_equal(const MemoryResource& other) const noexcept override;
+
+  struct Block {
+    std::size_t bytes = 0;
+    int descriptor = -1;
+    std::int64_t process = 0;  // a forked child has the descriptor, not the pages
+  };
+  mutable std::mutex mutex_;
+  std::map<const std::byte*, Block> blocks_;  // guarded by mutex_
+};
+
+}  // namespace meshstage

@@ -1,0 +1,89 @@
+#pragma once
+#include <cstdint>
+
+#include <meshstage/core/tensor/tensor.hpp>
+
+namespace meshstage {
+
+/// DLPack, in which array libraries hand tensors to one another without copying: the structs of its
+/// binary interface, version 1, as https://dmlc.github.io/dlpack specifies them (the same layout as
+/// its dlpack.h, so pointers may be cast from one to the other).
+namespace dlpack {
+
+inline constexpr std::uint32_t kMajorVersion = 1;
+inline constexpr std::uint32_t kMinorVersion = 1;
+
+/// The layout changes with `major`: of another one only the deleter may be called.
+struct Version {
+  std::uint32_t major = kMajorVersion;
+  std::uint32_t minor = kMinorVersion;
+};
+
+/// Device::type. Of the many there are, those that mean something here.
+enum DeviceType : std::int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3 };
+struct Device {
+  std::int32_t type = kCpu;
+  std::int32_t id = 0;
+};
+
+/// DataType::code.
+enum TypeCode : std::uint8_t {
+  kInt = 0,
+  kUInt = 1,
+  kFloat = 2,
+  kBfloat = 4,
+  kComplex = 5,
+  kBool = 6,
+  kFloat8E4M3FN = 10,
+  kFloat8E5M2 = 12,
+};
+struct DataType {
+  std::uint8_t code = kFloat;
+  std::uint8_t bits = 32;
+  std::uint16_t lanes = 1;
+};
+
+struct TensorView {
+  void* data = nullptr;  ///< byte_offset before the first element; null if there is none.
+  Device device;
+  std::int32_t ndim = 0;
+  DataType dtype;
+  std::int64_t* shape = nullptr;
+  std::int64_t* strides = nullptr;  ///< In elements; null for row-major.
+  std::uint64_t byte_offset = 0;
+};
+
+/// The capsule "dltensor". The deleter frees the memory and the struct itself; it may be null.
+struct ManagedTensor {
+  TensorView tensor;
+  void* context = nullptr;
+  void (*deleter)(ManagedTensor* self) = nullptr;
+};
+
+inline constexpr std::uint64_t kReadOnly = 1;  ///< Of ManagedTensorVersioned::flags.
+
+/// The capsule "dltensor_versioned".
+struct ManagedTensorVersioned {
+  Version version;
+  void* context = nullptr;
+  void (*deleter)(ManagedTensorVersioned* self) = nullptr;
+  std::uint64_t flags = 0;
+  TensorView tensor;
+};
+
+}  // namespace dlpack
+
+/// Takes a capsule over: the tensor is a view of its memory, and the capsule's deleter runs exactly
+/// once, when the last handle to that memory is gone, or before this throws. Memory that a capsule
+/// says is read-only is (Tensor::data). Its storages are external: where two overlap, they share.
+/// Throws InvalidArgument: a version of another layout, a device that is neither the CPU (pinned or
+/// not) nor CUDA, an element type that DType lacks, elements that are not aligned to their size,
+/// negative strides. A capsule on a CUDA device is only described, never read.
+[[nodiscard]] MESHSTAGE_API Tensor from_dlpack(dlpack::ManagedTensorVersioned* capsule);
+[[nodiscard]] MESHSTAGE_API Tensor from_dlpack(dlpack::ManagedTensor* capsule);
+
+/// A capsule of the tensor for another library, which calls its deleter; the memory lives until
+/// then. Read-only memory is said to be.
+[[nodiscard]] MESHSTAGE_API dlpack::ManagedTensorVersioned* to_dlpack(const Tensor& tensor);
+
+}  // namespace meshstage

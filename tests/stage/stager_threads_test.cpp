@@ -1,0 +1,68 @@
+// Stagers and threads. Results are gathered, and looked at on the main thread.
+#include <meshstage/core/stage/state_dict_stager.hpp>
+#include <meshstage/core/tree/compare.hpp>
+
+#include <thread>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/memory_kinds.hpp"
+
+using namespace meshstage;
+
+namespace {
+
+Dict state_of(std::int32_t value) {
+  return {{"w", Tensor::full<std::int32_t>({5000}, value)},
+          {"l", List{Tensor::full<std::int32_t>({70}, value)}},
+          {"n", value}};
+}
+
+}  // namespace
+
+TEST_CASE("threads: stagers on several threads do not disturb each other") {
+  constexpr int kThreads = 4;
+  std::vector<int> wrong(kThreads);
+  std::vector<std::thread> threads;
+  const auto common = Tensor::arange<float>(2000);  // everybody stages it too
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&, i] {
+      StateDictStager stager(StagerOptions{.share_memory = i % 2 == 0});
+      for (int round = 0; round < 100; ++round) {
+        auto state = state_of(100 * i + round);
+        state.set("common", common);
+        const auto staged = round % 2 == 0 ? stager.stage(state) : stager.stage_async(state).get();
+        wrong[static_cast<std::size_t>(i)] += compare(state, staged) ? 1 : 0;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(wrong == std::vector<int>(kThreads));
+}
+
+TEST_CASE("threads: calls of one stager from two threads take turns") {
+  StateDictStager stager;
+  constexpr int kRounds = 300;
+  // Each stages a state of its own. The memory is one, so it is looked at when both are done.
+  std::vector<Value> last(2);
+  std::vector<int> wrong_scalars(2);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 2; ++i) {
+    threads.emplace_back([&, i] {
+      const auto at = static_cast<std::size_t>(i);
+      const auto state = state_of(i);
+      for (int round = 0; round < kRounds; ++round) {
+        last[at] = round % 2 == i ? stager.stage(state) : stager.stage_async(state).get();
+        wrong_scalars[at] += last[at].at("n").as<int>() == i ? 0 : 1;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(wrong_scalars == std::vector<int>(2));
+  CHECK(stager.plans() == 1);
+  // One staging after the other: the memory has all of one of them, and both show it.
+  const int winner = last[0].at("w").as<Tensor>().data<std::int32_t>()[0];
+  for (const auto& value : last) {
+    CHECK_FALSE(compare(Dict{{"w", state_of(winner).at("w")}, {"l", state_of(winner).at("l")}},
+                        Dict{{"w", value.at("w")}, {"l", value.at("l")}}));
+  }
+}
