@@ -2,6 +2,7 @@
 
 #include "tests/support/catch.hpp"
 #include "tests/support/explorer/explore.hpp"
+#include "tests/support/sanitized.hpp"
 
 // The real transition function, run through everything that can happen within these bounds. Larger
 // ones, run once, are recorded in core/replicate/PROTOCOL.md with their commands.
@@ -10,12 +11,6 @@ using namespace meshstage;
 using namespace meshstage::explorer;
 
 namespace {
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSlow = true;
-#else
-constexpr bool kSlow = false;
-#endif
 
 void require_safe(const Bounds& bounds) {
   const Result result = explore(bounds);
@@ -48,7 +43,7 @@ TEST_CASE("one rank: crashes, failures, a structure change, all memory lost, dis
 
 TEST_CASE("two ranks: two crashes and a lost host") {
   Bounds bounds = ranks(2, 2);
-  bounds.crashes = kSlow ? 1 : 2;
+  bounds.crashes = meshstage::test::kSanitized ? 1 : 2;
   bounds.host_losses = 1;
   require_safe(bounds);
 }
@@ -62,20 +57,20 @@ TEST_CASE("two ranks: a timeout and a crash") {
 
 TEST_CASE("two ranks: lost messages and a crash") {
   Bounds bounds = ranks(2, 2);
-  bounds.lost_messages = kSlow ? 1 : 2;
+  bounds.lost_messages = meshstage::test::kSanitized ? 1 : 2;
   bounds.crashes = 1;
   require_safe(bounds);
 }
 
 TEST_CASE("two ranks: a second death while the first is being recovered from") {
   Bounds bounds = ranks(2, 1);
-  bounds.crashes = kSlow ? 2 : 3;
+  bounds.crashes = meshstage::test::kSanitized ? 2 : 3;
   bounds.lost_messages = 1;
   require_safe(bounds);
 }
 
 TEST_CASE("two ranks: local failures and a skipped step") {
-  Bounds bounds = ranks(2, kSlow ? 2 : 3);
+  Bounds bounds = ranks(2, meshstage::test::kSanitized ? 2 : 3);
   bounds.local_failures = 1;
   bounds.skips = 1;
   require_safe(bounds);
@@ -96,13 +91,13 @@ TEST_CASE("two ranks: an image that rots, and a crash") {
 }
 
 TEST_CASE("two ranks: a stopped process goes on after its replacement joined") {
-  Bounds bounds = ranks(2, kSlow ? 1 : 2);
+  Bounds bounds = ranks(2, meshstage::test::kSanitized ? 1 : 2);
   bounds.zombies = 1;
   require_safe(bounds);
 }
 
 TEST_CASE("two ranks: more hosts are lost than is survived, with files") {
-  Bounds bounds = ranks(2, kSlow ? 1 : 2);
+  Bounds bounds = ranks(2, meshstage::test::kSanitized ? 1 : 2);
   bounds.losses_beyond = 2;
   bounds.disk = true;
   require_safe(bounds);
@@ -122,7 +117,7 @@ TEST_CASE("three ranks that stage nothing all become ready") {
 }
 
 TEST_CASE("three ranks: a crash") {
-  Bounds bounds = ranks(3, kSlow ? 1 : 2);
+  Bounds bounds = ranks(3, meshstage::test::kSanitized ? 1 : 2);
   bounds.crashes = 1;
   require_safe(bounds);
 }
@@ -134,13 +129,13 @@ TEST_CASE("three ranks: a lost host") {
 }
 
 TEST_CASE("three ranks: a lost message") {
-  Bounds bounds = ranks(3, kSlow ? 1 : 2);
+  Bounds bounds = ranks(3, meshstage::test::kSanitized ? 1 : 2);
   bounds.lost_messages = 1;
   require_safe(bounds);
 }
 
 TEST_CASE("three ranks: a timeout") {
-  Bounds bounds = ranks(3, kSlow ? 1 : 2);
+  Bounds bounds = ranks(3, meshstage::test::kSanitized ? 1 : 2);
   bounds.timeouts = 1;
   require_safe(bounds);
 }
@@ -148,7 +143,7 @@ TEST_CASE("three ranks: a timeout") {
 TEST_CASE("three ranks: a structure that differs after a crash") {
   Bounds bounds = ranks(3, 1);
   bounds.crashes = 1;
-  bounds.mismatches = kSlow ? 0 : 1;
+  bounds.mismatches = meshstage::test::kSanitized ? 0 : 1;
   require_safe(bounds);
 }
 
@@ -169,7 +164,7 @@ TEST_CASE("random runs of up to 64 ranks with every fault keep every promise") {
     bounds.skips = 3;
     bounds.mismatches = 1;
     bounds.flips = 1;
-    const int runs = (kSlow ? 20 : 400) / (world < 13 ? 1 : world);
+    const int runs = (meshstage::test::kSanitized ? 20 : 400) / (world < 13 ? 1 : world);
     for (const bool zombies : {false, true}) {
       bounds.zombies = zombies ? 1 : 0;
       bounds.disk = bounds.finish = !zombies;

@@ -8,6 +8,7 @@
 
 #include "tests/snapshot/snapshot_support.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/sanitized.hpp"
 
 using namespace meshstage;
 using namespace meshstage::test;
@@ -15,17 +16,7 @@ using namespace meshstage::test;
 namespace {
 
 // What a sanitizer reserves is no measure of the program.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr const char* kLimit = "";
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-constexpr const char* kLimit = "";
-#else
-constexpr const char* kLimit = "ulimit -v 1000000; ";
-#endif
-#else
-constexpr const char* kLimit = "ulimit -v 1000000; ";
-#endif
+constexpr const char* kLimit = kSanitized ? "" : "ulimit -v 1000000; ";
 
 /// Runs the program with 1 GB of address space; `err` has stderr.
 Answer run_program(const std::string& arguments, const std::filesystem::path& directory) {
