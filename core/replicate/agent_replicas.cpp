@@ -41,7 +41,8 @@ Replica Agent::Impl::held(int ward, const NodeRegistry& registry) {
         found.set_value(std::move(lease));
         return;
       }
-      throw NotFound("no complete step of rank " + std::to_string(ward) + " is held yet");
+      found.set_error(std::make_exception_ptr(
+          NotFound("no complete step of rank " + std::to_string(ward) + " is held yet")));
     } catch (const Error&) {
       found.set_error(std::current_exception());
     }

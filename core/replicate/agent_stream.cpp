@@ -157,6 +157,11 @@ void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
 void Agent::Impl::arrived(int owner, ImageId id, const ImageInfo& info) {
   const auto it = incoming_.find(owner);
   if (it == incoming_.end() || it->second.id != id) return;
+  if (aborted_.contains(id)) {
+    // Its owner may never have come to announce a digest: waiting for one would keep the slot.
+    not_arrived(owner, id, ErrorKind::kCancelled, "the step failed");
+    return;
+  }
   it->second.arrived = info;
   seal_if_proven(owner);
 }
