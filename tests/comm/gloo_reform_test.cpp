@@ -62,7 +62,7 @@ class Stream {
     try {
       for (std::size_t i = 0;; i = 1 - i) {
         if (posted[i]) {
-          posted[i]->wait(Deadline::never());
+          posted[i]->wait(Deadline::after(60s));  // Gloo alone does not notice a death
           const auto value = static_cast<std::byte>(peer_);
           if (targets_[i].front() != value || targets_[i].back() != value) wrong_ = true;
           ++received_;
@@ -79,7 +79,7 @@ class Stream {
   }
   void send() {
     try {
-      while (true) group_.send(peer_, 2, source_)->wait(Deadline::never());
+      while (true) group_.send(peer_, 2, source_)->wait(Deadline::after(60s));
     } catch (const meshstage::Error&) {
       // as the receiver's
     }

@@ -53,6 +53,14 @@ void WorkerProcess::signal(int number) {
   if (pid_ > 0) ::kill(pid_, number);
 }
 
+void WorkerProcess::stop() {
+  signal(SIGSTOP);
+  siginfo_t info{};
+  while (::waitid(P_PID, static_cast<id_t>(pid_), &info, WSTOPPED | WEXITED | WNOWAIT) < 0) {
+    if (errno != EINTR) throw_errno("waitid", "for a worker to stop", errno);
+  }
+}
+
 void WorkerProcess::kill() {
   signal(SIGKILL);
   finish();

@@ -19,6 +19,8 @@ class WorkerProcess {
   /// One line to its standard input.
   void tell(const std::string& line);
   void signal(int number);
+  /// SIGSTOP; returns once none of its threads runs any more.
+  void stop();
   /// SIGKILL (which also ends a stopped process), then reaps. Idempotent.
   void kill();
   void end_input();

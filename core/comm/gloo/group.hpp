@@ -21,11 +21,12 @@ struct Table;
 ///
 /// What Gloo cannot do, and what is done about it here:
 /// - A wait that times out in Gloo ruins the whole context: Gloo's own timeouts are never reached;
-/// a
-///   thread of the group interrupts waits at their deadlines, and the transfer stays pending.
-/// - A message longer than the posted receive ends the process: the length is part of what is
-/// matched
-///   (with tag, job, generation and name), so unequal lengths never meet, and time out.
+///   a thread of the group interrupts waits at their deadlines, and the transfer stays pending.
+/// - A connection that is reset before it was accepted, a message longer than the posted receive,
+///   and bytes that are no message would end the process: here they end the connection
+///   (guarded_pair_impl.hpp), and who waits for that peer gets PeerLost.
+/// - A message shorter than the posted receive would count as complete: the length is part of what
+///   is matched (with tag, job, generation and name), so unequal lengths never meet, and time out.
 /// - A peer killed in mid transfer is not noticed: the control links notice, and abort.
 /// - Gloo accepts whoever connects first: the two ends prove to each other, in a message of fixed
 ///   size, that they mean each other, before anything else is sent.

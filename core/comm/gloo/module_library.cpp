@@ -1,4 +1,5 @@
-// The module libmeshstage_gloo.so: the only file that includes Gloo. See module_table_impl.hpp.
+// The module libmeshstage_gloo.so: with guarded_pair_impl.hpp the only file that includes Gloo.
+// See module_table_impl.hpp.
 #include <gloo/config.h>
 #include <gloo/transport/context.h>
 #include <gloo/transport/pair.h>
@@ -14,6 +15,7 @@
 #include <mutex>
 #include <vector>
 
+#include <meshstage/core/comm/gloo/guarded_pair_impl.hpp>
 #include <meshstage/core/comm/gloo/module_table_impl.hpp>
 
 namespace meshstage::gloo_module {
@@ -95,7 +97,11 @@ Group* open(const char* host, int rank, int size, const int* peers, std::size_t 
     group->context = group->device->createContext(rank, size);
     group->context->setTimeout(kNoTimeout);
     group->peers.assign(peers, peers + peer_count);
-    for (const int peer : group->peers) group->context->createPair(peer);
+    auto* const context = static_cast<transport::tcp::Context*>(group->context.get());
+    auto* const device = static_cast<transport::tcp::Device*>(group->device.get());
+    for (const int peer : group->peers) {  // as createPair(), but with our pairs
+      context->getPair(peer) = std::make_unique<GuardedPair>(context, device, peer, kNoTimeout);
+    }
     return group.release();
   });
 }

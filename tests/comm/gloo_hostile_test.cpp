@@ -1,0 +1,202 @@
+// What reaches Gloo's own thread from a peer that dies or lies while a group is formed must fail
+// the group, and never end the process. The peer here is a bare socket.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <charconv>
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <meshstage/core/comm/gloo/group.hpp>
+#include <meshstage/core/comm/gloo/module.hpp>
+#include <meshstage/core/error/error.hpp>
+
+#include "tests/comm/worker_process.hpp"
+#include "tests/support/catch.hpp"
+
+using namespace std::chrono_literals;
+using namespace meshstage;
+using namespace meshstage::testing;
+
+namespace {
+
+// Gloo's address on the wire is a sockaddr_storage and a number; the store has it in hex.
+sockaddr_in socket_address(const std::string& hex) {
+  std::array<unsigned char, sizeof(sockaddr_in)> bytes{};
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    std::from_chars(hex.data() + 2 * i, hex.data() + 2 * i + 2, bytes[i], 16);
+  }
+  sockaddr_in address{};
+  std::memcpy(&address, bytes.data(), sizeof(address));
+  return address;
+}
+
+/// An address to publish: the greatest port, so that the other side listens and we connect.
+std::string above(const std::string& hex) {
+  std::string ours = hex;
+  ours.replace(2 * offsetof(sockaddr_in, sin_port), 4, "ffff");
+  return ours;
+}
+
+/// A connection to a Gloo pair that speaks no more than it is told.
+class BareSocket {
+ public:
+  explicit BareSocket(const std::string& hex) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    const sockaddr_in address = socket_address(hex);
+    if (fd_ < 0 ||
+        ::connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+      throw_errno("connect", "to the pair", errno);
+    }
+  }
+  BareSocket(const BareSocket&) = delete;
+  BareSocket& operator=(const BareSocket&) = delete;
+  ~BareSocket() { ::close(fd_); }
+  /// Closes with a reset, as the kernel does for a process that was killed with bytes unread.
+  void reset_on_close() const {
+    const linger at_once{1, 0};
+    if (::setsockopt(fd_, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once)) != 0) {
+      throw_errno("setsockopt", "SO_LINGER", errno);
+    }
+  }
+  [[nodiscard]] int fd() const { return fd_; }
+  void read(std::size_t bytes) const {
+    std::vector<char> into(bytes);
+    if (::recv(fd_, into.data(), bytes, MSG_WAITALL) != static_cast<ssize_t>(bytes)) {
+      throw_errno("recv", "from the pair", errno);
+    }
+  }
+  void write(const std::vector<char>& bytes) const {
+    if (::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL) !=
+        static_cast<ssize_t>(bytes.size())) {
+      throw_errno("send", "to the pair", errno);
+    }
+  }
+
+ private:
+  int fd_;
+};
+
+ConnectRequest request_of(int rank, int generation) {
+  ConnectRequest r;
+  r.job = "risk";
+  r.generation = static_cast<std::uint64_t>(generation);
+  r.name = "data";
+  r.rank = rank;
+  r.world_size = 2;
+  r.peers = {1 - rank};
+  r.store_prefix = "gen/" + std::to_string(generation);
+  return r;
+}
+
+// What stands before a message on Gloo's wire.
+constexpr std::size_t kPreamble = 6 * sizeof(std::uint64_t);
+constexpr std::uint64_t kSendUnbound = 1;
+constexpr std::uint64_t kHelloSlot = 0x6d7368656c6c6f21;
+
+std::vector<char> message(std::uint64_t slot, std::uint64_t bytes) {
+  const std::array<std::uint64_t, 6> preamble{kPreamble + bytes, kSendUnbound, slot, 0, bytes, 0};
+  std::vector<char> all(kPreamble + bytes, 'x');
+  std::memcpy(all.data(), preamble.data(), kPreamble);
+  return all;
+}
+
+std::vector<char> random_bytes(unsigned seed) {
+  std::mt19937 random(seed);
+  std::vector<char> bytes(100 * kPreamble);
+  for (char& b : bytes) b = static_cast<char>(random());
+  return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("a peer that resets its connection before it was accepted ends no process") {
+  const TemporaryFolder folder;
+  FileStore store(folder.path());
+  WorkerProcess worker(own_folder() + "/gloo_stream_worker",
+                       std::vector<std::string>{folder.path(), "1", "2"});
+  int generation = 0;
+  for (const bool waits_in_connect : {false, true, false, true}) {
+    ++generation;
+    INFO("generation " << generation);
+    const std::string prefix = "gen/" + std::to_string(generation) + "/data";
+    worker.tell("form " + std::to_string(generation));
+    const auto address = store.wait_for(prefix + "/1/0", Deadline::after(20s));
+    if (waits_in_connect) store.set(prefix + "/0/1", above(address));
+    // Stopped, it cannot accept before the reset has come.
+    worker.stop();
+    {
+      BareSocket(address).reset_on_close();
+    }
+    worker.signal(SIGCONT);
+    if (!waits_in_connect) store.set(prefix + "/0/1", above(address));
+    // It lives, and forms the next group with a true peer.
+    ++generation;
+    worker.tell("form " + std::to_string(generation));
+    const auto group = connect_gloo_group(gloo_module_table(), "127.0.0.1",
+                                          request_of(0, generation), store, Deadline::after(20s));
+    std::vector<std::byte> chunk(std::size_t{1} << 20);
+    group->receive(1, 1, chunk)->wait(Deadline::after(20s));
+    CHECK(chunk.back() == std::byte{1});
+    group->close();
+  }
+  worker.tell("end");
+  CHECK(worker.finish() == 0);
+}
+
+TEST_CASE("a Gloo message that is too long, unasked for or random fails the group alone") {
+  struct Case {
+    const char* name;
+    std::vector<char> bytes;
+    bool noticed;  // else the deadline passes
+  };
+  const Case cases[] = {{"one byte more than its receive", message(kHelloSlot, 65), true},
+                        {"far more than its receive", message(kHelloSlot, 1 << 20), true},
+                        {"to a slot that nobody receives from", message(77, 64), true},
+                        {"random", random_bytes(1), false},
+                        {"random", random_bytes(2), false}};
+  const int threads = count_threads();
+  const int descriptors = count_network_descriptors();
+  for (const auto& c : cases) {
+    INFO(c.name);
+    InMemoryStore store;
+    std::string failure;
+    std::thread liar([&] {
+      try {
+        const auto address = store.wait_for("gen/1/data/0/1", Deadline::after(20s));
+        const BareSocket socket(address);
+        store.set("gen/1/data/1/0", above(address));
+        socket.read(2 * kPreamble);  // it has posted the receive and the send of its greeting
+        socket.write(c.bytes);
+        // It hangs up; what that does to our unread bytes is of no interest.
+        char rest = 0;
+        while (::recv(socket.fd(), &rest, 1, 0) > 0) {
+        }
+      } catch (const Error& e) {
+        failure = e.what();
+      }
+    });
+    try {
+      (void)connect_gloo_group(gloo_module_table(), "127.0.0.1", request_of(0, 1), store,
+                               Deadline::after(c.noticed ? 20000ms : 300ms));
+      FAIL_CHECK("formed a group with a liar");
+    } catch (const PeerLost& e) {
+      CHECK(c.noticed);
+      CHECK(e.rank() == 1);
+    } catch (const Timeout& e) {
+      CHECK_FALSE(c.noticed);
+      CHECK(e.rank() == 1);
+    }
+    liar.join();
+    CHECK(failure.empty());
+  }
+  CHECK(settle(count_threads, threads) == threads);
+  CHECK(settle(count_network_descriptors, descriptors) == descriptors);
+}
