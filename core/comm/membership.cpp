@@ -49,14 +49,17 @@ std::vector<int> merged(std::vector<int> a, const std::vector<int>& b) {
   return a;
 }
 
-std::optional<DeathCause> read_cause(Store& store, const std::string& key) {
-  const auto text = store.get(key);
-  if (!text) return std::nullopt;
-  const auto space = text->find(' ');
+DeathCause parse_cause(const std::string& text) {
+  const auto space = text.find(' ');
   DeathCause cause;
-  cause.rank = static_cast<int>(leading_number(*text));
-  if (space != std::string::npos) cause.reason = text->substr(space + 1);
+  cause.rank = static_cast<int>(leading_number(text));
+  if (space != std::string::npos) cause.reason = text.substr(space + 1);
   return cause;
+}
+
+/// The first cause stays; returns the one that is there.
+DeathCause note_cause(Store& store, const std::string& key, int rank, const std::string& reason) {
+  return parse_cause(store.compare_and_create(key, std::to_string(rank) + " " + reason));
 }
 
 }  // namespace
@@ -314,7 +317,9 @@ std::optional<Generation> Membership::connect(std::uint64_t number, Deadline dea
     }
     result.training = detail::with_named_losses(
         options_.transport->connect_group(request, store, deadline, token),
-        [store = options_.store, k = key(number, "cause")] { return read_cause(*store, k); });
+        [store = options_.store, k = key(number, "cause")](int lost, const std::string& reason) {
+          return note_cause(*store, k, lost, reason);
+        });
 
     // Up the tree: all connected. At the root: formed, for all to see. Down the tree: go.
     attempt.wait(deadline, [&] { return attempt.ready.size() == children.size(); });
@@ -360,14 +365,14 @@ void Membership::remove_superseded(std::uint64_t number) {
 
 DeathCause Membership::declare_death(std::uint64_t generation, int rank,
                                      const std::string& reason) {
-  options_.store->compare_and_create(key(generation, "cause"), std::to_string(rank) + " " + reason);
-  const auto there = cause_of(generation);
-  return there ? *there : DeathCause{rank, reason};  // superseded, and removed, meanwhile
+  return note_cause(*options_.store, key(generation, "cause"), rank, reason);
 }
 
 std::optional<DeathCause> Membership::cause_of(std::uint64_t generation) {
-  return read_cause(*options_.store, key(generation, "cause"));
+  const auto text = options_.store->get(key(generation, "cause"));
+  return text ? std::optional(parse_cause(*text)) : std::nullopt;
 }
+
 bool Membership::fenced(std::uint64_t generation) {
   const std::string prefix = options_.job + "/incarnation/" + std::to_string(options_.rank) + "/";
   const auto own = options_.store->list(prefix);

@@ -6,41 +6,39 @@
 namespace meshstage::detail {
 namespace {
 
-using CauseOf = std::function<std::optional<DeathCause>()>;
-
-[[noreturn]] void rethrow_named(const PeerLost& seen, const CauseOf& cause_of) {
-  std::optional<DeathCause> cause;
+[[noreturn]] void rethrow_named(const PeerLost& seen, const NoteLoss& note) {
+  if (seen.rank().value_or(-1) < 0) throw seen;
+  DeathCause cause;
   try {
-    cause = cause_of();
+    cause = note(*seen.rank(), std::string("was lost: ") + seen.what());
   } catch (const Error&) {
     throw seen;  // the Store is gone, too: what was seen is all there is to say
   }
-  if (!cause || cause->rank == seen.rank()) throw seen;
-  throw make_error<PeerLost>("rank " + std::to_string(cause->rank) + " " + cause->reason,
-                             cause->rank);
+  if (cause.rank == seen.rank()) throw seen;
+  throw make_error<PeerLost>("rank " + std::to_string(cause.rank) + " " + cause.reason, cause.rank);
 }
 
 class NamedTransfer final : public Transfer {
  public:
-  NamedTransfer(std::unique_ptr<Transfer> inner, std::shared_ptr<const CauseOf> cause)
-      : inner_(std::move(inner)), cause_(std::move(cause)) {}
+  NamedTransfer(std::unique_ptr<Transfer> inner, std::shared_ptr<const NoteLoss> note)
+      : inner_(std::move(inner)), note_(std::move(note)) {}
   void wait(Deadline deadline) override {
     try {
       inner_->wait(deadline);
     } catch (const PeerLost& e) {
-      rethrow_named(e, *cause_);
+      rethrow_named(e, *note_);
     }
   }
 
  private:
   std::unique_ptr<Transfer> inner_;
-  std::shared_ptr<const CauseOf> cause_;
+  std::shared_ptr<const NoteLoss> note_;
 };
 
 class NamedGroup final : public ProcessGroup {
  public:
-  NamedGroup(std::shared_ptr<ProcessGroup> inner, CauseOf cause)
-      : inner_(std::move(inner)), cause_(std::make_shared<const CauseOf>(std::move(cause))) {}
+  NamedGroup(std::shared_ptr<ProcessGroup> inner, NoteLoss note)
+      : inner_(std::move(inner)), note_(std::make_shared<const NoteLoss>(std::move(note))) {}
 
   [[nodiscard]] int rank() const noexcept override { return inner_->rank(); }
   [[nodiscard]] int size() const noexcept override { return inner_->size(); }
@@ -60,21 +58,21 @@ class NamedGroup final : public ProcessGroup {
   template <class Post>
   std::unique_ptr<Transfer> named(Post&& post) {
     try {
-      return std::make_unique<NamedTransfer>(post(), cause_);
+      return std::make_unique<NamedTransfer>(post(), note_);
     } catch (const PeerLost& e) {
-      rethrow_named(e, *cause_);
+      rethrow_named(e, *note_);
     }
   }
 
   std::shared_ptr<ProcessGroup> inner_;
-  std::shared_ptr<const CauseOf> cause_;
+  std::shared_ptr<const NoteLoss> note_;
 };
 
 }  // namespace
 
 std::shared_ptr<ProcessGroup> with_named_losses(std::shared_ptr<ProcessGroup> group,
-                                                CauseOf cause) {
-  return std::make_shared<NamedGroup>(std::move(group), std::move(cause));
+                                                NoteLoss note) {
+  return std::make_shared<NamedGroup>(std::move(group), std::move(note));
 }
 
 }  // namespace meshstage::detail

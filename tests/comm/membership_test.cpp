@@ -316,6 +316,8 @@ TEST_CASE("a transfer that ends because its peer left a broken generation names 
   SECTION("rank 0 is the one that died") {
     job.fabric.kill(0);
     CHECK(lost_by() == 0);
+    // Noted before rank 1 can close anything: who takes rank 1 for the dead one finds this.
+    CHECK(members[2]->declare_death(1, 1, "closed").rank == 0);
   }
   for (const auto& g : generations) g.close();
 }

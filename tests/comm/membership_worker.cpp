@@ -62,8 +62,10 @@ void live(Membership& member, const Generation& generation, Store& store, Events
                               Deadline::after(30s));
       going = data[0] == 0;
     }
+    // Before the group is closed, which may cut off what others still receive of the last sum.
+    store.set("ended", "");
   } catch (const Error&) {
-    // Lost: the handler has written the cause.
+    // Lost, or the others have ended: the handler hears of it, too.
     std::unique_lock lock(events.mutex);
     events.changed.wait(lock, [&] { return events.lost; });
   }
@@ -101,7 +103,7 @@ int main(int argc, char** argv) {
       live(member, generation, *store, events, last_cause);
       const auto cause = member.cause_of(seen);
       generation.close();
-      if (!cause) break;
+      if (!cause || store->get("ended")) break;
       last_cause = ", after the death of " + std::to_string(cause->rank);
       const std::lock_guard lock(events.mutex);
       events.lost = false;

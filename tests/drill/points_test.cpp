@@ -37,12 +37,10 @@ std::vector<std::string> deaths_of(const Words& options) {
   return deaths;
 }
 
-/// Every survivor noticed within `limit_ms`.
-/// `names`: all must name it. (A trainer whose own transfer is the first to see a kill leaves
-/// before that is noted, and a third rank may then take it for the dead one.)
-void check_noticed(const std::string& death, double limit_ms, bool names) {
+/// Every survivor noticed within `limit_ms`, and named the rank that died.
+void check_noticed(const std::string& death, double limit_ms) {
   INFO(death);
-  if (names) CHECK(death.find(" named ") == std::string::npos);  // "(rank 0 named rank 2)"
+  CHECK(death.find(" named ") == std::string::npos);  // "(rank 0 named rank 2)"
   const auto at = death.find("| noticed by ");
   REQUIRE(at != std::string::npos);
   int a = -1;
@@ -110,7 +108,7 @@ TEST_CASE("A rank may die at every named point, as owner, as holder and as root"
       REQUIRE(deaths.size() == (two ? 2 : 1));
       if (point == Point::kFinishing) continue;  // the others may be done by then
       // Of two deaths at nearly one moment only the first is sure to be seen by all.
-      check_noticed(deaths.front(), kNoticedWithinMs, false);
+      check_noticed(deaths.front(), kNoticedWithinMs);
     }
   }
 }
@@ -122,7 +120,7 @@ TEST_CASE(
     const auto deaths = deaths_of({"--ranks", "3", "--steps", "20", "--every", "4", "--stop",
                                    "1@9" + point, "--deadline-ms", "1000"});
     REQUIRE(deaths.size() == 1);
-    check_noticed(deaths.front(), 2000, true);  // the deadline and a second
+    check_noticed(deaths.front(), 2000);  // the deadline and a second
     CHECK(deaths.front().find("its old process ended by itself: fenced") != std::string::npos);
   }
 }
