@@ -255,6 +255,7 @@ class Agent::Impl {
 
   std::shared_ptr<const StagingPlan> plan_;  ///< The trainer's thread only; and:
   std::shared_ptr<const TwinNames> twins_;
+  std::uint64_t room_for_ = 0;  ///< Image bytes for which there was room.
 
   // Last, so that their threads end before what they use goes; the loop is stopped last.
   std::unique_ptr<Worker> loop_ = std::make_unique<Worker>("ms-agent");

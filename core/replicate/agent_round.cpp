@@ -69,7 +69,11 @@ Staging Agent::Impl::stage(const Value& state, std::uint64_t step) {
     find_twins(state);
     source = plan_->capture(state);
     if (!source) throw InvalidState("the state dict changed while stage() read it");
-    check_room_for(plan_->layout().image_bytes);
+  }
+  // Not with the plan: who was refused and tries again is refused again.
+  if (const auto bytes = plan_->layout().image_bytes; bytes != room_for_) {
+    check_room_for(bytes);
+    room_for_ = bytes;
   }
   job->plan = plan_;
   job->twins = twins_;
