@@ -28,6 +28,7 @@ Replica Agent::Impl::held(int ward, const NodeRegistry& registry) {
   Promise<std::shared_ptr<ReadLease>> found;
   Work<std::shared_ptr<ReadLease>> lease_found = found.work();
   loop_->post([this, ward, found]() mutable {
+    std::exception_ptr error;  // told outside the catch: who gets it is the last to have it
     try {
       for (const int index : {0, 1}) {
         const SlotKey key{ward, index};
@@ -41,11 +42,12 @@ Replica Agent::Impl::held(int ward, const NodeRegistry& registry) {
         found.set_value(std::move(lease));
         return;
       }
-      found.set_error(std::make_exception_ptr(
-          NotFound("no complete step of rank " + std::to_string(ward) + " is held yet")));
+      error = std::make_exception_ptr(
+          NotFound("no complete step of rank " + std::to_string(ward) + " is held yet"));
     } catch (const Error&) {
-      found.set_error(std::current_exception());
+      error = std::current_exception();
     }
+    found.set_error(std::move(error));
   });
   const std::shared_ptr<ReadLease> lease = lease_found.get();
   const std::shared_ptr<void> at_end(nullptr, [this, lease](void*) {

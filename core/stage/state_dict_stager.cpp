@@ -80,12 +80,15 @@ class StateDictStager::Impl {
     under_way_.push_back(job);
     auto work = promise.work();
     worker_->post([job = std::move(job), promise, pace = options_.pace]() mutable {
+      // Told outside the catch, which holds the exception: who gets it is the last to have it.
+      std::exception_ptr error;
       try {
         job->run(pace);
         promise.set_value(std::move(job->result));
       } catch (...) {
-        promise.set_error(std::current_exception());
+        error = std::current_exception();
       }
+      if (error) promise.set_error(std::move(error));
     });
     return work;
   }
