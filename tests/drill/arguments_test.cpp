@@ -11,6 +11,7 @@
 #include "tests/support/catch.hpp"
 #include "tools/command/command.hpp"
 #include "tools/drill/command.hpp"
+#include "tools/drill/workspace.hpp"
 
 namespace {
 
@@ -61,8 +62,14 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--ranks", "four"}, "--ranks"},
       {{"--ranks", "99999999999999999999"}, "--ranks"},
       {{"--steps", "0"}, "--steps 0: write a number from 1 to 100000"},
-      {{"--steps", "-1"}, "--steps"},
-      {{"--steps", "1.5"}, "--steps"},
+      {{"--steps", "-1"}, "--steps: -1: write a whole number"},
+      {{"--steps", "1.5"}, "--steps: 1.5: write a whole number"},
+      {{"--every", "-5"}, "--every: -5: write a whole number"},
+      {{"--kills", "-1"}, "--kills: -1: write a whole number"},
+      {{"--kills", "2", "--seed", "-1"}, "--seed: -1: write a whole number"},
+      {{"--persist-every", "-1"}, "--persist-every: -1: write a whole number"},
+      {{"--deadline-ms", "-1"}, "--deadline-ms: -1: write a whole number"},
+      {{"--timeout", "-1"}, "--timeout: -1: write a whole number"},
       {{"--every", "0"}, "--every 0: write a number from 1 to --steps (200)"},
       {{"--every", "201"}, "--every 201: write a number from 1 to --steps (200)"},
       {{"--kill", "4@10"}, "--kill 4@10: there is no rank 4; ranks are 0 to 3"},
@@ -124,6 +131,16 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
     CHECK(lines(parsed.complaint) == 1);
     CHECK(parsed.complaint.rfind("meshstage drill: ", 0) == 0);
     CHECK(parsed.complaint.find(row.says) != std::string::npos);
+  }
+}
+
+TEST_CASE("A --dir that cannot be made is a wrong argument") {
+  try {
+    drill::Workspace workspace("/dev/null/below");
+    FAIL("it was made");
+  } catch (const meshstage::InvalidArgument& e) {
+    CHECK(std::string(e.what()).find("--dir /dev/null/below: cannot be made or written to: Not a "
+                                     "directory; name a directory") != std::string::npos);
   }
 }
 

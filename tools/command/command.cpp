@@ -43,6 +43,16 @@ void set_example(CLI::App& command, const std::string& example) {
   command.footer(kExample + example);
 }
 
+CLI::Validator whole_number() {
+  return {[](const std::string& text) {
+            const bool digits = !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
+              return c >= '0' && c <= '9';
+            });
+            return digits ? std::string() : text + ": write a whole number";
+          },
+          ""};
+}
+
 int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream& out,
                 std::ostream& err) {
   const auto fail = [&](const std::string& what, int code, bool with_form) {

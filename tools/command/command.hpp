@@ -19,6 +19,10 @@ namespace meshstage::tools {
 /// give the words as typed, e.g. "meshstage mesh show --mesh 2,4 --names dp,tp".
 void set_example(CLI::App& command, const std::string& example);
 
+/// For options of an unsigned type: what CLI11 reads of "-1" is 2^64 - 1, and 1.5 is no number of
+/// anything. Says "-1: write a whole number".
+[[nodiscard]] CLI::Validator whole_number();
+
 /// Parses `arguments` (without the program's name), runs the chosen subcommand and returns the exit
 /// code. Help goes to `out`, everything that is wrong is one line on `err`.
 int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream& out,

@@ -14,6 +14,7 @@
 #include <meshstage/core/replicate/points.hpp>
 #include <meshstage/mesh/device_mesh.hpp>
 
+#include "tools/command/command.hpp"
 #include "tools/trainer/text.hpp"
 
 namespace meshstage::tools::drill {
@@ -180,8 +181,11 @@ void ArgumentParser::add_to(CLI::App& command) {
       .add_option("--ranks-per-host", given_.ranks_per_host,
                   "So many neighbouring ranks are said to share a host")
       ->capture_default_str();
-  command.add_option("--steps", given_.steps, "Steps to train")->capture_default_str();
+  command.add_option("--steps", given_.steps, "Steps to train")
+      ->check(whole_number())
+      ->capture_default_str();
   command.add_option("--every", given_.every, "Stage a checkpoint after every n-th step")
+      ->check(whole_number())
       ->capture_default_str();
   command.add_option("--text", text_, "Text to learn (default: the licence of this project)");
   command.add_option("--dir", given_.directory,
@@ -210,18 +214,23 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "RANK@STEP: RANK alone does not stage STEP, which then fails\n"
                   "on all ranks; repeatable")
       ->type_name("R@S");
-  command.add_option("--kills", random_kills_, "This many kills at random ranks, steps and points");
-  command.add_option("--seed", seed_, "Draws the kills of --kills (default: 1)");
-  command.add_option(
-      "--persist-every", persist_every_,
-      "Every n-th complete staged step goes to disk\n(default: 4; 1 with --lose all)");
-  command.add_option(
-      "--deadline-ms", deadline_ms_,
-      "A silent rank is taken for dead after this\n(default: 15000; 2000 with --stop)");
+  command.add_option("--kills", random_kills_, "This many kills at random ranks, steps and points")
+      ->check(whole_number());
+  command.add_option("--seed", seed_, "Draws the kills of --kills (default: 1)")
+      ->check(whole_number());
+  command
+      .add_option("--persist-every", persist_every_,
+                  "Every n-th complete staged step goes to disk\n(default: 4; 1 with --lose all)")
+      ->check(whole_number());
+  command
+      .add_option("--deadline-ms", deadline_ms_,
+                  "A silent rank is taken for dead after this\n(default: 15000; 2000 with --stop)")
+      ->check(whole_number());
   command.add_option(
       "--trace", given_.trace,
       "Write all that the ranks report to this file, as JSON\nlines (tools/trainer/README.md)");
   command.add_option("--timeout", given_.timeout_s, "Give up after this many seconds in one run")
+      ->check(whole_number())
       ->capture_default_str();
 }
 

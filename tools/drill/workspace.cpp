@@ -17,6 +17,14 @@ namespace {
 
 constexpr const char* kSharedMemory = "/dev/shm";
 
+// `given`: by --dir, which is then an argument that cannot be used.
+[[noreturn]] void cannot_make(bool given, const std::string& path, int error) {
+  if (!given) throw_errno("mkdir", path, error);
+  throw InvalidArgument("--dir " + path + ": cannot be made or written to: " +
+                        std::generic_category().message(error) +
+                        "; name a directory with room for the run's files");
+}
+
 // Vaults that a failed run left in shared memory; a successful one leaves none.
 void remove_vaults(const fs::path& directory, const std::string& jobs) {
   for (const auto& vault : list_vaults(directory)) {
@@ -30,12 +38,12 @@ Workspace::Workspace(const fs::path& parent) {
   std::error_code error;
   fs::path base = parent.empty() ? fs::temp_directory_path() : parent;
   if (fs::create_directories(base, error)) made_parent_ = base;
-  if (error) throw_errno("mkdir", base.string(), error.value());
+  if (error) cannot_make(!parent.empty(), base.string(), error.value());
   std::string pattern = (base / "drill-XXXXXX").string();
   if (::mkdtemp(pattern.data()) == nullptr) {
     const int failed = errno;
     if (!made_parent_.empty()) fs::remove(made_parent_, error);
-    throw_errno("mkdtemp", pattern, failed);
+    cannot_make(!parent.empty(), base.string(), failed);
   }
   path_ = pattern;
   name_ = path_.filename().string();
