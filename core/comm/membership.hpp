@@ -81,9 +81,9 @@ class MESHSTAGE_API Membership {
   ~Membership();
 
   /// Collective: waits until all ranks are in one generation, numbered above `highest_seen` (the
-  /// highest number in this rank's vault) and above every one in the Store. Close the generation
-  /// before, first. Throws Timeout naming the ranks that did not come, InvalidState if fenced or if
-  /// a rank came with another world size.
+  /// highest number in this rank's vault and files) and above every one in the Store. Close the
+  /// generation before, first. Throws Timeout naming the ranks that did not come, InvalidState if
+  /// fenced or if a rank came with another world size.
   [[nodiscard]] Generation form(std::uint64_t highest_seen, Deadline deadline);
 
   /// Writes who died, before anything is closed. The first cause stays; returns the one that is

@@ -88,6 +88,16 @@ std::vector<int> Agent::Impl::data_peers() const {
   return {peers.begin(), peers.end()};
 }
 
+std::uint64_t Agent::Impl::highest_generation() const {
+  std::uint64_t highest = vault_.max_generation();
+  try {
+    highest = std::max(highest, files_.highest_generation());
+  } catch (const Error& e) {
+    warn(std::string("the directory of images cannot be read: ") + e.what());
+  }
+  return highest;
+}
+
 // --- entering and leaving a generation -----------------------------------------------------------
 
 void Agent::Impl::begin(const Generation& generation, Membership& membership) {

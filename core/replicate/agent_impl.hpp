@@ -110,7 +110,7 @@ class Agent::Impl {
   void throw_if_lost() const;
   [[nodiscard]] Stats stats() const;
   [[nodiscard]] std::vector<int> data_peers() const;
-  [[nodiscard]] std::uint64_t highest_generation() const { return vault_.max_generation(); }
+  [[nodiscard]] std::uint64_t highest_generation() const;
 
  private:
   // --- agent.cpp: the loop

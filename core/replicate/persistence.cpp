@@ -60,6 +60,11 @@ Persistence::Found Persistence::verify(
   return found;
 }
 
+std::uint64_t Persistence::highest_generation() const {
+  const auto files = list_images(*fs_, directory_, job_);  // ascending by id
+  return files.empty() ? 0 : files.back().name.id.generation;
+}
+
 std::size_t Persistence::prune_older(ImageId than) const {
   return prune(*fs_, directory_, job_, rank_, than);
 }

@@ -34,6 +34,9 @@ class MESHSTAGE_API Persistence {
   [[nodiscard]] Found verify(ImageId newer_than,
                              const std::function<void(const std::string&)>& complain) const;
 
+  /// The highest generation in any file's name of this job, whoever wrote it; 0 without files.
+  [[nodiscard]] std::uint64_t highest_generation() const;
+
   /// Removes this rank's images older than that. Returns how many.
   std::size_t prune_older(ImageId than) const;
 
