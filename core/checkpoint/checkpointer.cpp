@@ -46,6 +46,7 @@ class Checkpointer::Impl {
                      .store = options_.store_object,
                      .transport = options_.transport,
                      .data_peers = agent_.data_peers(),
+                     .agreement = agent_.agreement(),
                      .training_links = options_.training_links}) {
     form();
   }

@@ -35,12 +35,14 @@ struct CheckpointerOptions {
   std::chrono::milliseconds forming_deadline{300'000};
   /// Every n-th complete step goes to disk, own image and replicas. 0: never.
   std::uint64_t persist_every = 10;
-  /// Unit of digests and of transfer, bytes: a multiple of 4096.
+  /// Unit of digests and of transfer, bytes: a power of two from 4096 on, the same on every rank
+  /// (checked).
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
   WhenBusy when_busy = WhenBusy::kWait;
   /// holders[r] = the ranks that hold a replica of r's images: as many copies as the list is long.
-  /// The same on every rank and at every restart; mesh's make_holders() gives such lists, across
-  /// hosts or racks. Empty: {(r + W/2) mod W}. A job survives the loss of all but one of each
+  /// The same on every rank (checked); mesh's make_holders() gives such lists, across hosts or
+  /// racks. A restart may have others, but a copy is then found at its owner and its new holders
+  /// alone. Empty: {(r + W/2) mod W}. A job survives the loss of all but one of each
   /// rank's owner and holders. Memory: two images for each ward besides the two own ones.
   std::vector<std::vector<int>> holders = {};
   /// What the mesh already replicates need not travel: a tensor of a ward that this rank has too is
@@ -90,7 +92,8 @@ struct CheckpointerOptions {
 class MESHSTAGE_API Checkpointer {
  public:
   /// Collective. Attaches the vault and forms a generation with all ranks.
-  /// Throws InvalidArgument (options, environment), Timeout (ranks that did not come), OutOfMemory.
+  /// Throws InvalidArgument (options, environment), Timeout (ranks that did not come), InvalidState
+  /// (ranks whose world size, holders or block size differ), OutOfMemory.
   explicit Checkpointer(CheckpointerOptions options);
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;

@@ -214,19 +214,27 @@ void Membership::abandon_older(std::uint64_t number) {
 std::optional<std::uint64_t> Membership::join_newest(std::uint64_t& seen) {
   Store& store = *options_.store;
   const std::string world = std::to_string(options_.world_size);
+  const std::string claim = world + (options_.agreement.empty() ? "" : " " + options_.agreement);
   const std::uint64_t newest = newest_generation();
   const auto outcome =
       newest == 0 ? std::optional<std::string>(kFormed) : store.get(key(newest, "outcome"));
   if (outcome || newest <= seen) {
     // Decided, or too low for what this rank has: who waits in it is to come along.
     if (!outcome) store.compare_and_create(key(newest, "outcome"), "abandoned: number too low");
-    store.compare_and_create(key(std::max(newest, seen) + 1, "claim"), world);
+    store.compare_and_create(key(std::max(newest, seen) + 1, "claim"), claim);
     return std::nullopt;
   }
-  const std::string theirs = store.compare_and_create(key(newest, "claim"), world);
-  if (theirs != world) {
-    throw InvalidState("job " + options_.job + " is formed by " + theirs +
-                       " ranks, but this rank was started as one of " + world);
+  const std::string theirs = store.compare_and_create(key(newest, "claim"), claim);
+  if (theirs != claim) {
+    const std::string their_world = theirs.substr(0, theirs.find(' '));
+    if (their_world != world) {
+      throw InvalidState("job " + options_.job + " is formed by " + their_world +
+                         " ranks, but this rank was started as one of " + world);
+    }
+    throw InvalidState("job " + options_.job + ": rank " + std::to_string(options_.rank) +
+                       " was started with " + options_.agreement + ", others with " +
+                       theirs.substr(std::min(theirs.size(), world.size() + 1)) +
+                       "; give all ranks the same options");
   }
   // Whoever looked before this one was claimed may wait in an older one, where nobody comes any
   // more: what was claimed by then is in the list that is read from here on.

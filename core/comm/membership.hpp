@@ -30,6 +30,10 @@ struct MembershipOptions {
   std::shared_ptr<Transport> transport;
   /// The ranks this one exchanges images with: its holders and its wards. Each must name this one.
   std::vector<int> data_peers;
+  /// What every rank must have been told alike, besides the world size: a line of text. A rank that
+  /// was told otherwise is refused, with both texts; without this it would wait for links that
+  /// nobody makes.
+  std::string agreement;
   TrainingLinks training_links = TrainingLinks::kTree;
 };
 
@@ -59,7 +63,8 @@ struct DeathCause {
 ///
 /// Keys, below `<job>/`:
 ///   incarnation/<rank>/<k>   the k-th process that took this rank; the highest is the one that
-///   counts gen/<n>/claim            made by whoever first wanted generation n; the world size
+///   counts gen/<n>/claim            made by whoever first wanted generation n; the world size, and
+///                            behind a space the agreement
 ///   gen/<n>/place/<rank>     the incarnation of the process that joined n as this rank
 ///   gen/<n>/outcome          "formed" or "abandoned: <why>"; the first to create it decides
 ///   gen/<n>/cause            "<rank> <reason>": the first death in n
@@ -83,7 +88,7 @@ class MESHSTAGE_API Membership {
   /// Collective: waits until all ranks are in one generation, numbered above `highest_seen` (the
   /// highest number in this rank's vault and files) and above every one in the Store. Close the
   /// generation before, first. Throws Timeout naming the ranks that did not come, InvalidState if
-  /// fenced or if a rank came with another world size.
+  /// fenced or if a rank came with another world size or agreement.
   [[nodiscard]] Generation form(std::uint64_t highest_seen, Deadline deadline);
 
   /// Writes who died, before anything is closed. The first cause stays; returns the one that is

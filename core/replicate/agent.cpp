@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <sstream>
 #include <tuple>
 #include <utility>
 #include <variant>
@@ -86,6 +87,18 @@ std::vector<int> Agent::Impl::data_peers() const {
   }
   peers.erase(options_.rank);
   return {peers.begin(), peers.end()};
+}
+
+std::string Agent::Impl::agreement() const {
+  std::string holders;
+  for (const auto& list : config_->holders) {
+    for (const int holder : list) holders += std::to_string(holder) + ",";
+    holders += ";";
+  }
+  std::ostringstream text;
+  text << "blocks of " << options_.block_bytes << " bytes, holders " << std::hex
+       << digest64(std::as_bytes(std::span(holders)));
+  return text.str();
 }
 
 std::uint64_t Agent::Impl::highest_generation() const {
@@ -413,6 +426,7 @@ void Agent::Impl::perform(const protocol::RemoveVault&) {
 Agent::Agent(AgentOptions options, std::shared_ptr<Store> store)
     : impl_(std::make_unique<Impl>(std::move(options), std::move(store))) {}
 Agent::~Agent() = default;
+std::string Agent::agreement() const { return impl_->agreement(); }
 std::vector<int> Agent::data_peers() const { return impl_->data_peers(); }
 std::uint64_t Agent::highest_generation() const { return impl_->highest_generation(); }
 void Agent::begin(const Generation& generation, Membership& membership) {

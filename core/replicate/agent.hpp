@@ -137,6 +137,8 @@ class MESHSTAGE_API Agent {
   /// The ranks this one exchanges images with, ascending: its holders, its wards, and the other
   /// holders of its wards (which restore a holder when the owner is gone).
   [[nodiscard]] std::vector<int> data_peers() const;
+  /// What all ranks' options must have in common: "blocks of 4194304 bytes, holders 1f0c...".
+  [[nodiscard]] std::string agreement() const;
   /// The highest generation this rank's vault has seen, or that a file of the job on its disk
   /// names: all memory and the Store may be gone, and what is on disk then must be the older.
   [[nodiscard]] std::uint64_t highest_generation() const;

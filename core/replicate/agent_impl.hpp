@@ -110,6 +110,7 @@ class Agent::Impl {
   void throw_if_lost() const;
   [[nodiscard]] Stats stats() const;
   [[nodiscard]] std::vector<int> data_peers() const;
+  [[nodiscard]] std::string agreement() const;
   [[nodiscard]] std::uint64_t highest_generation() const;
 
  private:

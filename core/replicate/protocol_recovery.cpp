@@ -32,6 +32,41 @@ void give_up(Turn& turn, const Failure& failure, int heard_from) {
   forget_generation(turn.s);
 }
 
+/// Whether rank `at` keeps images of `owner`: it is the owner or a holder. Only these are linked to
+/// one another, so that nobody else can send or be sent one.
+bool keeps(const Turn& turn, int at, int owner) {
+  if (owner < 0 || owner >= turn.config().world_size) return false;
+  const auto& holders = turn.config().holders[static_cast<std::size_t>(owner)];
+  return at == owner || std::find(holders.begin(), holders.end(), at) != holders.end();
+}
+
+/// The claims that can be fetched. The others come from a job that had other holders.
+std::vector<Claim> within_reach(const Turn& turn) {
+  std::vector<Claim> claims = turn.s.recovery.claims;
+  std::erase_if(claims, [&](const Claim& c) { return !keeps(turn, c.at, c.owner); });
+  return claims;
+}
+
+/// There is a newer step than can be recovered with these holders: what is lost by going on without
+/// it is for a person to decide.
+Failure out_of_reach(const Turn& turn, ImageId newer) {
+  Failure failure{ErrorKind::kUnrecoverable, -1, {}, {}, {}};
+  const auto& claims = turn.s.recovery.claims;
+  for (const Claim& claim : claims) {
+    const bool elsewhere = std::any_of(claims.begin(), claims.end(), [&](const Claim& other) {
+      return other.id == newer && other.owner == claim.owner && keeps(turn, other.at, other.owner);
+    });
+    if (claim.id != newer || elsewhere) continue;
+    failure.rank = claim.owner;
+    failure.why = to_string(newer) + " needs the image of rank " + std::to_string(claim.owner) +
+                  " that rank " + std::to_string(claim.at) +
+                  " has, which is its holder no more; start with the holders of before, or remove "
+                  "that vault (meshstage clean) to go back to an older step";
+    break;
+  }
+  return failure;
+}
+
 void ask_disk(Turn& turn, ImageId newer_than) {
   turn.send_down(AskDisk{newer_than});
   enter(turn.s.recovery, Phase::kFiles);
@@ -118,7 +153,7 @@ void choose_at_root(Turn& turn) {
   const int world = turn.config().world_size;
   const bool apart = turn.rule().generations_apart;
   if (recovery.phase == Phase::kSlots) {
-    return ask_disk(turn, choose(recovery.claims, world, apart));
+    return ask_disk(turn, choose(within_reach(turn), world, apart));
   }
   for (const Claim& claim : recovery.claims) {
     if (claim.world_size == world) continue;
@@ -128,14 +163,18 @@ void choose_at_root(Turn& turn) {
                   std::to_string(world) + "; use the same number, or another job id";
     return give_up(turn, failure, -1);
   }
+  std::vector<Claim> claims = within_reach(turn);
   if (!turn.rule().newest_covered) {
-    std::erase_if(recovery.claims, [&](const Claim& c) { return c.id > recovery.evidence; });
+    std::erase_if(claims, [&](const Claim& c) { return c.id > recovery.evidence; });
   }
   Choice choice;
-  choice.id = choose(recovery.claims, world, apart);
+  choice.id = choose(claims, world, apart);
+  if (const ImageId newer = choose(recovery.claims, world, apart); newer > choice.id) {
+    return give_up(turn, out_of_reach(turn, newer), -1);
+  }
   if (!choice.id.exists() && recovery.evidence.exists()) {
     Failure failure;
-    failure.ranks = ranks_without_image(recovery.claims, world);
+    failure.ranks = ranks_without_image(claims, world);
     failure.why = to_string(recovery.evidence) +
                   " was complete, but no step has an image of every "
                   "rank any more; missing in memory and on disk: rank";
@@ -144,10 +183,10 @@ void choose_at_root(Turn& turn) {
     return give_up(turn, failure, -1);
   }
   if (choice.id.exists()) {
-    const auto it = std::find_if(recovery.claims.begin(), recovery.claims.end(),
+    const auto it = std::find_if(claims.begin(), claims.end(),
                                  [&](const Claim& claim) { return claim.id == choice.id; });
-    if (it != recovery.claims.end()) choice.base = it->base;
-    choice.transfers = plan_transfers(recovery.claims, choice.id, turn.config().holders,
+    if (it != claims.end()) choice.base = it->base;
+    choice.transfers = plan_transfers(claims, choice.id, turn.config().holders,
                                       turn.rule().restore_holders, apart);
   }
   recovery.claims.clear();
@@ -228,16 +267,18 @@ void on(Turn& turn, int from, const Choice& choice) {
   if (from != turn.config().parent || !recovering(turn, Phase::kChoice)) {
     return turn.malformed("choice out of turn");
   }
-  const int rank = turn.config().rank;
   for (const Transfer& transfer : choice.transfers) {
     const int owner = transfer.source.owner;
     if (transfer.source.id != choice.id && turn.rule().generations_apart) {
       return turn.malformed("a choice that mixes " + to_string(transfer.source.id) + " into " +
                             to_string(choice.id));
     }
-    if (transfer.to == rank && owner != rank && ward_index(turn, owner) < 0) {
+    for (const int end : {transfer.source.at, transfer.to}) {
+      if (keeps(turn, end, owner)) continue;
       return turn.malformed("a choice that sends an image of rank " + std::to_string(owner) +
-                            " to this rank, no holder of it");
+                            " from rank " + std::to_string(transfer.source.at) + " to rank " +
+                            std::to_string(transfer.to) + "; rank " + std::to_string(end) +
+                            " is no holder of it");
     }
   }
   learn_choice(turn, choice);

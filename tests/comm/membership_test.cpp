@@ -260,6 +260,22 @@ TEST_CASE("a rank of another world size is told both") {
   CHECK_THAT(error, Contains("one of 3"));
 }
 
+TEST_CASE("ranks that were told different things are told both") {
+  Job job(2);
+  auto options = job.options(0);
+  options.agreement = "blocks of 4096 bytes";
+  Membership zero(options);
+  std::thread waiting([&] { (void)error_of([&] { (void)zero.form(0, Deadline::after(200ms)); }); });
+  (void)job.store->wait_for(key(1, "place/0"), soon());
+  options = job.options(1);
+  options.agreement = "blocks of 8192 bytes";
+  Membership one(options);
+  const std::string error = error_of([&] { (void)one.form(0, Deadline::after(20s)); });
+  waiting.join();
+  CHECK_THAT(error, Contains("rank 1 was started with blocks of 8192 bytes"));
+  CHECK_THAT(error, Contains("others with blocks of 4096 bytes"));
+}
+
 TEST_CASE("a hundred generations leave a handful of keys") {
   Job job(3);
   std::vector<std::unique_ptr<Membership>> members;

@@ -235,6 +235,32 @@ TEST_CASE("well-formed messages that no peer would send are refused, and nothing
   require_refused(state, message(0, OnDisk{{1, 1}}), kMalformed);
 }
 
+TEST_CASE("a choice that moves an image between ranks that are not linked is refused") {
+  State state = make_state(make_config(1, 4));  // its holder and ward is rank 3, its parent rank 0
+  tell(state, Formed{2});
+  tell(state, SlotsVerified{});
+  hear(state, 3, Have{}, 2);
+  hear(state, 0, AskDisk{}, 2);
+  tell(state, FilesVerified{});
+  hear(state, 3, Have{true, {}, kNoImage}, 2);
+  Claim claim;
+  claim.at = 1;
+  claim.owner = 1;
+  claim.id = {1, 5};
+  const auto choose = [&](int at, int owner, int to) {
+    claim.at = at;
+    claim.owner = owner;
+    return message(0, protocol::Choice{claim.id, kNoImage, {{claim, to}}}, 2);
+  };
+  require_refused(state, choose(1, 1, 2), kMalformed);  // this rank is to send to a stranger
+  require_refused(state, choose(2, 1, 1), kMalformed);  // to receive from one
+  require_refused(state, choose(1, 0, 2), kMalformed);  // to send what it does not hold
+  require_refused(state, choose(1, 9, 1), kMalformed);  // of nobody
+  require_refused(state, choose(1, -1, 1), kMalformed);
+  const auto actions = tell(state, choose(1, 1, 3));
+  REQUIRE(first<Serve>(actions) != nullptr);
+}
+
 TEST_CASE("a death is noted in the Store and passed on before transfers are aborted") {
   State state = ready_rank();
   tell(state, StageRequested{1, {}});
