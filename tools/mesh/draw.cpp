@@ -176,7 +176,8 @@ class Picture {
         y_ += 22;
       }
       svg_.rect({x, y_, width, height}, "#fafbfc", kFrame, 6);
-      svg_.text(x + 8, y_ + 16, 12, fitted(host.name, 12, width - 16), Anchor::kStart, kQuiet,
+      const double size = fitting_size(host.name, 12, 8.5, width - 14);
+      svg_.text(x + 8, y_ + 16, size, fitted(host.name, size, width - 14), Anchor::kStart, kQuiet,
                 true);
       for (std::size_t i = 0; i < n; ++i) {
         const std::size_t row = i / columns;
@@ -209,9 +210,9 @@ class Picture {
       for (const int r : group) hosts.push_back(job_.domains.host_of(r));
       std::sort(hosts.begin(), hosts.end());
       hosts.erase(std::unique(hosts.begin(), hosts.end()), hosts.end());
-      const auto placement =
-          layout_ ? " · " + tensor_->name + ": " + placement_words(layout_->placements()[d])
-                  : std::string();
+      const auto placement = layout_ ? fmt::format(" · {}: {}", fitted(tensor_->name, 12, 180),
+                                                   placement_words(layout_->placements()[d]))
+                                     : std::string();
       svg_.text(kMargin, y_ + 13, 13, name, Anchor::kStart, "#222222", true);
       svg_.text(
           kMargin + text_width(name, 13) * 1.1 + 10, y_ + 13, 12,
@@ -255,6 +256,104 @@ class Picture {
     y_ = draw_ring(svg_, job_, left, y_, scale_.page - kMargin - left);
   }
 
+  // A tensor's blocks are drawn in panels: one for each slice, and where that has many rows or
+  // columns, one for each band of them.
+  struct Panel {
+    std::size_t slice, row, rows, column, columns;
+  };
+  struct Panels {
+    std::vector<Panel> all;
+    std::size_t cells = 0;   // in all of them
+    std::size_t slices = 0;  // that are begun
+    std::size_t across = 1;  // panels in a line
+    bool row_labels = true, column_labels = true;
+    double left = 0, pitch = 0, line_height = 0, cell_width = 0, cell_height = 0, label = 12;
+  };
+  [[nodiscard]] Panels panels() const {
+    constexpr std::size_t kBand = 32;
+    Panels p;
+    for (std::size_t s = 0; s < blocks_->slices(); ++s) {
+      for (std::size_t r = 0; r < blocks_->rows(); r += kBand) {
+        for (std::size_t c = 0; c < blocks_->columns(); c += kBand) {
+          const Panel next{s, r, std::min(kBand, blocks_->rows() - r), c,
+                           std::min(kBand, blocks_->columns() - c)};
+          p.cells += next.rows * next.columns;
+          if (p.cells > std::size_t{kMostRanks}) {
+            p.cells -= next.rows * next.columns;
+            return placed(std::move(p));
+          }
+          p.all.push_back(next);
+          p.slices = s + 1;
+        }
+      }
+    }
+    return placed(std::move(p));
+  }
+  // So large that all take about a page, but not so small that numbers have no room.
+  [[nodiscard]] Panels placed(Panels p) const {
+    constexpr double kHeight = 1600;
+    const auto columns = static_cast<double>(p.all.front().columns);
+    const bool slices = blocks_->slices() > 1;
+    p.row_labels = !blocks_->row_label(0).empty() && (blocks_->rows() > 1 || !slices);
+    p.column_labels = !blocks_->column_label(0).empty() && (blocks_->columns() > 1 || !slices);
+    p.cell_height = p.all.front().rows > 8 ? 22 : 34;
+    p.line_height = p.cell_height * static_cast<double>(p.all.front().rows) +
+                    (p.column_labels ? 42 : 26) + (slices ? 6 : 0);
+    const double gap = p.row_labels ? 84 : 14;
+    p.left = kMargin + 84;
+    const double room = scale_.page - kMargin - p.left;
+    p.label = p.all.size() > 16 ? 10 : 12;
+    const double label =
+        slices ? text_width(blocks_->slice_label(p.slices - 1), p.label) + p.label : 0;
+    const double wanted =
+        std::ceil(static_cast<double>(p.all.size()) * p.line_height / kHeight - 0.01);
+    const double least = std::max({8.0, columns > 8 ? 0.0 : 36.0, label / columns});
+    p.cell_width =
+        std::min(std::clamp(((room + gap) / wanted - gap) / columns, least, std::max(least, 260.0)),
+                 room / columns);
+    p.pitch = p.cell_width * columns + gap;
+    p.across = static_cast<std::size_t>(std::max(1.0, std::floor((room + gap + 0.5) / p.pitch)));
+    return p;
+  }
+
+  void panel(const Panels& p, const Panel& at,
+             const std::vector<std::vector<std::vector<int>>>& ranks, double x0, double y0) {
+    double top = y0 + (p.column_labels ? 18 : 4);
+    const std::string slice = blocks_->slice_label(at.slice);
+    if (!slice.empty()) {
+      svg_.text(x0, y0 + 2, p.label, "[" + slice + "]", Anchor::kStart, "#222222", true);
+      top += 6;
+    }
+    for (std::size_t c = 0; p.column_labels && c < at.columns; ++c) {
+      const std::string label = blocks_->column_label(at.column + c);
+      const double size = fitting_size(label, 10, 7, p.cell_width - 5);
+      if (text_width(label, size) > p.cell_width - 1) continue;
+      svg_.text(x0 + (static_cast<double>(c) + 0.5) * p.cell_width, top - 5, size, label,
+                Anchor::kMiddle, kQuiet);
+    }
+    for (std::size_t r = 0; r < at.rows; ++r) {
+      const double y = top + static_cast<double>(r) * p.cell_height;
+      if (p.row_labels) {
+        const std::string label = blocks_->row_label(at.row + r);
+        const double size = fitting_size(label, 10, 7.5, 76);
+        svg_.text(x0 - 6, y + p.cell_height / 2 + 3.5, size, fitted(label, size, 78), Anchor::kEnd,
+                  kQuiet);
+      }
+      for (std::size_t c = 0; c < at.columns; ++c) {
+        const double x = x0 + static_cast<double>(c) * p.cell_width;
+        svg_.rect({x, y, p.cell_width, p.cell_height},
+                  block_color({at.slice, at.row + r, at.column + c}), "#98a2b3");
+        const double size = p.cell_height > 30 && p.cell_width > 40 ? 12 : 10;
+        const auto chars = static_cast<std::size_t>(p.cell_width / (size * 0.61));
+        if (chars < 3) continue;
+        svg_.text(
+            x + p.cell_width / 2, y + p.cell_height / 2 + size * 0.36, size,
+            fitted(short_ranks(ranks[at.row + r][at.column + c], chars), size, p.cell_width - 4),
+            Anchor::kMiddle, "#111111");
+      }
+    }
+  }
+
   // The tensor itself, cut as the ranks have it.
   void blocks() {
     y_ += 8;
@@ -266,65 +365,25 @@ class Picture {
                         ? std::to_string(blocks_->most())
                         : fmt::format("{} to {}", blocks_->least(), blocks_->most()),
                     layout_->numel()));
-    const std::size_t columns = std::min<std::size_t>(blocks_->columns(), 32);
-    const std::size_t rows = std::min<std::size_t>(blocks_->rows(), 32);
-    const double left = kMargin + 84;
-    const double room = scale_.page - kMargin - left;
-    const double cell_height = rows > 8 ? 22 : 34;
-    const double cell_width = std::clamp(room / static_cast<double>(columns), 8.0, 260.0);
-    const double panel = cell_width * static_cast<double>(columns);
-    const auto across =
-        static_cast<std::size_t>(std::max(1.0, std::floor((room + 84) / (panel + 84))));
-    const std::size_t slices =
-        std::min<std::size_t>(blocks_->slices(), std::max<std::size_t>(across * 2, 4));
-    const Blocks::Ranks ranks = blocks_->ranks(slices, rows, columns);
-    const bool labelled = !blocks_->row_label(0).empty() || !blocks_->column_label(0).empty();
-    const double height = cell_height * static_cast<double>(rows);
-    if (blocks_->slices() > 1) y_ += 12;
-    for (std::size_t s = 0; s < slices; ++s) {
-      if (s > 0 && s % across == 0) y_ += height + 48;
-      const double x0 = left + static_cast<double>(s % across) * (panel + 84);
-      double top = y_ + 18;
-      const std::string slice = blocks_->slice_label(s);
-      if (!slice.empty()) {
-        svg_.text(x0, y_ + 2, 12, "[" + slice + "]", Anchor::kStart, "#222222", true);
-        top += 6;
-      }
-      for (std::size_t c = 0; labelled && c < columns; ++c) {
-        const std::string label = blocks_->column_label(c);
-        if (text_width(label, 10) > cell_width - 2) continue;
-        svg_.text(x0 + (static_cast<double>(c) + 0.5) * cell_width, top - 5, 10, label,
-                  Anchor::kMiddle, kQuiet);
-      }
-      for (std::size_t r = 0; r < rows; ++r) {
-        const double y = top + static_cast<double>(r) * cell_height;
-        svg_.text(x0 - 6, y + cell_height / 2 + 3.5, 10, fitted(blocks_->row_label(r), 10, 78),
-                  Anchor::kEnd, kQuiet);
-        for (std::size_t c = 0; c < columns; ++c) {
-          const double x = x0 + static_cast<double>(c) * cell_width;
-          svg_.rect({x, y, cell_width, cell_height}, block_color({s, r, c}), "#98a2b3");
-          const double size = cell_height > 30 ? 12 : 10;
-          const auto chars = static_cast<std::size_t>(cell_width / (size * 0.61));
-          if (chars >= 3) {
-            svg_.text(x + cell_width / 2, y + cell_height / 2 + size * 0.36, size,
-                      fitted(short_ranks(ranks[s][r][c], chars), size, cell_width - 4),
-                      Anchor::kMiddle, "#111111");
-          }
-        }
-      }
+    const Panels p = panels();
+    const Blocks::Ranks ranks = blocks_->ranks(p.slices, blocks_->rows(), blocks_->columns());
+    const std::size_t lines = (p.all.size() + p.across - 1) / p.across;
+    const double top = y_ + (blocks_->slices() > 1 ? 12 : 0);
+    for (std::size_t i = 0; i < p.all.size(); ++i) {
+      panel(p, p.all[i], ranks[p.all[i].slice],
+            p.left + static_cast<double>(i % p.across) * p.pitch,
+            top + static_cast<double>(i / p.across) * p.line_height);
     }
-    y_ += height + 30;
-    const auto more = [&](std::size_t shown, std::size_t all, const char* what) {
-      if (shown == all) return;
-      svg_.text(left, y_ + 10, 12, fmt::format("… and {} more {}, not drawn", all - shown, what),
-                Anchor::kStart, kQuiet);
+    y_ = top + static_cast<double>(lines) * p.line_height;
+    const std::size_t cells = blocks_->slices() * blocks_->rows() * blocks_->columns();
+    if (p.cells < cells) {
+      svg_.text(p.left, y_ + 10, 12,
+                fmt::format("… and {} more blocks, not drawn", cells - p.cells), Anchor::kStart,
+                kQuiet);
       y_ += 18;
-    };
-    more(columns, blocks_->columns(), "columns");
-    more(rows, blocks_->rows(), "rows");
-    more(slices, blocks_->slices(), "slices");
+    }
     if (!blocks_->without().empty()) {
-      svg_.text(left, y_ + 10, 12,
+      svg_.text(p.left, y_ + 10, 12,
                 "ranks without elements (white): " + short_ranks(blocks_->without(), 60),
                 Anchor::kStart, kQuiet);
       y_ += 18;

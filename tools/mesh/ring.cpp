@@ -50,6 +50,15 @@ struct Ring {
   }
 };
 
+// A name outside the circle of this radius, level.
+void beside(Svg& svg, double cx, double cy, double radius, double angle, const std::string& name,
+            const char* fill) {
+  const double c = std::cos(angle);
+  const auto anchor = std::fabs(c) < 0.3 ? Anchor::kMiddle : c > 0 ? Anchor::kStart : Anchor::kEnd;
+  svg.text(cx + c * (radius + 8), cy + std::sin(angle) * (radius + 12) + 4, 11,
+           fitted(name, 11, 90), anchor, fill);
+}
+
 std::vector<std::pair<int, int>> arrows_of(const MeshDescription& job, bool ranks) {
   std::vector<std::pair<int, int>> out;
   for (int r = 0; r < job.domains.world_size(); ++r) {
@@ -72,7 +81,8 @@ double draw_ring(Svg& svg, const MeshDescription& job, double left, double top, 
   const int nodes = ring_has_ranks(job) ? job.domains.world_size() : job.domains.hosts();
   if (nodes < 2 || nodes > kMostHosts) {
     svg.text(left, top + 14, 13,
-             nodes < 2 ? "all on one host" : fmt::format("{} hosts are too many to draw", nodes),
+             nodes < 2 ? "all on one host"
+                       : fmt::format("{} hosts are too many to draw: see the cells above", nodes),
              Anchor::kStart, kQuiet);
     return top + 34;
   }
@@ -109,13 +119,15 @@ double draw_ring(Svg& svg, const MeshDescription& job, double left, double top, 
                hue(ring.home[p], 0.88), hue(ring.home[p], 0.48));
     const std::string label =
         ring.ranks ? std::to_string(ring.node[p]) : job.domains.host(ring.node[p]).name;
-    if (ring.ranks || !outside) {
+    if (ring.ranks) {
       const double at = outside ? radius + node_radius + 10 : radius;
       const double size = outside ? 8.5 : 11;
       svg.text(cx + std::cos(a) * at, cy + std::sin(a) * at + size * 0.36, size,
                fitted(label, size, 2 * node_radius + 8), Anchor::kMiddle, "#222222");
-    } else {
+    } else if (outside) {
       svg.spoke(cx, cy, radius + node_radius + 5, a, 8.5, fitted(label, 8.5, 60), "#222222");
+    } else {
+      beside(svg, cx, cy, radius + node_radius, a, label, "#222222");
     }
   }
   if (!ring.ranks) return cy + radius + 76;
@@ -135,11 +147,7 @@ double draw_ring(Svg& svg, const MeshDescription& job, double left, double top, 
     // Host names while they have room: one rank each and many hosts, then the cells above tell.
     const double middle = (a + b) / 2;
     if (job.domains.hosts() <= 32) {
-      const auto anchor = std::fabs(std::cos(middle)) < 0.3 ? Anchor::kMiddle
-                          : std::cos(middle) > 0            ? Anchor::kStart
-                                                            : Anchor::kEnd;
-      svg.text(cx + std::cos(middle) * (arc + 8), cy + std::sin(middle) * (arc + 12) + 4, 11,
-               fitted(job.domains.host(ring.home[from]).name, 11, 90), anchor, kQuiet);
+      beside(svg, cx, cy, arc, middle, job.domains.host(ring.home[from]).name, kQuiet);
     }
     from = to;
   }

@@ -63,6 +63,10 @@ std::string fitted(std::string_view text, double size, double width) {
   return out + "…";
 }
 
+double fitting_size(std::string_view text, double most, double least, double width) {
+  return std::clamp(0.999 * width / std::max(text_width(text, 1), 1e-6), least, most);
+}
+
 void Svg::rect(const Box& box, std::string_view fill, std::string_view stroke, double radius,
                double stroke_width) {
   body_ += fmt::format(

@@ -12,6 +12,10 @@ namespace meshstage::tools {
 /// Cut with "…" so that it fits.
 [[nodiscard]] std::string fitted(std::string_view text, double size, double width);
 
+/// The size, `most` or smaller, at which text fits; not below `least`. Text is made smaller before
+/// it is cut: what tells names apart is often at their end.
+[[nodiscard]] double fitting_size(std::string_view text, double most, double least, double width);
+
 /// An SVG document, written as it is drawn; pixels, y downwards.
 class Svg {
  public:
