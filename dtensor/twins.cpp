@@ -1,18 +1,9 @@
 #include <meshstage/core/tree/path.hpp>
 #include <meshstage/dtensor/node.hpp>
+#include <meshstage/mesh/replicated.hpp>
 
 namespace meshstage::dtensor {
 namespace {
-
-bool same_shard(const DTensor& tensor, int peer) {
-  const auto here = tensor.mesh().coordinate(tensor.rank());
-  const auto there = tensor.mesh().coordinate(peer);
-  if (!here || !there) return false;
-  for (std::size_t d = 0; d < here->size(); ++d) {
-    if ((*here)[d] != (*there)[d] && !tensor.placements()[d].is_replicate()) return false;
-  }
-  return true;
-}
 
 class Finder {
  public:
@@ -27,7 +18,7 @@ class Finder {
       for (const auto& [key, item] : *dict) below(key, item);
     } else if (const auto* node = value.get_if<NodePtr>()) {
       const auto* tensor = dynamic_cast<const DTensorNode*>(node->get());
-      const bool same = tensor != nullptr && same_shard(tensor->tensor(), peer_);
+      const bool same = tensor != nullptr && is_twin(tensor->tensor());
       for (const auto& child : (*node)->children()) {
         path_.push(child.name);
         if (same) paths_.push_back(path_.text());
@@ -39,6 +30,9 @@ class Finder {
   [[nodiscard]] std::vector<std::string> take() { return std::move(paths_); }
 
  private:
+  [[nodiscard]] bool is_twin(const DTensor& tensor) const {
+    return same_shard(tensor.mesh(), tensor.placements(), tensor.rank(), peer_);
+  }
   template <class Items>
   void items(const Items& list) {
     std::int64_t i = 0;

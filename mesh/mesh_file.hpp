@@ -20,7 +20,7 @@ struct MeshDescription {
   PartnerOptions partners;
   Holders holders;  ///< by the policy, or as the file lists them
   bool explicit_holders = false;
-  bool skip_replicated = false;
+  bool spare_replicated = false;  ///< What a holder has itself is not sent to it.
   std::vector<TensorSpec> tensors;
 };
 

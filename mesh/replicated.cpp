@@ -23,6 +23,13 @@ constexpr std::array<std::pair<std::string_view, int>, 12> kTypes{{{"bool", 1},
                                                                    {"c64", 8},
                                                                    {"c128", 16}}};
 
+void check_fit(const DeviceMesh& mesh, std::span<const Placement> placements) {
+  if (placements.size() != mesh.ndim()) {
+    throw InvalidArgument("placements " + to_string(placements) + " do not fit " +
+                          mesh.to_string() + ": give one for each dimension");
+  }
+}
+
 }  // namespace
 
 std::int64_t element_bytes_of(std::string_view dtype) {
@@ -85,10 +92,7 @@ std::int64_t checked_bytes(const TensorSpec& tensor) {
 
 std::vector<int> same_shard_ranks(const DeviceMesh& mesh, std::span<const Placement> placements,
                                   int rank) {
-  if (placements.size() != mesh.ndim()) {
-    throw InvalidArgument("placements " + to_string(placements) + " do not fit " +
-                          mesh.to_string() + ": give one for each dimension");
-  }
+  check_fit(mesh, placements);
   if (!mesh.contains(rank)) {
     throw InvalidArgument("rank " + std::to_string(rank) + " is not in " + mesh.to_string());
   }
@@ -100,17 +104,15 @@ std::vector<int> same_shard_ranks(const DeviceMesh& mesh, std::span<const Placem
   return mesh.slice(replicated, rank).ranks();
 }
 
-std::optional<int> replica_elsewhere(const DeviceMesh& mesh, std::span<const Placement> placements,
-                                     const FailureDomains& domains, DomainLevel level, int rank) {
-  const std::vector<int> same = same_shard_ranks(mesh, placements, rank);
-  const int home = domains.domain_of(rank, level);
-  const auto here =
-      static_cast<std::size_t>(std::find(same.begin(), same.end(), rank) - same.begin());
-  for (std::size_t i = 1; i < same.size(); ++i) {
-    const int other = same[(here + i) % same.size()];
-    if (domains.domain_of(other, level) != home) return other;
+bool same_shard(const DeviceMesh& mesh, std::span<const Placement> placements, int a, int b) {
+  check_fit(mesh, placements);
+  const auto here = mesh.coordinate(a);
+  const auto there = mesh.coordinate(b);
+  if (!here || !there) return false;
+  for (std::size_t d = 0; d < here->size(); ++d) {
+    if ((*here)[d] != (*there)[d] && !placements[d].is_replicate()) return false;
   }
-  return {};
+  return true;
 }
 
 }  // namespace meshstage

@@ -1,19 +1,16 @@
 #pragma once
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/mesh/device_mesh.hpp>
-#include <meshstage/mesh/failure_domains.hpp>
 #include <meshstage/mesh/layout.hpp>
 
 /// What the mesh already replicates: a tensor that is Replicate along a mesh dimension is on all
-/// ranks of that dimension's groups, in training memory and in their own images. Where one of them
-/// is in another failure domain, the copy on the holder can be left out. Pure functions of mesh,
-/// placements and domains, so that owner, holder and recovery come to the same answer.
+/// ranks of that dimension's groups, in training memory and in their own images. Pure functions of
+/// mesh and placements, so that all ranks come to the same answer.
 namespace meshstage {
 
 /// A tensor on a mesh, as far as planning needs it.
@@ -41,11 +38,11 @@ struct TensorSpec {
                                                               std::span<const Placement> placements,
                                                               int rank);
 
-/// A rank that has the same elements and is in another domain of `level`, from which `rank` would
-/// get them back: the nearest after it (then the first) in the order of same_shard_ranks. Nothing
-/// if there is none: then the tensor travels to the holder.
-[[nodiscard]] MESHSTAGE_API std::optional<int> replica_elsewhere(
-    const DeviceMesh& mesh, std::span<const Placement> placements, const FailureDomains& domains,
-    DomainLevel level, int rank);
+/// True if both ranks have the same elements of a tensor, and so the same bytes: their coordinates
+/// differ along Replicate dimensions alone. False where one is not on the mesh. What a holder has
+/// like this it need not be sent (CheckpointerOptions::twins); it keeps a whole copy all the same.
+/// Throws InvalidArgument unless there is one placement for each dimension.
+[[nodiscard]] MESHSTAGE_API bool same_shard(const DeviceMesh& mesh,
+                                            std::span<const Placement> placements, int a, int b);
 
 }  // namespace meshstage

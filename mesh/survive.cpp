@@ -200,23 +200,11 @@ Survival survive_tensor(const FailureDomains& domains, const Holders& holders,
   parts.for_each(coordinate, [&](std::int64_t part) {
     if (!none_empty && layout.local_numel(coordinate) == 0) return;
     set.clear();
-    // Left out of all holders' copies if two of the ranks that have it are in different domains:
-    // then each of them finds another.
-    bool elsewhere = false;
-    std::optional<int> first_home;
     std::optional<int> first_rank;
-    if (options.skip_replicated) {
-      copies.for_each(unused, [&](std::int64_t copy) {
-        const int home = domains.domain_of(mesh.rank_at(part + copy), options.skip_level);
-        if (!first_home) first_home = home;
-        elsewhere = elsewhere || home != *first_home;
-      });
-    }
     copies.for_each(unused, [&](std::int64_t copy) {
       const int rank = mesh.rank_at(part + copy);
       if (!first_rank) first_rank = rank;
       set.push_back(domains.domain_of(rank, options.level));
-      if (elsewhere) return;
       for (const int h : holders[static_cast<std::size_t>(rank)]) {
         set.push_back(domains.domain_of(h, options.level));
       }
@@ -241,7 +229,6 @@ SurviveReport survive(const FailureDomains& domains, const Holders& holders, con
   }
   SurviveReport out;
   out.domains = domains.count(options.level);
-  if (options.skip_replicated) (void)domains.count(options.skip_level);  // racks must be known
   DomainSets sets(out.domains, options);
   std::vector<int> set;
   for (int r = 0; r < world; ++r) {

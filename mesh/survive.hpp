@@ -14,9 +14,6 @@ namespace meshstage {
 struct SurviveOptions {
   /// What is lost at once.
   DomainLevel level = DomainLevel::kHost;
-  /// Tensors that live in another domain of `skip_level` are left out of the holders' copies.
-  bool skip_replicated = false;
-  DomainLevel skip_level = DomainLevel::kHost;
   /// Losses above the smallest fatal size are counted by listing the fatal ones, if that takes at
   /// most so many entries (a loss with two reasons is listed twice, and counted once).
   std::uint64_t enumerate_at_most = 200'000;

@@ -66,6 +66,9 @@ TEST_CASE("mesh show answers for some ranks, and for people") {
                                      {"coordinate", {1, 1}},
                                      {"slice", json::array()},
                                      {"groups", {{"dp", {1, 5}}, {"tp", {4, 5, 6, 7}}}}}));
+  // A group of a million ranks, once.
+  const json one = parsed(run_mesh({"show", "--mesh", "1000000", "--rank", "5", "--json"}));
+  CHECK(one["per_rank"][0]["groups"]["dim0"].size() == 1000000);
   const Answer table = run_mesh({"show", "--mesh", "512,256", "--names", "dp,tp"});
   CHECK(table.code == 0);
   CHECK_THAT(table.out, contains_text("131072 ranks") && contains_text("131008 more ranks"));
@@ -129,19 +132,27 @@ TEST_CASE("mesh partners counts the bytes each rank and host sends and holds") {
   CHECK(got["seconds"] == 0.63);
 }
 
-TEST_CASE("mesh partners leaves out what the mesh replicates on another host, and says how much") {
+TEST_CASE("mesh partners spares what a holder has itself, says how much, and holds whole copies") {
   const std::vector<std::string> words{
       "partners", "--mesh",           "2,4",      "--ranks-per-host", "4",
       "--tensor", "w=f32[64]:R,S(0)", "--tensor", "x=f32[64]:S(0),R", "--json"};
   const json all = parsed(run_mesh(words));
   CHECK(all["total_bytes"] == 8 * (64 + 128));
-  CHECK(all["saved_bytes"] == 0);
-  auto skip = words;
-  skip.emplace_back("--skip-replicated");
-  // w is on both hosts; x is replicated inside a host only.
-  const json less = parsed(run_mesh(skip));
+  CHECK(all["spared_bytes"] == 0);
+  auto spare = words;
+  spare.emplace_back("--spare-replicated");
+  // Rank r's holder is r + 4: of the parts that r has it has that of w too, and not that of x.
+  const json less = parsed(run_mesh(spare));
   CHECK(less["total_bytes"] == 8 * 128);
-  CHECK(less["saved_bytes"] == 8 * 64);
+  CHECK(less["spared_bytes"] == 8 * 64);
+  CHECK(less["busiest_link_bytes"] == 4 * 128);
+  CHECK(less["ranks"][5]["sent_bytes"] == 128);
+  CHECK(less["ranks"][5]["held_bytes"] == 64 + 128);
+  // The next rank has another part of w and, within a host, the same of x.
+  for (const char* option : {"--policy", "ring"}) spare.emplace_back(option);
+  const json ring = parsed(run_mesh(spare));
+  CHECK(ring["spared_bytes"] == 6 * 128);
+  CHECK(ring["total_bytes"] == 8 * (64 + 128) - 6 * 128);
 }
 
 TEST_CASE("a copy on the same host costs no link, and is said to protect from no host") {
@@ -218,6 +229,24 @@ TEST_CASE("mesh draw writes a picture with every rank, for files of any size") {
   CHECK_THAT(slices.out, contains_text("[0:2,:,:]"));
   CHECK(run_mesh({"draw", file, "--tensor", "y"}).code == 2);
   CHECK(run_mesh({"draw", file, "-o", directory.path() / "none" / "x.svg"}).code == 2);
+  // Every block of a tensor that 512 ranks share, and whole names of hosts, whichever way it is
+  // cut.
+  for (const std::string tensor : {"[5120]", "[5120, 4]", "[4, 5120]", "[512, 3, 2]"}) {
+    const std::string cut = tensor == "[4, 5120]" ? "S(1)" : "S(0)";
+    std::ofstream(file) << "mesh = {shape = [512]}\ntensor = [{name = \"t\", shape = " << tensor
+                        << ", placements = \"" << cut << "\"}]\n";
+    const Answer all = run_mesh({"draw", file});
+    CHECK(all.code == 0);
+    CHECK_THAT(all.out, contains_text(">host511</text>") && !contains_text("not drawn"));
+    for (int r = 0; r < 512; ++r) {
+      const std::string number = ">" + std::to_string(r) + "</text>";
+      std::size_t times = 0;  // its cell's number and coordinate, and its block
+      for (auto at = all.out.find(number); at != std::string::npos; ++times) {
+        at = all.out.find(number, at + 1);
+      }
+      if (times < 3) FAIL(tensor << ": rank " << r << " is there " << times << " times");
+    }
+  }
   std::ofstream(file) << "mesh = {shape = [131072]}\nhosts = {ranks_per_host = 8}\n";
   const Answer large = run_mesh({"draw", file});
   CHECK(large.code == 0);

@@ -53,6 +53,8 @@ TEST_CASE("wrong input of the mesh commands is one clear line and exit 2") {
       {{"show", "--mesh", "2,4", "--slice", "dp"}, "'dp': it has dim0, dim1"},
       {{"show", "--mesh", "2,4", "--slice", "dim0,dim0"}, "named twice"},
       {{"show", "--mesh", "2,4", "--rank", "8"}, "--rank 8 is not in"},
+      {{"show", "--mesh", "1000000", "--json"},
+       "the answer has 6.265 TiB, for each rank lists its groups: say which ranks are wanted"},
       {{"show", "--mesh", "2,4", "--color"}, "--color"},
       {{"show", "--mesh", "2,4", "extra"}, "extra"},
       {{"show", "--mesh", "2,4", "--mesh", "2"}, "--mesh"},

@@ -25,7 +25,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const MeshDescription& d = *result.description;
   check_holders(d.holders, d.domains.world_size());
   SurviveOptions options;
-  options.skip_replicated = d.skip_replicated;
   options.enumerate_at_most = 1000;
   const SurviveReport report = survive(d.domains, d.holders, d.mesh, d.tensors, options);
   if (report.tensors.size() != d.tensors.size()) std::abort();

@@ -1,5 +1,6 @@
 #include <meshstage/mesh/layout.hpp>
 
+#include <algorithm>
 #include <random>
 
 #include <meshstage/core/error/error.hpp>
@@ -109,18 +110,22 @@ TEST_CASE("the ranks with the same shard are those along the replicated dimensio
   CHECK(same_shard_ranks(mesh, parse_placements("P,R,S(0)"), 3) == std::vector<int>{1, 3, 5});
 }
 
-TEST_CASE("a tensor that lives in another failure domain is found there, else it must travel") {
-  const auto mesh = DeviceMesh::from_shape({2, 4}, {"dp", "tp"});
-  const auto hosts = FailureDomains::uniform(8, 4);
-  const auto replicated = parse_placements("R,S(0)");
-  CHECK(replica_elsewhere(mesh, replicated, hosts, DomainLevel::kHost, 1) == 5);
-  CHECK(replica_elsewhere(mesh, replicated, hosts, DomainLevel::kHost, 6) == 2);
-  // Along tp all copies are on one host.
-  const auto inside = parse_placements("S(0),R");
-  CHECK(replica_elsewhere(mesh, inside, hosts, DomainLevel::kHost, 1) == std::nullopt);
-  CHECK(replica_elsewhere(mesh, inside, hosts, DomainLevel::kRank, 1) == 2);
-  CHECK(replica_elsewhere(mesh, parse_placements("P,S(0)"), hosts, DomainLevel::kHost, 1) ==
-        std::nullopt);
+TEST_CASE("two ranks have the same shard if they differ along replicated dimensions alone") {
+  const auto mesh = DeviceMesh::from_ranks({3, 7, 1, 5, 6, 4, 2, 0}, {2, 2, 2});
+  for (const std::string text : {"R,S(0),R", "S(0),S(0),S(0)", "P,R,S(0)", "R,R,R", "R,P(max),R"}) {
+    const auto placements = parse_placements(text);
+    for (const int a : mesh.ranks()) {
+      const auto same = same_shard_ranks(mesh, placements, a);
+      for (const int b : mesh.ranks()) {
+        INFO(text << ": " << a << " and " << b);
+        CHECK(same_shard(mesh, placements, a, b) ==
+              (std::find(same.begin(), same.end(), b) != same.end()));
+      }
+    }
+    CHECK_FALSE(same_shard(mesh, placements, 0, 8));
+    CHECK_FALSE(same_shard(mesh, placements, -1, 0));
+  }
+  CHECK_THROWS_AS(same_shard(mesh, parse_placements("R"), 0, 1), InvalidArgument);
 }
 
 TEST_CASE("a tensor is described in one word of the command line") {

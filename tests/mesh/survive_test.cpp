@@ -22,11 +22,8 @@ bool survives(const FailureDomains& domains, const Holders& holders, const Devic
   for (const int r : mesh.ranks()) {
     const auto c = *mesh.coordinate(r);
     const LocalShard s = local_shard(mesh, r, tensor.shape, tensor.placements);
-    const bool left_out =
-        options.skip_replicated &&
-        replica_elsewhere(mesh, tensor.placements, domains, options.skip_level, r).has_value();
     bool here = up(r);
-    for (const int h : holders[static_cast<std::size_t>(r)]) here = here || (!left_out && up(h));
+    for (const int h : holders[static_cast<std::size_t>(r)]) here = here || up(h);
     for (std::int64_t i = 0; i < s.shape[0]; ++i) {
       for (std::int64_t j = 0; j < s.shape[1]; ++j) {
         std::vector<std::int64_t> key{s.offset[0] + i, s.offset[1] + j};
@@ -106,9 +103,8 @@ TEST_CASE("what losses are survived is what trying them all finds") {
       }
       tensors.push_back(spec);
     }
-    const SurviveOptions options{
-        .level = below(3) == 0 && world <= 10 ? DomainLevel::kRank : DomainLevel::kHost,
-        .skip_replicated = below(2) == 0};
+    const SurviveOptions options{.level = below(3) == 0 && world <= 10 ? DomainLevel::kRank
+                                                                       : DomainLevel::kHost};
     const auto report = survive(domains, holders, mesh, tensors, options);
     const int n = domains.count(options.level);
     CHECK(report.domains == n);
@@ -162,21 +158,6 @@ TEST_CASE("what is too much to list is called not enumerated, never survived") {
   CHECK(report.ranks.counts[1].survived == 64 * 63 / 2 - 32);
   CHECK(report.ranks.counts[2].how == Knowledge::kNotEnumerated);
   CHECK(report.ranks.counts[2].survived == 0);
-}
-
-TEST_CASE("leaving out what the mesh replicates costs copies, never the last one") {
-  const auto domains = FailureDomains::uniform(8, 2);
-  const auto mesh = DeviceMesh::from_shape({2, 4}, {"dp", "tp"});
-  const TensorSpec t{"w", {8}, parse_placements("R,S(0)"), "f32", 4};
-  // Ranks 0 and 4 have the first part, on hosts 0 and 2; a ring puts copies on hosts 0 and 2 too.
-  const auto holders = make_holders(domains, {.policy = PartnerPolicy::kRing, .copies = 2});
-  const auto with = survive(domains, holders, mesh, std::vector<TensorSpec>{t});
-  const auto without =
-      survive(domains, holders, mesh, std::vector<TensorSpec>{t}, {.skip_replicated = true});
-  CHECK(with.tensors[0].always_survived == 3);
-  CHECK(without.tensors[0].always_survived == 1);
-  CHECK(without.tensors[0].first_lost == std::vector<int>{0, 2});
-  CHECK(without.ranks.always_survived == with.ranks.always_survived);
 }
 
 TEST_CASE("holders, mesh and hosts that do not fit each other are refused") {

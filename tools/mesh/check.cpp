@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/mesh/text_impl.hpp>
 #include "tools/mesh/json_out.hpp"
 #include "tools/mesh/options.hpp"
 #include "tools/mesh/words.hpp"
@@ -78,9 +79,9 @@ int mesh_check(const CheckOptions& options, std::ostream& out) {
     for (const std::string& w : warned) out << fmt::format("{}: warning: {}\n", options.file, w);
     if (result.description) {
       const MeshDescription& job = *result.description;
-      out << fmt::format("{}: ok: mesh {}, {} hosts, {}, {} tensor{}\n", options.file,
-                         dims_words(job.mesh), job.domains.hosts(), partners_words(job),
-                         job.tensors.size(), job.tensors.size() == 1 ? "" : "s");
+      out << fmt::format("{}: ok: mesh {}, {}, {}, {}\n", options.file, dims_words(job.mesh),
+                         text::count(job.domains.hosts(), "host"), partners_words(job),
+                         text::count(static_cast<std::int64_t>(job.tensors.size()), "tensor"));
     }
   }
   return result.description ? 0 : 1;

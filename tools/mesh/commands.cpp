@@ -39,8 +39,6 @@ void add_job_options(CLI::App& command, JobWords& words) {
   command.add_option("--policy", words.policy,
                      "half-shift (default), ring, across-hosts, across-racks or cliques");
   command.add_option("--copies", words.copies, "Copies of each rank's image on others (default 1)");
-  command.add_flag("--skip-replicated", words.skip_replicated,
-                   "Leave out of the copies what the mesh has on another host");
   command
       .add_option("--tensor", words.tensors,
                   "A tensor, NAME=DTYPE[SIZES]:PLACEMENTS: w=f32[1024,512]:S(0),R")
@@ -85,6 +83,8 @@ void add_mesh_commands(CLI::App& app, std::ostream& out) {
                   "--tensor \"w=f32[1024,512]:S(0),R\" --bandwidth 12.5",
                   partners, &mesh_partners, out);
   add_job_options(*command, partners->job);
+  command->add_flag("--spare-replicated", partners->spare_replicated,
+                    "Do not send a holder what the mesh gives it anyway");
   command->add_option("--bandwidth", partners->bandwidth,
                       "GB/s (1e9 bytes) of a host's link each way: adds seconds");
   command->add_flag("--json", partners->json, "One JSON object");

@@ -142,7 +142,6 @@ MeshDescription read_job(const JobWords& words) {
     job->holders = make_holders(job->domains, job->partners);
     job->explicit_holders = false;
   }
-  job->skip_replicated = job->skip_replicated || words.skip_replicated;
   for (const std::string& word : words.tensors) {
     TensorSpec tensor = parse_tensor_spec(word);
     for (const TensorSpec& other : job->tensors) {

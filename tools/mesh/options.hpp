@@ -24,12 +24,11 @@ struct MeshWords {
 struct JobWords {
   std::string file;  ///< empty: from `mesh` and the host words
   MeshWords mesh;
-  std::int64_t ranks_per_host = 0;  ///< 0: every rank is its own host
-  std::int64_t hosts_per_rack = 0;  ///< 0: racks are not known
-  std::string host_sizes;           ///< "8,8,6": ranks of each host, instead of ranks_per_host
-  std::string policy;               ///< empty: the file's, or half-shift
-  int copies = -1;                  ///< -1: the file's, or 1
-  bool skip_replicated = false;
+  std::int64_t ranks_per_host = 0;   ///< 0: every rank is its own host
+  std::int64_t hosts_per_rack = 0;   ///< 0: racks are not known
+  std::string host_sizes;            ///< "8,8,6": ranks of each host, instead of ranks_per_host
+  std::string policy;                ///< empty: the file's, or half-shift
+  int copies = -1;                   ///< -1: the file's, or 1
   std::vector<std::string> tensors;  ///< "w=f32[1024,512]:S(0),R"; in addition to the file's
 };
 
@@ -59,6 +58,7 @@ int mesh_shard(const ShardOptions& options, std::ostream& out);
 
 struct PartnersOptions {
   JobWords job;
+  bool spare_replicated = false;  ///< true, or as the file says
   double bandwidth = 0;  ///< GB/s (1e9 bytes) of a host's link in each direction; 0: not given
   bool json = false;
 };

@@ -5,6 +5,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/layout.hpp>
+#include <meshstage/mesh/text_impl.hpp>
 #include "tools/mesh/json_out.hpp"
 #include "tools/mesh/options.hpp"
 #include "tools/mesh/words.hpp"
@@ -28,98 +29,86 @@ struct HostTraffic {
 
 struct Traffic {
   std::vector<std::int64_t> own;   // by rank: its shards
-  std::vector<std::int64_t> copy;  // by rank: what a copy of it has
-  std::vector<std::int64_t> held;  // by rank: copies of its wards
+  std::vector<std::int64_t> sent;  // by rank: to all its holders
+  std::vector<std::int64_t> held;  // by rank: copies of its wards, whole
   std::vector<HostTraffic> hosts;
-  std::int64_t total = 0;  // of all copies
-  std::int64_t saved = 0;  // left out of copies because the mesh has it elsewhere
+  std::int64_t total = 0;   // sent by all
+  std::int64_t spared = 0;  // not sent: the holder has it itself
 };
 
-// Which ranks leave a tensor out of their copies: all of a group that has the same part, if the
-// group is on more than one host. (What replica_elsewhere says, for all ranks at once.)
-std::vector<bool> left_out(const MeshDescription& job, const Placements& placements) {
-  const DeviceMesh& mesh = job.mesh;
-  std::vector<std::int64_t> part_of(static_cast<std::size_t>(mesh.size()));
-  std::int64_t parts = 1;
-  std::vector<std::int64_t> step(mesh.ndim(), 0);
-  for (std::size_t d = mesh.ndim(); d-- > 0;) {
-    if (placements[d].is_replicate()) continue;
-    step[d] = parts;
-    parts *= mesh.shape()[d];
-  }
-  std::vector<int> host(static_cast<std::size_t>(parts), -1);
-  std::vector<bool> several(static_cast<std::size_t>(parts), false);
-  for (std::int64_t i = 0; i < mesh.size(); ++i) {
-    std::int64_t part = 0;
-    std::int64_t rest = i;
+// Goes through the places of a mesh in order; says which part of a tensor each has, as a number
+// that places with the same elements share.
+class PartNumbers {
+ public:
+  PartNumbers(const DeviceMesh& mesh, const Placements& placements)
+      : mesh_(mesh), step_(mesh.ndim(), 0) {
+    std::int64_t parts = 1;
     for (std::size_t d = mesh.ndim(); d-- > 0;) {
-      part += rest % mesh.shape()[d] * step[d];
-      rest /= mesh.shape()[d];
+      if (placements[d].is_replicate()) continue;
+      step_[d] = parts;
+      parts *= mesh.shape()[d];
     }
-    part_of[static_cast<std::size_t>(i)] = part;
-    const int h = job.domains.host_of(mesh.rank_at(i));
-    int& first = host[static_cast<std::size_t>(part)];
-    if (first < 0) first = h;
-    if (first != h) several[static_cast<std::size_t>(part)] = true;
   }
-  std::vector<bool> out(part_of.size());
-  for (std::size_t i = 0; i < part_of.size(); ++i) {
-    out[i] = several[static_cast<std::size_t>(part_of[i])];
+  [[nodiscard]] std::int64_t at(std::int64_t place) const {
+    std::int64_t part = 0;
+    for (std::size_t d = mesh_.ndim(); d-- > 0;) {
+      part += place % mesh_.shape()[d] * step_[d];
+      place /= mesh_.shape()[d];
+    }
+    return part;
   }
-  return out;
-}
+
+ private:
+  const DeviceMesh& mesh_;
+  std::vector<std::int64_t> step_;
+};
 
 Traffic count(const MeshDescription& job) {
   const auto world = static_cast<std::size_t>(job.domains.world_size());
   Traffic t;
   t.own.assign(world, 0);
-  t.copy.assign(world, 0);
+  t.sent.assign(world, 0);
   t.held.assign(world, 0);
   t.hosts.resize(static_cast<std::size_t>(job.domains.hosts()));
   std::vector<std::int64_t> coordinate(job.mesh.ndim());
   for (const TensorSpec& tensor : job.tensors) {
     const Layout layout(job.mesh.shape(), tensor.shape, tensor.placements);
-    std::vector<bool> skipped;
-    if (job.skip_replicated) skipped = left_out(job, layout.placements());
+    const PartNumbers parts(job.mesh, layout.placements());
     for (std::int64_t i = 0; i < job.mesh.size(); ++i) {
       std::int64_t rest = i;
       for (std::size_t d = job.mesh.ndim(); d-- > 0;) {
         coordinate[d] = rest % job.mesh.shape()[d];
         rest /= job.mesh.shape()[d];
       }
-      const auto rank = static_cast<std::size_t>(job.mesh.rank_at(i));
+      const int rank = job.mesh.rank_at(i);
+      const auto r = static_cast<std::size_t>(rank);
       const std::int64_t bytes = layout.local_numel(coordinate) * tensor.element_bytes;
-      add(t.own[rank], bytes);
-      if (skipped.empty() || !skipped[static_cast<std::size_t>(i)]) {
-        add(t.copy[rank], bytes);
-      } else {
-        for (std::size_t k = 0; k < job.holders[rank].size(); ++k) add(t.saved, bytes);
-      }
-    }
-  }
-  for (std::size_t r = 0; r < world; ++r) {
-    const int from = job.domains.host_of(static_cast<int>(r));
-    HostTraffic& here = t.hosts[static_cast<std::size_t>(from)];
-    for (const int h : job.holders[r]) {
-      const int to = job.domains.host_of(h);
-      HostTraffic& there = t.hosts[static_cast<std::size_t>(to)];
-      add(t.held[static_cast<std::size_t>(h)], t.copy[r]);
-      add(here.sent, t.copy[r]);
-      add(there.held, t.copy[r]);
-      add(t.total, t.copy[r]);
-      if (from != to) {
-        add(here.out, t.copy[r]);
-        add(there.in, t.copy[r]);
+      add(t.own[r], bytes);
+      const int from = job.domains.host_of(rank);
+      HostTraffic& here = t.hosts[static_cast<std::size_t>(from)];
+      for (const int h : job.holders[r]) {
+        const int to = job.domains.host_of(h);
+        HostTraffic& there = t.hosts[static_cast<std::size_t>(to)];
+        add(t.held[static_cast<std::size_t>(h)], bytes);
+        add(there.held, bytes);
+        if (job.spare_replicated) {
+          const auto place = job.mesh.index_of(h);
+          if (place && parts.at(*place) == parts.at(i)) {
+            add(t.spared, bytes);
+            continue;
+          }
+        }
+        add(t.sent[r], bytes);
+        add(here.sent, bytes);
+        add(t.total, bytes);
+        if (from != to) {
+          add(here.out, bytes);
+          add(there.in, bytes);
+        }
       }
     }
   }
   return t;
-}
-
-std::int64_t sent_by(const MeshDescription& job, const Traffic& t, std::size_t r) {
-  std::int64_t sent = 0;
-  for (std::size_t k = 0; k < job.holders[r].size(); ++k) add(sent, t.copy[r]);
-  return sent;
 }
 
 std::int64_t busiest(const Traffic& t) {
@@ -139,7 +128,7 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
     json.key("policy").value(to_string(job.partners.policy));
     json.key("copies").value(std::int64_t{job.partners.copies});
   }
-  json.key("skip_replicated").value(job.skip_replicated);
+  json.key("spare_replicated").value(job.spare_replicated);
   const auto wards = wards_of(job.holders);
   json.key("ranks").begin_list();
   for (std::size_t r = 0; r < job.holders.size(); ++r) {
@@ -149,7 +138,7 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
     json.key("holders").list(job.holders[r]);
     json.key("wards").list(wards[r]);
     json.key("own_bytes").value(t.own[r]);
-    json.key("sent_bytes").value(sent_by(job, t, r));
+    json.key("sent_bytes").value(t.sent[r]);
     json.key("held_bytes").value(t.held[r]);
     json.end_object();
   }
@@ -168,7 +157,7 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
   }
   json.end_list();
   json.key("total_bytes").value(t.total);
-  json.key("saved_bytes").value(t.saved);
+  json.key("spared_bytes").value(t.spared);
   json.key("busiest_link_bytes").value(busiest(t));
   if (bandwidth > 0) {
     json.key("gigabytes_per_second").value(bandwidth);
@@ -179,14 +168,15 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
 }
 
 std::string rack_words(const FailureDomains& domains) {
-  return domains.racks() > 0 ? fmt::format(" in {} racks", domains.racks()) : std::string();
+  return domains.racks() > 0 ? " in " + text::count(domains.racks(), "rack") : std::string();
 }
 
 void partners_table(const MeshDescription& job, const Traffic& t, double bandwidth,
                     std::ostream& out) {
   const auto world = static_cast<std::size_t>(job.domains.world_size());
-  out << fmt::format("{} ranks on {} hosts{}: {}\n\n", world, job.domains.hosts(),
-                     rack_words(job.domains), partners_words(job));
+  out << fmt::format("{} on {}{}: {}\n\n", text::count(job.domains.world_size(), "rank"),
+                     text::count(job.domains.hosts(), "host"), rack_words(job.domains),
+                     partners_words(job));
   const auto wards = wards_of(job.holders);
   const bool bytes = !job.tensors.empty();
   std::vector<std::string> header{"rank", "host", "holders", "holds copies of"};
@@ -198,7 +188,7 @@ void partners_table(const MeshDescription& job, const Traffic& t, double bandwid
                                  short_ranks(job.holders[r], 24), short_ranks(wards[r], 24)};
     if (bytes) {
       row.push_back(bytes_words(static_cast<double>(t.own[r])));
-      row.push_back(bytes_words(static_cast<double>(sent_by(job, t, r))));
+      row.push_back(bytes_words(static_cast<double>(t.sent[r])));
       row.push_back(bytes_words(static_cast<double>(t.held[r])));
     }
     ranks.add(std::move(row));
@@ -230,8 +220,12 @@ void partners_table(const MeshDescription& job, const Traffic& t, double bandwid
     at_home += std::all_of(job.holders[r].begin(), job.holders[r].end(),
                            [&](int h) { return job.domains.host_of(h) == home; });
   }
-  out << fmt::format("a rank holds copies of at most {} other{}\n", most_wards,
-                     most_wards == 1 ? "" : "s");
+  if (most_wards == 0) {
+    out << "nobody holds copies\n";
+  } else {
+    out << fmt::format("a rank holds copies of at most {} other{}\n", most_wards,
+                       most_wards == 1 ? "" : "s");
+  }
   if (at_home > 0) {
     out << fmt::format("{} of {} ranks have no copy on another host: a host's loss takes them\n",
                        at_home, world);
@@ -246,9 +240,9 @@ void partners_table(const MeshDescription& job, const Traffic& t, double bandwid
   }
   out << fmt::format("each step sends {} in all; the fullest rank needs {} of host memory\n",
                      bytes_words(static_cast<double>(t.total)), bytes_words(need));
-  if (job.skip_replicated) {
-    out << fmt::format("left out because another host has it: {}\n",
-                       bytes_words(static_cast<double>(t.saved)));
+  if (job.spare_replicated) {
+    out << fmt::format("spared, because the holder has it itself: {}\n",
+                       bytes_words(static_cast<double>(t.spared)));
   }
   out << fmt::format("the busiest host's link carries {} one way",
                      bytes_words(static_cast<double>(busiest(t))));
@@ -266,7 +260,8 @@ int mesh_partners(const PartnersOptions& options, std::ostream& out) {
   if (options.bandwidth < 0 || !(options.bandwidth < 1e12)) {
     throw InvalidArgument("--bandwidth: give GB/s above 0, such as 12.5");
   }
-  const MeshDescription job = read_job(options.job);
+  MeshDescription job = read_job(options.job);
+  job.spare_replicated = job.spare_replicated || options.spare_replicated;
   const Traffic traffic = count(job);
   if (options.json) {
     partners_json(job, traffic, options.bandwidth, out);

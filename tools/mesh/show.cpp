@@ -1,6 +1,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <iterator>
 #include <optional>
 #include <ostream>
 
@@ -13,6 +15,9 @@ namespace meshstage::tools {
 namespace {
 
 constexpr std::size_t kTableRanks = 64;
+// A group of n ranks is listed n times, so that few dimensions of a large mesh make an answer that
+// nobody can keep: 7 TB for a million ranks in one.
+constexpr std::int64_t kMostBytes = std::int64_t{1} << 35;
 
 // The JSON of all slices along some dimensions, as nested lists; many ranks share each.
 class SliceTexts {
@@ -78,6 +83,25 @@ void coordinate_at(const DeviceMesh& mesh, std::int64_t index, std::vector<std::
 
 void show_json(const DeviceMesh& mesh, const std::vector<std::string>& slice,
                const std::vector<int>& shown, std::ostream& out) {
+  std::vector<SliceTexts> groups;
+  for (const std::string& name : mesh.names()) {
+    groups.emplace_back(mesh, std::vector<std::string>{name});
+  }
+  std::optional<SliceTexts> slices;
+  if (!slice.empty()) slices.emplace(mesh, slice);
+  std::vector<std::int64_t> coordinate;
+  std::int64_t bytes = 0;
+  for (const int rank : shown) {
+    coordinate_at(mesh, *mesh.index_of(rank), coordinate);
+    for (const SliceTexts& g : groups) bytes += std::ssize(g.at(coordinate));
+    if (slices) bytes += std::ssize(slices->at(coordinate));
+  }
+  if (bytes > kMostBytes) {
+    throw InvalidArgument(
+        fmt::format("the answer has {}, for each rank lists its groups: say which "
+                    "ranks are wanted, such as --rank 0-15",
+                    bytes_words(static_cast<double>(bytes))));
+  }
   JsonOut json(out);
   json.begin_object();
   json.key("shape").list(mesh.shape());
@@ -86,14 +110,7 @@ void show_json(const DeviceMesh& mesh, const std::vector<std::string>& slice,
   append_list(all, mesh.ranks());
   json.key("ranks").raw(all);
   json.key("slice_names").list(slice);
-  std::vector<SliceTexts> groups;
-  for (const std::string& name : mesh.names()) {
-    groups.emplace_back(mesh, std::vector<std::string>{name});
-  }
-  std::optional<SliceTexts> slices;
-  if (!slice.empty()) slices.emplace(mesh, slice);
   json.key("per_rank").begin_list();
-  std::vector<std::int64_t> coordinate;
   for (const int rank : shown) {
     coordinate_at(mesh, *mesh.index_of(rank), coordinate);
     json.begin_object();

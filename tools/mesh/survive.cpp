@@ -5,6 +5,7 @@
 #include <ostream>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/mesh/text_impl.hpp>
 #include "tools/mesh/json_out.hpp"
 #include "tools/mesh/options.hpp"
 #include "tools/mesh/words.hpp"
@@ -68,7 +69,6 @@ void report_json(const MeshDescription& job, DomainLevel level, const SurviveRep
   json.key("lose").value(to_string(level));
   json.key("domains").value(std::int64_t{report.domains});
   json.key("partners").value(partners_words(job));
-  json.key("skip_replicated").value(job.skip_replicated);
   json.key("always_survived").value(std::int64_t{always});
   json.key("ranks").begin_object();
   survival_json(json, job.domains, level, report.ranks);
@@ -102,9 +102,9 @@ std::string survived_words(const Survival& s, int domains) {
 void report_table(const MeshDescription& job, DomainLevel level, const SurviveReport& report,
                   int always, std::ostream& out) {
   const std::string noun(to_string(level));
-  out << fmt::format("{} ranks in {} {}{}: {}{}\n\n", job.domains.world_size(), report.domains,
-                     noun, report.domains == 1 ? "" : "s", partners_words(job),
-                     job.skip_replicated ? ", what the mesh replicates left out" : "");
+  out << text::count(job.domains.world_size(), "rank");
+  if (level != DomainLevel::kRank) out << " in " << text::count(report.domains, noun);
+  out << ": " << partners_words(job) << "\n\n";
   Table table({"state", fmt::format("{}s always survived", noun), "first loss that is fatal",
                "a rank whose part is lost"});
   const auto row = [&](const std::string& name, const Survival& s) {
@@ -133,9 +133,11 @@ void report_table(const MeshDescription& job, DomainLevel level, const SurviveRe
   out << counts.str() << "\n";
   if (always >= report.domains) {
     out << "there is nothing to lose\n";
+  } else if (always == 0) {
+    out << fmt::format("not every loss of a single {} is survived\n", noun);
   } else {
-    out << fmt::format("every loss of {} {}{} is survived; not every loss of {}\n", always, noun,
-                       always == 1 ? "" : "s", always + 1);
+    out << fmt::format("every loss of {} is survived; not every loss of {}\n",
+                       text::count(always, noun), always + 1);
   }
 }
 
@@ -146,7 +148,6 @@ int mesh_survive(const SurviveWords& options, std::ostream& out) {
   const MeshDescription job = read_job(options.job);
   SurviveOptions how;
   how.level = level;
-  how.skip_replicated = job.skip_replicated;
   const SurviveReport report = survive(job.domains, job.holders, job.mesh, job.tensors, how);
   int always = report.ranks.always_survived;
   for (const Survival& s : report.tensors) always = std::min(always, s.always_survived);
