@@ -1,6 +1,7 @@
 #include <meshstage/mesh/layout.hpp>
 
 #include <algorithm>
+#include <set>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/text_impl.hpp>
@@ -111,6 +112,41 @@ std::int64_t Layout::local_numel(std::span<const std::int64_t> coordinate) const
     n *= size;
   }
   return n;
+}
+
+std::vector<std::int64_t> Layout::part_sizes(std::size_t tensor_dim) const {
+  std::set<std::int64_t> sizes{tensor_.at(tensor_dim)};
+  for (std::size_t d = 0; d < mesh_.size(); ++d) {
+    if (!placements_[d].is_shard(static_cast<int>(tensor_dim))) continue;
+    // Of the parts of one size all but the last that has something are alike.
+    std::set<std::int64_t> cut;
+    for (const std::int64_t size : sizes) {
+      const std::int64_t used =
+          size == 0 ? 0 : text::ceil_div(size, text::ceil_div(size, mesh_[d]));
+      if (used > 1) cut.insert(part(size, mesh_[d], 0).size);
+      if (used > 0) cut.insert(part(size, mesh_[d], used - 1).size);
+      if (used < mesh_[d]) cut.insert(0);
+    }
+    sizes = std::move(cut);
+  }
+  return {sizes.begin(), sizes.end()};
+}
+
+bool Layout::is_even() const {
+  bool even = true;
+  for (std::size_t t = 0; t < tensor_.size(); ++t) {
+    const auto sizes = part_sizes(t);
+    if (sizes.back() == 0) return true;  // nobody has anything
+    even = even && sizes.size() == 1;
+  }
+  return even;
+}
+
+bool Layout::all_have_elements() const {
+  for (std::size_t t = 0; t < tensor_.size(); ++t) {
+    if (part_sizes(t).front() == 0) return false;
+  }
+  return true;
 }
 
 LocalShard local_shard(std::span<const std::int64_t> mesh_shape,

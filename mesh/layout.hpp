@@ -43,6 +43,13 @@ class MESHSTAGE_API Layout {
   void at(std::span<const std::int64_t> coordinate, LocalShard& shard) const;
   /// Elements that the rank at this coordinate has.
   [[nodiscard]] std::int64_t local_numel(std::span<const std::int64_t> coordinate) const;
+  /// The sizes that blocks have along a tensor dimension, each once, ascending; found without going
+  /// through the ranks.
+  [[nodiscard]] std::vector<std::int64_t> part_sizes(std::size_t tensor_dim) const;
+  /// All ranks have equally many elements.
+  [[nodiscard]] bool is_even() const;
+  /// No rank is without elements.
+  [[nodiscard]] bool all_have_elements() const;
 
  private:
   std::vector<std::int64_t> mesh_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/text_impl.hpp>
@@ -136,18 +137,6 @@ class DomainSets {
   std::vector<std::vector<int>> small_;  // by size of set: sets one behind the other
 };
 
-// True if every part of the tensor has elements, seen without looking at each: all sizes divide.
-bool surely_no_empty_part(const Layout& layout) {
-  std::vector<std::int64_t> left = layout.tensor_shape();
-  for (std::size_t d = 0; d < layout.mesh_shape().size(); ++d) {
-    if (!layout.placements()[d].is_shard()) continue;
-    auto& size = left[static_cast<std::size_t>(layout.placements()[d].dim())];
-    if (size % layout.mesh_shape()[d] != 0) return false;
-    size /= layout.mesh_shape()[d];
-  }
-  return layout.numel() > 0;
-}
-
 // Goes through the coordinates of the dimensions that are (not) replicated.
 class Coordinates {
  public:
@@ -193,7 +182,7 @@ Survival survive_tensor(const FailureDomains& domains, const Holders& holders,
   DomainSets sets(domains.count(options.level), options);
   const Coordinates parts(mesh, layout.placements(), false);
   const Coordinates copies(mesh, layout.placements(), true);
-  const bool none_empty = surely_no_empty_part(layout);
+  const bool none_empty = layout.all_have_elements();
   std::vector<std::int64_t> coordinate(mesh.ndim(), 0);
   std::vector<std::int64_t> unused(mesh.ndim(), 0);
   std::vector<int> set;
@@ -239,20 +228,21 @@ SurviveReport survive(const FailureDomains& domains, const Holders& holders, con
     sets.add(set, r);
   }
   out.ranks = sets.result("");
-  // Tensors without empty parts differ only by which dimensions replicate.
-  std::map<std::vector<bool>, Survival> known;
+  // Tensors differ only by which dimensions replicate, and those with empty parts by how they are
+  // cut. A job has many tensors, and few kinds.
+  std::map<std::pair<std::vector<std::int64_t>, std::vector<int>>, Survival> known;
   for (const TensorSpec& tensor : tensors) {
     const Layout layout(mesh.shape(), tensor.shape, tensor.placements);
-    if (!surely_no_empty_part(layout)) {
-      out.tensors.push_back(survive_tensor(domains, holders, mesh, tensor, layout, options));
-      continue;
+    std::pair<std::vector<std::int64_t>, std::vector<int>> kind;
+    if (!layout.all_have_elements()) kind.first = layout.tensor_shape();
+    for (const Placement& p : layout.placements()) {
+      const bool cuts = p.is_shard() && !kind.first.empty();
+      kind.second.push_back(p.is_replicate() ? -2 : cuts ? p.dim() : -1);
     }
-    std::vector<bool> key;
-    for (const Placement& p : tensor.placements) key.push_back(p.is_replicate());
-    auto it = known.find(key);
+    auto it = known.find(kind);
     if (it == known.end()) {
-      it =
-          known.emplace(key, survive_tensor(domains, holders, mesh, tensor, layout, options)).first;
+      it = known.emplace(kind, survive_tensor(domains, holders, mesh, tensor, layout, options))
+               .first;
     }
     out.tensors.push_back(it->second);
     out.tensors.back().name = tensor.name;

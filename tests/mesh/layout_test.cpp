@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <random>
+#include <set>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/replicated.hpp>
@@ -51,6 +52,19 @@ TEST_CASE("shards of random layouts cover the tensor exactly once") {
     }
     INFO(to_string(placements));
     for (const int s : seen) REQUIRE(s == copies);
+    // What is said of all blocks at once is what looking at each finds.
+    std::set<std::int64_t> numels;
+    std::vector<std::set<std::int64_t>> sizes(2);
+    for (const int r : all.ranks()) {
+      const LocalShard s = layout.at(*all.coordinate(r));
+      numels.insert(s.numel());
+      for (std::size_t t = 0; t < 2; ++t) sizes[t].insert(s.shape[t]);
+    }
+    for (std::size_t t = 0; t < 2; ++t) {
+      REQUIRE(layout.part_sizes(t) == Shape(sizes[t].begin(), sizes[t].end()));
+    }
+    REQUIRE(layout.is_even() == (numels.size() == 1));
+    REQUIRE(layout.all_have_elements() == !numels.contains(0));
   }
 }
 

@@ -1,7 +1,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <ostream>
+#include <span>
+#include <utility>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/layout.hpp>
@@ -16,10 +19,16 @@ namespace {
 constexpr std::size_t kTableRanks = 32;
 constexpr std::size_t kTableHosts = 16;
 
+[[noreturn]] void too_many_bytes() {
+  throw InvalidArgument("the tensors have more than 2^63-1 bytes in all: use smaller sizes");
+}
 void add(std::int64_t& sum, std::int64_t more) {
-  if (__builtin_add_overflow(sum, more, &sum)) {
-    throw InvalidArgument("the tensors have more than 2^63-1 bytes in all: use smaller sizes");
-  }
+  if (__builtin_add_overflow(sum, more, &sum)) too_many_bytes();
+}
+std::int64_t product(std::int64_t a, std::int64_t b) {
+  const auto out = text::product(a, b);
+  if (!out) too_many_bytes();
+  return *out;
 }
 
 struct HostTraffic {
@@ -63,6 +72,43 @@ class PartNumbers {
   std::vector<std::int64_t> step_;
 };
 
+// Tensors that lie alike on the mesh, counted together.
+struct Load {
+  Layout layout;
+  std::int64_t element_bytes = 0;  // of all of them; 0: each rank has `bytes`
+  std::int64_t bytes = 0;
+
+  [[nodiscard]] std::int64_t bytes_at(std::span<const std::int64_t> coordinate) const {
+    return element_bytes == 0 ? bytes : product(layout.local_numel(coordinate), element_bytes);
+  }
+};
+
+// A job has hundreds of tensors, and few ways in which they lie: even ones differ by what they
+// replicate, others by their shape.
+std::vector<Load> loads(const MeshDescription& job) {
+  std::map<std::pair<std::vector<std::int64_t>, std::string>, Load> by_kind;
+  const std::vector<std::int64_t> first(job.mesh.ndim(), 0);
+  for (const TensorSpec& tensor : job.tensors) {
+    const Layout layout(job.mesh.shape(), tensor.shape, tensor.placements);
+    const bool even = layout.is_even();
+    std::pair<std::vector<std::int64_t>, std::string> kind;
+    if (even) {
+      for (const Placement& p : layout.placements()) kind.second += p.is_replicate() ? 'R' : '-';
+    } else {
+      kind = {layout.tensor_shape(), to_string(layout.placements())};
+    }
+    Load& load = by_kind.try_emplace(std::move(kind), Load{layout}).first->second;
+    if (even) {
+      add(load.bytes, product(layout.local_numel(first), tensor.element_bytes));
+    } else {
+      add(load.element_bytes, tensor.element_bytes);
+    }
+  }
+  std::vector<Load> out;
+  for (auto& [kind, load] : by_kind) out.push_back(std::move(load));
+  return out;
+}
+
 Traffic count(const MeshDescription& job) {
   const auto world = static_cast<std::size_t>(job.domains.world_size());
   Traffic t;
@@ -71,9 +117,8 @@ Traffic count(const MeshDescription& job) {
   t.held.assign(world, 0);
   t.hosts.resize(static_cast<std::size_t>(job.domains.hosts()));
   std::vector<std::int64_t> coordinate(job.mesh.ndim());
-  for (const TensorSpec& tensor : job.tensors) {
-    const Layout layout(job.mesh.shape(), tensor.shape, tensor.placements);
-    const PartNumbers parts(job.mesh, layout.placements());
+  for (const Load& load : loads(job)) {
+    const PartNumbers parts(job.mesh, load.layout.placements());
     for (std::int64_t i = 0; i < job.mesh.size(); ++i) {
       std::int64_t rest = i;
       for (std::size_t d = job.mesh.ndim(); d-- > 0;) {
@@ -82,7 +127,7 @@ Traffic count(const MeshDescription& job) {
       }
       const int rank = job.mesh.rank_at(i);
       const auto r = static_cast<std::size_t>(rank);
-      const std::int64_t bytes = layout.local_numel(coordinate) * tensor.element_bytes;
+      const std::int64_t bytes = load.bytes_at(coordinate);
       add(t.own[r], bytes);
       const int from = job.domains.host_of(rank);
       HostTraffic& here = t.hosts[static_cast<std::size_t>(from)];
