@@ -13,13 +13,17 @@ struct Answer {
   std::string err;
 };
 
-inline Answer run_mesh(std::vector<std::string> arguments) {
-  std::ostringstream out;
-  std::ostringstream err;
+inline int run_mesh(std::vector<std::string> arguments, std::ostream& out, std::ostream& err) {
   CLI::App app{"meshstage", "meshstage"};
   app.require_subcommand(1);
   meshstage::tools::add_mesh_commands(app, out);
   arguments.insert(arguments.begin(), "mesh");
-  const int code = meshstage::tools::run_command(app, std::move(arguments), out, err);
+  return meshstage::tools::run_command(app, std::move(arguments), out, err);
+}
+
+inline Answer run_mesh(std::vector<std::string> arguments) {
+  std::ostringstream out;
+  std::ostringstream err;
+  const int code = run_mesh(std::move(arguments), out, err);
   return {code, out.str(), err.str()};
 }

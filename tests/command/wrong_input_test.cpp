@@ -1,6 +1,8 @@
 // Wrong input of every kind: one clear line on stderr, nothing on stdout, exit 2.
 #include <algorithm>
+#include <ostream>
 #include <sstream>
+#include <streambuf>
 
 #include "tests/command/run_mesh.hpp"
 #include "tests/support/catch.hpp"
@@ -121,6 +123,43 @@ TEST_CASE("wrong input of the mesh commands is one clear line and exit 2") {
     CHECK_THAT(got.err, contains_text(w.part));
     CHECK(std::none_of(got.err.begin(), got.err.end() - 1,
                        [](char c) { return static_cast<unsigned char>(c) < 0x20; }));
+  }
+}
+
+TEST_CASE("an answer that cannot be written whole is an error in one line, and not exit 0") {
+  // Takes so many bytes and no more, as a disk that becomes full.
+  class Full final : public std::streambuf {
+   public:
+    explicit Full(std::streamsize room) : room_(room) {}
+
+   protected:
+    std::streamsize xsputn(const char* /*text*/, std::streamsize n) override {
+      const std::streamsize taken = std::min(n, room_);
+      room_ -= taken;
+      return taken;
+    }
+    int_type overflow(int_type c) override {
+      return room_-- > 0 ? traits_type::not_eof(c) : traits_type::eof();
+    }
+
+   private:
+    std::streamsize room_;
+  };
+  const std::vector<std::vector<std::string>> commands{
+      {"show", "--mesh", "100,100", "--json"},
+      {"shard", "--mesh", "2,2", "--tensor", "4,4", "--placements", "R,R"},
+      {"survive", "--mesh", "4", "--require", "3"},
+      {"partners", "--help"}};
+  for (const auto& words : commands) {
+    for (const std::streamsize room : {0, 100}) {
+      Full full(room);
+      std::ostream out(&full);
+      std::ostringstream err;
+      CHECK(run_mesh(words, out, err) == 1);
+      CHECK(err.str() == "meshstage mesh " + words[0] +
+                             ": the output cannot be written: the disk is full, or the output "
+                             "closed\n");
+    }
   }
 }
 

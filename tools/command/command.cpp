@@ -61,15 +61,20 @@ int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream&
         << (with_form ? valid_form(command) : std::string()) << "\n";
     return code;
   };
+  // Half an answer with exit code 0 would be taken for a whole one.
+  const auto written = [&](int code) {
+    if (out.flush()) return code;
+    return fail("the output cannot be written: the disk is full, or the output closed", 1, false);
+  };
   std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them last first
   try {
     app.parse(std::move(arguments));
-    return 0;
+    return written(0);
   } catch (const CLI::RuntimeError& e) {
-    return e.get_exit_code();
+    return written(e.get_exit_code());
   } catch (const CLI::Success& e) {
     app.exit(e, out, err);
-    return 0;
+    return written(0);
   } catch (const CLI::ParseError& e) {
     return fail(e.what(), 2, true);
   } catch (const Error& e) {
