@@ -55,42 +55,50 @@ TEST_CASE("redistribute needs no more than the larger local tensor and one shard
     const char* to;
   };
   RanksOnMesh ranks(DeviceMesh::from_shape({2, 2}));
-  const Shape shape{512, 512};
-  const std::int64_t whole = 512 * 512 * 8;
-  const auto local_bytes = [&](const char* placements) {
-    return Layout(std::vector<std::int64_t>{2, 2}, shape, parse_placements(placements))
-               .local_numel(std::vector<std::int64_t>{0, 0}) *
-           8;
-  };
-  for (const auto& [from, to] : {Case{"S(0),R", "R,R"},
-                                 {"S(1),R", "R,R"},
-                                 {"R,R", "S(0),S(1)"},
-                                 {"S(0),S(0)", "S(1),S(1)"},
-                                 {"S(0),R", "R,S(0)"},
-                                 {"P,P", "R,R"},
-                                 {"P,P", "S(0),S(1)"},
-                                 {"P,R", "S(1),R"},
-                                 {"P(avg),S(1)", "R,R"},
-                                 {"P,S(0)", "S(1),R"},
-                                 {"R,R", "P,P"},
-                                 {"P(max),P(sum)", "R,R"}}) {
-    INFO(from << " to " << to);
-    std::vector<std::int64_t> used(4);
-    ranks.run([&](MeshGroups& groups) {
-      const auto part = local_shard(groups.mesh(), groups.rank(), shape, parse_placements(from));
-      const auto d = DTensor::from_local(Tensor::zeros(part.shape, DType::kF64), groups,
-                                         parse_placements(from), soon(), {.shape = shape});
-      peak = in_use;
-      const auto before = in_use;
-      const auto moved = d.redistribute(groups, parse_placements(to), soon());
-      used[static_cast<std::size_t>(groups.rank())] = peak - before;
-    });
-    const auto larger = std::max(local_bytes(from), local_bytes(to));
-    // A shard: the smaller side, or where nothing is sharded what a reduction leaves at a rank.
-    const auto shard = std::min({local_bytes(from), local_bytes(to), whole / 2});
-    for (const auto u : used) {
-      CHECK(u >= local_bytes(to));
-      CHECK(u <= larger + shard);
+  // Even shards, uneven ones, and a dimension that leaves some ranks without elements.
+  for (const Shape& shape : {Shape{512, 512}, Shape{509, 515}, Shape{3, 70001}}) {
+    const std::int64_t whole = element_count(shape) * 8;
+    const auto local_bytes = [&](const char* placements) {
+      return Layout(std::vector<std::int64_t>{2, 2}, shape, parse_placements(placements))
+                 .local_numel(std::vector<std::int64_t>{0, 0}) *
+             8;
+    };
+    for (const auto& [from, to] : {Case{"S(0),R", "R,R"},
+                                   {"S(1),R", "R,R"},
+                                   {"R,R", "S(0),S(1)"},
+                                   {"S(0),S(0)", "S(1),S(1)"},
+                                   {"S(0),R", "R,S(0)"},
+                                   {"P,P", "R,R"},
+                                   {"P,P", "S(0),S(1)"},
+                                   {"P,R", "S(1),R"},
+                                   {"P(avg),S(1)", "R,R"},
+                                   {"P,S(0)", "S(1),R"},
+                                   {"R,R", "P,P"},
+                                   {"P(max),P(sum)", "R,R"},
+                                   {"P(product),S(1)", "S(0),S(0)"},
+                                   {"P(min),P(avg)", "S(1),R"},
+                                   {"S(1),R", "P(max),P(product)"}}) {
+      INFO(to_string(shape) << ": " << from << " to " << to);
+      std::vector<std::int64_t> used(4);
+      std::vector<std::int64_t> result(4);
+      ranks.run([&](MeshGroups& groups) {
+        const auto part = local_shard(groups.mesh(), groups.rank(), shape, parse_placements(from));
+        const auto d = DTensor::from_local(Tensor::zeros(part.shape, DType::kF64), groups,
+                                           parse_placements(from), soon(), {.shape = shape});
+        peak = in_use;
+        const auto before = in_use;
+        const auto moved = d.redistribute(groups, parse_placements(to), soon());
+        used[static_cast<std::size_t>(groups.rank())] = peak - before;
+        result[static_cast<std::size_t>(groups.rank())] =
+            static_cast<std::int64_t>(moved.to_local().nbytes());
+      });
+      const auto larger = std::max(local_bytes(from), local_bytes(to));
+      // A shard: the smaller side, or where nothing is sharded what a reduction leaves at a rank.
+      const auto shard = std::min({local_bytes(from), local_bytes(to), (whole + 1) / 2});
+      for (std::size_t r = 0; r < 4; ++r) {
+        CHECK(used[r] >= result[r]);
+        CHECK(used[r] <= larger + shard);
+      }
     }
   }
 }
