@@ -73,6 +73,7 @@ TEST_CASE("what losses are survived is what trying them all finds") {
   std::mt19937 random(2024);
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
   int tensors_differ = 0;
+  std::map<DomainLevel, int> levels;
   for (int round = 0; round < 250; ++round) {
     std::vector<std::int64_t> shape{1 + below(3), 1 + below(3), 1 + below(2)};
     std::vector<int> ranks(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]));
@@ -83,7 +84,15 @@ TEST_CASE("what losses are survived is what trying them all finds") {
     std::vector<std::string> names;
     const int hosts = 1 + below(6);
     for (int r = 0; r < world; ++r) names.push_back("h" + std::to_string(below(hosts)));
-    const auto domains = FailureDomains::from_host_names(names);
+    auto domains = FailureDomains::from_host_names(names);
+    if (below(2) == 0) {
+      std::vector<Host> racked;
+      for (int h = 0; h < domains.hosts(); ++h) {
+        racked.push_back(domains.host(h));
+        racked.back().rack = "r" + std::to_string(below(3));
+      }
+      domains = FailureDomains::from_hosts(racked);
+    }
     Holders holders(static_cast<std::size_t>(world));
     for (int r = 0; r < world; ++r) {
       for (int i = 0, n = below(3); i < n; ++i) {
@@ -103,8 +112,10 @@ TEST_CASE("what losses are survived is what trying them all finds") {
       }
       tensors.push_back(spec);
     }
-    const SurviveOptions options{.level = below(3) == 0 && world <= 10 ? DomainLevel::kRank
-                                                                       : DomainLevel::kHost};
+    const SurviveOptions options{.level = domains.racks() > 0 && below(2) == 0 ? DomainLevel::kRack
+                                          : below(3) == 0 && world <= 10       ? DomainLevel::kRank
+                                                                         : DomainLevel::kHost};
+    ++levels[options.level];
     const auto report = survive(domains, holders, mesh, tensors, options);
     const int n = domains.count(options.level);
     CHECK(report.domains == n);
@@ -130,6 +141,9 @@ TEST_CASE("what losses are survived is what trying them all finds") {
     }
   }
   CHECK(tensors_differ > 50);
+  for (const auto level : {DomainLevel::kRank, DomainLevel::kHost, DomainLevel::kRack}) {
+    CHECK(levels[level] > 20);
+  }
 }
 
 TEST_CASE("one copy on another host survives one host, and names the first pair that is lost") {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <ostream>
 
 #include <meshstage/core/error/error.hpp>
@@ -131,6 +132,13 @@ void report_table(const MeshDescription& job, DomainLevel level, const SurviveRe
                                                   : "not enumerated: too many"});
   }
   out << counts.str() << "\n";
+  const bool some_survive_more =
+      std::any_of(report.tensors.begin(), report.tensors.end(),
+                  [&](const Survival& s) { return s.always_survived > always; });
+  if (some_survive_more) {
+    out << "a tensor that survives more is still in some rank's memory; recover() needs every "
+           "rank's whole image\n";
+  }
   if (always >= report.domains) {
     out << "there is nothing to lose\n";
   } else if (always == 0) {
