@@ -1,5 +1,6 @@
+#include <filesystem>
 #include <fstream>
-#include <sstream>
+#include <vector>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/mesh_file.hpp>
@@ -42,15 +43,30 @@ std::vector<int> parse_ranks(std::string_view text, std::int64_t at_most) {
   }
 }
 
-MeshDescription load_mesh_file(const std::string& path) {
+std::string read_mesh_text(const std::string& path) {
+  constexpr std::size_t kMostBytes = std::size_t{1} << 28;
   std::ifstream in(path, std::ios::binary);
-  std::ostringstream bytes;
-  if (in.is_open()) bytes << in.rdbuf();  // writes nothing of an empty file, which is no mesh file
-  if (!in.is_open() || in.bad() || bytes.bad() || bytes.fail()) {
+  std::string content;
+  std::vector<char> piece(std::size_t{1} << 16);
+  // A directory opens, and fails at its first read with an end of file.
+  const bool is_file = in.is_open() && !std::filesystem::is_directory(path);
+  while (is_file &&
+         in.read(piece.data(), static_cast<std::streamsize>(piece.size())).gcount() > 0) {
+    content.append(piece.data(), static_cast<std::size_t>(in.gcount()));
+    if (content.size() > kMostBytes) {
+      throw InvalidArgument("mesh file " + text::quoted(path) + " has more than " +
+                            std::to_string(kMostBytes >> 20) + " MiB: give a TOML file");
+    }
+  }
+  if (!is_file || in.bad()) {
     throw make_error<NotFound>(
         "mesh file " + text::quoted(path) + " cannot be read: give a TOML file", {}, {}, path);
   }
-  MeshFileResult result = parse_mesh_file(bytes.str());
+  return content;
+}
+
+MeshDescription load_mesh_file(const std::string& path) {
+  MeshFileResult result = parse_mesh_file(read_mesh_text(path));
   if (!result.description) {
     const auto more = result.errors.size() - 1;
     throw InvalidArgument(

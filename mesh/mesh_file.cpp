@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <iterator>
 #include <limits>
 #include <set>
 
@@ -207,8 +208,8 @@ void Reader::read_mesh(const Place& root) {
     }
     if (names.size() != shape->size()) {
       error(names_at,
-            std::to_string(names.size()) + " names for " + std::to_string(shape->size()) +
-                " dimensions",
+            text::count(std::ssize(names), "name") + " for " +
+                text::count(std::ssize(*shape), "dimension"),
             "give one name for each size in mesh.shape");
       return;
     }

@@ -57,6 +57,10 @@ struct MeshFileLimits {
                                                          std::int64_t at_most = std::int64_t{1}
                                                                                 << 24);
 
+/// The text of a mesh file. Throws NotFound if it cannot be read, InvalidArgument if it has more
+/// than 256 MiB (16 million ranks listed twice have fewer).
+[[nodiscard]] MESHSTAGE_API std::string read_mesh_text(const std::string& path);
+
 /// Reads a mesh file. Throws NotFound if it cannot be read, InvalidArgument with the first error
 /// (and how many more) if something is wrong in it.
 [[nodiscard]] MESHSTAGE_API MeshDescription load_mesh_file(const std::string& path);

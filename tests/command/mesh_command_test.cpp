@@ -247,6 +247,12 @@ TEST_CASE("mesh draw writes a picture with every rank, for files of any size") {
       if (times < 3) FAIL(tensor << ": rank " << r << " is there " << times << " times");
     }
   }
+  // A tensor with more blocks than a picture has room for is drawn in part.
+  std::ofstream(file) << "mesh = {shape = [64, 64]}\ntensor = [{name = \"t\", shape = [640, 640], "
+                         "placements = \"S(0),S(1)\"}]\n";
+  const Answer part = run_mesh({"draw", file});
+  CHECK(part.code == 0);
+  CHECK_THAT(part.out, contains_text("and 3072 more blocks, not drawn"));
   std::ofstream(file) << "mesh = {shape = [131072]}\nhosts = {ranks_per_host = 8}\n";
   const Answer large = run_mesh({"draw", file});
   CHECK(large.code == 0);

@@ -107,6 +107,7 @@ TEST_CASE("wrong input of the mesh commands is one clear line and exit 2") {
       {{"check"}, "FILE is required"},
       {{"check", "/nonexistent.toml"}, "cannot be read"},
       {{"check", "/"}, "cannot be read"},
+      {{"check", "/dev/zero"}, "more than 256 MiB: give a TOML file"},
       {{"draw", "/nonexistent.toml"}, "cannot be read"},
   };
   for (const Wrong& w : table) {

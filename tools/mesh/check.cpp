@@ -1,11 +1,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
 #include <ostream>
-#include <sstream>
 
-#include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/text_impl.hpp>
 #include "tools/mesh/json_out.hpp"
 #include "tools/mesh/options.hpp"
@@ -43,14 +40,7 @@ std::vector<std::string> warnings(const MeshDescription& job) {
 }  // namespace
 
 int mesh_check(const CheckOptions& options, std::ostream& out) {
-  std::ifstream in(options.file, std::ios::binary);
-  std::ostringstream text;
-  if (in.is_open() && in.peek() != std::ifstream::traits_type::eof()) text << in.rdbuf();
-  if (!in.is_open() || in.bad() || text.fail()) {
-    throw make_error<NotFound>("mesh file '" + options.file +
-                               "' cannot be read: give a TOML file, such as mesh.toml");
-  }
-  const MeshFileResult result = parse_mesh_file(text.str());
+  const MeshFileResult result = parse_mesh_file(read_mesh_text(options.file));
   const auto warned =
       result.description ? warnings(*result.description) : std::vector<std::string>();
   if (options.json) {

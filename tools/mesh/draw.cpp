@@ -269,8 +269,8 @@ class Picture {
     bool row_labels = true, column_labels = true;
     double left = 0, pitch = 0, line_height = 0, cell_width = 0, cell_height = 0, label = 12;
   };
+  static constexpr std::size_t kBand = 32;
   [[nodiscard]] Panels panels() const {
-    constexpr std::size_t kBand = 32;
     Panels p;
     for (std::size_t s = 0; s < blocks_->slices(); ++s) {
       for (std::size_t r = 0; r < blocks_->rows(); r += kBand) {
@@ -278,7 +278,7 @@ class Picture {
           const Panel next{s, r, std::min(kBand, blocks_->rows() - r), c,
                            std::min(kBand, blocks_->columns() - c)};
           p.cells += next.rows * next.columns;
-          if (p.cells > std::size_t{kMostRanks}) {
+          if (p.cells > std::size_t{kMostRanks} && !p.all.empty()) {
             p.cells -= next.rows * next.columns;
             return placed(std::move(p));
           }
@@ -366,7 +366,9 @@ class Picture {
                         : fmt::format("{} to {}", blocks_->least(), blocks_->most()),
                     layout_->numel()));
     const Panels p = panels();
-    const Blocks::Ranks ranks = blocks_->ranks(p.slices, blocks_->rows(), blocks_->columns());
+    const Blocks::Ranks ranks =
+        blocks_->ranks(p.slices, std::min(blocks_->rows(), kMostRanks + kBand),
+                       std::min(blocks_->columns(), kMostRanks + kBand));
     const std::size_t lines = (p.all.size() + p.across - 1) / p.across;
     const double top = y_ + (blocks_->slices() > 1 ? 12 : 0);
     for (std::size_t i = 0; i < p.all.size(); ++i) {
