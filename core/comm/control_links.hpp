@@ -28,6 +28,9 @@ enum class LostReason : std::uint8_t {
 struct ControlHandlers {
   /// `message` is valid during the call.
   std::function<void(int peer, std::span<const std::byte> message)> on_message;
+  /// Asked before on_message; runs likewise. A message that it turns down, and all that comes from
+  /// that peer after it, waits for the next handlers. Null: everything is taken.
+  std::function<bool(int peer, std::span<const std::byte> message)> takes = {};
   /// Once for each peer, after the last of its messages; `detail` is for people.
   std::function<void(int peer, LostReason reason, const std::string& detail)> on_lost;
 };

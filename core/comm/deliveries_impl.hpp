@@ -2,8 +2,10 @@
 #include <condition_variable>
 #include <cstddef>
 #include <deque>
+#include <iterator>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -28,18 +30,28 @@ class Deliveries {
   bool deliver_one() {
     std::unique_lock lock(mutex_);
     if (!deliverable()) return false;
-    const Entry entry = std::move(queue_.front());
+    Entry entry = std::move(queue_.front());
     queue_.pop_front();
+    if (kept_from_.contains(entry.peer)) {
+      kept_.push_back(std::move(entry));
+      return true;
+    }
     const auto handlers = handlers_;
     running_on_ = std::this_thread::get_id();
     lock.unlock();
+    const bool keep = !entry.lost && handlers->takes && !handlers->takes(entry.peer, entry.bytes);
     if (entry.lost) {
       if (handlers->on_lost) handlers->on_lost(entry.peer, entry.reason, entry.detail);
-    } else if (handlers->on_message) {
+    } else if (!keep && handlers->on_message) {
       handlers->on_message(entry.peer, entry.bytes);
     }
     lock.lock();
     running_on_ = {};
+    if (keep) {
+      kept_from_.insert(entry.peer);
+      kept_.push_back(std::move(entry));
+      if (handlers != handlers_) give_back_kept();  // exchanged meanwhile
+    }
     changed_.notify_all();
     return true;
   }
@@ -53,6 +65,7 @@ class Deliveries {
     std::unique_lock lock(mutex_);
     const bool any = handlers.on_message || handlers.on_lost;
     handlers_ = any ? std::make_shared<const ControlHandlers>(std::move(handlers)) : nullptr;
+    give_back_kept();
     changed_.notify_all();
     changed_.wait(lock, [this] {
       return running_on_ == std::thread::id() || running_on_ == std::this_thread::get_id();
@@ -79,6 +92,13 @@ class Deliveries {
     std::string detail;
     std::vector<std::byte> bytes;
   };
+  /// What the handlers before did not take is the next ones'.
+  void give_back_kept() {
+    queue_.insert(queue_.begin(), std::make_move_iterator(kept_.begin()),
+                  std::make_move_iterator(kept_.end()));
+    kept_.clear();
+    kept_from_.clear();
+  }
   void push(Entry entry) {
     const std::lock_guard lock(mutex_);
     queue_.push_back(std::move(entry));
@@ -91,6 +111,8 @@ class Deliveries {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Entry> queue_;
+  std::deque<Entry> kept_;  // turned down by the handlers there are
+  std::set<int> kept_from_;
   std::shared_ptr<const ControlHandlers> handlers_;
   std::thread::id running_on_;
   bool paused_ = false;

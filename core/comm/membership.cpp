@@ -110,8 +110,11 @@ struct Membership::Attempt {
   void listen(const std::shared_ptr<ControlLinks>& to) {
     links = to.get();
     ControlHandlers handlers;
+    // A peer that has heard "go" before us may say more than that: it is for whoever comes next.
+    handlers.takes = [](int /*peer*/, std::span<const std::byte> message) {
+      return message.size() == 1 && (message[0] == kReady || message[0] == kGo);
+    };
     handlers.on_message = [this](int peer, std::span<const std::byte> message) {
-      if (message.size() != 1) return fail("an unknown message while forming");
       // No later message is ours.
       if (message[0] == kGo) links->set_handlers({});
       const std::lock_guard lock(mutex);

@@ -13,6 +13,9 @@
 namespace meshstage {
 namespace {
 
+/// How the cause of a generation begins if nobody died: a link did. Both its ends live.
+constexpr std::string_view kBrokenLink = "has a broken link to rank ";
+
 std::uint64_t tag_of_job(const std::string& job) {
   return digest64(std::as_bytes(std::span(job.data(), job.size())));
 }
@@ -256,7 +259,8 @@ void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& deta
       lose(peer, ErrorKind::kPeerLost, "died: " + detail);
       return;
     case LostReason::kProtocol:
-      lose(peer, ErrorKind::kPeerLost, "broke the link: " + detail);
+      lose(peer, ErrorKind::kPeerLost,
+           std::string(kBrokenLink) + std::to_string(options_.rank) + ": " + detail);
       return;
     case LostReason::kClosed:
       lose(peer, ErrorKind::kPeerLost, "left the job");
@@ -351,6 +355,10 @@ void Agent::Impl::perform(const protocol::ReportLost& action) {
   if (store_failed_) {
     loss.kind = ErrorKind::kIo;
     loss.why = action.why;
+  } else if (action.rank == options_.rank && action.why.starts_with(kBrokenLink)) {
+    // Not this process is at fault but a wire, and nobody took its place: it comes along.
+    loss.rank = -1;
+    loss.why = "this rank " + action.why + "; nobody died, all rejoin";
   } else if (action.rank == options_.rank) {
     loss.kind = ErrorKind::kInvalidState;
     loss.why = "fenced: the others went on without rank " + std::to_string(action.rank) +

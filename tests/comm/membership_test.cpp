@@ -232,10 +232,11 @@ TEST_CASE("at the deadline the ranks that did not come are named") {
   const auto zero = job.member(0);
   const auto two = job.member(2);
   std::vector<std::string> errors(4);
+  const auto deadline = Deadline::after(1s);  // both have come by then
   run_ranks_without_error(3, [&](int r) {
     if (r == 1) return;
     errors[static_cast<std::size_t>(r)] =
-        error_of([&] { (void)(r == 0 ? zero : two)->form(0, Deadline::after(100ms)); });
+        error_of([&] { (void)(r == 0 ? zero : two)->form(0, deadline); });
   });
   for (const std::size_t r : {0, 2}) {
     INFO(errors[r]);

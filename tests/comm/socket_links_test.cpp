@@ -26,6 +26,13 @@ using namespace meshstage;
 using namespace meshstage::testing;
 using Catch::Matchers::Contains;
 using link_wire::FrameType;
+
+std::vector<std::byte> encode_frame(FrameType type, std::span<const std::byte> payload,
+                                    std::uint32_t number) {
+  return framing::encode_frame(link_wire::kFormat, static_cast<std::uint16_t>(type), payload,
+                               number);
+}
+
 using link_wire::Greeting;
 using Lines = std::vector<std::string>;
 
@@ -58,25 +65,31 @@ class HandMadePeer {
     (void)!::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
   }
   void frame(FrameType type, std::span<const std::byte> payload = {}) const {
-    send(link_wire::encode_frame(type, payload));
+    send(next(type, payload));
+  }
+  /// The next frame, not sent: a test changes it.
+  std::vector<std::byte> next(FrameType type, std::span<const std::byte> payload = {}) const {
+    return encode_frame(type, payload, sent_++);
   }
   /// The type of the next frame that is no heartbeat, and its payload as text; "end" at the end.
   [[nodiscard]] std::string read() const {
     while (true) {
       std::array<std::byte, link_wire::kHeaderBytes> header{};
       if (::recv(fd_, header.data(), header.size(), MSG_WAITALL) <= 0) return "end";
-      const auto decoded = link_wire::decode_header(header.data());
+      const auto decoded = framing::decode_header(link_wire::kFormat, header.data(), heard_++);
       std::string payload(decoded.length, '\0');
       if (decoded.length > 0) (void)!::recv(fd_, payload.data(), payload.size(), MSG_WAITALL);
-      if (decoded.type == FrameType::kHeartbeat) continue;
-      return std::to_string(static_cast<int>(decoded.type)) +
-             (decoded.type == FrameType::kWelcome ? "" : " " + payload);
+      const auto type = static_cast<FrameType>(decoded.type);
+      if (type == FrameType::kHeartbeat) continue;
+      return std::to_string(decoded.type) + (type == FrameType::kWelcome ? "" : " " + payload);
     }
   }
   std::uint64_t nonce = 0;
 
  private:
   int fd_ = -1;
+  mutable std::uint32_t sent_ = 0;
+  mutable std::uint32_t heard_ = 0;
 };
 
 /// The links of rank 0, connecting on a thread while the test plays rank 1.
@@ -98,7 +111,7 @@ class RankZero {
   }
   static ConnectRequest request() { return request_of("links", 0, 2, Linked::kAll); }
   ControlLinks& links() {
-    thread_.join();
+    if (thread_.joinable()) thread_.join();
     if (!links_) throw std::runtime_error(error_);
     return *links_;
   }
@@ -185,38 +198,79 @@ TEST_CASE("who connects and is refused hears why") {
 }
 
 TEST_CASE("bytes that are no frames drop the link, and the process lives") {
-  using link_wire::encode_frame;
+  // Frame 0 was the hello.
   const auto with = [](std::vector<std::byte> frame, std::size_t at, int value) {
     frame[at] = static_cast<std::byte>(value);
     return frame;
   };
-  const auto message = encode_frame(FrameType::kMessage, bytes_of("text"));
-  auto too_long = encode_frame(FrameType::kHeartbeat, std::vector<std::byte>(300));
+  const auto joined = [](std::vector<std::byte> a, const std::vector<std::byte>& b) {
+    a.insert(a.end(), b.begin(), b.end());
+    return a;
+  };
+  const auto message = encode_frame(FrameType::kMessage, bytes_of("text"), 1);
+  const auto later = encode_frame(FrameType::kMessage, bytes_of("later"), 2);
+  auto too_long = encode_frame(FrameType::kHeartbeat, std::vector<std::byte>(300), 1);
   auto huge = message;
   link_wire::put(huge.data() + 8, std::uint32_t{0xffffffff});
-  link_wire::put(huge.data() + 12, static_cast<std::uint32_t>(XXH3_64bits(huge.data(), 12)));
-  const std::vector<std::pair<const char*, std::vector<std::byte>>> bad{
-      {"wrong magic", with(message, 0, 'X')},
-      {"damaged length", with(message, 8, 5)},
-      {"another version", with(message, 4, 2)},
-      {"unknown type", encode_frame(static_cast<FrameType>(99), {})},
-      {"too long for its type", too_long},
-      {"huge", huge},
-      {"a second hello", encode_frame(FrameType::kHello, std::vector<std::byte>(48))},
-      {"a heartbeat with a payload", encode_frame(FrameType::kHeartbeat, bytes_of("x"))}};
-  for (const auto& [what, bytes] : bad) {
-    INFO(what);
+  link_wire::put(huge.data() + 24, XXH3_64bits(huge.data(), 24));
+  struct Case {
+    const char* what;
+    std::vector<std::byte> bytes;
+    const char* detail;
+    std::size_t messages = 0;  // that arrive before
+  };
+  const std::vector<Case> bad{
+      {"wrong magic", with(message, 0, 'X'), "wrong magic"},
+      {"changed length", with(message, 8, 5), "damaged frame header"},
+      {"changed number", with(message, 12, 2), "damaged frame header"},
+      {"changed digest", with(message, 16, 5), "damaged frame header"},
+      {"another version", with(message, 4, 1), "another version"},
+      {"changed payload", with(message, 33, 'X'), "a damaged frame"},
+      {"displaced", joined(later, message), "out of turn"},
+      {"missing", later, "out of turn"},
+      {"repeated", joined(message, message), "out of turn", 1},
+      {"unknown type", encode_frame(static_cast<FrameType>(99), {}, 1), "unknown type"},
+      {"too long for its type", too_long, "too long"},
+      {"huge", huge, "too long"},
+      {"a second hello", encode_frame(FrameType::kHello, std::vector<std::byte>(80), 1),
+       "no place"},
+      {"a heartbeat with a payload", encode_frame(FrameType::kHeartbeat, bytes_of("x"), 1),
+       "no place"}};
+  for (const auto& c : bad) {
+    INFO(c.what);
     RankZero zero;
     const HandMadePeer peer(zero.store);
     peer.frame(FrameType::kHello, hello(peer));
     REQUIRE(peer.read() == "2");
     Recorder recorder;
-    zero.links().set_handlers(recorder.handlers());
-    peer.send(bytes);
-    REQUIRE(recorder.wait_for(1));
-    CHECK(recorder.seen() == Lines{"1 lost: protocol error"});
+    auto handlers = recorder.handlers();
+    std::string detail;
+    handlers.on_lost = [&detail, record = handlers.on_lost](int rank, LostReason reason,
+                                                            const std::string& why) {
+      detail = why;
+      record(rank, reason, why);
+    };
+    zero.links().set_handlers(std::move(handlers));
+    peer.send(c.bytes);
+    REQUIRE(recorder.wait_for(c.messages + 1));
+    CHECK(recorder.seen().back() == "1 lost: protocol error");
+    CHECK_THAT(detail, Contains(c.detail));
+    CHECK(peer.read() == "3 " + detail);
+    zero.links().close();
     CHECK(peer.read() == "end");
   }
+}
+
+TEST_CASE("a peer that was not understood hears so, and takes nobody for dead") {
+  RankZero zero;
+  const HandMadePeer peer(zero.store);
+  peer.frame(FrameType::kHello, hello(peer));
+  REQUIRE(peer.read() == "2");
+  Recorder recorder;
+  zero.links().set_handlers(recorder.handlers());
+  peer.frame(FrameType::kRefusal, bytes_of("it sent a damaged frame"));
+  REQUIRE(recorder.wait_for(1));
+  CHECK(recorder.seen() == Lines{"1 lost: protocol error"});
 }
 
 TEST_CASE("a connection that ends without a goodbye is a death, and one cut in mid frame too") {
@@ -227,8 +281,8 @@ TEST_CASE("a connection that ends without a goodbye is a death, and one cut in m
     REQUIRE(peer->read() == "2");
     Recorder recorder;
     zero.links().set_handlers(recorder.handlers());
-    const auto frame = link_wire::encode_frame(FrameType::kMessage, bytes_of("text"));
-    peer->send(std::span(frame).first(in_mid_frame ? 18 : 20));
+    const auto frame = peer->next(FrameType::kMessage, bytes_of("text"));
+    peer->send(std::span(frame).first(frame.size() - (in_mid_frame ? 2 : 0)));
     peer.reset();
     REQUIRE(recorder.wait_for(in_mid_frame ? 1 : 2));
     CHECK(recorder.seen() ==

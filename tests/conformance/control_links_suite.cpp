@@ -95,6 +95,25 @@ void control_links_conform(const TransportOf& transport) {
     CHECK(later.seen().back() == "0 lost: closed");
   }
 
+  SECTION(
+      "what handlers turn down waits for the next ones, and nothing of that peer overtakes it") {
+    const auto links = make_links(transport, 3, Linked::kAll);
+    Recorder first;
+    auto small = first.handlers();
+    small.takes = [](int /*peer*/, std::span<const std::byte> m) { return m.size() == 1; };
+    links[0]->set_handlers(std::move(small));
+    for (const char* text : {"a", "more", "b"}) links[1]->send(0, bytes_of(text));
+    links[1]->close();
+    REQUIRE(first.wait_for(1));
+    links[2]->send(0, bytes_of("c"));
+    REQUIRE(first.wait_for(2));
+    CHECK(first.seen() == Lines{"1: a", "2: c"});
+    Recorder second;
+    links[0]->set_handlers(second.handlers());
+    REQUIRE(second.wait_for(3));
+    CHECK(second.seen() == Lines{"1: more", "1: b", "1 lost: closed"});
+  }
+
   SECTION("a handler may answer") {
     const auto links = make_links(transport, 3, Linked::kAll);
     Recorder recorder;

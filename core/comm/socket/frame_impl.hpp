@@ -1,13 +1,8 @@
 #pragma once
-// What control links say on the wire: frames of a 16-byte header and a payload, all numbers
-// little-endian.
-//
-//   offset  bytes  header
-//        0      4  magic "MSL1"
-//        4      2  version, 1
-//        6      2  type: 1 hello, 2 welcome, 3 refusal, 4 message, 5 heartbeat, 6 goodbye
-//        8      4  length of the payload; at most 16 MiB for a message, 256 for all others
-//       12      4  the low half of XXH3-64 of the 12 bytes before
+// What control links say on the wire: frames (framing_impl.hpp) with magic "MSL1", version 2 (the
+// one before had neither numbers nor digests of payloads and is not read), and the types
+//   1 hello, 2 welcome, 3 refusal, 4 message, 5 heartbeat, 6 goodbye
+// A message has at most 16 MiB, all others 256 bytes.
 //
 //   offset  bytes  payload of hello and welcome
 //        0      8  XXH3-64 of the job's name
@@ -18,16 +13,17 @@
 //       32      4  world size
 //       36      4  zero
 //       40      8  nonce: the one that the listener put into the Store beside its address, so that
-//       who
-//                  connects has read it; a welcome repeats it
+//                  who connects has read it; a welcome repeats it
+//       48     32  which process speaks, for a peer that can watch it (core/os/process_watch.hpp):
+//                  XXH3-64 of the boot id, inode of the pid namespace, pid, start time
 //
 // The higher rank connects and says hello; the lower one checks every field and answers welcome, or
-// refusal with a text and the end of the connection. Heartbeats and goodbyes have no payload. A
-// message of two bytes 68 69 is, whole:
-//   4d 53 4c 31  01 00  04 00  02 00 00 00  (4 bytes of digest)  68 69
+// refusal with a text and the end of the connection. Later, a refusal says that what came before it
+// was not understood, which is the end of the link, too. Heartbeats and goodbyes have no payload. A
+// message of two bytes 68 69, the second frame of its connection, is, whole:
+//   4d 53 4c 31  02 00  04 00  02 00 00 00  01 00 00 00  (8 + 8 bytes of digests)  68 69
 #include <xxhash.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -36,11 +32,11 @@
 #include <vector>
 
 #include <meshstage/core/comm/control_links.hpp>
+#include <meshstage/core/comm/socket/framing_impl.hpp>
 #include <meshstage/core/comm/transport.hpp>
+#include <meshstage/core/os/process_watch.hpp>
 
 namespace meshstage::link_wire {
-
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire format is little-endian");
 
 enum class FrameType : std::uint16_t {
   kHello = 1,
@@ -51,65 +47,20 @@ enum class FrameType : std::uint16_t {
   kGoodbye = 6,
 };
 
-inline constexpr std::size_t kHeaderBytes = 16;
-inline constexpr std::size_t kGreetingBytes = 48;
+using framing::kHeaderBytes;
+using framing::put;
+using framing::take;
+inline constexpr std::size_t kGreetingBytes = 80;
 inline constexpr std::size_t kMaxSmallPayload = 256;
-inline constexpr std::uint32_t kMagic = 0x314c534d;
-inline constexpr std::uint16_t kVersion = 1;
 
-template <class T>
-void put(std::byte* at, T value) {
-  std::memcpy(at, &value, sizeof(T));
+inline std::size_t longest_payload(std::uint16_t type) {
+  return static_cast<FrameType>(type) == FrameType::kMessage ? ControlLinks::kMaxMessageBytes
+                                                             : kMaxSmallPayload;
 }
-template <class T>
-T take(const std::byte* at) {
-  T value;
-  std::memcpy(&value, at, sizeof(T));
-  return value;
-}
+inline constexpr framing::FrameFormat kFormat{0x314c534d, 2, 6, longest_payload};
 
 inline std::uint64_t digest(const std::string& text) {
   return XXH3_64bits(text.data(), text.size());
-}
-
-/// A whole frame.
-inline std::vector<std::byte> encode_frame(FrameType type, std::span<const std::byte> payload) {
-  std::vector<std::byte> frame(kHeaderBytes + payload.size());
-  put(frame.data(), kMagic);
-  put(frame.data() + 4, kVersion);
-  put(frame.data() + 6, static_cast<std::uint16_t>(type));
-  put(frame.data() + 8, static_cast<std::uint32_t>(payload.size()));
-  put(frame.data() + 12, static_cast<std::uint32_t>(XXH3_64bits(frame.data(), 12)));
-  if (!payload.empty()) std::memcpy(frame.data() + kHeaderBytes, payload.data(), payload.size());
-  return frame;
-}
-
-struct Header {
-  FrameType type = FrameType::kHeartbeat;
-  std::size_t length = 0;
-  const char* wrong = nullptr;  ///< What is wrong with it, or null.
-};
-
-/// Of the first kHeaderBytes at `bytes`.
-inline Header decode_header(const std::byte* bytes) {
-  Header header;
-  const auto type = take<std::uint16_t>(bytes + 6);
-  header.type = static_cast<FrameType>(type);
-  header.length = take<std::uint32_t>(bytes + 8);
-  const auto check = static_cast<std::uint32_t>(XXH3_64bits(bytes, 12));
-  const bool message = header.type == FrameType::kMessage;
-  if (take<std::uint32_t>(bytes) != kMagic) {
-    header.wrong = "no frame of control links (wrong magic)";
-  } else if (take<std::uint16_t>(bytes + 4) != kVersion) {
-    header.wrong = "another version of control links";
-  } else if (take<std::uint32_t>(bytes + 12) != check) {
-    header.wrong = "a damaged frame header";
-  } else if (type < 1 || type > 6) {
-    header.wrong = "an unknown type of frame";
-  } else if (header.length > (message ? ControlLinks::kMaxMessageBytes : kMaxSmallPayload)) {
-    header.wrong = "a frame that is too long";
-  }
-  return header;
 }
 
 struct Greeting {
@@ -120,6 +71,7 @@ struct Greeting {
   std::int32_t to = 0;
   std::int32_t world_size = 0;
   std::uint64_t nonce = 0;
+  ProcessAddress process;  ///< Of who speaks.
 
   [[nodiscard]] static Greeting of(const ConnectRequest& request, int from, int to,
                                    std::uint64_t nonce) {
@@ -129,7 +81,8 @@ struct Greeting {
             from,
             to,
             request.world_size,
-            nonce};
+            nonce,
+            own_process_address()};
   }
   [[nodiscard]] std::vector<std::byte> encode() const {
     std::vector<std::byte> bytes(kGreetingBytes);
@@ -140,6 +93,10 @@ struct Greeting {
     put(bytes.data() + 28, to);
     put(bytes.data() + 32, world_size);
     put(bytes.data() + 40, nonce);
+    put(bytes.data() + 48, process.boot);
+    put(bytes.data() + 56, process.pid_namespace);
+    put(bytes.data() + 64, process.pid);
+    put(bytes.data() + 72, process.start_time);
     return bytes;
   }
   /// Of kGreetingBytes bytes.
@@ -153,6 +110,8 @@ struct Greeting {
     g.to = take<std::int32_t>(at + 28);
     g.world_size = take<std::int32_t>(at + 32);
     g.nonce = take<std::uint64_t>(at + 40);
+    g.process = {take<std::uint64_t>(at + 48), take<std::uint64_t>(at + 56),
+                 take<std::int64_t>(at + 64), take<std::uint64_t>(at + 72)};
     return g;
   }
   /// The first field in which `got` differs from this, or null.

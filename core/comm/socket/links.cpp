@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <random>
 #include <system_error>
+#include <utility>
 
 #include <meshstage/core/comm/socket/links_impl.hpp>
 #include <meshstage/core/error/error.hpp>
@@ -70,10 +71,10 @@ void SocketLinks::connect(const std::string& host, Store& store, Deadline deadli
     try {
       Connection c;
       c.nonce = std::stoull(address.substr(nonce_at));
-      c.fd = net::begin_connect(address);
+      c.stream = stream_over(net::begin_connect(address));
       c.state = Connection::State::kConnecting;
       c.peer = peer;
-      const int fd = c.fd.get();
+      const int fd = c.stream.fd();
       if (!watch(fd, EPOLLIN | EPOLLOUT, EPOLL_CTL_ADD)) throw_errno("epoll_ctl", "", errno);
       connections_.emplace(fd, std::move(c));
     } catch (const IoError& e) {
@@ -107,7 +108,7 @@ void SocketLinks::connect(const std::string& host, Store& store, Deadline deadli
                               first);
   }
   connecting_ = false;
-  listener_.reset();  // leaves epoll with its last descriptor
+  unwatch(listener_);
 }
 
 void SocketLinks::send(int peer, std::span<const std::byte> message) {
@@ -159,7 +160,7 @@ void SocketLinks::run() {
     }
     tick();
     for (auto& [fd, connection] : connections_) {
-      if (!connection.out.empty()) flush(connection);
+      if (connection.stream.has_output()) flush(connection);
     }
     lock.unlock();
     // A few at a time, so that a flood of messages does not hold up the heartbeats.
@@ -176,12 +177,17 @@ int SocketLinks::milliseconds_to_next_tick() const {
   for (const auto& [fd, c] : connections_) {
     const bool is_up = c.state == Connection::State::kUp;
     if (is_up) next = std::min(next, c.sent + options_.heartbeat_interval);
-    if (is_up || c.peer == kNobody) next = std::min(next, c.heard + options_.silence_deadline);
+    if (is_up || c.peer == kNobody) next = std::min(next, patience_ends(c));
   }
   if (next == Clock::time_point::max()) return -1;
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(next - Clock::now()).count();
   constexpr long kLongest = 60'000;
   return static_cast<int>(std::clamp<long>(left, 0, kLongest));
+}
+
+Clock::time_point SocketLinks::patience_ends(const Connection& c) const {
+  const auto silence = std::chrono::milliseconds(options_.silence_deadline);
+  return c.heard + (c.process_ended ? std::min(kLastWords, silence) : silence);
 }
 
 void SocketLinks::tick() {
@@ -196,14 +202,16 @@ void SocketLinks::tick() {
     const auto c = entry++;
     Connection& connection = c->second;
     const bool is_up = connection.state == Connection::State::kUp;
-    if (now - connection.heard > options_.silence_deadline) {
-      if (is_up || connection.peer == kNobody) {
+    if (now > patience_ends(connection)) {
+      if (connection.process_ended) {
+        drop(c, LostReason::kEndOfFile, "its process has ended");
+      } else if (is_up || connection.peer == kNobody) {
         drop(c, LostReason::kSilent,
              "nothing heard for " + std::to_string(options_.silence_deadline.count()) + " ms");
       }
     } else if (is_up && now - connection.sent >= options_.heartbeat_interval) {
       // Behind unsent bytes it would tell the peer nothing that they do not.
-      if (connection.out.empty()) queue(connection, FrameType::kHeartbeat, {});
+      if (!connection.stream.has_output()) queue(connection, FrameType::kHeartbeat, {});
       connection.sent = now;
     }
   }
@@ -217,7 +225,12 @@ void SocketLinks::handle(int fd, std::uint32_t events) {
   }
   if (listener_.valid() && fd == listener_.get()) return accept_all();
   const auto c = connections_.find(fd);
-  if (c == connections_.end()) return;  // dropped in this round
+  if (c == connections_.end()) {
+    for (auto& [socket, watched] : connections_) {
+      if (watched.process.get() == fd) return process_ended(watched);
+    }
+    return;  // dropped in this round
+  }
   Connection& connection = c->second;
   if (connection.state == Connection::State::kConnecting) {
     if (const int error = net::connect_error(fd); error != 0) {
@@ -241,50 +254,33 @@ void SocketLinks::handle(int fd, std::uint32_t events) {
 void SocketLinks::accept_all() {
   while (true) {
     Connection c;
-    c.fd = net::accept_from(listener_.get());
-    if (!c.fd.valid()) return;
-    const int fd = c.fd.get();
+    c.stream = stream_over(net::accept_from(listener_.get()));
+    const int fd = c.stream.fd();
+    if (fd < 0) return;
     if (watch(fd, EPOLLIN, EPOLL_CTL_ADD)) connections_.emplace(fd, std::move(c));
   }
 }
 
 void SocketLinks::read_from(Iterator c) {
-  // One buffer a round, so that one busy peer does not starve the others.
-  constexpr std::size_t kRead = std::size_t{256} * 1024;
   Connection& connection = c->second;
-  const std::size_t old = connection.in.size();
-  connection.in.resize(old + kRead);
-  const ssize_t n = ::recv(connection.fd.get(), connection.in.data() + old, kRead, 0);
-  const int error = errno;
-  connection.in.resize(old + static_cast<std::size_t>(std::max<ssize_t>(n, 0)));
-  if (n > 0) {
-    connection.heard = Clock::now();
-    take_frames(c);
-  } else if (n == 0) {
-    drop(c, LostReason::kEndOfFile, "the connection ended");
-  } else if (error != EAGAIN && error != EINTR) {
-    drop(c, LostReason::kEndOfFile, std::generic_category().message(error));
+  const ssize_t n = connection.stream.read_some();
+  if (n == 0) return drop(c, LostReason::kEndOfFile, "the connection ended");
+  if (n < 0) {
+    if (errno == EAGAIN || errno == EINTR) return;
+    return drop(c, LostReason::kEndOfFile, std::generic_category().message(errno));
   }
-}
-
-bool SocketLinks::take_frames(Iterator c) {
-  Connection& connection = c->second;
-  std::size_t at = 0;
-  while (connection.in.size() - at >= link_wire::kHeaderBytes) {
-    const auto header = link_wire::decode_header(connection.in.data() + at);
-    if (header.wrong != nullptr) {
-      drop(c, LostReason::kProtocol, std::string("it sent ") + header.wrong);
-      return false;
-    }
-    if (connection.in.size() - at < link_wire::kHeaderBytes + header.length) break;
-    const auto payload = std::span<const std::byte>(connection.in)
-                             .subspan(at + link_wire::kHeaderBytes, header.length);
-    at += link_wire::kHeaderBytes + header.length;
-    if (!take_frame(c, header.type, payload)) return false;
+  if (connection.state == Connection::State::kClosing) {
+    return connection.stream.forget_input();  // what it says is of no account
   }
-  connection.in.erase(connection.in.begin(),
-                      connection.in.begin() + static_cast<std::ptrdiff_t>(at));
-  return true;
+  connection.heard = Clock::now();
+  bool there = true;
+  while (there) {
+    const auto frame = connection.stream.next();
+    if (!frame) return;
+    there = frame->wrong == nullptr
+                ? take_frame(c, static_cast<FrameType>(frame->type), frame->payload)
+                : misunderstood(c, std::string("it sent ") + frame->wrong);
+  }
 }
 
 bool SocketLinks::take_frame(Iterator c, FrameType type, std::span<const std::byte> payload) {
@@ -305,11 +301,9 @@ bool SocketLinks::take_frame(Iterator c, FrameType type, std::span<const std::by
         make_error<InvalidState>("rank " + std::to_string(connection.peer) +
                                      " refused the connection for " + request_.name + ": " + why,
                                  connection.peer)));
-    connections_.erase(c);
+    end(c);
     return false;
   }
-  if (connection.state == Connection::State::kClosing)
-    return true;  // what it says is of no account
   if (connection.state == Connection::State::kUp) {
     if (type == FrameType::kHeartbeat && payload.empty()) return true;
     if (type == FrameType::kMessage) {
@@ -321,7 +315,28 @@ bool SocketLinks::take_frame(Iterator c, FrameType type, std::span<const std::by
       return false;
     }
   }
-  drop(c, LostReason::kProtocol, "it sent a frame that has no place here");
+  if (connection.state == Connection::State::kUp && type == FrameType::kRefusal) {
+    const std::string why(reinterpret_cast<const char*>(payload.data()), payload.size());
+    drop(c, LostReason::kProtocol, "at its end: " + why);
+    return false;
+  }
+  return misunderstood(c, "it sent a frame that has no place here");
+}
+
+bool SocketLinks::misunderstood(Iterator c, const std::string& what) {
+  if (c->second.state != Connection::State::kUp) {
+    drop(c, LostReason::kProtocol, what);
+    return false;
+  }
+  // The peer is told, so that it does not take the end of this connection for a death of ours.
+  deliveries_.lost(c->second.peer, LostReason::kProtocol, what);
+  const int peer = std::exchange(c->second.peer, kNobody);
+  refuse(c, what);
+  if (connecting_) {
+    fail(std::make_exception_ptr(make_error<PeerLost>(
+        "rank " + std::to_string(peer) + " while connecting for " + request_.name + ": " + what,
+        peer)));
+  }
   return false;
 }
 
@@ -341,7 +356,7 @@ bool SocketLinks::greeted(Iterator c, const Greeting& got) {
   c->second.peer = got.from;
   queue(c->second, FrameType::kWelcome,
         Greeting::of(request_, rank(), got.from, got.nonce).encode());
-  up(c);
+  up(c, got.process);
   return true;
 }
 
@@ -351,63 +366,75 @@ bool SocketLinks::welcomed(Iterator c, const Greeting& got) {
     drop(c, LostReason::kProtocol, std::string("it answered with another ") + differs);
     return false;
   }
-  up(c);
+  up(c, got.process);
   return true;
 }
 
 void SocketLinks::refuse(Iterator c, const std::string& why) {
-  last_refusal_ = "refused a connection: " + why;
+  if (connecting_) last_refusal_ = "refused a connection: " + why;
   const auto text =
       std::as_bytes(std::span(why)).first(std::min(why.size(), link_wire::kMaxSmallPayload));
   queue(c->second, FrameType::kRefusal, text);
   // Stays until the other side has read it and closes, or the silence deadline.
   c->second.state = Connection::State::kClosing;
-  c->second.in.clear();
+  c->second.stream.forget_input();
 }
 
-void SocketLinks::up(Iterator c) {
-  c->second.state = Connection::State::kUp;
-  up_.insert(c->second.peer);
+void SocketLinks::up(Iterator c, const ProcessAddress& process) {
+  Connection& connection = c->second;
+  connection.state = Connection::State::kUp;
+  const ProcessWatch watched = watch_process(process);
+  connection.process = Descriptor(watched.descriptor);
+  const bool watching =
+      connection.process.valid() && watch(connection.process.get(), EPOLLIN, EPOLL_CTL_ADD);
+  if (!watching) connection.process.reset();
+  if (watched.ended) connection.process_ended = true;
+  up_.insert(connection.peer);
   changed_.notify_all();
 }
 
+void SocketLinks::process_ended(Connection& connection) {
+  connection.process_ended = true;
+  connection.heard = Clock::now();
+  unwatch(connection.process);
+}
+
 void SocketLinks::queue(Connection& c, FrameType type, std::span<const std::byte> payload) {
-  c.out.push_back(link_wire::encode_frame(type, payload));
+  c.stream.queue(static_cast<std::uint16_t>(type), payload);
 }
 
 void SocketLinks::flush(Connection& connection) {
   if (connection.state == Connection::State::kConnecting) return;
-  bool full = false;
-  while (!connection.out.empty() && !full) {
-    const auto& frame = connection.out.front();
-    const ssize_t n = ::send(connection.fd.get(), frame.data() + connection.out_offset,
-                             frame.size() - connection.out_offset, MSG_NOSIGNAL);
-    if (n < 0 && errno == EAGAIN) {
-      full = true;
-    } else if (n < 0 && errno != EINTR) {
-      // The connection is broken. What the peer said before it went (a goodbye, a refusal) is still
-      // to be read; reading finds the end, too.
-      connection.out.clear();
-      connection.out_offset = 0;
-    } else if (n >= 0) {
-      connection.sent = Clock::now();
-      connection.out_offset += static_cast<std::size_t>(n);
-      if (connection.out_offset == frame.size()) {
-        connection.out.pop_front();
-        connection.out_offset = 0;
-      }
-    }
-  }
-  if (full == connection.waits_for_room) return;
+  // If the connection is broken, what the peer said before it went (a goodbye, a refusal) is still
+  // to be read; reading finds the end, too.
+  const auto flushed = connection.stream.flush();
+  if (flushed.bytes > 0) connection.sent = Clock::now();
+  if (flushed.full == connection.waits_for_room) return;
   // Changing a watched descriptor needs no memory, so it does not fail.
-  watch(connection.fd.get(), full ? EPOLLIN | EPOLLOUT : EPOLLIN, EPOLL_CTL_MOD);
-  connection.waits_for_room = full;
+  watch(connection.stream.fd(), flushed.full ? EPOLLIN | EPOLLOUT : EPOLLIN, EPOLL_CTL_MOD);
+  connection.waits_for_room = flushed.full;
+}
+
+void SocketLinks::unwatch(Descriptor& descriptor) noexcept {
+  if (!descriptor.valid()) return;
+  // By name: a child that was forked meanwhile holds it too, and epoll forgets a file only with its
+  // last descriptor.
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, descriptor.get(), nullptr);
+  descriptor.reset();
+}
+
+void SocketLinks::end(Iterator c) {
+  // For such a child's sake: the peer is to see the end now, not when the child ends.
+  ::shutdown(c->first, SHUT_RDWR);
+  unwatch(c->second.process);
+  unwatch(c->second.stream.descriptor());
+  connections_.erase(c);
 }
 
 void SocketLinks::drop(Iterator c, LostReason reason, const std::string& detail) {
   const int peer = c->second.peer;
   const bool was_up = c->second.state == Connection::State::kUp;
-  connections_.erase(c);
+  end(c);
   if (peer == kNobody) {
     if (connecting_) last_refusal_ = "dropped a connection: " + detail;
     return;

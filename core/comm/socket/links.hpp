@@ -15,9 +15,12 @@ namespace meshstage {
 /// (epoll) for all of them. `host` is the address or name to listen on. Addresses go through the
 /// Store; both ends prove that they mean the same job, generation, name and world size, and each
 /// other. Descriptors are close-on-exec and never block; no SIGPIPE.
-/// A peer's death is noticed by end of file at once; a stopped or vanished one, and one whose
-/// forked child holds its sockets open, by silence. The wire format stands in frame_impl.hpp. See
-/// Transport::connect_links for what is thrown.
+/// A peer's death is noticed by end of file at once. Where a child that it forked holds its sockets
+/// open no end of file comes: a linked peer on the same host (and in the same pid namespace)
+/// watches the process itself and notices within a quarter of a second; others, and a stopped
+/// process or a vanished host, by silence. Frames carry numbers and digests: what is changed, lost,
+/// repeated or displaced on the way ends the link as kProtocol. The wire format stands in
+/// frame_impl.hpp. See Transport::connect_links for what is thrown.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<ControlLinks> connect_socket_links(
     const std::string& host, const LinkOptions& options, const ConnectRequest& request,
     Store& store, Deadline deadline, std::stop_token stop = {});

@@ -2,7 +2,6 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -14,6 +13,7 @@
 
 #include <meshstage/core/comm/deliveries_impl.hpp>
 #include <meshstage/core/comm/socket/frame_impl.hpp>
+#include <meshstage/core/comm/socket/frame_stream_impl.hpp>
 #include <meshstage/core/comm/socket/links.hpp>
 #include <meshstage/core/comm/socket/net_impl.hpp>
 
@@ -24,20 +24,27 @@ using link_wire::Greeting;
 using net::Descriptor;
 using Clock = Deadline::Clock;
 
+/// What a process that has ended said last arrives at once, but for a proxy on the way. Its sockets
+/// may be held open by a child that it forked: then no end of file comes.
+constexpr std::chrono::milliseconds kLastWords{200};
+
+inline framing::FrameStream stream_over(Descriptor fd) {
+  return {link_wire::kFormat, std::move(fd)};
+}
+
 constexpr int kNobody = -1;  // an accepted connection that has not said hello
 
 struct Connection {
   enum class State { kConnecting, kGreeting, kUp, kClosing };
-  Descriptor fd;
+  framing::FrameStream stream;
   State state = State::kGreeting;
   int peer = kNobody;
-  std::uint64_t nonce = 0;  // of the listener, if we connect
-  std::vector<std::byte> in;
-  std::deque<std::vector<std::byte>> out;
-  std::size_t out_offset = 0;   // of the first frame, already written
+  std::uint64_t nonce = 0;      // of the listener, if we connect
   bool waits_for_room = false;  // EPOLLOUT is on
   Clock::time_point heard = Clock::now();
   Clock::time_point sent = Clock::now();
+  Descriptor process;  // readable once the peer's process has ended; may be invalid
+  bool process_ended = false;
 };
 
 class SocketLinks final : public ControlLinks {
@@ -63,6 +70,8 @@ class SocketLinks final : public ControlLinks {
 
   /// False if the system has no room for it.
   bool watch(int fd, std::uint32_t events, int operation) noexcept;
+  /// Takes it out of epoll and closes it.
+  void unwatch(Descriptor& descriptor) noexcept;
   void wake() noexcept;
   [[nodiscard]] std::string key(int rank) const {
     return request_.store_prefix + "/" + request_.name + "/" + std::to_string(rank);
@@ -75,15 +84,19 @@ class SocketLinks final : public ControlLinks {
   void accept_all();
   void read_from(Iterator c);
   /// False once the connection is gone.
-  bool take_frames(Iterator c);
   bool take_frame(Iterator c, FrameType type, std::span<const std::byte> payload);
   bool greeted(Iterator c, const Greeting& got);
   bool welcomed(Iterator c, const Greeting& got);
   void refuse(Iterator c, const std::string& why);
+  /// What came over it is none of ours: the peer is lost, and told. False, as of take_frame().
+  bool misunderstood(Iterator c, const std::string& what);
   void queue(Connection& c, FrameType type, std::span<const std::byte> payload);
   /// Writes what the socket takes.
   void flush(Connection& connection);
-  void up(Iterator c);
+  void up(Iterator c, const ProcessAddress& process);
+  /// The peer's process is no more; what it said before may still be on its way.
+  void process_ended(Connection& connection);
+  void end(Iterator c);
   /// The connection is of no use any more; a peer that was up is lost.
   void drop(Iterator c, LostReason reason, const std::string& detail);
   void tick();
@@ -93,6 +106,8 @@ class SocketLinks final : public ControlLinks {
     changed_.notify_all();
     failed_.request_stop();
   }
+  /// When a connection that says nothing is given up.
+  [[nodiscard]] Clock::time_point patience_ends(const Connection& c) const;
   /// The connection of a peer that is up, or end().
   [[nodiscard]] Iterator find_up(int peer) {
     return std::find_if(connections_.begin(), connections_.end(), [peer](const auto& entry) {

@@ -1,11 +1,14 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <memory>
 #include <sstream>
 
@@ -15,6 +18,8 @@
 namespace meshstage::net {
 
 namespace {
+
+constexpr std::chrono::minutes kLongestPoll{10};
 
 using AddressList = std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)>;
 
@@ -43,18 +48,23 @@ void Descriptor::reset() noexcept {
   if (const int fd = std::exchange(fd_, -1); fd >= 0) ::close(fd);
 }
 
-Descriptor listen_on(const std::string& host) {
-  const AddressList list = resolve(host, "0", AI_PASSIVE);
+Descriptor listen_on(const std::string& host, const std::string& port) {
+  const AddressList list = resolve(host, port, AI_PASSIVE);
   int error = 0;
   for (const addrinfo* a = list.get(); a != nullptr; a = a->ai_next) {
     Descriptor fd(::socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    const int on = 1;
+    // A server that starts anew is not kept from its port by connections that have ended.
+    if (fd.valid() && port != "0") {
+      (void)::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    }
     if (fd.valid() && ::bind(fd.get(), a->ai_addr, a->ai_addrlen) == 0 &&
         ::listen(fd.get(), SOMAXCONN) == 0) {
       return fd;
     }
     error = errno;
   }
-  throw_errno("listen on", host, error);
+  throw_errno("listen on", port == "0" ? host : host + ":" + port, error);
 }
 
 std::string address_of(int fd) {
@@ -84,6 +94,51 @@ Descriptor begin_connect(const std::string& address) {
     throw_errno("connect to", address, errno);
   }
   return fd;
+}
+
+Connected connect_to(const std::string& host, const std::string& port, Deadline deadline,
+                     int stop) {
+  const AddressList list = resolve(host, port, 0);
+  Connected result;
+  for (const addrinfo* a = list.get(); a != nullptr; a = a->ai_next) {
+    Descriptor fd(::socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    if (!fd.valid()) throw_errno("socket", "", errno);
+    set_no_delay(fd.get());
+    result.error = ::connect(fd.get(), a->ai_addr, a->ai_addrlen) == 0 ? 0 : errno;
+    while (result.error == EINPROGRESS) {
+      std::array<pollfd, 2> wanted{{{fd.get(), POLLOUT, 0}, {stop, POLLIN, 0}}};
+      const auto left = std::min<std::chrono::milliseconds>(deadline.remaining(), kLongestPoll);
+      if (::poll(wanted.data(), wanted.size(), static_cast<int>(left.count())) < 0 &&
+          errno != EINTR) {
+        throw_errno("poll", "", errno);
+      }
+      if (wanted[1].revents != 0) {
+        result.stopped = true;
+        return result;
+      }
+      if (wanted[0].revents != 0) {
+        result.error = connect_error(fd.get());
+      } else if (deadline.expired()) {
+        result.error = ETIMEDOUT;
+      }
+    }
+    if (result.error == 0) {
+      result.fd = std::move(fd);
+      return result;
+    }
+  }
+  return result;
+}
+
+void set_keep_alive(int fd) {
+  // Without it a vanished host is noticed by deadlines alone, which is no error.
+  const auto set = [fd](int level, int name, int value) {
+    (void)::setsockopt(fd, level, name, &value, sizeof(value));
+  };
+  set(SOL_SOCKET, SO_KEEPALIVE, 1);
+  set(IPPROTO_TCP, TCP_KEEPIDLE, 10);
+  set(IPPROTO_TCP, TCP_KEEPINTVL, 5);
+  set(IPPROTO_TCP, TCP_KEEPCNT, 3);
 }
 
 int connect_error(int fd) {

@@ -1,12 +1,16 @@
 #pragma once
+// Private to the library; exported for its tests.
 #include <cstdint>
 #include <string>
 #include <utility>
 
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/error/export.hpp>
+
 namespace meshstage::net {
 
 /// A descriptor with one owner.
-class Descriptor {
+class MESHSTAGE_API Descriptor {
  public:
   Descriptor() = default;
   explicit Descriptor(int fd) : fd_(fd) {}
@@ -27,17 +31,29 @@ class Descriptor {
   int fd_ = -1;
 };
 
-/// Listens on a free port of `host` (an address or a name). Non-blocking, close-on-exec.
-/// Throws IoError naming the host.
-[[nodiscard]] Descriptor listen_on(const std::string& host);
+/// Listens on `port` of `host` (an address or a name), "0": on a free one. Non-blocking,
+/// close-on-exec. Throws IoError naming the host.
+[[nodiscard]] MESHSTAGE_API Descriptor listen_on(const std::string& host,
+                                                 const std::string& port = "0");
 /// Where a listening socket is: "127.0.0.1 40123", "::1 40123".
-[[nodiscard]] std::string address_of(int fd);
+[[nodiscard]] MESHSTAGE_API std::string address_of(int fd);
 /// Begins to connect to what address_of() said; the socket becomes writable when it is decided.
 /// Throws IoError, also if the connection was refused at once.
-[[nodiscard]] Descriptor begin_connect(const std::string& address);
+[[nodiscard]] MESHSTAGE_API Descriptor begin_connect(const std::string& address);
+struct Connected {
+  Descriptor fd;         ///< Not valid() if no address of the host took the connection.
+  int error = 0;         ///< Why not: errno of the last one, or ETIMEDOUT at the deadline.
+  bool stopped = false;  ///< `stop` was readable before.
+};
+/// Connects to a host by name or address, trying each of its addresses, and waits for it. `stop`: a
+/// descriptor that ends the wait, or -1. Throws IoError if the name has no address.
+[[nodiscard]] MESHSTAGE_API Connected connect_to(const std::string& host, const std::string& port,
+                                                 Deadline deadline, int stop);
+/// Lets the kernel find out within half a minute that the other host is gone.
+void set_keep_alive(int fd);
 /// As getsockopt(SO_ERROR): 0 or the errno of a connection.
 [[nodiscard]] int connect_error(int fd);
 /// An accepted, non-blocking, close-on-exec connection; not valid() if there is none.
-[[nodiscard]] Descriptor accept_from(int listener);
+[[nodiscard]] MESHSTAGE_API Descriptor accept_from(int listener);
 
 }  // namespace meshstage::net

@@ -1,0 +1,100 @@
+#pragma once
+// How every protocol of ours is cut into frames over a stream: a header of 32 bytes and a payload,
+// all numbers little-endian. The protocols differ in magic, version, types and the longest payload
+// of each type (FrameFormat).
+//
+//   offset  bytes  header
+//        0      4  magic
+//        4      2  version
+//        6      2  type, from 1
+//        8      4  length of the payload
+//       12      4  number: how many frames this end has sent over this connection before it
+//       16      8  XXH3-64 of the payload
+//       24      8  XXH3-64 of the 24 bytes before
+//
+// TCP keeps order and its checksum is weak: what a proxy, a driver or broken memory does to a
+// stream shows in number and digests, and ends the connection.
+#include <xxhash.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <vector>
+
+namespace meshstage::framing {
+
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire format is little-endian");
+
+inline constexpr std::size_t kHeaderBytes = 32;
+
+template <class T>
+void put(std::byte* at, T value) {
+  std::memcpy(at, &value, sizeof(T));
+}
+template <class T>
+T take(const std::byte* at) {
+  T value;
+  std::memcpy(&value, at, sizeof(T));
+  return value;
+}
+
+struct FrameFormat {
+  std::uint32_t magic = 0;
+  std::uint16_t version = 0;
+  std::uint16_t last_type = 0;
+  std::size_t (*longest)(std::uint16_t type) = nullptr;  ///< Payload of a type, bytes.
+};
+
+/// A whole frame, the `number`-th of its connection.
+inline std::vector<std::byte> encode_frame(const FrameFormat& format, std::uint16_t type,
+                                           std::span<const std::byte> payload,
+                                           std::uint32_t number) {
+  std::vector<std::byte> frame(kHeaderBytes + payload.size());
+  put(frame.data(), format.magic);
+  put(frame.data() + 4, format.version);
+  put(frame.data() + 6, type);
+  put(frame.data() + 8, static_cast<std::uint32_t>(payload.size()));
+  put(frame.data() + 12, number);
+  put(frame.data() + 16, XXH3_64bits(payload.data(), payload.size()));
+  put(frame.data() + 24, XXH3_64bits(frame.data(), 24));
+  if (!payload.empty()) std::memcpy(frame.data() + kHeaderBytes, payload.data(), payload.size());
+  return frame;
+}
+
+struct Header {
+  std::uint16_t type = 0;
+  std::size_t length = 0;
+  std::uint64_t payload_digest = 0;
+  const char* wrong = nullptr;  ///< What is wrong with it, or null.
+  /// What is wrong with its payload, or null.
+  [[nodiscard]] const char* wrong_payload(std::span<const std::byte> payload) const {
+    return XXH3_64bits(payload.data(), payload.size()) == payload_digest ? nullptr
+                                                                         : "a damaged frame";
+  }
+};
+
+/// Of the first kHeaderBytes at `bytes`; `number` is that of the frame that is due.
+inline Header decode_header(const FrameFormat& format, const std::byte* bytes,
+                            std::uint32_t number) {
+  Header header;
+  header.type = take<std::uint16_t>(bytes + 6);
+  header.length = take<std::uint32_t>(bytes + 8);
+  header.payload_digest = take<std::uint64_t>(bytes + 16);
+  if (take<std::uint32_t>(bytes) != format.magic) {
+    header.wrong = "no frame of this protocol (wrong magic)";
+  } else if (take<std::uint16_t>(bytes + 4) != format.version) {
+    header.wrong = "another version of this protocol";
+  } else if (take<std::uint64_t>(bytes + 24) != XXH3_64bits(bytes, 24)) {
+    header.wrong = "a damaged frame header";
+  } else if (header.type < 1 || header.type > format.last_type) {
+    header.wrong = "an unknown type of frame";
+  } else if (header.length > format.longest(header.type)) {
+    header.wrong = "a frame that is too long";
+  } else if (take<std::uint32_t>(bytes + 12) != number) {
+    header.wrong = "a frame out of turn (one is missing, repeated or displaced)";
+  }
+  return header;
+}
+
+}  // namespace meshstage::framing
