@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
 #include <vector>
@@ -30,23 +31,51 @@ struct Answer {
 
 std::string quoted(const Found& f) { return f.variable + "=" + std::to_string(f.value); }
 
+int to_number(const std::string& variable, std::string_view text, const std::string& whole) {
+  int value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stopped, error] = std::from_chars(text.data(), end, value);
+  if (error == std::errc() && stopped == end && value >= 0) return value;
+  throw InvalidArgument(variable + "=" + whole + " is no rank or number of ranks");
+}
+
 /// The first of `variables` that is set.
 std::optional<Found> number(const Environment& environment,
-                            const std::vector<std::string>& variables, bool leading_part = false) {
+                            const std::vector<std::string>& variables) {
   for (const auto& variable : variables) {
     const auto entry = environment.find(variable);
     if (entry == environment.end()) continue;
-    std::string text = entry->second;
-    // SLURM_TASKS_PER_NODE is "4" or "4(x2)" if all nodes are alike, else a list.
-    if (leading_part) text = text.substr(0, text.find('('));
-    if (leading_part && text.find(',') != std::string::npos) return std::nullopt;
-    int value = 0;
-    const char* const end = text.data() + text.size();
-    const auto [stopped, error] = std::from_chars(text.data(), end, value);
-    if (error != std::errc() || stopped != end || value < 0) {
-      throw InvalidArgument(variable + "=" + entry->second + " is no rank or number of ranks");
+    return Found{variable, to_number(variable, entry->second, entry->second)};
+  }
+  return std::nullopt;
+}
+
+/// Of this node, from "4(x2),1": four on each of two nodes, one on the third.
+std::optional<Found> slurm_tasks_here(const Environment& e) {
+  for (const char* variable : {"SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"}) {
+    const auto entry = e.find(variable);
+    if (entry == e.end()) continue;
+    const std::string& whole = entry->second;
+    const auto node = number(e, {"SLURM_NODEID"});
+    if (!node && whole.find(',') != std::string::npos) {
+      throw InvalidArgument(std::string(variable) + "=" + whole +
+                            " is set, but SLURM_NODEID is not");
     }
-    return Found{variable, value};
+    int nodes = 0;  // passed so far
+    for (std::string_view left = whole; !left.empty();) {
+      const std::string_view part = left.substr(0, left.find(','));
+      left.remove_prefix(std::min(left.size(), part.size() + 1));
+      const auto bracket = part.find("(x");
+      const int tasks = to_number(variable, part.substr(0, bracket), whole);
+      std::string_view times = "1";
+      if (bracket != std::string_view::npos) {
+        times = part.ends_with(')') ? part.substr(bracket + 2, part.size() - bracket - 3) : "";
+      }
+      nodes += to_number(variable, times, whole);
+      if (!node || node->value < nodes) return Found{variable, tasks};
+    }
+    throw InvalidArgument(std::string(variable) + "=" + whole + " says nothing of node " +
+                          std::to_string(node ? node->value : 0) + " (SLURM_NODEID)");
   }
   return std::nullopt;
 }
@@ -71,12 +100,14 @@ std::vector<Answer> answers(const Environment& e) {
          number(e, {"OMPI_COMM_WORLD_LOCAL_RANK"}), number(e, {"OMPI_COMM_WORLD_LOCAL_SIZE"})});
   }
   // Inside an allocation (salloc, sbatch) SLURM_NTASKS is set without srun; only srun numbers
-  // tasks, and it does so for every program started by it, mpirun's daemons included.
-  const bool others = !all.empty();
-  if (e.contains("SLURM_PROCID") && !(others && e.contains("OMPI_COMM_WORLD_RANK"))) {
+  // tasks, and it does so for every program started by it. What it starts may be another launcher,
+  // usually one for each node: then the ranks are that one's, and srun's numbers are the
+  // launchers'.
+  const bool others =
+      std::any_of(all.begin(), all.end(), [](const Answer& a) { return a.source != "meshstage"; });
+  if (e.contains("SLURM_PROCID") && !others) {
     add({"srun", number(e, {"SLURM_PROCID"}), number(e, {"SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"}),
-         number(e, {"SLURM_LOCALID"}),
-         number(e, {"SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"}, true)});
+         number(e, {"SLURM_LOCALID"}), slurm_tasks_here(e)});
   }
   return all;
 }

@@ -8,16 +8,19 @@ namespace meshstage {
 
 /// Who this process is in its job, as its launcher says.
 ///
-/// Sources, each a set of variables; all that are set must agree:
+/// Sources, each a set of variables:
 ///   meshstage  MESHSTAGE_RANK, MESHSTAGE_WORLD_SIZE, MESHSTAGE_LOCAL_RANK,
-///   MESHSTAGE_LOCAL_WORLD_SIZE torchrun   RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE mpirun
-///   OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE, OMPI_COMM_WORLD_LOCAL_RANK,
+///              MESHSTAGE_LOCAL_WORLD_SIZE
+///   torchrun   RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE
+///   mpirun     OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE, OMPI_COMM_WORLD_LOCAL_RANK,
 ///              OMPI_COMM_WORLD_LOCAL_SIZE; or PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS
 ///   srun       SLURM_PROCID, SLURM_STEP_NUM_TASKS (else SLURM_NTASKS), SLURM_LOCALID,
-///              SLURM_STEP_TASKS_PER_NODE (else SLURM_TASKS_PER_NODE)
-/// MESHSTAGE_* beats the others: a user who sets it means it. The others must not contradict each
-/// other. Without any rank and size the process is rank 0 of 1 (SLURM variables of an allocation in
-/// which srun was not used do not count).
+///              SLURM_STEP_TASKS_PER_NODE (else SLURM_TASKS_PER_NODE) of node SLURM_NODEID
+/// MESHSTAGE_* beats the others: a user who sets it means it. srun's count only where no other
+/// launcher's do: a torchrun or mpirun that srun started passes srun's variables on, and they
+/// number the launchers, not the ranks. The others must not contradict each other. Without any rank
+/// and size the process is rank 0 of 1 (SLURM variables of an allocation in which srun was not used
+/// do not count). MASTER_ADDR and MASTER_PORT are not looked at: that port is another store's.
 struct MESHSTAGE_API RankEnvironment {
   int rank = 0;
   int world_size = 1;

@@ -55,6 +55,60 @@ TEST_CASE("without any launcher a process is rank 0 of 1, also inside an allocat
   CHECK(named.store == "/s");
 }
 
+TEST_CASE("a launcher that srun started numbers the ranks, srun only the launchers") {
+  // Two nodes, srun with one task on each, torchrun with four ranks on each: the second of node 1.
+  const Variables slurm{{"SLURM_JOB_ID", "17"},
+                        {"SLURM_NTASKS", "2"},
+                        {"SLURM_NNODES", "2"},
+                        {"SLURM_PROCID", "1"},
+                        {"SLURM_STEP_NUM_TASKS", "2"},
+                        {"SLURM_LOCALID", "0"},
+                        {"SLURM_STEP_TASKS_PER_NODE", "1(x2)"}};
+  const auto with = [&](Variables more) {
+    more.insert(slurm.begin(), slurm.end());
+    return RankEnvironment::detect(more);
+  };
+  const auto torch = with({{"RANK", "5"},
+                           {"WORLD_SIZE", "8"},
+                           {"LOCAL_RANK", "1"},
+                           {"LOCAL_WORLD_SIZE", "4"},
+                           {"TORCHELASTIC_RUN_ID", "17"},
+                           {"MASTER_ADDR", "node0"},
+                           {"MASTER_PORT", "29500"}});
+  CHECK(torch.source == "torchrun");
+  CHECK(torch.rank == 5);
+  CHECK(torch.world_size == 8);
+  CHECK(torch.local_rank == 1);
+  CHECK(torch.local_world_size == 4);
+  CHECK(torch.store.empty());
+
+  const auto mpi = with({{"OMPI_COMM_WORLD_RANK", "5"},
+                         {"OMPI_COMM_WORLD_SIZE", "8"},
+                         {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+                         {"OMPI_COMM_WORLD_LOCAL_SIZE", "4"}});
+  CHECK(mpi.source == "mpirun");
+  CHECK(mpi.rank == 5);
+
+  const auto alone = with({});
+  CHECK(alone.source == "srun");
+  CHECK(alone.rank == 1);
+  CHECK(alone.world_size == 2);
+  CHECK(alone.local_world_size == 1);
+  CHECK_FALSE(alone.single_host());
+
+  // Nodes with unequal numbers of tasks: a job of several hosts is not taken for one of a single.
+  const std::vector<std::pair<const char*, int>> nodes{{"0", 4}, {"1", 4}, {"2", 1}};
+  for (const auto& [node, tasks] : nodes) {
+    const auto unequal = RankEnvironment::detect({{"SLURM_PROCID", "8"},
+                                                  {"SLURM_NTASKS", "9"},
+                                                  {"SLURM_LOCALID", "0"},
+                                                  {"SLURM_NODEID", node},
+                                                  {"SLURM_TASKS_PER_NODE", "4(x2),1"}});
+    CHECK(unequal.local_world_size == tasks);
+    CHECK_FALSE(unequal.single_host());
+  }
+}
+
 TEST_CASE("variables set by hand beat a launcher's") {
   const auto e = RankEnvironment::detect({{"MESHSTAGE_RANK", "1"},
                                           {"MESHSTAGE_WORLD_SIZE", "2"},
@@ -82,8 +136,18 @@ TEST_CASE("a missing, senseless or contradictory variable is named with its valu
         {"OMPI_COMM_WORLD_RANK", "2"},
         {"OMPI_COMM_WORLD_SIZE", "4"}},
        {"RANK=1", "OMPI_COMM_WORLD_RANK=2"}},
-      {{{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "4"}, {"RANK", "1"}, {"WORLD_SIZE", "2"}},
-       {"WORLD_SIZE=2", "SLURM_NTASKS=4"}},
+      {{{"SLURM_PROCID", "1"}}, {"SLURM_PROCID=1", "SLURM_STEP_NUM_TASKS"}},
+      {{{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "3"}, {"SLURM_TASKS_PER_NODE", "2,1"}},
+       {"SLURM_TASKS_PER_NODE=2,1", "SLURM_NODEID"}},
+      {{{"SLURM_PROCID", "1"},
+        {"SLURM_NTASKS", "3"},
+        {"SLURM_NODEID", "2"},
+        {"SLURM_TASKS_PER_NODE", "2,1"}},
+       {"SLURM_TASKS_PER_NODE=2,1", "SLURM_NODEID"}},
+      {{{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "3"}, {"SLURM_TASKS_PER_NODE", "2(x"}},
+       {"SLURM_TASKS_PER_NODE=2(x"}},
+      {{{"SLURM_PROCID", "4"}, {"SLURM_NTASKS", "4"}}, {"SLURM_PROCID=4", "SLURM_NTASKS=4"}},
+      {{{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "4"}, {"RANK", "1"}}, {"RANK=1", "WORLD_SIZE"}},
       {{{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "0"}, {"LOCAL_WORLD_SIZE", "4"}},
        {"WORLD_SIZE=2", "4"}}};
   for (const auto& [variables, words] : bad) {
