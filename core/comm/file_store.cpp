@@ -201,11 +201,7 @@ std::string FileStore::wait_for_any(std::span<const std::string> keys, Deadline 
       if (auto value = get(key)) return *value;
     }
     if (stop.stop_requested()) throw Cancelled("waiting in the store was given up");
-    if (deadline.expired()) {
-      std::string text;
-      for (const auto& key : keys) text += (text.empty() ? "" : ", ") + key;
-      throw Timeout("not in the store " + directory_.string() + " by the deadline: " + text);
-    }
+    if (deadline.expired()) throw_not_there(directory_.string(), keys);
     std::unique_lock lock(mutex);
     const auto until = std::min(Deadline::Clock::now() + pause, deadline.time());
     changed.wait_until(lock, stop, until, [] { return false; });

@@ -43,9 +43,15 @@ class MESHSTAGE_API Store {
     return wait_for_any(std::span(&key, 1), deadline, std::move(stop));
   }
 
- protected:
-  /// Throws InvalidArgument, naming the key.
+  /// Throws InvalidArgument, naming the key, unless it can be one.
   static void check_key(const std::string& key);
+
+ protected:
+  /// Throws InvalidArgument, naming the key, if the value is longer than this store's `most` bytes.
+  static void check_value(const std::string& key, std::string_view value, std::size_t most);
+  /// Throws the Timeout of wait_for_any(); `where` names the store.
+  [[noreturn]] static void throw_not_there(const std::string& where,
+                                           std::span<const std::string> keys);
 };
 
 /// A directory that all ranks see (a local disk for one host, a shared file system for several).
@@ -92,8 +98,12 @@ class MESHSTAGE_API InMemoryStore final : public Store {
   std::unique_ptr<State> state_;
 };
 
-/// The store that an address names: `file:/path` or a plain absolute path (a FileStore).
-/// Throws InvalidArgument for anything else, naming what is supported.
+/// The store that an address names:
+///   file:/path, or /path alone     a FileStore: a folder that every rank sees
+///   tcp://host:port                the server `meshstage store` (tcp_store/store.hpp)
+///   redis://[[user]:password@]host[:port][/database]   a Redis server (redis/store.hpp)
+/// Nothing else is guessed, MASTER_ADDR and MASTER_PORT in particular. Throws InvalidArgument,
+/// naming what is supported, and NotFound for a store that this build is without.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<Store> open_store(const std::string& address);
 
 }  // namespace meshstage

@@ -4,18 +4,25 @@
 
 #include <filesystem>
 
+#include <meshstage/core/comm/redis/store.hpp>
 #include <meshstage/core/error/error.hpp>
 
 #include "tests/comm/worker_process.hpp"
 #include "tests/conformance/store_suite.hpp"
 #include "tests/support/catch.hpp"
 
+using meshstage::testing::ranks_form_over;
 using meshstage::testing::store_conforms;
 using meshstage::testing::TemporaryFolder;
 
 TEST_CASE("the file store conforms") {
   const TemporaryFolder folder;
   store_conforms([&] { return std::make_shared<meshstage::FileStore>(folder.path() + "/store"); });
+}
+
+TEST_CASE("ranks form over a file store") {
+  const TemporaryFolder folder;
+  ranks_form_over([&] { return std::make_shared<meshstage::FileStore>(folder.path() + "/store"); });
 }
 
 TEST_CASE("the in-memory store conforms") {
@@ -43,7 +50,10 @@ TEST_CASE("a store is named by a path or a file address, and nothing else is gue
   const TemporaryFolder folder;
   meshstage::open_store("file:" + folder.path() + "/s")->set("k", "v");
   CHECK(meshstage::open_store(folder.path() + "/s")->get("k") == "v");
-  for (const char* bad : {"", "tcp://host:1", "redis://host", "relative/path", "file:relative"}) {
+  for (const char* bad :
+       {"", "relative/path", "file:relative", "tcp://", "tcp://host", "tcp://:1", "tcp://host:0",
+        "tcp://host:99999", "tcp://host:1x", "redis://", "redis://host:x", "redis://host/x",
+        "redis://password@host", "http://host:1", "127.0.0.1:29400"}) {
     INFO(bad);
     try {
       (void)meshstage::open_store(bad);
@@ -51,5 +61,17 @@ TEST_CASE("a store is named by a path or a file address, and nothing else is gue
     } catch (const meshstage::InvalidArgument& e) {
       CHECK_THAT(e.what(), Catch::Matchers::Contains("file:/path"));
     }
+  }
+}
+
+TEST_CASE("what an address keeps secret is not shown") {
+  CHECK(meshstage::without_password("redis://me:secret@host:1/2") == "redis://...@host:1/2");
+  CHECK(meshstage::without_password("redis://host") == "redis://host");
+  CHECK(meshstage::without_password("file:/a@b") == "file:/a@b");
+  try {
+    (void)meshstage::open_store("redis://me:secret@host:x");
+    FAIL("accepted");
+  } catch (const meshstage::InvalidArgument& e) {
+    CHECK_THAT(e.what(), !Catch::Matchers::Contains("secret"));
   }
 }

@@ -53,6 +53,14 @@ void WorkerProcess::signal(int number) {
   if (pid_ > 0) ::kill(pid_, number);
 }
 
+bool WorkerProcess::running() {
+  if (pid_ <= 0) return false;
+  int status = 0;
+  if (::waitpid(pid_, &status, WNOHANG) != pid_) return true;
+  pid_ = -1;
+  return false;
+}
+
 void WorkerProcess::stop() {
   signal(SIGSTOP);
   siginfo_t info{};
@@ -92,6 +100,21 @@ TemporaryFolder::~TemporaryFolder() {
   std::filesystem::remove_all(path_, error);
 }
 
+namespace {
+
+/// Those that are links to what begins with one of `kinds`.
+int count_descriptors(std::initializer_list<std::string_view> kinds) {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code error;
+    const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
+    for (const auto kind : kinds) count += target.starts_with(kind) ? 1 : 0;
+  }
+  return count;
+}
+
+}  // namespace
+
 int count_threads() {
   // ThreadSanitizer starts a thread of its own with the first of the program: it is there from
   // here.
@@ -104,15 +127,8 @@ int count_threads() {
   return count;
 }
 
-int count_network_descriptors() {
-  int count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
-    std::error_code error;
-    const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
-    if (target.starts_with("socket:") || target.starts_with("anon_inode:")) ++count;
-  }
-  return count;
-}
+int count_network_descriptors() { return count_descriptors({"socket:", "anon_inode:"}); }
+int count_sockets() { return count_descriptors({"socket:"}); }
 
 int settle(int (*count)(), int expected) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);

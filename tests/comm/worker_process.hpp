@@ -19,6 +19,8 @@ class WorkerProcess {
   /// One line to its standard input.
   void tell(const std::string& line);
   void signal(int number);
+  /// False once it has ended (and was reaped).
+  [[nodiscard]] bool running();
   /// SIGSTOP; returns once none of its threads runs any more.
   void stop();
   /// SIGKILL (which also ends a stopped process), then reaps. Idempotent.
@@ -51,6 +53,8 @@ class TemporaryFolder {
 /// Threads of this process, and its descriptors that are sockets, epoll or event descriptors.
 int count_threads();
 int count_network_descriptors();
+/// Its sockets alone.
+int count_sockets();
 /// A thread that was joined, or a socket that was closed, may show in /proc a moment longer: looks
 /// until `count()` is `expected`, for two seconds at most; returns what it saw last.
 int settle(int (*count)(), int expected);

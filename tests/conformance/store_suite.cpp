@@ -5,6 +5,8 @@
 #include <stop_token>
 #include <thread>
 
+#include <meshstage/core/comm/in_process/fabric.hpp>
+#include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/error/error.hpp>
 
 #include "tests/conformance/ranks.hpp"
@@ -86,6 +88,47 @@ void store_conforms(const std::function<std::shared_ptr<Store>()>& open) {
     stopped.join();
     CHECK(error.starts_with("cancelled"));
   }
+}
+
+void ranks_form_over(const std::function<std::shared_ptr<Store>()>& open) {
+  constexpr int kWorld = 5;
+  constexpr int kVictim = 3;
+  InProcessFabric fabric;
+  const auto member = [&](int rank) {
+    MembershipOptions o;
+    o.job = "job";
+    o.rank = rank;
+    o.world_size = kWorld;
+    o.store = open();
+    o.transport = fabric.attach(rank);
+    o.data_peers = {(rank + 1) % kWorld, (rank + kWorld - 1) % kWorld};
+    return std::make_unique<Membership>(o);
+  };
+  std::vector<std::unique_ptr<Membership>> members;
+  std::vector<Generation> generations(kWorld);
+  for (int r = 0; r < kWorld; ++r) members.push_back(member(r));
+  const auto form = [&](std::uint64_t seen) {
+    run_ranks_without_error(kWorld, [&](int rank) {
+      const auto r = static_cast<std::size_t>(rank);
+      generations[r] = members[r]->form(seen, Deadline::after(30s));
+    });
+    for (const auto& g : generations) CHECK(g.number == generations[0].number);
+  };
+  form(0);
+  const auto first = generations[0].number;
+  fabric.kill(kVictim);
+  CHECK(members[0]->declare_death(first, kVictim, "died").rank == kVictim);
+  CHECK(members[1]->declare_death(first, 0, "left").rank == kVictim);
+  for (const auto& g : generations) g.close();
+  members[kVictim] = member(kVictim);
+  CHECK(members[kVictim]->incarnation() == 2);
+  form(first);
+  CHECK(generations[0].number > first);
+  const auto cause = members[4]->cause_of(first);
+  REQUIRE(cause.has_value());
+  CHECK(cause->rank == kVictim);
+  CHECK(members[2]->fenced(first));
+  for (const auto& g : generations) g.close();
 }
 
 }  // namespace meshstage::testing

@@ -95,6 +95,15 @@ TEST_CASE("doctor names each thing that is wrong, with its remedy") {
        "unset"},
       {"environment", Level::kProblem, [](auto& f) { f.environment["MESHSTAGE_JOB"] = "a b"; },
        "no job name", "characters"},
+      {"store", Level::kWarning,
+       [](auto& f) {
+         f.environment = {
+             {"RANK", "0"}, {"WORLD_SIZE", "8"}, {"LOCAL_RANK", "0"}, {"LOCAL_WORLD_SIZE", "4"}};
+       },
+       "several hosts", "meshstage store"},
+      {"store", Level::kProblem,
+       [](auto& f) { f.environment["MESHSTAGE_STORE"] = "127.0.0.1:29500"; }, "127.0.0.1:29500",
+       "tcp://host:port"},
       {"environment", Level::kWarning, [](auto& f) { f.environment["MESHSTAGE_RANKS"] = "4"; },
        "MESHSTAGE_RANKS is set, but means nothing", "MESHSTAGE_WORLD_SIZE"},
   };
@@ -138,6 +147,7 @@ TEST_CASE("doctor and info run on this host and print JSON") {
   REQUIRE(info.at("version").get<std::string>().find('.') != std::string::npos);
   REQUIRE(info.at("backends")[0].at("name") == "gloo");
   const bool found = info.at("backends")[0].at("found");
+  REQUIRE(info.at("backends")[1].at("name") == "redis");
   REQUIRE(found == info.at("backends")[0].at("detail").get<std::string>().empty());
   REQUIRE(info.at("cpu").contains("digests"));
 }

@@ -5,6 +5,7 @@
 #include "tools/drill/command.hpp"
 #include "tools/mesh/commands.hpp"
 #include "tools/snapshot/commands.hpp"
+#include "tools/store/command.hpp"
 
 int main(int argc, char** argv) {
   std::ios::sync_with_stdio(false);
@@ -13,6 +14,7 @@ int main(int argc, char** argv) {
 
   meshstage::tools::add_mesh_commands(app, std::cout);
   meshstage::tools::add_drill_command(app);
+  meshstage::tools::add_store_command(app, std::cout);
   meshstage::tools::add_snapshot_commands(app, std::cout, meshstage::tools::ask_on_terminal());
 
   const int code =

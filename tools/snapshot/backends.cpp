@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <meshstage/core/comm/gloo/module.hpp>
+#include <meshstage/core/comm/redis/store.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::tools {
@@ -23,8 +24,20 @@ Backend find_gloo() {
   return gloo;
 }
 
+Backend find_redis() {
+  Backend redis{.name = "redis", .found = false, .version = {}, .path = {}, .detail = {}};
+  redis.version = redis_client_version();
+  redis.found = !redis.version.empty();
+  if (redis.found) {
+    redis.path = "stores at redis://host:port";
+  } else {
+    redis.detail = "configured without hiredis; stores: file:/path and tcp://host:port";
+  }
+  return redis;
+}
+
 }  // namespace
 
-std::vector<Backend> find_backends() { return {find_gloo()}; }
+std::vector<Backend> find_backends() { return {find_gloo(), find_redis()}; }
 
 }  // namespace meshstage::tools

@@ -4,12 +4,12 @@
 
 namespace meshstage::tools {
 
-/// A backend that is a library of its own, sought at run time.
+/// A backend that drags in a library: sought at run time (Gloo), or linked (hiredis).
 struct Backend {
   std::string name;
   bool found = false;
   std::string version;  ///< Empty if not found.
-  std::string path;     ///< The file it came from.
+  std::string path;     ///< The file it came from, or what it is for.
   std::string detail;   ///< Why it was not found: the paths tried.
 };
 /// Opens what can be opened.

@@ -9,6 +9,8 @@
 #include <ostream>
 
 #include <meshstage/core/comm/rank_environment.hpp>
+#include <meshstage/core/comm/redis/store.hpp>
+#include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
@@ -190,6 +192,38 @@ Check environment(const HostFacts& f) {
   return c;
 }
 
+/// Where the ranks would meet. Nothing is connected, nothing is made.
+Check store(const HostFacts& f) {
+  Check c{.name = "store", .text = {}, .remedy = {}};
+  const auto named = f.environment.find("MESHSTAGE_STORE");
+  const std::string address = named == f.environment.end() ? "" : named->second;
+  if (address.empty()) {
+    c.text = "a folder below the job's directory";
+    try {
+      if (RankEnvironment::detect(f.environment).single_host()) return c;
+    } catch (const InvalidArgument&) {
+      return c;  // said of the environment
+    }
+    c.level = Level::kWarning;
+    c.text += ", and the ranks are on several hosts";
+    c.remedy =
+        "unless all hosts share that folder: MESHSTAGE_STORE=file:/shared/dir, tcp://host:port "
+        "(a `meshstage store`) or redis://host:port";
+    return c;
+  }
+  const std::string shown = printable(without_password(address), 200);
+  c.text = shown;
+  if (address.starts_with('/') || address.starts_with("file:/")) return c;
+  try {
+    (void)open_store(address);
+  } catch (const Error& e) {
+    c.level = Level::kProblem;
+    c.text = "MESHSTAGE_STORE=" + shown + " cannot be used";
+    c.remedy = printable(e.what(), 1000);
+  }
+  return c;
+}
+
 /// Misspelt variables do nothing, silently.
 std::vector<Check> unknown_variables(const HostFacts& f) {
   std::vector<Check> checks;
@@ -233,9 +267,9 @@ std::string to_text(Level level) {
 std::vector<Check> diagnose(const HostFacts& facts, const DoctorOptions& options) {
   std::vector<Check> checks{memory(facts), control_group(facts), vault_place(facts)};
   if (options.state_bytes > 0 && facts.vault_exists) checks.push_back(room(facts, options));
-  checks.insert(checks.end(),
-                {huge_pages(facts), locked_memory(facts, options), open_files(facts),
-                 file_size(facts, options), removal(facts), leftovers(facts), environment(facts)});
+  checks.insert(checks.end(), {huge_pages(facts), locked_memory(facts, options), open_files(facts),
+                               file_size(facts, options), removal(facts), leftovers(facts),
+                               environment(facts), store(facts)});
   const auto unknown = unknown_variables(facts);
   checks.insert(checks.end(), unknown.begin(), unknown.end());
   return checks;

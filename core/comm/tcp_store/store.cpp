@@ -1,0 +1,205 @@
+#include <meshstage/core/comm/tcp_store/store.hpp>
+
+#include <poll.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <mutex>
+#include <utility>
+
+#include <meshstage/core/comm/lease_pool_impl.hpp>
+#include <meshstage/core/comm/server_call_impl.hpp>
+#include <meshstage/core/comm/socket/frame_stream_impl.hpp>
+#include <meshstage/core/comm/tcp_store/wire_impl.hpp>
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage {
+
+namespace {
+
+using net::Descriptor;
+using server_call::Broken;
+using server_call::Late;
+using tcp_store::Texts;
+using tcp_store::Type;
+
+constexpr std::chrono::minutes kLongestPoll{10};
+constexpr std::size_t kMaxValue = std::size_t{1} << 20;
+
+struct Reply {
+  Type type = Type::kRefusal;
+  Texts texts;
+};
+
+class Connection {
+ public:
+  explicit Connection(Descriptor fd) : stream_(tcp_store::kFormat, std::move(fd)) {}
+
+  /// Throws Broken, Late, and Cancelled once `stop` is readable.
+  Reply exchange(Type type, std::span<const std::string> texts, Deadline deadline, int stop) {
+    stream_.queue(static_cast<std::uint16_t>(type), tcp_store::encode(texts));
+    while (true) {
+      const auto flushed = stream_.flush();
+      if (flushed.error != 0) server_call::throw_broken(flushed.error);
+      std::array<pollfd, 2> wanted{};
+      wanted[0] = {stream_.fd(), static_cast<short>(flushed.full ? POLLIN | POLLOUT : POLLIN), 0};
+      wanted[1] = {stop, POLLIN, 0};  // a descriptor of -1 is skipped
+      const auto left = std::min<std::chrono::milliseconds>(deadline.remaining(), kLongestPoll);
+      const int ready = ::poll(wanted.data(), wanted.size(), static_cast<int>(left.count()));
+      if (ready < 0 && errno != EINTR) throw_errno("poll", "", errno);
+      if (wanted[1].revents != 0) server_call::throw_given_up();
+      if (wanted[0].revents == 0) {
+        if (deadline.expired()) throw Late{};
+        continue;
+      }
+      const ssize_t n = stream_.read_some();
+      if (n == 0) throw Broken{"the connection ended"};
+      if (n < 0 && errno != EAGAIN && errno != EINTR) server_call::throw_broken(errno);
+      const auto frame = stream_.next();
+      if (!frame) continue;
+      if (frame->wrong != nullptr) {
+        throw IoError(std::string("what answers is no meshstage store: it sent ") + frame->wrong);
+      }
+      auto got = tcp_store::decode(frame->payload);
+      if (!got) throw Broken{"it sent a payload of no texts"};
+      return {static_cast<Type>(frame->type), std::move(*got)};
+    }
+  }
+
+ private:
+  framing::FrameStream stream_;
+};
+
+}  // namespace
+
+class TcpStore::Impl {
+ public:
+  explicit Impl(TcpStoreOptions options)
+      : options_(std::move(options)), address_("tcp://" + options_.host + ":" + options_.port) {}
+
+  /// The one way to the server. A wait may take until `deadline`, all else as long as the patience.
+  /// Throws Late at the deadline.
+  Texts ask(Type type, const Texts& texts, Deadline deadline, const std::stop_token& stop) {
+    if (tcp_store::payload_bytes(texts) > tcp_store::kMaxPayload) {
+      throw InvalidArgument("a request to " + address_ + " has at most 16 MiB");
+    }
+    const server_call::StopSignal stopped(stop);
+    const std::string hint =
+        "is `meshstage store --listen " + options_.host + ":" + options_.port + "` running there?";
+    return server_call::until_answered(
+        address_, hint, options_.patience, deadline, stop, [&](server_call::Patience& patience) {
+          try {
+            return attempt(type, texts, deadline, patience, stopped.descriptor());
+          } catch (const Broken&) {
+            idle_.clear();  // what broke one has likely broken them all
+            throw;
+          }
+        });
+  }
+  Texts ask(Type type, const Texts& texts) { return ask(type, texts, Deadline::never(), {}); }
+
+  [[nodiscard]] const std::string& address() const { return address_; }
+
+ private:
+  Texts attempt(Type type, const Texts& texts, Deadline deadline, server_call::Patience& patience,
+                int stop) {
+    const Deadline end = patience.end();
+    auto connection = idle_.take();
+    if (!connection) connection = connect(end.earlier(deadline), stop);
+    const bool waits = type == Type::kWait;
+    if (waits) patience.answered();
+    Reply reply;
+    try {
+      reply = connection->exchange(type, texts, waits ? deadline : end, stop);
+    } catch (const Late&) {
+      if (waits) throw;
+      throw Broken{"it did not answer for " + std::to_string(patience.length().count()) + " ms"};
+    }
+    if (reply.type == Type::kRefusal) {
+      throw IoError("the store at " + address_ +
+                    " refused: " + (reply.texts.empty() ? "" : reply.texts[0]));
+    }
+    idle_.give_back(std::move(connection));
+    if (reply.type == Type::kAbsent) return {};
+    return std::move(reply.texts);
+  }
+
+  std::unique_ptr<Connection> connect(Deadline deadline, int stop) {
+    auto connection = std::make_unique<Connection>(
+        server_call::connect(options_.host, options_.port, deadline, stop));
+    Reply hello;
+    try {
+      hello = connection->exchange(Type::kHello, {}, deadline, stop);
+    } catch (const Late&) {
+      throw Broken{"it did not greet"};
+    }
+    // A port that nobody listens on may be given to this very connection, which then hears itself.
+    if (hello.type == Type::kHello) throw Broken{"nobody listens there"};
+    if (hello.type != Type::kValues || hello.texts.size() != 1) {
+      throw IoError("what answers at " + address_ + " is no meshstage store");
+    }
+    const std::lock_guard lock(mutex_);
+    if (instance_.empty()) instance_ = hello.texts[0];
+    if (instance_ != hello.texts[0]) {
+      throw IoError("the store at " + address_ +
+                    " was started anew and has lost its entries; start the job anew, too");
+    }
+    return connection;
+  }
+
+  const TcpStoreOptions options_;
+  const std::string address_;
+  detail::LeasePool<Connection> idle_;
+  std::mutex mutex_;
+  std::string instance_;  // of the server that was met first
+};
+
+TcpStore::TcpStore(TcpStoreOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+TcpStore::~TcpStore() = default;
+
+void TcpStore::set(const std::string& key, std::string_view value) {
+  check_key(key);
+  check_value(key, value, kMaxValue);
+  (void)impl_->ask(Type::kSet, {key, std::string(value)});
+}
+
+std::optional<std::string> TcpStore::get(const std::string& key) {
+  check_key(key);
+  auto values = impl_->ask(Type::kGet, {key});
+  if (values.empty()) return std::nullopt;
+  return std::move(values[0]);
+}
+
+std::string TcpStore::compare_and_create(const std::string& key, std::string_view value) {
+  check_key(key);
+  check_value(key, value, kMaxValue);
+  return impl_->ask(Type::kCreate, {key, std::string(value)}).at(0);
+}
+
+std::vector<std::string> TcpStore::list(const std::string& prefix) {
+  return impl_->ask(Type::kList, {prefix});
+}
+
+void TcpStore::remove(const std::string& key) {
+  check_key(key);
+  (void)impl_->ask(Type::kRemove, {key});
+}
+
+std::string TcpStore::wait_for_any(std::span<const std::string> keys, Deadline deadline,
+                                   std::stop_token stop) {
+  for (const auto& key : keys) check_key(key);
+  if (deadline.expired()) {  // one look, without waiting
+    for (const auto& key : keys) {
+      if (auto value = get(key)) return std::move(*value);
+    }
+    throw_not_there(impl_->address(), keys);
+  }
+  try {
+    return impl_->ask(Type::kWait, {keys.begin(), keys.end()}, deadline, stop).at(0);
+  } catch (const Late&) {
+    throw_not_there(impl_->address(), keys);
+  }
+}
+
+}  // namespace meshstage

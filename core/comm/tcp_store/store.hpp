@@ -1,0 +1,44 @@
+#pragma once
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include <meshstage/core/comm/store.hpp>
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+struct TcpStoreOptions {
+  std::string host;
+  std::string port;
+  /// How long a call goes on trying while no server answers: it may start a moment after the ranks,
+  /// and a connection may break. Then the call throws IoError.
+  std::chrono::milliseconds patience{10'000};
+};
+
+/// The store of a StoreServer at `tcp://host:port` (tcp_store/server.hpp). Waiting does not poll:
+/// the server answers when an entry comes. A lost connection is made again; what was asked is asked
+/// again, which is safe because asking twice has the effect of asking once. A server that started
+/// anew has lost its entries: then every call throws IoError, and the job must be started anew.
+/// Values have at most 1 MiB here.
+///
+/// Threads: none of its own; each call in progress has a connection, which is kept for later ones.
+class MESHSTAGE_API TcpStore final : public Store {
+ public:
+  explicit TcpStore(TcpStoreOptions options);
+  ~TcpStore() override;
+
+  void set(const std::string& key, std::string_view value) override;
+  std::optional<std::string> get(const std::string& key) override;
+  std::string compare_and_create(const std::string& key, std::string_view value) override;
+  std::vector<std::string> list(const std::string& prefix) override;
+  void remove(const std::string& key) override;
+  std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
+                           std::stop_token stop = {}) override;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace meshstage

@@ -1,0 +1,276 @@
+// The tcp:// store: its server and its client, over loopback, over a bad wire, and with peers that
+// speak nonsense.
+#include <poll.h>
+
+#include <array>
+#include <chrono>
+#include <random>
+#include <thread>
+
+#include <meshstage/core/comm/tcp_store/server.hpp>
+#include <meshstage/core/comm/tcp_store/store.hpp>
+#include <meshstage/core/error/error.hpp>
+
+#define XXH_INLINE_ALL
+#include <meshstage/core/comm/socket/frame_stream_impl.hpp>
+#include <meshstage/core/comm/tcp_store/wire_impl.hpp>
+
+#include "tests/comm/worker_process.hpp"
+#include "tests/conformance/ranks.hpp"
+#include "tests/conformance/store_suite.hpp"
+#include "tests/support/catch.hpp"
+#include "tests/support/tcp_proxy.hpp"
+
+namespace {
+
+using namespace std::chrono_literals;
+using namespace meshstage;
+using namespace meshstage::testing;
+using Catch::Matchers::Contains;
+using tcp_store::Type;
+using Keys = std::vector<std::string>;
+
+std::string port_of(const StoreServer& server) {
+  return server.address().substr(server.address().rfind(':') + 1);
+}
+std::uint16_t port_number(const StoreServer& server) {
+  return static_cast<std::uint16_t>(std::stoi(port_of(server)));
+}
+std::shared_ptr<TcpStore> store_at(const std::string& port,
+                                   std::chrono::milliseconds patience = 10s) {
+  return std::make_shared<TcpStore>(
+      TcpStoreOptions{.host = "127.0.0.1", .port = port, .patience = patience});
+}
+
+/// A client played by hand.
+class HandMadeClient {
+ public:
+  explicit HandMadeClient(const StoreServer& server)
+      : fd_(net::connect_to("127.0.0.1", port_of(server), Deadline::after(20s), -1).fd) {}
+  void send(std::span<const std::byte> bytes) const {
+    (void)!::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  }
+  void ask(Type type, const Keys& texts) {
+    send(framing::encode_frame(tcp_store::kFormat, static_cast<std::uint16_t>(type),
+                               tcp_store::encode(texts), sent_++));
+  }
+  /// All that comes until the server ends the connection.
+  [[nodiscard]] std::string rest() const {
+    std::string all;
+    std::array<char, 4096> buffer;
+    pollfd wanted{fd_.get(), POLLIN, 0};
+    while (::poll(&wanted, 1, 20'000) > 0) {
+      const ssize_t n = ::recv(fd_.get(), buffer.data(), buffer.size(), 0);
+      if (n <= 0) return all;
+      all.append(buffer.data(), static_cast<std::size_t>(n));
+    }
+    throw std::runtime_error("the server did not end the connection");
+  }
+
+ private:
+  net::Descriptor fd_;
+  std::uint32_t sent_ = 0;
+};
+
+}  // namespace
+
+TEST_CASE("the tcp store conforms") {
+  const StoreServer server({});
+  store_conforms([&] { return open_store(server.address()); });
+}
+
+TEST_CASE("ranks form over a tcp store") {
+  const StoreServer server({});
+  ranks_form_over([&] { return open_store(server.address()); });
+}
+
+TEST_CASE("a store named by host and port is the server's, and many clients wait in it at once") {
+  const StoreServer server({.host = "localhost"});
+  const auto store = store_at(port_of(server));
+  constexpr int kClients = 64;
+  std::vector<std::string> got(kClients);
+  std::thread ranks([&] {
+    run_ranks_without_error(kClients, [&](int rank) {
+      const auto mine = store_at(port_of(server));
+      mine->set("here/" + std::to_string(rank), "");
+      got[static_cast<std::size_t>(rank)] = mine->wait_for("go", Deadline::after(30s));
+    });
+  });
+  for (int r = 0; r < kClients; ++r) {
+    (void)store->wait_for("here/" + std::to_string(r), Deadline::after(30s));
+  }
+  store->set("go", "now");
+  ranks.join();
+  CHECK(got == std::vector<std::string>(kClients, "now"));
+}
+
+TEST_CASE("where no store listens the error says so, and how to start one") {
+  std::string port;
+  {
+    const StoreServer gone({});
+    port = port_of(gone);
+  }
+  const auto store = store_at(port, 100ms);
+  const std::string error = error_of([&] { store->set("k", "v"); });
+  CHECK_THAT(error, Contains("tcp://127.0.0.1:" + port));
+  CHECK_THAT(error, Contains("meshstage store --listen 127.0.0.1:" + port));
+  CHECK_THROWS_AS(store->wait_for("k", Deadline::after(20s)), IoError);
+  CHECK_THROWS_AS(store->wait_for("k", Deadline::after(10ms)), Timeout);
+}
+
+TEST_CASE("ranks may start before their store") {
+  std::string port;
+  {
+    const StoreServer reserved({});
+    port = port_of(reserved);
+  }
+  std::string got;
+  std::thread early([&] {
+    got = error_of(
+        [&] { throw std::runtime_error(store_at(port)->wait_for("k", Deadline::after(20s))); });
+  });
+  const StoreServer server({.port = static_cast<std::uint16_t>(std::stoi(port))});
+  store_at(port)->set("k", "value");
+  early.join();
+  CHECK(got == "value");
+}
+
+TEST_CASE("a lost connection is made again, in mid wait too") {
+  const StoreServer server({});
+  TcpProxy proxy("127.0.0.1", port_number(server), {});
+  const auto direct = store_at(port_of(server));
+  const auto store = store_at(std::to_string(proxy.port()));
+  store->set("a", "1");
+  std::string got;
+  std::thread waiting([&] {
+    got = error_of([&] { throw std::runtime_error(store->wait_for("b", Deadline::after(30s))); });
+  });
+  for (int i = 0; i < 20; ++i) {
+    proxy.cut();
+    CHECK(store->get("a") == "1");
+    CHECK(store->compare_and_create("c/" + std::to_string(i), "mine") == "mine");
+  }
+  direct->set("b", "2");
+  waiting.join();
+  CHECK(got == "2");
+}
+
+TEST_CASE("a server that starts anew has lost its entries, and who saw them is told") {
+  std::uint16_t port = 0;
+  {
+    const StoreServer reserved({});
+    port = port_number(reserved);
+  }
+  auto server = std::make_unique<StoreServer>(StoreServerOptions{.port = port});
+  const auto store = store_at(std::to_string(port));
+  store->set("a", "1");
+  std::string waited;
+  std::jthread waiting(
+      [&] { waited = error_of([&] { (void)store->wait_for("b", Deadline::after(30s)); }); });
+  server.reset();
+  server = std::make_unique<StoreServer>(StoreServerOptions{.port = port});
+  waiting.join();
+  CHECK_THAT(waited, Contains("lost its entries"));
+  CHECK_THAT(error_of([&] { (void)store->get("a"); }), Contains("lost its entries"));
+  CHECK_FALSE(store_at(std::to_string(port))->get("a").has_value());
+}
+
+TEST_CASE("bytes that are no requests end their connection, and the server goes on") {
+  const StoreServer server({});
+  const auto store = store_at(port_of(server));
+  store->set("a", "1");
+  using framing::encode_frame;
+  const auto& format = tcp_store::kFormat;
+  const auto request = [&](Type type, const Keys& texts) {
+    auto bytes = encode_frame(format, 1, tcp_store::encode({}), 0);
+    const auto more =
+        encode_frame(format, static_cast<std::uint16_t>(type), tcp_store::encode(texts), 1);
+    bytes.insert(bytes.end(), more.begin(), more.end());
+    return bytes;
+  };
+  const auto raw = [&](std::vector<std::uint32_t> numbers) {
+    auto bytes = encode_frame(format, 1, tcp_store::encode({}), 0);
+    const auto more = encode_frame(format, 3, std::as_bytes(std::span(numbers)), 1);
+    bytes.insert(bytes.end(), more.begin(), more.end());
+    return bytes;
+  };
+  std::mt19937 random(7);
+  std::vector<std::byte> noise(4096);
+  for (auto& b : noise) b = static_cast<std::byte>(random());
+  const std::string http = "GET / HTTP/1.1\r\nHost: store\r\nAccept: everything\r\n\r\n";
+  auto damaged = request(Type::kGet, {"a"});
+  damaged.back() ^= std::byte{1};
+  struct Case {
+    const char* what;
+    std::vector<std::byte> bytes;
+    const char* said;
+  };
+  const std::vector<Case> bad{
+      {"noise", noise, "wrong magic"},
+      {"http",
+       {std::as_bytes(std::span(http)).begin(), std::as_bytes(std::span(http)).end()},
+       "wrong magic"},
+      {"before a hello", encode_frame(format, 3, tcp_store::encode(Keys{"a"}), 0),
+       "before a hello"},
+      {"a flipped byte", damaged, "damaged frame"},
+      {"no request", request(Type::kValues, {"a"}), "no request"},
+      {"two hellos", request(Type::kHello, {}), "no request"},
+      {"too few texts", request(Type::kSet, {"a"}), "no request"},
+      {"a wait for nothing", request(Type::kWait, {}), "no request"},
+      {"an empty key", request(Type::kSet, {"", "v"}), "store key"},
+      {"a count that lies", raw({4'000'000'000U, 1}), "no texts"},
+      {"a length that lies", raw({1, 4'000'000'000U}), "no texts"},
+      {"a rest", raw({0, 0}), "no texts"}};
+  for (const auto& c : bad) {
+    INFO(c.what);
+    const HandMadeClient client(server);
+    client.send(c.bytes);
+    CHECK_THAT(client.rest(), Contains(c.said));
+  }
+  {
+    // One that goes in the middle of a request, and one that waits and goes.
+    HandMadeClient client(server);
+    client.send(std::span(damaged).first(50));
+    HandMadeClient waiting(server);
+    waiting.ask(Type::kHello, {});
+    waiting.ask(Type::kWait, {"b"});
+  }
+  store->set("b", "2");
+  CHECK(store->get("a") == "1");
+  CHECK(store->list("") == Keys{"a", "b"});
+}
+
+TEST_CASE("a full store and a value that is too long are refused, and nothing is lost") {
+  const StoreServer server({.max_bytes = 100});
+  const auto store = store_at(port_of(server));
+  store->set("a", "1");
+  CHECK_THAT(error_of([&] { store->set("b", std::string(200, 'x')); }), Contains("full"));
+  CHECK_THROWS_AS(store->set("c", std::string((1 << 20) + 1, 'x')), InvalidArgument);
+  CHECK(store->get("a") == "1");
+  for (int i = 0; i < 50; ++i) {
+    store->set("d", std::string(50, 'y'));
+    store->remove("d");
+  }
+  CHECK(store->list("") == Keys{"a"});
+}
+
+TEST_CASE("what answers and is no store is called so") {
+  // Another server of ours that speaks another protocol: it never greets.
+  const net::Descriptor silent = net::listen_on("127.0.0.1");
+  const std::string bound = net::address_of(silent.get());
+  const auto store = store_at(bound.substr(bound.find(' ') + 1), 50ms);
+  CHECK_THAT(error_of([&] { store->set("a", "b"); }), Contains("it did not greet"));
+}
+
+TEST_CASE("a store and its clients leave no thread and no descriptor") {
+  const int threads = count_threads();
+  const int descriptors = count_network_descriptors();
+  for (int i = 0; i < 20; ++i) {
+    const StoreServer server({});
+    const auto store = store_at(port_of(server));
+    store->set("a", "1");
+    CHECK_THROWS_AS(store->wait_for("never", Deadline::after(1ms)), Timeout);
+  }
+  CHECK(settle(count_threads, threads) == threads);
+  CHECK(settle(count_network_descriptors, descriptors) == descriptors);
+}

@@ -1,0 +1,66 @@
+#include "tools/store/command.hpp"
+
+#include <poll.h>
+
+#include <cerrno>
+#include <charconv>
+#include <memory>
+#include <ostream>
+#include <string>
+
+#include <meshstage/core/comm/tcp_store/server.hpp>
+#include <meshstage/core/error/error.hpp>
+
+#include "tools/command/command.hpp"
+#include "tools/drill/signals.hpp"
+
+namespace meshstage::tools {
+namespace {
+
+StoreServerOptions listening_on(const std::string& address) {
+  const auto colon = address.rfind(':');
+  StoreServerOptions options;
+  if (colon != std::string::npos) {
+    options.host = address.substr(0, colon);
+    if (options.host.starts_with('[') && options.host.ends_with(']')) {
+      options.host = options.host.substr(1, options.host.size() - 2);
+    }
+    const char* const end = address.data() + address.size();
+    const auto [stopped, error] = std::from_chars(address.data() + colon + 1, end, options.port);
+    if (error == std::errc() && stopped == end && !options.host.empty()) return options;
+  }
+  throw InvalidArgument("--listen " + address + ": HOST:PORT is needed, port 0 is any free one");
+}
+
+void serve(const std::string& address, std::ostream& out) {
+  drill::Signals signals;  // before there is a thread
+  const StoreServer server(listening_on(address));
+  out << "MESHSTAGE_STORE=" << server.address() << std::endl;
+  std::optional<int> ending;
+  while (!ending) {
+    pollfd wanted{signals.descriptor(), POLLIN, 0};
+    if (::poll(&wanted, 1, -1) < 0 && errno != EINTR) throw_errno("poll", "", errno);
+    ending = signals.take();
+  }
+}
+
+}  // namespace
+
+void add_store_command(CLI::App& app, std::ostream& out) {
+  auto* command = app.add_subcommand(
+      "store",
+      "Serve the Store in which the ranks of a job meet, where they share no folder. Runs until "
+      "SIGINT or SIGTERM; its entries live as long as it does, so start it before the ranks, not "
+      "as one of them, on a host that outlives them. Prints what the ranks are to be given. "
+      "Whoever "
+      "reaches the port can write: listen where only the job's hosts do.");
+  auto address = std::make_shared<std::string>("127.0.0.1:29400");
+  command->add_option("--listen", *address, "HOST:PORT to listen on; port 0: any free one")
+      ->capture_default_str();
+  set_example(*command,
+              "meshstage store --listen 10.0.0.1:29400 & "
+              "MESHSTAGE_STORE=tcp://10.0.0.1:29400 srun ./trainer");
+  command->callback([address, &out] { serve(*address, out); });
+}
+
+}  // namespace meshstage::tools
