@@ -9,8 +9,14 @@ namespace meshstage {
 
 struct InMemoryStore::State {
   std::mutex mutex;
-  std::condition_variable_any changed;
   std::map<std::string, std::string> entries;
+  /// By key: of a thousand ranks only those are woken that wait for what came.
+  std::multimap<std::string, std::condition_variable_any*> waiting;
+
+  void came(const std::string& key) const {
+    const auto range = waiting.equal_range(key);
+    for (auto w = range.first; w != range.second; ++w) w->second->notify_all();
+  }
 };
 
 InMemoryStore::InMemoryStore() : state_(std::make_unique<State>()) {}
@@ -20,7 +26,7 @@ void InMemoryStore::set(const std::string& key, std::string_view value) {
   check_key(key);
   const std::lock_guard lock(state_->mutex);
   state_->entries[key] = value;
-  state_->changed.notify_all();
+  state_->came(key);
 }
 
 std::optional<std::string> InMemoryStore::get(const std::string& key) {
@@ -35,7 +41,7 @@ std::string InMemoryStore::compare_and_create(const std::string& key, std::strin
   check_key(key);
   const std::lock_guard lock(state_->mutex);
   const auto [entry, created] = state_->entries.emplace(key, value);
-  if (created) state_->changed.notify_all();
+  if (created) state_->came(key);
   return entry->second;
 }
 
@@ -68,16 +74,22 @@ std::string InMemoryStore::wait_for_any(std::span<const std::string> keys, Deadl
     }
     return false;
   };
+  std::condition_variable_any changed;
+  for (const auto& key : keys) state_->waiting.emplace(key, &changed);
   if (deadline.is_never()) {
-    state_->changed.wait(lock, stop, there);
+    changed.wait(lock, stop, there);
   } else {
-    state_->changed.wait_until(lock, stop, deadline.time(), there);
+    changed.wait_until(lock, stop, deadline.time(), there);
+  }
+  for (const auto& key : keys) {
+    const auto range = state_->waiting.equal_range(key);
+    for (auto w = range.first; w != range.second;) {
+      w = w->second == &changed ? state_->waiting.erase(w) : std::next(w);
+    }
   }
   if (value != nullptr) return *value;
   if (stop.stop_requested()) throw Cancelled("waiting in the store was given up");
-  std::string text;
-  for (const auto& key : keys) text += (text.empty() ? "" : ", ") + key;
-  throw Timeout("not in the store by the deadline: " + text);
+  throw_not_there("of this process", keys);
 }
 
 }  // namespace meshstage

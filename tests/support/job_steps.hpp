@@ -34,16 +34,18 @@ inline std::string difference(const Dict& a, const Dict& b) {
 }
 
 /// Stages one step and waits for what becomes of it.
-inline Outcome stage_one(Checkpointer& ckpt, std::uint64_t step) {
+inline Outcome stage_one(Checkpointer& ckpt, std::uint64_t step,
+                         std::chrono::seconds patience = std::chrono::seconds(20)) {
   auto staging = ckpt.stage(state_of(ckpt.rank(), step), step);
   staging.staged().wait();
-  return staging.outcome().get(Deadline::after(std::chrono::seconds(20)));
+  return staging.outcome().get(Deadline::after(patience));
 }
 
 /// Stages `steps` one after the other; each must be complete.
-inline void stage_all(Checkpointer& ckpt, const std::vector<std::uint64_t>& steps) {
+inline void stage_all(Checkpointer& ckpt, const std::vector<std::uint64_t>& steps,
+                      std::chrono::seconds patience = std::chrono::seconds(20)) {
   for (const auto step : steps) {
-    const auto outcome = stage_one(ckpt, step);
+    const auto outcome = stage_one(ckpt, step, patience);
     if (outcome != Outcome::kComplete) {
       throw InvalidState("step " + std::to_string(step) + " " + std::string(to_string(outcome)));
     }

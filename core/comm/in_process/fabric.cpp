@@ -56,8 +56,9 @@ void Node::meet() {
     check_same_job(*other);
     connected[peer] = other;
     other->connected[request.rank] = shared_from_this();
+    other->changed.notify_all();
   }
-  fabric->changed.notify_all();
+  changed.notify_all();
 }
 
 void Node::connect(Deadline deadline, const std::stop_token& stop) {
@@ -78,9 +79,9 @@ void Node::connect(Deadline deadline, const std::stop_token& stop) {
     return endpoint->dead || !left.empty() || connected.size() == request.peers.size();
   };
   if (deadline.is_never()) {
-    fabric->changed.wait(lock, stop, done);
+    changed.wait(lock, stop, done);
   } else {
-    fabric->changed.wait_until(lock, stop, deadline.time(), done);
+    changed.wait_until(lock, stop, deadline.time(), done);
   }
   if (endpoint->dead) give_up(Cancelled("this rank was killed"));
   if (!left.empty()) {
@@ -118,8 +119,9 @@ void Node::leave(LostReason reason) {
     if (node->connected.erase(request.rank) == 0) continue;
     node->left.emplace(request.rank, reason);
     node->peer_left(request.rank, reason);
+    node->changed.notify_all();
   }
-  fabric->changed.notify_all();
+  changed.notify_all();
 }
 
 namespace {
@@ -167,8 +169,10 @@ struct InProcessFabric::State {
       throw InvalidArgument("no transport was attached for rank " + std::to_string(rank));
     }
     change(*endpoint->second);
-    for (const auto& node : fabric->nodes_of(endpoint->second.get())) f(*node);
-    fabric->changed.notify_all();
+    for (const auto& node : fabric->nodes_of(endpoint->second.get())) {
+      f(*node);
+      node->changed.notify_all();
+    }
   }
 };
 
@@ -216,6 +220,7 @@ void InProcessFabric::report_silent(int rank) {
           other->connected.erase(rank);
           other->left.emplace(rank, LostReason::kSilent);
           other->peer_left(rank, LostReason::kSilent);
+          other->changed.notify_all();
           // The peer dropped the connection: that is what the silent one sees when it wakes.
           node.left.emplace(peer, LostReason::kEndOfFile);
           node.peer_left(peer, LostReason::kEndOfFile);

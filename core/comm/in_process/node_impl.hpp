@@ -25,7 +25,6 @@ class Node;
 /// Everything of a fabric. One mutex guards it and all nodes; no bulk copy is made under it.
 struct Fabric {
   std::mutex mutex;
-  std::condition_variable_any changed;  // for connecting; transfers have their own
   std::map<int, std::shared_ptr<Endpoint>> newest;
   std::vector<std::weak_ptr<Node>> nodes;
   std::map<std::string, std::map<int, std::weak_ptr<Node>>> meetings;  // by name, then rank
@@ -62,6 +61,9 @@ class Node : public std::enable_shared_from_this<Node> {
   ConnectRequest request;  // peers ascending
   std::map<int, std::shared_ptr<Node>> connected;
   std::map<int, LostReason> left;
+  /// Of the above, or of the endpoint: what connect() waits for. Each node has its own, for of a
+  /// thousand ranks that connect each meeting concerns two.
+  std::condition_variable_any changed;
 
  private:
   [[nodiscard]] std::string place() const { return request.store_prefix + "/" + request.name; }

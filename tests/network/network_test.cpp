@@ -1,0 +1,199 @@
+// Real ranks over sockets and Gloo, and what a network and a process can do to them short of an
+// orderly end: sockets that outlive their process, a host that vanishes, a slow wire, a wire that
+// changes what passes.
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <memory>
+#include <sstream>
+#include <thread>
+
+#include <meshstage/core/comm/store.hpp>
+
+#include "tests/comm/worker_process.hpp"
+#include "tests/support/catch.hpp"
+
+namespace {
+
+using namespace std::chrono_literals;
+using namespace meshstage;
+using namespace meshstage::testing;
+using Catch::Matchers::Contains;
+
+constexpr int kWorld = 4;
+
+long now_ms() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+struct Lost {
+  int rank = -1;
+  std::string kind;
+  long when = 0;
+  std::string text;
+};
+
+class Job {
+ public:
+  explicit Job(std::chrono::milliseconds deadline) : deadline_(deadline) {
+    std::filesystem::create_directory(folder_.path() + "/vaults");
+    for (int r = 0; r < kWorld; ++r) workers_.push_back(start(r));
+  }
+  [[nodiscard]] std::unique_ptr<WorkerProcess> start(int rank) const {
+    return std::make_unique<WorkerProcess>(
+        own_folder() + "/rank_worker",
+        std::vector{folder_.path(), std::to_string(rank), std::to_string(kWorld),
+                    std::to_string(deadline_.count())});
+  }
+  std::unique_ptr<WorkerProcess>& worker(int rank) {
+    return workers_[static_cast<std::size_t>(rank)];
+  }
+  void tell_all(const std::string& line) {
+    for (auto& w : workers_) w->tell(line);
+  }
+  std::string note(const std::string& what, int generation, int rank) {
+    return store_.wait_for(what + "/" + std::to_string(generation) + "/" + std::to_string(rank),
+                           Deadline::after(60s));
+  }
+  Lost lost(int generation, int rank) {
+    std::istringstream text(note("lost", generation, rank));
+    Lost lost;
+    text >> lost.rank >> lost.kind >> lost.when;
+    std::getline(text, lost.text);
+    return lost;
+  }
+  /// Until every rank knows a step from `step` on to be complete. Fails as soon as one is lost.
+  void train(int generation, int step) {
+    for (int r = 0; r < kWorld; ++r) {
+      while (std::stoi(note("complete", generation, r)) < step) {
+        const auto key = "lost/" + std::to_string(generation) + "/" + std::to_string(r);
+        if (const auto text = store_.get(key)) FAIL("rank " << r << " lost " << *text);
+        std::this_thread::sleep_for(5ms);
+      }
+    }
+  }
+  /// The step that each rank recovered in the generation; all the same.
+  int recovered(int generation) {
+    const int step = std::stoi(note("recovered", generation, 0));
+    for (int r = 1; r < kWorld; ++r) CHECK(std::stoi(note("recovered", generation, r)) == step);
+    return step;
+  }
+  void finish() {
+    for (auto& w : workers_) w->end_input();
+    for (auto& w : workers_) CHECK(w->finish() == 0);
+  }
+  FileStore& store() { return store_; }
+
+ private:
+  TemporaryFolder folder_;
+  FileStore store_{folder_.path() + "/store"};
+  const std::chrono::milliseconds deadline_;
+  std::vector<std::unique_ptr<WorkerProcess>> workers_;
+};
+
+/// A child of a worker, not ours to wait for: ended in any case.
+struct OthersChild {
+  pid_t pid;
+  explicit OthersChild(pid_t p) : pid(p) {}
+  OthersChild(const OthersChild&) = delete;
+  OthersChild& operator=(const OthersChild&) = delete;
+  ~OthersChild() { ::kill(pid, SIGKILL); }
+};
+
+}  // namespace
+
+TEST_CASE("a forked child that holds the sockets of a killed rank delays nobody") {
+  // Silence would be noticed after 30 s.
+  Job job(30s);
+  job.train(1, 3);
+  for (const int victim : {0, 2}) {
+    const int generation = victim == 0 ? 1 : 2;
+    INFO("victim " << victim);
+    job.worker(victim)->tell("fork");
+    const OthersChild child(
+        std::stoi(job.store().wait_for("child/" + std::to_string(victim), Deadline::after(30s))));
+    job.train(generation, generation * 3);
+    const long killed = now_ms();
+    job.worker(victim)->kill();
+    for (int r = 0; r < kWorld; ++r) {
+      if (r == victim) continue;
+      const auto lost = job.lost(generation, r);
+      INFO("rank " << r << ": " << lost.text);
+      CHECK(lost.rank == victim);
+      CHECK(lost.kind == "lost");
+      CHECK(lost.when - killed < 1000);
+    }
+    // The child lives, and with it every socket; still its parent's place is taken.
+    REQUIRE(::kill(child.pid, 0) == 0);
+    job.worker(victim) = job.start(victim);
+    CHECK(job.recovered(generation + 1) >= generation * 3);
+    job.train(generation + 1, (generation + 1) * 3);
+  }
+  job.finish();
+}
+
+TEST_CASE(
+    "a vanished host is noticed by its silence, named, replaced, and fenced if it comes back") {
+  constexpr auto kDeadline = 1000ms;
+  Job job(kDeadline);
+  job.train(1, 3);
+  const long vanished = now_ms();
+  job.tell_all("vanish 2");
+  for (const int r : {0, 1, 3}) {
+    const auto lost = job.lost(1, r);
+    INFO("rank " << r << ": " << lost.text);
+    CHECK(lost.rank == 2);
+    CHECK(lost.when - vanished < kDeadline.count() + 1000);
+  }
+  const auto zombie = std::move(job.worker(2));
+  job.worker(2) = job.start(2);
+  CHECK(job.recovered(2) >= 3);
+  job.train(2, 6);
+  zombie->end_input();
+  CHECK(zombie->finish() != 0);  // it never reached the others again
+  job.finish();
+}
+
+TEST_CASE(
+    "a slow wire is no death: steps are complete, though each takes longer than the silence") {
+  Job job(1000ms);
+  job.train(1, 3);
+  // An image of 60 KB takes some 0.6 s, and all that agree on it wait for several trips more.
+  job.tell_all("slow 60 100000");
+  const int step = std::stoi(job.note("complete", 1, 0));
+  const long slowed = now_ms();
+  job.train(1, step + 5);
+  CHECK(now_ms() - slowed > 4 * 600);  // the images pass there, too
+  job.tell_all("slow 0 0");
+  job.train(1, step + 20);
+  job.finish();
+}
+
+TEST_CASE(
+    "a wire that flips, drops, repeats or swaps control messages is noticed, and nobody dies") {
+  Job job(5000ms);
+  int generation = 1;
+  int step = 3;
+  for (const char* how : {"flip", "drop", "repeat", "swap"}) {
+    INFO(how);
+    job.train(generation, step);
+    job.worker(1)->tell(std::string("meddle 0 ") + how);  // what rank 1 sends to rank 0
+    for (int r = 0; r < kWorld; ++r) {
+      const auto lost = job.lost(generation, r);
+      INFO("rank " << r << ": " << lost.text);
+      CHECK(lost.kind == "lost");
+      // The link between 0 and 1: each names the other end or none, and nobody is told to end.
+      CHECK((lost.rank == 0 || lost.rank == 1 || lost.rank == -1));
+      CHECK(lost.rank != r);
+      CHECK_THAT(lost.text, Contains("broken link"));
+      CHECK_THAT(lost.text, Contains(std::string(how) == "flip" ? "damaged frame" : "out of turn"));
+    }
+    ++generation;
+    CHECK(job.recovered(generation) >= step);
+    step += 6;
+  }
+  job.train(generation, step);
+  job.finish();
+}

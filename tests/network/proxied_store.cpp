@@ -1,0 +1,206 @@
+#include "tests/network/proxied_store.hpp"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+
+#include <array>
+#include <charconv>
+#include <cstring>
+#include <sstream>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+
+#define XXH_INLINE_ALL
+#include <meshstage/core/comm/socket/frame_impl.hpp>
+
+namespace meshstage::testing {
+
+namespace {
+
+/// ".../net/<name>/<rest>": the rest's numbers, or nothing.
+std::optional<std::pair<std::string, std::vector<int>>> address_key(const std::string& key) {
+  const auto net = key.find("/net/");
+  if (net == std::string::npos) return std::nullopt;
+  std::istringstream parts(key.substr(net + 5));
+  std::string name;
+  std::getline(parts, name, '/');
+  std::vector<int> ranks;
+  for (std::string part; std::getline(parts, part, '/');) ranks.push_back(std::stoi(part));
+  return std::pair(name, ranks);
+}
+
+/// Gloo's address in hex begins with a sockaddr.
+sockaddr_in socket_address(const std::string& hex) {
+  std::array<unsigned char, sizeof(sockaddr_in)> bytes{};
+  for (std::size_t i = 0; i < bytes.size() && 2 * i + 2 <= hex.size(); ++i) {
+    std::from_chars(hex.data() + 2 * i, hex.data() + 2 * i + 2, bytes[i], 16);
+  }
+  sockaddr_in address{};
+  std::memcpy(&address, bytes.data(), sizeof(address));
+  return address;
+}
+
+std::string with_port(std::string hex, std::uint16_t port) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  const std::size_t at = 2 * offsetof(sockaddr_in, sin_port);
+  for (int digit = 0; digit < 4; ++digit) {
+    hex[at + static_cast<std::size_t>(digit)] = kDigits[(port >> (12 - 4 * digit)) & 15];
+  }
+  return hex;
+}
+
+std::string host_of(const sockaddr_in& address) {
+  std::array<char, INET_ADDRSTRLEN> text{};
+  ::inet_ntop(AF_INET, &address.sin_addr, text.data(), text.size());
+  return text.data();
+}
+
+/// Changes one control message that passes whole, once.
+std::function<void(bool, std::vector<std::byte>&)> meddling(const std::string& how) {
+  using namespace framing;
+  auto done = std::make_shared<bool>(false);
+  auto held = std::make_shared<std::vector<std::byte>>();
+  return [how, done, held](bool to_server, std::vector<std::byte>& piece) {
+    if (*done || !to_server || piece.size() < kHeaderBytes) return;
+    const auto type = take<std::uint16_t>(piece.data() + 6);
+    const std::size_t length = kHeaderBytes + take<std::uint32_t>(piece.data() + 8);
+    if (take<std::uint32_t>(piece.data()) != link_wire::kFormat.magic || length > piece.size() ||
+        type != static_cast<std::uint16_t>(link_wire::FrameType::kMessage)) {
+      return;
+    }
+    const auto end = piece.begin() + static_cast<std::ptrdiff_t>(length);
+    if (how == "swap" && held->empty()) {
+      held->assign(piece.begin(), end);  // behind the next one
+      piece.erase(piece.begin(), end);
+      return;
+    }
+    *done = true;
+    if (how == "swap") piece.insert(end, held->begin(), held->end());
+    if (how == "flip") piece[length - 1] ^= std::byte{1};
+    if (how == "drop") piece.erase(piece.begin(), end);
+    if (how == "repeat") {
+      const std::vector<std::byte> again(piece.begin(), end);
+      piece.insert(end, again.begin(), again.end());
+    }
+  };
+}
+
+}  // namespace
+
+void ProxiedStore::check_reachable() {
+  const std::lock_guard lock(mutex_);
+  if (gone_) throw IoError("the store cannot be reached from a host that is gone");
+}
+
+void ProxiedStore::set(const std::string& key, std::string_view value) {
+  check_reachable();
+  {
+    const std::lock_guard lock(mutex_);
+    if (address_key(key)) own_[key] = value;
+  }
+  inner_->set(key, value);
+}
+
+std::optional<std::string> ProxiedStore::get(const std::string& key) {
+  check_reachable();
+  auto value = inner_->get(key);
+  if (value) value = translated(key, std::move(*value));
+  return value;
+}
+
+std::string ProxiedStore::compare_and_create(const std::string& key, std::string_view value) {
+  check_reachable();
+  return inner_->compare_and_create(key, value);
+}
+
+std::vector<std::string> ProxiedStore::list(const std::string& prefix) {
+  check_reachable();
+  return inner_->list(prefix);
+}
+
+void ProxiedStore::remove(const std::string& key) {
+  check_reachable();
+  inner_->remove(key);
+}
+
+std::string ProxiedStore::wait_for_any(std::span<const std::string> keys, Deadline deadline,
+                                       std::stop_token stop) {
+  check_reachable();
+  auto value = inner_->wait_for_any(keys, deadline, std::move(stop));
+  return keys.size() == 1 ? translated(keys[0], std::move(value)) : value;
+}
+
+std::string ProxiedStore::translated(const std::string& key, std::string value) {
+  const auto address = address_key(key);
+  if (!address) return value;
+  const auto& [name, ranks] = *address;
+  const std::lock_guard lock(mutex_);
+  const auto known = translations_.find(key + "=" + value);
+  if (known != translations_.end()) return known->second;
+  std::string result = value;
+  if (ranks.size() == 1) {
+    std::istringstream parts(value);
+    std::string host, port, nonce;
+    parts >> host >> port >> nonce;
+    const auto number = static_cast<std::uint16_t>(std::stoi(port));
+    result =
+        host + " " + std::to_string(proxy_to(ranks[0], true, host, number, false)) + " " + nonce;
+  } else if (ranks.size() == 2 && ranks[1] == rank_) {
+    // Of a Gloo pair the lower address listens, the other one connects: to a proxy whose port is
+    // lower still, so that both ends see it as before.
+    std::string reverse = key.substr(0, key.find("/net/")) + "/net/" + name + "/" +
+                          std::to_string(rank_) + "/" + std::to_string(ranks[0]);
+    const sockaddr_in theirs = socket_address(value);
+    const sockaddr_in ours = socket_address(own_.at(reverse));
+    if (theirs.sin_port < ours.sin_port) {
+      result = with_port(value,
+                         proxy_to(ranks[0], false, host_of(theirs), ntohs(theirs.sin_port), true));
+    }
+  }
+  translations_[key + "=" + value] = result;
+  return result;
+}
+
+std::uint16_t ProxiedStore::proxy_to(int peer, bool links, const std::string& host,
+                                     std::uint16_t port, bool low_port) {
+  Passage passage{peer, links, nullptr};
+  // Gloo compares ports as they lie in memory: low means a low last byte. 0 and the like are below
+  // what the system gives out most of the time; where not, the pair would not come to be, and the
+  // test would say so.
+  for (std::uint16_t wanted = low_port ? 0x2800 : 0; !passage.proxy; wanted += 0x100) {
+    try {
+      passage.proxy = std::make_unique<TcpProxy>(host, port, wire_, wanted);
+    } catch (const IoError&) {
+      if (!low_port || wanted > 0x7e00) throw;
+    }
+  }
+  passages_.push_back(std::move(passage));
+  return passages_.back().proxy->port();
+}
+
+void ProxiedStore::vanish(int peer) {
+  const std::lock_guard lock(mutex_);
+  if (peer == rank_) gone_ = true;
+  for (auto& passage : passages_) {
+    if (peer == rank_ || passage.peer == peer) passage.proxy->vanish();
+  }
+}
+
+void ProxiedStore::slow(std::chrono::milliseconds delay, std::size_t bytes_per_second) {
+  const std::lock_guard lock(mutex_);
+  wire_.delay = delay;
+  wire_.bytes_per_second = bytes_per_second;
+  for (auto& passage : passages_) passage.proxy->set(wire_);
+}
+
+void ProxiedStore::meddle(int peer, const std::string& how) {
+  const std::lock_guard lock(mutex_);
+  Wire wire = wire_;
+  wire.change = meddling(how);
+  for (auto& passage : passages_) {
+    if (passage.peer == peer && passage.links) passage.proxy->set(wire);
+  }
+}
+
+}  // namespace meshstage::testing
