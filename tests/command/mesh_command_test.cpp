@@ -1,5 +1,10 @@
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <random>
+
+#include <meshstage/mesh/layout.hpp>
+#include <meshstage/mesh/replicated.hpp>
 
 #include "tests/command/run_mesh.hpp"
 #include "tests/support/catch.hpp"
@@ -153,6 +158,85 @@ TEST_CASE("mesh partners spares what a holder has itself, says how much, and hol
   const json ring = parsed(run_mesh(spare));
   CHECK(ring["spared_bytes"] == 6 * 128);
   CHECK(ring["total_bytes"] == 8 * (64 + 128) - 6 * 128);
+}
+
+TEST_CASE("mesh partners counts what going through every rank, tensor and holder counts") {
+  std::mt19937 random(17);
+  const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+  std::int64_t spared_in_all = 0;
+  for (int round = 0; round < 60; ++round) {
+    const std::vector<std::int64_t> shape{1 + below(3), 1 + below(4)};
+    const auto mesh = meshstage::DeviceMesh::from_shape(shape);
+    const int world = static_cast<int>(mesh.size());
+    const int per_host = 1 + below(4);
+    std::vector<meshstage::TensorSpec> tensors;
+    std::vector<std::string> words{"partners",
+                                   "--mesh",
+                                   std::to_string(shape[0]) + "," + std::to_string(shape[1]),
+                                   "--ranks-per-host",
+                                   std::to_string(per_host),
+                                   "--policy",
+                                   below(2) == 0 ? "ring" : "half-shift",
+                                   "--copies",
+                                   std::to_string(below(std::min(world, 3))),
+                                   "--json"};
+    for (int t = 0; t < 6; ++t) {  // some of them alike
+      const char* placements[] = {"R,R", "R,S(0)", "S(0),R", "S(0),S(1)", "S(1),S(1)", "P,S(0)"};
+      const std::string text = "t" + std::to_string(t) + (below(2) == 0 ? "=f32[" : "=u8[") +
+                               std::to_string(below(3) == 0 ? 12 : below(7)) + "," +
+                               std::to_string(below(3) == 0 ? 24 : below(7)) +
+                               "]:" + placements[below(6)];
+      tensors.push_back(meshstage::parse_tensor_spec(text));
+      words.emplace_back("--tensor");
+      words.push_back(text);
+    }
+    const bool spare = below(2) == 0;
+    if (spare) words.emplace_back("--spare-replicated");
+    const json got = parsed(run_mesh(words));
+    INFO(joined(json(words)));
+    const auto world_size = static_cast<std::size_t>(world);
+    const auto host = [&](int r) { return static_cast<std::size_t>(r / per_host); };
+    std::vector<std::int64_t> own(world_size);
+    std::vector<std::int64_t> sent(world_size);
+    std::vector<std::int64_t> held(world_size);
+    std::vector<std::int64_t> link_out(world_size);  // by host
+    std::vector<std::int64_t> link_in(world_size);
+    std::int64_t total = 0;
+    std::int64_t spared = 0;
+    for (int r = 0; r < world; ++r) {
+      const auto rank = static_cast<std::size_t>(r);
+      for (const auto& t : tensors) {
+        const auto bytes =
+            meshstage::local_shard(mesh, r, t.shape, t.placements).numel() * t.element_bytes;
+        own[rank] += bytes;
+        for (const int h : got["ranks"][rank]["holders"]) {
+          held[static_cast<std::size_t>(h)] += bytes;
+          if (spare && meshstage::same_shard(mesh, t.placements, r, h)) {
+            spared += bytes;
+            continue;
+          }
+          sent[rank] += bytes;
+          total += bytes;
+          if (host(r) == host(h)) continue;
+          link_out[host(r)] += bytes;
+          link_in[host(h)] += bytes;
+        }
+      }
+    }
+    for (std::size_t r = 0; r < world_size; ++r) {
+      CHECK(got["ranks"][r]["own_bytes"] == own[r]);
+      CHECK(got["ranks"][r]["sent_bytes"] == sent[r]);
+      CHECK(got["ranks"][r]["held_bytes"] == held[r]);
+    }
+    for (std::size_t h = 0; h < got["hosts"].size(); ++h) {
+      CHECK(got["hosts"][h]["link_out_bytes"] == link_out[h]);
+      CHECK(got["hosts"][h]["link_in_bytes"] == link_in[h]);
+    }
+    CHECK(got["total_bytes"] == total);
+    CHECK(got["spared_bytes"] == spared);
+    spared_in_all += spared;
+  }
+  CHECK(spared_in_all > 10000);
 }
 
 TEST_CASE("a copy on the same host costs no link, and is said to protect from no host") {
