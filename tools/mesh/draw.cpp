@@ -372,9 +372,10 @@ class Picture {
     const std::size_t lines = (p.all.size() + p.across - 1) / p.across;
     const double top = y_ + (blocks_->slices() > 1 ? 12 : 0);
     for (std::size_t i = 0; i < p.all.size(); ++i) {
+      const std::size_t line = i / p.across;
       panel(p, p.all[i], ranks[p.all[i].slice],
             p.left + static_cast<double>(i % p.across) * p.pitch,
-            top + static_cast<double>(i / p.across) * p.line_height);
+            top + static_cast<double>(line) * p.line_height);
     }
     y_ = top + static_cast<double>(lines) * p.line_height;
     const std::size_t cells = blocks_->slices() * blocks_->rows() * blocks_->columns();
