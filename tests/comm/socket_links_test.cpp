@@ -1,10 +1,13 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <csignal>
+#include <filesystem>
+#include <fstream>
 #include <sstream>
 #include <thread>
 
@@ -128,6 +131,16 @@ class RankZero {
   std::stop_source stop_;
   std::thread thread_;
 };
+
+/// Of all epoll descriptors of this process together.
+int watched_descriptors() {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fdinfo")) {
+    std::ifstream info(entry.path());
+    for (std::string line; std::getline(info, line);) count += line.starts_with("tfd:") ? 1 : 0;
+  }
+  return count;
+}
 
 std::vector<std::byte> hello(const HandMadePeer& peer) {
   return Greeting::of(RankZero::request(), 1, 0, peer.nonce).encode();
@@ -337,6 +350,32 @@ TEST_CASE("a death while others still connect ends the connecting, naming the de
   zero.join();
   CHECK(error.starts_with("peer lost"));
   CHECK_THAT(error, Contains("rank 1"));
+}
+
+TEST_CASE("a link that is dropped ends for the peer, and wakes nobody, though a child holds it") {
+  LinkOptions options;
+  options.heartbeat_interval = 20ms;
+  options.silence_deadline = 200ms;
+  RankZero zero(options);
+  const HandMadePeer peer(zero.store);
+  peer.frame(FrameType::kHello, hello(peer));
+  REQUIRE(peer.read() == "2");
+  Recorder recorder;
+  zero.links().set_handlers(recorder.handlers());
+  const pid_t child = ::fork();  // a data loader
+  if (child == 0) {
+    while (true) ::pause();
+  }
+  const bool lost = recorder.wait_for(1);  // we say nothing
+  const std::string seen = peer.read();
+  // Of what epoll watched only the event that wakes the thread is left.
+  const int watched = watched_descriptors();
+  ::kill(child, SIGKILL);
+  REQUIRE(::waitpid(child, nullptr, 0) == child);
+  REQUIRE(lost);
+  CHECK(recorder.seen() == Lines{"1 lost: silent"});
+  CHECK(seen == "end");
+  CHECK(watched == 1);
 }
 
 TEST_CASE("closed links leave no thread and no descriptor") {

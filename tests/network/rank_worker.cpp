@@ -49,7 +49,7 @@ class Rank {
     options_.deadline = deadline;
     options_.forming_deadline = 60s;
     options_.persist_every = 0;
-    options_.block_bytes = 16384;  // a piece is soon through a slow wire
+    options_.block_bytes = 4096;  // a piece is soon through a slow wire
     RankEnvironment environment;
     environment.rank = environment.local_rank = rank;
     environment.world_size = environment.local_world_size = world;
