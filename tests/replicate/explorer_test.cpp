@@ -41,6 +41,14 @@ TEST_CASE("one rank: crashes, failures, a structure change, all memory lost, dis
   require_safe(bounds);
 }
 
+TEST_CASE("one rank: timeouts, a failure, a skipped step, a crash") {
+  Bounds bounds = ranks(1, 4);
+  bounds.timeouts = 2;
+  bounds.skips = 1;
+  bounds.crashes = bounds.local_failures = 1;
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks: two crashes and a lost host") {
   Bounds bounds = ranks(2, 2);
   bounds.crashes = meshstage::test::kSanitized ? 1 : 2;
@@ -144,6 +152,26 @@ TEST_CASE("three ranks: a structure that differs after a crash") {
   Bounds bounds = ranks(3, 1);
   bounds.crashes = 1;
   bounds.mismatches = meshstage::test::kSanitized ? 0 : 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks: a second death, and a lost message, while the first is recovered from") {
+  Bounds bounds = ranks(3, 0);
+  bounds.crashes = 2;
+  bounds.lost_messages = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks: a stopped process goes on after its replacement joined, and another dies") {
+  Bounds bounds = ranks(3, 0);
+  bounds.crashes = 1;
+  bounds.zombies = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks: an image that rots, and a skipped step") {
+  Bounds bounds = ranks(3, 1);
+  bounds.flips = bounds.skips = 1;
   require_safe(bounds);
 }
 

@@ -1,5 +1,11 @@
 #include <algorithm>
 #include <iostream>
+#include <memory>
+#include <random>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/explorer/explore.hpp"
@@ -52,6 +58,8 @@ void require_needed(const std::string& rule) {
   REQUIRE(replay(bounds, result.trace).violation() == "");
 }
 
+static_assert(kRules.size() == 16, "each rule has its test here");
+
 }  // namespace
 
 TEST_CASE("without keeping generations apart a promise breaks") {
@@ -94,9 +102,38 @@ TEST_CASE("a found trace is shortened, reads as a sequence, and replays") {
   REQUIRE(replay(bounds, shorter).violation() == "");  // it is the last choice that breaks it
   const std::string text = tell(bounds, trace);
   std::cout << text;
+  // What was printed is enough to go through it again, and what is no such run is refused.
+  REQUIRE(read_trace(bounds, text) == trace);
+  REQUIRE_THROWS_AS(read_trace(bounds, "1. rank 0 stages its next step\n"), std::invalid_argument);
   REQUIRE(text.find("1. all meet and form a generation") == 0);
   REQUIRE(text.find("writes g1 step 2 into own slot 0") != std::string::npos);
   REQUIRE(text.find("VIOLATED: g1 step 1 is complete, but the loss of host") != std::string::npos);
+}
+
+TEST_CASE("every run is told so that it can be read again, and no two choices read the same") {
+  Bounds bounds;
+  bounds.world = 3;
+  bounds.steps = 3;
+  bounds.crashes = bounds.timeouts = bounds.lost_messages = bounds.local_failures = 2;
+  bounds.host_losses = bounds.skips = bounds.mismatches = bounds.flips = bounds.zombies = 1;
+  bounds.disk = bounds.finish = true;
+  for (const bool quarantine : {true, false}) {
+    bounds.rules.quarantine = quarantine;
+    std::mt19937_64 random(quarantine ? 5U : 6U);
+    for (int run = 0; run < 20; ++run) {
+      World world(std::make_shared<const Bounds>(bounds));
+      std::vector<explorer::Choice> trace;
+      for (auto choices = world.choices(); !choices.empty(); choices = world.choices()) {
+        std::set<std::string> words;
+        for (const auto& choice : choices) words.insert(to_string(choice));
+        REQUIRE(words.size() == choices.size());
+        trace.push_back(choices[random() % choices.size()]);
+        world.step(trace.back());
+      }
+      REQUIRE(trace.size() > 10);
+      REQUIRE(read_trace(bounds, tell(bounds, trace)) == trace);
+    }
+  }
 }
 
 TEST_CASE("the explorer notices a rank that waits for ever") {

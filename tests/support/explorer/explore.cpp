@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <random>
+#include <sstream>
+#include <stdexcept>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -211,6 +213,24 @@ std::string tell(const Bounds& bounds, const std::vector<Choice>& trace) {
     text += "VIOLATED: " + world.stuck() + "\n";
   }
   return text;
+}
+
+std::vector<Choice> read_trace(const Bounds& bounds, const std::string& text) {
+  World world(std::make_shared<const Bounds>(bounds));
+  std::vector<Choice> trace;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    const auto digits = line.find_first_not_of("0123456789");
+    if (digits == 0 || digits == std::string::npos || line.compare(digits, 2, ". ") != 0) continue;
+    const std::string what = line.substr(digits + 2);
+    const auto choices = world.choices();
+    const auto choice = std::find_if(choices.begin(), choices.end(),
+                                     [&](const Choice& c) { return to_string(c) == what; });
+    if (choice == choices.end()) throw std::invalid_argument("this cannot happen here: " + line);
+    world.step(*choice);
+    trace.push_back(*choice);
+  }
+  return trace;
 }
 
 std::string summary(const Bounds& b, const Result& result) {

@@ -41,6 +41,10 @@ struct Result {
 /// The trace as a sequence that a person can follow, with what each choice led to.
 [[nodiscard]] std::string tell(const Bounds& bounds, const std::vector<Choice>& trace);
 
+/// Reads what tell() wrote, comments and all: the choices of its numbered lines, in order. Throws
+/// std::invalid_argument naming the line that cannot happen there (other bounds, another protocol).
+[[nodiscard]] std::vector<Choice> read_trace(const Bounds& bounds, const std::string& text);
+
 /// "2 ranks, 3 steps, 1 crash: 1234567 states, 3456789 edges, 12.3 s".
 [[nodiscard]] std::string summary(const Bounds& bounds, const Result& result);
 

@@ -2,12 +2,20 @@
 //
 //     meshstage_explorer --world 3 --steps 2 --crashes 1 --host-losses 1
 //     meshstage_explorer --world 8 --steps 4 --crashes 3 --walk 1000 --seed 7 --without promise
+//     meshstage_explorer --world 2 --steps 2 --crashes 1 --without promise >run.txt
+//     meshstage_explorer --replay run.txt
 //
-// Prints the number of states and the time; on a violation the shortened trace, and exits 1.
+// Prints the number of states and the time; on a violation the shortened run, and exits 1. What it
+// printed is what --replay reads: the options, and the numbered lines.
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <sstream>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "tests/support/explorer/explore.hpp"
 #include "tests/support/explorer/rules.hpp"
@@ -16,84 +24,121 @@ using namespace meshstage::explorer;
 
 namespace {
 
-int usage() {
-  std::fputs(
-      "usage: meshstage_explorer [--world N] [--steps N] [--crashes N] [--host-losses N]\n"
-      "  [--losses-beyond N] [--lost-messages N] [--timeouts N] [--local-failures N] [--skips N] "
-      "[--mismatches N]\n"
-      "  [--flips N] [--zombies N] [--disk] [--finish] [--safety-only] [--without RULE] "
-      "[--max-states N]\n"
-      "  [--walk RUNS --seed N --walk-steps N]\n",
-      stderr);
-  return 2;
+constexpr const char* kUsage =
+    "usage: meshstage_explorer [--world N] [--steps N] [--crashes N] [--host-losses N]\n"
+    "  [--losses-beyond N] [--lost-messages N] [--timeouts N] [--local-failures N] [--skips N] "
+    "[--mismatches N]\n"
+    "  [--flips N] [--zombies N] [--disk] [--finish] [--safety-only] [--without RULE] "
+    "[--max-states N]\n"
+    "  [--walk RUNS --seed N --walk-steps N]\n"
+    "meshstage_explorer --replay FILE\n";
+constexpr const char* kOptionsLine = "options:";
+
+struct Command {
+  Bounds bounds;
+  Limits limits;
+  int runs = 0;
+  int walk_steps = 100'000;
+  std::uint64_t seed = 1;
+};
+
+/// Throws std::invalid_argument naming the word that is none.
+Command parse(const std::vector<std::string>& words) {
+  Command c;
+  Bounds& bounds = c.bounds;
+  const struct {
+    const char* name;
+    int* target;
+  } numbers[] = {{"--world", &bounds.world},
+                 {"--steps", &bounds.steps},
+                 {"--crashes", &bounds.crashes},
+                 {"--host-losses", &bounds.host_losses},
+                 {"--losses-beyond", &bounds.losses_beyond},
+                 {"--lost-messages", &bounds.lost_messages},
+                 {"--timeouts", &bounds.timeouts},
+                 {"--local-failures", &bounds.local_failures},
+                 {"--skips", &bounds.skips},
+                 {"--mismatches", &bounds.mismatches},
+                 {"--flips", &bounds.flips},
+                 {"--zombies", &bounds.zombies},
+                 {"--walk", &c.runs},
+                 {"--walk-steps", &c.walk_steps}};
+  const struct {
+    const char* name;
+    bool* target;
+  } flags[] = {{"--disk", &bounds.disk},
+               {"--finish", &bounds.finish},
+               {"--safety-only", &c.limits.safety_only}};
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const std::string& option = words[i];
+    bool known = false;
+    for (const auto& flag : flags) {
+      if (option != flag.name) continue;
+      known = *flag.target = true;
+    }
+    if (known) continue;
+    if (++i == words.size()) throw std::invalid_argument(option);
+    const std::string& value = words[i];
+    if (option == "--without") {
+      bool* rule = find_rule(bounds.rules, value);
+      if (rule == nullptr) throw std::invalid_argument(value);
+      *rule = false;
+      continue;
+    }
+    const long long number = std::strtoll(value.c_str(), nullptr, 10);
+    if (option == "--max-states") {
+      c.limits.max_states = static_cast<std::uint64_t>(number);
+      continue;
+    }
+    if (option == "--seed") {
+      c.seed = static_cast<std::uint64_t>(number);
+      continue;
+    }
+    for (const auto& n : numbers) {
+      if (option != n.name) continue;
+      *n.target = static_cast<int>(number);
+      known = true;
+    }
+    if (!known) throw std::invalid_argument(option);
+  }
+  return c;
+}
+
+std::vector<std::string> words_of(const std::string& line) {
+  std::istringstream in(line);
+  return {std::istream_iterator<std::string>(in), {}};
+}
+
+/// 1 if the run still ends in a violation, as it did when it was found.
+int replay_file(const char* path) {
+  std::ifstream in(path);
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
+  const auto at = text.find(kOptionsLine);
+  if (!in || at == std::string::npos) throw std::invalid_argument(path);
+  const auto begin = at + std::string_view(kOptionsLine).size();
+  const Command c = parse(words_of(text.substr(begin, text.find('\n', at) - begin)));
+  const std::string told = tell(c.bounds, read_trace(c.bounds, text));
+  std::cout << told;
+  return told.find("VIOLATED: ") == std::string::npos ? 0 : 1;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  Bounds bounds;
-  Limits limits;
-  int runs = 0, walk_steps = 100'000;
-  std::uint64_t seed = 1;
-  for (int i = 1; i < argc; ++i) {
-    const std::string option = argv[i];
-    if (option == "--disk") {
-      bounds.disk = true;
-      continue;
-    }
-    if (option == "--safety-only") {
-      limits.safety_only = true;
-      continue;
-    }
-    if (option == "--finish") {
-      bounds.finish = true;
-      continue;
-    }
-    if (i + 1 == argc) return usage();
-    const char* value = argv[++i];
-    if (option == "--without") {
-      bool* rule = find_rule(bounds.rules, value);
-      if (rule == nullptr) return usage();
-      *rule = false;
-      continue;
-    }
-    const long long number = std::strtoll(value, nullptr, 10);
-    const struct {
-      const char* name;
-      int* target;
-    } numbers[] = {{"--world", &bounds.world},
-                   {"--steps", &bounds.steps},
-                   {"--crashes", &bounds.crashes},
-                   {"--host-losses", &bounds.host_losses},
-                   {"--losses-beyond", &bounds.losses_beyond},
-                   {"--lost-messages", &bounds.lost_messages},
-                   {"--timeouts", &bounds.timeouts},
-                   {"--local-failures", &bounds.local_failures},
-                   {"--skips", &bounds.skips},
-                   {"--mismatches", &bounds.mismatches},
-                   {"--flips", &bounds.flips},
-                   {"--zombies", &bounds.zombies},
-                   {"--walk", &runs},
-                   {"--walk-steps", &walk_steps}};
-    bool known = true;
-    if (option == "--max-states") {
-      limits.max_states = static_cast<std::uint64_t>(number);
-    } else if (option == "--seed") {
-      seed = static_cast<std::uint64_t>(number);
-    } else {
-      known = false;
-      for (const auto& n : numbers) {
-        if (option != n.name) continue;
-        *n.target = static_cast<int>(number);
-        known = true;
-      }
-    }
-    if (!known) return usage();
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  try {
+    if (words.size() == 2 && words[0] == "--replay") return replay_file(argv[2]);
+    const Command c = parse(words);
+    const Result result =
+        c.runs > 0 ? walk(c.bounds, c.seed, c.runs, c.walk_steps) : explore(c.bounds, c.limits);
+    std::cout << summary(c.bounds, result) << std::endl;
+    if (result.violation.empty()) return 0;
+    std::cout << kOptionsLine;
+    for (const auto& word : words) std::cout << ' ' << word;
+    std::cout << '\n' << tell(c.bounds, shorten(c.bounds, result.trace));
+    return 1;
+  } catch (const std::invalid_argument& e) {
+    std::cerr << "meshstage_explorer: " << e.what() << '\n' << kUsage;
+    return 2;
   }
-  const Result result = runs > 0 ? walk(bounds, seed, runs, walk_steps) : explore(bounds, limits);
-  std::printf("%s\n", summary(bounds, result).c_str());
-  std::fflush(stdout);
-  if (result.violation.empty()) return 0;
-  std::fputs(tell(bounds, shorten(bounds, result.trace)).c_str(), stdout);
-  return 1;
 }

@@ -71,6 +71,7 @@ struct Choice {
 };
 
 [[nodiscard]] bool is_fault(const Choice& choice);
+/// In words; no two choices of one world have the same.
 [[nodiscard]] std::string to_string(const Choice& choice);
 
 /// A slot as it lies in memory: what the header says, and what the bytes are.

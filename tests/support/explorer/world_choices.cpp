@@ -171,13 +171,14 @@ bool is_fault(const Choice& choice) {
 std::string to_string(const Choice& choice) {
   const std::string a = "rank " + std::to_string(choice.a);
   const std::string b = "rank " + std::to_string(choice.b);
+  const std::string in_generation = " (generation " + std::to_string(choice.c) + ")";
   switch (choice.kind) {
     case Choice::Kind::kForm:
       return "all meet and form a generation";
     case Choice::Kind::kFormed:
       return a + " joins it";
     case Choice::Kind::kDeliver:
-      return b + " hears " + a + " (generation " + std::to_string(choice.c) + ")";
+      return b + " hears " + a + in_generation;
     case Choice::Kind::kStage:
       return a + " stages its next step";
     case Choice::Kind::kSkip:
@@ -185,9 +186,9 @@ std::string to_string(const Choice& choice) {
     case Choice::Kind::kOwnSealed:
       return a + " seals its own image";
     case Choice::Kind::kReplicaSealed:
-      return a + " seals the replica of " + b;
+      return a + " seals the replica of " + b + in_generation;
     case Choice::Kind::kFetched:
-      return a + " seals the fetched image of " + b;
+      return a + " seals the fetched image of " + b + in_generation;
     case Choice::Kind::kNoted:
       return a + " has its note in the Store";
     case Choice::Kind::kCompared:
@@ -201,13 +202,13 @@ std::string to_string(const Choice& choice) {
     case Choice::Kind::kOwnFailed:
       return a + " FAILS to stage";
     case Choice::Kind::kReplicaFailed:
-      return a + " FAILS to hold the replica of " + b;
+      return a + " FAILS to hold the replica of " + b + in_generation;
     case Choice::Kind::kFetchFailed:
-      return a + " FAILS to fetch the image of " + b;
+      return a + " FAILS to fetch the image of " + b + in_generation;
     case Choice::Kind::kMismatch:
       return a + " comes with ANOTHER STRUCTURE";
     case Choice::Kind::kLost:
-      return "a message from " + a + " to " + b + " IS LOST, with all behind it";
+      return "a message from " + a + " to " + b + " IS LOST, with all behind it" + in_generation;
     case Choice::Kind::kTimeout:
       return a + " TIMES OUT";
     case Choice::Kind::kCrash:
