@@ -37,9 +37,12 @@ std::vector<std::string> deaths_of(const Words& options) {
   return deaths;
 }
 
-/// Every survivor noticed within `limit_ms`, and named the rank that died.
-void check_noticed(const std::string& death, double limit_ms) {
+/// Every survivor noticed within `limit_ms`, and named the rank that died; as `error`, if not as
+/// PeerLost.
+void check_noticed(const std::string& death, double limit_ms, const std::string& error = "") {
   INFO(death);
+  CHECK((death.find(" as ") != std::string::npos) == !error.empty());
+  CHECK(death.find(error) != std::string::npos);
   CHECK(death.find(" named ") == std::string::npos);  // "(rank 0 named rank 2)"
   const auto at = death.find("| noticed by ");
   REQUIRE(at != std::string::npos);
@@ -120,7 +123,7 @@ TEST_CASE(
     const auto deaths = deaths_of({"--ranks", "3", "--steps", "20", "--every", "4", "--stop",
                                    "1@9" + point, "--deadline-ms", "1000"});
     REQUIRE(deaths.size() == 1);
-    check_noticed(deaths.front(), 2000);  // the deadline and a second
+    check_noticed(deaths.front(), 2000, "timeout");  // the deadline and a second
     CHECK(deaths.front().find("its old process ended by itself: fenced") != std::string::npos);
   }
 }

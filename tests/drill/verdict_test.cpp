@@ -65,6 +65,11 @@ TEST_CASE("A death is told in one line") {
   CHECK(death.text().find("| step 86 from its own memory | 1 step redone") != std::string::npos);
   death.source = "disk";
   CHECK(death.text().find("| step 86 from disk |") != std::string::npos);
+  death.errors = {"peer lost"};
+  CHECK(death.text().find(" as ") == std::string::npos);
+  death.errors = {"timeout", "peer lost"};
+  CHECK(death.text().find("noticed by 0,1,3 in 6 ms as peer lost, timeout | ") !=
+        std::string::npos);
   death.misnamed[3] = 1;
   CHECK(death.text().find("(rank 3 named rank 1)") != std::string::npos);
   death.fault = parse_fault(How::kLose, "all@87", 4, 200);
@@ -92,17 +97,21 @@ TEST_CASE("The object of --json has the documented fields, in order") {
   verdict.result.stage_ms = {3, 1, 2};
   verdict.result.replicate_ms = {5};
   verdict.result.step_ms = {4, 4};
-  CHECK(nlohmann::ordered_json::parse(to_json_text(arguments, verdict)).dump() ==
-        R"({"ranks":4,"steps":200,"every":5,"kills":[{"rank":2,"step":87,"point":"chunk-received",)"
-        R"("how":"kill","detected_ms":6.0,"generation":2,"recovered_step":85,)"
-        R"("source":"holder memory","resume_ms":40.0}],"identical":true,"final_loss":2.25,)"
-        R"("stage_ms":{"median":2.0,"max":3.0},"replicate_ms":{"median":5.0,"max":5.0},)"
-        R"("step_ms":{"median":4.0}})");
+  CHECK(
+      nlohmann::ordered_json::parse(to_json_text(arguments, verdict)).dump() ==
+      R"({"ranks":4,"steps":200,"every":5,"kills":[{"rank":2,"step":87,"point":"chunk-received",)"
+      R"("how":"kill","detected_ms":6.0,"generation":2,"recovered_step":85,)"
+      R"("source":"holder memory","resume_ms":40.0}],"identical":true,"grown":[],"final_loss":2.25,)"
+      R"("stage_ms":{"median":2.0,"max":3.0},"replicate_ms":{"median":5.0,"max":5.0},)"
+      R"("step_ms":{"median":4.0}})");
   verdict.difference = "rank 0, loss of step 3: 1 against 2";
   CHECK_FALSE(nlohmann::json::parse(to_json_text(arguments, verdict)).at("identical").get<bool>());
   CHECK_FALSE(verdict.good());
   verdict.difference.reset();
   CHECK(verdict.good());
+  verdict.result.grown = {"rank 1 has 12 threads in generation 3, 11 before"};
+  CHECK_FALSE(verdict.good());
+  verdict.result.grown.clear();
   verdict.result.never_happened.push_back(example_death().fault);
   CHECK_FALSE(verdict.good());
 }

@@ -66,6 +66,10 @@ bool say(const Arguments& arguments, const Verdict& verdict, Display& display) {
     display.line(what);
     if (arguments.json) std::fprintf(stderr, "meshstage drill: %s\n", what.c_str());
   }
+  for (const auto& what : verdict.result.grown) {
+    display.line("GROWN: " + what);
+    if (arguments.json) std::fprintf(stderr, "meshstage drill: GROWN: %s\n", what.c_str());
+  }
   return verdict.good();
 }
 

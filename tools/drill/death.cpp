@@ -90,6 +90,8 @@ std::string Death::text() const {
     std::vector<int> who;
     for (const auto& [rank, when] : noticed) who.push_back(rank);
     line += fmt::format(" | noticed by {} in {:.0f} ms", fmt::join(who, ","), *ms);
+    const bool plain = errors.empty() || (errors.size() == 1 && errors.contains("peer lost"));
+    if (!plain) line += fmt::format(" as {}", fmt::join(errors, ", "));
   }
   for (const auto& [rank, other] : misnamed) {
     line += fmt::format(" (rank {} named {})", rank,

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,6 +27,7 @@ struct Death {
   std::int64_t at = 0;
   std::map<int, std::int64_t> noticed;  ///< By rank.
   std::map<int, int> misnamed;          ///< Rank that took another one for the dead, and which.
+  std::set<std::string> errors;         ///< What they were told: "peer lost", "timeout".
   std::int64_t seen_by_drill = 0;
 
   bool over = false;     ///< It died when everything was agreed: nobody takes its place.

@@ -135,6 +135,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"every", arguments.every},
                       {"kills", kills},
                       {"identical", !verdict.difference.has_value()},
+                      {"grown", r.grown},
                       {"final_loss", r.final_loss},
                       {"stage_ms", times(r.stage_ms)},
                       {"replicate_ms", times(r.replicate_ms)},

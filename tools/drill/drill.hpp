@@ -12,8 +12,10 @@ namespace meshstage::tools::drill {
 struct Verdict {
   JobResult result;
   std::optional<std::string> difference;  ///< The first, with its rank; nothing: identical.
-  /// Identical, and everything that was asked for has happened.
-  [[nodiscard]] bool good() const { return !difference && result.never_happened.empty(); }
+  /// Identical, everything that was asked for has happened, and nothing grew by it.
+  [[nodiscard]] bool good() const {
+    return !difference && result.never_happened.empty() && result.grown.empty();
+  }
 };
 
 /// Trains twice with the same number of ranks, first undisturbed, then with the faults, and

@@ -164,6 +164,7 @@ JobResult Job::run() {
                     u.reporter, u.why));
   }
   result_.seconds = static_cast<double>(now_ns() - started_) * 1e-9;
+  check_vaults();
   display_.clear_bar();
   return std::move(result_);
 }
@@ -251,6 +252,7 @@ void Job::settle() {
     generation = seat->recovered_generation;
     resumed = std::max(resumed, seat->recovered_at);
   }
+  if (generation != checked_generation_) check_resources(generation);
   for (auto& death : result_.deaths) {
     if (death.settled) continue;
     death.settled = true;
@@ -266,6 +268,20 @@ void Job::settle() {
     death.source = seat->source;
     death.from_rank = seat->from_rank;
     if (death.fault.how != How::kStop) finish_death(death);
+  }
+}
+
+// Whoever lives through a death has as many threads and descriptors afterwards. Only generations
+// that all ranks recovered in count: while a peer is gone its connections are, too.
+void Job::check_resources(std::uint64_t generation) {
+  checked_generation_ = generation;
+  for (const auto& seat : seats_) {
+    for (const auto& [what, now] : seat->resources) {
+      const auto before = seat->resources_before.emplace(what, now).first->second;
+      if (now <= before) continue;
+      result_.grown.push_back(fmt::format("rank {} has {} {} in generation {}, {} before",
+                                          seat->rank, now, what, generation, before));
+    }
   }
 }
 
@@ -306,6 +322,22 @@ void Job::mind_zombies() {
     death.woken = "woken up, its old process ended by itself: fenced";
     finish_death(death);
     zombie = zombies_.erase(zombie);
+  }
+}
+
+// All have finished: what is left of the job in shared memory nobody would ever remove.
+void Job::check_vaults() {
+  for (const auto& vault : list_vaults(options_.vault)) {
+    if (vault.job != options_.name) continue;
+    const auto& deaths = result_.deaths;
+    const bool killed_at_the_end = std::any_of(deaths.begin(), deaths.end(), [&](const auto& d) {
+      return d.over && d.fault.rank == vault.rank;  // it could not; the workspace removes it
+    });
+    if (killed_at_the_end) continue;
+    const auto log = options_.directory / fmt::format("rank-{}.log", vault.rank);
+    result_.grown.push_back(
+        fmt::format("rank {} left a vault of {} bytes behind (incarnation {}); it said last:\n{}",
+                    vault.rank, vault.bytes, vault.incarnation, last_lines(log, 2)));
   }
 }
 

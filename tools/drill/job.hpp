@@ -42,6 +42,7 @@ struct JobOptions {
 struct JobResult {
   std::vector<Death> deaths;
   std::vector<Fault> never_happened;
+  std::vector<std::string> grown;  ///< What a process had more of after a death, or left behind.
   std::vector<double> stage_ms, replicate_ms, step_ms;
   double first_loss = 0;
   double final_loss = 0;
@@ -73,7 +74,16 @@ class Job {
   [[nodiscard]] ProcessPlan plan(Seat& seat);
   void pump(int wait_ms);
   void handle(Seat& seat, const Event& event);
-  void take_lost(int reporter, int named, std::int64_t at, const std::string& why);
+  void take_recovered(Seat& seat, const Event& event);
+  void check_resources(std::uint64_t generation);
+  void check_vaults();
+  struct Lost {
+    int reporter;
+    int named;
+    std::int64_t at;
+    std::string error, why;
+  };
+  void take_lost(const Lost& lost);
   void fault_begins(Seat& seat, const Event& event);
   void all_die(Seat& first, Death death);
   void reap();
@@ -95,16 +105,11 @@ class Job {
   JobResult result_;
   std::vector<std::unique_ptr<Seat>> seats_;
   std::list<Zombie> zombies_;
-  struct Unexplained {
-    int reporter;
-    int named;
-    std::int64_t at;
-    std::string why;
-  };
-  std::vector<Unexplained> unexplained_;
+  std::vector<Lost> unexplained_;
   Progress progress_;
   std::ofstream trace_;
   std::int64_t started_ = 0;
+  std::uint64_t checked_generation_ = 0;
 };
 
 }  // namespace meshstage::tools::drill

@@ -5,6 +5,7 @@
 #include <csignal>
 #include <utility>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "tools/drill/job.hpp"
@@ -85,18 +86,12 @@ void Job::handle(Seat& seat, const Event& event) {
   } else if (what == "state") {
     result_.state_bytes = event.get<std::uint64_t>("bytes", 0);
   } else if (what == "recovered") {
-    seat.recovered_step = event.step();
-    seat.recovered_generation = event.get<std::uint64_t>("generation", 0);
-    seat.recovered_at = event.at;
-    seat.source = event.get<std::string>("source", "");
-    seat.from_rank = event.get("from", -1);
-    progress_.generation = std::max(progress_.generation, seat.recovered_generation);
-    seat.doing = "training";
-    seat.point.clear();
+    take_recovered(seat, event);
   } else if (what == "lost") {
     seat.recovered_generation = 0;
     seat.doing = "forming the next generation";
-    take_lost(seat.rank, event.get("rank", -1), event.at, event.get<std::string>("why", ""));
+    take_lost({seat.rank, event.get("rank", -1), event.at, event.get<std::string>("error", ""),
+               event.get<std::string>("why", "")});
   } else if (what == "dying" || what == "stopping") {
     fault_begins(seat, event);
   } else if (what == "finished") {
@@ -107,15 +102,32 @@ void Job::handle(Seat& seat, const Event& event) {
   }
 }
 
+void Job::take_recovered(Seat& seat, const Event& event) {
+  seat.recovered_step = event.step();
+  seat.recovered_generation = event.get<std::uint64_t>("generation", 0);
+  seat.recovered_at = event.at;
+  seat.source = event.get<std::string>("source", "");
+  seat.from_rank = event.get("from", -1);
+  progress_.generation = std::max(progress_.generation, seat.recovered_generation);
+  seat.doing = "training";
+  seat.point.clear();
+  for (const char* what : {"threads", "descriptors"}) {
+    seat.resources[what] = event.get<std::uint64_t>(what, 0);
+  }
+}
+
 // A survivor says that somebody is lost: of all deaths that are not settled it means the one it
 // names, else the first that it has not noticed yet.
-void Job::take_lost(int reporter, int named, std::int64_t at, const std::string& why) {
+void Job::take_lost(const Lost& lost) {
+  const int reporter = lost.reporter;
+  const std::int64_t at = lost.at;
   Death* other = nullptr;
   for (auto& death : result_.deaths) {
     if (death.settled || death.over || death.at > at || !death.fault.rank) continue;
     if (*death.fault.rank == reporter || death.noticed.contains(reporter)) continue;
-    if (*death.fault.rank == named) {
+    if (*death.fault.rank == lost.named) {
       death.noticed[reporter] = at;
+      death.errors.insert(lost.error);
       death.misnamed.erase(reporter);
       return;
     }
@@ -123,12 +135,13 @@ void Job::take_lost(int reporter, int named, std::int64_t at, const std::string&
   }
   if (other != nullptr) {
     other->noticed[reporter] = at;
-    other->misnamed[reporter] = named;
+    other->errors.insert(lost.error);
+    other->misnamed[reporter] = lost.named;
     return;
   }
   const bool all_died = std::any_of(result_.deaths.begin(), result_.deaths.end(),
                                     [](const auto& d) { return !d.settled && !d.fault.rank; });
-  if (!all_died) unexplained_.push_back({reporter, named, at, why});
+  if (!all_died) unexplained_.push_back(lost);
 }
 
 // The process said that it kills or stops itself now.
@@ -181,7 +194,7 @@ void Job::fault_begins(Seat& seat, const Event& event) {
   dies(seat, std::move(death));
   // Some may have noticed before this line was read.
   const auto early = std::exchange(unexplained_, {});
-  for (const auto& u : early) take_lost(u.reporter, u.named, u.at, u.why);
+  for (const auto& lost : early) take_lost(lost);
 }
 
 // One rank dies of a fault that all have: so do the others, now; then the job starts again.

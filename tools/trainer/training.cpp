@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
+#include <iterator>
 
 #include <meshstage/core/comm/collectives.hpp>
 
@@ -13,6 +15,22 @@ using Clock = std::chrono::steady_clock;
 
 double milliseconds_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+std::uint64_t count_threads() {
+  const std::filesystem::directory_iterator all("/proc/self/task");
+  return static_cast<std::uint64_t>(std::distance(begin(all), end(all)));
+}
+
+// Open descriptors, but for files: slots are opened when they are first used, and a step may be on
+// its way to disk.
+std::uint64_t count_descriptors() {
+  std::uint64_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    if (!std::filesystem::is_regular_file(entry.path(), gone) && !gone) ++count;
+  }
+  return count;
 }
 
 ModelSize size_for(const Text& text) {
@@ -103,7 +121,9 @@ void Training::recover() {
                    .add("step", recovered.step)
                    .add("source", source)
                    .add("from", recovered.from_rank)
-                   .add("generation", recovered.generation));
+                   .add("generation", recovered.generation)
+                   .add("threads", count_threads())
+                   .add("descriptors", count_descriptors()));
   if (options_.quiet || (recovered.step == 0 && lost_at_ == Clock::time_point())) return;
   std::printf("rank %d: goes on from step %llu (%s) in generation %llu\n", checkpointer_->rank(),
               static_cast<unsigned long long>(recovered.step), source.c_str(),
@@ -116,7 +136,10 @@ void Training::peer_is_lost(const ms::Error& error) {
   generation_ = false;
   last_ = {};
   settled_ = true;
-  report_.send(Line("lost").add("rank", error.rank().value_or(-1)).add("why", error.what()));
+  report_.send(Line("lost")
+                   .add("rank", error.rank().value_or(-1))
+                   .add("error", ms::to_string(error.kind()))
+                   .add("why", error.what()));
   if (options_.quiet) return;
   const int rank = checkpointer_ ? checkpointer_->rank() : -1;
   std::printf("rank %d: %s; forming the next generation\n", rank, error.what());
