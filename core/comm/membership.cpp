@@ -52,7 +52,7 @@ std::vector<int> merged(std::vector<int> a, const std::vector<int>& b) {
 DeathCause parse_cause(const std::string& text) {
   const auto space = text.find(' ');
   DeathCause cause;
-  cause.rank = static_cast<int>(leading_number(text));
+  cause.rank = text.starts_with('-') ? -1 : static_cast<int>(leading_number(text));
   if (space != std::string::npos) cause.reason = text.substr(space + 1);
   return cause;
 }
@@ -63,6 +63,11 @@ DeathCause note_cause(Store& store, const std::string& key, int rank, const std:
 }
 
 }  // namespace
+
+std::string describe(const DeathCause& cause) {
+  if (cause.rank < 0) return cause.reason;
+  return "rank " + std::to_string(cause.rank) + " " + cause.reason;
+}
 
 void Generation::abort(std::exception_ptr cause) const noexcept {
   if (data) data->abort(cause);

@@ -53,11 +53,13 @@ struct MESHSTAGE_API Generation {
   void close() const noexcept;
 };
 
-/// Who died, and what its witness saw.
+/// Who died, and what its witness saw; rank -1: nobody did, the generation broke by itself.
 struct DeathCause {
   int rank = 0;
   std::string reason;
 };
+/// "rank 2 died: end of file", or the reason alone where no rank is to blame.
+[[nodiscard]] std::string describe(const DeathCause& cause);
 
 /// Forms generations over the Store: rule 6 and rule 7 of the protocol.
 ///

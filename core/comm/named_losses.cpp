@@ -15,7 +15,8 @@ namespace {
     throw seen;  // the Store is gone, too: what was seen is all there is to say
   }
   if (cause.rank == seen.rank()) throw seen;
-  throw make_error<PeerLost>("rank " + std::to_string(cause.rank) + " " + cause.reason, cause.rank);
+  throw make_error<PeerLost>(describe(cause),
+                             cause.rank < 0 ? std::nullopt : std::optional(cause.rank));
 }
 
 class NamedTransfer final : public Transfer {

@@ -38,6 +38,10 @@ MESHSTAGE_API Value decode_image(std::span<const std::byte> image,
 MESHSTAGE_API std::optional<Difference> compare_structure(std::span<const std::byte> image,
                                                           const Value& state);
 
+/// Throws InvalidState naming the first tensor of `state` into which nothing can be restored: in
+/// read-only memory, or not on the CPU.
+MESHSTAGE_API void require_writable(const Value& state);
+
 /// Brings the image into `state`, in place: bytes into the storages its tensors have, scalars into
 /// its containers; Nodes that cannot take them are replaced. Structure is compared first: throws
 /// StructureMismatch with the first differing path (InvalidState for read-only memory) and has then

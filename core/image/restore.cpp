@@ -41,20 +41,6 @@ void for_each_tensor(const Value& value, detail::Walk& walk, std::unordered_set<
   }
 }
 
-void check_writable(const Value& state) {
-  detail::Walk walk;
-  std::unordered_set<const void*> seen;
-  for_each_tensor(state, walk, seen, [](const Tensor& tensor, const Path& path) {
-    if (tensor.device().is_cpu() && !tensor.storage().traits().read_only) return;
-    throw make_error<InvalidState>(
-        path.shown() +
-            (tensor.device().is_cpu() ? " is in read-only memory"
-                                      : " is on " + to_string(tensor.device())) +
-            "; nothing can be restored into it",
-        {}, {}, path.text());
-  });
-}
-
 // Structures are equal: compare_decoded() found nothing.
 class Assigner {
  public:
@@ -130,6 +116,20 @@ std::optional<Difference> compare_structure(std::span<const std::byte> image, co
   return compare_decoded(decode_for_reading(image), state);
 }
 
+void require_writable(const Value& state) {
+  detail::Walk walk;
+  std::unordered_set<const void*> seen;
+  for_each_tensor(state, walk, seen, [](const Tensor& tensor, const Path& path) {
+    if (tensor.device().is_cpu() && !tensor.storage().traits().read_only) return;
+    throw make_error<InvalidState>(
+        path.shown() +
+            (tensor.device().is_cpu() ? " is in read-only memory"
+                                      : " is on " + to_string(tensor.device())) +
+            "; nothing can be restored into it",
+        {}, {}, path.text());
+  });
+}
+
 void restore_into(std::span<const std::byte> image, Value& state) {
   const Value decoded = decode_for_reading(image);
   if (const auto difference = compare_decoded(decoded, state)) {
@@ -137,7 +137,7 @@ void restore_into(std::span<const std::byte> image, Value& state) {
         "the image does not fit the state dict (image against state): " + difference->describe(),
         {}, {}, difference->path);
   }
-  check_writable(state);
+  require_writable(state);
   Assigner(state).assign(state, decoded);
 }
 

@@ -65,7 +65,7 @@ std::uint64_t space_of(const RoomLimits& limits) {
 
 RoomLimits read_room_limits(FileSystem& fs, const std::filesystem::path& directory) {
   RoomLimits limits;
-  limits.memory = available_memory();
+  limits.memory = fs.stat("/proc/meminfo") ? available_memory(fs) : available_memory();
   limits.directory = directory;
   limits.space.in_memory = true;
   if (!directory.empty()) limits.space = fs.free_space(directory);

@@ -22,7 +22,7 @@ struct RoomLimits {
   std::filesystem::path directory;  ///< An empty path: plain memory, no file system involved.
 };
 
-/// Asks the system.
+/// Asks the system, through `fs` also for memory and control groups if it has a /proc.
 [[nodiscard]] MESHSTAGE_API RoomLimits read_room_limits(FileSystem& fs,
                                                         const std::filesystem::path& directory);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <condition_variable>
 #include <limits>
 #include <mutex>
 #include <string>
@@ -65,8 +66,14 @@ class FaultyFileSystem::State {
   }
   /// Counts the call; throws if it is the one.
   void enter(FileOperation operation, const std::filesystem::path& path) {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     ++calls_[static_cast<std::size_t>(operation)];
+    if (blocks_ == operation) {
+      blocks_.reset();
+      const auto mine = ++blocked_;
+      changed_.notify_all();
+      changed_.wait(lock, [&] { return released_ >= mine; });
+    }
     if (countdown_ == 0 || (operation_ && *operation_ != operation)) return;
     if (countdown_ > 1) {
       --countdown_;
@@ -75,6 +82,16 @@ class FaultyFileSystem::State {
     if (!stays_) countdown_ = 0;
     fired_ = operation;
     throw SystemError(to_string(operation), path.native(), error_);
+  }
+  void block(std::optional<FileOperation> operation) {
+    const std::lock_guard lock(mutex_);
+    blocks_ = operation;
+    released_ = blocked_;
+    changed_.notify_all();
+  }
+  void wait_until_blocked() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return blocked_ > released_; });
   }
   [[nodiscard]] std::optional<FileOperation> fired() const {
     const std::lock_guard lock(mutex_);
@@ -103,6 +120,9 @@ class FaultyFileSystem::State {
   int error_ = 0;
   bool stays_ = false;
   std::optional<FileOperation> fired_;
+  std::condition_variable changed_;
+  std::optional<FileOperation> blocks_;
+  std::uint64_t blocked_ = 0, released_ = 0;  // calls that hung, and those of them that went on
   std::size_t max_write_ = std::numeric_limits<std::size_t>::max();
   std::array<std::uint64_t, kFileOperationCount> calls_{};
 };
@@ -174,6 +194,9 @@ void FaultyFileSystem::fail_from(std::uint64_t nth, int error_number) {
   state_->arm(std::nullopt, nth, error_number, true);
 }
 void FaultyFileSystem::clear_faults() { state_->arm(std::nullopt, 0, 0, false); }
+void FaultyFileSystem::block(FileOperation operation) { state_->block(operation); }
+void FaultyFileSystem::wait_until_blocked() { state_->wait_until_blocked(); }
+void FaultyFileSystem::unblock() { state_->block(std::nullopt); }
 std::optional<FileOperation> FaultyFileSystem::fired() const { return state_->fired(); }
 void FaultyFileSystem::shorten_writes(std::size_t max_bytes) { state_->set_max_write(max_bytes); }
 std::uint64_t FaultyFileSystem::calls(FileOperation operation) const {

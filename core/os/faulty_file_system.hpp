@@ -48,6 +48,12 @@ class MESHSTAGE_API FaultyFileSystem final : public FileSystem {
   /// From the nth operation on every call fails, as it would for a process whose disk went away.
   void fail_from(std::uint64_t nth, int error_number);
   void clear_faults();
+  /// The next call of `operation` hangs until unblock() or the next block(), as on a disk that went
+  /// away and comes back.
+  void block(FileOperation operation);
+  /// Waits until a call hangs.
+  void wait_until_blocked();
+  void unblock();
   /// The operation that the last fault hit; nothing if it has not fired yet.
   [[nodiscard]] std::optional<FileOperation> fired() const;
   /// write_at() writes at most this many bytes at a time (0: no limit).

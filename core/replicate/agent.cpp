@@ -212,7 +212,20 @@ void Agent::Impl::feed(const protocol::Event& event) {
   }
 }
 
-void Agent::Impl::hear(int from, std::span<const std::byte> bytes) {
+void Agent::Impl::say(int to, std::vector<std::byte> message) const {
+  generation_.links->send(to, protocol::with_digest(std::move(message)));
+}
+
+void Agent::Impl::hear(int from, std::span<const std::byte> received) {
+  const auto message = protocol::without_digest(received);
+  if (!message) {
+    // What it was is not known, so somebody would wait for it for ever. Nobody is dead.
+    lose(-1, ErrorKind::kPeerLost,
+         "a control message from rank " + std::to_string(from) + " to rank " +
+             std::to_string(options_.rank) + " was damaged on its way");
+    return;
+  }
+  const std::span<const std::byte> bytes = *message;
   try {
     if (exchange::is_stream_start(bytes)) {
       const auto start = exchange::decode_stream_start(bytes, from, options_.world_size);
@@ -224,9 +237,9 @@ void Agent::Impl::hear(int from, std::span<const std::byte> bytes) {
       hear_present(from, bytes);
       return;
     }
-    protocol::Message message = protocol::decode(wire_, from, bytes);
-    check_generation(protocol::name_of(message.body), from, message.generation);
-    feed(protocol::Received{from, std::move(message)});
+    protocol::Message decoded = protocol::decode(wire_, from, bytes);
+    check_generation(protocol::name_of(decoded.body), from, decoded.generation);
+    feed(protocol::Received{from, std::move(decoded)});
   } catch (const CorruptData& e) {
     warn(std::string("a message was refused: ") + e.what());
   }
@@ -332,7 +345,7 @@ void Agent::Impl::signal() {
 // --- actions of every phase ----------------------------------------------------------------------
 
 void Agent::Impl::perform(const protocol::Send& action) {
-  generation_.links->send(action.to, protocol::encode(wire_, options_.rank, action.message));
+  say(action.to, protocol::encode(wire_, options_.rank, action.message));
 }
 
 void Agent::Impl::perform(const protocol::AbortTransfers&) {
@@ -351,7 +364,7 @@ void Agent::Impl::perform(const protocol::NoteDeath& action) {
 }
 
 void Agent::Impl::perform(const protocol::ReportLost& action) {
-  Loss loss{action.kind, action.rank, "rank " + std::to_string(action.rank) + " " + action.why};
+  Loss loss{action.kind, action.rank, describe(DeathCause{action.rank, action.why})};
   if (store_failed_) {
     loss.kind = ErrorKind::kIo;
     loss.why = action.why;

@@ -119,7 +119,9 @@ class Agent::Impl {
   void post(std::function<void()> task);
   void post_event(protocol::Event event);
   void feed(const protocol::Event& event);
-  void hear(int from, std::span<const std::byte> bytes);
+  /// Any thread.
+  void say(int to, std::vector<std::byte> message) const;
+  void hear(int from, std::span<const std::byte> received);
   void check_generation(const char* what, int from, std::uint64_t generation) const;
   void lose(int peer, ErrorKind kind, const std::string& why);
   void lost_link(int peer, LostReason reason, const std::string& detail);
@@ -168,6 +170,8 @@ class Agent::Impl {
   void stream_out(int to, int owner, ImageId id, const exchange::Shape& shape,
                   std::function<std::span<const std::byte>()> image,
                   std::function<void(std::uint64_t)> wait_final, std::function<void()> done);
+  /// Any thread.
+  void lost_in_transfer(int peer, const PeerLost& error);
   void stream_in(int from, const exchange::StreamStart& start);
   void take_starts(int from);
   /// Rank `from` may send this image, in that shape, once. The loop's thread.
@@ -249,7 +253,7 @@ class Agent::Impl {
   bool in_flight_ = false;  ///< A stage() whose outcome or own copy is still open.
   bool recovered_ = false;  ///< recover() succeeded in this generation.
   bool finished_ = false;   ///< The vault is removed.
-  bool persisting_ = false;
+  int persisting_ = 0;      ///< Complete steps whose files are being written, or are to be.
   Source recovered_source_ = Source::kNothing;
   int recovered_from_ = -1;
   Stats stats_;

@@ -38,6 +38,9 @@ protocol::Claim claim_of(const ImageInfo& info, int at, protocol::Place place, i
   return claim;
 }
 
+/// Adds what is wrong with one image to what is wrong with those before it.
+void add_damage(std::string& to, const std::string& what) { to += (to.empty() ? "" : "; ") + what; }
+
 bool is_file(const protocol::Claim& claim) {
   return claim.place == protocol::Place::kOwnFile || claim.place == protocol::Place::kHeldFile;
 }
@@ -48,6 +51,7 @@ bool is_file(const protocol::Claim& claim) {
 
 Recovered Agent::Impl::recover(Value& state) {
   const auto deadline = std::chrono::steady_clock::now() + options_.recover_deadline;
+  ReadLease image;  // from the comparison to the restoring, which then asks the system for nothing
   while (true) {
     RecoverCommand now;
     {
@@ -72,27 +76,38 @@ Recovered Agent::Impl::recover(Value& state) {
     switch (now.kind) {
       case RecoverCommand::Kind::kNone:
         break;
-      case RecoverCommand::Kind::kCheck: {
-        protocol::StructureChecked answer;
-        const ReadLease lease = vault_.read({options_.rank, now.slot});
-        if (const auto difference = compare_structure(lease.image(), state)) {
-          answer.path = difference->path;
-          answer.mismatch = difference->describe();
+      case RecoverCommand::Kind::kCheck:
+        try {
+          image = vault_.read({options_.rank, now.slot});
+          protocol::StructureChecked answer;
+          if (const auto difference = compare_structure(image.image(), state)) {
+            answer.path = difference->path;
+            answer.mismatch = difference->describe() + " (staged as rank " +
+                              std::to_string(options_.rank) + " of " +
+                              std::to_string(image.info().identity.world_size) +
+                              " ranks, recovered by " + std::to_string(options_.world_size) + ")";
+          }
+          if (answer.mismatch.empty()) require_writable(state);
+          post_event(std::move(answer));
+        } catch (const Error& e) {  // the others wait for this rank: they hear of it, too
+          post_event(protocol::FetchFailed{options_.rank, e.kind(), e.what()});
         }
-        post_event(std::move(answer));
         break;
-      }
       case RecoverCommand::Kind::kRestore:
       case RecoverCommand::Kind::kNothing: {
         Recovered result;
         result.generation = generation_number_;
         if (now.kind == RecoverCommand::Kind::kRestore) {
-          const ReadLease lease = vault_.read({options_.rank, now.slot});
-          restore_into(lease.image(), state);
+          restore_into(image.image(), state);
           result.id = now.id;
           result.step = now.id.step;
         }
-        vault_.free_superseded();
+        image.release();
+        try {
+          vault_.free_superseded();
+        } catch (const SystemError& e) {  // tried again by the next recover(), or finish()
+          warn(std::string("what a replaced process left cannot be removed: ") + e.what());
+        }
         const std::lock_guard lock(mutex_);
         if (now.kind == RecoverCommand::Kind::kRestore) {
           result.source = recovered_source_;
@@ -119,10 +134,15 @@ void Agent::Impl::command(RecoverCommand command) {
 }
 
 void Agent::Impl::perform(const protocol::VerifySlots&) {
+  const auto place_of = [me = options_.rank](SlotKey key) {
+    const bool own = key.owner_rank == me;
+    return "rank " + std::to_string(me) + "'s " + (own ? "own image" : "replica of rank ") +
+           (own ? "" : std::to_string(key.owner_rank)) + " in slot " + std::to_string(key.index);
+  };
   found_ = {};
   own_source_ = Source::kOwnMemory;
   own_source_rank_ = options_.rank;
-  verify_->post([this] {
+  verify_->post([this, place_of] {
     protocol::SlotsVerified result;
     try {
       if (const auto note = store_->get(note_key())) result.evidence = parse_note(*note);
@@ -136,7 +156,11 @@ void Agent::Impl::perform(const protocol::VerifySlots&) {
     }
     for (const auto& [key, info] : vault_.slots()) {
       result.evidence = std::max(result.evidence, info.image.identity.base);
-      if (!info.damaged.empty()) warn("a slot's header is not trusted: " + info.damaged);
+      if (!info.damaged.empty()) {
+        const std::string what = place_of(key) + ": the header is not trusted: " + info.damaged;
+        warn(what);
+        add_damage(result.damage, what);
+      }
       if (info.state != SlotState::kSealed) continue;
       try {
         const ReadLease lease = vault_.read(key);
@@ -147,8 +171,9 @@ void Agent::Impl::perform(const protocol::VerifySlots&) {
             claim_of(verified, options_.rank,
                      own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot, key.index));
       } catch (const Error& e) {
-        warn("the image of rank " + std::to_string(key.owner_rank) + " in slot " +
-             std::to_string(key.index) + " is not used: " + e.what());
+        const std::string what = place_of(key) + ": " + e.what();
+        warn("not used: " + what);
+        add_damage(result.damage, what);
       }
     }
     post_event(std::move(result));
@@ -158,14 +183,18 @@ void Agent::Impl::perform(const protocol::VerifySlots&) {
 void Agent::Impl::perform(const protocol::VerifyDisk& action) {
   verify_->post([this, newer = action.newer_than] {
     Persistence::Found found;
+    std::string damage;
     try {
-      found = files_.verify(newer, [this](const std::string& text) { warn(text); });
+      found = files_.verify(newer, [&](const std::string& text) {
+        warn(text);
+        add_damage(damage, text);
+      });
     } catch (const Error& e) {
       warn(std::string("the directory of images cannot be read: ") + e.what());
     }
-    post([this, found] {
+    post([this, found, damage] {
       found_ = found;
-      feed(protocol::FilesVerified{found.claims, found.newest_named});
+      feed(protocol::FilesVerified{found.claims, found.newest_named, damage});
     });
   });
 }
@@ -287,9 +316,6 @@ void Agent::Impl::perform(const protocol::RecoveredNothing&) {
 
 void Agent::Impl::perform(const protocol::RecoverFailed& action) {
   protocol::Failure failure = action.failure;
-  if (failure.kind == ErrorKind::kPeerLost || failure.kind == ErrorKind::kTimeout) {
-    return;  // ReportLost follows, and names the rank
-  }
   {
     const std::lock_guard lock(mutex_);
     if (!loss_) loss_ = Loss{failure.kind, failure.rank, failure.why};

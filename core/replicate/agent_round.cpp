@@ -129,7 +129,7 @@ void Agent::Impl::finish() {
     }
     if (loss_) std::rethrow_exception(loss_->error());
   };
-  wait("the last step has no outcome", [this] { return !in_flight_ && !persisting_; });
+  wait("the last step has no outcome", [this] { return !in_flight_ && persisting_ == 0; });
   lock.unlock();
   post_event(protocol::FinishRequested{});
   lock.lock();
@@ -365,7 +365,7 @@ void Agent::Impl::persist(ImageId id) {
   for (const ReadLease& lease : *leases) hold(lease.key());
   {
     const std::lock_guard lock(mutex_);
-    persisting_ = true;
+    ++persisting_;
   }
   persist_->post([this, id, leases, epoch = epoch_.load()] {
     const auto begun = std::chrono::steady_clock::now();
@@ -389,7 +389,7 @@ void Agent::Impl::persist(ImageId id) {
       for (const SlotKey key : keys) release(key);
       if (good && epoch == epoch_) feed(protocol::Persisted{id});
       const std::lock_guard lock(mutex_);
-      persisting_ = false;
+      --persisting_;
       ++(good ? stats_.persisted : stats_.persist_failed);
       stats_.persist_seconds = seconds;
       changed_.notify_all();

@@ -24,6 +24,14 @@ void Agent::Impl::retry_waiting() {
   for (auto& attempt : std::exchange(waiting_, {})) when_free(std::move(attempt));
 }
 
+// A transfer may see a death before the links do, and a connection may end without one: either way
+// no image can travel in this generation any more.
+void Agent::Impl::lost_in_transfer(int peer, const PeerLost& error) {
+  post([this, peer = error.rank().value_or(peer), why = std::string(error.what())] {
+    lose(peer, ErrorKind::kPeerLost, "was lost while an image travelled: " + why);
+  });
+}
+
 void Agent::Impl::stream_out(int to, int owner, ImageId id, const exchange::Shape& shape,
                              std::function<std::span<const std::byte>()> image,
                              std::function<void(std::uint64_t)> wait_final,
@@ -32,13 +40,15 @@ void Agent::Impl::stream_out(int to, int owner, ImageId id, const exchange::Shap
               wait_final = std::move(wait_final), done = std::move(done), epoch = epoch_.load()] {
     try {
       wait_final(shape.manifest_bytes);  // it has a slot, and copying has begun
-      generation_.links->send(to, exchange::encode({generation_.number, owner, id, shape}));
+      say(to, exchange::encode({generation_.number, owner, id, shape}));
       exchange::send_image(link_to(to, id, protocol::Point::kChunkSent), image(), shape,
                            wait_final);
     } catch (const Timeout& e) {
       post([this, to, why = std::string(e.what())] {
         lose(to, ErrorKind::kTimeout, "took no piece of an image: " + why);
       });
+    } catch (const PeerLost& e) {
+      lost_in_transfer(to, e);
     } catch (const Error& e) {
       // The generation is broken (who noticed says so), or the step never got a slot.
       log(LogLine::Level::kInfo,
@@ -127,6 +137,8 @@ void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
         post([this, from, why = std::string(e.what())] {
           lose(from, ErrorKind::kTimeout, "sent no piece of its image: " + why);
         });
+      } catch (const PeerLost& e) {
+        lost_in_transfer(from, e);
       } catch (const Error& e) {
         post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
           not_arrived(owner, id, kind, why);
@@ -146,6 +158,8 @@ void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
       post([this, from, why = std::string(e.what())] {
         lose(from, ErrorKind::kTimeout, "sent no piece of its image: " + why);
       });
+    } catch (const PeerLost& e) {
+      lost_in_transfer(from, e);
     } catch (const Error& e) {
       post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
         not_arrived(owner, id, kind, why);

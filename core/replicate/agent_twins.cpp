@@ -76,8 +76,7 @@ std::vector<exchange::Piece> Agent::Impl::tell_present(const Incoming& in) {
          "before cannot be read: " + e.what());
   }
   if (ranges.empty() || !exchange::fits(ranges, shape_of(in.sizes, false))) return {};
-  generation_.links->send(in.owner,
-                          exchange::encode(exchange::Present{generation_.number, in.id, ranges}));
+  say(in.owner, exchange::encode(exchange::Present{generation_.number, in.id, ranges}));
   return ranges;
 }
 

@@ -66,6 +66,8 @@ struct Have {
   /// The newest step that is known to have been complete: the Store's note, a base in any header
   /// (verified or not), a file's name. kNoImage: there was none.
   ImageId evidence;
+  /// What was found damaged, for people: the error of a recovery that finds nothing whole.
+  std::string damage{};
   friend bool operator==(const Have&, const Have&) = default;
 };
 /// To the children: say which files newer than this you have (kNoImage: all).

@@ -139,9 +139,6 @@ void break_generation(Turn& turn, const Death& death, int heard_from) {
       turn.act(Announce{round.id, Verdict::kOpen, death.rank, death.why});
     }
   }
-  if (s.mode == Mode::kRecovering) {
-    turn.act(RecoverFailed{Failure{death.kind, death.rank, {}, {}, death.why}});
-  }
   turn.act(ReportLost{death.rank, death.kind, death.why});
   s.mode = Mode::kBroken;
   forget_generation(s);

@@ -145,6 +145,7 @@ struct Recovery {
   std::uint8_t below = 0;     ///< bit i: child i has sent its part of the phase
   std::vector<Claim> claims;  ///< root: all so far; others: of the phase, until sent up
   ImageId evidence{};         ///< newest step known to have been complete (see Have)
+  std::string damage{};       ///< as the claims (see Have)
   Choice choice;
   int fetching = 0;   ///< own transfers not yet there
   int own_slot = -1;  ///< where the chosen image lies
@@ -191,15 +192,18 @@ struct Formed {
 };
 /// Answer to VerifySlots: every sealed slot whose digests are right (own and held, of whomever).
 /// \c evidence: the newest of the Store's note and of the bases in all headers, verified or not.
+/// \c damage: which images were not, and why (see Have).
 struct SlotsVerified {
   std::vector<Claim> claims;
   ImageId evidence{};
+  std::string damage{};
 };
 /// Answer to VerifyDisk: every file newer than asked whose digests are right. \c evidence: the
-/// newest id in any file's name, read or not. No directory: empty.
+/// newest id in any file's name, read or not. No directory: empty. \c damage: as of slots.
 struct FilesVerified {
   std::vector<Claim> claims;
   ImageId evidence{};
+  std::string damage{};
 };
 /// Answer to a Fetch: verified and sealed.
 struct Fetched {

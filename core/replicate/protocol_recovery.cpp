@@ -179,6 +179,7 @@ void choose_at_root(Turn& turn) {
                   " was complete, but no step has an image of every "
                   "rank any more; missing in memory and on disk: rank";
     for (const int rank : failure.ranks) failure.why += " " + std::to_string(rank);
+    if (!recovery.damage.empty()) failure.why += "; damaged: " + recovery.damage;
     if (!failure.ranks.empty()) failure.rank = failure.ranks.front();
     return give_up(turn, failure, -1);
   }
@@ -200,13 +201,21 @@ void tally_claims(Turn& turn) {
   if (!recovery.mine || recovery.below != turn.everyone_below()) return;
   if (turn.root()) return choose_at_root(turn);
   const bool disk = recovery.phase == Phase::kFiles;
-  turn.send(turn.config().parent,
-            Have{disk, std::exchange(recovery.claims, {}), recovery.evidence});
+  turn.send(turn.config().parent, Have{disk, std::exchange(recovery.claims, {}), recovery.evidence,
+                                       std::exchange(recovery.damage, {})});
   if (disk) enter(recovery, Phase::kChoice);
 }
 
-void take_claims(Turn& turn, const std::vector<Claim>& claims, ImageId evidence) {
+/// More of it would help nobody, and might make a message too long.
+constexpr std::size_t kMostDamage = 2000;
+
+void take_claims(Turn& turn, const std::vector<Claim>& claims, ImageId evidence,
+                 const std::string& damage) {
   Recovery& recovery = turn.s.recovery;
+  if (!damage.empty() && recovery.damage.size() < kMostDamage) {
+    recovery.damage += (recovery.damage.empty() ? "" : "; ") + damage;
+    if (recovery.damage.size() > kMostDamage) recovery.damage.resize(kMostDamage);
+  }
   recovery.claims.insert(recovery.claims.end(), claims.begin(), claims.end());
   recovery.evidence = std::max(recovery.evidence, evidence);
   tally_claims(turn);
@@ -232,7 +241,7 @@ void on(Turn& turn, const SlotsVerified& event) {
     if (Slot* slot = slot_of(turn, claim)) *slot = {Slot::State::kSealed, claim.id, claim.base};
   }
   turn.reach(Point::kClaimed, kNoImage);
-  take_claims(turn, event.claims, event.evidence);
+  take_claims(turn, event.claims, event.evidence, event.damage);
 }
 
 void on(Turn& turn, const FilesVerified& event) {
@@ -240,7 +249,7 @@ void on(Turn& turn, const FilesVerified& event) {
     return turn.stale("nobody asked for files");
   }
   turn.s.recovery.mine = true;
-  take_claims(turn, event.claims, event.evidence);
+  take_claims(turn, event.claims, event.evidence, event.damage);
 }
 
 void on(Turn& turn, int from, const Have& have) {
@@ -252,7 +261,7 @@ void on(Turn& turn, int from, const Have& have) {
     return turn.malformed("have from rank " + std::to_string(from) + " out of turn");
   }
   recovery.below = static_cast<std::uint8_t>(recovery.below | 1U << child);
-  take_claims(turn, have.claims, have.evidence);
+  take_claims(turn, have.claims, have.evidence, have.damage);
 }
 
 void on(Turn& turn, int from, const AskDisk& ask) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/replicate/wire.hpp>
 
 namespace meshstage::protocol {
@@ -240,6 +241,7 @@ void write(Writer& w, const Have& m) {
   w.count(m.claims.size());
   for (const Claim& claim : m.claims) w.claim(claim);
   w.id(m.evidence);
+  w.text(m.damage);
 }
 void read(Reader& r, Have& m) {
   m.disk = r.flag("disk");
@@ -250,6 +252,7 @@ void read(Reader& r, Have& m) {
     if (file != m.disk) r.bad("claim's kind", m.disk ? "a slot among files" : "a file among slots");
   }
   m.evidence = r.id("evidence", true);
+  m.damage = r.text("damage");
 }
 void write(Writer& w, const AskDisk& m) { w.id(m.newer_than); }
 void read(Reader& r, AskDisk& m) { m.newer_than = r.id("newer than", true); }
@@ -324,6 +327,26 @@ Body read_body(Reader& reader, std::size_t kind) {
 }
 
 }  // namespace
+
+std::vector<std::byte> with_digest(std::vector<std::byte> message) {
+  Writer digest;
+  digest.number(digest64(message));
+  const auto bytes = digest.take();
+  message.insert(message.end(), bytes.begin(), bytes.end());
+  return message;
+}
+
+std::optional<std::span<const std::byte>> without_digest(
+    std::span<const std::byte> bytes) noexcept {
+  if (bytes.size() < kWireDigestBytes) return std::nullopt;
+  const auto message = bytes.first(bytes.size() - kWireDigestBytes);
+  std::uint64_t digest = 0;
+  for (std::size_t i = 0; i < kWireDigestBytes; ++i) {
+    digest |= static_cast<std::uint64_t>(bytes[message.size() + i]) << (8 * i);
+  }
+  if (digest != digest64(message)) return std::nullopt;
+  return message;
+}
 
 std::vector<std::byte> encode(const WireContext& context, int sender, const Message& message) {
   Writer writer;

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -14,6 +15,10 @@
 ///
 /// Strings and lists carry a u32 count, checked against what can still follow before anything is
 /// allocated. Nothing may follow the body.
+///
+/// On the link each message (these, StreamStart and Present) is followed by a u64, the digest64 of
+/// its bytes: what changed on the way is told from what a peer should not have said. The first is a
+/// message lost, and ends the generation; the second is refused, and changes nothing.
 namespace meshstage::protocol {
 
 inline constexpr std::uint16_t kWireVersion = 1;
@@ -26,6 +31,14 @@ struct WireContext {
   std::uint64_t job_tag = 0;  ///< a hash of the job id, so that two jobs never mix
   int world_size = 1;
 };
+
+inline constexpr std::size_t kWireDigestBytes = 8;
+
+/// The message as it goes onto the link: with its digest behind it.
+[[nodiscard]] MESHSTAGE_API std::vector<std::byte> with_digest(std::vector<std::byte> message);
+/// The message that came, a view into `bytes`; nothing if it is not what was sent.
+[[nodiscard]] MESHSTAGE_API std::optional<std::span<const std::byte>> without_digest(
+    std::span<const std::byte> bytes) noexcept;
 
 [[nodiscard]] MESHSTAGE_API std::vector<std::byte> encode(const WireContext& context, int sender,
                                                           const Message& message);

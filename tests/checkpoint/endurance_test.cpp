@@ -1,32 +1,35 @@
-// Bytes that rot, system calls that fail, and a long life: nothing wrong is ever restored, nothing
-// is lost that has another copy, and nothing grows.
+// Bytes that rot, and a long life: nothing wrong is ever restored, nothing is lost that has another
+// copy, and nothing grows.
+#include <atomic>
 #include <barrier>
-#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <string>
 #include <vector>
 
-#include <meshstage/core/os/faulty_file_system.hpp>
-
 #include "tests/support/catch.hpp"
+#include "tests/support/disk_contents.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
 #include "tests/support/sanitized.hpp"
+#include "tests/support/temp_directory.hpp"
 
 namespace {
 
 namespace ms = meshstage;
 using ms::test::all_ranks;
+using ms::test::Contents;
 using ms::test::difference;
+using ms::test::flip;
 using ms::test::InProcessJob;
+using ms::test::put_back;
+using ms::test::read_all;
 using ms::test::recover_fresh;
 using ms::test::recover_to;
 using ms::test::run_ranks;
 using ms::test::stage_all;
 using ms::test::state_of;
-using Contents = std::map<std::string, std::vector<std::byte>>;
 
 constexpr std::int64_t kSmall = 100;  // elements
 
@@ -73,32 +76,6 @@ std::uint64_t recovered_step(InProcessJob& job, std::string& error) {
   return steps[0];
 }
 
-Contents read_all(ms::MemoryFileSystem& disk, const std::string& directory) {
-  Contents contents;
-  for (const auto& name : disk.list(directory)) {
-    const auto file = disk.open(directory + "/" + name, ms::OpenMode::kRead);
-    std::vector<std::byte> bytes(file->stat().size);
-    (void)file->read_at(bytes, 0);
-    contents[directory + "/" + name] = std::move(bytes);
-  }
-  return contents;
-}
-
-void write_back(ms::MemoryFileSystem& disk, const Contents& contents) {
-  for (const auto& [path, bytes] : contents) {
-    const auto file = disk.open(path, ms::OpenMode::kReadWrite);
-    ms::write_fully(*file, bytes, 0);
-  }
-}
-
-void flip(ms::MemoryFileSystem& disk, const std::string& path, std::uint64_t at) {
-  const auto file = disk.open(path, ms::OpenMode::kReadWrite);
-  std::byte b{};
-  (void)file->read_at(std::span(&b, 1), at);
-  b ^= std::byte{0x20};
-  ms::write_fully(*file, std::span(&b, 1), at);
-}
-
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
@@ -131,15 +108,79 @@ TEST_CASE("a byte flipped anywhere in a slot: the other copy, or the step before
     flip(job.disk(), newest[at % 2], at);
     CHECK(recovered_step(job, error) == 2);
     CHECK(error == "");
-    write_back(job.disk(), contents);
+    put_back(job.disk(), "/vault", contents);
     for (const auto& path : newest) flip(job.disk(), path, at);
     const auto step = recovered_step(job, error);
     CHECK(error == "");
     CHECK((step == 1 || step == 2));  // 2: nothing of the image is there
     older += step == 1 ? 1 : 0;
-    write_back(job.disk(), contents);
+    put_back(job.disk(), "/vault", contents);
   }
   CHECK(older > 20);
+}
+
+TEST_CASE("where no copy is whole the error of every rank names rank, step and tensor") {
+  const bool files = GENERATE(false, true);
+  InProcessJob job(2);
+  stage_small(job, {1}, files);
+  if (files) {
+    job.wipe(0);
+    job.wipe(1);
+  }
+  const char* const directory = files ? "/disk" : "/vault";
+  const Contents contents = read_all(job.disk(), directory);
+  auto copies = slots_of_rank_0(contents, "0");
+  if (files) {
+    for (const auto& [path, bytes] : contents) {
+      if (contains(path, ".r00000of")) copies.push_back(path);
+    }
+  }
+  REQUIRE(copies.size() == 2);
+  const std::uint64_t size = contents.at(copies[0]).size();
+  std::map<std::string, int> named;
+  for (std::uint64_t at = 0; at < size; at += 61) {
+    INFO("byte " << at << " of " << size);
+    for (const auto& path : copies) flip(job.disk(), path, at);
+    std::vector<std::string> said(2);
+    std::barrier everyone(2);
+    (void)run_ranks(all_ranks(2), [&](int rank) {
+      {
+        ms::Checkpointer ckpt(job.options(rank));
+        ms::Dict state = state_of(rank, 9, kSmall);
+        try {
+          (void)ckpt.recover(state);
+        } catch (const ms::Unrecoverable& e) {
+          said[static_cast<std::size_t>(rank)] = e.what();
+          if (e.rank() != 0) said[static_cast<std::size_t>(rank)] += "; another rank";
+        }
+        everyone.arrive_and_wait();
+      }
+    });
+    CHECK(said[0] == said[1]);
+    if (said[0].empty()) {  // a byte that means nothing: behind the image, or of what is not read
+      ++named["nothing"];
+    } else {
+      CHECK_THAT(said[0], contains_text("generation 1, step 1 was complete") &&
+                              contains_text("missing in memory and on disk: rank 0") &&
+                              contains_text("damaged: ") && !contains_text("another rank"));
+      for (const char* tensor : {"model.weight", "model.bias"}) {
+        named[tensor] += contains(said[0], tensor) ? 1 : 0;
+      }
+      // In memory and on disk, at its owner and at its holder.
+      const auto first = said[0].find("damaged: ");
+      CHECK(contains(said[0].substr(first), files ? ".own." : "rank 0's own image"));
+      CHECK(
+          contains(said[0].substr(first), files ? ".held-by-00001" : "rank 1's replica of rank 0"));
+    }
+    put_back(job.disk(), directory, contents);
+    if (files) {
+      job.wipe(0);
+      job.wipe(1);
+    }
+  }
+  CHECK(named["model.weight"] > 5);
+  CHECK(named["model.bias"] > 5);
+  CHECK(named["nothing"] < 70);
 }
 
 TEST_CASE("a byte flipped anywhere in a file: the replica's file, or no step, never another") {
@@ -170,56 +211,10 @@ TEST_CASE("a byte flipped anywhere in a file: the replica's file, or no step, ne
       }
       job.wipe(0);
       job.wipe(1);
-      write_back(job.disk(), contents);
+      put_back(job.disk(), "/disk", contents);
     }
   }
   CHECK(none > 20);
-}
-
-TEST_CASE("each system call of a step fails in turn: an error, and the next step is whole again") {
-  const int error = GENERATE(EIO, ENOSPC, EACCES, EMFILE);
-  InProcessJob job(1);
-  auto o = job.options(0);
-  o.persist_every = 1;
-  ms::FaultyFileSystem faulty(*o.file_system);
-  o.file_system = &faulty;
-  {
-    ms::Checkpointer ckpt(std::move(o));
-    (void)recover_to(ckpt, 0);
-    stage_all(ckpt, {1});
-    const auto settle = [&] {
-      for (;;) {
-        const auto s = ckpt.stats();
-        if (s.persisted + s.persist_failed == s.complete) return s;
-        std::this_thread::yield();
-      }
-    };
-    std::uint64_t step = 1;
-    int fired = 0;
-    for (std::uint64_t nth = 1;; ++nth) {
-      INFO("call " << nth << ", errno " << error);
-      (void)settle();
-      faulty.fail_any(nth, error);
-      ++step;
-      // The state grows, so that slots do.
-      const auto elements = 5000 + static_cast<std::int64_t>(step) * 1500;
-      try {
-        auto staging = ckpt.stage(state_of(0, step, elements), step);
-        (void)staging.outcome().get(ms::Deadline::after(std::chrono::seconds(20)));
-      } catch (const ms::Error& e) {
-        CHECK_THAT(std::string(e.what()), contains_text("errno"));
-      }
-      const auto before = settle();
-      const bool hit = faulty.fired().has_value();
-      faulty.clear_faults();
-      if (!hit) break;
-      ++fired;
-      stage_all(ckpt, {++step});
-      CHECK(settle().persisted == before.persisted + 1);
-    }
-    CHECK(fired > 10);
-  }
-  faulty.clear_faults();
 }
 
 namespace {
@@ -277,4 +272,77 @@ TEST_CASE("500 stages and 100 generations in one process: memory, threads, descr
   if (ms::test::kSanitized) return;  // which keeps what was freed
   CHECK(kb[1] < kb[0] + 16 * 1024);
   CHECK(kb[1] < 64 * 1024 * 2);  // two ranks, and their vaults of a few hundred kilobytes
+}
+
+TEST_CASE("beyond its slots a rank needs less than 64 MiB and 1 % of its image, whatever it does") {
+  if (ms::test::kSanitized) return;  // whose own memory is larger
+  // Two ranks of this process, on real files in memory: slots and files are not its own memory.
+  constexpr std::int64_t kElements = std::int64_t{24} << 20U;
+  constexpr long kImageKb = 2 * 4 * kElements / 1024;
+  constexpr long kLimitKb = 2 * (64 * 1024 + kImageKb / 100);
+  static_assert(kLimitKb < kImageKb, "one copy of one image too many would show");
+  const TempDirectory directory("/dev/shm");
+  InProcessJob job(2);
+  std::atomic<long> most{0};
+  const auto look = [&most] {
+    const long now = status_kb("RssAnon");
+    for (long seen = most; now > seen && !most.compare_exchange_weak(seen, now);) {
+    }
+  };
+  std::vector<ms::Dict> states{state_of(0, 1, kElements), state_of(1, 1, kElements)};
+  const long before = status_kb("RssAnon");
+  const auto options = [&](int rank) {
+    auto o = job.options(rank);
+    o.file_system = nullptr;
+    o.vault_directory = directory.path() / "vault";
+    o.directory = directory.path() / "disk";
+    o.block_bytes = 4U << 20U;
+    o.persist_every = 1;
+    o.observer = [&look](const ms::PointEvent&) { look(); };
+    return o;
+  };
+  const auto wipe = [&](const char* where, const std::string& mark) {
+    for (const auto& entry : std::filesystem::directory_iterator(directory.path() / where)) {
+      if (contains(entry.path().filename(), mark)) std::filesystem::remove(entry.path());
+    }
+  };
+  std::barrier everyone(2);
+  std::size_t open_files[2] = {};
+  const auto live = [&](std::uint64_t expected, std::vector<std::uint64_t> steps) {
+    const auto errors = run_ranks(all_ranks(2), [&](int rank) {
+      ms::Dict& state = states[static_cast<std::size_t>(rank)];
+      ms::Checkpointer ckpt(options(rank));
+      if (ckpt.recover(state).step != expected) throw ms::InvalidState("another step");
+      for (const auto step : steps) {
+        auto staging = ckpt.stage(state, step);
+        if (staging.outcome().get() != ms::Outcome::kComplete) throw ms::InvalidState("failed");
+      }
+      for (;;) {  // what goes to disk has arrived there
+        const auto s = ckpt.stats();
+        if (s.persisted + s.persist_failed == s.complete) break;
+        std::this_thread::yield();
+      }
+      everyone.arrive_and_wait();
+      if (steps.empty()) return;
+      // No file stays open from one generation to the next.
+      for (std::size_t& descriptors : open_files) {
+        for (int i = 0; i < 3; ++i) {
+          if (ckpt.rejoin().recover(state).step != steps.back()) throw ms::InvalidState("step");
+        }
+        everyone.arrive_and_wait();
+        if (rank == 0) descriptors = entries("/proc/self/fd");
+        everyone.arrive_and_wait();
+      }
+    });
+    for (const auto& error : errors) CHECK(error == "");
+    CHECK(open_files[0] == open_files[1]);
+  };
+  live(0, {1, 2});
+  wipe("vault", "-r1-i");  // a host is lost
+  live(2, {3});
+  wipe("vault", "");  // both
+  live(3, {});
+  CHECK(most > 0);
+  INFO("own memory " << most - before << " kB, image " << kImageKb << " kB");
+  CHECK(most - before < kLimitKb);
 }

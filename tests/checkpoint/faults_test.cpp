@@ -1,13 +1,13 @@
 // What a trainer may do wrong or meet, and what must come of it: a clear error, nothing touched,
 // and the job goes on once the cause is gone.
 #include <barrier>
-#include <cerrno>
 #include <fstream>
 #include <future>
+#include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
-
-#include <meshstage/core/os/faulty_file_system.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
@@ -165,6 +165,60 @@ TEST_CASE("a Checkpointer that goes with work in flight leaves what was complete
   CHECK(steps[0] >= 2);
 }
 
+TEST_CASE(
+    "two jobs with one id: the newer one has the vaults, the older is fenced and harms nothing") {
+  InProcessJob older(2);
+  ms::InProcessFabric fabric;
+  const auto store = std::make_shared<ms::InMemoryStore>();
+  std::barrier everyone(4);
+  std::vector<std::string> said(2);
+  all_good(run_ranks({0, 1, 2, 3}, [&](int who) {
+    const int rank = who % 2;
+    auto o = older.options(rank);
+    if (who >= 2) {  // started elsewhere: the same directories, but another Store
+      o.transport = fabric.attach(rank);
+      o.store_object = store;
+    }
+    std::optional<ms::Checkpointer> ckpt;
+    if (who < 2) {
+      ckpt.emplace(o);
+      (void)recover_to(*ckpt, 0);
+      stage_all(*ckpt, {1, 2});
+    }
+    everyone.arrive_and_wait();
+    if (who >= 2) {
+      ckpt.emplace(o);
+      (void)recover_fresh(*ckpt);
+      stage_all(*ckpt, {11, 12});
+    }
+    everyone.arrive_and_wait();
+    if (who < 2) {
+      said[static_cast<std::size_t>(rank)] = thrown<ms::Error>([&] {
+        // The first may only be told that the other could not: that step failed.
+        for (std::uint64_t step = 3; step < 6; ++step) {
+          auto staging = ckpt->stage(state_of(rank, step), step);
+          staging.staged().get();
+          if (staging.outcome().get() == ms::Outcome::kComplete) throw ms::InvalidState("complete");
+        }
+      });
+    }
+    everyone.arrive_and_wait();
+    if (who >= 2) stage_all(*ckpt, {13});
+    everyone.arrive_and_wait();
+  }));
+  for (const auto& text : said)
+    CHECK_THAT(text, contains_text("fenced: incarnation 1 is superseded by 2"));
+  all_good(run_ranks(all_ranks(2), [&](int rank) {  // the newer one, started again
+    auto o = older.options(rank);
+    o.transport = fabric.attach(rank);
+    o.store_object = store;
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 13);
+    ckpt.finish();
+  }));
+  CHECK(older.disk().list("/vault").empty());
+}
+
 TEST_CASE("a job id used again for another model names the first difference and touches nothing") {
   InProcessJob job(2);
   all_good(run_ranks(all_ranks(2), [&](int rank) {
@@ -186,6 +240,39 @@ TEST_CASE("a job id used again for another model names the first difference and 
   for (const auto& text : said) {
     CHECK_THAT(text, contains_text("model.weight"));
     CHECK_THAT(text, contains_text("120"));
+    CHECK_THAT(text, contains_text("staged as rank 1 of 2 ranks, recovered by 2"));
+  }
+}
+
+TEST_CASE("a state that cannot be written is refused by all ranks before any is touched") {
+  InProcessJob job(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1});
+  }));
+  std::vector<std::string> said(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank));
+    ms::Dict state = state_of(rank, 9);
+    if (rank == 1) {
+      const auto bias = state.at("model").at("bias").as<ms::Tensor>();
+      auto model = state.at("model").as<ms::Dict>();
+      model.set("bias",
+                ms::Tensor::on_storage(
+                    ms::Storage::wrap(bias.storage().data(), bias.storage().nbytes(),
+                                      std::make_shared<ms::Tensor>(bias), {.read_only = true}),
+                    bias.dtype(), bias.shape()));
+    }
+    said[static_cast<std::size_t>(rank)] =
+        thrown<ms::InvalidState>([&] { (void)ckpt.recover(state); });
+    const auto touched = difference(state, state_of(rank, 9));
+    if (!touched.empty()) throw ms::InvalidState("touched: " + touched);
+    (void)recover_to(ckpt.rejoin(), 1);
+    ckpt.finish();
+  }));
+  for (const auto& text : said) {
+    CHECK_THAT(text, contains_text("model.bias is in read-only memory"));
   }
 }
 
@@ -243,25 +330,57 @@ TEST_CASE(
   ckpt.finish();
 }
 
-TEST_CASE("memory and Store lost: what comes after is newer than what is on disk") {
-  const int world = GENERATE(1, 2);
-  InProcessJob job(world);
-  // Every life of the job goes on from what the one before persisted, by two steps.
-  const auto live = [&](std::uint64_t from, const std::shared_ptr<ms::Store>& store) {
-    all_good(run_ranks(all_ranks(world), [&](int rank) {
-      auto o = job.options(rank);
-      o.persist_every = 1;
-      o.store_object = store;
-      ms::Checkpointer ckpt(std::move(o));
-      (void)recover_to(ckpt, from);
-      stage_all(ckpt, {from + 1, from + 2});
-      ckpt.finish();  // waits for the disk, removes the vaults
-    }));
+TEST_CASE(
+    "slots for all ranks of the host are checked against memory, its control group and the disk") {
+  // needed: four images of each of the host's four ranks.
+  struct Case {
+    const char *meminfo_kb, *group_limit;
+    std::uint64_t disk;
+    const char *limit, *remedy;
   };
-  live(0, job.store());
-  live(2, job.store());
-  live(4, std::make_shared<ms::InMemoryStore>());
-  live(6, std::make_shared<ms::InMemoryStore>());
+  const auto c = GENERATE(
+      Case{"900", "max", 1U << 30U, "MemAvailable of /proc/meminfo", "fewer ranks on this one"},
+      Case{"9000000", "700000", 1U << 30U, "the memory limit of control group /sys/fs/cgroup/job",
+           "raise it (docker run --memory=...)"},
+      Case{"9000000", "max", 600'000, "the file system of /vault",
+           "name a vault directory with more room"});
+  ms::MemoryFileSystem disk({.capacity = c.disk, .max_file_bytes = 1U << 20U, .in_memory = true});
+  for (const char* directory : {"/vault", "/disk", "/proc/self", "/sys/fs/cgroup/job"}) {
+    disk.make_directories(directory);
+  }
+  const auto put = [&](const char* path, const std::string& text) {
+    const auto file = disk.open(path, ms::OpenMode::kCreateExclusive);
+    ms::write_fully(*file, std::as_bytes(std::span(text)), 0);
+  };
+  put("/proc/meminfo",
+      "MemTotal: 9000000 kB\nMemAvailable: " + std::string(c.meminfo_kb) + " kB\n");
+  put("/proc/self/cgroup", "0::/job\n");
+  put("/proc/self/mountinfo", "30 29 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n");
+  put("/sys/fs/cgroup/job/memory.max", std::string(c.group_limit) + "\n");
+  put("/sys/fs/cgroup/job/memory.current", "0\n");
+  put("/sys/fs/cgroup/job/memory.stat", "inactive_file 0\n");
+  ms::InProcessFabric fabric;
+  auto o = InProcessJob(1).options(0);
+  o.environment->local_world_size = 4;
+  o.transport = fabric.attach(0);
+  o.store_object = std::make_shared<ms::InMemoryStore>();
+  o.file_system = &disk;
+  o.log = [](const ms::LogLine&) {};
+  o.persist_every = 0;
+  ms::Checkpointer ckpt(std::move(o));
+  (void)recover_to(ckpt, 0);
+  const auto before = disk.used();
+  const std::string said =
+      thrown<ms::OutOfMemory>([&] { (void)ckpt.stage(state_of(0, 1, 20'000), 1); });
+  for (const char* part : {"needed in /vault by 4 ranks on this host", "bytes each",
+                           "available; "
+                           "the limit is",
+                           c.limit, c.remedy}) {
+    CHECK_THAT(said, contains_text(part));
+  }
+  CHECK(disk.used() == before);  // nothing was allocated for it
+  stage_all(ckpt, {2});          // a smaller one has room
+  ckpt.finish();
 }
 
 TEST_CASE("owner and holder lost together: from disk, or an error that names the ranks") {

@@ -1,11 +1,11 @@
 // Well-framed messages and payloads that no correct rank sends: refused with an error that says
 // which, nothing overwritten, and the job goes on.
+#include <atomic>
 #include <barrier>
 #include <condition_variable>
 #include <cstring>
 #include <map>
 #include <random>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -14,6 +14,7 @@
 #include <meshstage/core/replicate/wire.hpp>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/disk_contents.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
 #include "tests/support/meddling_transport.hpp"
@@ -61,18 +62,6 @@ class Lines {
   std::condition_variable changed_;
   std::map<int, std::string> text_;
 };
-
-/// Every file of every vault, as it is.
-std::map<std::string, Bytes> vault_contents(ms::MemoryFileSystem& disk) {
-  std::map<std::string, Bytes> contents;
-  for (const auto& name : disk.list("/vault")) {
-    const auto file = disk.open("/vault/" + name, ms::OpenMode::kRead);
-    Bytes bytes(file->stat().size);
-    (void)file->read_at(bytes, 0);
-    contents[name] = std::move(bytes);
-  }
-  return contents;
-}
 
 struct Hostile {
   Bytes bytes;
@@ -242,7 +231,7 @@ TEST_CASE("a message that is wrong in one thing is refused with that thing, and 
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1, 2});
     everyone.arrive_and_wait();
-    const auto before = vault_contents(job.disk());
+    const auto before = ms::test::read_all(job.disk(), "/vault");
     everyone.arrive_and_wait();
     // Both attack at once; each looks at what the other said of it.
     const int victim = 1 - rank;
@@ -257,7 +246,8 @@ TEST_CASE("a message that is wrong in one thing is refused with that thing, and 
       }
     }
     everyone.arrive_and_wait();
-    changed[static_cast<std::size_t>(rank)] = vault_contents(job.disk()) != before ? 1 : 0;
+    changed[static_cast<std::size_t>(rank)] =
+        ms::test::read_all(job.disk(), "/vault") != before ? 1 : 0;
     everyone.arrive_and_wait();
     // A range outside the next image: it is sent whole.
     const ms::exchange::Present outside{ckpt.generation(), {ckpt.generation(), 3}, {{0, 64}}};

@@ -39,6 +39,27 @@ void ring(int /*rank*/, ms::CheckpointerOptions& options) {
 
 }  // namespace
 
+TEST_CASE("memory and Store lost: what comes after is newer than what is on disk") {
+  const int world = GENERATE(1, 2);
+  InProcessJob job(world);
+  // Every life of the job goes on from what the one before persisted, by two steps.
+  const auto live = [&](std::uint64_t from, const std::shared_ptr<ms::Store>& store) {
+    all_good(run_ranks(all_ranks(world), [&](int rank) {
+      auto o = job.options(rank);
+      o.persist_every = 1;
+      o.store_object = store;
+      ms::Checkpointer ckpt(std::move(o));
+      (void)recover_to(ckpt, from);
+      stage_all(ckpt, {from + 1, from + 2});
+      ckpt.finish();  // waits for the disk, removes the vaults
+    }));
+  };
+  live(0, job.store());
+  live(2, job.store());
+  live(4, std::make_shared<ms::InMemoryStore>());
+  live(6, std::make_shared<ms::InMemoryStore>());
+}
+
 TEST_CASE("a job that comes back with other holders goes on, and they hold from then on") {
   InProcessJob job(4);
   all_good(live(job, 0, {1, 2}));  // rank 2's holder is 0

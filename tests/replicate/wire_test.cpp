@@ -49,7 +49,7 @@ std::vector<Body> all_bodies() {
           Complete{id},
           Failed{id, 3, "no room: 1 of 2 bytes"},
           Have{false, {any_claim(), any_claim()}, base},
-          Have{true, {file_claim()}, kNoImage},
+          Have{true, {file_claim()}, kNoImage, "rank 1: block 3 does not match its digest"},
           AskDisk{kNoImage},
           Choice{id, base, {{any_claim(), 2}}},
           Ready{},

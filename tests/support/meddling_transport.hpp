@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <meshstage/core/comm/transport.hpp>
+#include <meshstage/core/replicate/wire.hpp>
 
 namespace meshstage::test {
 
@@ -20,22 +21,27 @@ using Bytes = std::vector<std::byte>;
 /// Shared by the transports of all ranks; outlives them. Threads: any.
 class Meddler {
  public:
-  /// Changes a control message, or a piece of an image, on its way from rank to rank. Called from
-  /// several threads at once. Set before the first wrap().
+  /// Changes a control message before its digest is made (as a rank that lies would), its bytes on
+  /// the way, digest included, or a piece of an image on its way. Called from several threads at
+  /// once. Set before the first wrap().
   using Change = std::function<void(int from, int to, Bytes& bytes)>;
-  Change message, payload;
+  Change message, on_the_way, payload;
+  /// Called before rank `at` posts a receive of a piece from rank `from`; what it throws is what
+  /// the backend would have thrown.
+  std::function<void(int at, int from)> before_receive;
 
   std::shared_ptr<Transport> wrap(std::shared_ptr<Transport> inner) {
     return std::make_shared<MeddledTransport>(*this, std::move(inner));
   }
-  /// Sends a control message as rank `from`, over its newest links, behind what it has sent itself.
+  /// Sends a control message as rank `from`, over its newest links, behind what it has sent itself,
+  /// with the right digest.
   void inject(int from, int to, std::span<const std::byte> bytes) {
     std::shared_ptr<ControlLinks> links;
     {
       const std::lock_guard lock(mutex_);
       links = links_.at(from).lock();
     }
-    if (links) links->send(to, bytes);
+    if (links) links->send(to, protocol::with_digest({bytes.begin(), bytes.end()}));
   }
 
  private:
@@ -51,9 +57,12 @@ class Meddler {
       inner_->set_handlers(std::move(handlers));
     }
     void send(int peer, std::span<const std::byte> bytes) override {
-      if (!meddler_.message) return inner_->send(peer, bytes);
-      Bytes changed(bytes.begin(), bytes.end());
-      meddler_.message(rank(), peer, changed);
+      const auto message = protocol::without_digest(bytes);
+      if (!message) return inner_->send(peer, bytes);  // of the membership, while it forms
+      Bytes changed(message->begin(), message->end());
+      if (meddler_.message) meddler_.message(rank(), peer, changed);
+      changed = protocol::with_digest(std::move(changed));
+      if (meddler_.on_the_way) meddler_.on_the_way(rank(), peer, changed);
       inner_->send(peer, changed);
     }
     void close() noexcept override { inner_->close(); }
@@ -88,6 +97,7 @@ class Meddler {
     }
     std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
                                       std::span<std::byte> target) override {
+      if (meddler_.before_receive) meddler_.before_receive(rank(), peer);
       return inner_->receive(peer, tag, target);
     }
     void abort(std::exception_ptr cause) noexcept override { inner_->abort(std::move(cause)); }

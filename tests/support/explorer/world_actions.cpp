@@ -210,7 +210,7 @@ struct World::CarryOut {
   bool operator()(const RecoverFailed& a) const {
     world.say(node, "gives up: " + a.failure.why);
     node.failure = a.failure;
-    node.gave_up = a.failure.kind != ErrorKind::kPeerLost && a.failure.kind != ErrorKind::kTimeout;
+    node.gave_up = true;
     if (a.failure.kind == ErrorKind::kUnrecoverable && !node.zombie) {
       const ImageId best = world.newest_covered(-1, true, true);
       if (best.exists()) world.wrong("called unrecoverable, though " + name(best) + " is covered");

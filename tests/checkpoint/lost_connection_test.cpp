@@ -1,0 +1,105 @@
+// The connection that images travel on ends, while the control links still stand: all ranks hear of
+// a loss, nobody waits for an image that will not come, and the next generation has the bytes.
+#include <atomic>
+#include <barrier>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/in_process_job.hpp"
+#include "tests/support/job_steps.hpp"
+#include "tests/support/meddling_transport.hpp"
+
+namespace {
+
+namespace ms = meshstage;
+using ms::test::all_ranks;
+using ms::test::InProcessJob;
+using ms::test::Meddler;
+using ms::test::recover_to;
+using ms::test::run_ranks;
+using ms::test::stage_all;
+using ms::test::stage_one;
+using ms::test::state_of;
+
+/// The `nth` receive at rank 1 finds its connection ended, as Gloo tells it.
+void end_connection(Meddler& meddler, std::atomic<int>& nth) {
+  meddler.before_receive = [&nth](int at, int from) {
+    if (at == 1 && --nth == 0) throw ms::make_error<ms::PeerLost>("connection reset", from);
+  };
+}
+
+/// What the rank makes of a loss: rank 1 has seen it, and names its sender; that one is told that
+/// the others go on without it.
+void expect_loss(int rank, const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const ms::PeerLost& e) {
+    if (rank == 0 || e.rank() != 0) throw;
+    return;
+  } catch (const ms::InvalidState& e) {
+    if (rank != 0 || std::string(e.what()).find("fenced") == std::string::npos) throw;
+    return;
+  }
+  throw ms::InvalidState("no loss was reported");
+}
+
+}  // namespace
+
+TEST_CASE("a connection that ends under a fetched image ends the recovery of all ranks") {
+  const int piece = GENERATE(1, 3);
+  InProcessJob job(2);
+  Meddler meddler;
+  std::atomic<int> nth{0};
+  end_connection(meddler, nth);
+  std::barrier everyone(2);
+  const auto options = [&](int rank) {
+    auto o = job.options(rank);
+    o.transport = meddler.wrap(o.transport);
+    return o;
+  };
+  auto errors = run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(options(rank));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1, 2});
+    everyone.arrive_and_wait();
+  });
+  for (const auto& error : errors) CHECK(error == "");
+  job.wipe(1);
+  nth = piece;
+  errors = run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(options(rank));
+    ms::Dict state = state_of(rank, 9);
+    expect_loss(rank, [&] { (void)ckpt.recover(state); });
+    if (!ms::test::difference(state, state_of(rank, 9)).empty()) throw ms::InvalidState("touched");
+    (void)recover_to(ckpt.rejoin(), 2);
+    ckpt.finish();
+  });
+  for (const auto& error : errors) CHECK(error == "");
+}
+
+TEST_CASE(
+    "a connection that ends under a replica ends the generation: no step after it would hold") {
+  InProcessJob job(2);
+  Meddler meddler;
+  std::atomic<int> nth{0};
+  end_connection(meddler, nth);
+  std::barrier everyone(2);
+  const auto errors = run_ranks(all_ranks(2), [&](int rank) {
+    auto o = job.options(rank);
+    o.transport = meddler.wrap(o.transport);
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1, 2});
+    everyone.arrive_and_wait();
+    if (rank == 0) nth = 2;
+    everyone.arrive_and_wait();
+    expect_loss(rank, [&] { (void)stage_one(ckpt, 3); });
+    const auto step = ms::test::recover_fresh(ckpt.rejoin()).step;
+    if (step < 2) throw ms::InvalidState("an older step");
+    stage_all(ckpt, {step + 1});
+    ckpt.finish();
+  });
+  for (const auto& error : errors) CHECK(error == "");
+}
