@@ -18,6 +18,7 @@
 #include "tests/support/disk_contents.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
+#include "tests/support/sanitized.hpp"
 
 namespace {
 
@@ -55,6 +56,7 @@ ms::Dict growing(int rank, std::uint64_t step) {
 
 TEST_CASE("each system call of a step fails in turn, at one of two ranks: the next step is whole") {
   const int error = GENERATE(EIO, ENOSPC, EACCES, EMFILE);
+  if (ms::test::kSanitized && error != EIO) return;  // the order of things is the same
   InProcessJob job(2);
   std::barrier everyone(2);
   int fired = 0, failed = 0, not_on_disk = 0;
@@ -117,7 +119,7 @@ TEST_CASE("each system call of a step fails in turn, at one of two ranks: the ne
     auto lost = stage(++step);
     if (rank == 1) faulty.clear_faults();
     if (lost) (void)outcome_of(*lost);
-    last = step;
+    if (rank == 0) last = step;
     everyone.arrive_and_wait();
     if (!wrong.empty()) throw ms::InvalidState(wrong);
   }));
@@ -145,6 +147,7 @@ TEST_CASE("each system call of a step fails in turn, at one of two ranks: the ne
 TEST_CASE(
     "each system call of a recovery fails in turn: all hear of it, and the next one recovers") {
   const int error = GENERATE(EIO, ENOSPC, EACCES, EMFILE);
+  if (ms::test::kSanitized && error != EIO) return;  // the order of things is the same
   const bool from_disk = GENERATE(false, true);
   const int where = GENERATE(0, 1);  // the root, which serves; the rank that fetches
   InProcessJob job(2);
