@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <functional>
 #include <iostream>
 #include <mutex>
 #include <optional>
@@ -117,7 +118,12 @@ class StateDictStager::Impl {
   std::shared_ptr<Job> prepare(const Value& state) {
     auto source = plan_ ? plan_->capture(state) : std::nullopt;
     if (!source) {
-      replan(state);
+      replan(state, block_);
+      source = plan_->capture(state);
+    }
+    if (has_any(*block_, source->storages)) {
+      // What was staged before is staged again: never over itself.
+      replan(state, nullptr);
       source = plan_->capture(state);
     }
     auto job = std::make_shared<Job>(*plan_, block_);
@@ -127,10 +133,18 @@ class StateDictStager::Impl {
     return job;
   }
 
-  // Nothing changes unless everything is there.
-  void replan(const Value& state) {
+  static bool has_any(const detail::HostBlock& block, const std::vector<Storage>& storages) {
+    const auto less = std::less<const std::byte*>();
+    const auto* const begin = block.bytes().data();
+    const auto* const end = begin + block.bytes().size();
+    return std::any_of(storages.begin(), storages.end(), [&](const Storage& s) {
+      return s.nbytes() > 0 && less(s.data(), end) && less(begin, s.data() + s.nbytes());
+    });
+  }
+
+  // Takes `block` if it is large enough. Nothing changes unless everything is there.
+  void replan(const Value& state, std::shared_ptr<detail::HostBlock> block) {
     auto plan = StagingPlan::compile(state, plan_ ? &*plan_ : nullptr, plan_options_);
-    auto block = block_;
     if (block == nullptr || !fits(*block, plan.layout())) {
       block = std::make_shared<detail::HostBlock>(memory_, plan.layout().image_bytes);
       if (pinning()) pin(*block, plan.layout());

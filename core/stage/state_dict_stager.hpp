@@ -57,6 +57,7 @@ struct StagerOptions {
 /// structure stays: then the tensors of what was returned before show the new values (clone() what
 /// must last). After a change of structure, what stayed keeps its place if the memory is large
 /// enough; otherwise new memory is made, and the old lives as long as a Value returned from it.
+/// Staged tensors may be staged again, by the same stager too: that takes new memory.
 /// No source is kept alive beyond its own staging.
 /// Threads: any; calls take turns, stagings are done one after the other in the order of the calls.
 /// stage_async() starts one thread, which ends with the stager.

@@ -132,6 +132,40 @@ TEST_CASE("external memory: capsules are staged, read-only ones too") {
   CHECK(arena.memory[5] == 5);
 }
 
+TEST_CASE("external memory: a foreign device's capsule is refused with its path, and let go of") {
+  Arena arena;
+  static std::array<std::int64_t, 1> shape{4};
+  auto* c = new dlpack::ManagedTensor;
+  c->tensor.data = arena.memory.data();  // of the device: nobody may read it
+  c->tensor.device = {dlpack::kCuda, 3};
+  c->tensor.ndim = 1;
+  c->tensor.shape = shape.data();
+  c->context = &arena;
+  c->deleter = [](dlpack::ManagedTensor* self) {
+    ++static_cast<Arena*>(self->context)->deleted;
+    delete self;
+  };
+  StateDictStager stager;
+  Dict state{{"near", Tensor::scalar(1)}, {"far", List{from_dlpack(c)}}};
+  for (const bool async : {false, true}) {
+    try {
+      if (async) {
+        static_cast<void>(stager.stage_async(state));
+      } else {
+        static_cast<void>(stager.stage(state));
+      }
+      FAIL("memory of a device was staged");
+    } catch (const InvalidArgument& e) {
+      CHECK(e.path() == "far.0");
+      CHECK_THAT(e.what(), contains_text("cuda:3"));
+    }
+  }
+  CHECK(arena.deleted == 0);
+  state.erase("far");
+  CHECK(arena.deleted == 1);
+  CHECK_FALSE(compare(state, stager.stage(state)));
+}
+
 TEST_CASE("external memory: other dtypes over the same bytes, and distances that cannot be kept") {
   Arena arena;
   StateDictStager stager;

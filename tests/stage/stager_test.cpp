@@ -10,7 +10,7 @@
 
 #include <meshstage/core/stage/state_dict_stager.hpp>
 #include <meshstage/core/tree/compare.hpp>
-#include <meshstage/core/tree/node.hpp>
+#include <meshstage/core/tree/fields.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/memory_kinds.hpp"
@@ -41,17 +41,40 @@ std::string hex(std::span<const std::byte> bytes) {
   return text;
 }
 
+struct Holder {
+  Tensor part;
+  std::string name;
+};
+
+// Every bit pattern of a narrow dtype; of a wide one as many, each byte value in each place.
+Tensor all_patterns(DType dtype) {
+  const auto t = Tensor::empty({1 << 16U}, dtype);
+  auto* const bytes = t.storage().data();
+  for (std::size_t i = 0; i < (std::size_t{1} << 16U); ++i) {
+    for (std::size_t b = 0; b < size_of(dtype); ++b) {
+      const auto value = dtype == DType::kBool ? i % 2 : (i >> (8 * (b % 2))) + 41 * (b / 2);
+      bytes[i * size_of(dtype) + b] = static_cast<std::byte>(value);
+    }
+  }
+  return t;
+}
+
 }  // namespace
+
+template <>
+struct meshstage::Fields<Holder> {
+  static constexpr auto type_name = "test.Holder";
+  static constexpr auto members =
+      std::tuple(field("part", &Holder::part), field("name", &Holder::name));
+};
 
 MEMORY_KINDS_TEST(views, "views") {
   const auto a = Tensor::arange<float>(12).view({3, 4});
   const auto b = Tensor::arange<std::int64_t>(10);
-  const Dict state{
-      {"a", a},
-      {"reshaped", a.view({12})},
-      {"b", b},
-      {"struct", std::make_shared<OpaqueNode>(
-                     "app.S", std::vector<Node::Child>{{"part", b.narrow(0, 3, 4)}}, 1)}};
+  const Dict state{{"a", a},
+                   {"reshaped", a.view({12})},
+                   {"b", b},
+                   {"struct", struct_node(Holder{b.narrow(0, 3, 4), "narrowed"})}};
   StateDictStager stager(kind.options());
   const auto staged = stager.stage(state);
   CHECK(stager.cached_storages() == 2);
@@ -59,9 +82,14 @@ MEMORY_KINDS_TEST(views, "views") {
   CHECK_FALSE(compare(state, staged));
   CHECK(tensor(staged, "a").storage() == tensor(staged, "reshaped").storage());
   CHECK(tensor(staged, "a").strides() == Strides{4, 1});
-  const auto part = staged.at("struct").as<NodePtr>()->children()[0].value.as<Tensor>();
+  CHECK(tensor(staged, "reshaped").shape() == Shape{12});
+  tensor(staged, "a").data<float>()[5] = -1;
+  CHECK(tensor(staged, "reshaped").data<float>()[5] == -1);
+  CHECK(a.data<float>()[5] == 5);
+  const auto& part = struct_of<Holder>(staged.at("struct")).part;
   CHECK(part.storage() == tensor(staged, "b").storage());
   CHECK(part.storage_offset() == 3);
+  CHECK(part.shape() == Shape{4});
   tensor(staged, "b").data<std::int64_t>()[3] = -1;
   CHECK(part.data<std::int64_t>()[0] == -1);
   CHECK(b.data<std::int64_t>()[3] == 3);
@@ -108,13 +136,12 @@ TEST_CASE("different_dtypes: every dtype arrives bit for bit, NaN payloads and n
   Dict state;
   for (std::size_t i = 0; i < kDTypeCount; ++i) {
     const auto dtype = static_cast<DType>(i);
-    // Every byte value in every place of an element: all NaN payloads' shapes among them.
-    const auto t = Tensor::empty({256}, dtype);
-    for (std::size_t k = 0; k < t.nbytes(); ++k) {
-      const auto value = dtype == DType::kBool ? k % 2 : k / size_of(dtype) + 37 * k;
-      t.storage().data()[k] = static_cast<std::byte>(value);
-    }
-    state.set(std::string(to_string(dtype)), t);
+    state.set(std::string(to_string(dtype)), all_patterns(dtype));
+  }
+  for (const auto* name : {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F8_E4M3",
+                           "F8_E5M2", "F16", "BF16", "F32", "F64", "C64", "C128"}) {
+    INFO(name);
+    CHECK(state.contains(name));
   }
   const auto bits = [](std::uint32_t u) { return std::bit_cast<float>(u); };
   state.set("special F32", Tensor::from_vector<float>({-0.0F, bits(0x7fc00001), bits(0xffa5a5a5),
@@ -122,6 +149,8 @@ TEST_CASE("different_dtypes: every dtype arrives bit for bit, NaN payloads and n
   state.set("special F64",
             Tensor::from_vector<double>({-0.0, std::bit_cast<double>(0xfff0000000000001ULL),
                                          std::numeric_limits<double>::denorm_min()}));
+  state.set("special C64",
+            Tensor::from_vector<std::complex<float>>({{-0.0F, bits(0xffa5a5a5)}, {1, -0.0F}}));
   StateDictStager stager;
   const auto staged = stager.stage(state);
   for (const auto& [name, value] : state) {
@@ -189,6 +218,28 @@ TEST_CASE("cpu_storage_independence: CPU sources are really copied") {
   tensor(staged, "w").data<float>()[1] = 6;
   CHECK(tensor(state, "w").data<float>()[1] == 1);
   CHECK(staged.at("l").as<List>().identity() != state.at("l").as<List>().identity());
+}
+
+MEMORY_KINDS_TEST(staged_again, "cpu_storage_independence, of what was staged before") {
+  // The stager's own memory as a source: it must not be read while it is being written.
+  const Dict state{{"a", Tensor::full<std::int32_t>({5000}, 1)},
+                   {"b", Tensor::full<std::int32_t>({5000}, 2)}};
+  StateDictStager stager(kind.options());
+  const auto staged = stager.stage(state);
+  const Dict swapped{{"a", tensor(staged, "b")}, {"b", tensor(staged, "a")}};
+  const Dict expected{{"a", tensor(state, "b").clone()}, {"b", tensor(state, "a").clone()}};
+  const auto again = stager.stage(swapped);
+  CHECK_FALSE(compare(expected, again));
+  CHECK_FALSE(compare(expected, stager.stage(swapped)));
+  CHECK_FALSE(compare(state, staged));
+  const Dict rotated{{"a", tensor(again, "b")}, {"c", tensor(again, "b").narrow(0, 1, 9)}};
+  const auto once_more = stager.stage_async(rotated).get();
+  CHECK_FALSE(compare(rotated, once_more));
+  CHECK_FALSE(compare(expected, again));
+  CHECK(tensor(once_more, "a").data<std::int32_t>()[4999] == 1);
+  // And with sources elsewhere its memory is used again.
+  const void* const memory = tensor(stager.stage(state), "a").storage().data();
+  CHECK(tensor(stager.stage(state), "a").storage().data() == memory);
 }
 
 MEMORY_KINDS_TEST(tensor_pinned_and_shared, "tensor_pinned_and_shared") {
