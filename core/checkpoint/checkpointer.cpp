@@ -118,6 +118,8 @@ class Checkpointer::Impl {
     a.block_bytes = options_.block_bytes;
     a.when_busy = options_.when_busy;
     a.twins = options_.twins;
+    a.pace = options_.pace;
+    a.verify_source = options_.verify_source;
     a.observer = options_.observer;
     a.log = options_.log;
     a.fs = options_.file_system;

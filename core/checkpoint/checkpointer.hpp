@@ -53,6 +53,13 @@ struct CheckpointerOptions {
   /// images travel whole). The replica is as whole as any other: what a loss costs does not change,
   /// nor does host memory. Null (the default): everything travels. Stats say what was spared.
   TwinsOf twins = {};
+  /// Holds staging back, so that it leaves memory bandwidth to the training: a BandwidthCap, say.
+  /// Must outlive the Checkpointer. Null: as fast as the memory is.
+  Pace* pace = nullptr;
+  /// For finding errors: digest every tensor at stage() and again when it is copied. One that
+  /// changed in between fails the step on every rank, and its rank's staged() throws InvalidState
+  /// naming the tensor. Reads everything twice more.
+  bool verify_source = false;
   /// Rank, world size and so on; detected from the launcher's variables unless given.
   std::optional<RankEnvironment> environment = {};
   /// Where ranks meet: "file:/shared/dir". Empty: MESHSTAGE_STORE, else a directory below

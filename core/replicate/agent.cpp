@@ -119,6 +119,7 @@ std::uint64_t Agent::Impl::highest_generation() const {
 void Agent::Impl::begin(const Generation& generation, Membership& membership) {
   leave();
   vault_.note_generation(generation.number);
+  pace_.enter();
   {
     const std::lock_guard lock(mutex_);
     loss_.reset();
@@ -156,6 +157,7 @@ void Agent::Impl::leave() noexcept {
     return loss_.value_or(Loss{ErrorKind::kCancelled, -1, "the generation was left"});
   }();
   generation_.abort(cause.error());
+  pace_.leave();
   // The job that is being staged may wait for a slot, a sender for it: let go of both.
   post([this, error = cause.error()] {
     for (const auto& job : {pending_job_, job_}) {

@@ -15,6 +15,7 @@
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/replicate/observer.hpp>
+#include <meshstage/core/stage/pace.hpp>
 #include <meshstage/core/tree/node.hpp>
 #include <meshstage/core/tree/value.hpp>
 
@@ -113,7 +114,9 @@ struct AgentOptions {
   std::uint64_t persist_every = 10;
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
   WhenBusy when_busy = WhenBusy::kWait;
-  TwinsOf twins;  ///< Null: every replica travels whole.
+  TwinsOf twins;               ///< Null: every replica travels whole.
+  Pace* pace = nullptr;        ///< Holds staging back; must outlive the agent. Null: full speed.
+  bool verify_source = false;  ///< Fail a step whose source changed before it was staged.
   Observer observer;
   std::function<void(const LogLine&)> log;  ///< Null: warnings go to standard error.
   FileSystem* fs = nullptr;                 ///< Null: the real one. Must outlive the agent.

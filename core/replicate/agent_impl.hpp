@@ -19,6 +19,7 @@
 #include <meshstage/core/replicate/persistence.hpp>
 #include <meshstage/core/replicate/protocol.hpp>
 #include <meshstage/core/replicate/wire.hpp>
+#include <meshstage/core/stage/source_digests_impl.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/stage/watermark.hpp>
 #include <meshstage/core/vault/vault.hpp>
@@ -35,6 +36,24 @@ struct TwinRange {
   std::uint64_t bytes = 0;
 };
 
+/// The trainer's pace (null: none), as long as the generation lasts. Who leaves it waits for no
+/// one: what is still to be copied goes at full speed.
+class PaceOfGeneration final : public Pace {
+ public:
+  explicit PaceOfGeneration(Pace* pace) : pace_(pace) {}
+  void before(std::uint64_t bytes, Watermark&) override {
+    if (pace_ != nullptr && !left_.failed()) pace_->before(bytes, left_);
+  }
+  void enter() noexcept { left_.reset(); }
+  void leave() noexcept {
+    left_.fail(std::make_exception_ptr(Cancelled("the generation was left")));
+  }
+
+ private:
+  Pace* pace_;
+  Watermark left_;
+};
+
 /// One step on its way from the trainer to the holders. The trainer's thread makes it, the agent's
 /// thread fills in the slot, the copying thread writes the image, the sending threads read it.
 struct StageJob {
@@ -42,6 +61,7 @@ struct StageJob {
   std::shared_ptr<const StagingPlan> plan;
   std::shared_ptr<const TwinNames> twins;  ///< Null where no one asked for them.
   StagingSource source;  ///< Scalars as they were at stage(), and the sources kept alive.
+  std::optional<detail::SourceDigests> digests;  ///< Of the source at stage(), if asked for.
   protocol::ImageSizes sizes;
   std::chrono::steady_clock::time_point requested = std::chrono::steady_clock::now();
   Promise<void> accepted;  ///< The protocol took the request, or refused it.
@@ -264,6 +284,7 @@ class Agent::Impl {
 
   // Last, so that their threads end before what they use goes; the loop is stopped last.
   std::unique_ptr<Worker> loop_ = std::make_unique<Worker>("ms-agent");
+  PaceOfGeneration pace_{options_.pace};
   std::unique_ptr<Worker> copy_ = std::make_unique<Worker>("ms-copy");
   std::unique_ptr<Worker> verify_ = std::make_unique<Worker>("ms-verify");
   std::unique_ptr<Worker> persist_ = std::make_unique<Worker>("ms-persist");

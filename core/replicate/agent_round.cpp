@@ -78,6 +78,7 @@ Staging Agent::Impl::stage(const Value& state, std::uint64_t step) {
   job->plan = plan_;
   job->twins = twins_;
   job->source = std::move(*source);
+  if (options_.verify_source) job->digests.emplace(state, job->source);
   const ImageLayout& layout = plan_->layout();
   job->sizes = {layout.image_bytes, layout.data_begin, layout.manifest_digest};
 
@@ -174,7 +175,8 @@ void Agent::Impl::copy(const std::shared_ptr<StageJob>& job, const ImageIdentity
       job->plan->write_manifest(job->image);
     }
     job->watermark.advance(layout.data_begin);
-    job->plan->copy(job->source, job->image, job->watermark);
+    job->plan->copy(job->source, job->image, job->watermark, &pace_);
+    if (job->digests) job->digests->check(job->source);
     job->source = {};  // lets go of the trainer's storages
     {
       const std::lock_guard lock(mutex_);
