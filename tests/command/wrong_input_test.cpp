@@ -26,7 +26,8 @@ TEST_CASE("wrong input of the mesh commands is one clear line and exit 2") {
   };
   const Wrong table[] = {
       {{}, "subcommand is required"},
-      {{"paint"}, "subcommand is required"},
+      {{"paint"}, "no command \"paint\"; there are show, "},
+      {{"--paint"}, "the argument --paint was not expected"},
       {{"show"}, "--mesh is required; for example: meshstage mesh show --mesh 2,4"},
       {{"show", "--mesh"}, "--mesh"},
       {{"show", "--mesh", ""}, "--mesh 2,4"},

@@ -263,6 +263,8 @@ TEST_CASE("wrong arguments of the snapshot commands are one clear line and exit 
       {{"doctor", "--state", "much"}, "valid: 1500000000, 1.5GB"},
       {{"doctor", "--ranks", "0"}, "--ranks"},
       {{"info", "--what"}, "--what"},
+      {{"frobnicate"}, "there is no command \"frobnicate\"; there are ls, inspect, "},
+      {{"diff", a, a, "--max", "1", "third"}, "third"},
   };
   for (const auto& [arguments, part] : table) {
     const auto answer = run(arguments);

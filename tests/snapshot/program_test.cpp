@@ -15,14 +15,14 @@ using namespace meshstage::test;
 
 namespace {
 
-// What a sanitizer reserves is no measure of the program.
-constexpr const char* kLimit = kSanitized ? "" : "ulimit -v 1000000; ";
-
-/// Runs the program with 1 GB of address space; `err` has stderr.
-Answer run_program(const std::string& arguments, const std::filesystem::path& directory) {
+/// Runs the program with `kib` of address space; `err` has stderr.
+Answer run_program(const std::string& arguments, const std::filesystem::path& directory,
+                   int kib = 1'000'000) {
   const auto err = directory / "stderr";
-  const std::string line = std::string(kLimit) + "exec '" MESHSTAGE_COMMAND "' " + arguments +
-                           " 2>'" + err.string() + "'";
+  // What a sanitizer reserves is no measure of the program.
+  const std::string limit = kSanitized ? "" : "ulimit -v " + std::to_string(kib) + "; ";
+  const std::string line =
+      limit + "exec '" MESHSTAGE_COMMAND "' " + arguments + " 2>'" + err.string() + "'";
   Answer answer;
   FILE* const pipe = ::popen(line.c_str(), "re");
   if (pipe == nullptr) throw std::runtime_error("popen");
@@ -138,6 +138,33 @@ TEST_CASE(
     REQUIRE(verified.code == 1);
     REQUIRE(contains(verified.out, "DAMAGED"));
   }
+}
+
+TEST_CASE("a long hostile header takes memory in proportion, and none left is one line, too") {
+  const TempDirectory temp;
+  const auto path = (temp.path() / "f.safetensors").string();
+  std::string entries;
+  for (int i = 0; i < 80'000; ++i) {
+    entries += tensor(std::to_string(i), "U8", "[0]", "[0,0]") + ",";
+  }
+  const auto write = [&](const std::string& last) {
+    const auto bytes = file_text("{" + entries + last + "}", 2);
+    REQUIRE(bytes.size() > 4'000'000);
+    write_file(path, std::as_bytes(std::span(bytes)));
+  };
+  write(tensor("last", "U8", "[1]", "[1,2]"));
+  const auto refused = run_program("inspect " + path, temp.path(), 80'000);
+  INFO(refused.code << " " << refused.err);
+  REQUIRE(refused.code == 1);
+  REQUIRE(contains(refused.err, "\"last\""));
+  REQUIRE(contains(refused.err, "hole from 0"));
+  if (kSanitized) return;
+  write(tensor("last", "U8", "[2]", "[0,2]"));  // sound, and the list of it does not fit
+  const auto exhausted = run_program("inspect " + path, temp.path(), 60'000);
+  INFO(exhausted.code << " " << exhausted.err);
+  REQUIRE(exhausted.code == 1);
+  REQUIRE(exhausted.out.empty());
+  REQUIRE(exhausted.err == "meshstage inspect: out of memory\n");
 }
 
 TEST_CASE(

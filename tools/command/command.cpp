@@ -1,6 +1,7 @@
 #include "tools/command/command.hpp"
 
 #include <algorithm>
+#include <new>
 #include <ostream>
 
 #include <meshstage/core/error/error.hpp>
@@ -32,9 +33,23 @@ std::string command_words(const CLI::App& command) {
 std::string valid_form(const CLI::App& command) {
   const std::string footer = command.get_footer();
   if (footer.rfind(kExample, 0) == 0) {
-    return "; for example: " + one_line(footer.substr(std::string(kExample).size()));
+    const auto first = footer.substr(std::string(kExample).size());
+    return "; for example: " + one_line(first.substr(0, first.find('\n')));
   }
   return "; see " + command_words(command) + " --help";
+}
+
+// CLI11 says of a command that there is none that one is missing. Empty: it is right.
+std::string unknown_command(const CLI::App& here) {
+  const auto words = here.remaining();
+  if (here.get_require_subcommand_min() == 0 || words.empty()) return {};
+  const auto& word = words.front();
+  if (word.starts_with('-')) return "the argument " + word.substr(0, 80) + " was not expected";
+  std::string text = "there is no command \"" + word.substr(0, 80) + "\"; there are";
+  for (const auto* command : here.get_subcommands([](const CLI::App*) { return true; })) {
+    text += (text.ends_with(" are") ? " " : ", ") + command->get_name();
+  }
+  return text;
 }
 
 }  // namespace
@@ -75,8 +90,13 @@ int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream&
   } catch (const CLI::Success& e) {
     app.exit(e, out, err);
     return written(0);
+  } catch (const CLI::RequiredError& e) {
+    const auto unknown = unknown_command(reached(app));
+    return unknown.empty() ? fail(e.what(), 2, true) : fail(unknown, 2, false);
   } catch (const CLI::ParseError& e) {
     return fail(e.what(), 2, true);
+  } catch (const std::bad_alloc&) {
+    return fail("out of memory", 1, false);
   } catch (const Error& e) {
     const bool wrong_input =
         e.kind() == ErrorKind::kInvalidArgument || e.kind() == ErrorKind::kNotFound;

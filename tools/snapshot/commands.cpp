@@ -69,7 +69,7 @@ void add_inspect(CLI::App& app, std::ostream& out) {
       app, "inspect",
       "Shows what is in a snapshot: names, dtypes, shapes, sharing, values. Any safetensors file "
       "will do; one that is not sound is refused with the reason (exit 1)",
-      "meshstage inspect model.safetensors", o,
+      "meshstage inspect model.safetensors\n  meshstage inspect gpt2/0@85 --path model --json", o,
       [&out](const InspectOptions& options) { return inspect_snapshot(options, out); });
   add_snapshot(c, "snapshot", o->snapshot);
   c->add_option("--path", o->path, "Only what is at or below this path: keys joined by dots")
@@ -105,7 +105,7 @@ void add_diff(CLI::App& app, std::ostream& out) {
       [&out](const DiffOptions& options) { return diff_snapshots(options, out); });
   add_snapshot(c, "left", o->left);
   add_snapshot(c, "right", o->right);
-  c->add_flag("!--structure", o->values, "Compare structure alone, not values");
+  c->add_flag("--structure", o->structure, "Compare structure alone, not values");
   c->add_option("--max", o->max, "Print this many differences")
       ->type_name("N")
       ->check(CLI::PositiveNumber)

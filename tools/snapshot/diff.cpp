@@ -176,10 +176,10 @@ void print_text(const Differ& differ, const Snapshot& a, const Snapshot& b, bool
 }  // namespace
 
 int diff_snapshots(const DiffOptions& options, std::ostream& out) {
-  const auto content = options.values ? Content::kAll : Content::kStructure;
+  const auto content = options.structure ? Content::kStructure : Content::kAll;
   const auto left = open_snapshot(options.left, options.places, content);
   const auto right = open_snapshot(options.right, options.places, content);
-  Differ differ(options.values, options.max);
+  Differ differ(!options.structure, options.max);
   if (left.image && right.image) {
     differ.compare_trees(left.state(), right.state());
   } else {
@@ -199,7 +199,7 @@ int diff_snapshots(const DiffOptions& options, std::ostream& out) {
     }
     print_json(out, json);
   } else {
-    print_text(differ, left, right, options.values, out);
+    print_text(differ, left, right, !options.structure, out);
   }
   return differ.total() == 0 ? 0 : 1;
 }

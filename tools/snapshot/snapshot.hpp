@@ -48,7 +48,7 @@ int verify_snapshots(const VerifyOptions& options, std::ostream& out);
 struct DiffOptions {
   std::string left, right;
   Places places;
-  bool values = true;  ///< Else structure alone.
+  bool structure = false;  ///< That alone, not values.
   std::size_t max = 10;
   bool json = false;
 };
