@@ -1,44 +1,26 @@
-// stage_bench [gpt2 | small | mid | big] ...: how long one staging takes, and how near it comes to
+// stage_bench [WORKLOAD] ...: how long one staging takes, and how near it comes to
 // a plain copy of the same bytes in the same run. Medians of 9; GB = 1e9 bytes.
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
 
-#include "tests/support/states.hpp"
+#include "tools/bench/workloads.hpp"
 
 namespace {
 
 using namespace meshstage;
+using bench::median;
+using bench::median_of;
+using bench::seconds;
 
-double seconds(const std::function<void()>& what) {
-  const auto begin = std::chrono::steady_clock::now();
-  what();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-double median_of(int rounds, const std::function<void()>& what) {
-  std::vector<double> times;
-  for (int i = 0; i < rounds; ++i) times.push_back(seconds(what));
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
-Dict many(int count, std::int64_t elements) {
-  Dict state;
-  for (int i = 0; i < count; ++i)
-    state.set("t" + std::to_string(i), Tensor::full<float>({elements}, static_cast<float>(i)));
-  return state;
-}
-
-void bench(const std::string& name, const Value& state) {
+void measure(const std::string& name, const Value& state) {
   constexpr int kRounds = 9;
+  StateDictStager stager;  // first, as in a trainer: before anything else takes fresh memory
+  const auto first = seconds([&] { static_cast<void>(stager.stage(state)); });
   std::optional<StagingPlan> plan;
   const auto compile = median_of(3, [&] { plan = StagingPlan::compile(state); });
   const auto& layout = plan->layout();
@@ -51,8 +33,6 @@ void bench(const std::string& name, const Value& state) {
   });
   // Taken in turns, so that the machine's drift meets all alike.
   std::vector<double> plain, copies, seals, stages;
-  StateDictStager stager;
-  const auto first = seconds([&] { static_cast<void>(stager.stage(state)); });
   for (int i = 0; i < kRounds; ++i) {
     Watermark progress;
     plain.push_back(seconds(
@@ -65,10 +45,6 @@ void bench(const std::string& name, const Value& state) {
         seconds([&] { plan->seal({"bench", 0, 1, {1, 1}, {}}, memory.bytes(), progress); }));
     stages.push_back(seconds([&] { static_cast<void>(stager.stage(state)); }));
   }
-  const auto median = [](std::vector<double>& v) {
-    std::sort(v.begin(), v.end());
-    return v[v.size() / 2];
-  };
   const double gb = static_cast<double>(layout.storage_bytes) / 1e9;
   const double limit = median(plain), copy = median(copies), seal = median(seals),
                stage = median(stages);
@@ -89,17 +65,11 @@ int main(int argc, char** argv) {
   std::vector<std::string> names(argv + 1, argv + argc);
   if (names.empty()) names = {"gpt2", "small", "mid", "big"};
   for (const auto& name : names) {
-    if (name == "gpt2")
-      bench(name, test::gpt2_state(50257, 12, 768, 1024));
-    else if (name == "small")
-      bench(name, many(10000, 1024));
-    else if (name == "mid")
-      bench(name, many(256, 1 << 20));
-    else if (name == "big")
-      bench(name, many(1, 1 << 28));
-    else {
-      std::fprintf(stderr, "usage: stage_bench [gpt2 | small | mid | big] ...\n");
+    const auto state = bench::workload(name);
+    if (!state) {
+      std::fprintf(stderr, "usage: stage_bench [%s] ...\n", bench::kWorkloads);
       return 2;
     }
+    measure(name, *state);
   }
 }
