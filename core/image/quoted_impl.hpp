@@ -2,6 +2,8 @@
 #include <string>
 #include <string_view>
 
+#include <meshstage/core/image/safetensors.hpp>
+
 namespace meshstage::detail {
 
 /// A name that comes from a file, for a message: an error line must stay one line, and short.
@@ -14,6 +16,12 @@ inline std::string in_quotes(std::string_view name) {
   }
   out += name.size() > kShown ? "...\"" : "\"";
   return out;
+}
+
+/// Where an entry's bytes are, for a message.
+inline std::string range_text(const SafetensorsEntry& entry) {
+  return "bytes [" + std::to_string(entry.begin) + ", " + std::to_string(entry.end) +
+         ") of the data section";
 }
 
 }  // namespace meshstage::detail

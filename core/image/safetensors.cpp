@@ -326,9 +326,8 @@ class HeaderReader {
 /// Throws if the entry's dtype, shape and offsets disagree, or it leaves the data section.
 void check_entry(const SafetensorsEntry& e, std::uint64_t data_bytes) {
   const auto bits = SafetensorsIndex::dtype_bits(e.dtype);
-  if (!bits) refuse_tensor(e.name, "unknown dtype " + in_quotes(e.dtype));
-  const std::string range =
-      "bytes [" + std::to_string(e.begin) + ", " + std::to_string(e.end) + ") of the data section";
+  const std::string range = detail::range_text(e);
+  if (!bits) refuse_tensor(e.name, range + ": unknown dtype " + in_quotes(e.dtype));
   if (e.begin > e.end) refuse_tensor(e.name, range + ": the end is before the begin");
   if (e.end > data_bytes) {
     refuse_tensor(e.name, range + " reach beyond its end at " + std::to_string(data_bytes));
@@ -336,10 +335,10 @@ void check_entry(const SafetensorsEntry& e, std::uint64_t data_bytes) {
   std::uint64_t total = *bits;
   for (const std::uint64_t d : e.shape) {
     if (__builtin_mul_overflow(total, d, &total)) {
-      refuse_tensor(e.name, "the product of its dimensions does not fit 64 bits");
+      refuse_tensor(e.name, range + ": the product of its dimensions does not fit 64 bits");
     }
   }
-  if (total % 8 != 0) refuse_tensor(e.name, "its elements do not fill whole bytes");
+  if (total % 8 != 0) refuse_tensor(e.name, range + ": its elements do not fill whole bytes");
   if (total / 8 != e.end - e.begin) {
     refuse_tensor(e.name, range + " are " + std::to_string(e.end - e.begin) +
                               ", its dtype and shape need " + std::to_string(total / 8));

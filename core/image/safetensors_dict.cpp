@@ -12,6 +12,7 @@ namespace meshstage {
 namespace {
 
 using detail::in_quotes;
+using detail::range_text;
 
 constexpr std::size_t kHeaderAlignment = 8;
 
@@ -20,13 +21,17 @@ std::size_t alignment_of(DType dtype) {
   return std::min<std::size_t>(size_of(dtype), sizeof(double));
 }
 
+[[noreturn]] void refuse(const SafetensorsEntry& entry, const std::string& what) {
+  throw make_error<CorruptData>(
+      "tensor " + in_quotes(entry.name) + ": " + range_text(entry) + ": " + what, {}, {},
+      entry.name);
+}
+
 Shape to_shape(const SafetensorsEntry& entry) {
   Shape shape;
   for (const auto d : entry.shape) {
     if (!std::in_range<std::int64_t>(d)) {
-      throw make_error<CorruptData>("tensor " + in_quotes(entry.name) + ": dimension " +
-                                        std::to_string(d) + " does not fit 63 bits",
-                                    {}, {}, entry.name);
+      refuse(entry, "dimension " + std::to_string(d) + " does not fit 63 bits");
     }
     shape.push_back(static_cast<std::int64_t>(d));
   }
@@ -55,9 +60,8 @@ Value decode_entry(const SafetensorsEntry& entry, std::span<const std::byte> byt
   }
   try {
     return Tensor::on_storage(std::move(storage), *dtype, shape);
-  } catch (const InvalidArgument& e) {
-    throw make_error<CorruptData>("tensor " + in_quotes(entry.name) + ": " + e.what(), {}, {},
-                                  entry.name);
+  } catch (const InvalidArgument&) {  // the bytes are as many as the shape says; what is left is:
+    refuse(entry, "its dimensions or strides do not fit 63 bits");
   }
 }
 

@@ -78,18 +78,20 @@ std::vector<Hostile> hostile_files() {
       {"a hole", of(a + "," + tensor("b", "U8", "[1]", "[8,9]"), 9), {"\"b\"", "hole from 4"}},
       {"wrapping sizes",
        of(tensor("a", "F64", "[2305843009213693953]", "[0,8]"), 8),
-       {"\"a\"", "64 bits"}},
+       {"\"a\"", "64 bits", "bytes [0, 8)"}},
       {"a negative dimension", of(tensor("a", "U8", "[-4]", "[0,4]"), 4), {"\"a\"", "-4"}},
       {"a fractional dimension", of(tensor("a", "U8", "[0.5]", "[0,4]"), 4), {"\"a\"", "0.5"}},
       {"a dimension beyond 63 bits",
        of(tensor("a", "U8", "[0,9223372036854775808]", "[0,0]"), 0),
-       {"\"a\"", "9223372036854775808"}},
+       {"\"a\"", "9223372036854775808", "bytes [0, 0)"}},
       {"empty, but with wrapping strides",
        of(tensor("a", "U8", "[0,4611686018427387904,4]", "[0,0]"), 0),
-       {"\"a\""}},
+       {"\"a\"", "bytes [0, 0)", "63 bits"}},
       {"duplicate names", of(a + "," + tensor("a", "U8", "[4]", "[4,8]"), 8), {"\"a\"", "twice"}},
       {"deep JSON", of("\"a\":{\"x\":" + lists + "}", 0), {"\"a\"", "deeper"}},
-      {"a wrong dtype", of(tensor("a", "F33", "[1]", "[0,4]"), 4), {"\"a\"", "F33"}},
+      {"a wrong dtype",
+       of(tensor("a", "F33", "[1]", "[0,4]"), 4),
+       {"\"a\"", "F33", "bytes [0, 4)"}},
       {"a size that does not fit the dtype",
        of(tensor("a", "F32", "[4]", "[0,4]"), 4),
        {"\"a\"", "need 16"}},
@@ -126,6 +128,7 @@ TEST_CASE(
       REQUIRE(answer.out.empty());
       REQUIRE(std::count(answer.err.begin(), answer.err.end(), '\n') == 1);
       REQUIRE(answer.err.size() < 700);
+      REQUIRE((row.bytes.empty() || contains(answer.err, "byte")));  // where
       REQUIRE(answer.err.find('\x1b') == std::string::npos);
       for (const auto& part : row.says) {
         INFO("looked for: " << part);
