@@ -1,5 +1,6 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -364,6 +365,7 @@ TEST_CASE("a link that is dropped ends for the peer, and wakes nobody, though a 
   zero.links().set_handlers(recorder.handlers());
   const pid_t child = ::fork();  // a data loader
   if (child == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     while (true) ::pause();
   }
   const bool lost = recorder.wait_for(1);  // we say nothing
