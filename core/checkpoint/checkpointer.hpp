@@ -96,6 +96,8 @@ struct CheckpointerOptions {
 /// destruction are useful; other calls throw the same error again. Destruction, an exception or a
 /// crash leaves the vault for the next start; only finish() removes it. To the other ranks each of
 /// the three is a loss: they get PeerLost, also out of a barrier that not all of them have left.
+/// A PeerLost without rank() names nobody: the generation broke by itself (a damaged message), and
+/// rejoin() goes on with all.
 class MESHSTAGE_API Checkpointer {
  public:
   /// Collective. Attaches the vault and forms a generation with all ranks.

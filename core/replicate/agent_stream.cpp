@@ -28,6 +28,9 @@ void Agent::Impl::retry_waiting() {
 // no image can travel in this generation any more.
 void Agent::Impl::lost_in_transfer(int peer, const PeerLost& error) {
   post([this, peer = error.rank().value_or(peer), why = std::string(error.what())] {
+    // Who has finished closes its groups, perhaps before this rank hears that all have; every step
+    // is decided by then. A death is still told by the links.
+    if (state_.wants_finish) return;
     lose(peer, ErrorKind::kPeerLost, "was lost while an image travelled: " + why);
   });
 }

@@ -22,13 +22,16 @@ std::uint64_t count_threads() {
   return static_cast<std::uint64_t>(std::distance(begin(all), end(all)));
 }
 
-// Open descriptors, but for files: slots are opened when they are first used, and a step may be on
-// its way to disk.
+// Open descriptors, but for files and directories: slots are opened when they are first used, and a
+// step may be on its way to disk.
 std::uint64_t count_descriptors() {
+  using Type = std::filesystem::file_type;
   std::uint64_t count = 0;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
-    std::error_code gone;
-    if (!std::filesystem::is_regular_file(entry.path(), gone) && !gone) ++count;
+    std::error_code closed_meanwhile;
+    const Type type = std::filesystem::status(entry.path(), closed_meanwhile).type();
+    const bool file = type == Type::regular || type == Type::directory;
+    if (!file && type != Type::not_found && type != Type::none) ++count;
   }
   return count;
 }
