@@ -121,6 +121,8 @@ void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
     receive_.at(from)->post([this, link, shape = start.shape, from] {
       try {
         exchange::drain_image(link, shape);
+      } catch (const PeerLost& e) {
+        lost_in_transfer(from, e);
       } catch (const Error& e) {
         log(LogLine::Level::kInfo,
             "an unwanted image of rank " + std::to_string(from) + " ended: " + e.what());
@@ -211,6 +213,9 @@ void Agent::Impl::not_arrived(int owner, ImageId id, ErrorKind kind, const std::
   const auto it = incoming_.find(owner);
   if (it == incoming_.end() || it->second.id != id) return;
   const bool fetch = it->second.fetch;
+  // A transfer that ends badly gives up all of this rank's group. What ended it reports why: as the
+  // recovery's error a Cancelled would hide a death from every rank.
+  if (fetch && kind == ErrorKind::kCancelled) return;
   incoming_.erase(it);
   if (fetch) {
     feed(protocol::FetchFailed{owner, kind, why});
