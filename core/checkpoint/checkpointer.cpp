@@ -94,6 +94,7 @@ class Checkpointer::Impl {
     }
     if (!o.transport) {
       TcpTransportOptions tcp;
+      tcp.host = o.environment->host;
       tcp.single_host = o.environment->single_host();
       tcp.links.silence_deadline = o.deadline;
       tcp.links.heartbeat_interval =

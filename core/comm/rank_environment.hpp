@@ -28,7 +28,9 @@ struct MESHSTAGE_API RankEnvironment {
   int local_world_size = 1;  ///< Ranks of this host; `world_size` if no source says.
   std::string job;           ///< MESHSTAGE_JOB, or empty.
   std::string store;         ///< MESHSTAGE_STORE (see open_store()), or empty.
-  std::string source;        ///< "meshstage", "torchrun", "mpirun", "srun" or "none".
+  /// MESHSTAGE_HOST: where other hosts reach this one, a name or an address, or empty.
+  std::string host;
+  std::string source;  ///< "meshstage", "torchrun", "mpirun", "srun" or "none".
 
   /// Reads a given environment. Throws InvalidArgument, naming the variable that is missing or no
   /// number, or both variables and values that contradict each other.

@@ -109,6 +109,14 @@ TEST_CASE("a launcher that srun started numbers the ranks, srun only the launche
   }
 }
 
+TEST_CASE("what is said of job, store and host is passed on") {
+  const auto e = RankEnvironment::detect(
+      {{"MESHSTAGE_JOB", "j"}, {"MESHSTAGE_STORE", "file:/s"}, {"MESHSTAGE_HOST", "10.0.0.7"}});
+  CHECK(e.job == "j");
+  CHECK(e.store == "file:/s");
+  CHECK(e.host == "10.0.0.7");
+}
+
 TEST_CASE("variables set by hand beat a launcher's") {
   const auto e = RankEnvironment::detect({{"MESHSTAGE_RANK", "1"},
                                           {"MESHSTAGE_WORLD_SIZE", "2"},

@@ -14,6 +14,7 @@
 
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/comm/socket/links.hpp>
+#include <meshstage/core/comm/socket/net_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
 #define XXH_INLINE_ALL
@@ -148,6 +149,19 @@ std::vector<std::byte> hello(const HandMadePeer& peer) {
 }
 
 }  // namespace
+
+TEST_CASE("a host whose name means loopback is reached at the address of an interface") {
+  CHECK(net::address_for_others("192.0.2.7") == "192.0.2.7");
+  for (const char* host : {"127.0.1.1", "::1"}) {
+    const std::string address = net::address_for_others(host);
+    INFO(address);
+    // As on any machine: listening there works, and only one without a network has loopback alone.
+    const auto listener = net::listen_on(address);
+    REQUIRE(listener.valid());
+    if (address != host) CHECK(!address.starts_with("127."));
+  }
+  CHECK_THROWS_AS((void)net::address_for_others("no such host"), IoError);
+}
 
 TEST_CASE("socket links conform") { control_links_conform(tcp()); }
 

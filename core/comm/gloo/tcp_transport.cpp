@@ -8,6 +8,7 @@
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/comm/in_process/fabric.hpp>
 #include <meshstage/core/comm/socket/links.hpp>
+#include <meshstage/core/comm/socket/net_impl.hpp>
 
 namespace meshstage {
 
@@ -18,7 +19,7 @@ std::string host_to_listen_on(const TcpTransportOptions& options) {
   if (options.single_host) return "127.0.0.1";
   std::array<char, 256> name{};
   ::gethostname(name.data(), name.size() - 1);
-  return name.data();
+  return net::address_for_others(name.data());
 }
 
 class TcpTransport final : public Transport {

@@ -9,7 +9,9 @@
 namespace meshstage {
 
 struct TcpTransportOptions {
-  /// Address or host name to listen on. Empty: loopback if `single_host`, else this host's name.
+  /// Address or host name to listen on, at which the other ranks reach this one. Empty: loopback if
+  /// `single_host`; else this host's name, or where that means loopback (as Debian has it), the
+  /// address of the first network interface that is up.
   std::string host;
   bool single_host = true;
   LinkOptions links;

@@ -1,3 +1,5 @@
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -42,7 +44,51 @@ void set_no_delay(int fd) {
   (void)::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }
 
+bool is_loopback(const sockaddr& address) {
+  if (address.sa_family == AF_INET) {
+    const auto& v4 = reinterpret_cast<const sockaddr_in&>(address);
+    return ntohl(v4.sin_addr.s_addr) >> 24U == 127;
+  }
+  return address.sa_family == AF_INET6 &&
+         IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6&>(address).sin6_addr);
+}
+
+/// As digits; empty where it cannot be used from another host.
+std::string usable_elsewhere(const ifaddrs& interface) {
+  constexpr unsigned kUp = IFF_UP | IFF_RUNNING;
+  const sockaddr* const address = interface.ifa_addr;
+  if (address == nullptr || (interface.ifa_flags & kUp) != kUp || is_loopback(*address)) return "";
+  const bool v4 = address->sa_family == AF_INET;
+  if (!v4 && (address->sa_family != AF_INET6 ||
+              IN6_IS_ADDR_LINKLOCAL(&reinterpret_cast<const sockaddr_in6&>(*address).sin6_addr))) {
+    return "";
+  }
+  std::array<char, NI_MAXHOST> digits{};
+  const socklen_t length = v4 ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+  const int failed =
+      ::getnameinfo(address, length, digits.data(), digits.size(), nullptr, 0, NI_NUMERICHOST);
+  return failed == 0 ? digits.data() : "";
+}
+
 }  // namespace
+
+std::string address_for_others(const std::string& host) {
+  const AddressList named = resolve(host, "0", 0);
+  for (const addrinfo* a = named.get(); a != nullptr; a = a->ai_next) {
+    if (!is_loopback(*a->ai_addr)) return host;
+  }
+  ifaddrs* found = nullptr;
+  if (::getifaddrs(&found) != 0) return host;
+  const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> interfaces(found, &::freeifaddrs);
+  std::string v6;
+  for (const ifaddrs* i = interfaces.get(); i != nullptr; i = i->ifa_next) {
+    const std::string address = usable_elsewhere(*i);
+    if (address.empty()) continue;
+    if (i->ifa_addr->sa_family == AF_INET) return address;
+    if (v6.empty()) v6 = address;
+  }
+  return v6.empty() ? host : v6;
+}
 
 void Descriptor::reset() noexcept {
   if (const int fd = std::exchange(fd_, -1); fd >= 0) ::close(fd);

@@ -31,6 +31,10 @@ class MESHSTAGE_API Descriptor {
   int fd_ = -1;
 };
 
+/// Where other hosts reach this one: `host`, unless that means loopback here; then the address of
+/// the first interface that is up (IPv4 before IPv6; no link-local one), and `host` if there is
+/// none.
+[[nodiscard]] MESHSTAGE_API std::string address_for_others(const std::string& host);
 /// Listens on `port` of `host` (an address or a name), "0": on a free one. Non-blocking,
 /// close-on-exec. Throws IoError naming the host.
 [[nodiscard]] MESHSTAGE_API Descriptor listen_on(const std::string& host,
