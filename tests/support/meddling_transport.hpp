@@ -57,9 +57,9 @@ class Meddler {
       inner_->set_handlers(std::move(handlers));
     }
     void send(int peer, std::span<const std::byte> bytes) override {
-      const auto message = protocol::without_digest(bytes);
-      if (!message) return inner_->send(peer, bytes);  // of the membership, while it forms
-      Bytes changed(message->begin(), message->end());
+      const auto whole = protocol::without_digest(bytes);
+      if (!whole) return inner_->send(peer, bytes);  // of the membership, while it forms
+      Bytes changed(whole->begin(), whole->end());
       if (meddler_.message) meddler_.message(rank(), peer, changed);
       changed = protocol::with_digest(std::move(changed));
       if (meddler_.on_the_way) meddler_.on_the_way(rank(), peer, changed);
