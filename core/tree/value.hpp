@@ -71,7 +71,9 @@ class MESHSTAGE_API Sequence {
   std::shared_ptr<std::vector<Value>> impl_;
 };
 
-/// Mutable sequence. (List{a} holds a, also where a is a List; List(a) is another handle to a.)
+/// Mutable sequence. A list in a list is written List{Value(inner)}: what List{inner} means, a list
+/// that holds it or another handle to it, compilers do not agree on (CWG 2137; g++ 12 and clang 19
+/// differ). The same goes for Tuple.
 class MESHSTAGE_API List : public Sequence {
  public:
   List() = default;

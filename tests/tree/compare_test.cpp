@@ -86,7 +86,7 @@ TEST_CASE("compare: container kind, and that of scalars and nodes") {
     return std::make_shared<OpaqueNode>(type, std::vector<Node::Child>{}, plain);
   };
   check(List{1}, Tuple{1}, What::kKind, "");
-  check(Dict{{"a", List{List{}}}}, Dict{{"a", List{Dict{}}}}, What::kKind, "a.0");
+  check(Dict{{"a", List{Value(List{})}}}, Dict{{"a", List{Dict{}}}}, What::kKind, "a.0");
   check(Dict{{"a", 1}}, Dict{{"a", List{1}}}, What::kKind, "a");
   check(Dict{{"a", 1}}, Dict{{"a", 1.0}}, What::kKind, "a");
   check(Dict{{"a", 1}}, Dict{{"a", Tensor::scalar(1)}}, What::kKind, "a");
