@@ -12,10 +12,12 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
+#include "tests/support/rank_errors.hpp"
 
 namespace {
 
 namespace ms = meshstage;
+using ms::test::all_good;
 using ms::test::all_ranks;
 using ms::test::difference;
 using ms::test::InProcessJob;
@@ -35,10 +37,6 @@ std::string thrown(Call&& call) {
     return e.what();
   }
   return "";
-}
-
-void all_good(const std::vector<std::string>& errors) {
-  for (const auto& error : errors) CHECK(error == "");
 }
 
 }  // namespace

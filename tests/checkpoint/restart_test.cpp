@@ -6,10 +6,12 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
+#include "tests/support/rank_errors.hpp"
 
 namespace {
 
 namespace ms = meshstage;
+using ms::test::all_good;
 using ms::test::all_ranks;
 using ms::test::InProcessJob;
 using ms::test::recover_to;
@@ -27,10 +29,6 @@ std::vector<std::string> live(InProcessJob& job, std::uint64_t finds,
     (void)recover_to(ckpt, finds);
     stage_all(ckpt, stages);
   });
-}
-
-void all_good(const std::vector<std::string>& errors) {
-  for (const auto& error : errors) CHECK(error == "");
 }
 
 void ring(int /*rank*/, ms::CheckpointerOptions& options) {

@@ -18,11 +18,13 @@
 #include "tests/support/disk_contents.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
+#include "tests/support/rank_errors.hpp"
 #include "tests/support/sanitized.hpp"
 
 namespace {
 
 namespace ms = meshstage;
+using ms::test::all_good;
 using ms::test::all_ranks;
 using ms::test::Contents;
 using ms::test::difference;
@@ -41,10 +43,6 @@ ms::Stats settle(const ms::Checkpointer& ckpt) {
     if (s.persisted + s.persist_failed == s.complete) return s;
     std::this_thread::yield();
   }
-}
-
-void all_good(const std::vector<std::string>& errors) {
-  for (const auto& error : errors) CHECK(error == "");
 }
 
 /// The state grows, so that slots do.
