@@ -37,28 +37,27 @@ void check(const CheckpointerOptions& options) {
 
 class Checkpointer::Impl {
  public:
-  explicit Impl(CheckpointerOptions options)
+  Impl(CheckpointerOptions options, Deadline deadline)
       : options_(complete(std::move(options))),
         agent_(agent_options(), options_.store_object),
         membership_({.job = options_.job,
                      .rank = options_.environment->rank,
                      .world_size = options_.environment->world_size,
-                     .store = options_.store_object,
+                     .store = reached(options_, deadline),
                      .transport = options_.transport,
                      .data_peers = agent_.data_peers(),
                      .agreement = agent_.agreement(),
                      .training_links = options_.training_links}) {
-    form();
+    form(deadline);
   }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl() { agent_.leave(); }
 
-  void form() {
+  void form(Deadline deadline) {
     agent_.leave();
     generation_ = {};
-    generation_ =
-        membership_.form(agent_.highest_generation(), Deadline::after(options_.forming_deadline));
+    generation_ = membership_.form(agent_.highest_generation(), deadline);
     agent_.begin(generation_, membership_);
   }
 
@@ -68,6 +67,25 @@ class Checkpointer::Impl {
   Generation generation_;
 
  private:
+  /// The Store, which may have been started together with the ranks. One that lets them wait for
+  /// longer than starting takes is spoken of, once.
+  static std::shared_ptr<Store> reached(const CheckpointerOptions& o, Deadline deadline) {
+    Deadline silent = Deadline::after(std::chrono::seconds(2));
+    o.store_object->wait_reachable(deadline, {}, [&](const std::string& why) {
+      if (!silent.expired()) return;
+      silent = Deadline::never();
+      const LogLine line{LogLine::Level::kWarning, "meshstage: job " + o.job + ", rank " +
+                                                       std::to_string(o.environment->rank) +
+                                                       ": waiting: " + why};
+      if (o.log) {
+        o.log(line);
+      } else {
+        std::cerr << line.text + "\n";
+      }
+    });
+    return o.store_object;
+  }
+
   /// Fills in every default, so that the rest reads options alone.
   static CheckpointerOptions complete(CheckpointerOptions o) {
     check(o);
@@ -128,8 +146,10 @@ class Checkpointer::Impl {
   }
 };
 
-Checkpointer::Checkpointer(CheckpointerOptions options)
-    : impl_(std::make_unique<Impl>(std::move(options))) {}
+Checkpointer::Checkpointer(CheckpointerOptions options) {
+  const Deadline deadline = Deadline::after(options.forming_deadline);
+  impl_ = std::make_unique<Impl>(std::move(options), deadline);
+}
 Checkpointer::~Checkpointer() = default;
 
 Recovered Checkpointer::recover(Dict& state) {
@@ -142,7 +162,7 @@ Staging Checkpointer::stage(const Dict& state, std::uint64_t step) {
 }
 
 Checkpointer& Checkpointer::rejoin() {
-  impl_->form();
+  impl_->form(Deadline::after(impl_->options_.forming_deadline));
   return *this;
 }
 

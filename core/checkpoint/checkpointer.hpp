@@ -30,8 +30,8 @@ struct CheckpointerOptions {
   std::filesystem::path vault_directory = "/dev/shm";
   /// A peer that is silent for so long is taken for dead; also bounds every wait on peers.
   std::chrono::milliseconds deadline{30'000};
-  /// How long rejoin() and the constructor wait for every rank to be there (a scheduler needs its
-  /// time).
+  /// How long rejoin() and the constructor wait for every rank to be there, and the constructor for
+  /// the Store (a scheduler needs its time).
   std::chrono::milliseconds forming_deadline{300'000};
   /// Every n-th complete step goes to disk, own image and replicas. 0: never.
   std::uint64_t persist_every = 10;
@@ -101,8 +101,8 @@ struct CheckpointerOptions {
 class MESHSTAGE_API Checkpointer {
  public:
   /// Collective. Attaches the vault and forms a generation with all ranks.
-  /// Throws InvalidArgument (options, environment), Timeout (ranks that did not come), InvalidState
-  /// (ranks whose world size, holders or block size differ), OutOfMemory.
+  /// Throws InvalidArgument (options, environment), Timeout (ranks that did not come, or no Store
+  /// answered), InvalidState (ranks whose world size, holders or block size differ), OutOfMemory.
   explicit Checkpointer(CheckpointerOptions options);
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;

@@ -3,6 +3,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -16,6 +17,7 @@
 
 #include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/comm/socket/net_impl.hpp>
+#include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::server_call {
@@ -24,8 +26,10 @@ namespace meshstage::server_call {
 struct Broken {
   std::string why;
 };
-/// The deadline of a wait. Never leaves a store.
-struct Late {};
+/// The deadline of a wait; why nobody answered, if so. Never leaves a store.
+struct Late {
+  std::string why = {};
+};
 
 [[noreturn]] inline void throw_broken(int error) {
   throw Broken{std::generic_category().message(error)};
@@ -57,7 +61,12 @@ class StopSignal {
   std::stop_callback<Raise> callback_;  // last: it ends before its descriptor
 };
 
-/// Connects, within the deadline. Throws Broken, and Cancelled once `stop` is readable.
+/// Connects, within the deadline. Throws Broken, IoError where no other attempt can do better, and
+/// Cancelled once `stop` is readable.
+/// Broken also for a name that has no address: containers that start together find each other by
+/// names that come to be when each starts, so it may have one at the next attempt. What can never
+/// be a host was refused by open_store(). Looking a name up is the system's, which keeps no
+/// deadline of ours: a name server that does not answer costs what resolv.conf says.
 inline net::Descriptor connect(const std::string& host, const std::string& port, Deadline deadline,
                                int stop) {
   net::Connected connected;
@@ -67,57 +76,102 @@ inline net::Descriptor connect(const std::string& host, const std::string& port,
     throw Broken{e.what()};
   }
   if (connected.stopped) throw_given_up();
+  if (connected.error == EAFNOSUPPORT) {  // nor will it
+    throw IoError("this host has no network of the kind that " + host + " has an address in");
+  }
   if (!connected.fd.valid()) throw_broken(connected.error);
   net::set_keep_alive(connected.fd.get());
   return std::move(connected.fd);
 }
 
-/// How long a call goes on without an answer.
+/// How long a call goes on without an answer, and what it has tried meanwhile.
 class Patience {
  public:
-  explicit Patience(std::chrono::milliseconds length) : length_(length) {}
+  using Milliseconds = std::chrono::milliseconds;
+  static constexpr Milliseconds kEndless = Milliseconds::max();
+  explicit Patience(Milliseconds length) : length_(length) {}
   /// When it ends.
   [[nodiscard]] Deadline end() const { return end_.value_or(Deadline::after(length_)); }
-  /// Somebody answers: it begins anew with the next failure.
-  void answered() noexcept { end_.reset(); }
-  void failed() {
-    if (!end_) end_ = Deadline::after(length_);
+  void begins() {
+    if (!since_) since_ = Deadline::Clock::now();
   }
-  [[nodiscard]] std::chrono::milliseconds length() const noexcept { return length_; }
+  /// Somebody answers: it begins anew with the next failure.
+  void answered() noexcept { *this = Patience(length_); }
+  void failed() {
+    begins();
+    if (!end_) end_ = Deadline::after(length_);
+    ++failures_;
+  }
+  [[nodiscard]] Milliseconds length() const noexcept { return length_; }
+  /// "3 attempts in 40 ms".
+  [[nodiscard]] std::string tried() const {
+    const auto spent = Deadline::Clock::now() - since_.value_or(Deadline::Clock::now());
+    return std::to_string(failures_) + (failures_ == 1 ? " attempt in " : " attempts in ") +
+           std::to_string(std::chrono::duration_cast<Milliseconds>(spent).count()) + " ms";
+  }
+  /// Before the next attempt: 10 ms, then twice as long each time, up to 200 ms.
+  [[nodiscard]] Milliseconds pause() const {
+    constexpr int kDoublings = 5;
+    return std::min(Milliseconds{10} * (1 << std::min(failures_ - 1, kDoublings)),
+                    Milliseconds{200});
+  }
 
  private:
-  std::chrono::milliseconds length_;
+  Milliseconds length_;
   std::optional<Deadline> end_;
+  std::optional<Deadline::Clock::time_point> since_;  // the first attempt of those that failed
+  int failures_ = 0;
+};
+
+/// Where a call goes: "tcp://127.0.0.1:29400", and what to do if nobody answers there.
+struct Server {
+  std::string address;
+  std::string hint;
 };
 
 /// Returns what `attempt(patience)` does; calls it again if it throws Broken. Throws Late at the
-/// deadline, IoError ("no store answers at <address>: <why>; <hint>") when the patience has ended,
-/// Cancelled at a stop.
+/// deadline, IoError when the patience has ended, Cancelled at a stop. Both errors, and
+/// `unanswered` (if any) after each attempt that failed, are told: "no store answers at <address>:
+/// <why> (3 attempts in 40 ms); <hint>".
 template <class F>
-auto until_answered(const std::string& address, const std::string& hint,
-                    std::chrono::milliseconds length, Deadline deadline,
-                    const std::stop_token& stop, F&& attempt) {
+auto until_answered(const Server& server, std::chrono::milliseconds length, Deadline deadline,
+                    const std::stop_token& stop, F&& attempt,
+                    const Store::Unanswered& unanswered = {}) {
   Patience patience(length);
   while (true) {
     std::string why;
+    patience.begins();
     try {
       return attempt(patience);
     } catch (const Broken& e) {
-      why = e.why;
+      why = "no store answers at " + server.address + ": " + e.why;
     }
     patience.failed();
-    if (deadline.expired()) throw Late{};
-    if (patience.end().expired()) {
-      throw IoError("no store answers at " + address + ": " + why + "; " + hint);
-    }
+    why += " (" + patience.tried() + "); " + server.hint;
+    if (deadline.expired()) throw Late{why};
+    if (patience.end().expired()) throw IoError(why);
+    if (unanswered) unanswered(why);
     // A server that starts has no way to say so: a client knocks again after a while.
-    constexpr std::chrono::milliseconds kKnock{50};
     std::mutex mutex;
     std::condition_variable_any never;
     std::unique_lock lock(mutex);
-    const Deadline next = Deadline::after(kKnock).earlier(patience.end()).earlier(deadline);
+    const Deadline next =
+        Deadline::after(patience.pause()).earlier(patience.end()).earlier(deadline);
     never.wait_until(lock, stop, next.time(), [] { return false; });
     if (stop.stop_requested()) throw_given_up();
+  }
+}
+
+/// Store::wait_reachable(): `attempt()` connects, and throws Broken if that failed.
+template <class F>
+void wait_until_answered(const Server& server, Deadline deadline, const std::stop_token& stop,
+                         const Store::Unanswered& unanswered, F&& attempt) {
+  try {
+    until_answered(
+        server, Patience::kEndless, deadline, stop, [&](const Patience&) { attempt(); },
+        unanswered);
+  } catch (const Late& e) {
+    throw Timeout(e.why);
   }
 }
 

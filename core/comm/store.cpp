@@ -1,5 +1,9 @@
 #include <meshstage/core/comm/store.hpp>
 
+#include <netdb.h>
+
+#include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <utility>
 
@@ -22,11 +26,16 @@ void Store::check_value(const std::string& key, std::string_view value, std::siz
                         " bytes; this store takes at most " + std::to_string(most));
 }
 
-void Store::throw_not_there(const std::string& where, std::span<const std::string> keys) {
+void Store::throw_not_there(const std::string& where, std::span<const std::string> keys,
+                            const std::string& why) {
   std::string text;
   for (const auto& key : keys) text += (text.empty() ? "" : ", ") + key;
-  throw Timeout("not in the store " + where + " by the deadline: " + text);
+  throw Timeout("not in the store " + where + " by the deadline: " + text +
+                (why.empty() ? "" : "; " + why));
 }
+
+void Store::wait_reachable(Deadline /*deadline*/, std::stop_token /*stop*/,
+                           const Unanswered& /*unanswered*/) {}
 
 namespace {
 
@@ -44,6 +53,24 @@ std::pair<std::string, std::string> host_and_port(std::string_view text) {
   return {std::string(host), std::string(port)};
 }
 
+/// Whether it may be a host's name or is an address. A name that means nothing yet may mean
+/// something soon; one that cannot be a name never will. What looks like an address must be one.
+bool can_be_host(const std::string& text) {
+  const bool address = text.find(':') != std::string::npos ||
+                       text.find_first_not_of("0123456789.") == std::string::npos;
+  if (!address) {
+    return !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) {
+      return (c < 0x80 && std::isalnum(c) != 0) || c == '-' || c == '.' || c == '_';
+    });
+  }
+  addrinfo hints{};
+  hints.ai_flags = AI_NUMERICHOST;
+  addrinfo* found = nullptr;
+  if (::getaddrinfo(text.c_str(), nullptr, &hints, &found) != 0) return false;
+  ::freeaddrinfo(found);
+  return true;
+}
+
 bool is_port(const std::string& text) {
   int number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
@@ -52,7 +79,7 @@ bool is_port(const std::string& text) {
 
 std::shared_ptr<Store> open_tcp(std::string_view where) {
   auto [host, port] = host_and_port(where);
-  if (host.empty() || !is_port(port)) return nullptr;
+  if (!can_be_host(host) || !is_port(port)) return nullptr;
   return std::make_shared<TcpStore>(
       TcpStoreOptions{.host = std::move(host), .port = std::move(port)});
 }
@@ -77,7 +104,7 @@ std::shared_ptr<Store> open_redis(std::string_view where) {
     where = where.substr(0, slash);
   }
   auto [host, port] = host_and_port(where);
-  if (host.empty() || (!port.empty() && !is_port(port))) return nullptr;
+  if (!can_be_host(host) || (!port.empty() && !is_port(port))) return nullptr;
   options.host = std::move(host);
   if (!port.empty()) options.port = std::stoi(port);
   return make_redis_store(std::move(options));

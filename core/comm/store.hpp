@@ -1,5 +1,6 @@
 #pragma once
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -35,6 +36,17 @@ class MESHSTAGE_API Store {
   /// Nothing happens if the key is not there.
   virtual void remove(const std::string& key) = 0;
 
+  /// Called in wait_reachable(), on its thread, after each attempt that failed, with what it will
+  /// say if there is no better one.
+  using Unanswered = std::function<void(const std::string& why)>;
+  /// Waits until the store answers, which may start a moment after the ranks that need it: the
+  /// first call in a job that has a deadline. Returns at once for a store without a server.
+  /// Throws Timeout at the deadline (what was tried, how often, how it failed, what to do),
+  /// Cancelled once a stop is requested, and IoError at once where waiting does not help: something
+  /// else than a store answers.
+  virtual void wait_reachable(Deadline deadline, std::stop_token stop = {},
+                              const Unanswered& unanswered = {});
+
   /// Waits until one of `keys` is there and returns that key's value. Throws Timeout at the
   /// deadline (the message lists the keys), Cancelled once a stop is requested.
   virtual std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
@@ -49,9 +61,11 @@ class MESHSTAGE_API Store {
  protected:
   /// Throws InvalidArgument, naming the key, if the value is longer than this store's `most` bytes.
   static void check_value(const std::string& key, std::string_view value, std::size_t most);
-  /// Throws the Timeout of wait_for_any(); `where` names the store.
+  /// Throws the Timeout of wait_for_any(); `where` names the store, `why` says why it did not
+  /// answer, if so.
   [[noreturn]] static void throw_not_there(const std::string& where,
-                                           std::span<const std::string> keys);
+                                           std::span<const std::string> keys,
+                                           const std::string& why = {});
 };
 
 /// A directory that all ranks see (a local disk for one host, a shared file system for several).
@@ -102,8 +116,9 @@ class MESHSTAGE_API InMemoryStore final : public Store {
 ///   file:/path, or /path alone     a FileStore: a folder that every rank sees
 ///   tcp://host:port                the server `meshstage store` (tcp_store/store.hpp)
 ///   redis://[[user]:password@]host[:port][/database]   a Redis server (redis/store.hpp)
-/// Nothing else is guessed, MASTER_ADDR and MASTER_PORT in particular. Throws InvalidArgument,
-/// naming what is supported, and NotFound for a store that this build is without.
+/// Nothing else is guessed, MASTER_ADDR and MASTER_PORT in particular. Connects to nothing yet.
+/// Throws InvalidArgument, naming what is supported, also for a host that can never be one
+/// ("10.0.0.300", "my host"), and NotFound for a store that this build is without.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<Store> open_store(const std::string& address);
 
 }  // namespace meshstage

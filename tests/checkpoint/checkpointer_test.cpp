@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/comm/tcp_store/server.hpp>
+
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
@@ -39,6 +41,28 @@ TEST_CASE("one rank stages, its process ends, the next one has the newest step")
   REQUIRE(difference(state, state_of(0, 15)) == "");
   // In place: the trainer's tensors are still the same memory.
   REQUIRE(state.at("model").at("weight").as<ms::Tensor>().data<float>() == where);
+}
+
+TEST_CASE("a job waits for its store as long as for its ranks, and says for what it waited") {
+  InProcessJob job(1);
+  auto options = job.options(0);
+  std::string address;
+  {
+    const ms::StoreServer reserved({});
+    address = reserved.address();
+  }
+  options.store_object = ms::open_store(address);
+  options.forming_deadline = std::chrono::milliseconds(50);
+  const auto began = ms::Deadline::Clock::now();
+  try {
+    const ms::Checkpointer ckpt(options);
+    FAIL("formed without a store");
+  } catch (const ms::Timeout& e) {
+    CHECK_THAT(e.what(), Catch::Matchers::Contains("no store answers at " + address) &&
+                             Catch::Matchers::Contains("meshstage store --listen"));
+  }
+  // By the job's deadline, not by the patience of 10 s that the store has with a lost connection.
+  CHECK(ms::Deadline::Clock::now() - began < std::chrono::seconds(5));
 }
 
 TEST_CASE("every rank of a job that restarts has its own state of the newest complete step") {

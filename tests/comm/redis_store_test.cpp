@@ -1,5 +1,6 @@
 // The Redis store against a real redis-server.
 #include <chrono>
+#include <optional>
 #include <thread>
 
 #include <meshstage/core/comm/redis/store.hpp>
@@ -9,6 +10,7 @@
 #include "tests/conformance/ranks.hpp"
 #include "tests/conformance/store_suite.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/tcp_proxy.hpp"
 
 namespace {
 
@@ -28,6 +30,22 @@ TEST_CASE("the Redis store conforms") {
 TEST_CASE("ranks form over a Redis store") {
   const RedisServer server;
   ranks_form_over([&] { return open_store(server.address()); });
+}
+
+TEST_CASE("ranks may start before their Redis, and are told if it never comes") {
+  std::uint16_t port = 0;
+  {
+    const RedisServer first;
+    port = static_cast<std::uint16_t>(first.port());
+  }
+  const auto early = open_store("redis://127.0.0.1:" + std::to_string(port));
+  silence_is_told(*early, "is a redis-server running there?");
+  std::optional<RedisServer> server;
+  std::optional<TcpProxy> proxy;
+  server_may_start_later(*early, [&] {
+    server.emplace();
+    proxy.emplace("127.0.0.1", static_cast<std::uint16_t>(server->port()), Wire{}, port);
+  });
 }
 
 TEST_CASE("a prefix is taken as it is, whatever a pattern would make of it") {

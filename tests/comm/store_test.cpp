@@ -50,10 +50,26 @@ TEST_CASE("a store is named by a path or a file address, and nothing else is gue
   const TemporaryFolder folder;
   meshstage::open_store("file:" + folder.path() + "/s")->set("k", "v");
   CHECK(meshstage::open_store(folder.path() + "/s")->get("k") == "v");
-  for (const char* bad :
-       {"", "relative/path", "file:relative", "tcp://", "tcp://host", "tcp://:1", "tcp://host:0",
-        "tcp://host:99999", "tcp://host:1x", "redis://", "redis://host:x", "redis://host/x",
-        "redis://password@host", "http://host:1", "127.0.0.1:29400"}) {
+  for (const char* bad : {"",
+                          "relative/path",
+                          "file:relative",
+                          "tcp://",
+                          "tcp://host",
+                          "tcp://:1",
+                          "tcp://host:0",
+                          "tcp://host:99999",
+                          "tcp://host:1x",
+                          "redis://",
+                          "redis://host:x",
+                          "redis://host/x",
+                          "redis://password@host",
+                          "http://host:1",
+                          "127.0.0.1:29400",
+                          "tcp://10.0.0.300:1",
+                          "tcp://[::1::]:1",
+                          "tcp://my host:1",
+                          "tcp://host/:1",
+                          "redis://10.0.0.300"}) {
     INFO(bad);
     try {
       (void)meshstage::open_store(bad);
@@ -61,6 +77,14 @@ TEST_CASE("a store is named by a path or a file address, and nothing else is gue
     } catch (const meshstage::InvalidArgument& e) {
       CHECK_THAT(e.what(), Catch::Matchers::Contains("file:/path"));
     }
+  }
+}
+
+TEST_CASE("hosts are named by address or by any name that could be one") {
+  for (const char* good : {"tcp://10.0.0.30:1", "tcp://[::1]:1", "tcp://store-0.store:1",
+                           "tcp://node_7:29400", "tcp://7up.example:1"}) {
+    INFO(good);
+    CHECK_NOTHROW(meshstage::open_store(good));
   }
 }
 

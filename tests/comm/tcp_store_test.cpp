@@ -4,6 +4,7 @@
 
 #include <array>
 #include <chrono>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -36,6 +37,8 @@ std::string port_of(const StoreServer& server) {
 std::uint16_t port_number(const StoreServer& server) {
   return static_cast<std::uint16_t>(std::stoi(port_of(server)));
 }
+/// Nobody listens there.
+std::uint16_t free_port() { return port_number(StoreServer({})); }
 std::shared_ptr<TcpStore> store_at(const std::string& port,
                                    std::chrono::milliseconds patience = 10s) {
   return std::make_shared<TcpStore>(
@@ -105,11 +108,7 @@ TEST_CASE("a store named by host and port is the server's, and many clients wait
 }
 
 TEST_CASE("where no store listens the error says so, and how to start one") {
-  std::string port;
-  {
-    const StoreServer gone({});
-    port = port_of(gone);
-  }
+  const std::string port = std::to_string(free_port());
   const auto store = store_at(port, 100ms);
   const std::string error = error_of([&] { store->set("k", "v"); });
   CHECK_THAT(error, Contains("tcp://127.0.0.1:" + port));
@@ -119,20 +118,28 @@ TEST_CASE("where no store listens the error says so, and how to start one") {
 }
 
 TEST_CASE("ranks may start before their store") {
-  std::string port;
-  {
-    const StoreServer reserved({});
-    port = port_of(reserved);
-  }
-  std::string got;
-  std::thread early([&] {
-    got = error_of(
-        [&] { throw std::runtime_error(store_at(port)->wait_for("k", Deadline::after(20s))); });
-  });
-  const StoreServer server({.port = static_cast<std::uint16_t>(std::stoi(port))});
-  store_at(port)->set("k", "value");
-  early.join();
-  CHECK(got == "value");
+  const std::uint16_t port = free_port();
+  const auto early = store_at(std::to_string(port), 1ms);  // the deadline counts, not the patience
+  std::optional<StoreServer> server;
+  server_may_start_later(*early, [&] { server.emplace(StoreServerOptions{.port = port}); });
+}
+
+TEST_CASE("where no store ever listens, waiting for it ends at the deadline") {
+  const std::string port = std::to_string(free_port());
+  silence_is_told(*store_at(port), "is `meshstage store --listen 127.0.0.1:" + port + "` running");
+}
+
+TEST_CASE("a name that has no address yet may get one, and is waited for") {
+  TcpStore store({.host = "store.invalid", .port = "1"});
+  std::stop_source stop;
+  std::string why;
+  CHECK_THROWS_AS(store.wait_reachable(Deadline::never(), stop.get_token(),
+                                       [&](const std::string& text) {
+                                         why = text;
+                                         stop.request_stop();
+                                       }),
+                  Cancelled);
+  CHECK_THAT(why, Contains("the host store.invalid has no address here"));
 }
 
 TEST_CASE("a lost connection is made again, in mid wait too") {
@@ -156,11 +163,7 @@ TEST_CASE("a lost connection is made again, in mid wait too") {
 }
 
 TEST_CASE("a server that starts anew has lost its entries, and who saw them is told") {
-  std::uint16_t port = 0;
-  {
-    const StoreServer reserved({});
-    port = port_number(reserved);
-  }
+  const std::uint16_t port = free_port();
   auto server = std::make_unique<StoreServer>(StoreServerOptions{.port = port});
   const auto store = store_at(std::to_string(port));
   store->set("a", "1");
@@ -260,6 +263,17 @@ TEST_CASE("what answers and is no store is called so") {
   const std::string bound = net::address_of(silent.get());
   const auto store = store_at(bound.substr(bound.find(' ') + 1), 50ms);
   CHECK_THAT(error_of([&] { store->set("a", "b"); }), Contains("it did not greet"));
+  CHECK_THAT(error_of([&] { store->wait_reachable(Deadline::after(50ms)); }),
+             Contains("it did not greet"));
+  // One that answers something else will not become a store by being waited for.
+  const StoreServer server({});
+  TcpProxy other("127.0.0.1", port_number(server),
+                 {.change = [](bool to_server, std::vector<std::byte>& piece) {
+                   if (!to_server) piece[0] ^= std::byte{1};
+                 }});
+  CHECK_THAT(
+      error_of([&] { store_at(std::to_string(other.port()))->wait_reachable(Deadline::never()); }),
+      Contains("no meshstage store"));
 }
 
 TEST_CASE("a store and its clients leave no thread and no descriptor") {

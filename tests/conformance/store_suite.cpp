@@ -1,6 +1,7 @@
 #include "tests/conformance/store_suite.hpp"
 
 #include <chrono>
+#include <future>
 #include <set>
 #include <stop_token>
 #include <thread>
@@ -15,6 +16,8 @@
 namespace meshstage::testing {
 
 using namespace std::chrono_literals;
+using Catch::Matchers::Contains;
+using Catch::Matchers::StartsWith;
 using Keys = std::vector<std::string>;
 
 void store_conforms(const std::function<std::shared_ptr<Store>()>& open) {
@@ -45,6 +48,12 @@ void store_conforms(const std::function<std::shared_ptr<Store>()>& open) {
   SECTION("an empty key and one that is too long are refused") {
     CHECK_THROWS_AS(store->set("", "x"), InvalidArgument);
     CHECK_THROWS_AS(store->set(std::string(2000, 'k'), "x"), InvalidArgument);
+  }
+
+  SECTION("it is reachable") {
+    CHECK_NOTHROW(store->wait_reachable(Deadline::after(30s)));
+    store->set("a", "1");
+    CHECK(other->get("a") == "1");
   }
 
   SECTION("of many that create one key, one wins and all learn who") {
@@ -129,6 +138,54 @@ void ranks_form_over(const std::function<std::shared_ptr<Store>()>& open) {
   CHECK(cause->rank == kVictim);
   CHECK(members[2]->fenced(first));
   for (const auto& g : generations) g.close();
+}
+
+void server_may_start_later(Store& store, const std::function<void()>& start) {
+  std::promise<std::string> turned_away;
+  auto first = turned_away.get_future();
+  std::string got;
+  std::thread early([&] {
+    int failures = 0;
+    got = error_of([&] {
+      store.wait_reachable(Deadline::after(30s), {}, [&](const std::string& why) {
+        if (++failures == 1) turned_away.set_value(why);
+      });
+      store.set("early", "here");
+      throw std::runtime_error(*store.get("early"));
+    });
+    if (failures == 0) turned_away.set_value("not once, but " + got);
+  });
+  const std::string why = first.get();
+  start();
+  early.join();
+  CHECK_THAT(why, Contains("no store answers at "));
+  CHECK_THAT(why, Contains("(1 attempt in "));
+  CHECK(got == "here");
+}
+
+void silence_is_told(Store& store, const std::string& hint) {
+  int failures = 0;
+  const auto count = [&](const std::string&) { ++failures; };
+  const auto began = Deadline::Clock::now();
+  const std::string late =
+      error_of([&] { store.wait_reachable(Deadline::after(100ms), {}, count); });
+  CHECK(Deadline::Clock::now() - began >= 100ms);
+  CHECK_THAT(late, StartsWith("timeout: no store answers at "));
+  CHECK_THAT(late, Contains("Connection refused"));
+  CHECK_THAT(late, Contains(hint));
+  CHECK(failures <= 4);  // at 0, 10, 30 and 70 ms
+  CHECK_THAT(late, Contains("(" + std::to_string(failures + 1) + " attempt"));
+  CHECK_THROWS_AS(store.wait_reachable(Deadline::after(0ms)), Timeout);
+
+  std::stop_source stop;
+  const std::string stopped = error_of([&] {
+    store.wait_reachable(Deadline::never(), stop.get_token(),
+                         [&](const std::string&) { stop.request_stop(); });
+  });
+  CHECK(stopped.starts_with("cancelled"));
+  // Who waits for an entry, too, is told that the store is to blame.
+  CHECK_THAT(error_of([&] { (void)store.wait_for("k", Deadline::after(10ms)); }),
+             StartsWith("timeout") && Contains("no store answers at ") && Contains(hint));
 }
 
 }  // namespace meshstage::testing

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <string>
 
 #include <meshstage/core/comm/store.hpp>
 
@@ -12,5 +13,11 @@ void store_conforms(const std::function<std::shared_ptr<Store>()>& open);
 /// Ranks as threads, each with a view of its own, form a generation over it, lose one, read its
 /// cause, and form the next with its replacement.
 void ranks_form_over(const std::function<std::shared_ptr<Store>()>& open);
+/// A client that was turned away at least once, then `start` starts the server, and the client has
+/// it: `store` is its view of the address where the server will be.
+void server_may_start_later(Store& store, const std::function<void()>& start);
+/// Nobody ever listens where `store` looks: waiting for that ends at the deadline or at a stop,
+/// with an error that says what was tried, and `hint`.
+void silence_is_told(Store& store, const std::string& hint);
 
 }  // namespace meshstage::testing

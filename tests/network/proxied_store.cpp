@@ -131,6 +131,12 @@ std::string ProxiedStore::wait_for_any(std::span<const std::string> keys, Deadli
   return keys.size() == 1 ? translated(keys[0], std::move(value)) : value;
 }
 
+void ProxiedStore::wait_reachable(Deadline deadline, std::stop_token stop,
+                                  const Unanswered& unanswered) {
+  check_reachable();
+  inner_->wait_reachable(deadline, std::move(stop), unanswered);
+}
+
 std::string ProxiedStore::translated(const std::string& key, std::string value) {
   const auto address = address_key(key);
   if (!address) return value;

@@ -28,6 +28,8 @@ class ProxiedStore final : public Store {
   void remove(const std::string& key) override;
   std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
                            std::stop_token stop = {}) override;
+  void wait_reachable(Deadline deadline, std::stop_token stop = {},
+                      const Unanswered& unanswered = {}) override;
 
   /// What passes between this rank and `peer`, over the connections there are, is lost from now on.
   /// If `peer` is this rank itself its host is gone: the Store cannot be reached either.

@@ -1,6 +1,11 @@
 #include "tools/snapshot/doctor.hpp"
 
+#include <cstdlib>
 #include <functional>
+#include <memory>
+
+#include <meshstage/core/comm/tcp_store/server.hpp>
+#include <meshstage/core/error/error.hpp>
 
 #include "tests/snapshot/snapshot_support.hpp"
 #include "tests/support/catch.hpp"
@@ -102,8 +107,18 @@ TEST_CASE("doctor names each thing that is wrong, with its remedy") {
        },
        "several hosts", "meshstage store"},
       {"store", Level::kProblem,
-       [](auto& f) { f.environment["MESHSTAGE_STORE"] = "127.0.0.1:29500"; }, "127.0.0.1:29500",
-       "tcp://host:port"},
+       [](auto& f) {
+         f.environment["MESHSTAGE_STORE"] = "127.0.0.1:29500";
+         f.store_error = "names no store; supported: tcp://host:port";
+       },
+       "MESHSTAGE_STORE=127.0.0.1:29500 cannot be used", "tcp://host:port"},
+      {"store", Level::kWarning,
+       [](auto& f) {
+         f.environment["MESHSTAGE_STORE"] = "redis://me:secret@host:1";
+         f.store_error = "no store answers";
+         f.store_silent = true;
+       },
+       "redis://...@host:1 does not answer", "no store answers"},
       {"environment", Level::kWarning, [](auto& f) { f.environment["MESHSTAGE_RANKS"] = "4"; },
        "MESHSTAGE_RANKS is set, but means nothing", "MESHSTAGE_WORLD_SIZE"},
   };
@@ -130,6 +145,32 @@ TEST_CASE("a user whom logind leaves alone, or who said so, gets no warning abou
   facts.remove_ipc.reset();
   facts.uid = 0;
   for (const auto& check : diagnose(facts, {})) REQUIRE(check.level == Level::kOk);
+}
+
+TEST_CASE("doctor asks the store whether it answers") {
+  const TempDirectory temp;
+  const auto store_of = [&](const std::string& address) {
+    ::setenv("MESHSTAGE_STORE", address.c_str(), 1);
+    const auto answer = run({"doctor", "--vault", temp.path().string(), "--json"}).json();
+    ::unsetenv("MESHSTAGE_STORE");
+    for (const auto& check : answer.at("checks")) {
+      if (check.at("name") == "store") return check;
+    }
+    throw NotFound("doctor said nothing of the store");
+  };
+  auto server = std::make_unique<StoreServer>(StoreServerOptions{});
+  const std::string address = server->address();
+  const auto answers = store_of(address);
+  CHECK(answers.at("level") == "ok");
+  CHECK(answers.at("found") == address + " answers");
+  server.reset();
+  const auto silent = store_of(address);
+  CHECK(silent.at("level") == "warning");
+  CHECK(silent.at("found") == address + " does not answer from here");
+  CHECK(contains(silent.at("remedy"), "meshstage store --listen " + address.substr(6)));
+  const auto wrong = store_of("tcp://10.0.0.300:1");
+  CHECK(wrong.at("level") == "problem");
+  CHECK(contains(wrong.at("remedy"), "names no store"));
 }
 
 TEST_CASE("doctor and info run on this host and print JSON") {

@@ -2,10 +2,13 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <set>
 #include <sstream>
 #include <string_view>
 
+#include <meshstage/core/comm/store.hpp>
+#include <meshstage/core/error/error.hpp>
 #include <meshstage/core/vault/listing.hpp>
 
 #include "tools/snapshot/doctor.hpp"
@@ -71,6 +74,21 @@ void count_dead_vaults(FileSystem& fs, HostFacts& facts) {
   }
 }
 
+/// A folder is not made, and not looked at.
+void ask_store(HostFacts& facts) {
+  const auto named = facts.environment.find("MESHSTAGE_STORE");
+  if (named == facts.environment.end() || named->second.empty()) return;
+  const std::string& address = named->second;
+  if (address.starts_with('/') || address.starts_with("file:/")) return;
+  constexpr std::chrono::seconds kLongEnough{1};
+  try {
+    open_store(address)->wait_reachable(Deadline::after(kLongEnough));
+  } catch (const Error& e) {
+    facts.store_error = e.what();
+    facts.store_silent = e.kind() == ErrorKind::kTimeout;
+  }
+}
+
 }  // namespace
 
 HostFacts read_host(FileSystem& fs, const std::filesystem::path& vault) {
@@ -98,6 +116,7 @@ HostFacts read_host(FileSystem& fs, const std::filesystem::path& vault) {
       facts.environment.emplace(variable.substr(0, equals), variable.substr(equals + 1));
     }
   }
+  ask_store(facts);
   if (facts.vault_exists) count_dead_vaults(fs, facts);
   return facts;
 }

@@ -50,8 +50,9 @@ void add_store_command(CLI::App& app, std::ostream& out) {
   auto* command = app.add_subcommand(
       "store",
       "Serve the Store in which the ranks of a job meet, where they share no folder. Runs until "
-      "SIGINT or SIGTERM; its entries live as long as it does, so start it before the ranks, not "
-      "as one of them, on a host that outlives them. Prints what the ranks are to be given. "
+      "SIGINT or SIGTERM; its entries live as long as it does, so start it before or with the "
+      "ranks, which wait for it, not as one of them, on a host that outlives them. Prints what the "
+      "ranks are to be given. "
       "Whoever "
       "reaches the port can write: listen where only the job's hosts do.");
   auto address = std::make_shared<std::string>("127.0.0.1:29400");

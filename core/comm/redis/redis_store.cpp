@@ -146,8 +146,9 @@ class RedisStore final : public Store {
  public:
   explicit RedisStore(RedisStoreOptions options)
       : options_(std::move(options)),
-        address_("redis://" + options_.host + ":" + std::to_string(options_.port) + "/" +
-                 std::to_string(options_.database)) {}
+        server_{.address = "redis://" + options_.host + ":" + std::to_string(options_.port) + "/" +
+                           std::to_string(options_.database),
+                .hint = "is a redis-server running there?"} {}
 
   void set(const std::string& key, std::string_view value) override {
     check_key(key);
@@ -159,10 +160,7 @@ class RedisStore final : public Store {
   }
 
   std::optional<std::string> get(const std::string& key) override {
-    check_key(key);
-    const Reply reply = ask({{"GET", name_of(key)}});
-    if (reply->type == REDIS_REPLY_NIL) return std::nullopt;
-    return text_of(*reply);
+    return get(key, Deadline::never(), {});
   }
 
   std::string compare_and_create(const std::string& key, std::string_view value) override {
@@ -200,15 +198,18 @@ class RedisStore final : public Store {
   std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
                            std::stop_token stop) override {
     for (const auto& key : keys) check_key(key);
-    const auto look = [&]() -> std::optional<std::string> {
+    const auto look = [&](Deadline until) -> std::optional<std::string> {
       for (const auto& key : keys) {
-        if (auto value = get(key)) return value;
+        if (auto value = get(key, until, stop)) return value;
       }
       return std::nullopt;
     };
-    if (auto value = look()) return std::move(*value);
     const server_call::StopSignal stopped(stop);
     try {
+      // One look, even if there is no time to wait.
+      if (auto value = look(deadline.expired() ? Deadline::never() : deadline)) {
+        return std::move(*value);
+      }
       return retried(deadline, stop, [&](server_call::Patience& patience) {
         // A connection that listens can do nothing else; it ends with the wait.
         const auto listening = connect(patience.end().earlier(deadline), stopped.descriptor());
@@ -219,16 +220,36 @@ class RedisStore final : public Store {
         while (true) {
           // What came before the server listened for us is there to be seen; what comes later is
           // announced. Answers to the subscription wake us, too, for nothing.
-          if (auto value = look()) return std::move(*value);
+          if (auto value = look(deadline)) return std::move(*value);
           (void)listening->next(deadline, stopped.descriptor());
         }
       });
-    } catch (const Late&) {
-      throw_not_there(address_, keys);
+    } catch (const Late& e) {
+      throw_not_there(server_.address, keys, e.why);
     }
   }
 
+  void wait_reachable(Deadline deadline, std::stop_token stop,
+                      const Unanswered& unanswered) override {
+    const server_call::StopSignal stopped(stop);
+    server_call::wait_until_answered(server_, deadline, stop, unanswered, [&] {
+      try {
+        idle_.give_back(connect(deadline, stopped.descriptor()));
+      } catch (const Late&) {
+        throw Broken{"it did not greet"};
+      }
+    });
+  }
+
  private:
+  /// Throws Late at the deadline, Cancelled at a stop.
+  std::optional<std::string> get(const std::string& key, Deadline deadline,
+                                 const std::stop_token& stop) {
+    check_key(key);
+    const Reply reply = ask({{"GET", name_of(key)}}, deadline, stop);
+    if (reply->type == REDIS_REPLY_NIL) return std::nullopt;
+    return text_of(*reply);
+  }
   static std::string name_of(const std::string& key) { return "meshstage/" + key; }
   /// Channels are the server's, not the database's.
   [[nodiscard]] std::string channel_of(const std::string& key) const {
@@ -247,18 +268,22 @@ class RedisStore final : public Store {
   std::invoke_result_t<F, server_call::Patience&> retried(Deadline deadline,
                                                           const std::stop_token& stop,
                                                           F&& attempt) {
-    return server_call::until_answered(address_, "is a redis-server running there?",
-                                       options_.patience, deadline, stop, std::forward<F>(attempt));
+    return server_call::until_answered(server_, options_.patience, deadline, stop,
+                                       std::forward<F>(attempt));
   }
-  Reply ask(const std::vector<Command>& commands) {
-    return retried(Deadline::never(), {}, [&](const server_call::Patience& patience) {
+  Reply ask(const std::vector<Command>& commands, Deadline deadline = Deadline::never(),
+            const std::stop_token& stop = {}) {
+    const server_call::StopSignal stopped(stop);
+    return retried(deadline, stop, [&](const server_call::Patience& patience) {
+      const Deadline end = patience.end().earlier(deadline);
       auto connection = idle_.take();
       try {
-        if (!connection) connection = connect(patience.end(), -1);
-        Reply reply = connection->ask(commands, patience.end(), -1);
+        if (!connection) connection = connect(end, stopped.descriptor());
+        Reply reply = connection->ask(commands, end, stopped.descriptor());
         idle_.give_back(std::move(connection));
         return reply;
       } catch (const Late&) {
+        if (deadline.expired()) throw;
         throw Broken{"it did not answer for " + std::to_string(patience.length().count()) + " ms"};
       } catch (const Broken&) {
         idle_.clear();  // what broke one has likely broken them all
@@ -280,7 +305,7 @@ class RedisStore final : public Store {
   }
 
   const RedisStoreOptions options_;
-  const std::string address_;
+  const server_call::Server server_;
   detail::LeasePool<Connection> idle_;
 };
 

@@ -14,7 +14,8 @@ struct RedisStoreOptions {
   std::string user;      ///< Empty: the default user.
   std::string password;  ///< Empty: the server asks for none.
   int database = 0;
-  /// How long a call goes on trying while no server answers; then it throws IoError.
+  /// How long a call goes on trying while no server answers; then it throws IoError. A server that
+  /// starts after its ranks is for wait_reachable().
   std::chrono::milliseconds patience{10'000};
 };
 

@@ -148,7 +148,11 @@ Connected connect_to(const std::string& host, const std::string& port, Deadline 
   Connected result;
   for (const addrinfo* a = list.get(); a != nullptr; a = a->ai_next) {
     Descriptor fd(::socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-    if (!fd.valid()) throw_errno("socket", "", errno);
+    if (!fd.valid()) {
+      if (errno != EAFNOSUPPORT) throw_errno("socket", "", errno);
+      result.error = errno;  // a host without IPv6, say: the next address may do
+      continue;
+    }
     set_no_delay(fd.get());
     result.error = ::connect(fd.get(), a->ai_addr, a->ai_addrlen) == 0 ? 0 : errno;
     while (result.error == EINPROGRESS) {

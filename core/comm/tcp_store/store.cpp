@@ -76,19 +76,17 @@ class Connection {
 class TcpStore::Impl {
  public:
   explicit Impl(TcpStoreOptions options)
-      : options_(std::move(options)), address_("tcp://" + options_.host + ":" + options_.port) {}
+      : options_(std::move(options)), server_{.address = "tcp://" + where(), .hint = hint()} {}
 
   /// The one way to the server. A wait may take until `deadline`, all else as long as the patience.
   /// Throws Late at the deadline.
   Texts ask(Type type, const Texts& texts, Deadline deadline, const std::stop_token& stop) {
     if (tcp_store::payload_bytes(texts) > tcp_store::kMaxPayload) {
-      throw InvalidArgument("a request to " + address_ + " has at most 16 MiB");
+      throw InvalidArgument("a request to " + address() + " has at most 16 MiB");
     }
     const server_call::StopSignal stopped(stop);
-    const std::string hint =
-        "is `meshstage store --listen " + options_.host + ":" + options_.port + "` running there?";
     return server_call::until_answered(
-        address_, hint, options_.patience, deadline, stop, [&](server_call::Patience& patience) {
+        server_, options_.patience, deadline, stop, [&](server_call::Patience& patience) {
           try {
             return attempt(type, texts, deadline, patience, stopped.descriptor());
           } catch (const Broken&) {
@@ -99,9 +97,25 @@ class TcpStore::Impl {
   }
   Texts ask(Type type, const Texts& texts) { return ask(type, texts, Deadline::never(), {}); }
 
-  [[nodiscard]] const std::string& address() const { return address_; }
+  void wait_reachable(Deadline deadline, const std::stop_token& stop,
+                      const Store::Unanswered& unanswered) {
+    const server_call::StopSignal stopped(stop);
+    server_call::wait_until_answered(server_, deadline, stop, unanswered, [&] {
+      idle_.give_back(connect(deadline, stopped.descriptor()));
+    });
+  }
+
+  [[nodiscard]] const std::string& address() const { return server_.address; }
 
  private:
+  [[nodiscard]] std::string where() const {
+    const bool colons = options_.host.find(':') != std::string::npos;
+    return (colons ? "[" + options_.host + "]" : options_.host) + ":" + options_.port;
+  }
+  [[nodiscard]] std::string hint() const {
+    return "is `meshstage store --listen " + where() + "` running there?";
+  }
+
   Texts attempt(Type type, const Texts& texts, Deadline deadline, server_call::Patience& patience,
                 int stop) {
     const Deadline end = patience.end();
@@ -117,7 +131,7 @@ class TcpStore::Impl {
       throw Broken{"it did not answer for " + std::to_string(patience.length().count()) + " ms"};
     }
     if (reply.type == Type::kRefusal) {
-      throw IoError("the store at " + address_ +
+      throw IoError("the store at " + address() +
                     " refused: " + (reply.texts.empty() ? "" : reply.texts[0]));
     }
     idle_.give_back(std::move(connection));
@@ -137,19 +151,19 @@ class TcpStore::Impl {
     // A port that nobody listens on may be given to this very connection, which then hears itself.
     if (hello.type == Type::kHello) throw Broken{"nobody listens there"};
     if (hello.type != Type::kValues || hello.texts.size() != 1) {
-      throw IoError("what answers at " + address_ + " is no meshstage store");
+      throw IoError("what answers at " + address() + " is no meshstage store");
     }
     const std::lock_guard lock(mutex_);
     if (instance_.empty()) instance_ = hello.texts[0];
     if (instance_ != hello.texts[0]) {
-      throw IoError("the store at " + address_ +
+      throw IoError("the store at " + address() +
                     " was started anew and has lost its entries; start the job anew, too");
     }
     return connection;
   }
 
   const TcpStoreOptions options_;
-  const std::string address_;
+  const server_call::Server server_;
   detail::LeasePool<Connection> idle_;
   std::mutex mutex_;
   std::string instance_;  // of the server that was met first
@@ -197,9 +211,14 @@ std::string TcpStore::wait_for_any(std::span<const std::string> keys, Deadline d
   }
   try {
     return impl_->ask(Type::kWait, {keys.begin(), keys.end()}, deadline, stop).at(0);
-  } catch (const Late&) {
-    throw_not_there(impl_->address(), keys);
+  } catch (const Late& e) {
+    throw_not_there(impl_->address(), keys, e.why);
   }
+}
+
+void TcpStore::wait_reachable(Deadline deadline, std::stop_token stop,
+                              const Unanswered& unanswered) {
+  impl_->wait_reachable(deadline, stop, unanswered);
 }
 
 }  // namespace meshstage

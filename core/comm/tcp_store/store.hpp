@@ -11,8 +11,8 @@ namespace meshstage {
 struct TcpStoreOptions {
   std::string host;
   std::string port;
-  /// How long a call goes on trying while no server answers: it may start a moment after the ranks,
-  /// and a connection may break. Then the call throws IoError.
+  /// How long a call goes on trying while no server answers, because a connection may break. Then
+  /// the call throws IoError. A server that starts after its ranks is for wait_reachable().
   std::chrono::milliseconds patience{10'000};
 };
 
@@ -35,6 +35,8 @@ class MESHSTAGE_API TcpStore final : public Store {
   void remove(const std::string& key) override;
   std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
                            std::stop_token stop = {}) override;
+  void wait_reachable(Deadline deadline, std::stop_token stop = {},
+                      const Unanswered& unanswered = {}) override;
 
  private:
   class Impl;
