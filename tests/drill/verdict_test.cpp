@@ -80,6 +80,40 @@ TEST_CASE("A death is told in one line") {
         std::string::npos);
 }
 
+TEST_CASE("Of two that die together the one that nobody names was noticed with the other") {
+  const Death named = example_death();  // rank 2, noticed by 0, 1 and 3
+  Death named_now = named;
+  named_now.settled = false;
+  Death other = named_now;
+  other.fault.rank = 3;
+  other.at += 1'000'000;
+  other.noticed.clear();
+  CHECK(other.text().find("| noticed by nobody |") != std::string::npos);
+
+  Witnesses found = witnesses(other, {named_now});
+  CHECK(found.along_with == 2);
+  CHECK(found.noticed == std::map<int, std::int64_t>{{0, 1'002'000'000}, {1, 1'006'000'000}});
+  other.noticed = found.noticed;
+  other.along_with = found.along_with;
+  CHECK(other.text().find("| in the same generation as rank 2, whose death was noticed by 0,1 in 5 "
+                          "ms | step 85") != std::string::npos);
+  CHECK(other.detected_ms() == 5.0);
+  // It names nobody that was itself not named, and no generation before.
+  Death third = named_now;
+  third.noticed.clear();
+  CHECK(witnesses(third, {other}).noticed.empty());
+  CHECK(witnesses(third, {named}).noticed.empty());
+  // Who noticed before it died knew nothing of it.
+  third.at = 1'005'000'000;
+  found = witnesses(third, {named_now});
+  CHECK(found.noticed == std::map<int, std::int64_t>{{1, 1'006'000'000}});
+  // Its own witnesses come first.
+  third.noticed = {{1, 1'009'000'000}};
+  found = witnesses(third, {named_now});
+  CHECK(found.noticed == std::map<int, std::int64_t>{{1, 1'009'000'000}});
+  CHECK_FALSE(found.along_with.has_value());
+}
+
 TEST_CASE("Every protocol point reads as something that a rank does") {
   for (const auto point : meshstage::protocol::all_points()) {
     const std::string text = describe_point(to_string(point), 0, 0);

@@ -44,6 +44,13 @@ double ms_between(std::int64_t from, std::int64_t to) {
   return std::max(0.0, std::floor(static_cast<double>(to - from) * 1e-3) * 1e-3);  // to the us
 }
 
+/// "0,2,4".
+std::string ranks_of(const std::map<int, std::int64_t>& noticed) {
+  std::vector<int> who;
+  for (const auto& [rank, when] : noticed) who.push_back(rank);
+  return fmt::format("{}", fmt::join(who, ","));
+}
+
 std::string_view past(How how, bool all) {
   switch (how) {
     case How::kKill:
@@ -84,12 +91,15 @@ std::string Death::text() const {
 
   if (const auto ms = detected_ms(); !fault.rank || ranks == 1) {
     line += fmt::format(" | noticed by nobody left, the job was started again");
+  } else if (along_with && ms) {
+    line += fmt::format(
+        " | in the same generation as rank {}, whose death was noticed by {} in "
+        "{:.0f} ms",
+        *along_with, ranks_of(noticed), *ms);
   } else if (!ms) {
     line += " | noticed by nobody";
   } else {
-    std::vector<int> who;
-    for (const auto& [rank, when] : noticed) who.push_back(rank);
-    line += fmt::format(" | noticed by {} in {:.0f} ms", fmt::join(who, ","), *ms);
+    line += fmt::format(" | noticed by {} in {:.0f} ms", ranks_of(noticed), *ms);
     const bool plain = errors.empty() || (errors.size() == 1 && errors.contains("peer lost"));
     if (!plain) line += fmt::format(" as {}", fmt::join(errors, ", "));
   }
@@ -111,6 +121,20 @@ std::string Death::text() const {
   line += fmt::format(" | {} step{} redone", redone, redone == 1 ? "" : "s");
   if (!woken.empty()) line += " | " + woken;
   return line;
+}
+
+Witnesses witnesses(const Death& death, const std::vector<Death>& others) {
+  Witnesses found{death.noticed, {}};
+  for (const auto& other : others) {
+    if (&other == &death || other.settled || other.along_with || !other.fault.rank) continue;
+    for (const auto& [rank, when] : other.noticed) {
+      // Who had noticed before this one died was in the next generation by then, or on its way.
+      if (when < death.at || rank == death.fault.rank) continue;
+      found.noticed.emplace(rank, when);
+      if (death.noticed.empty() && !found.along_with) found.along_with = other.fault.rank;
+    }
+  }
+  return found;
 }
 
 void to_json(nlohmann::ordered_json& out, const Death& death) {

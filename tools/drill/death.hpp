@@ -26,8 +26,11 @@ struct Death {
   std::string point;       ///< The last protocol point it passed; empty: none.
   std::int64_t at = 0;
   std::map<int, std::int64_t> noticed;  ///< By rank.
-  std::map<int, int> misnamed;          ///< Rank that took another one for the dead, and which.
-  std::set<std::string> errors;         ///< What they were told: "peer lost", "timeout".
+  /// The rank whose death they noticed, where it is another one's: a generation ends once, and of
+  /// several that die in it the first to be noticed is the one that is named.
+  std::optional<int> along_with;
+  std::map<int, int> misnamed;   ///< Rank that took another one for the dead, and which.
+  std::set<std::string> errors;  ///< What they were told: "peer lost", "timeout".
   std::int64_t seen_by_drill = 0;
 
   bool over = false;     ///< It died when everything was agreed: nobody takes its place.
@@ -45,6 +48,15 @@ struct Death {
   /// The line for people.
   [[nodiscard]] std::string text() const;
 };
+
+/// Who knows that the generation has ended in which `death` happened, and since when: by that
+/// death, or by one of `others` that is not settled either (a death of all does not count: nobody
+/// is left).
+struct Witnesses {
+  std::map<int, std::int64_t> noticed;  ///< By rank.
+  std::optional<int> along_with;        ///< Whose death, if nobody noticed this one.
+};
+[[nodiscard]] Witnesses witnesses(const Death& death, const std::vector<Death>& others);
 
 /// As `--json` prints it.
 void to_json(nlohmann::ordered_json& out, const Death& death);

@@ -232,7 +232,7 @@ void Job::replace_the_dead() {
     const std::int64_t patience =
         stopped ? static_cast<std::int64_t>(options_.arguments.deadline_ms) * kMillisecond + kSecond
                 : kNoticeTime;
-    if (death.noticed.size() < survivors && waited < patience) continue;
+    if (witnesses(death, result_.deaths).noticed.size() < survivors && waited < patience) continue;
     if (stopped) {
       death.seen_by_drill = now_ns();
       zombies_.push_back({std::move(seat->process), seat->death - 1, 0, {}});
@@ -253,6 +253,13 @@ void Job::settle() {
     resumed = std::max(resumed, seat->recovered_at);
   }
   if (generation != checked_generation_) check_resources(generation);
+  // Before any is settled: others' witnesses speak for those that nobody had to notice.
+  for (auto& death : result_.deaths) {
+    if (death.settled || !death.noticed.empty()) continue;
+    Witnesses found = witnesses(death, result_.deaths);
+    death.noticed = std::move(found.noticed);
+    death.along_with = found.along_with;
+  }
   for (auto& death : result_.deaths) {
     if (death.settled) continue;
     death.settled = true;
