@@ -1,33 +1,28 @@
 // A byte of a control message changes on its way: whatever the message was, it is noticed, and the
 // job goes on in a new generation with the same bytes.
 #include <atomic>
-#include <cstring>
 #include <set>
 #include <string>
 #include <vector>
 
-#include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/wire.hpp>
 
 #include "tests/support/catch.hpp"
-#include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
-#include "tests/support/meddling_transport.hpp"
+#include "tests/support/meddled_job.hpp"
 
 namespace {
 
 namespace ms = meshstage;
 namespace wire = meshstage::protocol;
+using ms::test::all_good;
 using ms::test::all_ranks;
 using ms::test::Bytes;
-using ms::test::InProcessJob;
-using ms::test::Meddler;
+using ms::test::MeddledJob;
 using ms::test::recover_fresh;
 using ms::test::run_ranks;
 using ms::test::stage_all;
-
-constexpr const char* kJob = "in-process";
 
 }  // namespace
 
@@ -39,26 +34,23 @@ TEST_CASE(
   std::uint64_t damaged = 0;
   for (std::uint64_t nth = 1;; ++nth) {
     INFO("message " << nth);
-    InProcessJob job(3);
-    Meddler meddler;
+    MeddledJob job(3);
     std::atomic<std::uint64_t> sent{0};
     std::string kind;
-    meddler.on_the_way = [&](int from, int, Bytes& bytes) {
-      const wire::WireContext context{
-          ms::digest64(std::as_bytes(std::span(kJob, std::strlen(kJob)))), 3};
+    job.meddler.on_the_way = [&](int from, int, Bytes& bytes) {
       const auto message = *wire::without_digest(bytes);
-      const std::string name = ms::exchange::is_stream_start(message)
-                                   ? "stream start"
-                                   : wire::name_of(wire::decode(context, from, message).body);
+      const std::string name =
+          ms::exchange::is_stream_start(message)
+              ? "stream start"
+              : wire::name_of(wire::decode(job.wire_context(), from, message).body);
       // Who has heard that all finish is gone: no generation can follow.
       if (name.find("finish") != std::string::npos || ++sent != nth) return;
       kind = name;
       bytes[(nth * 7919) % bytes.size()] ^= std::byte{4};
     };
     std::vector<int> broken(3);
-    const auto errors = run_ranks(all_ranks(3), [&](int rank) {
+    all_good(run_ranks(all_ranks(3), [&](int rank) {
       auto o = job.options(rank);
-      o.transport = meddler.wrap(o.transport);
       o.persist_every = 0;
       ms::Checkpointer ckpt(std::move(o));
       std::uint64_t step = 0;
@@ -74,8 +66,7 @@ TEST_CASE(
           again = true;
           ++broken[static_cast<std::size_t>(rank)];
         }
-    });
-    for (const auto& error : errors) CHECK(error == "");
+    }));
     if (sent < nth) break;
     CHECK(kind != "");
     kinds.insert(kind);

@@ -2,66 +2,29 @@
 // which, nothing overwritten, and the job goes on.
 #include <atomic>
 #include <barrier>
-#include <condition_variable>
 #include <cstring>
-#include <map>
 #include <random>
 #include <string>
 #include <vector>
 
-#include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/wire.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/disk_contents.hpp"
-#include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
-#include "tests/support/meddling_transport.hpp"
+#include "tests/support/meddled_job.hpp"
 
 namespace {
 
 namespace ms = meshstage;
 namespace wire = meshstage::protocol;
-using ms::test::all_ranks;
 using ms::test::Bytes;
-using ms::test::InProcessJob;
-using ms::test::Meddler;
+using ms::test::MeddledJob;
 using ms::test::recover_fresh;
 using ms::test::recover_to;
-using ms::test::run_ranks;
 using ms::test::stage_all;
 using ms::test::stage_one;
-
-constexpr const char* kJob = "in-process";
-
-/// What each rank says of itself; waits for a line.
-class Lines {
- public:
-  void attach(ms::CheckpointerOptions& options) {
-    const int rank = options.environment->rank;
-    options.log = [this, rank](const ms::LogLine& line) {
-      const std::lock_guard lock(mutex_);
-      text_[rank] += line.text + "\n";
-      changed_.notify_all();
-    };
-  }
-  /// True once rank's lines contain that; false after a time in which it should have come.
-  bool wait_for(int rank, const std::string& part) {
-    std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::seconds(10),
-                             [&] { return text_[rank].find(part) != std::string::npos; });
-  }
-  std::string of(int rank) {
-    const std::lock_guard lock(mutex_);
-    return text_[rank];
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::map<int, std::string> text_;
-};
 
 struct Hostile {
   Bytes bytes;
@@ -71,10 +34,8 @@ struct Hostile {
 /// A message of `from`, right in all that its body does not say.
 class Forger {
  public:
-  Forger(int world, int from, std::uint64_t generation)
-      : context_{ms::digest64(std::as_bytes(std::span(kJob, std::strlen(kJob)))), world},
-        from_(from),
-        generation_(generation) {}
+  Forger(const MeddledJob& job, int from, std::uint64_t generation)
+      : context_(job.wire_context()), from_(from), generation_(generation) {}
 
   [[nodiscard]] Bytes message(const wire::Body& body) const {
     return wire::encode(context_, from_, {generation_, body});
@@ -214,20 +175,11 @@ void append(std::vector<Hostile>& to, std::vector<Hostile> more) {
 }  // namespace
 
 TEST_CASE("a message that is wrong in one thing is refused with that thing, and nothing changes") {
-  InProcessJob job(2);
-  Meddler meddler;
-  Lines lines;
+  MeddledJob job(2);
   std::barrier everyone(2);
   std::vector<std::string> missing(2);
   std::vector<int> changed(2);
-  const auto options = [&](int rank) {
-    auto o = job.options(rank);
-    o.transport = meddler.wrap(o.transport);
-    lines.attach(o);
-    return o;
-  };
-  auto errors = run_ranks(all_ranks(2), [&](int rank) {
-    ms::Checkpointer ckpt(options(rank));
+  job.live([&](int rank, ms::Checkpointer& ckpt) {
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1, 2});
     everyone.arrive_and_wait();
@@ -235,13 +187,13 @@ TEST_CASE("a message that is wrong in one thing is refused with that thing, and 
     everyone.arrive_and_wait();
     // Both attack at once; each looks at what the other said of it.
     const int victim = 1 - rank;
-    const Forger forger(2, rank, ckpt.generation());
+    const Forger forger(job, rank, ckpt.generation());
     std::vector<Hostile> all = headers(forger);
     append(all, bodies(forger, rank == 0));
     append(all, starts(forger));
-    for (const auto& hostile : all) meddler.inject(rank, victim, hostile.bytes);
+    for (const auto& hostile : all) job.meddler.inject(rank, victim, hostile.bytes);
     for (const auto& hostile : all) {
-      if (!lines.wait_for(victim, hostile.refusal)) {
+      if (!job.lines.wait_for(victim, hostile.refusal)) {
         missing[static_cast<std::size_t>(rank)] += hostile.refusal + "; ";
       }
     }
@@ -251,39 +203,30 @@ TEST_CASE("a message that is wrong in one thing is refused with that thing, and 
     everyone.arrive_and_wait();
     // A range outside the next image: it is sent whole.
     const ms::exchange::Present outside{ckpt.generation(), {ckpt.generation(), 3}, {{0, 64}}};
-    meddler.inject(rank, victim, ms::exchange::encode(outside));
+    job.meddler.inject(rank, victim, ms::exchange::encode(outside));
     everyone.arrive_and_wait();
     stage_all(ckpt, {3, 4});
-    if (!lines.wait_for(victim, "do not fit this rank's image")) {
+    if (!job.lines.wait_for(victim, "do not fit this rank's image")) {
       missing[static_cast<std::size_t>(rank)] += "outside; ";
     }
     everyone.arrive_and_wait();
   });
-  for (const auto& error : errors) CHECK(error == "");
   for (const auto& text : missing) CHECK(text == "");
   for (const int c : changed) CHECK(c == 0);
-  errors = run_ranks(all_ranks(2), [&](int rank) {
-    ms::Checkpointer ckpt(options(rank));
+  job.live([&](int, ms::Checkpointer& ckpt) {
     (void)recover_to(ckpt, 4);
     ckpt.finish();
   });
-  for (const auto& error : errors) CHECK(error == "");
 }
 
 TEST_CASE("thousands of random payloads behind a right header change nothing") {
-  InProcessJob job(2);
-  Meddler meddler;
-  Lines lines;
+  MeddledJob job(2);
   std::barrier everyone(2);
-  const auto errors = run_ranks(all_ranks(2), [&](int rank) {
-    auto o = job.options(rank);
-    o.transport = meddler.wrap(o.transport);
-    lines.attach(o);
-    ms::Checkpointer ckpt(std::move(o));
+  job.live([&](int rank, ms::Checkpointer& ckpt) {
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1});
     everyone.arrive_and_wait();
-    const Forger forger(2, rank, ckpt.generation());
+    const Forger forger(job, rank, ckpt.generation());
     std::mt19937_64 random(42U + static_cast<unsigned>(rank));
     for (int i = 0; i < 4000; ++i) {
       Bytes bytes = forger.message(wire::Ready{});
@@ -294,78 +237,64 @@ TEST_CASE("thousands of random payloads behind a right header change nothing") {
       for (std::size_t k = header; k < bytes.size(); ++k) {
         bytes[k] = static_cast<std::byte>(random());
       }
-      meddler.inject(rank, 1 - rank, bytes);
+      job.meddler.inject(rank, 1 - rank, bytes);
     }
     stage_all(ckpt, {2, 3});
     everyone.arrive_and_wait();
     ckpt.finish();
   });
-  for (const auto& error : errors) CHECK(error == "");
 }
 
 TEST_CASE("an image from a rank that exchanges none is refused") {
   // Of four ranks, 1 is a neighbour of 0 in the tree, but 0's partner is 2.
-  InProcessJob job(4);
-  Meddler meddler;
-  Lines lines;
+  MeddledJob job(4);
   std::barrier everyone(4);
-  const auto errors = run_ranks(all_ranks(4), [&](int rank) {
-    auto o = job.options(rank);
-    o.transport = meddler.wrap(o.transport);
-    lines.attach(o);
-    ms::Checkpointer ckpt(std::move(o));
+  job.live([&](int rank, ms::Checkpointer& ckpt) {
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1});
     if (rank == 1) {
-      const Forger forger(4, 1, ckpt.generation());
-      meddler.inject(1, 0, ms::exchange::encode(forger.start()));
-      meddler.inject(1, 0,
-                     forger.message(wire::Offer{
-                         {ckpt.generation(), 2}, {ckpt.generation(), 1}, {8192, 4096, {1, 2}}}));
-      if (!lines.wait_for(0, "which this rank did not ask for")) throw ms::InvalidState("start");
-      if (!lines.wait_for(0, "offer from rank 1, no ward")) throw ms::InvalidState("offer");
+      const Forger forger(job, 1, ckpt.generation());
+      job.meddler.inject(1, 0, ms::exchange::encode(forger.start()));
+      job.meddler.inject(
+          1, 0,
+          forger.message(
+              wire::Offer{{ckpt.generation(), 2}, {ckpt.generation(), 1}, {8192, 4096, {1, 2}}}));
+      if (!job.lines.wait_for(0, "which this rank did not ask for"))
+        throw ms::InvalidState("start");
+      if (!job.lines.wait_for(0, "offer from rank 1, no ward")) throw ms::InvalidState("offer");
     }
     everyone.arrive_and_wait();
     stage_all(ckpt, {2});
     ckpt.finish();
   });
-  for (const auto& error : errors) CHECK(error == "");
 }
 
 TEST_CASE("an offer of more bytes than there can be fails its step alone") {
-  InProcessJob job(2);
-  Meddler meddler;
-  Lines lines;
+  MeddledJob job(2);
   // Rank 1 offers step 2 with a size that no memory has.
-  meddler.message = [](int from, int, Bytes& bytes) {
+  job.meddler.message = [](int from, int, Bytes& bytes) {
     if (from != 1 || bytes.size() < 64 || bytes[0] != std::byte{'M'} || bytes[3] != std::byte{'M'})
       return;
     if (bytes[6] != std::byte{0} || bytes[40] != std::byte{2}) return;
     const std::uint64_t huge = std::uint64_t{1} << 50U;
     std::memcpy(bytes.data() + 64, &huge, sizeof huge);
   };
-  const auto errors = run_ranks(all_ranks(2), [&](int rank) {
-    auto o = job.options(rank);
-    o.transport = meddler.wrap(o.transport);
-    lines.attach(o);
-    ms::Checkpointer ckpt(std::move(o));
+  job.live([&](int, ms::Checkpointer& ckpt) {
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1});
     if (stage_one(ckpt, 2) != ms::Outcome::kFailed) throw ms::InvalidState("step 2 did not fail");
     stage_all(ckpt, {3});
   });
-  for (const auto& error : errors) CHECK(error == "");
-  CHECK_THAT(lines.of(0), contains_text("cannot hold rank 1's replica of generation 1, step 2"));
+  CHECK_THAT(job.lines.of(0),
+             contains_text("cannot hold rank 1's replica of generation 1, step 2"));
 }
 
 TEST_CASE("a payload that changes on the wire fails its step; the one before is what comes back") {
   // A byte in the middle of rank 1's tensors; a byte of its manifest; a piece of another length.
   const std::string how = GENERATE("tensor", "manifest", "length");
-  InProcessJob job(2);
-  Meddler meddler;
-  Lines lines;
+  MeddledJob job(2);
   std::atomic<bool> meddling{false};
-  meddler.payload = [&](int from, int, Bytes& bytes) {
+  job.meddler.payload = [&](int from, int, Bytes& bytes) {
     if (!meddling || from != 1) return;
     const bool manifest =
         bytes.size() >= 9 && bytes[8] == std::byte{'{'} && bytes[9] == std::byte{'"'};
@@ -373,15 +302,8 @@ TEST_CASE("a payload that changes on the wire fails its step; the one before is 
     if (how == "manifest" && manifest) bytes[bytes.size() / 4] ^= std::byte{1};
     if (how == "length") bytes.resize(bytes.size() - 1);
   };
-  const auto options = [&](int rank) {
-    auto o = job.options(rank);
-    o.transport = meddler.wrap(o.transport);
-    lines.attach(o);
-    return o;
-  };
   std::barrier everyone(2);
-  auto errors = run_ranks(all_ranks(2), [&](int rank) {
-    ms::Checkpointer ckpt(options(rank));
+  job.live([&](int, ms::Checkpointer& ckpt) {
     (void)recover_to(ckpt, 0);
     if (how != "manifest") stage_all(ckpt, {1});
     everyone.arrive_and_wait();
@@ -392,8 +314,7 @@ TEST_CASE("a payload that changes on the wire fails its step; the one before is 
     if (how == "length") return;  // what is left of the pieces is out of step: rejoin() is next
     stage_all(ckpt, {3});
   });
-  for (const auto& error : errors) CHECK(error == "");
-  const std::string said = lines.of(0);
+  const std::string said = job.lines.of(0);
   if (how == "tensor") {
     CHECK_THAT(said, contains_text("rank 1 of 2, generation 1, step 2: block"));
     CHECK_THAT(said, contains_text("it holds model."));
@@ -404,40 +325,29 @@ TEST_CASE("a payload that changes on the wire fails its step; the one before is 
   }
   // A failed step may still be covered by the owners' own images: then it is the newest.
   std::vector<std::uint64_t> steps(2);
-  errors = run_ranks(all_ranks(2), [&](int rank) {
-    ms::Checkpointer ckpt(options(rank));
+  job.live([&](int rank, ms::Checkpointer& ckpt) {
     steps[static_cast<std::size_t>(rank)] = recover_fresh(ckpt).step;
     ckpt.finish();
   });
-  for (const auto& error : errors) CHECK(error == "");
   CHECK(steps[0] == steps[1]);
   CHECK(steps[0] >= (how == "length" ? 1 : 3));
 }
 
 TEST_CASE("a fetched image that changes on the wire ends the recovery alike, the next one works") {
-  InProcessJob job(2);
-  Meddler meddler;
+  MeddledJob job(2);
   std::atomic<bool> meddling{false};
-  meddler.payload = [&](int, int, Bytes& bytes) {
+  job.meddler.payload = [&](int, int, Bytes& bytes) {
     if (meddling) bytes[bytes.size() / 2] ^= std::byte{1};
   };
-  const auto options = [&](int rank) {
-    auto o = job.options(rank);
-    o.transport = meddler.wrap(o.transport);
-    return o;
-  };
-  auto errors = run_ranks(all_ranks(2), [&](int rank) {
-    ms::Checkpointer ckpt(options(rank));
+  job.live([&](int, ms::Checkpointer& ckpt) {
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1, 2});
   });
-  for (const auto& error : errors) CHECK(error == "");
   job.wipe(1);
   meddling = true;
   std::vector<std::string> said(2);
   std::barrier everyone(2);
-  errors = run_ranks(all_ranks(2), [&](int rank) {
-    ms::Checkpointer ckpt(options(rank));
+  job.live([&](int rank, ms::Checkpointer& ckpt) {
     ms::Dict state = ms::test::state_of(rank, 7);
     try {
       (void)ckpt.recover(state);
@@ -453,6 +363,5 @@ TEST_CASE("a fetched image that changes on the wire ends the recovery alike, the
     (void)recover_to(ckpt.rejoin(), 2);
     ckpt.finish();
   });
-  for (const auto& error : errors) CHECK(error == "");
   for (const auto& text : said) CHECK_THAT(text, contains_text("generation 1, step 2"));
 }

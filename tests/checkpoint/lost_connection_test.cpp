@@ -7,18 +7,15 @@
 #include <vector>
 
 #include "tests/support/catch.hpp"
-#include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
-#include "tests/support/meddling_transport.hpp"
+#include "tests/support/meddled_job.hpp"
 
 namespace {
 
 namespace ms = meshstage;
-using ms::test::all_ranks;
-using ms::test::InProcessJob;
+using ms::test::MeddledJob;
 using ms::test::Meddler;
 using ms::test::recover_to;
-using ms::test::run_ranks;
 using ms::test::stage_all;
 using ms::test::stage_one;
 using ms::test::state_of;
@@ -49,47 +46,33 @@ void expect_loss(int rank, const std::function<void()>& call) {
 
 TEST_CASE("a connection that ends under a fetched image ends the recovery of all ranks") {
   const int piece = GENERATE(1, 3);
-  InProcessJob job(2);
-  Meddler meddler;
+  MeddledJob job(2);
   std::atomic<int> nth{0};
-  end_connection(meddler, nth);
+  end_connection(job.meddler, nth);
   std::barrier everyone(2);
-  const auto options = [&](int rank) {
-    auto o = job.options(rank);
-    o.transport = meddler.wrap(o.transport);
-    return o;
-  };
-  auto errors = run_ranks(all_ranks(2), [&](int rank) {
-    ms::Checkpointer ckpt(options(rank));
+  job.live([&](int, ms::Checkpointer& ckpt) {
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1, 2});
     everyone.arrive_and_wait();
   });
-  for (const auto& error : errors) CHECK(error == "");
   job.wipe(1);
   nth = piece;
-  errors = run_ranks(all_ranks(2), [&](int rank) {
-    ms::Checkpointer ckpt(options(rank));
+  job.live([&](int rank, ms::Checkpointer& ckpt) {
     ms::Dict state = state_of(rank, 9);
     expect_loss(rank, [&] { (void)ckpt.recover(state); });
     if (!ms::test::difference(state, state_of(rank, 9)).empty()) throw ms::InvalidState("touched");
     (void)recover_to(ckpt.rejoin(), 2);
     ckpt.finish();
   });
-  for (const auto& error : errors) CHECK(error == "");
 }
 
 TEST_CASE(
     "a connection that ends under a replica ends the generation: no step after it would hold") {
-  InProcessJob job(2);
-  Meddler meddler;
+  MeddledJob job(2);
   std::atomic<int> nth{0};
-  end_connection(meddler, nth);
+  end_connection(job.meddler, nth);
   std::barrier everyone(2);
-  const auto errors = run_ranks(all_ranks(2), [&](int rank) {
-    auto o = job.options(rank);
-    o.transport = meddler.wrap(o.transport);
-    ms::Checkpointer ckpt(std::move(o));
+  job.live([&](int rank, ms::Checkpointer& ckpt) {
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1, 2});
     everyone.arrive_and_wait();
@@ -101,5 +84,4 @@ TEST_CASE(
     stage_all(ckpt, {step + 1});
     ckpt.finish();
   });
-  for (const auto& error : errors) CHECK(error == "");
 }

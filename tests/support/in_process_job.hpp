@@ -19,6 +19,7 @@ namespace meshstage::test {
 
 class InProcessJob {
  public:
+  static constexpr const char* kName = "in-process";
   explicit InProcessJob(int world_size) : world_size_(world_size) {
     disk_.make_directories("/vault");
     disk_.make_directories("/disk");
@@ -29,7 +30,7 @@ class InProcessJob {
     const std::lock_guard lock(mutex_);
     processes_.push_back(disk_.as_process(next_process_++));
     CheckpointerOptions o;
-    o.job = "in-process";
+    o.job = kName;
     o.directory = "/disk";
     o.vault_directory = "/vault";
     o.deadline = std::chrono::seconds(20);
