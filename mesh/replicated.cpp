@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <map>
+#include <set>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
@@ -27,6 +30,157 @@ void check_fit(const DeviceMesh& mesh, std::span<const Placement> placements) {
   if (placements.size() != mesh.ndim()) {
     throw InvalidArgument("placements " + to_string(placements) + " do not fit " +
                           mesh.to_string() + ": give one for each dimension");
+  }
+}
+
+// Mesh dimensions of more than one rank, a bit for each in the mesh's order: an int counts the
+// ranks of at most 30 of them.
+using Dims = std::uint32_t;
+
+Dims lowest(Dims dims) { return dims & (~dims + 1); }
+
+// Small sets first, then as their dimensions are in the mesh's order.
+struct SmallFirst {
+  bool operator()(Dims a, Dims b) const {
+    const int left = std::popcount(a);
+    const int right = std::popcount(b);
+    return left != right ? left < right : (lowest(a ^ b) & a) != 0;
+  }
+};
+
+// visit(set) for each set of several of these dimensions, in no order.
+template <class F>
+void for_each_of_several(Dims dims, F&& visit) {
+  for (Dims s = dims; s != 0; s = (s - 1) & dims) {
+    if (std::popcount(s) > 1) visit(s);
+  }
+}
+
+// visit(set) for each set of these dimensions that is not empty, small ones first, until it returns
+// true.
+template <class F>
+void small_first(Dims dims, F&& visit) {
+  for (Dims rest = dims; rest != 0; rest &= rest - 1) {
+    if (visit(lowest(rest))) return;
+  }
+  std::vector<Dims> larger;
+  for_each_of_several(dims, [&](Dims s) { larger.push_back(s); });
+  std::sort(larger.begin(), larger.end(), SmallFirst());
+  for (const Dims s : larger) {
+    if (visit(s)) return;
+  }
+}
+
+// Finds ranks of other failure domains along sets of mesh dimensions.
+class Elsewhere {
+ public:
+  Elsewhere(const DeviceMesh& mesh, const FailureDomains& domains, DomainLevel level)
+      : mesh_(mesh), domains_(domains), level_(level), several_(domains.count(level) > 1) {
+    std::int64_t step = 1;
+    for (std::size_t d = mesh.ndim(); d-- > 0;) {
+      if (mesh.shape()[d] > 1) wide_.insert(wide_.begin(), {d, mesh.shape()[d], step});
+      step *= mesh.shape()[d];
+    }
+  }
+
+  // False: there is one domain alone, and nothing to find.
+  [[nodiscard]] bool several_domains() const { return several_; }
+  [[nodiscard]] Dims all() const { return (Dims{1} << wide_.size()) - 1; }
+  [[nodiscard]] Dims replicated(std::span<const Placement> placements) const {
+    Dims out = 0;
+    for (std::size_t i = 0; i < wide_.size(); ++i) {
+      if (placements[wide_[i].dim].is_replicate()) out |= Dims{1} << i;
+    }
+    return out;
+  }
+
+  // Of the ranks that differ from that of `place` along these dimensions alone, the next in another
+  // domain.
+  [[nodiscard]] std::optional<int> next(std::int64_t place, Dims dims) const {
+    const std::vector<Dim> along = chosen(dims);
+    const int here = domain(place);
+    for (std::int64_t p = after(along, place); p != place; p = after(along, p)) {
+      if (domain(p) != here) return mesh_.rank_at(p);
+    }
+    return {};
+  }
+  // The same for all places, in one walk through each group; -1 where there is none.
+  [[nodiscard]] std::vector<int> all_next(Dims dims) {
+    if (known_.empty()) {
+      for (std::int64_t p = 0; p < mesh_.size(); ++p) known_.push_back(domain(p));
+    }
+    const std::vector<Dim> along = chosen(dims);
+    constexpr int kNotYet = -2;
+    std::vector<int> out(known_.size(), kNotYet);
+    std::vector<std::size_t> group;
+    for (std::size_t first = 0; first < out.size(); ++first) {
+      if (out[first] != kNotYet) continue;
+      group.clear();
+      auto p = static_cast<std::int64_t>(first);
+      do {
+        group.push_back(static_cast<std::size_t>(p));
+        p = after(along, p);
+      } while (p != static_cast<std::int64_t>(first));
+      const std::size_t n = group.size();
+      const auto follower = [&](std::size_t i) { return group[i + 1 == n ? 0 : i + 1]; };
+      std::size_t last = n;  // one behind the last whose follower is elsewhere
+      while (last > 0 && known_[group[last - 1]] == known_[follower(last - 1)]) --last;
+      for (std::size_t i = 0; i < n; ++i) {
+        // Backwards from there, so that the follower's answer is there when it is this one's too.
+        const std::size_t at = last > i ? last - i - 1 : last + n - i - 1;
+        const std::size_t behind = follower(at);
+        out[group[at]] = last == 0                             ? -1
+                         : known_[behind] != known_[group[at]] ? mesh_.rank_at(as_place(behind))
+                                                               : out[behind];
+      }
+    }
+    return out;
+  }
+
+ private:
+  struct Dim {
+    std::size_t dim;
+    std::int64_t size;
+    std::int64_t step;  // in places
+  };
+  static std::int64_t as_place(std::size_t i) { return static_cast<std::int64_t>(i); }
+  [[nodiscard]] std::vector<Dim> chosen(Dims dims) const {
+    std::vector<Dim> out;
+    for (std::size_t i = 0; i < wide_.size(); ++i) {
+      if ((dims >> i & 1) != 0) out.push_back(wide_[i]);
+    }
+    return out;
+  }
+  // The place that follows in row-major order of these dimensions, and around its end.
+  static std::int64_t after(const std::vector<Dim>& along, std::int64_t place) {
+    for (std::size_t i = along.size(); i-- > 0;) {
+      const Dim& d = along[i];
+      const std::int64_t c = place / d.step % d.size;
+      if (c + 1 < d.size) return place + d.step;
+      place -= c * d.step;
+    }
+    return place;
+  }
+  [[nodiscard]] int domain(std::int64_t place) const {
+    const int rank = mesh_.rank_at(place);
+    if (rank >= domains_.world_size()) {
+      throw InvalidArgument(text::no_host(mesh_.to_string(), rank, domains_.world_size()));
+    }
+    return domains_.domain_of(rank, level_);
+  }
+
+  const DeviceMesh& mesh_;
+  const FailureDomains& domains_;
+  const DomainLevel level_;
+  const bool several_;
+  std::vector<Dim> wide_;   // of more than one rank, in mesh order
+  std::vector<int> known_;  // domains by place, once all were asked for
+};
+
+void sort_each(std::vector<std::vector<int>>& lists) {
+  for (auto& list : lists) {
+    std::sort(list.begin(), list.end());
+    list.erase(std::unique(list.begin(), list.end()), list.end());
   }
 }
 
@@ -113,6 +267,135 @@ bool same_shard(const DeviceMesh& mesh, std::span<const Placement> placements, i
     if ((*here)[d] != (*there)[d] && !placements[d].is_replicate()) return false;
   }
   return true;
+}
+
+std::optional<int> shared_at(const DeviceMesh& mesh, std::span<const Placement> placements,
+                             const FailureDomains& domains, int rank, DomainLevel level) {
+  check_fit(mesh, placements);
+  const Elsewhere elsewhere(mesh, domains, level);
+  const auto place = mesh.index_of(rank);
+  const Dims dims = elsewhere.replicated(placements);
+  std::optional<int> out;
+  // Where all of them together reach nobody, no fewer do.
+  if (!place || !elsewhere.several_domains() || !elsewhere.next(*place, dims)) return out;
+  small_first(dims, [&](Dims set) {
+    out = elsewhere.next(*place, set);
+    return out.has_value();
+  });
+  return out;
+}
+
+std::vector<int> all_shared_at(const DeviceMesh& mesh, std::span<const Placement> placements,
+                               const FailureDomains& domains, DomainLevel level) {
+  check_fit(mesh, placements);
+  Elsewhere elsewhere(mesh, domains, level);
+  const Dims dims = elsewhere.replicated(placements);
+  std::vector<int> out(static_cast<std::size_t>(mesh.size()), -1);
+  if (!elsewhere.several_domains() || dims == 0) return out;
+  const std::vector<int> reached = elsewhere.all_next(dims);
+  auto open = std::count_if(reached.begin(), reached.end(), [](int rank) { return rank >= 0; });
+  if (open == 0) return out;
+  small_first(dims, [&](Dims set) {
+    const std::vector<int> next = set == dims ? reached : elsewhere.all_next(set);
+    for (std::size_t p = 0; p < out.size(); ++p) {
+      if (out[p] >= 0 || next[p] < 0) continue;
+      out[p] = next[p];
+      --open;
+    }
+    return open == 0;
+  });
+  return out;
+}
+
+// A set S is the first to reach another domain among the sets of some Replicate dimensions if and
+// only if no smaller set within S reaches one: then it is so for those of S, and else never.
+std::vector<std::vector<int>> shared_ranks(const DeviceMesh& mesh, const FailureDomains& domains,
+                                           DomainLevel level) {
+  std::vector<std::vector<int>> out(static_cast<std::size_t>(domains.world_size()));
+  Elsewhere elsewhere(mesh, domains, level);
+  if (!elsewhere.several_domains()) return out;
+  const auto places = static_cast<std::size_t>(mesh.size());
+  const auto add = [&](std::size_t place, int at) {
+    out[static_cast<std::size_t>(mesh.rank_at(static_cast<std::int64_t>(place)))].push_back(at);
+  };
+  std::vector<Dims> alone(places, 0);  // the dimensions that reach by themselves
+  for (Dims rest = elsewhere.all(); rest != 0; rest &= rest - 1) {
+    const std::vector<int> next = elsewhere.all_next(lowest(rest));
+    for (std::size_t p = 0; p < places; ++p) {
+      if (next[p] < 0) continue;
+      alone[p] |= lowest(rest);
+      add(p, next[p]);
+    }
+  }
+  // Several together matter only where none of them does, and only if all of those together reach:
+  // on hosts that lie in order they do not.
+  std::set<Dims> others;
+  for (std::size_t p = 0; p < places; ++p) {
+    if (p == 0 || alone[p] != alone[p - 1]) others.insert(elsewhere.all() & ~alone[p]);
+  }
+  std::set<Dims, SmallFirst> larger;
+  for (const Dims dims : others) {
+    if (std::popcount(dims) < 2) continue;
+    const std::vector<int> next = elsewhere.all_next(dims);
+    bool reaches = false;
+    for (std::size_t p = 0; p < places && !reaches; ++p) {
+      reaches = next[p] >= 0 && (elsewhere.all() & ~alone[p]) == dims;
+    }
+    if (reaches) for_each_of_several(dims, [&](Dims s) { larger.insert(s); });
+  }
+  std::vector<std::vector<Dims>> found(larger.empty() ? 0 : places);
+  for (const Dims set : larger) {
+    const std::vector<int> next = elsewhere.all_next(set);
+    for (std::size_t p = 0; p < places; ++p) {
+      if (next[p] < 0 || (alone[p] & set) != 0) continue;
+      if (std::any_of(found[p].begin(), found[p].end(),
+                      [&](Dims smaller) { return (smaller & set) == smaller; })) {
+        continue;
+      }
+      found[p].push_back(set);
+      add(p, next[p]);
+    }
+  }
+  sort_each(out);
+  return out;
+}
+
+std::vector<std::vector<int>> completed_by(const DeviceMesh& mesh,
+                                           std::span<const TensorSpec> tensors,
+                                           const FailureDomains& domains, DomainLevel level) {
+  // A job has hundreds of tensors, and few sets of dimensions along which they are replicated.
+  std::map<std::vector<bool>, std::vector<Layout>> alike;
+  for (const TensorSpec& tensor : tensors) {
+    Layout layout(mesh.shape(), tensor.shape, tensor.placements);
+    std::vector<bool> replicated;
+    for (const Placement& p : layout.placements()) replicated.push_back(p.is_replicate());
+    auto& layouts = alike[std::move(replicated)];
+    if (!layouts.empty() && layouts[0].all_have_elements()) continue;  // tells all there is
+    if (layout.all_have_elements()) layouts.clear();
+    layouts.push_back(std::move(layout));
+  }
+  std::vector<std::vector<int>> out(static_cast<std::size_t>(domains.world_size()));
+  std::vector<std::int64_t> coordinate(mesh.ndim());
+  for (const auto& [replicated, layouts] : alike) {
+    const std::vector<int> at = all_shared_at(mesh, layouts[0].placements(), domains, level);
+    const bool all_have = layouts[0].all_have_elements();
+    for (std::int64_t place = 0; place < mesh.size(); ++place) {
+      const int keeper = at[static_cast<std::size_t>(place)];
+      if (keeper < 0) continue;
+      std::int64_t rest = place;
+      for (std::size_t d = mesh.ndim(); d-- > 0;) {
+        coordinate[d] = rest % mesh.shape()[d];
+        rest /= mesh.shape()[d];
+      }
+      if (all_have || std::any_of(layouts.begin(), layouts.end(), [&](const Layout& layout) {
+            return layout.local_numel(coordinate) > 0;
+          })) {
+        out[static_cast<std::size_t>(mesh.rank_at(place))].push_back(keeper);
+      }
+    }
+  }
+  sort_each(out);
+  return out;
 }
 
 }  // namespace meshstage

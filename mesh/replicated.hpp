@@ -1,11 +1,14 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/mesh/device_mesh.hpp>
+#include <meshstage/mesh/failure_domains.hpp>
 #include <meshstage/mesh/layout.hpp>
 
 /// What the mesh already replicates: a tensor that is Replicate along a mesh dimension is on all
@@ -39,10 +42,41 @@ struct TensorSpec {
                                                               int rank);
 
 /// True if both ranks have the same elements of a tensor, and so the same bytes: their coordinates
-/// differ along Replicate dimensions alone. False where one is not on the mesh. What a holder has
-/// like this it need not be sent (CheckpointerOptions::twins); it keeps a whole copy all the same.
-/// Throws InvalidArgument unless there is one placement for each dimension.
+/// differ along Replicate dimensions alone. False where one is not on the mesh. Throws
+/// InvalidArgument unless there is one placement for each dimension.
 [[nodiscard]] MESHSTAGE_API bool same_shard(const DeviceMesh& mesh,
                                             std::span<const Placement> placements, int a, int b);
+
+/// Shared tensors: what `rank` has of a tensor need not be in the copies of its image if another
+/// rank that has the same elements stands in another failure domain and keeps them for it, in its
+/// own image. This is that rank; nothing if there is none, or the mesh has no such `rank`.
+///
+/// So that a rank depends on few others whatever its tensors, the sets of Replicate dimensions are
+/// looked at small ones first, and then in the mesh's order: the first that reaches another domain
+/// decides. Among the ranks that differ along these alone it is the next after `rank`, in their
+/// row-major order and around its end, that lies in another domain.
+///
+/// Throws InvalidArgument unless there is one placement for each dimension, if a rank that is
+/// looked at has no host, and for kRack if racks are not known.
+[[nodiscard]] MESHSTAGE_API std::optional<int> shared_at(const DeviceMesh& mesh,
+                                                         std::span<const Placement> placements,
+                                                         const FailureDomains& domains, int rank,
+                                                         DomainLevel level = DomainLevel::kHost);
+/// The same for every rank of the mesh, by place in its row-major order; -1 where there is none.
+/// Takes time in proportion to the ranks, whatever the domains are, for each set of dimensions that
+/// has to be looked at: few, unless hosts lie across the mesh without order.
+[[nodiscard]] MESHSTAGE_API std::vector<int> all_shared_at(const DeviceMesh& mesh,
+                                                           std::span<const Placement> placements,
+                                                           const FailureDomains& domains,
+                                                           DomainLevel level = DomainLevel::kHost);
+/// For every rank of the world all ranks that shared_at() can give for any placements, ascending;
+/// none for a rank that is not on the mesh. Time as all_shared_at().
+[[nodiscard]] MESHSTAGE_API std::vector<std::vector<int>> shared_ranks(
+    const DeviceMesh& mesh, const FailureDomains& domains, DomainLevel level = DomainLevel::kHost);
+/// For every rank of the world the ranks that shared_at() gives for those of these tensors of which
+/// it has elements, ascending: what completes a copy of its image from which they are left out.
+[[nodiscard]] MESHSTAGE_API std::vector<std::vector<int>> completed_by(
+    const DeviceMesh& mesh, std::span<const TensorSpec> tensors, const FailureDomains& domains,
+    DomainLevel level = DomainLevel::kHost);
 
 }  // namespace meshstage

@@ -211,9 +211,7 @@ SurviveReport survive(const FailureDomains& domains, const Holders& holders, con
   check_holders(holders, world);
   for (std::int64_t i = 0; i < mesh.size(); ++i) {
     if (mesh.rank_at(i) >= world) {
-      throw InvalidArgument(mesh.to_string() + " has rank " + std::to_string(mesh.rank_at(i)) +
-                            " but the hosts have 0.." + std::to_string(world - 1) +
-                            ": give every rank of the mesh a host");
+      throw InvalidArgument(text::no_host(mesh.to_string(), mesh.rank_at(i), world));
     }
   }
   SurviveReport out;

@@ -37,6 +37,12 @@ inline std::string count(std::int64_t n, std::string_view noun) {
   return std::to_string(n) + " " + std::string(noun) + (n == 1 ? "" : "s");
 }
 
+/// Why a mesh and failure domains do not fit each other.
+inline std::string no_host(const std::string& mesh, int rank, int world_size) {
+  return mesh + " has rank " + std::to_string(rank) + " but the hosts have 0.." +
+         std::to_string(world_size - 1) + ": give every rank of the mesh a host";
+}
+
 inline std::string_view trimmed(std::string_view s) {
   constexpr std::string_view kSpace = " \t\r\n";
   const auto first = s.find_first_not_of(kSpace);

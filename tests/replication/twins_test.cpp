@@ -66,20 +66,6 @@ std::vector<std::string> differences(const std::vector<std::vector<Replica>>& he
 
 }  // namespace
 
-TEST_CASE("dtensor::twins are the shards that two ranks have alike") {
-  using Paths = std::vector<std::string>;
-  const Dict state = state_of(0, 0);
-  CHECK(dtensor::twins(state, 2) == Paths{"everywhere.local", "along dp.local", "small.local"});
-  CHECK(dtensor::twins(state, 1) == Paths{"everywhere.local", "cut.local", "small.local"});
-  CHECK(dtensor::twins(state, 3) == Paths{"everywhere.local", "small.local"});
-  CHECK(dtensor::twins(state, 4).empty());  // not on the mesh
-  const auto partial = DTensor::from_spec(
-      ramp({4}, 0), {mesh(), parse_placements("P(sum),R"), DType::kF32, {4}, {1}}, 0);
-  const Dict nested{{"list", List{Dict{{"p", dtensor::to_value(partial)}}, state.at("small")}}};
-  CHECK(dtensor::twins(nested, 2) == Paths{"list.1.local"});
-  CHECK(dtensor::twins(nested, 1) == Paths{"list.0.p.local", "list.1.local"});
-}
-
 TEST_CASE("A tensor that the holder has too does not travel, and is recovered all the same") {
   InProcessJob job(kWorld);
   std::vector<Stats> stats(kWorld);
