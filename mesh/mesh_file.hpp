@@ -20,7 +20,8 @@ struct MeshDescription {
   PartnerOptions partners;
   Holders holders;  ///< by the policy, or as the file lists them
   bool explicit_holders = false;
-  bool spare_replicated = false;  ///< What a holder has itself is not sent to it.
+  /// Copies of images lack what shared_at() finds on another host.
+  bool spare_replicated = false;
   std::vector<TensorSpec> tensors;
 };
 

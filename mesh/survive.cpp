@@ -186,19 +186,26 @@ Survival survive_tensor(const FailureDomains& domains, const Holders& holders,
   std::vector<std::int64_t> coordinate(mesh.ndim(), 0);
   std::vector<std::int64_t> unused(mesh.ndim(), 0);
   std::vector<int> set;
+  std::vector<int> ranks;
   parts.for_each(coordinate, [&](std::int64_t part) {
     if (!none_empty && layout.local_numel(coordinate) == 0) return;
     set.clear();
-    std::optional<int> first_rank;
-    copies.for_each(unused, [&](std::int64_t copy) {
-      const int rank = mesh.rank_at(part + copy);
-      if (!first_rank) first_rank = rank;
-      set.push_back(domains.domain_of(rank, options.level));
-      for (const int h : holders[static_cast<std::size_t>(rank)]) {
-        set.push_back(domains.domain_of(h, options.level));
+    ranks.clear();
+    copies.for_each(unused, [&](std::int64_t copy) { ranks.push_back(mesh.rank_at(part + copy)); });
+    for (const int rank : ranks) set.push_back(domains.domain_of(rank, options.level));
+    // One that has it elsewhere is enough for all to have one: shared_at() looks at them all.
+    const bool shared = options.shared && std::any_of(ranks.begin(), ranks.end(), [&](int rank) {
+                          return domains.domain_of(rank, *options.shared) !=
+                                 domains.domain_of(ranks.front(), *options.shared);
+                        });
+    if (!shared) {
+      for (const int rank : ranks) {
+        for (const int h : holders[static_cast<std::size_t>(rank)]) {
+          set.push_back(domains.domain_of(h, options.level));
+        }
       }
-    });
-    sets.add(set, *first_rank);
+    }
+    sets.add(set, ranks.front());
   });
   return sets.result(tensor.name);
 }
@@ -217,13 +224,20 @@ SurviveReport survive(const FailureDomains& domains, const Holders& holders, con
   SurviveReport out;
   out.domains = domains.count(options.level);
   DomainSets sets(out.domains, options);
+  std::vector<std::vector<int>> completed(static_cast<std::size_t>(world));
+  if (options.shared) completed = completed_by(mesh, tensors, domains, *options.shared);
   std::vector<int> set;
   for (int r = 0; r < world; ++r) {
-    set.assign(1, domains.domain_of(r, options.level));
+    const int here = domains.domain_of(r, options.level);
+    set.assign(1, here);
     for (const int h : holders[static_cast<std::size_t>(r)]) {
       set.push_back(domains.domain_of(h, options.level));
     }
     sets.add(set, r);
+    for (const int keeper : completed[static_cast<std::size_t>(r)]) {
+      set.assign({here, domains.domain_of(keeper, options.level)});
+      sets.add(set, r);
+    }
   }
   out.ranks = sets.result("");
   // Tensors differ only by which dimensions replicate, and those with empty parts by how they are

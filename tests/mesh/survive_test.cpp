@@ -14,6 +14,7 @@ namespace {
 
 // Every element of the tensor, by brute force: is it somewhere after these domains are lost? In the
 // memory of a rank that is left and has it, or in the copy that a holder that is left has of it.
+// Copies lack what is shared.
 bool survives(const FailureDomains& domains, const Holders& holders, const DeviceMesh& mesh,
               const TensorSpec& tensor, const SurviveOptions& options, unsigned lost) {
   const auto up = [&](int r) { return (lost >> domains.domain_of(r, options.level) & 1) == 0; };
@@ -23,7 +24,9 @@ bool survives(const FailureDomains& domains, const Holders& holders, const Devic
     const auto c = *mesh.coordinate(r);
     const LocalShard s = local_shard(mesh, r, tensor.shape, tensor.placements);
     bool here = up(r);
-    for (const int h : holders[static_cast<std::size_t>(r)]) here = here || up(h);
+    const bool shared =
+        options.shared && shared_at(mesh, tensor.placements, domains, r, *options.shared);
+    for (const int h : holders[static_cast<std::size_t>(r)]) here = here || (up(h) && !shared);
     for (std::int64_t i = 0; i < s.shape[0]; ++i) {
       for (std::int64_t j = 0; j < s.shape[1]; ++j) {
         std::vector<std::int64_t> key{s.offset[0] + i, s.offset[1] + j};
@@ -35,6 +38,26 @@ bool survives(const FailureDomains& domains, const Holders& holders, const Devic
     }
   }
   return std::all_of(alive.begin(), alive.end(), [](const auto& kv) { return kv.second; });
+}
+
+// Every rank's image: it is there if its rank is left, or if a holder is and everybody who keeps a
+// tensor for it.
+bool images_survive(const FailureDomains& domains, const Holders& holders, const DeviceMesh& mesh,
+                    const std::vector<TensorSpec>& tensors, const SurviveOptions& options,
+                    unsigned lost) {
+  const auto up = [&](int r) { return (lost >> domains.domain_of(r, options.level) & 1) == 0; };
+  for (int r = 0; r < domains.world_size(); ++r) {
+    if (up(r)) continue;
+    const auto& mine = holders[static_cast<std::size_t>(r)];
+    if (std::none_of(mine.begin(), mine.end(), up)) return false;
+    for (const TensorSpec& tensor : tensors) {
+      if (!options.shared || !mesh.contains(r)) continue;
+      if (local_shard(mesh, r, tensor.shape, tensor.placements).empty()) continue;
+      const auto keeper = shared_at(mesh, tensor.placements, domains, r, *options.shared);
+      if (keeper && !up(*keeper)) return false;
+    }
+  }
+  return true;
 }
 
 void check_against(const Survival& got, int domains, const std::function<bool(unsigned)>& ok) {
@@ -73,8 +96,10 @@ TEST_CASE("what losses are survived is what trying them all finds") {
   std::mt19937 random(2024);
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
   int tensors_differ = 0;
+  int sharing_costs = 0;
+  int sharing_is_free = 0;
   std::map<DomainLevel, int> levels;
-  for (int round = 0; round < 250; ++round) {
+  for (int round = 0; round < 500; ++round) {
     std::vector<std::int64_t> shape{1 + below(3), 1 + below(3), 1 + below(2)};
     std::vector<int> ranks(static_cast<std::size_t>(shape[0] * shape[1] * shape[2]));
     for (std::size_t i = 0; i < ranks.size(); ++i) ranks[i] = static_cast<int>(i);
@@ -94,8 +119,9 @@ TEST_CASE("what losses are survived is what trying them all finds") {
       domains = FailureDomains::from_hosts(racked);
     }
     Holders holders(static_cast<std::size_t>(world));
+    const int fewest = below(5);
     for (int r = 0; r < world; ++r) {
-      for (int i = 0, n = below(3); i < n; ++i) {
+      for (int i = 0, n = fewest + below(3); i < n; ++i) {
         const int h = below(world);
         auto& mine = holders[static_cast<std::size_t>(r)];
         if (h != r && std::find(mine.begin(), mine.end(), h) == mine.end()) mine.push_back(h);
@@ -112,23 +138,27 @@ TEST_CASE("what losses are survived is what trying them all finds") {
       }
       tensors.push_back(spec);
     }
-    const SurviveOptions options{.level = domains.racks() > 0 && below(2) == 0 ? DomainLevel::kRack
-                                          : below(3) == 0 && world <= 10       ? DomainLevel::kRank
-                                                                         : DomainLevel::kHost};
+    const auto any_level = [&] {
+      return domains.racks() > 0 && below(2) == 0 ? DomainLevel::kRack
+             : below(3) == 0 && world <= 10       ? DomainLevel::kRank
+                                                  : DomainLevel::kHost;
+    };
+    SurviveOptions options{.level = any_level()};
+    if (round % 2 == 0) options.shared = any_level();
     ++levels[options.level];
     const auto report = survive(domains, holders, mesh, tensors, options);
     const int n = domains.count(options.level);
     CHECK(report.domains == n);
     check_against(report.ranks, n, [&](unsigned lost) {
-      for (int r = 0; r < world; ++r) {
-        bool here = (lost >> domains.domain_of(r, options.level) & 1) == 0;
-        for (const int h : holders[static_cast<std::size_t>(r)]) {
-          here = here || (lost >> domains.domain_of(h, options.level) & 1) == 0;
-        }
-        if (!here) return false;
-      }
-      return true;
+      return images_survive(domains, holders, mesh, tensors, options, lost);
     });
+    if (options.shared) {
+      const auto whole = survive(domains, holders, mesh, tensors, {.level = options.level});
+      CHECK(report.ranks.always_survived <= whole.ranks.always_survived);
+      sharing_costs += report.ranks.always_survived < whole.ranks.always_survived;
+      sharing_is_free += report.ranks.always_survived == whole.ranks.always_survived &&
+                         whole.ranks.always_survived > 0;
+    }
     REQUIRE(report.tensors.size() == tensors.size());
     for (std::size_t t = 0; t < tensors.size(); ++t) {
       INFO(mesh << " " << to_string(tensors[t].placements) << " " << tensors[t].shape[0] << "x"
@@ -141,6 +171,8 @@ TEST_CASE("what losses are survived is what trying them all finds") {
     }
   }
   CHECK(tensors_differ > 50);
+  CHECK(sharing_costs > 10);
+  CHECK(sharing_is_free > 10);
   for (const auto level : {DomainLevel::kRank, DomainLevel::kHost, DomainLevel::kRack}) {
     CHECK(levels[level] > 20);
   }
@@ -160,6 +192,26 @@ TEST_CASE("one copy on another host survives one host, and names the first pair 
   CHECK(report.tensors[0].always_survived == 1);
   CHECK(report.tensors[1].always_survived == 3);
   CHECK(report.tensors[1].first_lost == std::vector<int>{0, 1, 2, 3});
+}
+
+TEST_CASE("a shared tensor makes the loss of a rank and of its keeper fatal") {
+  // Four hosts of two; three ranks elsewhere hold each rank's copies, and dp goes two hosts on.
+  const auto domains = FailureDomains::uniform(8, 2);
+  const auto mesh = DeviceMesh::from_shape({2, 4}, {"dp", "tp"});
+  const auto holders = make_holders(domains, {.policy = PartnerPolicy::kAcrossHosts, .copies = 3});
+  const std::vector<TensorSpec> tensors{parse_tensor_spec("w=f32[8,8]:R,S(0)"),
+                                        parse_tensor_spec("m=f32[8,8]:S(0),S(1)")};
+  const auto whole = survive(domains, holders, mesh, tensors);
+  CHECK(whole.ranks.always_survived == 3);
+  CHECK(whole.tensors[0].always_survived == 3);
+  const auto shared = survive(domains, holders, mesh, tensors, {.shared = DomainLevel::kHost});
+  CHECK(shared.ranks.always_survived == 1);
+  CHECK(shared.ranks.first_lost == std::vector<int>{0, 2});
+  CHECK(shared.ranks.lost_rank == 0);
+  CHECK(shared.ranks.counts[1].survived == 4);  // of 6 pairs; 0,2 and 1,3 are fatal
+  CHECK(shared.ranks.counts[1].how == Knowledge::kProven);
+  CHECK(shared.tensors[0].always_survived == 1);
+  CHECK(shared.tensors[1].always_survived == 3);
 }
 
 TEST_CASE("what is too much to list is called not enumerated, never survived") {
