@@ -2,6 +2,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 
 #include <meshstage/mesh/layout.hpp>
 #include <meshstage/mesh/replicated.hpp>
@@ -79,6 +80,77 @@ TEST_CASE("mesh show answers for some ranks, and for people") {
   CHECK_THAT(table.out, contains_text("131072 ranks") && contains_text("131008 more ranks"));
 }
 
+namespace {
+
+// What a range of `show --compact` stands for; a list as it is.
+json expanded(const json& ranks, std::size_t level = 0) {
+  if (ranks.is_array()) return ranks;
+  const auto at = [&](const char* key) {
+    const json& value = ranks.at(key);
+    return value.is_array() ? value.at(level).get<int>() : value.get<int>();
+  };
+  const std::size_t levels = ranks.at("size").is_array() ? ranks.at("size").size() : 1;
+  json out = json::array();
+  for (int i = 0; i < at("size"); ++i) {
+    json next = ranks;
+    next["first"] = ranks.at("first").get<int>() + i * at("stride");
+    out.push_back(level + 1 == levels ? next["first"] : expanded(next, level + 1));
+  }
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("mesh show says the same compactly: ranks at equal distances as a range") {
+  int ranges = 0;
+  int lists = 0;
+  const auto count = [&](const json& ranks) {
+    if (ranks.empty()) return;
+    ++(ranks.is_object() ? ranges : lists);
+  };
+  std::vector<json> all = cases("mesh.json");
+  // No strides describe these, and yet some of their groups are ranges.
+  all.push_back({{"shape", {2, 3}},
+                 {"names", {"dp", "tp"}},
+                 {"ranks", {6, 4, 2, 0, 9, 1}},
+                 {"slice_names", {"tp", "dp"}}});
+  for (const json& c : all) {
+    std::vector<std::string> words{"show",
+                                   "--mesh",
+                                   joined(c["shape"]),
+                                   "--names",
+                                   joined(c["names"]),
+                                   "--ranks",
+                                   joined(c["ranks"]),
+                                   "--slice",
+                                   joined(c["slice_names"]),
+                                   "--json"};
+    const json whole = parsed(run_mesh(words));
+    words.emplace_back("--compact");
+    json got = parsed(run_mesh(words));
+    CHECK(got["compact"] == true);
+    got.erase("compact");
+    count(got["ranks"]);
+    got["ranks"] = expanded(got["ranks"]);
+    for (json& rank : got["per_rank"]) {
+      count(rank["slice"]);
+      rank["slice"] = expanded(rank["slice"]);
+      for (auto& [name, group] : rank["groups"].items()) {
+        count(group);
+        group = expanded(group);
+      }
+    }
+    CHECK(got == whole);
+  }
+  CHECK(ranges > 100);
+  CHECK(lists > 5);
+  const json some = parsed(run_mesh({"show", "--mesh", "2,4", "--names", "dp,tp", "--rank", "5",
+                                     "--slice", "dp,tp", "--json", "--compact"}));
+  CHECK(some["ranks"] == json({{"first", 0}, {"stride", 1}, {"size", 8}}));
+  CHECK(some["per_rank"][0]["groups"]["dp"] == json({{"first", 1}, {"stride", 4}, {"size", 2}}));
+  CHECK(some["per_rank"][0]["slice"] == json({{"first", 0}, {"stride", {4, 1}}, {"size", {2, 4}}}));
+}
+
 TEST_CASE("mesh shard prints PyTorch's local shapes and offsets") {
   for (const json& c : cases("layout.json")) {
     const json got =
@@ -125,6 +197,7 @@ TEST_CASE("mesh partners counts the bytes each rank and host sends and holds") {
                                  {"host", "host0"},
                                  {"holders", {3}},
                                  {"wards", {3}},
+                                 {"completed_by", json::array()},
                                  {"own_bytes", 210},
                                  {"sent_bytes", 210},
                                  {"held_bytes", 210}}));
@@ -137,27 +210,37 @@ TEST_CASE("mesh partners counts the bytes each rank and host sends and holds") {
   CHECK(got["seconds"] == 0.63);
 }
 
-TEST_CASE("mesh partners spares what a holder has itself, says how much, and holds whole copies") {
+TEST_CASE("mesh partners leaves out of copies what another host has too, and says how much") {
   const std::vector<std::string> words{
       "partners", "--mesh",           "2,4",      "--ranks-per-host", "4",
       "--tensor", "w=f32[64]:R,S(0)", "--tensor", "x=f32[64]:S(0),R", "--json"};
   const json all = parsed(run_mesh(words));
   CHECK(all["total_bytes"] == 8 * (64 + 128));
   CHECK(all["spared_bytes"] == 0);
+  CHECK(all["ranks"][5]["completed_by"] == json::array());
   auto spare = words;
   spare.emplace_back("--spare-replicated");
-  // Rank r's holder is r + 4: of the parts that r has it has that of w too, and not that of x.
+  // Rank r + 4, on the other host, has r's part of w; all that have the same of x are on one host.
   const json less = parsed(run_mesh(spare));
   CHECK(less["total_bytes"] == 8 * 128);
   CHECK(less["spared_bytes"] == 8 * 64);
+  CHECK(less["spared_memory_bytes"] == 2 * 8 * 64);
   CHECK(less["busiest_link_bytes"] == 4 * 128);
+  CHECK(less["ranks"][5]["own_bytes"] == 64 + 128);
   CHECK(less["ranks"][5]["sent_bytes"] == 128);
-  CHECK(less["ranks"][5]["held_bytes"] == 64 + 128);
-  // The next rank has another part of w and, within a host, the same of x.
-  for (const char* option : {"--policy", "ring"}) spare.emplace_back(option);
+  CHECK(less["ranks"][5]["held_bytes"] == 128);
+  CHECK(less["ranks"][5]["completed_by"] == json({1}));
+  CHECK(less["hosts"][1]["held_bytes"] == 4 * 128);
+  // Whoever holds the copies: two of them lack it twice.
+  for (const char* option : {"--policy", "ring", "--copies", "2"}) spare.emplace_back(option);
   const json ring = parsed(run_mesh(spare));
-  CHECK(ring["spared_bytes"] == 6 * 128);
-  CHECK(ring["total_bytes"] == 8 * (64 + 128) - 6 * 128);
+  CHECK(ring["spared_bytes"] == 2 * 8 * 64);
+  CHECK(ring["total_bytes"] == 2 * 8 * 128);
+  CHECK(ring["ranks"][5]["completed_by"] == json({1}));
+  spare.erase(std::find(spare.begin(), spare.end(), "--json"));
+  CHECK_THAT(run_mesh(spare).out,
+             contains_text("holds copies of  completed by  own") &&
+                 contains_text("has it too: 1 KiB of each step's sending, 2 KiB of host memory"));
 }
 
 TEST_CASE("mesh partners counts what going through every rank, tensor and holder counts") {
@@ -203,18 +286,22 @@ TEST_CASE("mesh partners counts what going through every rank, tensor and holder
     std::vector<std::int64_t> link_in(world_size);
     std::int64_t total = 0;
     std::int64_t spared = 0;
+    std::vector<std::set<int>> keepers(world_size);
+    const auto domains = meshstage::FailureDomains::uniform(world, per_host);
     for (int r = 0; r < world; ++r) {
       const auto rank = static_cast<std::size_t>(r);
       for (const auto& t : tensors) {
         const auto bytes =
             meshstage::local_shard(mesh, r, t.shape, t.placements).numel() * t.element_bytes;
         own[rank] += bytes;
+        const auto keeper = meshstage::shared_at(mesh, t.placements, domains, r);
+        if (spare && keeper && bytes > 0) keepers[rank].insert(*keeper);
         for (const int h : got["ranks"][rank]["holders"]) {
-          held[static_cast<std::size_t>(h)] += bytes;
-          if (spare && meshstage::same_shard(mesh, t.placements, r, h)) {
+          if (spare && keeper) {
             spared += bytes;
             continue;
           }
+          held[static_cast<std::size_t>(h)] += bytes;
           sent[rank] += bytes;
           total += bytes;
           if (host(r) == host(h)) continue;
@@ -227,6 +314,7 @@ TEST_CASE("mesh partners counts what going through every rank, tensor and holder
       CHECK(got["ranks"][r]["own_bytes"] == own[r]);
       CHECK(got["ranks"][r]["sent_bytes"] == sent[r]);
       CHECK(got["ranks"][r]["held_bytes"] == held[r]);
+      CHECK(got["ranks"][r]["completed_by"] == json(keepers[r]));
     }
     for (std::size_t h = 0; h < got["hosts"].size(); ++h) {
       CHECK(got["hosts"][h]["link_out_bytes"] == link_out[h]);
@@ -266,6 +354,36 @@ TEST_CASE("mesh survive says what is always survived, and asks for enough by its
   const json big = parsed(run_mesh({"survive", "--mesh", "100000", "--json"}));
   CHECK(big["ranks"]["counts"][2]["survived"].is_null());
   CHECK(big["ranks"]["counts"][2]["how"] == "not enumerated");
+}
+
+TEST_CASE("mesh survive counts on no copy for what copies lack, by option and by file") {
+  // Three hosts elsewhere hold copies; the next host but one has each rank's part of w.
+  const std::vector<std::string> words{
+      "survive",  "--mesh", "2,4",      "--ranks-per-host", "2",     "--policy", "across-hosts",
+      "--copies", "3",      "--tensor", "w=f32[64]:R,S(0)", "--json"};
+  const json whole = parsed(run_mesh(words));
+  CHECK(whole["always_survived"] == 3);
+  CHECK(whole["spare_replicated"] == false);
+  auto spare = words;
+  spare.emplace_back("--spare-replicated");
+  const json shared = parsed(run_mesh(spare));
+  CHECK(shared["always_survived"] == 1);
+  CHECK(shared["spare_replicated"] == true);
+  CHECK(shared["ranks"]["first_lost"] == json({"host0", "host2"}));
+  CHECK(shared["tensors"][0]["always_survived"] == 1);
+  spare.erase(std::find(spare.begin(), spare.end(), "--json"));
+  for (const char* option : {"--require", "2"}) spare.emplace_back(option);
+  const Answer refused = run_mesh(spare);
+  CHECK(refused.code == 1);
+  CHECK_THAT(refused.out, contains_text("each rank's image") && contains_text("NOT ENOUGH: 2"));
+  const TempDirectory directory;
+  const std::string file = directory.path() / "mesh.toml";
+  std::ofstream(file) << "[mesh]\nshape = [2, 4]\n[hosts]\nranks_per_host = 2\n[partners]\n"
+                         "policy = \"across-hosts\"\ncopies = 3\nspare_replicated = true\n"
+                         "[[tensor]]\nname = \"w\"\nshape = [64]\nplacements = \"R,S(0)\"\n";
+  CHECK(parsed(run_mesh({"survive", file, "--json"})) == shared);
+  CHECK(run_mesh({"check", file}).code == 0);
+  CHECK(run_mesh({"draw", file}).code == 0);
 }
 
 TEST_CASE("mesh check passes a good file and lists what is wrong in a bad one") {

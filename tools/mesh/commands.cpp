@@ -45,6 +45,8 @@ void add_job_options(CLI::App& command, JobWords& words) {
       ->take_all()
       ->allow_extra_args(false)
       ->delimiter('\0');
+  command.add_flag("--spare-replicated", words.spare_replicated,
+                   "Copies lack the tensors that another host has too");
 }
 
 }  // namespace
@@ -63,6 +65,8 @@ void add_mesh_commands(CLI::App& app, std::ostream& out) {
   command->add_option("--slice", show->slice, "Names of the dimensions of a slice: dp,tp");
   command->add_option("--rank", show->only, "Show these ranks only: 0-3,8");
   command->add_flag("--json", show->json, "One JSON object");
+  command->add_flag("--compact", show->compact,
+                    "With --json: ranks at equal distances as {\"first\", \"stride\", \"size\"}");
 
   auto shard = std::make_shared<ShardOptions>();
   command = add_command(*mesh, "shard", "Which rank has which block of a tensor",
@@ -83,8 +87,6 @@ void add_mesh_commands(CLI::App& app, std::ostream& out) {
                   "--tensor \"w=f32[1024,512]:S(0),R\" --bandwidth 12.5",
                   partners, &mesh_partners, out);
   add_job_options(*command, partners->job);
-  command->add_flag("--spare-replicated", partners->spare_replicated,
-                    "Do not send a holder what the mesh gives it anyway");
   command->add_option("--bandwidth", partners->bandwidth,
                       "GB/s (1e9 bytes) of a host's link each way: adds seconds");
   command->add_flag("--json", partners->json, "One JSON object");

@@ -29,6 +29,7 @@ struct JobWords {
   std::string host_sizes;            ///< "8,8,6": ranks of each host, instead of ranks_per_host
   std::string policy;                ///< empty: the file's, or half-shift
   int copies = -1;                   ///< -1: the file's, or 1
+  bool spare_replicated = false;     ///< true, or as the file says
   std::vector<std::string> tensors;  ///< "w=f32[1024,512]:S(0),R"; in addition to the file's
 };
 
@@ -45,6 +46,7 @@ struct ShowOptions {
   std::string slice;  ///< names, or empty
   std::string only;   ///< ranks to show, or empty: all (of a table, the first)
   bool json = false;
+  bool compact = false;  ///< of JSON: ranks at equal distances as first, stride and size
 };
 int mesh_show(const ShowOptions& options, std::ostream& out);
 
@@ -58,7 +60,6 @@ int mesh_shard(const ShardOptions& options, std::ostream& out);
 
 struct PartnersOptions {
   JobWords job;
-  bool spare_replicated = false;  ///< true, or as the file says
   double bandwidth = 0;  ///< GB/s (1e9 bytes) of a host's link in each direction; 0: not given
   bool json = false;
 };

@@ -8,6 +8,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/layout.hpp>
+#include <meshstage/mesh/replicated.hpp>
 #include <meshstage/mesh/text_impl.hpp>
 #include "tools/mesh/json_out.hpp"
 #include "tools/mesh/options.hpp"
@@ -39,37 +40,11 @@ struct HostTraffic {
 struct Traffic {
   std::vector<std::int64_t> own;   // by rank: its shards
   std::vector<std::int64_t> sent;  // by rank: to all its holders
-  std::vector<std::int64_t> held;  // by rank: copies of its wards, whole
+  std::vector<std::int64_t> held;  // by rank: copies of its wards
   std::vector<HostTraffic> hosts;
   std::int64_t total = 0;   // sent by all
-  std::int64_t spared = 0;  // not sent: the holder has it itself
-};
-
-// Goes through the places of a mesh in order; says which part of a tensor each has, as a number
-// that places with the same elements share.
-class PartNumbers {
- public:
-  PartNumbers(const DeviceMesh& mesh, const Placements& placements)
-      : mesh_(mesh), step_(mesh.ndim(), 0) {
-    std::int64_t parts = 1;
-    for (std::size_t d = mesh.ndim(); d-- > 0;) {
-      if (placements[d].is_replicate()) continue;
-      step_[d] = parts;
-      parts *= mesh.shape()[d];
-    }
-  }
-  [[nodiscard]] std::int64_t at(std::int64_t place) const {
-    std::int64_t part = 0;
-    for (std::size_t d = mesh_.ndim(); d-- > 0;) {
-      part += place % mesh_.shape()[d] * step_[d];
-      place /= mesh_.shape()[d];
-    }
-    return part;
-  }
-
- private:
-  const DeviceMesh& mesh_;
-  std::vector<std::int64_t> step_;
+  std::int64_t spared = 0;  // what all copies lack, neither sent nor held: another host has it too
+  std::int64_t spared_memory = 0;  // of the two slots of each copy
 };
 
 // Tensors that lie alike on the mesh, counted together.
@@ -109,6 +84,26 @@ std::vector<Load> loads(const MeshDescription& job) {
   return out;
 }
 
+// The ranks with whom tensors are shared, by place, for each set of dimensions that replicates.
+class Keepers {
+ public:
+  explicit Keepers(const MeshDescription& job) : job_(job) {}
+  // Empty if nothing is shared.
+  const std::vector<int>& of(const Placements& placements) {
+    std::vector<bool> replicated;
+    for (const Placement& p : placements) replicated.push_back(p.is_replicate());
+    auto& known = known_[replicated];
+    if (known.empty() && job_.spare_replicated) {
+      known = all_shared_at(job_.mesh, placements, job_.domains);
+    }
+    return known;
+  }
+
+ private:
+  const MeshDescription& job_;
+  std::map<std::vector<bool>, std::vector<int>> known_;
+};
+
 Traffic count(const MeshDescription& job) {
   const auto world = static_cast<std::size_t>(job.domains.world_size());
   Traffic t;
@@ -116,9 +111,10 @@ Traffic count(const MeshDescription& job) {
   t.sent.assign(world, 0);
   t.held.assign(world, 0);
   t.hosts.resize(static_cast<std::size_t>(job.domains.hosts()));
+  Keepers keepers(job);
   std::vector<std::int64_t> coordinate(job.mesh.ndim());
   for (const Load& load : loads(job)) {
-    const PartNumbers parts(job.mesh, load.layout.placements());
+    const std::vector<int>& keeper = keepers.of(load.layout.placements());
     for (std::int64_t i = 0; i < job.mesh.size(); ++i) {
       std::int64_t rest = i;
       for (std::size_t d = job.mesh.ndim(); d-- > 0;) {
@@ -129,6 +125,10 @@ Traffic count(const MeshDescription& job) {
       const auto r = static_cast<std::size_t>(rank);
       const std::int64_t bytes = load.bytes_at(coordinate);
       add(t.own[r], bytes);
+      if (!keeper.empty() && keeper[static_cast<std::size_t>(i)] >= 0) {
+        for (std::size_t copy = 0; copy < job.holders[r].size(); ++copy) add(t.spared, bytes);
+        continue;
+      }
       const int from = job.domains.host_of(rank);
       HostTraffic& here = t.hosts[static_cast<std::size_t>(from)];
       for (const int h : job.holders[r]) {
@@ -136,13 +136,6 @@ Traffic count(const MeshDescription& job) {
         HostTraffic& there = t.hosts[static_cast<std::size_t>(to)];
         add(t.held[static_cast<std::size_t>(h)], bytes);
         add(there.held, bytes);
-        if (job.spare_replicated) {
-          const auto place = job.mesh.index_of(h);
-          if (place && parts.at(*place) == parts.at(i)) {
-            add(t.spared, bytes);
-            continue;
-          }
-        }
         add(t.sent[r], bytes);
         add(here.sent, bytes);
         add(t.total, bytes);
@@ -153,7 +146,14 @@ Traffic count(const MeshDescription& job) {
       }
     }
   }
+  t.spared_memory = product(t.spared, 2);
   return t;
+}
+
+// Who completes the copies of each rank's image; nobody where nothing is shared.
+std::vector<std::vector<int>> completing(const MeshDescription& job) {
+  if (job.spare_replicated) return completed_by(job.mesh, job.tensors, job.domains);
+  return std::vector<std::vector<int>>(static_cast<std::size_t>(job.domains.world_size()));
 }
 
 std::int64_t busiest(const Traffic& t) {
@@ -175,6 +175,7 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
   }
   json.key("spare_replicated").value(job.spare_replicated);
   const auto wards = wards_of(job.holders);
+  const auto completed = completing(job);
   json.key("ranks").begin_list();
   for (std::size_t r = 0; r < job.holders.size(); ++r) {
     json.begin_object();
@@ -182,6 +183,7 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
     json.key("host").value(job.domains.host(job.domains.host_of(static_cast<int>(r))).name);
     json.key("holders").list(job.holders[r]);
     json.key("wards").list(wards[r]);
+    json.key("completed_by").list(completed[r]);
     json.key("own_bytes").value(t.own[r]);
     json.key("sent_bytes").value(t.sent[r]);
     json.key("held_bytes").value(t.held[r]);
@@ -203,6 +205,7 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
   json.end_list();
   json.key("total_bytes").value(t.total);
   json.key("spared_bytes").value(t.spared);
+  json.key("spared_memory_bytes").value(t.spared_memory);
   json.key("busiest_link_bytes").value(busiest(t));
   if (bandwidth > 0) {
     json.key("gigabytes_per_second").value(bandwidth);
@@ -223,14 +226,17 @@ void partners_table(const MeshDescription& job, const Traffic& t, double bandwid
                      text::count(job.domains.hosts(), "host"), rack_words(job.domains),
                      partners_words(job));
   const auto wards = wards_of(job.holders);
+  const auto completed = completing(job);
   const bool bytes = !job.tensors.empty();
   std::vector<std::string> header{"rank", "host", "holders", "holds copies of"};
+  if (job.spare_replicated) header.emplace_back("completed by");
   if (bytes) header.insert(header.end(), {"own", "sends", "holds"});
   Table ranks(header);
   for (std::size_t r = 0; r < std::min(world, kTableRanks); ++r) {
     std::vector<std::string> row{std::to_string(r),
                                  job.domains.host(job.domains.host_of(static_cast<int>(r))).name,
                                  short_ranks(job.holders[r], 24), short_ranks(wards[r], 24)};
+    if (job.spare_replicated) row.push_back(short_ranks(completed[r], 24));
     if (bytes) {
       row.push_back(bytes_words(static_cast<double>(t.own[r])));
       row.push_back(bytes_words(static_cast<double>(t.sent[r])));
@@ -286,8 +292,10 @@ void partners_table(const MeshDescription& job, const Traffic& t, double bandwid
   out << fmt::format("each step sends {} in all; the fullest rank needs {} of host memory\n",
                      bytes_words(static_cast<double>(t.total)), bytes_words(need));
   if (job.spare_replicated) {
-    out << fmt::format("spared, because the holder has it itself: {}\n",
-                       bytes_words(static_cast<double>(t.spared)));
+    out << fmt::format(
+        "spared, because another host has it too: {} of each step's sending, {} of host memory\n",
+        bytes_words(static_cast<double>(t.spared)),
+        bytes_words(static_cast<double>(t.spared_memory)));
   }
   out << fmt::format("the busiest host's link carries {} one way",
                      bytes_words(static_cast<double>(busiest(t))));
@@ -305,8 +313,7 @@ int mesh_partners(const PartnersOptions& options, std::ostream& out) {
   if (options.bandwidth < 0 || !(options.bandwidth < 1e12)) {
     throw InvalidArgument("--bandwidth: give GB/s above 0, such as 12.5");
   }
-  MeshDescription job = read_job(options.job);
-  job.spare_replicated = job.spare_replicated || options.spare_replicated;
+  const MeshDescription job = read_job(options.job);
   const Traffic traffic = count(job);
   if (options.json) {
     partners_json(job, traffic, options.bandwidth, out);

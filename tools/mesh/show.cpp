@@ -19,10 +19,45 @@ constexpr std::size_t kTableRanks = 64;
 // nobody can keep: 7 TB for a million ranks in one.
 constexpr std::int64_t kMostBytes = std::int64_t{1} << 35;
 
-// The JSON of all slices along some dimensions, as nested lists; many ranks share each.
+void append_range(std::string& text, std::int64_t first, std::span<const std::int64_t> strides,
+                  std::span<const std::int64_t> sizes) {
+  const auto numbers = [&](const char* key, std::span<const std::int64_t> list) {
+    text += key;
+    if (list.size() == 1) return append_number(text, list[0]);
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      text += i > 0 ? ',' : '[';
+      append_number(text, list[i]);
+    }
+    text += ']';
+  };
+  text += "{\"first\":";
+  append_number(text, first);
+  numbers(",\"stride\":", strides);
+  numbers(",\"size\":", sizes);
+  text += '}';
+}
+
+// All ranks of the mesh: a range if they lie at equal distances, else listed.
+std::string compact_ranks(const DeviceMesh& mesh) {
+  const std::vector<int> ranks = mesh.ranks();
+  const std::int64_t stride = ranks.size() > 1 ? std::int64_t{ranks[1]} - ranks[0] : 1;
+  std::string text;
+  for (std::size_t i = 1; i < ranks.size(); ++i) {
+    if (ranks[i] - ranks[i - 1] == stride) continue;
+    append_list(text, ranks);
+    return text;
+  }
+  const std::int64_t size = mesh.size();
+  append_range(text, ranks[0], {&stride, 1}, {&size, 1});
+  return text;
+}
+
+// The JSON of all slices along some dimensions; many ranks share each. As nested lists, or compact:
+// as a range where the ranks lie at equal distances along each dimension.
 class SliceTexts {
  public:
-  SliceTexts(const DeviceMesh& mesh, const std::vector<std::string>& names) : mesh_(mesh) {
+  SliceTexts(const DeviceMesh& mesh, const std::vector<std::string>& names, bool compact)
+      : mesh_(mesh), compact_(compact) {
     step_.assign(mesh.ndim(), 1);
     for (std::size_t d = mesh.ndim(); d-- > 1;) step_[d - 1] = step_[d] * mesh.shape()[d];
     others_ = mesh.shape();
@@ -46,11 +81,34 @@ class SliceTexts {
   // One slice for each combination of the coordinates that are not sliced, in row-major order.
   void add_slices(std::size_t dim, std::int64_t place) {
     if (dim == others_.size()) {
-      add_lists(0, place);
+      if (!compact_ || !add_range(place)) add_lists(0, place);
       start_.push_back(text_.size());
       return;
     }
     for (std::int64_t i = 0; i < others_[dim]; ++i) add_slices(dim + 1, place + i * step_[dim]);
+  }
+  bool add_range(std::int64_t place) {
+    const std::int64_t first = mesh_.rank_at(place);
+    std::vector<std::int64_t> strides;
+    std::vector<std::int64_t> sizes;
+    for (const std::size_t d : kept_) {
+      sizes.push_back(mesh_.shape()[d]);
+      strides.push_back(sizes.back() > 1 ? mesh_.rank_at(place + step_[d]) - first : 1);
+    }
+    if (!mesh_.is_strided() && !in_range(0, place, first, strides)) return false;
+    append_range(text_, first, strides, sizes);
+    return true;
+  }
+  [[nodiscard]] bool in_range(std::size_t level, std::int64_t place, std::int64_t rank,
+                              const std::vector<std::int64_t>& strides) const {
+    if (level == kept_.size()) return mesh_.rank_at(place) == rank;
+    for (std::int64_t i = 0; i < mesh_.shape()[kept_[level]]; ++i) {
+      if (!in_range(level + 1, place + i * step_[kept_[level]], rank + i * strides[level],
+                    strides)) {
+        return false;
+      }
+    }
+    return true;
   }
   void add_lists(std::size_t level, std::int64_t place) {
     if (level == kept_.size()) {
@@ -66,6 +124,7 @@ class SliceTexts {
   }
 
   const DeviceMesh& mesh_;
+  const bool compact_;
   std::vector<std::int64_t> step_;    // in places, of each dimension
   std::vector<std::int64_t> others_;  // sizes; 1 for a dimension that is sliced
   std::vector<std::size_t> kept_;
@@ -82,13 +141,13 @@ void coordinate_at(const DeviceMesh& mesh, std::int64_t index, std::vector<std::
 }
 
 void show_json(const DeviceMesh& mesh, const std::vector<std::string>& slice,
-               const std::vector<int>& shown, std::ostream& out) {
+               const std::vector<int>& shown, bool compact, std::ostream& out) {
   std::vector<SliceTexts> groups;
   for (const std::string& name : mesh.names()) {
-    groups.emplace_back(mesh, std::vector<std::string>{name});
+    groups.emplace_back(mesh, std::vector<std::string>{name}, compact);
   }
   std::optional<SliceTexts> slices;
-  if (!slice.empty()) slices.emplace(mesh, slice);
+  if (!slice.empty()) slices.emplace(mesh, slice, compact);
   std::vector<std::int64_t> coordinate;
   std::int64_t bytes = 0;
   for (const int rank : shown) {
@@ -99,15 +158,20 @@ void show_json(const DeviceMesh& mesh, const std::vector<std::string>& slice,
   if (bytes > kMostBytes) {
     throw InvalidArgument(
         fmt::format("the answer has {}, for each rank lists its groups: say which "
-                    "ranks are wanted, such as --rank 0-15",
-                    bytes_words(static_cast<double>(bytes))));
+                    "ranks are wanted, such as --rank 0-15{}",
+                    bytes_words(static_cast<double>(bytes)), compact ? "" : ", or add --compact"));
   }
   JsonOut json(out);
   json.begin_object();
+  if (compact) json.key("compact").value(true);
   json.key("shape").list(mesh.shape());
   json.key("names").list(mesh.names());
   std::string all;
-  append_list(all, mesh.ranks());
+  if (compact) {
+    all = compact_ranks(mesh);
+  } else {
+    append_list(all, mesh.ranks());
+  }
   json.key("ranks").raw(all);
   json.key("slice_names").list(slice);
   json.key("per_rank").begin_list();
@@ -166,6 +230,9 @@ void show_table(const DeviceMesh& mesh, const std::vector<std::string>& slice,
 }  // namespace
 
 int mesh_show(const ShowOptions& options, std::ostream& out) {
+  if (options.compact && !options.json) {
+    throw InvalidArgument("--compact is a form of JSON: add --json");
+  }
   const DeviceMesh mesh = read_mesh(options.mesh);
   const std::vector<std::string> slice = read_names(options.slice);
   if (!slice.empty()) (void)mesh.slice(slice, mesh.rank_at(0));  // the names exist
@@ -182,7 +249,7 @@ int mesh_show(const ShowOptions& options, std::ostream& out) {
     }
   }
   if (options.json) {
-    show_json(mesh, slice, shown, out);
+    show_json(mesh, slice, shown, options.compact, out);
   } else {
     show_table(mesh, slice, shown, out);
   }
