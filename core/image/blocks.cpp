@@ -4,14 +4,20 @@
 #include <meshstage/core/image/bytes_impl.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/manifest_impl.hpp>
+#include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/image/trailer_impl.hpp>
 
 namespace meshstage {
 
-BlockDigests::BlockDigests(std::uint64_t block_bytes, std::uint64_t digested_bytes)
-    : block_bytes_(block_bytes), digested_bytes_(digested_bytes) {
+BlockDigests::BlockDigests(std::uint64_t block_bytes, std::uint64_t digested_bytes,
+                           std::size_t first_block)
+    : block_bytes_(block_bytes), digested_bytes_(digested_bytes), first_block_(first_block) {
   if (block_bytes == 0) throw InvalidArgument("blocks of 0 bytes");
   const auto count = digested_bytes / block_bytes + (digested_bytes % block_bytes != 0 ? 1 : 0);
+  if (first_block > count) {
+    throw InvalidArgument("blocks from " + std::to_string(first_block) + " on, of " +
+                          std::to_string(count));
+  }
   digests_.resize(count);
   added_.resize(count);
 }
@@ -30,80 +36,121 @@ void BlockDigests::add(std::size_t index, std::span<const std::byte> bytes) {
                           std::to_string(block_size(index)) + " bytes, not " +
                           std::to_string(bytes.size()));
   }
+  if (index < first_block_) {
+    throw InvalidArgument("block " + std::to_string(index) + ", where those from " +
+                          std::to_string(first_block_) + " on were to come");
+  }
   digests_[index] = digest64(bytes);
   added_[index] = 1;
 }
 
 bool BlockDigests::complete() const noexcept {
-  return std::all_of(added_.begin(), added_.end(), [](auto a) { return a != 0; });
+  return std::all_of(added_.begin() + static_cast<std::ptrdiff_t>(first_block_), added_.end(),
+                     [](auto a) { return a != 0; });
 }
 
 namespace {
 
-[[noreturn]] void refuse(const ImageInfo& info, const std::string& what, const std::string& path) {
-  throw make_error<CorruptData>("image of " + to_string(info.identity) + ": " + what,
-                                info.identity.rank, info.identity.id.step, path);
+[[noreturn]] void refuse(const detail::Trailer& trailer, const std::string& what,
+                         const std::string& path) {
+  const auto& identity = trailer.info.identity;
+  throw make_error<CorruptData>(
+      (trailer.gap == 0 ? "image of " : "replica of ") + to_string(identity) + ": " + what,
+      identity.rank, identity.id.step, path);
 }
 
-void check_manifest(std::span<const std::byte> image, const ImageInfo& info) {
-  if (digest128(image.first(info.manifest_bytes)) != info.manifest_digest) {
-    refuse(info, "the manifest does not match its digest", "");
-  }
+// Reads the trailer and checks the manifest that it names. `bytes`: of an image or its replica.
+detail::Trailer read_ends(std::span<const std::byte> bytes, detail::Form form) {
+  const auto trailer = detail::read_trailer(bytes, form);
+  const auto& info = trailer.info;
+  if (digest128(bytes.first(info.manifest_bytes)) != info.manifest_digest)
+    refuse(trailer, "the manifest does not match its digest", "");
+  return trailer;
 }
 
-[[noreturn]] void refuse_block(std::span<const std::byte> image, const ImageInfo& info,
-                               std::uint64_t trailer_begin, std::size_t block) {
-  const auto begin = info.manifest_bytes + block * info.block_bytes;
-  const auto end = std::min(trailer_begin, begin + info.block_bytes);
+// The first block that is there.
+std::size_t first_block(const detail::Trailer& trailer) {
+  return trailer.gap / trailer.info.block_bytes;
+}
+
+std::uint64_t block_begin(const detail::Trailer& trailer, std::size_t block) {
+  return trailer.info.manifest_bytes + block * trailer.info.block_bytes;
+}
+std::uint64_t block_size(const detail::Trailer& trailer, std::size_t block) {
+  return std::min(trailer.info.block_bytes, trailer.begin - block_begin(trailer, block));
+}
+
+void check_table(std::span<const std::byte> bytes, const detail::Trailer& trailer,
+                 std::size_t block, std::uint64_t digest) {
+  if (detail::load<std::uint64_t>(trailer.digests, 8 * block) == digest) return;
+  const auto begin = block_begin(trailer, block);
+  const auto end = begin + block_size(trailer, block);
   std::string path;
-  const auto what = detail::describe_range(image, begin, end, path);
-  refuse(info,
+  const auto what = detail::describe_range(bytes, trailer.info.image_bytes, begin, end, path);
+  refuse(trailer,
          "block " + std::to_string(block) + " (bytes " + std::to_string(begin) + " to " +
              std::to_string(end) + ") does not match its digest; it holds " + what,
          path);
 }
 
-void check_table(std::span<const std::byte> image, const detail::Trailer& trailer,
-                 std::size_t block, std::uint64_t digest) {
-  if (detail::load<std::uint64_t>(trailer.digests, 8 * block) != digest) {
-    refuse_block(image, trailer.info, trailer.begin, block);
-  }
-}
-
-}  // namespace
-
-ImageInfo read_info(std::span<const std::byte> image) { return detail::read_trailer(image).info; }
-
-ImageInfo verify_image(std::span<const std::byte> image) {
-  const auto trailer = detail::read_trailer(image);
-  const auto& info = trailer.info;
-  check_manifest(image, info);
+ImageInfo verify(std::span<const std::byte> bytes, detail::Form form) {
+  const auto trailer = read_ends(bytes, form);
   const auto blocks = trailer.digests.size() / 8;
-  for (std::size_t i = 0; i < blocks; ++i) {
-    const auto begin = info.manifest_bytes + i * info.block_bytes;
-    const auto bytes = std::min(info.block_bytes, trailer.begin - begin);
-    check_table(image, trailer, i, digest64(image.subspan(begin, bytes)));
+  for (auto i = first_block(trailer); i < blocks; ++i) {
+    const auto at = block_begin(trailer, i) - trailer.gap;
+    check_table(bytes, trailer, i, digest64(bytes.subspan(at, block_size(trailer, i))));
   }
-  return info;
+  return trailer.info;
 }
 
-ImageInfo check_blocks(std::span<const std::byte> image, const BlockDigests& digests) {
-  if (!digests.complete()) throw InvalidArgument("check_blocks(): not every block has arrived");
-  const auto trailer = detail::read_trailer(image);
+ImageInfo check(std::span<const std::byte> bytes, const BlockDigests& digests, detail::Form form) {
+  if (!digests.complete())
+    throw InvalidArgument("not every block has arrived that is to be checked");
+  const auto trailer = read_ends(bytes, form);
   const auto& info = trailer.info;
-  check_manifest(image, info);
   if (digests.block_bytes() != info.block_bytes ||
       digests.block_count() * 8 != trailer.digests.size()) {
-    refuse(info,
+    refuse(trailer,
            "it has " + std::to_string(trailer.digests.size() / 8) + " blocks of " +
                std::to_string(info.block_bytes) + " bytes, digested were " +
                std::to_string(digests.block_count()) + " of " +
                std::to_string(digests.block_bytes()),
            "");
   }
-  for (std::size_t i = 0; i < digests.block_count(); ++i)
-    check_table(image, trailer, i, digests.digests()[i]);
+  if (digests.first_block() != first_block(trailer)) {
+    refuse(trailer,
+           "it begins with block " + std::to_string(first_block(trailer)) +
+               ", digested were those from " + std::to_string(digests.first_block()),
+           "");
+  }
+  for (auto i = digests.first_block(); i < digests.block_count(); ++i)
+    check_table(bytes, trailer, i, digests.digests()[i]);
   return info;
+}
+
+}  // namespace
+
+ImageInfo read_info(std::span<const std::byte> image) { return detail::read_trailer(image).info; }
+ImageInfo read_replica_info(std::span<const std::byte> replica) {
+  return detail::read_trailer(replica, detail::Form::kReplica).info;
+}
+
+ImageInfo verify_image(std::span<const std::byte> image) {
+  return verify(image, detail::Form::kImage);
+}
+ImageInfo verify_replica(std::span<const std::byte> replica) {
+  return verify(replica, detail::Form::kReplica);
+}
+
+ImageInfo check_blocks(std::span<const std::byte> image, const BlockDigests& digests) {
+  if (digests.first_block() != 0) {
+    throw InvalidArgument("check_blocks(): the first " + std::to_string(digests.first_block()) +
+                          " blocks were not digested; check_replica_blocks() needs none");
+  }
+  return check(image, digests, detail::Form::kImage);
+}
+ImageInfo check_replica_blocks(std::span<const std::byte> replica, const BlockDigests& digests) {
+  return check(replica, digests, detail::Form::kReplica);
 }
 
 }  // namespace meshstage

@@ -19,17 +19,22 @@ MESHSTAGE_API Digest digest128(std::span<const std::byte> bytes) noexcept;
 class MESHSTAGE_API BlockDigests {
  public:
   BlockDigests() = default;
-  /// `digested_bytes`: from the data section's begin to the trailer's.
-  /// Throws InvalidArgument if block_bytes is 0.
-  BlockDigests(std::uint64_t block_bytes, std::uint64_t digested_bytes);
+  /// `digested_bytes`: from the data section's begin to the trailer's, in the whole image.
+  /// `first_block`: the blocks before are not to come, as in a replica, which begins with block
+  /// shared_bytes / block_bytes. Throws InvalidArgument if block_bytes is 0, or first_block beyond
+  /// the last block.
+  BlockDigests(std::uint64_t block_bytes, std::uint64_t digested_bytes,
+               std::size_t first_block = 0);
 
   [[nodiscard]] std::uint64_t block_bytes() const noexcept { return block_bytes_; }
+  /// Blocks of the whole image; the first of them that is to come.
   [[nodiscard]] std::size_t block_count() const noexcept { return digests_.size(); }
+  [[nodiscard]] std::size_t first_block() const noexcept { return first_block_; }
   /// Bytes of block `index`; the last one may be shorter.
   [[nodiscard]] std::uint64_t block_size(std::size_t index) const;
   /// Digests a block that has arrived. Throws InvalidArgument on a wrong index or size.
   void add(std::size_t index, std::span<const std::byte> bytes);
-  /// All blocks were added.
+  /// All blocks from first_block() on were added.
   [[nodiscard]] bool complete() const noexcept;
   /// 0 for a block that was not added.
   [[nodiscard]] std::span<const std::uint64_t> digests() const noexcept { return digests_; }
@@ -37,14 +42,19 @@ class MESHSTAGE_API BlockDigests {
  private:
   std::uint64_t block_bytes_ = 0;
   std::uint64_t digested_bytes_ = 0;
+  std::size_t first_block_ = 0;
   std::vector<std::uint64_t> digests_;
   std::vector<std::uint8_t> added_;
 };
 
 /// As verify_image(), with block digests that were made while the blocks arrived: digests the
 /// manifest and the trailer, and compares the table. Throws CorruptData as verify_image() does, and
-/// InvalidArgument unless `digests` is complete.
+/// InvalidArgument unless `digests` is complete and begins with block 0.
 MESHSTAGE_API ImageInfo check_blocks(std::span<const std::byte> image, const BlockDigests& digests);
+/// The same for a replica (replica.hpp). Throws CorruptData unless `digests` begins with the
+/// replica's first block.
+MESHSTAGE_API ImageInfo check_replica_blocks(std::span<const std::byte> replica,
+                                             const BlockDigests& digests);
 
 /// Bytes of the trailer of an image whose data up to the trailer are `digested_bytes`.
 MESHSTAGE_API std::uint64_t trailer_size(std::uint64_t digested_bytes, std::uint64_t block_bytes);

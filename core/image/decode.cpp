@@ -217,7 +217,7 @@ Value decode_image(std::span<const std::byte> image, std::shared_ptr<const void>
   if (reinterpret_cast<std::uintptr_t>(image.data()) % 16 != 0) {
     throw InvalidArgument("decode_image(): the image must be aligned to 16 bytes");
   }
-  const auto manifest = detail::decode_manifest(image);
+  const auto manifest = detail::decode_manifest(image, image.size());
   try {
     return Decoder(image, owner, registry, traits, manifest).run(manifest.tree);
   } catch (const json::exception& e) {

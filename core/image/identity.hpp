@@ -63,6 +63,11 @@ struct ImageInfo {
       0;                   ///< Unit of the block digests, counted from the data section's begin.
   Digest manifest_digest;  ///< Of bytes [0, manifest_bytes); the same while the structure stays.
   Digest image_digest;     ///< Of the trailer, hence of everything.
+  /// Front of the data section with the storages that another rank has too, whole blocks: what a
+  /// replica leaves out (replica.hpp). 0 if nothing is shared.
+  std::uint64_t shared_bytes = 0;
+  /// Bytes of the image's replica: manifest, then what lies behind the shared bytes.
+  [[nodiscard]] std::uint64_t replica_bytes() const noexcept { return image_bytes - shared_bytes; }
   friend bool operator==(const ImageInfo&, const ImageInfo&) = default;
 };
 

@@ -17,10 +17,28 @@ struct ImageSegment {
       name;  ///< Of its safetensors entry: the first path that covers it, or a reserved one.
 };
 
+/// Storages of this rank that `rank` has too, byte for byte at every step. They lie at the front of
+/// an image's data section, so that a replica can leave them out.
+struct SharedStorages {
+  int rank = 0;
+  std::vector<std::string> names;  ///< As ImageSegment::name, in any order.
+  friend bool operator==(const SharedStorages&, const SharedStorages&) = default;
+};
+
+/// A smaller storage costs more apart from the others than a replica without it spares.
+inline constexpr std::uint64_t kLeastSharedBytes = 4096;
+
+/// What became of a SharedStorages in a layout.
+struct SharedSegments {
+  int rank = 0;
+  std::vector<std::size_t> segments;  ///< Indices into ImageLayout::segments, by name ascending.
+};
+
 /// Where everything lies in an image (all offsets from its begin, in bytes) and its manifest. Made
 /// by StagingPlan from the structure of a state dict; the same for every step while that stays.
 ///     [0, data_begin)                    manifest: the safetensors header, padded with spaces
-///     [data_begin, values_begin)         the storages, 64-byte aligned, padding between
+///     [data_begin, + shared_bytes)       the shared storages by rank and name, zeros to a block
+///     [.., values_begin)                 the storages, 64-byte aligned, padding between
 ///     [values_begin, trailer_begin)      scalars, strings and bytes
 ///     [trailer_begin, image_bytes)       identity and digests
 struct ImageLayout {
@@ -31,6 +49,8 @@ struct ImageLayout {
   std::uint64_t block_bytes = 0;       ///< Unit of the block digests.
   std::uint64_t storage_bytes = 0;     ///< Sum of the segments: what the state dict itself has.
   std::vector<ImageSegment> segments;  ///< Ascending by offset.
+  std::uint64_t shared_bytes = 0;      ///< A multiple of block_bytes; 0 if nothing is shared.
+  std::vector<SharedSegments> shared;  ///< By rank ascending; none without segments.
   std::vector<std::byte> manifest;     ///< The bytes [0, data_begin).
   Digest manifest_digest;              ///< Of these.
 

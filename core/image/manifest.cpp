@@ -29,12 +29,25 @@ void append_bytes_entry(std::string& json, std::string_view name, std::uint64_t 
   append_entry(json, name, "U8", {static_cast<std::int64_t>(end - begin)}, begin, end);
 }
 
+// One range for each rank: its segments are neighbours.
+std::string shared_ranges(const ImageLayout& layout) {
+  std::string json = "[";
+  for (const auto& part : layout.shared) {
+    const auto& first = layout.segments[part.segments.front()];
+    const auto& last = layout.segments[part.segments.back()];
+    if (json.size() > 1) json += ',';
+    json += "[" + std::to_string(part.rank) + "," + std::to_string(first.offset) + "," +
+            std::to_string(last.offset + last.bytes) + "]";
+  }
+  return json + "]";
+}
+
 // The structure: what safetensors has no words for. Offsets of storages count from the data
 // section.
 std::string structure(const FlatState& flat, const ImageLayout& layout) {
   std::vector<const ImageSegment*> by_storage(flat.storages.size());
   for (const auto& segment : layout.segments) by_storage[segment.storage] = &segment;
-  std::string json = "{\"format\":" + std::to_string(kFormatVersion) +
+  std::string json = "{\"format\":" + std::to_string(version_for(layout.shared_bytes)) +
                      ",\"block_bytes\":" + std::to_string(layout.block_bytes) + ",\"storages\":[";
   for (std::size_t i = 0; i < by_storage.size(); ++i) {
     if (i > 0) json += ',';
@@ -52,10 +65,17 @@ std::string structure(const FlatState& flat, const ImageLayout& layout) {
     }
     json += "]";
   }
-  return json + "],\"tree\":" + flat.tree + "}";
+  json += "]";
+  if (layout.shared_bytes != 0) json += ",\"shared\":" + shared_ranges(layout);
+  return json + ",\"tree\":" + flat.tree + "}";
 }
 
 }  // namespace
+
+std::string describe_unknown_version(std::uint64_t version) {
+  return "format version " + std::to_string(version) + "; this library reads versions " +
+         std::to_string(kFormatVersion) + " and " + std::to_string(kSharingVersion);
+}
 
 std::vector<StorageName> storage_names(const FlatState& flat) {
   std::vector<StorageName> names(flat.storages.size());
@@ -82,8 +102,7 @@ std::string encode_manifest(const FlatState& flat, const std::vector<StorageName
   std::size_t pads = 0;
   const auto pad_to = [&](std::uint64_t offset) {
     if (offset == at) return;
-    append_bytes_entry(json, std::string(kReservedPrefix) + ".pad." + std::to_string(pads++), at,
-                       offset);
+    append_bytes_entry(json, std::string(kPadPrefix) + std::to_string(pads++), at, offset);
     at = offset;
   };
   for (const auto& segment : layout.segments) {

@@ -98,24 +98,30 @@ Manifest::Range entry_range(const SafetensorsIndex& index, std::string_view name
   return {index.data_begin() + entry->begin, index.data_begin() + entry->end};
 }
 
+// The entry of that range in the data section, or null.
+const SafetensorsEntry* entry_at(const SafetensorsIndex& index, const Manifest::Range& range) {
+  const auto& entries = index.entries();
+  const auto it = std::lower_bound(
+      entries.begin(), entries.end(), range, [](const auto& e, const Manifest::Range& wanted) {
+        return std::pair(e.begin, e.end) < std::pair(wanted.begin, wanted.end);
+      });
+  return it != entries.end() && it->begin == range.begin && it->end == range.end ? &*it : nullptr;
+}
+
 // The ranges of the storages: each is the range of an entry, and no two are the same.
 std::vector<Manifest::Range> storage_ranges(const json& j, const SafetensorsIndex& index) {
   std::vector<Manifest::Range> ranges;
   std::vector<std::pair<std::uint64_t, std::uint64_t>> used;
   for (const auto& r : list(j, "\"storages\"")) {
     if (!r.is_array() || r.size() != 2) refuse("a storage is not [begin, end]");
-    const std::pair range{unsigned_of(r[0], "a storage's begin"),
-                          unsigned_of(r[1], "a storage's end")};
-    const auto& entries = index.entries();
-    const auto it = std::lower_bound(
-        entries.begin(), entries.end(), range,
-        [](const auto& e, const auto& wanted) { return std::pair(e.begin, e.end) < wanted; });
-    if (it == entries.end() || it->begin != range.first || it->end != range.second) {
-      refuse("storage " + std::to_string(ranges.size()) + " at [" + std::to_string(range.first) +
-             ", " + std::to_string(range.second) + ") is no entry of the header");
+    const Manifest::Range range{unsigned_of(r[0], "a storage's begin"),
+                                unsigned_of(r[1], "a storage's end")};
+    if (entry_at(index, range) == nullptr) {
+      refuse("storage " + std::to_string(ranges.size()) + " at [" + std::to_string(range.begin) +
+             ", " + std::to_string(range.end) + ") is no entry of the header");
     }
-    if (range.first != range.second) used.push_back(range);
-    ranges.push_back({index.data_begin() + range.first, index.data_begin() + range.second});
+    if (range.begin != range.end) used.emplace_back(range.begin, range.end);
+    ranges.push_back({index.data_begin() + range.begin, index.data_begin() + range.end});
   }
   std::sort(used.begin(), used.end());
   if (std::adjacent_find(used.begin(), used.end()) != used.end())
@@ -123,8 +129,70 @@ std::vector<Manifest::Range> storage_ranges(const json& j, const SafetensorsInde
   return ranges;
 }
 
-Manifest decode(std::span<const std::byte> image) {
-  const auto index = SafetensorsIndex::parse(image);
+// Where the part of each sharing rank lies: ascending by rank and offset, apart, from 0.
+std::vector<Manifest::Range> part_ranges(const json& j, std::vector<SharedPart>& parts) {
+  std::vector<Manifest::Range> ranges;
+  for (const auto& p : list(j, "\"shared\"")) {
+    if (!p.is_array() || p.size() != 3) refuse("a shared part is not [rank, begin, end]");
+    const auto rank = unsigned_of(p[0], "a sharing rank");
+    const Manifest::Range range{unsigned_of(p[1], "a shared part's begin"),
+                                unsigned_of(p[2], "a shared part's end")};
+    if (rank > static_cast<std::uint64_t>(INT32_MAX) ||
+        (!parts.empty() && rank <= static_cast<std::uint64_t>(parts.back().rank))) {
+      refuse("the sharing ranks do not ascend");
+    }
+    if (range.begin >= range.end || (ranges.empty() && range.begin != 0) ||
+        (!ranges.empty() && range.begin < ranges.back().end)) {
+      refuse("the part of rank " + std::to_string(rank) +
+             " is empty, or not behind the one before it");
+    }
+    parts.push_back({static_cast<int>(rank), {}});
+    ranges.push_back(range);
+  }
+  if (parts.empty()) refuse("\"shared\" is an empty list");
+  return ranges;
+}
+
+// What other ranks have too. Every storage that begins in the shared bytes lies in one of the
+// parts, which begin and end with storages.
+void read_shared(const json& j, const SafetensorsIndex& index, Manifest& m) {
+  const auto ranges = part_ranges(j, m.shared);
+  const auto end = ranges.back().end;
+  const auto values_begin = m.values.begin - m.data_begin;
+  const auto over = end % m.block_bytes;
+  const auto padding = over == 0 ? 0 : m.block_bytes - over;
+  if (end > values_begin || padding > values_begin - end)
+    refuse("the shared bytes, in whole blocks, reach beyond the storages");
+  m.shared_bytes = end + padding;
+
+  std::vector<Manifest::Range> storages;  // in the data section, ascending
+  for (const auto& s : m.storages) {
+    if (s.begin != s.end) storages.push_back({s.begin - m.data_begin, s.end - m.data_begin});
+  }
+  std::sort(storages.begin(), storages.end(),
+            [](const auto& a, const auto& b) { return a.begin < b.begin; });
+  std::size_t part = 0;
+  for (const auto& s : storages) {
+    if (s.begin >= m.shared_bytes) break;
+    while (part < ranges.size() && s.begin >= ranges[part].end) ++part;
+    if (part == ranges.size() || s.begin < ranges[part].begin || s.end > ranges[part].end)
+      refuse("the storage at [" + std::to_string(s.begin) + ", " + std::to_string(s.end) +
+             ") lies in the shared bytes, but in no rank's part");
+    m.shared[part].pieces.push_back(
+        {entry_at(index, s)->name, m.data_begin + s.begin, s.end - s.begin});
+  }
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    const auto& pieces = m.shared[i].pieces;
+    if (pieces.empty() || pieces.front().offset != m.data_begin + ranges[i].begin ||
+        pieces.back().offset + pieces.back().bytes != m.data_begin + ranges[i].end) {
+      refuse("the part of rank " + std::to_string(m.shared[i].rank) +
+             " does not begin and end with storages");
+    }
+  }
+}
+
+Manifest decode(std::span<const std::byte> front, std::uint64_t image_bytes) {
+  const auto index = SafetensorsIndex::parse_front(front, image_bytes);
   const auto text = index.find_metadata(kMetadataKey);
   if (!text)
     refuse("it has no \"meshstage\" in __metadata__: a safetensors file, but not one of ours");
@@ -132,10 +200,8 @@ Manifest decode(std::span<const std::byte> image) {
   const auto root = json::parse(*text);
   if (!root.is_object()) refuse("its structure is not an object");
   const auto format = unsigned_of(member(root, "format"), "\"format\"");
-  if (format != kFormatVersion) {
-    refuse("format version " + std::to_string(format) + "; this library reads version " +
-           std::to_string(kFormatVersion));
-  }
+  if (format != kFormatVersion && format != kSharingVersion)
+    refuse(describe_unknown_version(format));
   Manifest m;
   m.data_begin = index.data_begin();
   m.block_bytes = unsigned_of(member(root, "block_bytes"), "\"block_bytes\"");
@@ -146,33 +212,35 @@ Manifest decode(std::span<const std::byte> image) {
   }
   m.values = entry_range(index, kValuesName);
   m.trailer = entry_range(index, kTrailerName);
-  if (m.trailer.end != image.size() || m.values.end != m.trailer.begin) {
+  if (m.trailer.end != image_bytes || m.values.end != m.trailer.begin) {
     refuse("values and trailer are not the last two entries");
   }
+  if (root.contains("shared") != (format == kSharingVersion))
+    refuse("\"shared\" belongs to version 2, and to no other");
+  if (format == kSharingVersion) read_shared(root["shared"], index, m);
   m.tree = member(root, "tree");
   return m;
 }
 
 }  // namespace
 
-Manifest decode_manifest(std::span<const std::byte> image) {
+Manifest decode_manifest(std::span<const std::byte> front, std::uint64_t image_bytes) {
   try {
-    return decode(image);
+    return decode(front, image_bytes);
   } catch (const json::exception& e) {
     refuse(e.what());
   }
 }
 
-std::string describe_range(std::span<const std::byte> image, std::uint64_t begin, std::uint64_t end,
-                           std::string& first) {
+std::string describe_range(std::span<const std::byte> front, std::uint64_t image_bytes,
+                           std::uint64_t begin, std::uint64_t end, std::string& first) {
   constexpr std::size_t kShown = 3;
-  const auto index = SafetensorsIndex::parse(image);
+  const auto index = SafetensorsIndex::parse_front(front, image_bytes);
   std::string text;
   std::size_t count = 0;
   for (const auto& entry : index.entries()) {
     if (entry.begin == entry.end || index.data_begin() + entry.end <= begin ||
-        index.data_begin() + entry.begin >= end ||
-        entry.name.starts_with(std::string(kReservedPrefix) + ".pad.")) {
+        index.data_begin() + entry.begin >= end || entry.name.starts_with(kPadPrefix)) {
       continue;
     }
     const bool reserved = entry.name == kValuesName;

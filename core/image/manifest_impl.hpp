@@ -10,17 +10,25 @@
 
 #include <meshstage/core/image/flatten_impl.hpp>
 #include <meshstage/core/image/layout.hpp>
+#include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/tensor/tensor.hpp>
 
 namespace meshstage::detail {
 
-/// The version that this code writes; it reads this one and the one before (there is none yet).
+/// The versions that this code reads. It writes the first unless storages are shared.
 inline constexpr std::uint32_t kFormatVersion = 1;
+inline constexpr std::uint32_t kSharingVersion = 2;
+constexpr std::uint32_t version_for(std::uint64_t shared_bytes) noexcept {
+  return shared_bytes == 0 ? kFormatVersion : kSharingVersion;
+}
+/// "format version 9; this library reads versions 1 and 2".
+std::string describe_unknown_version(std::uint64_t version);
 
 // Reserved names of entries: FORMAT.md, "Names". No path escapes to one.
 inline constexpr std::string_view kReservedPrefix = "__meshstage__";
 inline constexpr std::string_view kValuesName = "__meshstage__.values";
 inline constexpr std::string_view kTrailerName = "__meshstage__.trailer";
+inline constexpr std::string_view kPadPrefix = "__meshstage__.pad.";
 inline constexpr std::string_view kRootName = "__meshstage__.root";
 inline constexpr std::string_view kMetadataKey = "meshstage";
 
@@ -53,16 +61,19 @@ struct Manifest {
   std::uint64_t block_bytes = 0;
   std::vector<Range> storages;
   std::vector<View> views;
+  std::uint64_t shared_bytes = 0;  ///< From data_begin on; a multiple of block_bytes.
+  std::vector<SharedPart> shared;
   Range values, trailer;
   nlohmann::json tree;
 };
 
-/// Throws CorruptData.
-Manifest decode_manifest(std::span<const std::byte> image);
+/// `image_bytes`: of the whole image, of which `front` has the manifest at least. Throws
+/// CorruptData.
+Manifest decode_manifest(std::span<const std::byte> front, std::uint64_t image_bytes);
 
 /// The paths of the tensors (the scalars, the padding) that lie in image bytes [begin, end), at
 /// most a few: "model.wte.weight and 2 more". `first` becomes the first path. Throws CorruptData.
-std::string describe_range(std::span<const std::byte> image, std::uint64_t begin, std::uint64_t end,
-                           std::string& first);
+std::string describe_range(std::span<const std::byte> front, std::uint64_t image_bytes,
+                           std::uint64_t begin, std::uint64_t end, std::string& first);
 
 }  // namespace meshstage::detail

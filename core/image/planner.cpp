@@ -1,6 +1,7 @@
 // Where each storage goes in an image. What stayed since the layout before keeps its offset, so
 // that a structure that grows a little moves nothing; freed ranges are filled first; above 10 % of
-// waste everything is laid out anew.
+// waste everything is laid out anew. What other ranks have too comes first, in whole blocks; where
+// there is such, everything is laid out anew at every change.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -23,6 +24,14 @@ constexpr std::uint64_t kPage = 4096;
 struct Placement {
   std::vector<std::uint64_t> offsets;
   std::uint64_t end = 0;
+  std::uint64_t shared_bytes = 0;
+};
+
+// A storage that another rank has too.
+struct Shared {
+  int rank = 0;
+  std::string_view name;
+  std::uint32_t storage = 0;
 };
 
 // What the offset of a storage, and the room that it takes, are multiples of.
@@ -34,14 +43,47 @@ std::uint64_t room_for(const Storage& storage, const LayoutOptions& options) {
   return round_up(storage.nbytes(), unit_of(storage, options));
 }
 
-Placement place_anew(const FlatState& flat, const LayoutOptions& options) {
+// By rank, then name. None if they fill no block: the padding would cost more than is spared.
+std::vector<Shared> shared_storages(const FlatState& flat, const std::vector<StorageName>& names,
+                                    const LayoutOptions& options) {
+  std::unordered_map<std::string_view, std::uint32_t> free;  // not given to a rank yet
+  for (std::uint32_t i = 0; i < names.size(); ++i) {
+    if (flat.storages[i].nbytes() >= kLeastSharedBytes) free.emplace(names[i].name, i);
+  }
+  std::map<int, std::vector<std::string_view>> wanted;
+  for (const auto& part : options.shared)
+    wanted[part.rank].insert(wanted[part.rank].end(), part.names.begin(), part.names.end());
+  std::vector<Shared> shared;
+  std::uint64_t bytes = 0;
+  for (auto& [rank, list] : wanted) {
+    std::sort(list.begin(), list.end());
+    for (const auto name : list) {
+      const auto it = free.find(name);
+      if (it == free.end()) continue;
+      shared.push_back({rank, it->first, it->second});
+      bytes += flat.storages[it->second].nbytes();
+      free.erase(it);
+    }
+  }
+  if (bytes < options.block_bytes) shared.clear();
+  return shared;
+}
+
+Placement place_anew(const FlatState& flat, const LayoutOptions& options,
+                     const std::vector<Shared>& shared) {
   Placement p;
-  for (const auto& storage : flat.storages) {
+  p.offsets.resize(flat.storages.size());
+  std::vector<bool> placed(flat.storages.size());
+  const auto append = [&](std::uint32_t i) {
+    p.offsets[i] = round_up(p.end, unit_of(flat.storages[i], options));
+    p.end = p.offsets[i] + room_for(flat.storages[i], options);
+    placed[i] = true;
+  };
+  for (const auto& s : shared) append(s.storage);
+  p.shared_bytes = p.end = round_up(p.end, options.block_bytes);
+  for (std::uint32_t i = 0; i < placed.size(); ++i) {
     // Storages of no byte have an entry too, which must not lie within another: all at the begin.
-    p.offsets.push_back(0);
-    if (storage.nbytes() == 0) continue;
-    p.offsets.back() = round_up(p.end, unit_of(storage, options));
-    p.end = p.offsets.back() + room_for(storage, options);
+    if (!placed[i] && flat.storages[i].nbytes() > 0) append(i);
   }
   return p;
 }
@@ -110,11 +152,24 @@ Placement place_again(const FlatState& flat, const std::vector<StorageName>& nam
 
 Placement place(const FlatState& flat, const std::vector<StorageName>& names,
                 const LayoutOptions& options, const PreviousLayout* previous) {
-  auto anew = place_anew(flat, options);
+  auto anew = place_anew(flat, options, {});
   if (previous == nullptr) return anew;
   auto again = place_again(flat, names, options, *previous);
   const auto waste = again.end - std::min(anew.end, again.end);
   return waste > again.end / 10 ? anew : again;
+}
+
+// Segments by the rank that has them too. Those of a rank are neighbours, by name ascending.
+std::vector<SharedSegments> shared_segments(const std::vector<Shared>& shared,
+                                            const std::vector<ImageSegment>& segments) {
+  std::vector<std::size_t> by_storage(segments.size());
+  for (std::size_t i = 0; i < segments.size(); ++i) by_storage[segments[i].storage] = i;
+  std::vector<SharedSegments> parts;
+  for (const auto& s : shared) {
+    if (parts.empty() || parts.back().rank != s.rank) parts.push_back({s.rank, {}});
+    parts.back().segments.push_back(by_storage[s.storage]);
+  }
+  return parts;
 }
 
 // Room for the scalars to grow in without a new layout.
@@ -132,8 +187,13 @@ std::uint64_t values_room(const FlatState& flat, const PreviousLayout* previous)
 ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
                         const PreviousLayout* previous) {
   const auto names = storage_names(flat);
-  const auto placement = place(flat, names, options, previous);
+  const auto shared = shared_storages(flat, names, options);
+  if (!shared.empty() || (previous != nullptr && previous->layout.shared_bytes != 0))
+    previous = nullptr;
+  const auto placement =
+      shared.empty() ? place(flat, names, options, previous) : place_anew(flat, options, shared);
   ImageLayout layout;
+  layout.shared_bytes = placement.shared_bytes;
   layout.block_bytes = options.block_bytes;
   for (std::uint32_t i = 0; i < flat.storages.size(); ++i) {
     layout.segments.push_back({i, placement.offsets[i], flat.storages[i].nbytes(), names[i].name});
@@ -143,6 +203,7 @@ ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
   const auto key = [](const ImageSegment& s) { return std::tuple(s.offset, s.bytes, s.storage); };
   std::sort(layout.segments.begin(), layout.segments.end(),
             [&](const auto& a, const auto& b) { return key(a) < key(b); });
+  layout.shared = shared_segments(shared, layout.segments);
   layout.values_begin = placement.end;
   layout.trailer_begin = layout.values_begin + values_room(flat, previous);
   layout.image_bytes =

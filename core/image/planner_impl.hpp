@@ -16,9 +16,12 @@ struct LayoutOptions {
   std::uint64_t block_bytes = 0;
   /// Storages of at least so many bytes share no page with others; 0: none of them.
   std::uint64_t own_pages_from = 0;
+  /// What other ranks have too.
+  const std::vector<SharedStorages>& shared;
 };
 
-/// Where everything goes, and the manifest that says so. `previous` may be null.
+/// Where everything goes, and the manifest that says so. `previous` may be null, and does not count
+/// where it or the new layout shares storages.
 ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
                         const PreviousLayout* previous);
 

@@ -16,7 +16,7 @@ constexpr std::uint64_t kEndMagic = 0x31444E45'474D534DU;  // "MSMGEND1"
 constexpr std::size_t kVersionAt = 8, kJobBytesAt = 12, kJobAt = 16, kRankAt = 80, kWorldAt = 84,
                       kIdAt = 88, kBaseAt = 104, kImageBytesAt = 120, kDataBeginAt = 128,
                       kBlockBytesAt = 136, kBlockCountAt = 144, kManifestDigestAt = 152,
-                      kTableAt = 192;
+                      kSharedBytesAt = 168, kTableAt = 192;
 // From the end: trailer bytes, magic, digest.
 constexpr std::size_t kFooterBytes = 32;
 
@@ -69,7 +69,7 @@ void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> bl
   const auto t = image.subspan(info.image_bytes - bytes, bytes);
   std::memset(t.data(), 0, kTableAt);
   store(t, 0, kMagic);
-  store(t, kVersionAt, kFormatVersion);
+  store(t, kVersionAt, version_for(info.shared_bytes));
   store(t, kJobBytesAt, static_cast<std::uint32_t>(identity.job.size()));
   std::memcpy(t.data() + kJobAt, identity.job.data(), identity.job.size());
   store(t, kRankAt, static_cast<std::int32_t>(identity.rank));
@@ -83,6 +83,7 @@ void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> bl
   store(t, kBlockBytesAt, info.block_bytes);
   store(t, kBlockCountAt, static_cast<std::uint64_t>(block_digests.size()));
   store_digest(t, kManifestDigestAt, info.manifest_digest);
+  store(t, kSharedBytesAt, info.shared_bytes);
   std::memcpy(t.data() + kTableAt, block_digests.data(), block_digests.size_bytes());
   store(t, bytes - 32, static_cast<std::uint64_t>(bytes));
   store(t, bytes - 24, kEndMagic);
@@ -90,7 +91,53 @@ void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> bl
   store_digest(t, bytes - 16, info.image_digest);
 }
 
-Trailer read_trailer(std::span<const std::byte> image) {
+namespace {
+
+[[noreturn]] void refuse_sizes(const ImageInfo& info, const std::string& why) {
+  throw make_error<CorruptData>("image of " + to_string(info.identity) + ": " + why,
+                                info.identity.rank, info.identity.id.step);
+}
+
+// What is said of the length, against the length that there is.
+void check_length(const ImageInfo& info, std::uint64_t size, Form form) {
+  const bool sound = info.shared_bytes <= info.image_bytes;
+  if (size == (form == Form::kImage || !sound ? info.image_bytes : info.replica_bytes())) return;
+  const auto shared =
+      " the " + std::to_string(info.shared_bytes) + " bytes that it shares with other ranks";
+  if (form == Form::kImage && sound && size == info.replica_bytes())
+    refuse_sizes(info, "this is its replica, without" + shared + ", not the whole image");
+  if (form == Form::kReplica && size == info.image_bytes)
+    refuse_sizes(info, "this is the whole image, with" + shared + ", not its replica");
+  refuse_sizes(info, "says it has " + std::to_string(info.image_bytes) + " bytes" +
+                         (info.shared_bytes == 0
+                              ? ""
+                              : ", " + std::to_string(info.shared_bytes) + " of them shared") +
+                         ", not " + std::to_string(size));
+}
+
+// Of a trailer of `bytes` bytes that says there are `count` blocks.
+void check_sizes(const Trailer& trailer, std::uint64_t bytes, std::uint64_t count) {
+  const auto& info = trailer.info;
+  if (info.manifest_bytes < 8 || info.manifest_bytes > trailer.begin ||
+      info.manifest_bytes % 4096 != 0) {
+    refuse_sizes(info, "says its data begin at byte " + std::to_string(info.manifest_bytes));
+  }
+  const auto digested = trailer.begin - info.manifest_bytes;
+  if (info.block_bytes == 0 || count != (bytes - kTableAt - kFooterBytes) / 8 ||
+      count != block_count(digested, info.block_bytes)) {
+    refuse_sizes(info, std::to_string(count) + " blocks of " + std::to_string(info.block_bytes) +
+                           " bytes do not fit it");
+  }
+  if (info.shared_bytes % info.block_bytes != 0 || info.shared_bytes > digested) {
+    refuse_sizes(info, "says it shares " + std::to_string(info.shared_bytes) + " bytes, of " +
+                           std::to_string(digested) + " in blocks of " +
+                           std::to_string(info.block_bytes));
+  }
+}
+
+}  // namespace
+
+Trailer read_trailer(std::span<const std::byte> image, Form form) {
   const auto size = image.size();
   if (size < kTableAt + kFooterBytes)
     refuse("an image of " + std::to_string(size) + " bytes is too short for one");
@@ -106,42 +153,30 @@ Trailer read_trailer(std::span<const std::byte> image) {
   const auto t = image.last(bytes);
   if (load<std::uint64_t>(t, 0) != kMagic) refuse("does not begin as one");
   Trailer trailer;
-  trailer.begin = size - bytes;
   auto& info = trailer.info;
   info.image_digest = load_digest(t, bytes - 16);
   if (digest128(t.first(bytes - 16)) != info.image_digest)
     refuse("its digest does not match its bytes");
   const auto version = load<std::uint32_t>(t, kVersionAt);
-  if (version != kFormatVersion) {
-    refuse("format version " + std::to_string(version) + "; this library reads version " +
-           std::to_string(kFormatVersion));
-  }
+  if (version != kFormatVersion && version != kSharingVersion)
+    refuse(describe_unknown_version(version));
   info.identity = read_identity(t);
   info.image_bytes = load<std::uint64_t>(t, kImageBytesAt);
   info.manifest_bytes = load<std::uint64_t>(t, kDataBeginAt);
   info.block_bytes = load<std::uint64_t>(t, kBlockBytesAt);
   info.manifest_digest = load_digest(t, kManifestDigestAt);
-  const auto refuse_sizes = [&](const std::string& why) {
-    throw make_error<CorruptData>("image of " + to_string(info.identity) + ": " + why,
-                                  info.identity.rank, info.identity.id.step);
-  };
-  if (info.image_bytes != size) {
-    refuse_sizes("says it has " + std::to_string(info.image_bytes) + " bytes, not " +
-                 std::to_string(size));
+  info.shared_bytes = load<std::uint64_t>(t, kSharedBytesAt);
+  if (version != version_for(info.shared_bytes)) {
+    refuse_sizes(info, "says it shares " + std::to_string(info.shared_bytes) +
+                           " bytes, which version " + std::to_string(version) + " cannot");
   }
-  if (info.manifest_bytes < 8 || info.manifest_bytes > trailer.begin ||
-      info.manifest_bytes % 4096 != 0) {
-    refuse_sizes("says its data begin at byte " + std::to_string(info.manifest_bytes));
-  }
-  if (load<std::uint64_t>(image, 0) != info.manifest_bytes - 8) {
-    refuse_sizes("its header says another length than its trailer");
-  }
+  check_length(info, size, form);
+  trailer.begin = info.image_bytes - bytes;
+  trailer.gap = info.image_bytes - size;
   const auto count = load<std::uint64_t>(t, kBlockCountAt);
-  if (info.block_bytes == 0 || count != (bytes - kTableAt - kFooterBytes) / 8 ||
-      count != block_count(trailer.begin - info.manifest_bytes, info.block_bytes)) {
-    refuse_sizes(std::to_string(count) + " blocks of " + std::to_string(info.block_bytes) +
-                 " bytes do not fit it");
-  }
+  check_sizes(trailer, bytes, count);
+  if (load<std::uint64_t>(image, 0) != info.manifest_bytes - 8)
+    refuse_sizes(info, "its header says another length than its trailer");
   trailer.digests = t.subspan(kTableAt, 8 * count);
   return trailer;
 }

@@ -12,13 +12,17 @@ namespace meshstage::detail {
 void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> block_digests,
                    ImageInfo& info);
 
+/// What some bytes are: a whole image, or its replica.
+enum class Form : std::uint8_t { kImage, kReplica };
+
 /// A trailer whose digest and sizes are right.
 struct Trailer {
   ImageInfo info;
-  std::uint64_t begin = 0;             ///< From the image's begin.
-  std::span<const std::byte> digests;  ///< 8 bytes each.
+  std::uint64_t begin = 0;             ///< From the whole image's begin.
+  std::span<const std::byte> digests;  ///< 8 bytes each, of every block of the whole image.
+  std::uint64_t gap = 0;               ///< Bytes left out behind the manifest: 0 in a whole image.
 };
-/// Throws CorruptData.
-Trailer read_trailer(std::span<const std::byte> image);
+/// Throws CorruptData, also for an image of the other form.
+Trailer read_trailer(std::span<const std::byte> bytes, Form form = Form::kImage);
 
 }  // namespace meshstage::detail

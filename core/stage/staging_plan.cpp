@@ -82,11 +82,19 @@ StagingPlan StagingPlan::compile(const Value& state, const StagingPlan* previous
     throw InvalidArgument("block_bytes = " + std::to_string(options.block_bytes) +
                           ": must be a power of two from 4096");
   }
+  for (const auto& part : options.shared) {
+    if (part.rank < 0) {
+      throw InvalidArgument("storages shared with rank " + std::to_string(part.rank) +
+                            ": ranks count from 0");
+    }
+  }
   auto flat = detail::flatten(state);
   auto impl = std::make_shared<Impl>();
-  const detail::LayoutOptions how{options.block_bytes, options.own_pages_from};
   impl->own_pages_from = options.own_pages_from;
-  if (previous == nullptr || previous->impl_->own_pages_from != options.own_pages_from) {
+  impl->shared = std::move(options.shared);
+  const detail::LayoutOptions how{options.block_bytes, options.own_pages_from, impl->shared};
+  if (previous == nullptr || previous->impl_->own_pages_from != impl->own_pages_from ||
+      previous->impl_->shared != impl->shared) {
     impl->layout = detail::make_layout(flat, how, nullptr);
   } else {
     const detail::PreviousLayout before{previous->impl_->layout, previous->impl_->state.storages};
@@ -149,6 +157,13 @@ ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> 
                             Watermark& progress, Deadline deadline) const {
   const auto& layout = impl_->layout;
   check_size(image, layout);
+  for (const auto& part : layout.shared) {
+    if (part.rank == identity.rank || part.rank >= identity.world_size) {
+      throw InvalidArgument("rank " + std::to_string(identity.rank) + " of " +
+                            std::to_string(identity.world_size) + " shares storages with rank " +
+                            std::to_string(part.rank));
+    }
+  }
   BlockDigests digests(layout.block_bytes, layout.digested_bytes());
   for (std::size_t i = 0; i < digests.block_count(); ++i) {
     const auto begin = layout.data_begin + i * layout.block_bytes;
@@ -162,6 +177,7 @@ ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> 
   info.manifest_bytes = layout.data_begin;
   info.block_bytes = layout.block_bytes;
   info.manifest_digest = layout.manifest_digest;
+  info.shared_bytes = layout.shared_bytes;
   detail::write_trailer(image.first(layout.image_bytes), digests.digests(), info);
   progress.advance(layout.image_bytes);
   return info;

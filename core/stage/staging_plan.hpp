@@ -20,6 +20,10 @@ struct PlanOptions {
   /// Storages of at least so many bytes share no page of 4096 bytes with others, so that they can
   /// be page-locked by themselves. 0: none of them.
   std::uint64_t own_pages_from = 0;
+  /// Storages that other ranks have too: they come first in the image, and are left out of its
+  /// replicas. Ignored are names that are no storage's, storages below kLeastSharedBytes, a name
+  /// under a second rank (the lowest counts), and all of them if they fill no block.
+  std::vector<SharedStorages> shared = {};
 };
 
 /// What one staging takes from a state dict at the moment of the call: strong references to its
@@ -37,9 +41,10 @@ struct StagingSource {
 class MESHSTAGE_API StagingPlan {
  public:
   /// Lays `state` out. With `previous`, what stayed keeps its offset, freed ranges are filled, the
-  /// rest is appended; above 10 % of waste everything is laid out anew.
+  /// rest is appended; above 10 % of waste everything is laid out anew. So it is, always, where
+  /// storages are shared or were, and where options.shared is not what `previous` was made with.
   /// Throws InvalidArgument, naming the path, on a cycle, a tree too deep or a tensor not on the
-  /// CPU.
+  /// CPU; and for options that are out of range.
   static StagingPlan compile(const Value& state, const StagingPlan* previous = nullptr,
                              PlanOptions options = {});
 
@@ -62,7 +67,8 @@ class MESHSTAGE_API StagingPlan {
   void copy(const Value& state, std::span<std::byte> image, Watermark& progress) const;
   /// Digests each block as soon as it is final, writes the trailer, and advances `progress` to
   /// image_bytes. May run on another thread at the same time as copy(); waits for it until
-  /// `deadline`.
+  /// `deadline`. Throws InvalidArgument for an identity that no image has, one that shares with
+  /// itself or with a rank beyond its world included.
   ImageInfo seal(const ImageIdentity& identity, std::span<std::byte> image, Watermark& progress,
                  Deadline deadline = Deadline::never()) const;
   /// `state` again, with tensors on `image` instead (views and sharing as in the original); `owner`

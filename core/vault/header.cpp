@@ -38,6 +38,7 @@ constexpr std::size_t kWriterPidAt = 112;
 constexpr std::size_t kWriterStartTimeAt = 120;
 constexpr std::size_t kJobLengthAt = 128;
 constexpr std::size_t kJobAt = 132;
+constexpr std::size_t kSharedBytesAt = 200;
 
 template <class T>
 void put(HeaderPage& page, std::size_t at, const T& value) {
@@ -74,13 +75,20 @@ SlotInfo damaged(std::string why) {
 
 }  // namespace
 
+bool has_sound_sizes(const ImageInfo& image) noexcept {
+  if (image.manifest_bytes > image.image_bytes) return false;
+  if (image.shared_bytes == 0) return true;
+  return image.block_bytes != 0 && image.shared_bytes % image.block_bytes == 0 &&
+         image.shared_bytes <= image.image_bytes - image.manifest_bytes;
+}
+
 HeaderPage encode_header(const SlotHeader& header) {
   const ImageInfo& image = header.image;
   const std::string& job = image.identity.job;
   assert(job.size() <= kMaxJobBytes);
   HeaderPage page{};
   put(page, kMagicAt, kMagic);
-  put(page, kVersionAt, kHeaderVersion);
+  put(page, kVersionAt, image.shared_bytes == 0 ? kHeaderVersion : kSharingHeaderVersion);
   put(page, kStateAt, static_cast<std::uint32_t>(header.state));
   put(page, kGenerationAt, image.identity.id.generation);
   put(page, kStepAt, image.identity.id.step);
@@ -95,6 +103,7 @@ HeaderPage encode_header(const SlotHeader& header) {
   put_digest(page, kImageDigestAt, image.image_digest);
   put(page, kWriterPidAt, header.writer_pid);
   put(page, kWriterStartTimeAt, header.writer_start_time);
+  put(page, kSharedBytesAt, image.shared_bytes);
   put(page, kJobLengthAt, static_cast<std::uint32_t>(job.size()));
   if (!job.empty()) std::memcpy(page.data() + kJobAt, job.data(), job.size());
   put_digest(page, kDigestAt, digest_of(page));
@@ -109,9 +118,10 @@ SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page) {
   if (get_digest(page, kDigestAt) != digest_of(page))
     return damaged("the header does not match its digest");
   const auto version = get<std::uint32_t>(page, kVersionAt);
-  if (version != kHeaderVersion) {
+  if (version != kHeaderVersion && version != kSharingHeaderVersion) {
     return damaged("the header has format version " + std::to_string(version) +
-                   ", this program reads " + std::to_string(kHeaderVersion));
+                   ", this program reads " + std::to_string(kHeaderVersion) + " and " +
+                   std::to_string(kSharingHeaderVersion));
   }
   const auto state = get<std::uint32_t>(page, kStateAt);
   if (state > static_cast<std::uint32_t>(SlotState::kSealed))
@@ -133,7 +143,13 @@ SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page) {
   info.image.block_bytes = get<std::uint64_t>(page, kBlockBytesAt);
   info.image.manifest_digest = get_digest(page, kManifestDigestAt);
   info.image.image_digest = get_digest(page, kImageDigestAt);
+  info.image.shared_bytes = get<std::uint64_t>(page, kSharedBytesAt);
   info.writer_pid = get<std::int64_t>(page, kWriterPidAt);
+  if ((info.image.shared_bytes != 0) != (version == kSharingHeaderVersion) ||
+      (info.image.shared_bytes != 0 && !has_sound_sizes(info.image))) {
+    return damaged("the header's " + std::to_string(info.image.shared_bytes) +
+                   " shared bytes do not fit its version or its image");
+  }
   return info;
 }
 

@@ -14,7 +14,7 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
     slot_ = std::move(other.slot_);
     key_ = other.key_;
     identity_ = std::move(other.identity_);
-    image_bytes_ = other.image_bytes_;
+    bytes_ = other.bytes_;
     previous_ = std::move(other.previous_);
   }
   return *this;
@@ -23,16 +23,18 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
 WriteLease::~WriteLease() { abandon(); }
 
 std::span<std::byte> WriteLease::image() const noexcept {
-  return slot_ ? slot_->image().first(image_bytes_) : std::span<std::byte>();
+  return slot_ ? slot_->image().first(bytes_) : std::span<std::byte>();
 }
 
 void WriteLease::seal(const ImageInfo& info) {
   if (!slot_) throw InvalidState("seal() on a write lease that is over");
-  if (info.identity != identity_ || info.image_bytes != image_bytes_ ||
-      info.manifest_bytes > image_bytes_) {
-    throw InvalidArgument("the slot was begun for " + to_string(identity_) + " of " +
-                          std::to_string(image_bytes_) + " bytes, not for " +
-                          to_string(info.identity) + " of " + std::to_string(info.image_bytes));
+  if (info.identity != identity_ || !detail::has_sound_sizes(info) ||
+      stored_bytes(key_, vault_->options.rank, info) != bytes_) {
+    throw InvalidArgument(
+        "the slot was begun for " + to_string(identity_) + " of " + std::to_string(bytes_) +
+        " bytes, not for " + to_string(info.identity) + " of " + std::to_string(info.image_bytes) +
+        (info.shared_bytes == 0 ? ""
+                                : ", " + std::to_string(info.shared_bytes) + " of them shared"));
   }
   const auto vault = std::move(vault_);  // the lease is over, whatever happens below
   const auto slot = std::move(slot_);
@@ -62,6 +64,7 @@ ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
     slot_ = std::move(other.slot_);
     key_ = other.key_;
     info_ = std::move(other.info_);
+    bytes_ = other.bytes_;
   }
   return *this;
 }
@@ -69,7 +72,7 @@ ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
 ReadLease::~ReadLease() { release(); }
 
 std::span<const std::byte> ReadLease::image() const noexcept {
-  return slot_ ? slot_->image().first(info_.image_bytes) : std::span<std::byte>();
+  return slot_ ? slot_->image().first(bytes_) : std::span<std::byte>();
 }
 
 void ReadLease::release() noexcept {

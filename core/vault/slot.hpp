@@ -13,8 +13,8 @@
 namespace meshstage {
 
 /// A slot of the vault of some rank. The slots with owner_rank == the vault's own rank hold its own
-/// images, the others replicas for that ward. Two each: one holds the base while the other is
-/// written.
+/// images, the others replicas for that ward: its images without what other ranks have too
+/// (core/image/replica.hpp). Two each: one holds the base while the other is written.
 struct SlotKey {
   int owner_rank = 0;
   int index = 0;  ///< 0 or 1.
@@ -32,13 +32,20 @@ enum class SlotState : std::uint8_t {
 
 struct SlotInfo {
   SlotState state = SlotState::kEmpty;
-  /// kSealed: all of it. kWriting: identity and image_bytes of what is being written. kEmpty:
-  /// defaults.
+  /// kSealed: all of it. kWriting: identity of what is being written, and as image_bytes those that
+  /// begin_write() was asked for. kEmpty: defaults.
   ImageInfo image;
-  std::uint64_t capacity = 0;  ///< Image bytes that fit without growing.
+  std::uint64_t capacity = 0;  ///< Bytes that fit without growing.
   std::string damaged;  ///< Why the header is not trusted; empty if nothing is wrong with it.
   std::int64_t writer_pid = 0;  ///< Who wrote the header; for display only.
 };
+
+/// Bytes that a sealed slot in the vault of `vault_rank` has of an image: in an own slot all, in a
+/// held one the replica's.
+[[nodiscard]] inline std::uint64_t stored_bytes(SlotKey key, int vault_rank,
+                                                const ImageInfo& image) noexcept {
+  return key.owner_rank == vault_rank ? image.image_bytes : image.replica_bytes();
+}
 
 namespace detail {
 struct VaultState;
@@ -57,8 +64,8 @@ class MESHSTAGE_API WriteLease {
   ~WriteLease();
 
   [[nodiscard]] bool valid() const noexcept { return slot_ != nullptr; }
-  /// The image's bytes, image_bytes of begin_write(), 4096-aligned; they keep what the slot held
-  /// before.
+  /// The image's or the replica's bytes, as many as begin_write() was asked for, 4096-aligned; they
+  /// keep what the slot held before.
   [[nodiscard]] std::span<std::byte> image() const noexcept;
   /// What the slot held, sealed, when it was begun; nothing if it was empty, WRITING, or too
   /// damaged to say. Until they are overwritten the first manifest_bytes of image() still are its
@@ -67,9 +74,9 @@ class MESHSTAGE_API WriteLease {
   [[nodiscard]] SlotKey key() const noexcept { return key_; }
 
   /// Fences all stores, then writes the SEALED header; the lease is over (also when this throws
-  /// because of fencing). `info` must carry the identity and size given to begin_write(). Throws
-  /// InvalidArgument if it does not (then the lease is still good), InvalidState if the vault was
-  /// fenced or removed.
+  /// because of fencing). `info` must carry the identity and size given to begin_write(): the
+  /// image's for an own slot, the replica's for a held one. Throws InvalidArgument if it does not
+  /// (then the lease is still good), InvalidState if the vault was fenced or removed.
   void seal(const ImageInfo& info);
   /// Gives the slot back unsealed.
   void abandon() noexcept;
@@ -80,7 +87,7 @@ class MESHSTAGE_API WriteLease {
   std::shared_ptr<detail::Slot> slot_;
   SlotKey key_;
   ImageIdentity identity_;
-  std::uint64_t image_bytes_ = 0;
+  std::uint64_t bytes_ = 0;
   std::optional<ImageInfo> previous_;
 };
 
@@ -94,6 +101,7 @@ class MESHSTAGE_API ReadLease {
   ~ReadLease();
 
   [[nodiscard]] bool valid() const noexcept { return slot_ != nullptr; }
+  /// What is stored: the image, or in a held slot its replica.
   [[nodiscard]] std::span<const std::byte> image() const noexcept;
   [[nodiscard]] const ImageInfo& info() const noexcept { return info_; }
   [[nodiscard]] SlotKey key() const noexcept { return key_; }
@@ -105,6 +113,7 @@ class MESHSTAGE_API ReadLease {
   std::shared_ptr<detail::Slot> slot_;
   SlotKey key_;
   ImageInfo info_;
+  std::uint64_t bytes_ = 0;
 };
 
 }  // namespace meshstage

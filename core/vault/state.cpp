@@ -17,8 +17,8 @@ constexpr std::uint64_t kPage = 4096;
 /// No image is larger; keeps sums of sizes far from wrapping.
 constexpr std::uint64_t kMaxImageBytes = std::uint64_t{1} << 50U;
 
-std::uint64_t file_bytes_for(std::uint64_t image_bytes) {
-  return kHeaderBytes + (image_bytes + kPage - 1) / kPage * kPage;
+std::uint64_t file_bytes_for(std::uint64_t bytes) {
+  return kHeaderBytes + (bytes + kPage - 1) / kPage * kPage;
 }
 
 }  // namespace
@@ -89,11 +89,12 @@ SlotInfo VaultState::info(SlotKey key, const Slot& slot) const {
   if (info.state == SlotState::kEmpty) return info;
   if (identity.job != options.job || identity.rank != key.owner_rank) {
     distrust("the header is of " + to_string(identity));
-  } else if (info.state == SlotState::kSealed &&
-             (info.image.image_bytes > info.capacity ||
-              info.image.manifest_bytes > info.image.image_bytes)) {
-    distrust("the header's image of " + std::to_string(info.image.image_bytes) +
-             " bytes does not fit the slot");
+  } else if (info.state == SlotState::kSealed) {
+    if (!has_sound_sizes(info.image) ||
+        stored_bytes(key, options.rank, info.image) > info.capacity) {
+      distrust("the header's image of " + std::to_string(info.image.image_bytes) +
+               " bytes does not fit the slot");
+    }
   }
   return info;
 }
@@ -148,20 +149,20 @@ void VaultState::check_free(SlotKey key, const Slot& slot) const {
   }
 }
 
-void VaultState::check_growth(SlotKey key, const Slot& slot, std::uint64_t image_bytes) const {
-  if (image_bytes > kMaxImageBytes) {
-    throw InvalidArgument("an image of " + std::to_string(image_bytes) +
+void VaultState::check_growth(SlotKey key, const Slot& slot, std::uint64_t bytes) const {
+  if (bytes > kMaxImageBytes) {
+    throw InvalidArgument("an image of " + std::to_string(bytes) +
                           " bytes is larger than any can be");
   }
   const std::uint64_t have = slot.mapping.bytes().size();
-  const std::uint64_t target = file_bytes_for(image_bytes);
+  const std::uint64_t target = file_bytes_for(bytes);
   if (target <= have) return;
   check_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory));
 }
 
-void VaultState::grow(SlotKey key, Slot& slot, std::uint64_t image_bytes) const {
+void VaultState::grow(SlotKey key, Slot& slot, std::uint64_t bytes) const {
   const std::uint64_t have = slot.mapping.bytes().size();
-  const std::uint64_t target = file_bytes_for(image_bytes);
+  const std::uint64_t target = file_bytes_for(bytes);
   if (target <= have) return;
   try {
     slot.file->reserve(target);

@@ -61,9 +61,10 @@ struct VaultState {
   /// Throws InvalidState if somebody has a lease on it.
   void check_free(SlotKey key, const Slot& slot) const;
   /// Throws OutOfMemory if there is no room for what is missing; nothing has changed then.
-  void check_growth(SlotKey key, const Slot& slot, std::uint64_t image_bytes) const;
-  /// Room for the image, reserved. Throws OutOfMemory; the file's size is as it was then.
-  void grow(SlotKey key, Slot& slot, std::uint64_t image_bytes) const;
+  void check_growth(SlotKey key, const Slot& slot, std::uint64_t bytes) const;
+  /// Room for so many bytes behind the header, reserved. Throws OutOfMemory; the file's size is as
+  /// it was then.
+  void grow(SlotKey key, Slot& slot, std::uint64_t bytes) const;
 };
 
 /// Opening and closing lock files of other owners, and becoming one, happens one at a time in a

@@ -64,8 +64,7 @@ void Vault::note_generation(std::uint64_t g) {
   state_->control.raise_generation(g);
 }
 
-WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity,
-                              std::uint64_t image_bytes) {
+WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity, std::uint64_t bytes) {
   if (identity.job != state_->options.job || identity.rank != key.owner_rank ||
       !identity.id.exists()) {
     throw InvalidArgument("an image of " + to_string(identity) +
@@ -76,7 +75,7 @@ WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity,
   state_->check_owned();
   const auto slot = state_->ensure_slot(key);
   state_->check_free(key, *slot);
-  state_->check_growth(key, *slot, image_bytes);
+  state_->check_growth(key, *slot, bytes);
 
   WriteLease lease;
   if (SlotInfo before = state_->info(key, *slot); before.state == SlotState::kSealed) {
@@ -86,16 +85,16 @@ WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity,
   detail::SlotHeader header;
   header.state = SlotState::kWriting;
   header.image.identity = identity;
-  header.image.image_bytes = image_bytes;
+  header.image.image_bytes = bytes;
   state_->write_header(*slot, header);
-  state_->grow(key, *slot, image_bytes);
+  state_->grow(key, *slot, bytes);
 
   slot->writing = true;
   lease.vault_ = state_;
   lease.slot_ = slot;
   lease.key_ = key;
   lease.identity_ = identity;
-  lease.image_bytes_ = image_bytes;
+  lease.bytes_ = bytes;
   return lease;
 }
 
@@ -115,6 +114,7 @@ ReadLease Vault::read(SlotKey key) {
   lease.vault_ = state_;
   lease.slot_ = at->second;
   lease.key_ = key;
+  lease.bytes_ = stored_bytes(key, state_->options.rank, info.image);
   lease.info_ = std::move(info.image);
   return lease;
 }
@@ -127,14 +127,14 @@ void Vault::discard(SlotKey key) {
   state_->write_header(*slot, {});
 }
 
-void Vault::reserve(SlotKey key, std::uint64_t image_bytes) {
+void Vault::reserve(SlotKey key, std::uint64_t bytes) {
   const std::lock_guard lock(state_->mutex);
   state_->check_owned();
   const auto slot = state_->ensure_slot(key);
   if (slot->writing || slot->readers != 0 || state_->info(key, *slot).state != SlotState::kEmpty)
     return;
-  state_->check_growth(key, *slot, image_bytes);
-  state_->grow(key, *slot, image_bytes);
+  state_->check_growth(key, *slot, bytes);
+  state_->grow(key, *slot, bytes);
 }
 
 std::uint64_t Vault::bytes_held() const {

@@ -62,13 +62,14 @@ class MESHSTAGE_API Vault {
   /// Remembers that generation `g` was seen; lasts as long as the vault's files.
   void note_generation(std::uint64_t g);
 
-  /// Marks the slot WRITING, in memory before this returns, then grows it if the image does not
-  /// fit. Throws InvalidState if the slot is being written or read, or the vault is fenced (the
-  /// slot is untouched); InvalidArgument if the identity's job is not the vault's, its rank not the
-  /// slot's, its generation 0; OutOfMemory if there is no room (needed, available, which limit,
-  /// remedy; the slot is left WRITING without a lease, its size as it was).
+  /// Marks the slot WRITING, in memory before this returns, then grows it if `bytes` do not fit:
+  /// those to be stored, in a held slot the replica's. Throws InvalidState if the slot is being
+  /// written or read, or the vault is fenced (the slot is untouched); InvalidArgument if the
+  /// identity's job is not the vault's, its rank not the slot's, its generation 0; OutOfMemory if
+  /// there is no room (needed, available, which limit, remedy; the slot is left WRITING without a
+  /// lease, its size as it was).
   [[nodiscard]] WriteLease begin_write(SlotKey key, const ImageIdentity& identity,
-                                       std::uint64_t image_bytes);
+                                       std::uint64_t bytes);
   /// Throws InvalidState if the slot is not sealed or the vault is fenced.
   [[nodiscard]] ReadLease read(SlotKey key);
   /// Sets a slot to kEmpty, keeping its capacity: its image was found corrupt. Throws as
@@ -76,7 +77,7 @@ class MESHSTAGE_API Vault {
   void discard(SlotKey key);
   /// Grows an empty slot ahead of need, so that the first stage does not pay for fresh pages; slots
   /// that hold or receive an image are left alone. Throws OutOfMemory as begin_write().
-  void reserve(SlotKey key, std::uint64_t image_bytes);
+  void reserve(SlotKey key, std::uint64_t bytes);
 
   /// Bytes of this incarnation's slot files, headers included.
   [[nodiscard]] std::uint64_t bytes_held() const;

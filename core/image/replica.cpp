@@ -1,0 +1,99 @@
+// An image without what another rank has too, and how the whole is made of it again.
+#include <algorithm>
+#include <cstring>
+
+#include <meshstage/core/image/copy_impl.hpp>
+#include <meshstage/core/image/manifest_impl.hpp>
+#include <meshstage/core/image/replica.hpp>
+#include <meshstage/core/image/safetensors.hpp>
+
+namespace meshstage {
+
+std::vector<SharedPart> shared_parts(std::span<const std::byte> image_or_replica,
+                                     const ImageInfo& info) {
+  const auto refuse = [&](const std::string& why) {
+    throw make_error<CorruptData>("image of " + to_string(info.identity) + ": " + why,
+                                  info.identity.rank, info.identity.id.step);
+  };
+  if (image_or_replica.size() < info.manifest_bytes)
+    refuse("ends within its manifest of " + std::to_string(info.manifest_bytes) + " bytes");
+  auto manifest =
+      detail::decode_manifest(image_or_replica.first(info.manifest_bytes), info.image_bytes);
+  if (manifest.data_begin != info.manifest_bytes || manifest.shared_bytes != info.shared_bytes ||
+      (info.shared_bytes != 0 && manifest.block_bytes != info.block_bytes)) {
+    refuse("its manifest says that " + std::to_string(manifest.shared_bytes) +
+           " bytes are shared, in blocks of " + std::to_string(manifest.block_bytes) +
+           ", its trailer " + std::to_string(info.shared_bytes) + " in blocks of " +
+           std::to_string(info.block_bytes));
+  }
+  for (const auto& part : manifest.shared) {
+    if (part.rank == info.identity.rank || part.rank >= info.identity.world_size)
+      refuse("it shares with rank " + std::to_string(part.rank));
+  }
+  return std::move(manifest.shared);
+}
+
+std::vector<std::optional<ImageRange>> find_ranges(std::span<const std::byte> image,
+                                                   std::span<const std::string> names) {
+  const auto index = SafetensorsIndex::parse(image);
+  std::vector<std::optional<ImageRange>> ranges;
+  ranges.reserve(names.size());
+  for (const auto& name : names) {
+    const auto* entry = index.find(name);
+    const bool storage = entry != nullptr && name != detail::kValuesName &&
+                         name != detail::kTrailerName && !name.starts_with(detail::kPadPrefix);
+    ranges.push_back(storage ? std::optional(ImageRange{index.data_begin() + entry->begin,
+                                                        entry->end - entry->begin})
+                             : std::nullopt);
+  }
+  return ranges;
+}
+
+namespace {
+
+void require_room(const ImageInfo& info, std::span<const std::byte> image) {
+  if (image.size() < info.image_bytes || info.manifest_bytes > info.image_bytes ||
+      info.shared_bytes > info.image_bytes - info.manifest_bytes) {
+    throw InvalidArgument("an image of " + std::to_string(info.image_bytes) + " bytes, " +
+                          std::to_string(info.shared_bytes) + " of them shared, does not fit " +
+                          std::to_string(image.size()));
+  }
+}
+
+}  // namespace
+
+void place_replica(std::span<const std::byte> replica, const ImageInfo& info,
+                   std::span<std::byte> image) {
+  require_room(info, image);
+  if (replica.size() != info.replica_bytes()) {
+    throw InvalidArgument("a replica of " + std::to_string(replica.size()) + " bytes, not " +
+                          std::to_string(info.replica_bytes()));
+  }
+  detail::copy_bytes(image, replica.first(info.manifest_bytes));
+  detail::copy_bytes(image.subspan(info.manifest_bytes + info.shared_bytes),
+                     replica.subspan(info.manifest_bytes));
+}
+
+void clear_shared_padding(std::span<const SharedPart> parts, const ImageInfo& info,
+                          std::span<std::byte> image) {
+  require_room(info, image);
+  auto at = info.manifest_bytes;
+  const auto end = info.manifest_bytes + info.shared_bytes;
+  const auto zero_to = [&](std::uint64_t offset) {
+    std::memset(image.data() + at, 0, offset - at);
+  };
+  for (const auto& part : parts) {
+    for (const auto& piece : part.pieces) {
+      if (piece.offset < at || piece.offset > end || piece.bytes > end - piece.offset) {
+        throw InvalidArgument("the shared storage " + piece.name + " of " +
+                              std::to_string(piece.bytes) + " bytes at " +
+                              std::to_string(piece.offset) + " does not lie in the gap");
+      }
+      zero_to(piece.offset);
+      at = piece.offset + piece.bytes;
+    }
+  }
+  zero_to(end);
+}
+
+}  // namespace meshstage
