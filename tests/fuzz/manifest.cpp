@@ -13,6 +13,7 @@
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/manifest_impl.hpp>
+#include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/image/trailer_impl.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/tree/compare.hpp>
@@ -81,7 +82,7 @@ void check_decoding(const Storage& image) {
 std::optional<ImageInfo> seal(const Storage& image) {
   detail::Manifest manifest;
   try {
-    manifest = detail::decode_manifest(image.bytes());
+    manifest = detail::decode_manifest(image.bytes(), image.nbytes());
   } catch (const CorruptData&) {
     return std::nullopt;
   }
@@ -103,20 +104,71 @@ std::optional<ImageInfo> seal(const Storage& image) {
   info.manifest_bytes = manifest.data_begin;
   info.block_bytes = manifest.block_bytes;
   info.manifest_digest = digest128(image.bytes().first(manifest.data_begin));
+  info.shared_bytes = manifest.shared_bytes;
   detail::write_trailer(image.bytes(), digests.digests(), info);
   return info;
 }
 
-void check_noticed(const Storage& image, std::size_t at) {
+using Verify = ImageInfo (*)(std::span<const std::byte>);
+
+void check_noticed(const Storage& image, std::size_t at, Verify verify = verify_image) {
   image.data()[at] ^= std::byte{0x40};
   bool noticed = false;
   try {
-    (void)verify_image(image.bytes());
+    (void)verify(image.bytes());
   } catch (const CorruptData&) {
     noticed = true;
   }
   if (!noticed) std::abort();
   image.data()[at] ^= std::byte{0x40};
+}
+
+/// Bytes that nobody sealed, as a replica.
+void check_as_replica(std::span<const std::byte> bytes) {
+  try {
+    const ImageInfo info = verify_replica(bytes);
+    for (const auto& part : shared_parts(bytes, info)) {
+      for (const auto& piece : part.pieces) {
+        if (piece.offset < info.manifest_bytes || piece.bytes == 0 ||
+            piece.offset + piece.bytes > info.manifest_bytes + info.shared_bytes) {
+          std::abort();
+        }
+      }
+    }
+  } catch (const CorruptData&) {
+  }
+}
+
+/// The replica of a sound image verifies, tells each changed byte, and makes the image again with
+/// what was left out.
+void check_replica(const Storage& image, const ImageInfo& info) {
+  const auto replica = Storage::allocate(info.replica_bytes());
+  const auto gap_end = info.manifest_bytes + info.shared_bytes;
+  std::memcpy(replica.data(), image.data(), info.manifest_bytes);
+  std::memcpy(replica.data() + info.manifest_bytes, image.data() + gap_end,
+              image.nbytes() - gap_end);
+  if (verify_replica(replica.bytes()) != info) std::abort();
+  for (std::size_t k = 0; k < 4; ++k)
+    check_noticed(replica, replica.nbytes() * k / 4, verify_replica);
+  std::vector<SharedPart> parts;
+  try {
+    parts = shared_parts(replica.bytes(), info);
+  } catch (const CorruptData&) {  // ranks that this one cannot share with
+    return;
+  }
+  const auto whole = Storage::allocate(image.nbytes());
+  place_replica(replica.bytes(), info, whole.bytes());
+  std::memcpy(whole.data() + info.manifest_bytes, image.data() + info.manifest_bytes,
+              info.shared_bytes);
+  if (std::memcmp(whole.data(), image.data(), whole.nbytes()) != 0) std::abort();
+  clear_shared_padding(parts, info, whole.bytes());
+  for (const auto& part : parts) {
+    for (const auto& piece : part.pieces) {
+      if (std::memcmp(whole.data() + piece.offset, image.data() + piece.offset, piece.bytes) != 0) {
+        std::abort();
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -127,6 +179,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     (void)verify_image(image.bytes());
   } catch (const CorruptData&) {
   }
+  check_as_replica(image.bytes());
   check_decoding(image);
   const auto info = seal(image);
   if (!info) return 0;
@@ -134,6 +187,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (std::size_t k = 0; k < 8; ++k) check_noticed(image, image.nbytes() * k / 8);
   check_noticed(image, info->manifest_bytes);
   check_noticed(image, image.nbytes() - 1);
+  check_replica(image, *info);
   check_decoding(image);
   return 0;
 }

@@ -8,7 +8,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/os/memory_file_system.hpp>
 #include <meshstage/core/vault/header_impl.hpp>
 #include <meshstage/core/vault/vault.hpp>
@@ -19,20 +19,21 @@ using detail::kHeaderBytes;
 
 namespace {
 
-constexpr SlotKey kOwn{2, 0};
+constexpr SlotKey kSlot{2, 0};  // an own slot in the vault of rank 2, a held one in any other
 constexpr std::uint64_t kCapacity = 4096;
 
 /// A vault in memory with one sealed image, made once; its slot's file is what is written to.
 struct Target {
   MemoryFileSystem fs;
-  Vault vault = Vault::attach({.job = "fuzz", .rank = 2, .directory = "/vault", .fs = &fs});
+  Vault vault;
   std::unique_ptr<File> file;
 
-  Target() {
-    auto lease = vault.begin_write(kOwn, {"fuzz", 2, 4, {1, 5}, {}}, kCapacity);
+  explicit Target(int rank)
+      : vault(Vault::attach({.job = "fuzz", .rank = rank, .directory = "/vault", .fs = &fs})) {
+    auto lease = vault.begin_write(kSlot, {"fuzz", 2, 4, {1, 5}, {}}, kCapacity);
     lease.seal({lease_identity(), kCapacity, 4096, 64, {1, 2}, {3, 4}});
     for (const auto& name : fs.list("/vault")) {
-      if (name.find("-own0") != std::string::npos) {
+      if (name.ends_with("-own0") || name.ends_with("-w2-0")) {
         file = fs.open("/vault/" + name, OpenMode::kReadWrite);
       }
     }
@@ -52,24 +53,24 @@ void check_decoded(const HeaderPage& page) {
   }
 }
 
-void check_in_vault(const HeaderPage& page) {
-  static Target target;
+void check_in_vault(Target& target, const HeaderPage& page) {
   write_fully(*target.file, page, 0);
-  const SlotInfo info = target.vault.slot(kOwn);
+  const SlotInfo info = target.vault.slot(kSlot);
   if (info.state == SlotState::kSealed) {
     const auto& image = info.image;
-    if (!info.damaged.empty() || image.image_bytes > kCapacity) std::abort();
-    if (image.manifest_bytes > image.image_bytes) std::abort();
+    const auto stored = stored_bytes(kSlot, target.vault.options().rank, image);
+    if (!info.damaged.empty() || stored > kCapacity) std::abort();
+    if (image.manifest_bytes > stored) std::abort();
     if (image.identity.job != "fuzz" || image.identity.rank != 2) std::abort();
-    const ReadLease lease = target.vault.read(kOwn);
-    if (lease.image().size() != image.image_bytes) std::abort();
+    const ReadLease lease = target.vault.read(kSlot);
+    if (lease.image().size() != stored) std::abort();
     try {
-      (void)verify_image(lease.image());
+      (void)verify_replica(lease.image());
     } catch (const CorruptData&) {
     }
   }
   try {
-    const auto lease = target.vault.begin_write(kOwn, Target::lease_identity(), 100);
+    const auto lease = target.vault.begin_write(kSlot, Target::lease_identity(), 100);
     if (lease.previous() && lease.previous()->manifest_bytes > kCapacity) std::abort();
   } catch (const Error&) {
   }
@@ -78,14 +79,18 @@ void check_in_vault(const HeaderPage& page) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  static Target own(2);
+  static Target held(1);
   HeaderPage page{};
   if (size != 0) std::memcpy(page.data(), data, std::min(size, page.size()));
   check_decoded(page);
-  check_in_vault(page);
+  check_in_vault(own, page);
+  check_in_vault(held, page);
   const auto digest = digest128(std::span(page).first(kHeaderBytes - 16));
   std::memcpy(page.data() + kHeaderBytes - 16, &digest.low, 8);
   std::memcpy(page.data() + kHeaderBytes - 8, &digest.high, 8);
   check_decoded(page);
-  check_in_vault(page);
+  check_in_vault(own, page);
+  check_in_vault(held, page);
   return 0;
 }

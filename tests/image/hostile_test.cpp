@@ -2,18 +2,13 @@
 #include <random>
 
 #include "tests/support/catch.hpp"
-#include "tests/support/states.hpp"
+#include "tests/support/sharing.hpp"
 
 using namespace meshstage;
 using Catch::Matchers::Contains;
+using test::copy_of;
 
 namespace {
-
-Storage copy_of(std::span<const std::byte> bytes) {
-  auto copy = Storage::allocate(bytes.size());
-  if (!bytes.empty()) std::memcpy(copy.data(), bytes.data(), bytes.size());
-  return copy;
-}
 
 // Reads every byte that a decoded tree claims to have.
 void touch(const Value& value, std::size_t& sum) {
@@ -43,6 +38,11 @@ bool decodes(std::span<const std::byte> bytes) {
     static_cast<void>(verify_image(copy.bytes()));
   } catch (const CorruptData&) {
   }
+  try {
+    const auto info = verify_replica(copy.bytes());
+    static_cast<void>(shared_parts(copy.bytes(), info));
+  } catch (const CorruptData&) {
+  }
   return decoded;
 }
 
@@ -52,26 +52,6 @@ Dict small_state() {
           {"t", w.transpose(0, 1)},
           {"l", List{1, "two", Tuple{2.5, Tensor::scalar(std::int64_t{3})}}},
           {"b", Bytes(20)}};
-}
-
-// An image with its manifest's structure replaced by `edit`ed text, everything else sound.
-template <class F>
-Storage with_structure(const Value& state, F&& edit) {
-  const auto image = test::make_image(state);
-  const auto begin = image.plan.layout().data_begin;
-  std::string json(reinterpret_cast<const char*>(image.bytes().data()) + 8, begin - 8);
-  const auto size = json.size();
-  edit(json);
-  auto copy = copy_of(image.bytes());
-  json.resize(size, ' ');
-  std::memcpy(copy.data() + 8, json.data(), size);
-  return copy;
-}
-
-void replace(std::string& text, const std::string& from, const std::string& to) {
-  const auto at = text.find(from);
-  REQUIRE(at != std::string::npos);
-  text.replace(at, from.size(), to);
 }
 
 }  // namespace
@@ -84,7 +64,8 @@ TEST_CASE("an image cut short anywhere is refused") {
 }
 
 TEST_CASE("random damage never crashes the decoders") {
-  const auto image = test::make_image(small_state());
+  const bool sharing = GENERATE(false, true);
+  const auto image = sharing ? test::sharing_image() : test::make_image(small_state());
   const auto& layout = image.plan.layout();
   std::mt19937_64 random(42);
   std::size_t refused = 0;
@@ -104,8 +85,8 @@ TEST_CASE("random damage never crashes the decoders") {
 
 TEST_CASE("a manifest that contradicts itself is refused with what is wrong") {
   const auto refused = [](const std::string& from, const std::string& to, const char* why) {
-    const auto image =
-        with_structure(small_state(), [&](std::string& json) { replace(json, from, to); });
+    const auto image = test::with_structure(
+        test::make_image(small_state()), [&](std::string& json) { test::replace(json, from, to); });
     INFO(from << " -> " << to);
     CHECK_THROWS_AS(decode_image(image.bytes(), nullptr), CorruptData);
     CHECK_THROWS_WITH(decode_image(image.bytes(), nullptr), Contains(why));
@@ -146,11 +127,12 @@ TEST_CASE("a structure nested very deeply is refused, not followed") {
   }
   CHECK_THROWS_WITH(test::make_image(chain), Contains("deeper"));
   const auto image =
-      with_structure(Dict{{"a", List(std::vector<Value>(1000, Value(1)))}}, [](std::string& json) {
-        const auto at = json.find("{\\\"l\\\":[");
-        REQUIRE(at != std::string::npos);
-        json.replace(at, 1500, std::string(1500, '['));
-      });
+      test::with_structure(test::make_image(Dict{{"a", List(std::vector<Value>(1000, Value(1)))}}),
+                           [](std::string& json) {
+                             const auto at = json.find("{\\\"l\\\":[");
+                             REQUIRE(at != std::string::npos);
+                             json.replace(at, 1500, std::string(1500, '['));
+                           });
   CHECK_THROWS_AS(decode_image(image.bytes(), nullptr), CorruptData);
 }
 

@@ -67,10 +67,15 @@ inline TestImage image_of(const Value& state, const std::string& job, int rank, 
   return image;
 }
 
+/// Seals bytes of an image, or in a held slot of its replica.
+inline void put(Vault& vault, SlotKey key, const ImageInfo& info,
+                std::span<const std::byte> bytes) {
+  auto lease = vault.begin_write(key, info.identity, bytes.size());
+  std::copy(bytes.begin(), bytes.end(), lease.image().begin());
+  lease.seal(info);
+}
 inline void put(Vault& vault, SlotKey key, const TestImage& image) {
-  auto lease = vault.begin_write(key, image.info.identity, image.info.image_bytes);
-  std::copy(image.bytes().begin(), image.bytes().end(), lease.image().begin());
-  lease.seal(image.info);
+  put(vault, key, image.info, image.bytes());
 }
 
 }  // namespace meshstage::test

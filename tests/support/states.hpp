@@ -2,6 +2,8 @@
 #pragma once
 #include <cstring>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
@@ -22,8 +24,9 @@ inline ImageIdentity identity_of_step(std::uint64_t step) {
 }
 
 inline TestImage make_image(const Value& state, std::uint64_t block_bytes = 4096,
-                            std::uint64_t step = 85) {
-  auto plan = StagingPlan::compile(state, nullptr, {.block_bytes = block_bytes});
+                            std::uint64_t step = 85, std::vector<SharedStorages> shared = {}) {
+  auto plan = StagingPlan::compile(state, nullptr,
+                                   {.block_bytes = block_bytes, .shared = std::move(shared)});
   auto memory = Storage::allocate(plan.layout().image_bytes);
   std::memset(memory.data(), 0xEE, memory.nbytes());  // what was there before must not matter
   Watermark progress;

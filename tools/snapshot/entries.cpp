@@ -171,11 +171,15 @@ std::string Entry::describe() const {
 }
 
 std::string Entry::note() const {
+  std::string text;
   if (same_as && !value.is_scalar()) {
-    return "same " + kind + " as " + (same_as->empty() ? "(root)" : printable(*same_as));
+    text = "same " + kind + " as " + (same_as->empty() ? "(root)" : printable(*same_as));
+  } else if (shares_with) {
+    text = "shares storage with " + printable(*shares_with);
   }
-  if (shares_with) return "shares storage with " + printable(*shares_with);
-  return {};
+  if (left_to)
+    text += fmt::format("{}not here: rank {} has it", text.empty() ? "" : "; ", *left_to);
+  return text;
 }
 
 nlohmann::ordered_json Entry::to_json() const {
@@ -189,6 +193,7 @@ nlohmann::ordered_json Entry::to_json() const {
     json["storage"] = storage;
     json["storage_bytes"] = storage_bytes;
     if (shares_with) json["shares_storage_with"] = *shares_with;
+    if (left_to) json["left_to_rank"] = *left_to;
   } else if (value.is_scalar()) {
     json["value"] = scalar_json(value);
   } else {
@@ -203,8 +208,31 @@ std::vector<Entry> list_entries(const Value& state, Repeat repeat) {
   return Lister(repeat).run(state);
 }
 
+namespace {
+
+/// Says of the tensors of a replica which are not in it.
+void mark_left_out(std::vector<Entry>& entries, const Snapshot& snapshot) {
+  std::unordered_map<const std::byte*, int> ranks;
+  for (const auto& part : snapshot.shared) {
+    for (const auto& piece : part.pieces)
+      ranks.emplace(snapshot.bytes.data() + piece.offset, part.rank);
+  }
+  for (auto& entry : entries) {
+    const auto* tensor = entry.value.get_if<Tensor>();
+    if (tensor == nullptr || tensor->storage().nbytes() == 0) continue;
+    if (const auto it = ranks.find(tensor->storage().data()); it != ranks.end())
+      entry.left_to = it->second;
+  }
+}
+
+}  // namespace
+
 std::vector<Entry> list_entries(const Snapshot& snapshot, Repeat repeat) {
-  if (snapshot.image) return list_entries(snapshot.state(), repeat);
+  if (snapshot.image) {
+    auto entries = list_entries(snapshot.state(), repeat);
+    if (snapshot.without_shared()) mark_left_out(entries, snapshot);
+    return entries;
+  }
   const Value state = snapshot.state();
   const auto& tensors = state.as<Dict>();
   std::vector<Entry> entries;

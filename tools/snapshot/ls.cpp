@@ -27,6 +27,11 @@ std::string role_text(int rank, int holder) {
   return rank == holder ? "own" : fmt::format("replica at {}", holder);
 }
 
+/// Of the image, or of its replica. The size of one that is being written is what is stored.
+std::uint64_t stored(const VaultListing& vault, SlotKey key, const SlotInfo& slot) {
+  return stored_bytes(key, vault.rank, slot.image);
+}
+
 Json slot_json(const VaultListing& vault, SlotKey key, const SlotInfo& slot) {
   Json json{{"owner_rank", key.owner_rank},
             {"index", key.index},
@@ -39,6 +44,7 @@ Json slot_json(const VaultListing& vault, SlotKey key, const SlotInfo& slot) {
   json["step"] = i.id.step;
   json["world_size"] = i.world_size;
   json["image_bytes"] = slot.image.image_bytes;
+  json["stored_bytes"] = stored(vault, key, slot);
   if (slot.state == SlotState::kSealed) json["name"] = image_name(i, vault.rank);
   return json;
 }
@@ -82,7 +88,7 @@ void add_vault(Columns& columns, const VaultListing& vault) {
                  known ? fmt::format("{} of {}", key.owner_rank, i.world_size)
                        : std::to_string(key.owner_rank),
                  role_text(key.owner_rank, vault.rank), state_text(vault, slot),
-                 size_text(known ? slot.image.image_bytes : slot.capacity), owner_text(vault),
+                 size_text(known ? stored(vault, key, slot) : slot.capacity), owner_text(vault),
                  sealed ? image_name(i, vault.rank) : ""});
   }
 }

@@ -47,20 +47,36 @@ Range entry_range(const SafetensorsIndex& index, const char* name) {
 /// A slot's image in memory of our own: its owner, if one lives, may overwrite it at any time.
 class SlotCopy {
  public:
-  SlotCopy(const SlotFile& file, const ImageInfo& info)
-      : file_(file), bytes_(info.image_bytes), data_(zeroed(info.image_bytes)) {}
+  enum class Form : std::uint8_t {
+    kImage,  ///< What the slot lacks reads as zeros.
+    kStored
+  };
+  SlotCopy(const OpenSlot& slot, Form form)
+      : slot_(slot),
+        left_out_(form == Form::kStored ? slot.left_out : 0),
+        bytes_(slot.info.image_bytes - left_out_),
+        data_(zeroed(bytes_)) {}
 
+  /// A range of the whole image. Throws CorruptData if the slot does not have all of it.
   void read(Range range) {
+    const bool before = range.end <= slot_.info.manifest_bytes;
+    if (!before && slot_.left_out != 0 &&
+        range.begin < slot_.info.manifest_bytes + slot_.left_out) {
+      throw CorruptData(fmt::format("bytes {} to {} of the image are not in its replica",
+                                    range.begin, range.end));
+    }
     for (auto at = range.begin; at < range.end; at += kPieceBytes) {
       const auto size = std::min(kPieceBytes, range.end - at);
-      file_.read_image({data_.get() + at, size}, at);
+      auto* const to = data_.get() + at - (before ? 0 : left_out_);
+      slot_.file.read_image({to, size}, at - (before ? 0 : slot_.left_out));
     }
   }
   [[nodiscard]] std::span<const std::byte> bytes() const { return {data_.get(), bytes_}; }
   [[nodiscard]] std::shared_ptr<const void> owner() const { return data_; }
 
  private:
-  const SlotFile& file_;
+  const OpenSlot& slot_;
+  std::uint64_t left_out_;
   std::uint64_t bytes_;
   std::shared_ptr<std::byte> data_;
 };
@@ -71,19 +87,20 @@ std::string slot_text(const VaultListing& vault, SlotKey key) {
 }
 
 std::shared_ptr<const OpenSlot> find_slot(const VaultListing& vault, SlotKey key) {
-  auto slot = std::make_shared<OpenSlot>(OpenSlot{.file = SlotFile::open(vault, key), .info = {}});
+  auto slot = std::make_shared<OpenSlot>(
+      OpenSlot{.file = SlotFile::open(vault, key), .info = {}, .left_out = 0});
   const SlotInfo now = slot->file.info();
   if (now.state != SlotState::kSealed) {
     throw InvalidState(slot_text(vault, key) + " is " + std::string(to_string(now.state)) +
                        ", not sealed" + (now.damaged.empty() ? "" : ": " + now.damaged));
   }
   slot->info = now.image;
-  if (now.image.image_bytes > now.capacity || now.image.manifest_bytes > now.image.image_bytes ||
-      now.image.block_bytes == 0) {
-    throw CorruptData(slot_text(vault, key) + ": its header says " +
-                      std::to_string(now.image.image_bytes) + " bytes, the file has " +
-                      std::to_string(now.capacity));
+  const auto stored = stored_bytes(key, vault.rank, now.image);
+  if (stored > now.capacity || now.image.manifest_bytes > stored || now.image.block_bytes == 0) {
+    throw CorruptData(slot_text(vault, key) + ": its header says " + std::to_string(stored) +
+                      " bytes, the file has " + std::to_string(now.capacity));
   }
+  slot->left_out = now.image.image_bytes - stored;
   return slot;
 }
 
@@ -98,6 +115,40 @@ std::uint64_t read_structure(SlotCopy& copy, const ImageInfo& info) {
   return trailer.begin;
 }
 
+/// The manifest need not be read where nothing is shared.
+std::vector<SharedPart> shared_in(std::span<const std::byte> image_or_replica,
+                                  const ImageInfo& info) {
+  if (info.shared_bytes == 0) return {};
+  return shared_parts(image_or_replica, info);
+}
+
+/// "model.wte and 2 more (12.0 MiB), which rank 1 has".
+std::string shared_text(const std::vector<SharedPart>& parts) {
+  std::string text;
+  for (const auto& part : parts) {
+    std::uint64_t bytes = 0;
+    for (const auto& piece : part.pieces) bytes += piece.bytes;
+    text += (text.empty() ? "" : ", and without ") + printable(part.pieces.front().name);
+    if (part.pieces.size() > 1) text += fmt::format(" and {} more", part.pieces.size() - 1);
+    text += fmt::format(" ({}), which rank {} has", size_text(bytes), part.rank);
+  }
+  return text;
+}
+
+/// Of a replica not all can be had: says who has the rest.
+[[noreturn]] void refuse_replica(const VaultListing& vault, const OpenSlot& slot) {
+  SlotCopy copy(slot, SlotCopy::Form::kStored);
+  copy.read({0, slot.info.manifest_bytes});
+  const auto parts = shared_parts(copy.bytes(), slot.info);
+  slot.check_unchanged();
+  const auto& i = slot.info.identity;
+  throw make_error<InvalidArgument>(
+      image_name(i, vault.rank) + " is a replica without " + shared_text(parts) + "; name rank " +
+          std::to_string(i.rank) + "'s own image (" + image_name(i, i.rank) +
+          ", or a file), or let the job recover it first",
+      i.rank, i.id.step);
+}
+
 struct Candidate {
   ImageIdentity identity;
   bool in_vault = false;
@@ -105,14 +156,16 @@ struct Candidate {
   SlotKey key;
   const PersistedImage* file = nullptr;
   int holder = 0;
+  bool whole = true;  ///< Nothing is left out of it.
 };
 
 /// The nearest copy of the newest image of that name.
-std::optional<Candidate> choose(const HostImages& images, const ImageName& name) {
+std::optional<Candidate> choose(const HostImages& images, const ImageName& name, Content content) {
   std::optional<Candidate> best;
-  const auto rank_of = [](const Candidate& c) {
+  const auto rank_of = [content](const Candidate& c) {
     const bool newest = c.vault != nullptr && c.vault->newest;
-    return std::tuple(c.identity.id, c.in_vault, newest, c.holder == c.identity.rank);
+    return std::tuple(c.identity.id, c.whole || content == Content::kStructure, c.in_vault, newest,
+                      c.holder == c.identity.rank);
   };
   const auto offer = [&](const Candidate& c) {
     if (c.identity.job != name.job || c.identity.rank != name.rank) return;
@@ -129,7 +182,8 @@ std::optional<Candidate> choose(const HostImages& images, const ImageName& name)
              .vault = &vault,
              .key = key,
              .file = nullptr,
-             .holder = vault.rank});
+             .holder = vault.rank,
+             .whole = vault.rank == key.owner_rank || info.image.shared_bytes == 0});
     }
   }
   for (const auto& file : images.files) {
@@ -138,7 +192,8 @@ std::optional<Candidate> choose(const HostImages& images, const ImageName& name)
                 .vault = nullptr,
                 .key = {},
                 .file = &file,
-                .holder = file.name.writer()};
+                .holder = file.name.writer(),
+                .whole = true};
     c.identity.job = file.name.job;
     c.identity.rank = file.name.rank;
     c.identity.id = file.name.id;
@@ -172,32 +227,39 @@ Snapshot open_file(const fs::path& path) {
                     .owner = file,
                     .index = SafetensorsIndex::parse(file->bytes()),
                     .image = {},
+                    .shared = {},
                     .slot = nullptr,
                     .path = path};
-  if (is_image(snapshot.index)) snapshot.image = read_info(snapshot.bytes);
+  if (is_image(snapshot.index)) {
+    snapshot.image = read_info(snapshot.bytes);
+    snapshot.shared = shared_in(snapshot.bytes, *snapshot.image);
+  }
   return snapshot;
 }
 
 Snapshot open_slot(const VaultListing& vault, SlotKey key, Content content) {
   const auto slot = find_slot(vault, key);
+  if (content == Content::kAll && slot->left_out != 0) refuse_replica(vault, *slot);
   if (content == Content::kAll) {
     check_room({.what = "a copy of " + slot_text(vault, key),
                 .bytes_per_rank = slot->info.image_bytes,
                 .local_ranks = 1},
                read_room_limits(real_file_system(), {}));
   }
-  SlotCopy copy(slot->file, slot->info);
+  SlotCopy copy(*slot, SlotCopy::Form::kImage);
   if (content == Content::kAll) {
     copy.read({0, slot->info.image_bytes});
   } else {
     read_structure(copy, slot->info);
   }
   slot->check_unchanged();
+  const auto info = read_info(copy.bytes());
   return {.name = image_name(slot->info.identity, vault.rank),
           .bytes = copy.bytes(),
           .owner = copy.owner(),
           .index = SafetensorsIndex::parse(copy.bytes()),
-          .image = read_info(copy.bytes()),
+          .image = info,
+          .shared = shared_in(copy.bytes(), info),
           .slot = slot,
           .path = {}};
 }
@@ -222,7 +284,7 @@ Snapshot open_snapshot(const std::string& what, const Places& places, Content co
                                {}, {}, what);
   }
   const auto images = find_images(places, name->job);
-  const auto chosen = choose(images, *name);
+  const auto chosen = choose(images, *name, content);
   if (!chosen) {
     throw make_error<NotFound>("there is no file \"" + printable(what) +
                                    "\", and no sealed or persisted image of that name on this "
@@ -235,28 +297,32 @@ Snapshot open_snapshot(const std::string& what, const Places& places, Content co
 
 ImageInfo verify_slot(const VaultListing& vault, SlotKey key) {
   const auto slot = find_slot(vault, key);
-  SlotCopy copy(slot->file, slot->info);
+  SlotCopy copy(*slot, SlotCopy::Form::kStored);
   const auto verify = [&] {
     const auto trailer_begin = read_structure(copy, slot->info);
     const auto data_begin = slot->info.manifest_bytes;
     if (trailer_begin < data_begin) throw CorruptData("the trailer begins before the data");
-    const auto block_bytes = read_info(copy.bytes()).block_bytes;
-    BlockDigests digests(block_bytes, trailer_begin - data_begin);
-    std::vector<std::byte> block(std::min(block_bytes, slot->info.image_bytes));
-    for (std::size_t i = 0; i < digests.block_count(); ++i) {
-      const auto bytes = std::span(block).first(digests.block_size(i));
-      slot->file.read_image(bytes, data_begin + i * block_bytes);
-      digests.add(i, bytes);
-    }
-    return check_blocks(copy.bytes(), digests);
-  };
-  try {
-    const auto info = verify();
-    slot->check_unchanged();
+    const bool whole = slot->left_out == 0;
+    const auto info = whole ? read_info(copy.bytes()) : read_replica_info(copy.bytes());
     if (!(info == slot->info)) {
       throw CorruptData(slot_text(vault, key) + ": its header says " +
                         to_string(slot->info.identity) + ", the image " + to_string(info.identity));
     }
+    static_cast<void>(shared_in(copy.bytes(), info));  // what is not here can be found elsewhere
+    BlockDigests digests(info.block_bytes, trailer_begin - data_begin,
+                         slot->left_out / info.block_bytes);
+    std::vector<std::byte> block(std::min(info.block_bytes, slot->info.image_bytes));
+    for (auto i = digests.first_block(); i < digests.block_count(); ++i) {
+      const auto bytes = std::span(block).first(digests.block_size(i));
+      slot->file.read_image(bytes, data_begin + i * info.block_bytes - slot->left_out);
+      digests.add(i, bytes);
+    }
+    return whole ? check_blocks(copy.bytes(), digests)
+                 : check_replica_blocks(copy.bytes(), digests);
+  };
+  try {
+    const auto info = verify();
+    slot->check_unchanged();
     return info;
   } catch (const CorruptData&) {
     slot->check_unchanged();  // if it was overwritten, that is why

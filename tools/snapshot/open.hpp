@@ -5,8 +5,10 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include <meshstage/core/image/image.hpp>
+#include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/image/safetensors.hpp>
 #include <meshstage/core/tree/value.hpp>
 #include <meshstage/core/vault/slot_file.hpp>
@@ -24,7 +26,8 @@ enum class Content : std::uint8_t {
 /// A slot of somebody's vault, opened without owning it.
 struct OpenSlot {
   SlotFile file;
-  ImageInfo info;  ///< As the header said when it was opened.
+  ImageInfo info;              ///< As the header said when it was opened.
+  std::uint64_t left_out = 0;  ///< Bytes of the image that are not in it: it is a replica.
   /// Throws InvalidState if the slot no longer holds that image.
   void check_unchanged() const;
 };
@@ -36,17 +39,21 @@ struct Snapshot {
   std::shared_ptr<const void> owner;  ///< Keeps bytes.
   SafetensorsIndex index;
   std::optional<ImageInfo> image;        ///< Nothing for a safetensors file that is no image.
+  std::vector<SharedPart> shared;        ///< What other ranks have of the image too.
   std::shared_ptr<const OpenSlot> slot;  ///< If it came out of a vault; else it came from `path`.
   std::filesystem::path path;
 
   /// The state dict: an image's, or a flat dict of the file's tensors; views of bytes.
   [[nodiscard]] Value state() const;
+  /// The shared storages are not in it, and read as zeros.
+  [[nodiscard]] bool without_shared() const noexcept { return slot && slot->left_out != 0; }
   /// "image of job "gpt2", rank 2 of 4, generation 3, step 85".
   [[nodiscard]] std::string describe() const;
 };
 
 /// Opens a file, or an image by its name (see ImageName). Throws InvalidArgument or NotFound (exit
-/// 2) if there is no such thing, CorruptData if it is not sound.
+/// 2) if there is no such thing, or all content is asked for of a replica that lacks some;
+/// CorruptData if it is not sound.
 Snapshot open_snapshot(const std::string& what, const Places& places, Content content);
 Snapshot open_file(const std::filesystem::path& path);
 Snapshot open_slot(const VaultListing& vault, SlotKey key, Content content);

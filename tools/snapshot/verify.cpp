@@ -105,8 +105,14 @@ Finding verify_slot_of(const VaultListing& vault, SlotKey key, const SlotInfo& s
   if (slot.state != SlotState::kSealed) {
     return {place, Finding::Result::kSkipped, std::string(to_string(slot.state)), 0, false};
   }
-  return finding(image_name(slot.image.identity, vault.rank),
-                 [&] { return verify_slot(vault, key); });
+  auto f =
+      finding(image_name(slot.image.identity, vault.rank), [&] { return verify_slot(vault, key); });
+  const auto stored = stored_bytes(key, vault.rank, slot.image);
+  if (f.result == Finding::Result::kOk && stored != slot.image.image_bytes) {
+    f.bytes = stored;
+    f.detail += ", without what other ranks have too";
+  }
+  return f;
 }
 
 void verify_places(const Places& places, std::vector<Finding>& findings) {
