@@ -52,7 +52,6 @@ namespace meshstage {
 struct StagingPlan::Impl {
   ImageLayout layout;
   std::uint64_t own_pages_from = 0;
-  std::vector<SharedStorages> shared;  ///< As asked for.
   detail::PlannedState state;
   /// Segments by storage index.
   std::vector<const ImageSegment*> segments;

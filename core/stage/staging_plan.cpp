@@ -90,11 +90,9 @@ StagingPlan StagingPlan::compile(const Value& state, const StagingPlan* previous
   }
   auto flat = detail::flatten(state);
   auto impl = std::make_shared<Impl>();
+  const detail::LayoutOptions how{options.block_bytes, options.own_pages_from, options.shared};
   impl->own_pages_from = options.own_pages_from;
-  impl->shared = std::move(options.shared);
-  const detail::LayoutOptions how{options.block_bytes, options.own_pages_from, impl->shared};
-  if (previous == nullptr || previous->impl_->own_pages_from != impl->own_pages_from ||
-      previous->impl_->shared != impl->shared) {
+  if (previous == nullptr || previous->impl_->own_pages_from != options.own_pages_from) {
     impl->layout = detail::make_layout(flat, how, nullptr);
   } else {
     const detail::PreviousLayout before{previous->impl_->layout, previous->impl_->state.storages};

@@ -41,8 +41,8 @@ struct StagingSource {
 class MESHSTAGE_API StagingPlan {
  public:
   /// Lays `state` out. With `previous`, what stayed keeps its offset, freed ranges are filled, the
-  /// rest is appended; above 10 % of waste everything is laid out anew. So it is, always, where
-  /// storages are shared or were, and where options.shared is not what `previous` was made with.
+  /// rest is appended; above 10 % of waste everything is laid out anew. So it is always where
+  /// storages are shared, or were in `previous`.
   /// Throws InvalidArgument, naming the path, on a cycle, a tree too deep or a tensor not on the
   /// CPU; and for options that are out of range.
   static StagingPlan compile(const Value& state, const StagingPlan* previous = nullptr,

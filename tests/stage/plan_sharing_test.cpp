@@ -99,10 +99,12 @@ TEST_CASE(
   CHECK(compile(state, {}, &sharing).layout().manifest == fresh({}));
   state.erase("own");
   CHECK(compile(state, test::sharing(), &sharing).layout().manifest == fresh(test::sharing()));
-  // Nothing left to share: no gap stays behind.
+  // Nothing left to share: no gap stays behind, however small beside the rest.
+  state.set("own", test::bytes_tensor(1 << 20, 1));
+  const auto large = compile(state, test::sharing());
   state.erase("both");
   state.erase("last");
-  const auto last = compile(state, test::sharing(), &sharing);
+  const auto last = compile(state, test::sharing(), &large);
   CHECK(last.layout().shared_bytes == 0);
   CHECK(last.layout().manifest == fresh({}));
 }
