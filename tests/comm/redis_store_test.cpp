@@ -42,7 +42,7 @@ TEST_CASE("ranks may start before their Redis, and are told if it never comes") 
   silence_is_told(*early, "is a redis-server running there?");
   std::optional<RedisServer> server;
   std::optional<TcpProxy> proxy;
-  server_may_start_later(*early, [&] {
+  server_may_start_later(*early, *early, [&] {
     server.emplace();
     proxy.emplace("127.0.0.1", static_cast<std::uint16_t>(server->port()), Wire{}, port);
   });

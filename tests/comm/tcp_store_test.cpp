@@ -121,7 +121,8 @@ TEST_CASE("ranks may start before their store") {
   const std::uint16_t port = free_port();
   const auto early = store_at(std::to_string(port), 1ms);  // the deadline counts, not the patience
   std::optional<StoreServer> server;
-  server_may_start_later(*early, [&] { server.emplace(StoreServerOptions{.port = port}); });
+  server_may_start_later(*early, *store_at(std::to_string(port)),
+                         [&] { server.emplace(StoreServerOptions{.port = port}); });
 }
 
 TEST_CASE("where no store ever listens, waiting for it ends at the deadline") {

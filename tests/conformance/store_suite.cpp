@@ -140,7 +140,7 @@ void ranks_form_over(const std::function<std::shared_ptr<Store>()>& open) {
   for (const auto& g : generations) g.close();
 }
 
-void server_may_start_later(Store& store, const std::function<void()>& start) {
+void server_may_start_later(Store& store, Store& after, const std::function<void()>& start) {
   std::promise<std::string> turned_away;
   auto first = turned_away.get_future();
   std::string got;
@@ -150,8 +150,8 @@ void server_may_start_later(Store& store, const std::function<void()>& start) {
       store.wait_reachable(Deadline::after(30s), {}, [&](const std::string& why) {
         if (++failures == 1) turned_away.set_value(why);
       });
-      store.set("early", "here");
-      throw std::runtime_error(*store.get("early"));
+      after.set("early", "here");
+      throw std::runtime_error(*after.get("early"));
     });
     if (failures == 0) turned_away.set_value("not once, but " + got);
   });

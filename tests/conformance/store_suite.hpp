@@ -14,8 +14,9 @@ void store_conforms(const std::function<std::shared_ptr<Store>()>& open);
 /// cause, and form the next with its replacement.
 void ranks_form_over(const std::function<std::shared_ptr<Store>()>& open);
 /// A client that was turned away at least once, then `start` starts the server, and the client has
-/// it: `store` is its view of the address where the server will be.
-void server_may_start_later(Store& store, const std::function<void()>& start);
+/// it: `store` is its view of the address where the server will be, `after` one to use it by then
+/// (the same, or one with more patience).
+void server_may_start_later(Store& store, Store& after, const std::function<void()>& start);
 /// Nobody ever listens where `store` looks: waiting for that ends at the deadline or at a stop,
 /// with an error that says what was tried, and `hint`.
 void silence_is_told(Store& store, const std::string& hint);
