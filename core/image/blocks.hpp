@@ -57,6 +57,8 @@ MESHSTAGE_API ImageInfo check_replica_blocks(std::span<const std::byte> replica,
                                              const BlockDigests& digests);
 
 /// Bytes of the trailer of an image whose data up to the trailer are `digested_bytes`.
-MESHSTAGE_API std::uint64_t trailer_size(std::uint64_t digested_bytes, std::uint64_t block_bytes);
+/// `shares`: ImageInfo::shares.
+MESHSTAGE_API std::uint64_t trailer_size(std::uint64_t digested_bytes, std::uint64_t block_bytes,
+                                         std::uint32_t shares = 0);
 
 }  // namespace meshstage

@@ -54,6 +54,13 @@ struct Digest {
 /// 32 lower-case hex digits, high half first (as xxhsum -H2 prints it).
 MESHSTAGE_API std::string to_hex(const Digest& digest);
 
+/// What an image has in common with another rank's of the same step, byte for byte.
+struct ImageShare {
+  int rank = 0;   ///< The other rank.
+  Digest digest;  ///< Of the storages' bytes, by name ascending: the same in both images.
+  friend bool operator==(const ImageShare&, const ImageShare&) = default;
+};
+
 /// What a whole, sealed image says of itself.
 struct ImageInfo {
   ImageIdentity identity;
@@ -66,6 +73,8 @@ struct ImageInfo {
   /// Front of the data section with the storages that another rank has too, whole blocks: what a
   /// replica leaves out (replica.hpp). 0 if nothing is shared.
   std::uint64_t shared_bytes = 0;
+  /// How many ImageShares the trailer has; 0 if nothing is shared.
+  std::uint32_t shares = 0;
   /// Bytes of the image's replica: manifest, then what lies behind the shared bytes.
   [[nodiscard]] std::uint64_t replica_bytes() const noexcept { return image_bytes - shared_bytes; }
   friend bool operator==(const ImageInfo&, const ImageInfo&) = default;

@@ -51,8 +51,10 @@ struct ImageLayout {
   std::vector<ImageSegment> segments;  ///< Ascending by offset.
   std::uint64_t shared_bytes = 0;      ///< A multiple of block_bytes; 0 if nothing is shared.
   std::vector<SharedSegments> shared;  ///< By rank ascending; none without segments.
-  std::vector<std::byte> manifest;     ///< The bytes [0, data_begin).
-  Digest manifest_digest;              ///< Of these.
+  /// What replicas of other ranks leave out, and this image has; by rank ascending.
+  std::vector<SharedSegments> completes;
+  std::vector<std::byte> manifest;  ///< The bytes [0, data_begin).
+  Digest manifest_digest;           ///< Of these.
 
   /// Bytes behind the manifest that block digests cover.
   [[nodiscard]] std::uint64_t digested_bytes() const noexcept { return trailer_begin - data_begin; }

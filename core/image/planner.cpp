@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 #include <optional>
+#include <set>
 #include <tuple>
 #include <unordered_map>
 
@@ -67,6 +68,26 @@ std::vector<Shared> shared_storages(const FlatState& flat, const std::vector<Sto
   }
   if (bytes < options.block_bytes) shared.clear();
   return shared;
+}
+
+// By rank, then name; a storage may complete several ranks.
+std::vector<Shared> completed_storages(const FlatState& flat, const std::vector<StorageName>& names,
+                                       const LayoutOptions& options) {
+  if (options.completes.empty()) return {};
+  std::unordered_map<std::string_view, std::uint32_t> by_name;
+  for (std::uint32_t i = 0; i < names.size(); ++i) {
+    if (flat.storages[i].nbytes() >= kLeastSharedBytes) by_name.emplace(names[i].name, i);
+  }
+  std::set<std::pair<int, std::string_view>> wanted;
+  for (const auto& part : options.completes) {
+    for (const auto& name : part.names) wanted.emplace(part.rank, name);
+  }
+  std::vector<Shared> completed;
+  for (const auto& [rank, name] : wanted) {
+    const auto it = by_name.find(name);
+    if (it != by_name.end()) completed.push_back({rank, it->first, it->second});
+  }
+  return completed;
 }
 
 Placement place_anew(const FlatState& flat, const LayoutOptions& options,
@@ -204,10 +225,13 @@ ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
   std::sort(layout.segments.begin(), layout.segments.end(),
             [&](const auto& a, const auto& b) { return key(a) < key(b); });
   layout.shared = shared_segments(shared, layout.segments);
+  layout.completes = shared_segments(completed_storages(flat, names, options), layout.segments);
   layout.values_begin = placement.end;
   layout.trailer_begin = layout.values_begin + values_room(flat, previous);
   layout.image_bytes =
-      layout.trailer_begin + trailer_size(layout.trailer_begin, options.block_bytes);
+      layout.trailer_begin +
+      trailer_size(layout.trailer_begin, options.block_bytes,
+                   static_cast<std::uint32_t>(layout.shared.size() + layout.completes.size()));
 
   const auto json = encode_manifest(flat, names, layout);
   // Some headroom, so that a little growth of the structure does not move the data.

@@ -18,6 +18,8 @@ struct LayoutOptions {
   std::uint64_t own_pages_from = 0;
   /// What other ranks have too.
   const std::vector<SharedStorages>& shared;
+  /// What other ranks leave out because this one has it.
+  const std::vector<SharedStorages>& completes;
 };
 
 /// Where everything goes, and the manifest that says so. `previous` may be null, and does not count

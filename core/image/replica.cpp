@@ -33,6 +33,12 @@ std::vector<SharedPart> shared_parts(std::span<const std::byte> image_or_replica
   return std::move(manifest.shared);
 }
 
+std::vector<ImageRange> ranges_of(const SharedPart& part) {
+  std::vector<ImageRange> ranges;
+  for (const auto& piece : part.pieces) ranges.push_back({piece.offset, piece.bytes});
+  return ranges;
+}
+
 std::vector<std::optional<ImageRange>> find_ranges(std::span<const std::byte> image,
                                                    std::span<const std::string> names) {
   const auto index = SafetensorsIndex::parse(image);

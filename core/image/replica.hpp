@@ -51,6 +51,9 @@ struct ImageRange {
   friend bool operator==(const ImageRange&, const ImageRange&) = default;
 };
 
+/// Where the pieces lie.
+MESHSTAGE_API std::vector<ImageRange> ranges_of(const SharedPart& part);
+
 /// Where the storages of these names lie in a whole image, another rank's say; nothing for a name
 /// that it does not have. Their sizes are the caller's to compare. Throws CorruptData.
 MESHSTAGE_API std::vector<std::optional<ImageRange>> find_ranges(
@@ -67,12 +70,21 @@ MESHSTAGE_API void place_replica(std::span<const std::byte> replica, const Image
 MESHSTAGE_API void clear_shared_padding(std::span<const SharedPart> parts, const ImageInfo& info,
                                         std::span<std::byte> image);
 
-/// XXH3-64 of the bytes of consecutive ranges, at most `most` digests: up to so many ranges each
-/// has its own, of more some are taken together, which depends on their number alone. So two images
-/// of other layouts with the same storages give the same digests for the same list of names.
-/// Throws InvalidArgument if a range does not lie in the image, or `most` is 0.
-MESHSTAGE_API std::vector<std::uint64_t> digest_parts(std::span<const std::byte> image,
-                                                      std::span<const ImageRange> ranges,
-                                                      std::size_t most = 64);
+/// XXH3-128 of the ranges' bytes, one behind the other: two images of other layouts with the same
+/// storages give the same for the same list of names. Throws InvalidArgument if a range does not
+/// lie in the image.
+MESHSTAGE_API Digest digest_ranges(std::span<const std::byte> image,
+                                   std::span<const ImageRange> ranges);
+
+/// What an image has in common with others, by the word of its trailer; by rank ascending.
+struct ImageShares {
+  std::vector<ImageShare> left_out;  ///< What its replicas leave out: those ranks have it.
+  std::vector<ImageShare>
+      completes;  ///< What replicas of those ranks leave out: it is in this one.
+  friend bool operator==(const ImageShares&, const ImageShares&) = default;
+};
+/// Reads no more than read_info() does. Throws CorruptData.
+MESHSTAGE_API ImageShares read_shares(std::span<const std::byte> image);
+MESHSTAGE_API ImageShares read_replica_shares(std::span<const std::byte> replica);
 
 }  // namespace meshstage

@@ -16,7 +16,10 @@ constexpr std::uint64_t kEndMagic = 0x31444E45'474D534DU;  // "MSMGEND1"
 constexpr std::size_t kVersionAt = 8, kJobBytesAt = 12, kJobAt = 16, kRankAt = 80, kWorldAt = 84,
                       kIdAt = 88, kBaseAt = 104, kImageBytesAt = 120, kDataBeginAt = 128,
                       kBlockBytesAt = 136, kBlockCountAt = 144, kManifestDigestAt = 152,
-                      kSharedBytesAt = 168, kTableAt = 192;
+                      kSharedBytesAt = 168, kSharesAt = 176, kTableAt = 192;
+// A share: kind, rank, digest.
+constexpr std::size_t kShareBytes = 24;
+constexpr std::uint32_t kLeftOut = 0, kCompletes = 1;
 // From the end: trailer bytes, magic, digest.
 constexpr std::size_t kFooterBytes = 32;
 
@@ -31,6 +34,10 @@ Digest load_digest(std::span<const std::byte> bytes, std::size_t at) {
 }
 
 [[noreturn]] void refuse(const std::string& why) { throw CorruptData("image trailer: " + why); }
+
+std::uint32_t trailer_version(const ImageInfo& info) {
+  return info.shared_bytes == 0 && info.shares == 0 ? kFormatVersion : kSharingVersion;
+}
 
 std::uint64_t block_count(std::uint64_t digested, std::uint64_t block) {
   return digested / block + (digested % block != 0 ? 1 : 0);
@@ -55,7 +62,7 @@ ImageIdentity read_identity(std::span<const std::byte> trailer) {
 }  // namespace
 
 void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> block_digests,
-                   ImageInfo& info) {
+                   const ImageShares& shares, ImageInfo& info) {
   const auto& identity = info.identity;
   if (identity.job.size() > kMaxJobBytes) {
     throw InvalidArgument("a job name of " + std::to_string(identity.job.size()) +
@@ -65,11 +72,13 @@ void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> bl
     throw InvalidArgument("rank " + std::to_string(identity.rank) + " of " +
                           std::to_string(identity.world_size));
   }
-  const std::size_t bytes = kTableAt + 8 * block_digests.size() + kFooterBytes;
+  info.shares = static_cast<std::uint32_t>(shares.left_out.size() + shares.completes.size());
+  const std::size_t shares_at = kTableAt + 8 * block_digests.size();
+  const std::size_t bytes = shares_at + kShareBytes * info.shares + kFooterBytes;
   const auto t = image.subspan(info.image_bytes - bytes, bytes);
   std::memset(t.data(), 0, kTableAt);
   store(t, 0, kMagic);
-  store(t, kVersionAt, version_for(info.shared_bytes));
+  store(t, kVersionAt, trailer_version(info));
   store(t, kJobBytesAt, static_cast<std::uint32_t>(identity.job.size()));
   std::memcpy(t.data() + kJobAt, identity.job.data(), identity.job.size());
   store(t, kRankAt, static_cast<std::int32_t>(identity.rank));
@@ -84,7 +93,19 @@ void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> bl
   store(t, kBlockCountAt, static_cast<std::uint64_t>(block_digests.size()));
   store_digest(t, kManifestDigestAt, info.manifest_digest);
   store(t, kSharedBytesAt, info.shared_bytes);
+  store(t, kSharesAt, static_cast<std::uint64_t>(info.shares));
   std::memcpy(t.data() + kTableAt, block_digests.data(), block_digests.size_bytes());
+  std::size_t at = shares_at;
+  const auto put = [&](std::uint32_t kind, const std::vector<ImageShare>& list) {
+    for (const auto& share : list) {
+      store(t, at, kind);
+      store(t, at + 4, static_cast<std::int32_t>(share.rank));
+      store_digest(t, at + 8, share.digest);
+      at += kShareBytes;
+    }
+  };
+  put(kLeftOut, shares.left_out);
+  put(kCompletes, shares.completes);
   store(t, bytes - 32, static_cast<std::uint64_t>(bytes));
   store(t, bytes - 24, kEndMagic);
   info.image_digest = digest128(t.first(bytes - 16));
@@ -123,7 +144,8 @@ void check_sizes(const Trailer& trailer, std::uint64_t bytes, std::uint64_t coun
     refuse_sizes(info, "says its data begin at byte " + std::to_string(info.manifest_bytes));
   }
   const auto digested = trailer.begin - info.manifest_bytes;
-  if (info.block_bytes == 0 || count != (bytes - kTableAt - kFooterBytes) / 8 ||
+  if (info.block_bytes == 0 || count > bytes / 8 ||
+      bytes != kTableAt + 8 * count + kShareBytes * info.shares + kFooterBytes ||
       count != block_count(digested, info.block_bytes)) {
     refuse_sizes(info, std::to_string(count) + " blocks of " + std::to_string(info.block_bytes) +
                            " bytes do not fit it");
@@ -166,9 +188,16 @@ Trailer read_trailer(std::span<const std::byte> image, Form form) {
   info.block_bytes = load<std::uint64_t>(t, kBlockBytesAt);
   info.manifest_digest = load_digest(t, kManifestDigestAt);
   info.shared_bytes = load<std::uint64_t>(t, kSharedBytesAt);
-  if (version != version_for(info.shared_bytes)) {
-    refuse_sizes(info, "says it shares " + std::to_string(info.shared_bytes) +
-                           " bytes, which version " + std::to_string(version) + " cannot");
+  const auto shares = load<std::uint64_t>(t, kSharesAt);
+  if (shares > bytes / kShareBytes) {
+    refuse_sizes(info, std::to_string(shares) + " shares do not fit its trailer of " +
+                           std::to_string(bytes) + " bytes");
+  }
+  info.shares = static_cast<std::uint32_t>(shares);
+  if (version != trailer_version(info)) {
+    refuse_sizes(info, "says it shares " + std::to_string(info.shared_bytes) + " bytes, and has " +
+                           std::to_string(shares) + " shares, which version " +
+                           std::to_string(version) + " cannot");
   }
   check_length(info, size, form);
   trailer.begin = info.image_bytes - bytes;
@@ -178,15 +207,40 @@ Trailer read_trailer(std::span<const std::byte> image, Form form) {
   if (load<std::uint64_t>(image, 0) != info.manifest_bytes - 8)
     refuse_sizes(info, "its header says another length than its trailer");
   trailer.digests = t.subspan(kTableAt, 8 * count);
+  trailer.shares = t.subspan(kTableAt + 8 * count, kShareBytes * info.shares);
   return trailer;
+}
+
+ImageShares decode_shares(const Trailer& trailer) {
+  const auto& info = trailer.info;
+  ImageShares shares;
+  for (std::size_t at = 0; at < trailer.shares.size(); at += kShareBytes) {
+    const auto kind = load<std::uint32_t>(trailer.shares, at);
+    const ImageShare share{load<std::int32_t>(trailer.shares, at + 4),
+                           load_digest(trailer.shares, at + 8)};
+    if (kind > kCompletes) refuse_sizes(info, "a share of kind " + std::to_string(kind));
+    auto& list = kind == kLeftOut ? shares.left_out : shares.completes;
+    if (share.rank < 0 || share.rank >= info.identity.world_size ||
+        share.rank == info.identity.rank || (!list.empty() && share.rank <= list.back().rank)) {
+      refuse_sizes(info, "a share with rank " + std::to_string(share.rank) +
+                             ": itself, none of its world, or out of order");
+    }
+    list.push_back(share);
+  }
+  if (shares.left_out.empty() != (info.shared_bytes == 0)) {
+    refuse_sizes(info, std::to_string(info.shared_bytes) + " bytes are shared with " +
+                           std::to_string(shares.left_out.size()) + " ranks");
+  }
+  return shares;
 }
 
 }  // namespace detail
 
-std::uint64_t trailer_size(std::uint64_t digested_bytes, std::uint64_t block_bytes) {
+std::uint64_t trailer_size(std::uint64_t digested_bytes, std::uint64_t block_bytes,
+                           std::uint32_t shares) {
   if (block_bytes == 0) throw InvalidArgument("blocks of 0 bytes");
   return detail::kTableAt + 8 * detail::block_count(digested_bytes, block_bytes) +
-         detail::kFooterBytes;
+         detail::kShareBytes * shares + detail::kFooterBytes;
 }
 
 }  // namespace meshstage

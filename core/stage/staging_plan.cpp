@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <map>
 
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/bytes_impl.hpp>
 #include <meshstage/core/image/copy_impl.hpp>
 #include <meshstage/core/image/planner_impl.hpp>
+#include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/image/trailer_impl.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
@@ -25,6 +27,27 @@ void check_size(std::span<const std::byte> image, const ImageLayout& layout) {
 
 [[noreturn]] void throw_mismatch() {
   throw StructureMismatch("the staging plan does not fit this state dict; compile() a new one");
+}
+
+// What a final image has in common with others.
+ImageShares shares_of(const ImageLayout& layout, std::span<const std::byte> image) {
+  std::map<std::vector<std::size_t>, Digest> known;  // two ranks often share both ways
+  const auto digest = [&](const std::vector<std::size_t>& segments) {
+    const auto [it, fresh] = known.try_emplace(segments);
+    if (fresh) {
+      std::vector<ImageRange> ranges;
+      for (const auto i : segments)
+        ranges.push_back({layout.segments[i].offset, layout.segments[i].bytes});
+      it->second = digest_ranges(image, ranges);
+    }
+    return it->second;
+  };
+  ImageShares shares;
+  for (const auto& part : layout.shared)
+    shares.left_out.push_back({part.rank, digest(part.segments)});
+  for (const auto& part : layout.completes)
+    shares.completes.push_back({part.rank, digest(part.segments)});
+  return shares;
 }
 
 // Writes an image front to back and says how far it is.
@@ -82,15 +105,17 @@ StagingPlan StagingPlan::compile(const Value& state, const StagingPlan* previous
     throw InvalidArgument("block_bytes = " + std::to_string(options.block_bytes) +
                           ": must be a power of two from 4096");
   }
-  for (const auto& part : options.shared) {
-    if (part.rank < 0) {
+  for (const auto* list : {&options.shared, &options.completes}) {
+    for (const auto& part : *list) {
+      if (part.rank >= 0) continue;
       throw InvalidArgument("storages shared with rank " + std::to_string(part.rank) +
                             ": ranks count from 0");
     }
   }
   auto flat = detail::flatten(state);
   auto impl = std::make_shared<Impl>();
-  const detail::LayoutOptions how{options.block_bytes, options.own_pages_from, options.shared};
+  const detail::LayoutOptions how{options.block_bytes, options.own_pages_from, options.shared,
+                                  options.completes};
   impl->own_pages_from = options.own_pages_from;
   if (previous == nullptr || previous->impl_->own_pages_from != options.own_pages_from) {
     impl->layout = detail::make_layout(flat, how, nullptr);
@@ -155,8 +180,9 @@ ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> 
                             Watermark& progress, Deadline deadline) const {
   const auto& layout = impl_->layout;
   check_size(image, layout);
-  for (const auto& part : layout.shared) {
-    if (part.rank == identity.rank || part.rank >= identity.world_size) {
+  for (const auto* list : {&layout.shared, &layout.completes}) {
+    for (const auto& part : *list) {
+      if (part.rank != identity.rank && part.rank < identity.world_size) continue;
       throw InvalidArgument("rank " + std::to_string(identity.rank) + " of " +
                             std::to_string(identity.world_size) + " shares storages with rank " +
                             std::to_string(part.rank));
@@ -176,7 +202,8 @@ ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> 
   info.block_bytes = layout.block_bytes;
   info.manifest_digest = layout.manifest_digest;
   info.shared_bytes = layout.shared_bytes;
-  detail::write_trailer(image.first(layout.image_bytes), digests.digests(), info);
+  detail::write_trailer(image.first(layout.image_bytes), digests.digests(),
+                        shares_of(layout, image), info);
   progress.advance(layout.image_bytes);
   return info;
 }

@@ -24,6 +24,10 @@ struct PlanOptions {
   /// replicas. Ignored are names that are no storage's, storages below kLeastSharedBytes, a name
   /// under a second rank (the lowest counts), and all of them if they fill no block.
   std::vector<SharedStorages> shared = {};
+  /// Storages that replicas of other ranks leave out because this rank has them: the image says
+  /// what they were (ImageShares). Ignored are names as above; a storage may be named several
+  /// times.
+  std::vector<SharedStorages> completes = {};
 };
 
 /// What one staging takes from a state dict at the moment of the call: strong references to its

@@ -39,6 +39,7 @@ constexpr std::size_t kWriterStartTimeAt = 120;
 constexpr std::size_t kJobLengthAt = 128;
 constexpr std::size_t kJobAt = 132;
 constexpr std::size_t kSharedBytesAt = 200;
+constexpr std::size_t kSharesAt = 208;
 
 template <class T>
 void put(HeaderPage& page, std::size_t at, const T& value) {
@@ -67,6 +68,8 @@ void put_digest(HeaderPage& page, std::size_t at, const Digest& digest) {
   put(page, at + 8, digest.high);
 }
 
+bool shares(const ImageInfo& image) { return image.shared_bytes != 0 || image.shares != 0; }
+
 SlotInfo damaged(std::string why) {
   SlotInfo info;
   info.damaged = std::move(why);
@@ -88,7 +91,7 @@ HeaderPage encode_header(const SlotHeader& header) {
   assert(job.size() <= kMaxJobBytes);
   HeaderPage page{};
   put(page, kMagicAt, kMagic);
-  put(page, kVersionAt, image.shared_bytes == 0 ? kHeaderVersion : kSharingHeaderVersion);
+  put(page, kVersionAt, shares(image) ? kSharingHeaderVersion : kHeaderVersion);
   put(page, kStateAt, static_cast<std::uint32_t>(header.state));
   put(page, kGenerationAt, image.identity.id.generation);
   put(page, kStepAt, image.identity.id.step);
@@ -104,6 +107,7 @@ HeaderPage encode_header(const SlotHeader& header) {
   put(page, kWriterPidAt, header.writer_pid);
   put(page, kWriterStartTimeAt, header.writer_start_time);
   put(page, kSharedBytesAt, image.shared_bytes);
+  put(page, kSharesAt, image.shares);
   put(page, kJobLengthAt, static_cast<std::uint32_t>(job.size()));
   if (!job.empty()) std::memcpy(page.data() + kJobAt, job.data(), job.size());
   put_digest(page, kDigestAt, digest_of(page));
@@ -144,8 +148,9 @@ SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page) {
   info.image.manifest_digest = get_digest(page, kManifestDigestAt);
   info.image.image_digest = get_digest(page, kImageDigestAt);
   info.image.shared_bytes = get<std::uint64_t>(page, kSharedBytesAt);
+  info.image.shares = get<std::uint32_t>(page, kSharesAt);
   info.writer_pid = get<std::int64_t>(page, kWriterPidAt);
-  if ((info.image.shared_bytes != 0) != (version == kSharingHeaderVersion) ||
+  if (shares(info.image) != (version == kSharingHeaderVersion) ||
       (info.image.shared_bytes != 0 && !has_sound_sizes(info.image))) {
     return damaged("the header's " + std::to_string(info.image.shared_bytes) +
                    " shared bytes do not fit its version or its image");

@@ -78,8 +78,38 @@ void check_decoding(const Storage& image) {
   if (decoded) check_round_trip(*decoded);
 }
 
+constexpr int kRank = 2, kWorld = 4;
+
+/// A trailer that was written, and whether its ranks are such as may share.
+struct Sealed {
+  ImageInfo info;
+  ImageShares shares;
+  bool sound = true;
+};
+
+/// A share for each rank that the manifest shares with, and as many more as there is room for;
+/// nothing if there is other room than for whole ones.
+std::optional<Sealed> shares_in(const Storage& image, const detail::Manifest& manifest,
+                                std::uint64_t room) {
+  constexpr std::uint64_t kShareBytes = 24;
+  Sealed sealed;
+  const std::uint64_t count = room / kShareBytes;
+  if (room % kShareBytes != 0 || count < manifest.shared.size() ||
+      count - manifest.shared.size() >= static_cast<std::uint64_t>(kWorld)) {
+    return std::nullopt;
+  }
+  for (const auto& part : manifest.shared) {
+    sealed.shares.left_out.push_back({part.rank, digest_ranges(image.bytes(), ranges_of(part))});
+    sealed.sound = sealed.sound && part.rank != kRank && part.rank < kWorld;
+  }
+  for (int rank = 0; sealed.shares.completes.size() < count - manifest.shared.size(); ++rank) {
+    if (rank != kRank) sealed.shares.completes.push_back({rank, {5, 6}});
+  }
+  return sealed;
+}
+
 /// Digests of what is there, where the manifest leaves room for a trailer.
-std::optional<ImageInfo> seal(const Storage& image) {
+std::optional<Sealed> seal(const Storage& image) {
   detail::Manifest manifest;
   try {
     manifest = detail::decode_manifest(image.bytes(), image.nbytes());
@@ -89,24 +119,25 @@ std::optional<ImageInfo> seal(const Storage& image) {
   const std::uint64_t digested = manifest.trailer.begin - manifest.data_begin;
   const std::uint64_t blocks =
       digested / manifest.block_bytes + (digested % manifest.block_bytes != 0 ? 1 : 0);
-  if (blocks > 1000 ||
-      image.nbytes() - manifest.trailer.begin != trailer_size(digested, manifest.block_bytes)) {
-    return std::nullopt;
-  }
+  const std::uint64_t room = image.nbytes() - manifest.trailer.begin;
+  const std::uint64_t least = trailer_size(digested, manifest.block_bytes);
+  if (blocks > 1000 || room < least) return std::nullopt;
+  auto sealed = shares_in(image, manifest, room - least);
+  if (!sealed) return std::nullopt;
   BlockDigests digests(manifest.block_bytes, digested);
   for (std::size_t i = 0; i < digests.block_count(); ++i) {
     digests.add(i, image.bytes().subspan(manifest.data_begin + i * manifest.block_bytes,
                                          digests.block_size(i)));
   }
-  ImageInfo info;
-  info.identity = {"fuzz", 2, 4, {3, 85}, {3, 80}};
+  ImageInfo& info = sealed->info;
+  info.identity = {"fuzz", kRank, kWorld, {3, 85}, {3, 80}};
   info.image_bytes = image.nbytes();
   info.manifest_bytes = manifest.data_begin;
   info.block_bytes = manifest.block_bytes;
   info.manifest_digest = digest128(image.bytes().first(manifest.data_begin));
   info.shared_bytes = manifest.shared_bytes;
-  detail::write_trailer(image.bytes(), digests.digests(), info);
-  return info;
+  detail::write_trailer(image.bytes(), digests.digests(), sealed->shares, info);
+  return sealed;
 }
 
 using Verify = ImageInfo (*)(std::span<const std::byte>);
@@ -123,8 +154,23 @@ void check_noticed(const Storage& image, std::size_t at, Verify verify = verify_
   image.data()[at] ^= std::byte{0x40};
 }
 
+using Shares = ImageShares (*)(std::span<const std::byte>);
+
+/// What was written is read, unless it makes no sense.
+void check_shares(std::span<const std::byte> bytes, const Sealed& sealed, Shares read) {
+  try {
+    if (read(bytes) != sealed.shares || !sealed.sound) std::abort();
+  } catch (const CorruptData&) {
+    if (sealed.sound) std::abort();
+  }
+}
+
 /// Bytes that nobody sealed, as a replica.
 void check_as_replica(std::span<const std::byte> bytes) {
+  try {
+    (void)read_replica_shares(bytes);
+  } catch (const CorruptData&) {
+  }
   try {
     const ImageInfo info = verify_replica(bytes);
     for (const auto& part : shared_parts(bytes, info)) {
@@ -141,13 +187,15 @@ void check_as_replica(std::span<const std::byte> bytes) {
 
 /// The replica of a sound image verifies, tells each changed byte, and makes the image again with
 /// what was left out.
-void check_replica(const Storage& image, const ImageInfo& info) {
+void check_replica(const Storage& image, const Sealed& sealed) {
+  const ImageInfo& info = sealed.info;
   const auto replica = Storage::allocate(info.replica_bytes());
   const auto gap_end = info.manifest_bytes + info.shared_bytes;
   std::memcpy(replica.data(), image.data(), info.manifest_bytes);
   std::memcpy(replica.data() + info.manifest_bytes, image.data() + gap_end,
               image.nbytes() - gap_end);
   if (verify_replica(replica.bytes()) != info) std::abort();
+  check_shares(replica.bytes(), sealed, read_replica_shares);
   for (std::size_t k = 0; k < 4; ++k)
     check_noticed(replica, replica.nbytes() * k / 4, verify_replica);
   std::vector<SharedPart> parts;
@@ -177,17 +225,20 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const Storage image = image_of(std::as_bytes(std::span(data, size)));
   try {
     (void)verify_image(image.bytes());
+    (void)read_shares(image.bytes());
   } catch (const CorruptData&) {
   }
   check_as_replica(image.bytes());
   check_decoding(image);
-  const auto info = seal(image);
-  if (!info) return 0;
-  if (verify_image(image.bytes()) != *info || read_info(image.bytes()) != *info) std::abort();
+  const auto sealed = seal(image);
+  if (!sealed) return 0;
+  const ImageInfo& info = sealed->info;
+  if (verify_image(image.bytes()) != info || read_info(image.bytes()) != info) std::abort();
+  check_shares(image.bytes(), *sealed, read_shares);
   for (std::size_t k = 0; k < 8; ++k) check_noticed(image, image.nbytes() * k / 8);
-  check_noticed(image, info->manifest_bytes);
+  check_noticed(image, info.manifest_bytes);
   check_noticed(image, image.nbytes() - 1);
-  check_replica(image, *info);
+  check_replica(image, *sealed);
   check_decoding(image);
   return 0;
 }

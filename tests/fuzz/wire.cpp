@@ -24,8 +24,8 @@ const WireContext kContext{0x1122334455667788, kWorld};
 /// Takes a driver's part: answers what the protocol asks for, one way or the other.
 class Driver {
  public:
-  explicit Driver(int rank) : state_(make_state(make_config(rank, kWorld))) {
-    state_ = make_state(make_config(rank, kWorld));
+  explicit Driver(int rank)
+      : state_(make_state(make_config(rank, kWorld, {}, {}, {{1, 3}, {0}, {3}, {1, 2}}))) {
     feed(Formed{2});
   }
   void feed(const Event& event) {
@@ -75,6 +75,12 @@ class Driver {
       check_slot(a.source.owner, a.slot);
       if (good) return feed(Fetched{a.source.owner});
       feed(FetchFailed{a.source.owner, ErrorKind::kIo, "no"});
+    } else if constexpr (std::is_same_v<A, ServeCommon>) {
+      check_slot(state_.config->rank, a.slot);
+      if (!names(state_.config->relying, a.to)) std::abort();
+      if (!good) feed(FetchFailed{a.to, ErrorKind::kCorruptData, "no"});
+    } else if constexpr (std::is_same_v<A, StopSharing>) {
+      if (!names(completers(), a.with)) std::abort();
     } else if constexpr (std::is_same_v<A, CheckStructure>) {
       check_slot(state_.config->rank, a.slot);
       feed(StructureChecked{good ? "" : "w", good ? "" : "differs"});
@@ -82,7 +88,7 @@ class Driver {
       check_slot(state_.config->rank, a.slot);
     } else if constexpr (std::is_same_v<A, WriteOwn>) {
       check_slot(state_.config->rank, a.slot);
-      if (good) return feed(OwnSealed{a.id, {7, 8}});
+      if (good) return feed(own_sealed(a.id));
       feed(OwnFailed{a.id, "no"});
     } else if constexpr (std::is_same_v<A, AcceptReplica>) {
       check_slot(a.ward, a.slot);
@@ -95,10 +101,22 @@ class Driver {
     }
   }
   void check_slot(int owner, int slot) const {
-    const auto& wards = state_.config->wards;
-    const bool known =
-        owner == state_.config->rank || std::find(wards.begin(), wards.end(), owner) != wards.end();
+    const bool known = owner == state_.config->rank || names(state_.config->wards, owner);
     if (!known || slot < 0 || slot > 1) std::abort();
+  }
+  static bool names(const std::vector<int>& ranks, int rank) {
+    return std::find(ranks.begin(), ranks.end(), rank) != ranks.end();
+  }
+  [[nodiscard]] const std::vector<int>& completers() const {
+    return state_.config->completers[static_cast<std::size_t>(state_.config->rank)];
+  }
+  /// What every rank says that it has in common with others.
+  static constexpr Digest kShared{1, 2};
+  [[nodiscard]] OwnSealed own_sealed(ImageId id) const {
+    OwnSealed event{id, {7, 8}, {}, {}};
+    event.left_out.assign(completers().size(), {id, 100, kShared});
+    event.common.assign(state_.config->relying.size(), kShared);
+    return event;
   }
   [[nodiscard]] std::vector<Claim> claims(Place place) const {
     Claim claim;
@@ -108,6 +126,8 @@ class Driver {
     claim.id = {1, 85};
     claim.base = {1, 80};
     claim.sizes = {8192, 4096, {1, 2}};
+    for (const int rank : state_.config->relying) claim.completes.push_back({rank, kShared});
+    claim.sizes.shares = static_cast<std::uint32_t>(claim.completes.size());
     return {claim};
   }
 
@@ -128,9 +148,9 @@ void check_raw(std::span<const std::byte> bytes) {
   } catch (const CorruptData&) {
   }
   try {
-    const auto present = exchange::decode_present(bytes, 2);
-    if (present.ranges.size() > exchange::kMostPresent) std::abort();
-    const auto again = exchange::encode(present);
+    const auto want = exchange::decode_want(bytes, 2);
+    if (want.storages.size() > bytes.size()) std::abort();
+    const auto again = exchange::encode(want);
     if (!std::equal(again.begin(), again.end(), bytes.begin(), bytes.end())) std::abort();
   } catch (const CorruptData&) {
   }

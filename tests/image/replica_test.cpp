@@ -33,28 +33,6 @@ Storage put_together(const Storage& replica, const std::vector<test::TestImage>&
   return whole;
 }
 
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const CorruptData& e) {
-    return e.what();
-  }
-  return "nothing";
-}
-
-/// The whole image, its trailer's field at `at` set, the trailer's digest right again.
-Storage with_field(const Storage& image, std::size_t at, std::uint64_t value, std::size_t bytes) {
-  auto copy = test::copy_of(image.bytes());
-  std::uint64_t trailer_bytes = 0;
-  std::memcpy(&trailer_bytes, copy.data() + copy.nbytes() - 32, 8);
-  auto* const trailer = copy.data() + copy.nbytes() - trailer_bytes;
-  std::memcpy(trailer + at, &value, bytes);
-  const auto digest = digest128({trailer, trailer_bytes - 16});
-  std::memcpy(copy.data() + copy.nbytes() - 16, &digest.low, 8);
-  std::memcpy(copy.data() + copy.nbytes() - 8, &digest.high, 8);
-  return copy;
-}
-
 }  // namespace
 
 TEST_CASE("a replica and the other ranks' own images make the whole image again, byte for byte") {
@@ -96,10 +74,11 @@ TEST_CASE("the replica of an image that shares nothing is the image itself") {
 TEST_CASE("neither form is taken for the other") {
   const auto image = test::sharing_image();
   const auto replica = test::replica_of(image);
-  CHECK_THAT(refusal([&] { (void)verify_image(replica.bytes()); }),
+  CHECK_THAT(test::refusal([&] { (void)verify_image(replica.bytes()); }),
              Contains("this is its replica"));
-  CHECK_THAT(refusal([&] { (void)read_info(replica.bytes()); }), Contains("this is its replica"));
-  CHECK_THAT(refusal([&] { (void)verify_replica(image.bytes()); }),
+  CHECK_THAT(test::refusal([&] { (void)read_info(replica.bytes()); }),
+             Contains("this is its replica"));
+  CHECK_THAT(test::refusal([&] { (void)verify_replica(image.bytes()); }),
              Contains("this is the whole image"));
   CHECK_THROWS_AS(decode_image(replica.bytes(), nullptr), CorruptData);
   // Blocks that were digested as those of the other form.
@@ -115,7 +94,7 @@ TEST_CASE("neither form is taken for the other") {
   CHECK(rest.complete());
   CHECK(check_blocks(image.bytes(), all) == image.info);
   CHECK(check_replica_blocks(replica.bytes(), rest) == image.info);
-  CHECK_THAT(refusal([&] { (void)check_replica_blocks(replica.bytes(), all); }),
+  CHECK_THAT(test::refusal([&] { (void)check_replica_blocks(replica.bytes(), all); }),
              Contains("begins with block 5"));
   CHECK_THROWS_AS(check_blocks(image.bytes(), rest), InvalidArgument);
   CHECK_THROWS_AS(rest.add(4, replica.bytes().first(4096)), InvalidArgument);
@@ -151,27 +130,27 @@ TEST_CASE("a trailer whose shared bytes make no sense is refused in both forms")
   const auto digested = image.plan.layout().digested_bytes();
   const auto check = [&](std::size_t at, std::uint64_t value, std::size_t bytes, const char* why) {
     INFO("field " << at << " = " << value);
-    const auto whole = with_field(image.memory, at, value, bytes);
-    CHECK_THAT(refusal([&] { (void)verify_image(whole.bytes()); }), Contains(why));
-    const auto replica = with_field(test::replica_of(image), at, value, bytes);
+    const auto whole = test::with_trailer_field(image.memory, at, value, bytes);
+    CHECK_THAT(test::refusal([&] { (void)verify_image(whole.bytes()); }), Contains(why));
+    const auto replica = test::with_trailer_field(test::replica_of(image), at, value, bytes);
     CHECK_THROWS_AS(verify_replica(replica.bytes()), CorruptData);
   };
   check(8, 1, 4, "version 1 cannot");
   check(8, 3, 4, "versions 1 and 2");
-  check(168, 0, 8, "version 2 cannot");
   check(168, 4097, 8, "shares 4097 bytes");
   check(168, (digested / 4096 + 1) * 4096, 8, "shares");
   check(168, ~std::uint64_t{0}, 8, "shares");
   check(168, std::uint64_t{1} << 63U, 8, "shares");
   // A smaller number is sound by itself, of a whole image; the manifest says another.
-  const auto fewer = with_field(image.memory, 168, 4096, 8);
+  const auto fewer = test::with_trailer_field(image.memory, 168, 4096, 8);
   const auto info = verify_image(fewer.bytes());
-  CHECK_THAT(refusal([&] { (void)shared_parts(fewer.bytes(), info); }),
+  CHECK_THAT(test::refusal([&] { (void)shared_parts(fewer.bytes(), info); }),
              Contains("its manifest says that 20480 bytes are shared"));
   // One that shares nothing says 0 there.
   const auto plain = test::make_image(test::sharing_state());
-  const auto more = with_field(plain.memory, 168, 4096, 8);
-  CHECK_THAT(refusal([&] { (void)verify_image(more.bytes()); }), Contains("version 1 cannot"));
+  const auto more = test::with_trailer_field(plain.memory, 168, 4096, 8);
+  CHECK_THAT(test::refusal([&] { (void)verify_image(more.bytes()); }),
+             Contains("version 1 cannot"));
 }
 
 TEST_CASE("a manifest whose shared parts make no sense is refused with what is wrong") {
@@ -180,7 +159,8 @@ TEST_CASE("a manifest whose shared parts make no sense is refused with what is w
     const auto bytes =
         test::with_structure(image, [&](std::string& json) { test::replace(json, from, to); });
     INFO(from << " -> " << to);
-    CHECK_THAT(refusal([&] { (void)shared_parts(bytes.bytes(), image.info); }), Contains(why));
+    CHECK_THAT(test::refusal([&] { (void)shared_parts(bytes.bytes(), image.info); }),
+               Contains(why));
     CHECK_THROWS_WITH(decode_image(bytes.bytes(), nullptr), Contains(why));
   };
   const std::string all = "[[0,0,13248],[3,13248,17344]]";
@@ -211,16 +191,17 @@ TEST_CASE("parts of a rank that cannot have them, and of another block size, are
   const auto image = test::sharing_image();
   auto info = image.info;
   info.identity.rank = 0;
-  CHECK_THAT(refusal([&] { (void)shared_parts(image.bytes(), info); }),
+  CHECK_THAT(test::refusal([&] { (void)shared_parts(image.bytes(), info); }),
              Contains("shares with rank 0"));
   info = image.info;
   info.identity.world_size = 3;
-  CHECK_THAT(refusal([&] { (void)shared_parts(image.bytes(), info); }),
+  CHECK_THAT(test::refusal([&] { (void)shared_parts(image.bytes(), info); }),
              Contains("shares with rank 3"));
   info = image.info;
   info.block_bytes = 2048;
-  CHECK_THAT(refusal([&] { (void)shared_parts(image.bytes(), info); }), Contains("blocks of 2048"));
-  CHECK_THAT(refusal([&] { (void)shared_parts(image.bytes().first(100), image.info); }),
+  CHECK_THAT(test::refusal([&] { (void)shared_parts(image.bytes(), info); }),
+             Contains("blocks of 2048"));
+  CHECK_THAT(test::refusal([&] { (void)shared_parts(image.bytes().first(100), image.info); }),
              Contains("within its manifest"));
 }
 
@@ -247,7 +228,7 @@ TEST_CASE("find_ranges knows storages only, and placing refuses other sizes") {
   CHECK_THROWS_AS(clear({{0, {{"x", begin + 64, 64}, {"y", begin + 100, 64}}}}), InvalidArgument);
 }
 
-TEST_CASE("digests of parts are the same over different layouts, and tell what differs") {
+TEST_CASE("a digest of ranges is the same over different layouts, and tells what differs") {
   const auto state = test::sharing_state();
   const auto image = test::sharing_image();
   const auto plain = test::make_image(state, 8192);
@@ -259,30 +240,31 @@ TEST_CASE("digests of parts are the same over different layouts, and tell what d
   };
   const auto ranges = ranges_in(image.bytes());
   REQUIRE(ranges != ranges_in(plain.bytes()));
-  const auto digests = digest_parts(image.bytes(), ranges);
-  REQUIRE(digests.size() == 4);
-  CHECK(digests == digest_parts(plain.bytes(), ranges_in(plain.bytes())));
-  CHECK(digests[3] == digest64(image.bytes().subspan(ranges[3].offset, ranges[3].bytes)));
-
-  // Of more ranges than digests, neighbours are taken together: 4 as 2 + 1 + 1.
-  const auto three = digest_parts(image.bytes(), ranges, 3);
-  REQUIRE(three.size() == 3);
-  CHECK(three == digest_parts(plain.bytes(), ranges_in(plain.bytes()), 3));
+  const auto digest = digest_ranges(image.bytes(), ranges);
+  CHECK(digest == digest_ranges(plain.bytes(), ranges_in(plain.bytes())));
   std::vector<std::byte> joined;
-  for (const auto& r : {ranges[0], ranges[1]}) {
+  for (const auto& r : ranges) {
     const auto part = image.bytes().subspan(r.offset, r.bytes);
     joined.insert(joined.end(), part.begin(), part.end());
   }
-  CHECK(three == std::vector<std::uint64_t>{digest64(joined), digests[2], digests[3]});
+  CHECK(digest == digest128(joined));
+  auto turned = ranges;
+  std::swap(turned[0], turned[1]);
+  CHECK(digest != digest_ranges(image.bytes(), turned));
 
-  image.bytes()[ranges[1].offset + 100] ^= std::byte{1};
-  const auto changed = digest_parts(image.bytes(), ranges);
-  for (const std::size_t i : {0U, 1U, 2U, 3U}) CHECK((changed[i] == digests[i]) == (i != 1));
-  CHECK(digest_parts(image.bytes(), ranges, 1).at(0) !=
-        digest_parts(plain.bytes(), ranges_in(plain.bytes()), 1).at(0));
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    auto& byte = image.bytes()[ranges[i].offset + ranges[i].bytes - 1];
+    byte ^= std::byte{1};
+    CHECK(digest != digest_ranges(image.bytes(), ranges));
+    byte ^= std::byte{1};
+  }
+  CHECK(digest == digest_ranges(image.bytes(), ranges));
 
-  CHECK(digest_parts(image.bytes(), {}).empty());
-  CHECK_THROWS_AS(digest_parts(image.bytes(), ranges, 0), InvalidArgument);
-  const std::vector<ImageRange> beyond{{image.bytes().size() - 1, 2}};
-  CHECK_THROWS_AS(digest_parts(image.bytes(), beyond), InvalidArgument);
+  CHECK(digest_ranges(image.bytes(), {}) == digest128({}));
+  const auto size = image.bytes().size();
+  for (const ImageRange beyond :
+       {ImageRange{size - 1, 2}, ImageRange{size + 1, 0}, ImageRange{1, ~std::uint64_t{0}}}) {
+    const std::vector<ImageRange> list{{0, 64}, beyond};
+    CHECK_THROWS_AS(digest_ranges(image.bytes(), list), InvalidArgument);
+  }
 }

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/replica.hpp>
 
 #include "tests/support/catch.hpp"
@@ -15,6 +17,30 @@ namespace meshstage::test {
 inline Storage copy_of(std::span<const std::byte> bytes) {
   auto copy = Storage::allocate(bytes.size());
   if (!bytes.empty()) std::memcpy(copy.data(), bytes.data(), bytes.size());
+  return copy;
+}
+
+/// What CorruptData the call throws; "nothing" if none.
+inline std::string refusal(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const CorruptData& e) {
+    return e.what();
+  }
+  return "nothing";
+}
+
+/// An image or a replica, its trailer's field at `at` set, the trailer's digest right again.
+inline Storage with_trailer_field(const Storage& image, std::size_t at, std::uint64_t value,
+                                  std::size_t bytes) {
+  auto copy = copy_of(image.bytes());
+  std::uint64_t trailer_bytes = 0;
+  std::memcpy(&trailer_bytes, copy.data() + copy.nbytes() - 32, 8);
+  auto* const trailer = copy.data() + copy.nbytes() - trailer_bytes;
+  std::memcpy(trailer + at, &value, bytes);
+  const auto digest = digest128({trailer, trailer_bytes - 16});
+  std::memcpy(copy.data() + copy.nbytes() - 16, &digest.low, 8);
+  std::memcpy(copy.data() + copy.nbytes() - 8, &digest.high, 8);
   return copy;
 }
 

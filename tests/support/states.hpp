@@ -23,17 +23,22 @@ inline ImageIdentity identity_of_step(std::uint64_t step) {
   return {"job", 2, 4, {3, step}, {3, step - 5}};
 }
 
-inline TestImage make_image(const Value& state, std::uint64_t block_bytes = 4096,
-                            std::uint64_t step = 85, std::vector<SharedStorages> shared = {}) {
-  auto plan = StagingPlan::compile(state, nullptr,
-                                   {.block_bytes = block_bytes, .shared = std::move(shared)});
+inline TestImage make_image(const Value& state, const PlanOptions& options,
+                            const ImageIdentity& identity) {
+  auto plan = StagingPlan::compile(state, nullptr, options);
   auto memory = Storage::allocate(plan.layout().image_bytes);
   std::memset(memory.data(), 0xEE, memory.nbytes());  // what was there before must not matter
   Watermark progress;
   plan.write_manifest(memory.bytes());
   plan.copy(state, memory.bytes(), progress);
-  const auto info = plan.seal(identity_of_step(step), memory.bytes(), progress);
+  const auto info = plan.seal(identity, memory.bytes(), progress);
   return {plan, memory, info};
+}
+
+inline TestImage make_image(const Value& state, std::uint64_t block_bytes = 4096,
+                            std::uint64_t step = 85, std::vector<SharedStorages> shared = {}) {
+  return make_image(state, {.block_bytes = block_bytes, .shared = std::move(shared)},
+                    identity_of_step(step));
 }
 
 /// The names and sharing of a GPT-2 with AdamW and a tied head, 148 weights at 12 layers; sizes as

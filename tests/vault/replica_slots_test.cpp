@@ -82,8 +82,7 @@ TEST_CASE("a replica outlives its vault's process, and its manifest the next beg
   next.id.step += 5;
   const auto lease = vault.begin_write(kWard, next, replica.nbytes());
   CHECK(lease.previous() == image.info);
-  CHECK(digest_parts(lease.image(), std::vector{ImageRange{0, image.info.manifest_bytes}}) ==
-        digest_parts(image.bytes(), std::vector{ImageRange{0, image.info.manifest_bytes}}));
+  CHECK(digest128(lease.image().first(image.info.manifest_bytes)) == image.info.manifest_digest);
   CHECK(vault.slot(kWard).image.image_bytes == replica.nbytes());
   CHECK(vault.slot(kWard).image.shared_bytes == 0);
 }
@@ -114,6 +113,25 @@ TEST_CASE("a slot is sealed only with the size that its place asks for") {
   refused(holder, info.replica_bytes(), info);
 }
 
+TEST_CASE("a slot has an image that shares nothing itself and completes others, as it is") {
+  MemoryFileSystem fs;
+  const auto image = test::make_image(
+      test::sharing_state(), {.block_bytes = 4096, .completes = {{0, {"both.a"}}, {1, {"last"}}}},
+      test::identity_of_step(85));
+  REQUIRE(image.info.shares == 2);
+  auto holder = attach(fs, 1);
+  put(holder, image.info, image.bytes());
+  CHECK(holder.slot(kWard).image == image.info);
+  CHECK(stored_bytes(kWard, 1, image.info) == image.bytes().size());
+  const auto held = holder.read(kWard);
+  CHECK(verify_replica(held.image()) == image.info);
+  CHECK(read_replica_shares(held.image()) == read_shares(image.bytes()));
+  auto page = detail::encode_header({SlotState::kSealed, image.info, 1, 1});
+  CHECK(page[8] == std::byte{2});
+  CHECK(page[208] == std::byte{2});
+  CHECK(detail::decode_header(page).image == image.info);
+}
+
 TEST_CASE("a slot header whose shared bytes make no sense is not trusted") {
   MemoryFileSystem fs;
   const auto image = test::sharing_image();
@@ -135,7 +153,10 @@ TEST_CASE("a slot header whose shared bytes make no sense is not trusted") {
   CHECK(header[8] == std::byte{2});
   CHECK(damage(image.info) == "trusted");
   auto info = image.info;
-  info.shared_bytes = 0;  // a whole image, for which there is no room
+  info.shared_bytes =
+      0;  // a whole image, for which there is no room; it completes others' replicas
+  CHECK(detail::encode_header({SlotState::kSealed, info, 1, 1})[8] == std::byte{2});
+  info.shares = 0;
   CHECK(detail::encode_header({SlotState::kSealed, info, 1, 1})[8] == std::byte{1});
   info.image_bytes = vault.slot(kWard).capacity + 1;
   CHECK_THAT(damage(info), Contains("does not fit the slot"));
