@@ -38,11 +38,6 @@ class MESHSTAGE_API DTensorNode final : public Node {
 /// Throws InvalidArgument if the value is no DTensor.
 [[nodiscard]] MESHSTAGE_API DTensor from_value(const Value& value);
 
-/// The paths of the local tensors of DTensors in `state` that rank `peer` has as well: each mesh
-/// dimension in which this rank's and the peer's coordinates differ is Replicate. For
-/// CheckpointerOptions::twins.
-[[nodiscard]] MESHSTAGE_API std::vector<std::string> twins(const Value& state, int peer);
-
 /// Lets a registry decode DTensors on this mesh, or on any of several (a mesh and slices of it).
 /// A DTensor on another mesh is StructureMismatch; what cannot be one is CorruptData.
 MESHSTAGE_API void register_nodes(NodeRegistry& registry, const DeviceMesh& mesh);

@@ -56,14 +56,6 @@ class Finder {
 
 }  // namespace
 
-std::vector<std::string> twins(const Value& state, int peer) {
-  Finder finder([peer](const DTensor& tensor) {
-    return same_shard(tensor.mesh(), tensor.placements(), tensor.rank(), peer);
-  });
-  finder.visit(state);
-  return finder.take();
-}
-
 SharedTensors shared_tensors(const DeviceMesh& mesh, const FailureDomains& domains,
                              DomainLevel level) {
   const auto ranks =

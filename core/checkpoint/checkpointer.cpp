@@ -136,7 +136,7 @@ class Checkpointer::Impl {
     a.persist_every = options_.persist_every;
     a.block_bytes = options_.block_bytes;
     a.when_busy = options_.when_busy;
-    a.twins = options_.twins;
+    a.shared = options_.shared;
     a.pace = options_.pace;
     a.verify_source = options_.verify_source;
     a.observer = options_.observer;

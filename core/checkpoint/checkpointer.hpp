@@ -33,7 +33,7 @@ struct CheckpointerOptions {
   /// How long rejoin() and the constructor wait for every rank to be there, and the constructor for
   /// the Store (a scheduler needs its time).
   std::chrono::milliseconds forming_deadline{300'000};
-  /// Every n-th complete step goes to disk, own image and replicas. 0: never.
+  /// Every n-th complete step goes to disk, own image and whole replicas. 0: never.
   std::uint64_t persist_every = 10;
   /// Unit of digests and of transfer, bytes: a power of two from 4096 on, the same on every rank
   /// (checked).
@@ -43,16 +43,20 @@ struct CheckpointerOptions {
   /// The same on every rank (checked); mesh's make_holders() gives such lists, across hosts or
   /// racks. A restart may have others, but a copy is then found at its owner and its new holders
   /// alone. Empty: {(r + W/2) mod W}. A job survives the loss of all but one of each
-  /// rank's owner and holders. Memory: two images for each ward besides the two own ones.
+  /// rank's owner and holders. Memory: two replicas of each ward besides the two own images.
   std::vector<std::vector<int>> holders = {};
-  /// What the mesh already replicates need not travel: a tensor of a ward that this rank has too is
-  /// left out of what the ward sends, and filled in from this rank's own image of the same step.
-  /// dtensor::twins finds such tensors in DTensors' placements; any function will do, and a rank
-  /// needs no other's consent. Its word is not taken: an image whose digests then are not the
-  /// owner's is not counted (that step fails, a warning says so, and from then on that ward's
-  /// images travel whole). The replica is as whole as any other: what a loss costs does not change,
-  /// nor does host memory. Null (the default): everything travels. Stats say what was spared.
-  TwinsOf twins = {};
+  /// What the mesh already replicates need not travel: a tensor that a rank in another failure
+  /// domain has too, byte for byte, is left out of the replicas, which spares the network and the
+  /// holders' memory, and is recovered from that rank's own image. dtensor::shared_tensors() finds
+  /// such tensors by their placements; any function will do that all ranks agree on (the ranks are
+  /// checked). Its word is not taken: a step counts only if the bytes were the same on both; if
+  /// they were not it fails, a warning says so, and from then on those tensors are left in. A lost
+  /// rank then takes a holder and those who have its tensors, so that fewer losses at once are
+  /// survived
+  /// (`meshstage mesh survive --spare-replicated`), one host's always; and holders write no files
+  /// of replicas, which would not stand alone. Empty (the default): replicas are whole. Stats say
+  /// what was spared.
+  SharedTensors shared = {};
   /// Holds staging back, so that it leaves memory bandwidth to the training: a BandwidthCap, say.
   /// Must outlive the Checkpointer. Null: as fast as the memory is.
   Pace* pace = nullptr;
@@ -89,7 +93,8 @@ struct CheckpointerOptions {
 ///       if (++step % 5 == 0) last = ckpt.stage(state, step);
 ///     } catch (const ms::PeerLost&) { step = ckpt.rejoin().recover(state).step; }
 ///
-/// Host memory: four times the state's bytes for each rank (two own slots, two for its ward).
+/// Host memory: four times the state's bytes for each rank (two own slots, two for its ward), less
+/// what replicas leave out.
 /// Threads: one caller (the trainer's thread). Owns one agent thread, one copying thread, one
 /// exchange thread, one persisting thread and its backend's; all end with it. Errors: after
 /// PeerLost or Timeout from any call (or from a transfer of group()), only rejoin(), finish() and
@@ -143,7 +148,8 @@ class MESHSTAGE_API Checkpointer {
   /// while one is being staged. `registry` decodes node types (dtensor::register_nodes and its
   /// like); a type that is not in it becomes an OpaqueNode. Throws InvalidArgument if `ward` is
   /// none of wards(), NotFound if no step is complete yet, CorruptData if the replica has rotted,
-  /// InvalidState before recover(), OutOfMemory, and PeerLost or Timeout as the others.
+  /// InvalidState before recover() and for a replica that leaves out what a third rank has
+  /// (CheckpointerOptions::shared), OutOfMemory, and PeerLost or Timeout as the others.
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry = {});
 
   /// Collective; the orderly end of a job: waits for what is in flight (persisting too), agrees,

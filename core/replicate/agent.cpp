@@ -13,9 +13,6 @@
 namespace meshstage {
 namespace {
 
-/// How the cause of a generation begins if nobody died: a link did. Both its ends live.
-constexpr std::string_view kBrokenLink = "has a broken link to rank ";
-
 std::uint64_t tag_of_job(const std::string& job) {
   return digest64(std::as_bytes(std::span(job.data(), job.size())));
 }
@@ -64,7 +61,8 @@ Agent::Impl::Impl(AgentOptions options, std::shared_ptr<Store> store)
                             .rank = options_.rank,
                             .directory = options_.vault_directory,
                             .fs = options_.fs})),
-      config_(protocol::make_config(options_.rank, options_.world_size, options_.holders)),
+      config_(protocol::make_config(options_.rank, options_.world_size, options_.holders, {},
+                                    options_.shared.ranks)),
       wire_{tag_of_job(options_.job), options_.world_size},
       files_(fs_, options_.directory, options_.job, options_.rank),
       state_(protocol::make_state(config_)) {
@@ -88,19 +86,27 @@ std::vector<int> Agent::Impl::data_peers() const {
     peers.insert(ward);
     for (const int other : holders[static_cast<std::size_t>(ward)]) peers.insert(other);
   }
+  for (const int other : config_->completers[static_cast<std::size_t>(options_.rank)]) {
+    peers.insert(other);
+  }
+  peers.insert(config_->relying.begin(), config_->relying.end());
   peers.erase(options_.rank);
   return {peers.begin(), peers.end()};
 }
 
 std::string Agent::Impl::agreement() const {
-  std::string holders;
-  for (const auto& list : config_->holders) {
-    for (const int holder : list) holders += std::to_string(holder) + ",";
-    holders += ";";
-  }
+  const auto digest = [](const std::vector<std::vector<int>>& lists) {
+    std::string all;
+    for (const auto& list : lists) {
+      for (const int rank : list) all += std::to_string(rank) + ",";
+      all += ";";
+    }
+    return digest64(std::as_bytes(std::span(all)));
+  };
   std::ostringstream text;
   text << "blocks of " << options_.block_bytes << " bytes, holders " << std::hex
-       << digest64(std::as_bytes(std::span(holders)));
+       << digest(config_->holders);
+  if (!options_.shared.ranks.empty()) text << ", shared with " << digest(config_->completers);
   return text.str();
 }
 
@@ -184,7 +190,8 @@ void Agent::Impl::leave() noexcept {
     announced_.clear();
     starts_.clear();
     asked_.clear();
-    present_.clear();
+    wants_.clear();
+    completions_.clear();
     refused_fetches_.clear();
     waiting_.clear();
     aborted_.clear();
@@ -235,8 +242,8 @@ void Agent::Impl::hear(int from, std::span<const std::byte> received) {
       stream_in(from, start);
       return;
     }
-    if (exchange::is_present(bytes)) {
-      hear_present(from, bytes);
+    if (exchange::is_want(bytes)) {
+      hear_want(from, bytes);
       return;
     }
     protocol::Message decoded = protocol::decode(wire_, from, bytes);
@@ -274,8 +281,10 @@ void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& deta
       lose(peer, ErrorKind::kPeerLost, "died: " + detail);
       return;
     case LostReason::kProtocol:
-      lose(peer, ErrorKind::kPeerLost,
-           std::string(kBrokenLink) + std::to_string(options_.rank) + ": " + detail);
+      // No rank is to blame, and no place to be taken: both ends live.
+      lose(-1, ErrorKind::kPeerLost,
+           "a broken link between rank " + std::to_string(options_.rank) + " and rank " +
+               std::to_string(peer) + ": " + detail + "; nobody died, all rejoin");
       return;
     case LostReason::kClosed:
       lose(peer, ErrorKind::kPeerLost, "left the job");
@@ -327,9 +336,13 @@ ImageIdentity Agent::Impl::identity(int owner, ImageId id, ImageId base) const {
 }
 
 exchange::Shape Agent::Impl::shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
-                                      std::vector<exchange::Piece> present) const {
-  return {sizes.image_bytes, sizes.manifest_bytes, options_.block_bytes, with_manifest,
-          std::move(present)};
+                                      bool replica) const {
+  return {sizes.image_bytes,
+          sizes.manifest_bytes,
+          options_.block_bytes,
+          with_manifest,
+          replica ? sizes.shared_bytes : 0,
+          sizes.shares};
 }
 
 exchange::Link Agent::Impl::link_to(int peer, ImageId id, protocol::Point point) {
@@ -370,10 +383,6 @@ void Agent::Impl::perform(const protocol::ReportLost& action) {
   if (store_failed_) {
     loss.kind = ErrorKind::kIo;
     loss.why = action.why;
-  } else if (action.rank == options_.rank && action.why.starts_with(kBrokenLink)) {
-    // Not this process is at fault but a wire, and nobody took its place: it comes along.
-    loss.rank = -1;
-    loss.why = "this rank " + action.why + "; nobody died, all rejoin";
   } else if (action.rank == options_.rank) {
     loss.kind = ErrorKind::kInvalidState;
     loss.why = "fenced: the others went on without rank " + std::to_string(action.rank) +

@@ -15,6 +15,7 @@
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/replicate/observer.hpp>
+#include <meshstage/core/replicate/shared_tensors.hpp>
 #include <meshstage/core/stage/pace.hpp>
 #include <meshstage/core/tree/node.hpp>
 #include <meshstage/core/tree/value.hpp>
@@ -83,8 +84,8 @@ struct Stats {
   double persist_seconds = 0;
   std::uint64_t image_bytes = 0;  ///< Of this rank's newest image.
   std::uint64_t vault_bytes = 0;  ///< All slots of this rank's vault.
-  /// Bytes of this rank's images that went to holders in rounds, and those that did not have to
-  /// because the holder had them (AgentOptions::twins); fetches in a recovery do not count.
+  /// Bytes of this rank's images that went to holders in rounds, and those that were left out
+  /// because other ranks have them (AgentOptions::shared); fetches in a recovery do not count.
   std::uint64_t replica_bytes_sent = 0;
   std::uint64_t replica_bytes_spared = 0;
 };
@@ -96,10 +97,6 @@ struct Replica {
   /// The owner's state dict as it was staged: memory of its own, the caller may keep it.
   Value state;
 };
-
-/// The tensors in this rank's `state` that rank `peer` has in its own as well, under the same path
-/// and byte for byte at every step: their paths as text. Asked once for each structure and ward.
-using TwinsOf = std::function<std::vector<std::string>(const Value& state, int peer)>;
 
 struct AgentOptions {
   std::string job;
@@ -114,7 +111,7 @@ struct AgentOptions {
   std::uint64_t persist_every = 10;
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
   WhenBusy when_busy = WhenBusy::kWait;
-  TwinsOf twins;               ///< Null: every replica travels whole.
+  SharedTensors shared;        ///< Empty: every replica is whole.
   Pace* pace = nullptr;        ///< Holds staging back; must outlive the agent. Null: full speed.
   bool verify_source = false;  ///< Fail a step whose source changed before it was staged.
   Observer observer;
@@ -137,8 +134,9 @@ class MESHSTAGE_API Agent {
   Agent& operator=(const Agent&) = delete;
   ~Agent();
 
-  /// The ranks this one exchanges images with, ascending: its holders, its wards, and the other
-  /// holders of its wards (which restore a holder when the owner is gone).
+  /// The ranks this one exchanges images with, ascending: its holders, its wards, the other holders
+  /// of its wards (which restore a holder when the owner is gone), those who complete its replicas
+  /// and those whose replicas it completes.
   [[nodiscard]] std::vector<int> data_peers() const;
   /// What all ranks' options must have in common: "blocks of 4194304 bytes, holders 1f0c...".
   [[nodiscard]] std::string agreement() const;

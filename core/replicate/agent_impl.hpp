@@ -26,16 +26,6 @@
 
 namespace meshstage {
 
-/// Names of storages (ImageSegment::name, sorted) that a ward has too, by ward.
-using TwinNames = std::map<int, std::vector<std::string>>;
-
-/// A storage that a ward's image and this rank's own have in common.
-struct TwinRange {
-  std::uint64_t offset = 0;      ///< In the ward's image.
-  std::uint64_t own_offset = 0;  ///< In this rank's.
-  std::uint64_t bytes = 0;
-};
-
 /// The trainer's pace (null: none), as long as the generation lasts. Who leaves it waits for no
 /// one: what is still to be copied goes at full speed.
 class PaceOfGeneration final : public Pace {
@@ -59,7 +49,6 @@ class PaceOfGeneration final : public Pace {
 struct StageJob {
   std::uint64_t step = 0;
   std::shared_ptr<const StagingPlan> plan;
-  std::shared_ptr<const TwinNames> twins;  ///< Null where no one asked for them.
   StagingSource source;  ///< Scalars as they were at stage(), and the sources kept alive.
   std::optional<detail::SourceDigests> digests;  ///< Of the source at stage(), if asked for.
   protocol::ImageSizes sizes;
@@ -88,9 +77,9 @@ struct Incoming {
   protocol::ImageSizes sizes;
   bool fetch = false;
   bool with_manifest = true;
-  bool streaming = false;                ///< A StreamStart came; from here every piece is taken.
-  std::vector<exchange::Piece> present;  ///< What is not sent, but copied from the own image.
-  bool awaits_own = false;  ///< All that travels is here; the own image of the step is not yet.
+  bool streaming = false;  ///< A StreamStart came; from here every piece is taken.
+  bool in_parts = false;   ///< A fetched replica that others complete.
+  std::set<int> missing;   ///< Who has yet to send what it leaves out, once that is known.
   WriteLease lease;
   std::optional<Digest> expected;    ///< As announced by the owner; a fetch has it from the start.
   std::optional<ImageInfo> arrived;  ///< All digests were right.
@@ -150,8 +139,9 @@ class Agent::Impl {
   void reach(protocol::Point point, ImageId id, int peer = -1, std::uint64_t chunk = 0,
              std::uint64_t chunks = 0) const;
   [[nodiscard]] ImageIdentity identity(int owner, ImageId id, ImageId base) const;
+  /// Of a replica, or of a whole image.
   [[nodiscard]] exchange::Shape shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
-                                         std::vector<exchange::Piece> present = {}) const;
+                                         bool replica) const;
   [[nodiscard]] exchange::Link link_to(int peer, ImageId id, protocol::Point point);
   void signal();
 
@@ -171,7 +161,7 @@ class Agent::Impl {
   void perform(const protocol::AbortRound& action);
   void perform(const protocol::NoteFirstComplete& action);
   void perform(const protocol::Announce& action);
-  void check_room_for(std::uint64_t image_bytes);
+  void check_room_for(std::uint64_t image_bytes, std::uint64_t replica_bytes);
   void copy(const std::shared_ptr<StageJob>& job, const ImageIdentity& identity);
   void settle(const std::shared_ptr<StageJob>& job);
   void persist(ImageId id);
@@ -190,31 +180,36 @@ class Agent::Impl {
   void stream_out(int to, int owner, ImageId id, const exchange::Shape& shape,
                   std::function<std::span<const std::byte>()> image,
                   std::function<void(std::uint64_t)> wait_final, std::function<void()> done);
+  /// Runs `transfer` on the thread that sends to that rank; what it throws ends the generation, or
+  /// is logged.
+  void send_on(int to, std::function<void()> transfer, std::function<void()> done);
+  /// The same on the thread that receives: what it throws ends the generation or the image.
+  void receive_on(int from, int owner, ImageId id, std::function<void()> transfer);
   /// Any thread.
   void lost_in_transfer(int peer, const PeerLost& error);
   void stream_in(int from, const exchange::StreamStart& start);
   void take_starts(int from);
   /// Rank `from` may send this image, in that shape, once. The loop's thread.
-  void ask_for(int from, int owner, ImageId id, const exchange::Shape& shape);
+  void ask_for(int from, int owner, ImageId id, const exchange::Shape& shape,
+               exchange::Content content = exchange::Content::kImage);
   void begin_stream(int from, const exchange::StreamStart& start);
   void arrived(int owner, ImageId id, const ImageInfo& info);
   void not_arrived(int owner, ImageId id, ErrorKind kind, const std::string& why);
   void seal_if_proven(int owner);
-  // --- agent_twins.cpp: what a ward and this rank have in common
-  /// The trainer's thread: asks the trainer again, for the plan's structure.
-  void find_twins(const Value& state);
+  // --- agent_shared.cpp: what this rank and others have in common
+  void perform(const protocol::ServeCommon& action);
+  void perform(const protocol::StopSharing& action);
+  /// The trainer's thread: what a plan for this state shares, with all but those in `apart`.
+  [[nodiscard]] PlanOptions plan_options(const Value& state, const std::set<int>& apart) const;
+  /// Of the own image that was sealed just now.
+  [[nodiscard]] protocol::OwnSealed sealed_event(const StageJob& job, const ImageInfo& info) const;
   void note_sent(const exchange::Shape& shape);
-  [[nodiscard]] std::vector<TwinRange> twins_in(int ward, std::span<const std::byte> image,
-                                                const Digest& manifest, const StageJob& job);
-  /// Tells a ward what of its image need not travel; that, for the shape to expect.
-  std::vector<exchange::Piece> tell_present(const Incoming& in);
-  void hear_present(int from, std::span<const std::byte> bytes);
-  /// The ranges that `holder` has of the image `id`, if they fit `shape`.
-  [[nodiscard]] std::vector<exchange::Piece> present_at(int holder, ImageId id,
-                                                        const exchange::Shape& shape);
-  /// All that travels of a ward's image is here: the rest comes from the own image, once that is.
-  void fill_in(int ward, ImageId id);
-  bool try_fill_in(int ward, ImageId id);
+  /// A fetched replica is here: asks for what it leaves out, by its manifest.
+  void ask_for_common(int owner, ImageId id);
+  void common_arrived(int from, int owner, ImageId id);
+  void hear_want(int from, std::span<const std::byte> bytes);
+  /// Answers the Want of a rank that this one was told to complete, once both are there.
+  void serve_common(int to);
   /// Runs `attempt` now, and again after each release of a slot, until it returns true.
   void when_free(std::function<bool()> attempt);
   [[nodiscard]] bool in_use(SlotKey key) const;
@@ -237,18 +232,11 @@ class Agent::Impl {
   std::map<int, Incoming> incoming_;                         ///< By owner.
   std::map<int, std::pair<ImageId, Digest>> announced_;      ///< By ward, before it was accepted.
   std::map<int, std::deque<exchange::StreamStart>> starts_;  ///< By sender, not yet taken.
-  /// What this rank has asked for and not seen begin: (sender, owner, image).
-  std::map<std::tuple<int, int, ImageId>, exchange::Shape> asked_;
-  std::map<int, exchange::Present> present_;  ///< The last that each holder has told.
-  /// Of each ward, for one manifest and one own plan.
-  struct KnownTwins {
-    Digest manifest;
-    std::shared_ptr<const StagingPlan> plan;
-    std::vector<TwinRange> ranges;
-  };
-  std::map<int, KnownTwins> known_twins_;
-  std::set<int> no_twins_;         ///< Wards whose tensors were not what this rank has.
-  std::set<int> refused_fetches_;  ///< Owners whose image found no room here.
+  /// What this rank has asked for and not seen begin: (sender, owner, image, content).
+  std::map<std::tuple<int, int, ImageId, exchange::Content>, exchange::Shape> asked_;
+  std::map<int, exchange::Want> wants_;               ///< By sender, not yet served.
+  std::map<int, protocol::ServeCommon> completions_;  ///< By owner, not yet served.
+  std::set<int> refused_fetches_;                     ///< Owners whose image found no room here.
   std::shared_ptr<StageJob> pending_job_;
   std::shared_ptr<StageJob> job_;
   std::map<SlotKey, int> uses_;  ///< Slots that are being sent or persisted.
@@ -274,13 +262,16 @@ class Agent::Impl {
   bool recovered_ = false;  ///< recover() succeeded in this generation.
   bool finished_ = false;   ///< The vault is removed.
   int persisting_ = 0;      ///< Complete steps whose files are being written, or are to be.
+  int sending_ = 0;         ///< Images, or parts, that are being sent and read from slots.
   Source recovered_source_ = Source::kNothing;
   int recovered_from_ = -1;
   Stats stats_;
 
-  std::shared_ptr<const StagingPlan> plan_;  ///< The trainer's thread only; and:
-  std::shared_ptr<const TwinNames> twins_;
-  std::uint64_t room_for_ = 0;  ///< Image bytes for which there was room.
+  std::set<int> apart_;  ///< With whom nothing is shared any more: it was not the same.
+
+  std::shared_ptr<const StagingPlan> plan_;           ///< The trainer's thread only; and:
+  std::set<int> plan_apart_;                          ///< As apart_ was when it was made.
+  std::pair<std::uint64_t, std::uint64_t> room_for_;  ///< Image and replica bytes that had room.
 
   // Last, so that their threads end before what they use goes; the loop is stopped last.
   std::unique_ptr<Worker> loop_ = std::make_unique<Worker>("ms-agent");

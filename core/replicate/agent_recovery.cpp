@@ -5,6 +5,7 @@
 
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/image/image.hpp>
+#include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
 #include <meshstage/core/replicate/agent_impl.hpp>
 
@@ -24,22 +25,31 @@ ImageId parse_note(const std::string& text) {
                                 "\"");
 }
 
-protocol::Claim claim_of(const ImageInfo& info, int at, protocol::Place place, int slot) {
-  protocol::Claim claim;
-  claim.at = at;
-  claim.owner = info.identity.rank;
-  claim.place = place;
-  claim.slot = slot;
-  claim.world_size = info.identity.world_size;
-  claim.id = info.identity.id;
-  claim.base = info.identity.base;
-  claim.sizes = {info.image_bytes, info.manifest_bytes, info.manifest_digest};
-  claim.image_digest = info.image_digest;
+/// What a slot holds, proven just now. Throws CorruptData.
+protocol::Claim claim_of(const ReadLease& lease, int at) {
+  const SlotKey key = lease.key();
+  const bool own = key.owner_rank == at;
+  const ImageInfo verified = own ? verify_image(lease.image()) : verify_replica(lease.image());
+  if (verified != lease.info()) throw CorruptData("header and image disagree");
+  auto claim = protocol::claim_of(
+      verified, own ? read_shares(lease.image()) : read_replica_shares(lease.image()), at,
+      own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot, key.index);
+  std::vector<int> said, named;
+  for (const auto& share : claim.left_out) said.push_back(share.rank);
+  if (verified.shared_bytes != 0) {
+    for (const auto& part : shared_parts(lease.image(), verified)) named.push_back(part.rank);
+  }
+  if (said != named) throw CorruptData("manifest and trailer disagree on what is shared");
   return claim;
 }
 
 /// Adds what is wrong with one image to what is wrong with those before it.
 void add_damage(std::string& to, const std::string& what) { to += (to.empty() ? "" : "; ") + what; }
+
+/// Holders are sent replicas, owners what there is.
+bool sends_replica(const protocol::Claim& source, int to) {
+  return to != source.owner || source.needs_others();
+}
 
 bool is_file(const protocol::Claim& claim) {
   return claim.place == protocol::Place::kOwnFile || claim.place == protocol::Place::kHeldFile;
@@ -163,13 +173,7 @@ void Agent::Impl::perform(const protocol::VerifySlots&) {
       }
       if (info.state != SlotState::kSealed) continue;
       try {
-        const ReadLease lease = vault_.read(key);
-        const ImageInfo verified = verify_image(lease.image());
-        if (verified != info.image) throw CorruptData("header and image disagree");
-        const bool own = key.owner_rank == options_.rank;
-        result.claims.push_back(
-            claim_of(verified, options_.rank,
-                     own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot, key.index));
+        result.claims.push_back(claim_of(vault_.read(key), options_.rank));
       } catch (const Error& e) {
         const std::string what = place_of(key) + ": " + e.what();
         warn("not used: " + what);
@@ -206,7 +210,8 @@ void Agent::Impl::perform(const protocol::Fetch& action) {
     own_source_rank_ = source.at;
   }
   if (source.at != options_.rank) {
-    ask_for(source.at, source.owner, source.id, shape_of(source.sizes, true));
+    ask_for(source.at, source.owner, source.id,
+            shape_of(source.sizes, true, sends_replica(source, options_.rank)));
   }
   when_free([this, action]() -> bool {
     const protocol::Claim& from = action.source;
@@ -220,10 +225,12 @@ void Agent::Impl::perform(const protocol::Fetch& action) {
     in.base = from.base;
     in.sizes = from.sizes;
     in.fetch = true;
+    in.in_parts = from.owner == options_.rank && from.needs_others();
     in.expected = from.image_digest;
+    const std::uint64_t bytes =
+        from.sizes.image_bytes - (from.owner == options_.rank ? 0 : from.sizes.shared_bytes);
     try {
-      in.lease =
-          vault_.begin_write(key, identity(from.owner, from.id, from.base), from.sizes.image_bytes);
+      in.lease = vault_.begin_write(key, identity(from.owner, from.id, from.base), bytes);
     } catch (const Error& e) {
       refused_fetches_.insert(from.owner);
       take_starts(from.at);
@@ -251,19 +258,24 @@ void Agent::Impl::load_from_disk(const protocol::Fetch& action) {
     return;
   }
   const auto path = found_.paths[static_cast<std::size_t>(claim - found_.claims.begin())];
-  verify_->post([this, path, target = in.lease.image(), owner = in.owner, id = in.id] {
-    try {
-      const auto file = MappedFile::open(fs_, path);
-      if (file->bytes().size() != target.size()) throw CorruptData(path.string() + " changed");
-      fast_copy(target, file->bytes());
-      const ImageInfo info = verify_image(target);
-      post([this, owner, id, info] { arrived(owner, id, info); });
-    } catch (const Error& e) {
-      post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
-        not_arrived(owner, id, kind, why);
+  verify_->post(
+      [this, path, target = in.lease.image(), sizes = in.sizes, owner = in.owner, id = in.id] {
+        try {
+          const auto file = MappedFile::open(fs_, path);
+          if (file->bytes().size() != sizes.image_bytes)
+            throw CorruptData(path.string() + " changed");
+          const std::uint64_t left_out = sizes.image_bytes - target.size();
+          fast_copy(target.first(sizes.manifest_bytes), file->bytes().first(sizes.manifest_bytes));
+          fast_copy(target.subspan(sizes.manifest_bytes),
+                    file->bytes().subspan(sizes.manifest_bytes + left_out));
+          const ImageInfo info = left_out == 0 ? verify_image(target) : verify_replica(target);
+          post([this, owner, id, info] { arrived(owner, id, info); });
+        } catch (const Error& e) {
+          post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
+            not_arrived(owner, id, kind, why);
+          });
+        }
       });
-    }
-  });
 }
 
 void Agent::Impl::perform(const protocol::Serve& action) {
@@ -287,9 +299,13 @@ void Agent::Impl::perform(const protocol::Serve& action) {
       bytes = lease->image();
       owner = lease;
     }
-    if (bytes.size() != source.sizes.image_bytes) throw CorruptData("the image changed its size");
+    if (bytes.size() !=
+        source.sizes.image_bytes - (source.needs_others() ? source.sizes.shared_bytes : 0)) {
+      throw CorruptData("the image changed its size");
+    }
     stream_out(
-        action.to, source.owner, source.id, shape_of(source.sizes, true),
+        action.to, source.owner, source.id,
+        shape_of(source.sizes, true, sends_replica(source, action.to)),
         [bytes, owner] { return bytes; }, [](std::uint64_t) {}, [] {});
   } catch (const Error& e) {
     fail(e);

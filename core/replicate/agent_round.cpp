@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include <meshstage/core/image/image.hpp>
 #include <meshstage/core/memory/room.hpp>
 #include <meshstage/core/replicate/agent_impl.hpp>
 
@@ -61,26 +62,30 @@ Staging Agent::Impl::stage(const Value& state, std::uint64_t step) {
 
   auto job = std::make_shared<StageJob>();
   job->step = step;
-  auto source = plan_ ? plan_->capture(state) : std::nullopt;
+  const std::set<int> apart = [this] {
+    const std::lock_guard lock(mutex_);
+    return apart_;
+  }();
+  auto source = plan_ && plan_apart_ == apart ? plan_->capture(state) : std::nullopt;
   if (!source) {
-    const PlanOptions plan_options{.block_bytes = options_.block_bytes};
-    plan_ =
-        std::make_shared<const StagingPlan>(StagingPlan::compile(state, plan_.get(), plan_options));
-    find_twins(state);
+    plan_ = std::make_shared<const StagingPlan>(
+        StagingPlan::compile(state, plan_.get(), plan_options(state, apart)));
+    plan_apart_ = apart;
     source = plan_->capture(state);
     if (!source) throw InvalidState("the state dict changed while stage() read it");
   }
   // Not with the plan: who was refused and tries again is refused again.
-  if (const auto bytes = plan_->layout().image_bytes; bytes != room_for_) {
-    check_room_for(bytes);
-    room_for_ = bytes;
+  const ImageLayout& layout = plan_->layout();
+  const std::pair room{layout.image_bytes, layout.image_bytes - layout.shared_bytes};
+  if (room != room_for_) {
+    check_room_for(room.first, room.second);
+    room_for_ = room;
   }
   job->plan = plan_;
-  job->twins = twins_;
   job->source = std::move(*source);
   if (options_.verify_source) job->digests.emplace(state, job->source);
-  const ImageLayout& layout = plan_->layout();
-  job->sizes = {layout.image_bytes, layout.data_begin, layout.manifest_digest};
+  job->sizes = {layout.image_bytes, layout.data_begin, layout.manifest_digest, layout.shared_bytes,
+                static_cast<std::uint32_t>(layout.shared.size() + layout.completes.size())};
 
   Staging staging(job->staged.work(), job->outcome.work(), step);
   Work<void> accepted = job->accepted.work();
@@ -106,14 +111,16 @@ Staging Agent::Impl::stage(const Value& state, std::uint64_t step) {
   return staging;
 }
 
-void Agent::Impl::check_room_for(std::uint64_t image_bytes) {
+void Agent::Impl::check_room_for(std::uint64_t image_bytes, std::uint64_t replica_bytes) {
   // Two own slots and two for each ward; what this vault holds already is not needed again.
-  const std::uint64_t slot_bytes = image_bytes + 4096;
-  const std::uint64_t all = slot_bytes * 2 * (1 + config_->wards.size());
+  const std::uint64_t all =
+      2 * (image_bytes + 4096) + 2 * config_->wards.size() * (replica_bytes + 4096);
   const std::uint64_t held = vault_.bytes_held();
   if (all <= held) return;
-  check_room({.what = "the vault (two own images and two of each ward, " +
-                      std::to_string(image_bytes) + " bytes each)",
+  check_room({.what = "the vault (two own images of " + std::to_string(image_bytes) +
+                      " bytes each, and two replicas of each ward, taken to be as large as this "
+                      "rank's own of " +
+                      std::to_string(replica_bytes) + ")",
               .bytes_per_rank = all - held,
               .local_ranks = options_.local_world_size},
              read_room_limits(fs_, options_.vault_directory));
@@ -130,7 +137,9 @@ void Agent::Impl::finish() {
     }
     if (loss_) std::rethrow_exception(loss_->error());
   };
-  wait("the last step has no outcome", [this] { return !in_flight_ && persisting_ == 0; });
+  // What is read from a slot when all have finished would keep its vault.
+  wait("the last step has no outcome",
+       [this] { return !in_flight_ && persisting_ == 0 && sending_ == 0; });
   lock.unlock();
   post_event(protocol::FinishRequested{});
   lock.lock();
@@ -185,7 +194,7 @@ void Agent::Impl::copy(const std::shared_ptr<StageJob>& job, const ImageIdentity
     job->staged.set_value();
     const ImageInfo info = job->plan->seal(who, job->image, job->watermark);
     job->lease.seal(info);
-    event = protocol::OwnSealed{job->id, info.image_digest};
+    event = sealed_event(*job, info);
   } catch (const Error&) {
     const auto error = std::current_exception();
     job->source = {};
@@ -199,7 +208,6 @@ void Agent::Impl::copy(const std::shared_ptr<StageJob>& job, const ImageIdentity
     release({options_.rank, job->slot});
     feed(e);
     settle(job);
-    retry_waiting();  // a ward's image may wait for this one
   });
 }
 
@@ -220,8 +228,7 @@ void Agent::Impl::perform(const protocol::SendImage& action) {
     if (job->image.empty() && !job->written) return false;
     const SlotKey key{options_.rank, job->slot};
     hold(key);
-    auto shape = shape_of(job->sizes, action.need_manifest);
-    shape.present = present_at(action.holder, action.id, shape);
+    const auto shape = shape_of(job->sizes, action.need_manifest, true);
     note_sent(shape);
     stream_out(
         action.holder, options_.rank, action.id, shape,
@@ -257,7 +264,7 @@ void Agent::Impl::perform(const protocol::AcceptReplica& action) {
     in.sizes = action.sizes;
     try {
       in.lease = vault_.begin_write(key, identity(action.ward, action.id, action.base),
-                                    action.sizes.image_bytes);
+                                    action.sizes.image_bytes - action.sizes.shared_bytes);
     } catch (const Error& e) {
       warn("cannot hold rank " + std::to_string(action.ward) + "'s replica of " +
            to_string(action.id) + ": " + e.what());
@@ -271,8 +278,7 @@ void Agent::Impl::perform(const protocol::AcceptReplica& action) {
         known != announced_.end() && known->second.first == action.id) {
       in.expected = known->second.second;
     }
-    in.present = tell_present(in);
-    ask_for(in.from, in.owner, in.id, shape_of(in.sizes, in.with_manifest, in.present));
+    ask_for(in.from, in.owner, in.id, shape_of(in.sizes, in.with_manifest, true));
     post_event(protocol::ReplicaReady{action.ward, action.id, in.with_manifest});
     incoming_.insert_or_assign(action.ward, std::move(in));
     return true;
@@ -293,7 +299,7 @@ void Agent::Impl::perform(const protocol::AbortRound& action) {
   aborted_.insert(action.id);
   for (auto it = incoming_.begin(); it != incoming_.end();) {
     const Incoming& in = it->second;
-    if (in.fetch || in.id != action.id || (in.streaming && !in.arrived && !in.awaits_own)) {
+    if (in.fetch || in.id != action.id || (in.streaming && !in.arrived)) {
       ++it;  // its pieces are on their way: taken to the end, then answered
       continue;
     }
@@ -356,6 +362,8 @@ void Agent::Impl::persist(ImageId id) {
   try {
     for (const auto& [key, info] : vault_.slots()) {
       if (info.state != SlotState::kSealed || info.image.identity.id != id) continue;
+      // A file stands alone: what leaves something out is none.
+      if (key.owner_rank != options_.rank && info.image.shared_bytes != 0) continue;
       leases->push_back(vault_.read(key));
     }
   } catch (const Error& e) {
@@ -374,6 +382,8 @@ void Agent::Impl::persist(ImageId id) {
     bool good = true;
     for (const ReadLease& lease : *leases) {
       try {
+        // Older files go when all ranks have this one: it must not be what rotted in a slot.
+        (void)verify_image(lease.image());
         files_.publish(lease.info(), lease.image());
       } catch (const Error& e) {
         good = false;

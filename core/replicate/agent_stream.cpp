@@ -1,6 +1,8 @@
 // Images that come and go, and the slots they use.
 #include <utility>
 
+#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/replicate/agent_impl.hpp>
 
 namespace meshstage {
@@ -35,17 +37,14 @@ void Agent::Impl::lost_in_transfer(int peer, const PeerLost& error) {
   });
 }
 
-void Agent::Impl::stream_out(int to, int owner, ImageId id, const exchange::Shape& shape,
-                             std::function<std::span<const std::byte>()> image,
-                             std::function<void(std::uint64_t)> wait_final,
-                             std::function<void()> done) {
-  auto job = [this, to, owner, id, shape, image = std::move(image),
-              wait_final = std::move(wait_final), done = std::move(done), epoch = epoch_.load()] {
+void Agent::Impl::send_on(int to, std::function<void()> transfer, std::function<void()> done) {
+  {
+    const std::lock_guard lock(mutex_);
+    ++sending_;
+  }
+  send_.at(to)->post([this, to, transfer = std::move(transfer), done = std::move(done)]() mutable {
     try {
-      wait_final(shape.manifest_bytes);  // it has a slot, and copying has begun
-      say(to, exchange::encode({generation_.number, owner, id, shape}));
-      exchange::send_image(link_to(to, id, protocol::Point::kChunkSent), image(), shape,
-                           wait_final);
+      transfer();
     } catch (const Timeout& e) {
       post([this, to, why = std::string(e.what())] {
         lose(to, ErrorKind::kTimeout, "took no piece of an image: " + why);
@@ -57,10 +56,48 @@ void Agent::Impl::stream_out(int to, int owner, ImageId id, const exchange::Shap
       log(LogLine::Level::kInfo,
           "an image to rank " + std::to_string(to) + " was not sent: " + e.what());
     }
+    transfer = nullptr;  // with the lease on what was sent
     // Not post(): the slot is to be released in whatever generation this ends.
-    loop_->post(done);
-  };
-  send_.at(to)->post(std::move(job));
+    loop_->post([this, done = std::move(done)] {
+      done();
+      const std::lock_guard lock(mutex_);
+      --sending_;
+      changed_.notify_all();
+    });
+  });
+}
+
+void Agent::Impl::stream_out(int to, int owner, ImageId id, const exchange::Shape& shape,
+                             std::function<std::span<const std::byte>()> image,
+                             std::function<void(std::uint64_t)> wait_final,
+                             std::function<void()> done) {
+  send_on(
+      to,
+      [this, to, owner, id, shape, image = std::move(image), wait_final = std::move(wait_final)] {
+        wait_final(shape.manifest_bytes);  // it has a slot, and copying has begun
+        say(to, exchange::encode({generation_.number, owner, id, shape}));
+        exchange::send_image(link_to(to, id, protocol::Point::kChunkSent), image(), shape,
+                             wait_final);
+      },
+      std::move(done));
+}
+
+void Agent::Impl::receive_on(int from, int owner, ImageId id, std::function<void()> transfer) {
+  receive_.at(from)->post([this, from, owner, id, transfer = std::move(transfer)] {
+    try {
+      transfer();
+    } catch (const Timeout& e) {
+      post([this, from, why = std::string(e.what())] {
+        lose(from, ErrorKind::kTimeout, "sent no piece of its image: " + why);
+      });
+    } catch (const PeerLost& e) {
+      lost_in_transfer(from, e);
+    } catch (const Error& e) {
+      post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
+        not_arrived(owner, id, kind, why);
+      });
+    }
+  });
 }
 
 void Agent::Impl::stream_in(int from, const exchange::StreamStart& start) {
@@ -68,10 +105,11 @@ void Agent::Impl::stream_in(int from, const exchange::StreamStart& start) {
   take_starts(from);
 }
 
-void Agent::Impl::ask_for(int from, int owner, ImageId id, const exchange::Shape& shape) {
+void Agent::Impl::ask_for(int from, int owner, ImageId id, const exchange::Shape& shape,
+                          exchange::Content content) {
   constexpr std::size_t kRemembered = 256;  // far more than can be under way
   if (asked_.size() >= kRemembered) asked_.erase(asked_.begin());
-  asked_[{from, owner, id}] = shape;
+  asked_[{from, owner, id, content}] = shape;
 }
 
 void Agent::Impl::take_starts(int from) {
@@ -95,7 +133,7 @@ void Agent::Impl::take_starts(int from) {
 
 void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
   const auto it = incoming_.find(start.owner);
-  const auto asked = asked_.find({from, start.owner, start.id});
+  const auto asked = asked_.find({from, start.owner, start.id, start.content});
   if (asked == asked_.end() || asked->second != start.shape) {
     // No receive is posted for what may never come, nor for sizes that nobody agreed to.
     const std::string what =
@@ -113,10 +151,23 @@ void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
     return;
   }
   asked_.erase(asked);
-  const bool wanted = it != incoming_.end() && it->second.from == from &&
-                      it->second.id == start.id && !it->second.streaming;
+  const bool here = it != incoming_.end() && it->second.id == start.id;
   const auto link = link_to(from, start.id, protocol::Point::kChunkReceived);
-  if (!wanted) {
+  if (here && start.content == exchange::Content::kCommon) {
+    const Incoming& in = it->second;
+    const auto image = in.lease.image();
+    for (const auto& part : shared_parts(image, read_info(image))) {
+      if (part.rank != from) continue;
+      receive_on(from, start.owner, start.id,
+                 [this, link, image, ranges = ranges_of(part),
+                  block_bytes = start.shape.block_bytes, from, owner = start.owner, id = start.id] {
+                   exchange::receive_ranges(link, image, ranges, block_bytes);
+                   post([this, from, owner, id] { common_arrived(from, owner, id); });
+                 });
+    }
+    return;
+  }
+  if (!here || it->second.from != from || it->second.streaming) {
     // Given up here while its first piece was already on the way.
     receive_.at(from)->post([this, link, shape = start.shape, from] {
       try {
@@ -132,45 +183,18 @@ void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
   }
   Incoming& in = it->second;
   in.streaming = true;
-  if (!in.present.empty()) {
-    receive_.at(from)->post([this, link, shape = start.shape, from, owner = start.owner,
-                             id = start.id, image = in.lease.image()] {
-      try {
-        exchange::receive_pieces(link, image, shape);
-        post([this, owner, id] { fill_in(owner, id); });
-      } catch (const Timeout& e) {
-        post([this, from, why = std::string(e.what())] {
-          lose(from, ErrorKind::kTimeout, "sent no piece of its image: " + why);
-        });
-      } catch (const PeerLost& e) {
-        lost_in_transfer(from, e);
-      } catch (const Error& e) {
-        post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
-          not_arrived(owner, id, kind, why);
-        });
-      }
-    });
-    return;
-  }
-  receive_.at(from)->post([this, link, shape = start.shape, from, owner = start.owner,
-                           id = start.id, image = in.lease.image(),
-                           manifest = in.sizes.manifest_digest,
-                           who = identity(in.owner, in.id, in.base)] {
-    try {
-      const ImageInfo info = exchange::receive_image(link, image, shape, manifest, who);
-      post([this, owner, id, info] { arrived(owner, id, info); });
-    } catch (const Timeout& e) {
-      post([this, from, why = std::string(e.what())] {
-        lose(from, ErrorKind::kTimeout, "sent no piece of its image: " + why);
-      });
-    } catch (const PeerLost& e) {
-      lost_in_transfer(from, e);
-    } catch (const Error& e) {
-      post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
-        not_arrived(owner, id, kind, why);
-      });
-    }
-  });
+  receive_on(from, start.owner, start.id,
+             [this, link, shape = start.shape, owner = start.owner, id = start.id,
+              in_parts = in.in_parts, image = in.lease.image(), manifest = in.sizes.manifest_digest,
+              who = identity(in.owner, in.id, in.base)] {
+               if (in_parts) {
+                 exchange::receive_pieces(link, image, shape);
+                 post([this, owner, id] { ask_for_common(owner, id); });
+                 return;
+               }
+               const ImageInfo info = exchange::receive_image(link, image, shape, manifest, who);
+               post([this, owner, id, info] { arrived(owner, id, info); });
+             });
 }
 
 void Agent::Impl::arrived(int owner, ImageId id, const ImageInfo& info) {

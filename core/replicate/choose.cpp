@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <utility>
 
 #include <meshstage/core/replicate/choose.hpp>
 
@@ -33,7 +34,58 @@ std::map<ImageId, std::set<int>> owners_by_id(std::span<const Claim> claims, int
   return owners;
 }
 
+/// Which of the claims are complete (see complete_claims).
+std::vector<bool> completeness(std::span<const Claim> claims) {
+  std::map<std::pair<ImageId, int>, std::vector<const Claim*>> copies;  // by image and owner
+  for (const Claim& claim : claims) copies[{claim.id, claim.owner}].push_back(&claim);
+  const auto completed = [&](const Claim& claim, const ImageShare& wanted) {
+    const ImageShare mine{claim.owner, wanted.digest};
+    bool there = !claim.needs_others();
+    for (const Claim* by : copies[{claim.id, wanted.rank}]) {
+      const auto& common = by->completes;
+      if (std::find(common.begin(), common.end(), mine) == common.end()) return false;
+      there = there || by->place == Place::kOwnSlot;
+    }
+    return there;
+  };
+  std::vector<bool> complete;
+  complete.reserve(claims.size());
+  for (const Claim& claim : claims) {
+    const auto& shares = claim.left_out;
+    complete.push_back(std::all_of(shares.begin(), shares.end(), [&](const ImageShare& wanted) {
+      return completed(claim, wanted);
+    }));
+  }
+  return complete;
+}
+
 }  // namespace
+
+Claim claim_of(const ImageInfo& info, ImageShares shares, int at, Place place, int slot) {
+  Claim claim;
+  claim.at = at;
+  claim.owner = info.identity.rank;
+  claim.place = place;
+  claim.slot = slot;
+  claim.world_size = info.identity.world_size;
+  claim.id = info.identity.id;
+  claim.base = info.identity.base;
+  claim.sizes = {info.image_bytes, info.manifest_bytes, info.manifest_digest, info.shared_bytes,
+                 info.shares};
+  claim.image_digest = info.image_digest;
+  claim.left_out = std::move(shares.left_out);
+  claim.completes = std::move(shares.completes);
+  return claim;
+}
+
+std::vector<Claim> complete_claims(std::span<const Claim> claims) {
+  const auto complete = completeness(claims);
+  std::vector<Claim> result;
+  for (std::size_t i = 0; i < claims.size(); ++i) {
+    if (complete[i]) result.push_back(claims[i]);
+  }
+  return result;
+}
 
 bool same_image(ImageId a, ImageId b, bool generations_apart) {
   return generations_apart ? a == b : a.step == b.step;
@@ -56,11 +108,13 @@ std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
                                      const std::vector<std::vector<int>>& holders,
                                      bool restore_holders, bool generations_apart) {
   const int world_size = static_cast<int>(holders.size());
-  std::vector<std::vector<const Claim*>> copies(holders.size());
-  for (const Claim& claim : claims) {
+  const auto complete = completeness(claims);
+  std::vector<std::vector<std::size_t>> copies(holders.size());  // indices of claims, by owner
+  for (std::size_t i = 0; i < claims.size(); ++i) {
+    const Claim& claim = claims[i];
     if (same_image(claim.id, id, generations_apart) && claim.owner >= 0 &&
         claim.owner < world_size) {
-      copies[static_cast<std::size_t>(claim.owner)].push_back(&claim);
+      copies[static_cast<std::size_t>(claim.owner)].push_back(i);
     }
   }
   std::vector<Transfer> transfers;
@@ -70,11 +124,14 @@ std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
       const Claim* nearest = nullptr;
       const auto distance = [&](const Claim* c) {
         const bool file = c->place == Place::kOwnFile || c->place == Place::kHeldFile;
-        return std::tuple(file ? (c->at == to ? 2 : 3) : 0, static_cast<int>(c->place), c->at);
+        return std::tuple(file ? (c->at == to ? 2 : 3) : 0, c->needs_others(),
+                          static_cast<int>(c->place), c->at);
       };
-      for (const Claim* claim : found) {
+      for (const std::size_t i : found) {
+        const Claim* claim = &claims[i];
         const bool slot = claim->place == Place::kOwnSlot || claim->place == Place::kHeldSlot;
         if (slot && claim->at == to) return;  // already where it belongs
+        if (to == owner && !complete[i]) continue;
         if (nearest == nullptr || distance(claim) < distance(nearest)) nearest = claim;
       }
       if (nearest != nullptr) transfers.push_back({*nearest, to});

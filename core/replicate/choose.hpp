@@ -5,6 +5,7 @@
 
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/image/replica.hpp>
 
 /// What a generation recovers: pure functions over the images that the ranks claim to have.
 namespace meshstage::protocol {
@@ -14,6 +15,8 @@ struct ImageSizes {
   std::uint64_t image_bytes = 0;     ///< the whole image
   std::uint64_t manifest_bytes = 0;  ///< its beginning up to the data section
   Digest manifest_digest{};          ///< a slot with this manifest need not be sent it again
+  std::uint64_t shared_bytes = 0;    ///< as ImageInfo::shared_bytes: what a replica leaves out
+  std::uint32_t shares = 0;          ///< as ImageInfo::shares
   friend bool operator==(const ImageSizes&, const ImageSizes&) = default;
 };
 
@@ -28,7 +31,7 @@ enum class Place : std::uint8_t {
 /// "own memory", "holder memory", "disk": as the drill prints it.
 MESHSTAGE_API const char* to_string(Place place) noexcept;
 
-/// One whole image whose digests were verified just now.
+/// One image, or replica of an image, whose digests were verified just now.
 struct Claim {
   int at = 0;     ///< the rank that has it
   int owner = 0;  ///< the rank whose image it is
@@ -39,20 +42,40 @@ struct Claim {
   ImageId base{};
   ImageSizes sizes{};
   Digest image_digest{};
+  /// What replicas of this image leave out, by the rank whose own image completes them.
+  std::vector<ImageShare> left_out{};
+  /// The ranks whose replicas this image completes.
+  std::vector<ImageShare> completes{};
+  /// Whether this copy leaves something out: those in the memory of holders do.
+  [[nodiscard]] bool needs_others() const noexcept {
+    return place == Place::kHeldSlot && !left_out.empty();
+  }
   friend bool operator==(const Claim&, const Claim&) = default;
 };
 
+/// The claim to an image, or a replica, that says this of itself.
+[[nodiscard]] MESHSTAGE_API Claim claim_of(const ImageInfo& info, ImageShares shares, int at,
+                                           Place place, int slot);
+
 /// One image that has to travel before redundancy is whole again. `source.at == to` is a load from
 /// the rank's own disk. The destination writes it into a slot of its choice: an own slot if
-/// `to == source.owner`, else one it holds for `source.owner`.
+/// `to == source.owner`, else one it holds for `source.owner`. An owner that fetches a replica gets
+/// what that leaves out from those who complete it.
 struct Transfer {
   Claim source;
   int to = 0;
   friend bool operator==(const Transfer&, const Transfer&) = default;
 };
 
+/// The claims from which an image can be had: whole ones, and replicas for which there is the own
+/// image of each rank that completes them. Without those of images that differ, by what they say of
+/// themselves, from the image that is to complete their replicas: they were never complete, and
+/// could not be made redundant again.
+MESHSTAGE_API std::vector<Claim> complete_claims(std::span<const Claim> claims);
+
 /// The newest image id, generation first, of which every rank 0 .. world_size - 1 has at least one
 /// copy; kNoImage if there is none. Complete marks play no part (rule 5b).
+/// \param claims complete ones.
 /// \param generations_apart false for the explorer only: what happens without rule 1.
 MESHSTAGE_API ImageId choose(std::span<const Claim> claims, int world_size,
                              bool generations_apart = true);
@@ -61,7 +84,8 @@ MESHSTAGE_API ImageId choose(std::span<const Claim> claims, int world_size,
 MESHSTAGE_API bool same_image(ImageId a, ImageId b, bool generations_apart = true);
 
 /// Every owner and every holder that lacks `id`, with its nearest source: the owner's memory, a
-/// holder's memory, the destination's own disk, another's disk.
+/// holder's memory, the destination's own disk, another's disk. Owners are sent complete claims
+/// only; for a holder a replica does that leaves out the same.
 /// \param holders holders[r] are the ranks that hold r's replica.
 /// \param restore_holders for the explorer only: what happens if only owners are restored.
 MESHSTAGE_API std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
@@ -70,7 +94,7 @@ MESHSTAGE_API std::vector<Transfer> plan_transfers(std::span<const Claim> claims
                                                    bool generations_apart = true);
 
 /// The ranks to name when nothing is covered: those without a copy of the id that lacks the fewest
-/// (the newest such); all ranks if there is no claim.
+/// (the newest such); all ranks if there is no claim. `claims`: complete ones.
 MESHSTAGE_API std::vector<int> ranks_without_image(std::span<const Claim> claims, int world_size);
 
 }  // namespace meshstage::protocol

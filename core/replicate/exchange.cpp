@@ -1,8 +1,10 @@
 #include <meshstage/core/replicate/exchange.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -13,12 +15,12 @@
 namespace meshstage::exchange {
 namespace {
 
-constexpr std::uint32_t kMagic = 0x5850534DU;         // "MSPX"
-constexpr std::uint32_t kPresentMagic = 0x5050534DU;  // "MSPP"
-constexpr std::uint16_t kVersion = 2;
-constexpr std::size_t kStartBytes = 8 + 9 * 8;
-constexpr std::size_t kPresentBytes = 8 + 4 * 8;
-constexpr std::size_t kRangeBytes = 16;
+constexpr std::uint32_t kMagic = 0x5850534DU;      // "MSPX"
+constexpr std::uint32_t kWantMagic = 0x5750534DU;  // "MSPW"
+constexpr std::uint16_t kVersion = 3;
+constexpr std::size_t kStartBytes = 8 + 11 * 8;
+constexpr std::size_t kWantBytes = 8 + 4 * 8;
+constexpr std::size_t kNamedBytes = 16;  // and the name
 /// No image is larger than this, so sizes from the wire cannot make sums wrap.
 constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 56;
 
@@ -62,37 +64,29 @@ class Window {
 };
 
 /// Bytes of the data section before the trailer, whose size grows with their number of blocks.
-std::uint64_t digested_bytes(std::uint64_t data_bytes, std::uint64_t block_bytes) {
+std::uint64_t digested_bytes(const Shape& shape) {
+  const std::uint64_t data_bytes = shape.image_bytes - shape.manifest_bytes;
   std::uint64_t digested = data_bytes;
   for (int round = 0; round < 4; ++round) {
-    const std::uint64_t trailer = trailer_size(digested, block_bytes);
+    const std::uint64_t trailer = trailer_size(digested, shape.block_bytes, shape.shares);
     if (trailer > data_bytes) throw CorruptData("an image too small for its trailer");
     digested = data_bytes - trailer;
   }
   return digested;
 }
 
-void put(std::vector<std::byte>& out, const std::vector<Piece>& ranges) {
-  put(out, std::uint64_t{ranges.size()});
-  for (const auto& range : ranges) {
-    put(out, range.offset);
-    put(out, range.bytes);
-  }
+/// Where a piece lies in the memory of an image or of its replica.
+template <class Byte>
+std::span<Byte> place_of(std::span<Byte> image, const Shape& shape, const Piece& piece) {
+  const std::uint64_t gap = image.size() == shape.image_bytes ? 0 : shape.shared_bytes;
+  return image.subspan(piece.offset - (piece.offset < shape.manifest_bytes ? 0 : gap), piece.bytes);
 }
 
-/// The ranges at the end of a message; `refuse` makes its error.
-template <class Refuse>
-std::vector<Piece> take_ranges(std::span<const std::byte>& in, const Refuse& refuse) {
-  const auto count = take<std::uint64_t>(in);
-  if (count > kMostPresent || in.size() != count * kRangeBytes) {
-    throw refuse(std::to_string(count) + " ranges in " + std::to_string(in.size()) + " bytes");
-  }
-  std::vector<Piece> ranges(count);
-  for (auto& range : ranges) {
-    range.offset = take<std::uint64_t>(in);
-    range.bytes = take<std::uint64_t>(in);
-  }
-  return ranges;
+void check_memory(std::size_t bytes, const Shape& shape) {
+  if (bytes == shape.image_bytes || bytes == shape.image_bytes - shape.shared_bytes) return;
+  throw InvalidArgument("an image of " + std::to_string(shape.image_bytes) + " bytes, " +
+                        std::to_string(shape.shared_bytes) + " of which do not travel, in " +
+                        std::to_string(bytes) + " bytes of memory");
 }
 
 /// Checks what both kinds of messages begin with, and takes it.
@@ -122,9 +116,9 @@ void check(const Shape& shape) {
                           " bytes with a manifest of " + std::to_string(shape.manifest_bytes) +
                           " in blocks of " + std::to_string(shape.block_bytes) + " makes no sense");
   }
-  if (!shape.present.empty() && !fits(shape.present, shape)) {
-    throw InvalidArgument("what is present does not fit an image of " +
-                          std::to_string(shape.image_bytes) + " bytes");
+  if (shape.shared_bytes > shape.image_bytes - shape.manifest_bytes) {
+    throw InvalidArgument(std::to_string(shape.shared_bytes) + " bytes left out of an image of " +
+                          std::to_string(shape.image_bytes) + " make no sense");
   }
 }
 
@@ -159,7 +153,9 @@ std::vector<std::byte> encode(const StreamStart& start) {
   put(out, start.shape.manifest_bytes);
   put(out, start.shape.block_bytes);
   put(out, std::uint64_t{start.shape.with_manifest ? 1U : 0U});
-  put(out, start.shape.present);
+  put(out, start.shape.shared_bytes);
+  put(out, std::uint64_t{start.shape.shares});
+  put(out, static_cast<std::uint64_t>(start.content));
   return out;
 }
 
@@ -188,7 +184,16 @@ StreamStart decode_stream_start(std::span<const std::byte> bytes, int from, int 
   const auto with_manifest = take<std::uint64_t>(bytes);
   if (with_manifest > 1) throw refuse("with-manifest is " + std::to_string(with_manifest));
   start.shape.with_manifest = with_manifest == 1;
-  start.shape.present = take_ranges(bytes, refuse);
+  start.shape.shared_bytes = take<std::uint64_t>(bytes);
+  const auto shares = take<std::uint64_t>(bytes);
+  if (shares > std::numeric_limits<std::uint32_t>::max()) {
+    throw refuse("shares " + std::to_string(shares));
+  }
+  start.shape.shares = static_cast<std::uint32_t>(shares);
+  const auto content = take<std::uint64_t>(bytes);
+  if (content > 1) throw refuse("content is " + std::to_string(content));
+  start.content = static_cast<Content>(content);
+  if (!bytes.empty()) throw refuse("length: " + std::to_string(bytes.size()) + " bytes too many");
   try {
     check(start.shape);
   } catch (const InvalidArgument& e) {
@@ -197,85 +202,80 @@ StreamStart decode_stream_start(std::span<const std::byte> bytes, int from, int 
   return start;
 }
 
-std::vector<std::byte> encode(const Present& present) {
+std::vector<std::byte> encode(const Want& want) {
   std::vector<std::byte> out;
-  out.reserve(kPresentBytes + present.ranges.size() * kRangeBytes);
-  put(out, kPresentMagic);
+  put(out, kWantMagic);
   put(out, kVersion);
   put(out, std::uint16_t{0});
-  put(out, present.generation);
-  put(out, present.id.generation);
-  put(out, present.id.step);
-  put(out, present.ranges);
+  put(out, want.generation);
+  put(out, want.id.generation);
+  put(out, want.id.step);
+  put(out, std::uint64_t{want.storages.size()});
+  for (const auto& storage : want.storages) {
+    put(out, storage.bytes);
+    put(out, std::uint64_t{storage.name.size()});
+    const auto name = std::as_bytes(std::span(storage.name));
+    out.insert(out.end(), name.begin(), name.end());
+  }
   return out;
 }
 
-bool is_present(std::span<const std::byte> bytes) noexcept {
-  return begins_with(bytes, kPresentMagic);
-}
+bool is_want(std::span<const std::byte> bytes) noexcept { return begins_with(bytes, kWantMagic); }
 
-Present decode_present(std::span<const std::byte> bytes, int from) {
+Want decode_want(std::span<const std::byte> bytes, int from) {
   const auto refuse = [from](const std::string& what) -> CorruptData {
-    return make_error<CorruptData>("ranges present from rank " + std::to_string(from) + ": " + what,
-                                   from);
+    return make_error<CorruptData>("want from rank " + std::to_string(from) + ": " + what, from);
   };
-  take_head(bytes, is_present(bytes), kPresentBytes, refuse);
-  Present present;
-  present.generation = take<std::uint64_t>(bytes);
-  present.id.generation = take<std::uint64_t>(bytes);
-  present.id.step = take<std::uint64_t>(bytes);
-  present.ranges = take_ranges(bytes, refuse);
-  return present;
-}
-
-bool fits(const std::vector<Piece>& ranges, const Shape& shape) {
-  const std::uint64_t data_bytes = shape.image_bytes - shape.manifest_bytes;
-  const std::uint64_t end = shape.manifest_bytes + digested_bytes(data_bytes, shape.block_bytes);
-  std::uint64_t at = shape.manifest_bytes;
-  for (const auto& range : ranges) {
-    if (range.bytes == 0 || range.offset < at || range.offset > end ||
-        range.bytes > end - range.offset) {
-      return false;
-    }
-    at = range.offset + range.bytes;
+  take_head(bytes, is_want(bytes), kWantBytes, refuse);
+  Want want;
+  want.generation = take<std::uint64_t>(bytes);
+  want.id.generation = take<std::uint64_t>(bytes);
+  want.id.step = take<std::uint64_t>(bytes);
+  const auto count = take<std::uint64_t>(bytes);
+  if (count > bytes.size() / kNamedBytes) {
+    throw refuse(std::to_string(count) + " storages in " + std::to_string(bytes.size()) + " bytes");
   }
-  return ranges.size() <= kMostPresent;
+  std::uint64_t all = 0;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    if (bytes.size() < kNamedBytes) throw refuse("it ends within storage " + std::to_string(i));
+    Named storage;
+    storage.bytes = take<std::uint64_t>(bytes);
+    const auto length = take<std::uint64_t>(bytes);
+    if (storage.bytes == 0 || storage.bytes > kMostBytes - all || length > bytes.size()) {
+      throw refuse("storage " + std::to_string(i) + " of " + std::to_string(storage.bytes) +
+                   " bytes with a name of " + std::to_string(length));
+    }
+    all += storage.bytes;
+    storage.name.assign(reinterpret_cast<const char*>(bytes.data()), length);
+    bytes = bytes.subspan(length);
+    want.storages.push_back(std::move(storage));
+  }
+  if (!bytes.empty()) throw refuse("length: " + std::to_string(bytes.size()) + " bytes too many");
+  return want;
 }
 
 std::vector<Piece> pieces_of(const Shape& shape) {
   check(shape);
   std::vector<Piece> pieces;
-  auto present = shape.present.begin();
   const auto add = [&](std::uint64_t begin, std::uint64_t end) {
-    for (std::uint64_t block = begin; block < end; block += shape.block_bytes) {
-      const std::uint64_t block_end = std::min(end, block + shape.block_bytes);
-      for (std::uint64_t at = block; at < block_end;) {
-        while (present != shape.present.end() && present->offset + present->bytes <= at) ++present;
-        const bool any = present != shape.present.end();
-        if (any && present->offset <= at) {
-          at = present->offset + present->bytes;
-          continue;
-        }
-        const std::uint64_t until = any ? std::min(block_end, present->offset) : block_end;
-        pieces.push_back({at, until - at});
-        at = until;
-      }
+    for (std::uint64_t at = begin; at < end; at += shape.block_bytes) {
+      pieces.push_back({at, std::min(end - at, shape.block_bytes)});
     }
   };
   if (shape.with_manifest) add(0, shape.manifest_bytes);
-  add(shape.manifest_bytes, shape.image_bytes);
+  add(shape.manifest_bytes + shape.shared_bytes, shape.image_bytes);
   return pieces;
 }
 
 void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
                 const std::function<void(std::uint64_t)>& wait_final) {
+  check_memory(image.size(), shape);
   const auto pieces = pieces_of(shape);
   Window(link).run(
       pieces,
       [&](std::size_t i) {
         wait_final(pieces[i].offset + pieces[i].bytes);
-        return link.group.send(link.peer, link.tag,
-                               image.subspan(pieces[i].offset, pieces[i].bytes));
+        return link.group.send(link.peer, link.tag, place_of(image, shape, pieces[i]));
       },
       [](std::size_t) {});
 }
@@ -293,39 +293,51 @@ void drain_image(const Link& link, const Shape& shape) {
 
 ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shape& shape,
                         const Digest& manifest_digest, const ImageIdentity& expected) {
-  if (!shape.present.empty()) throw InvalidArgument("an image of which a part is present");
+  if (image.size() != shape.image_bytes - shape.shared_bytes) {
+    throw InvalidArgument("an image of " + std::to_string(shape.image_bytes - shape.shared_bytes) +
+                          " bytes is received into " + std::to_string(image.size()));
+  }
   const auto pieces = pieces_of(shape);
-  const std::uint64_t data_bytes = shape.image_bytes - shape.manifest_bytes;
-  BlockDigests digests(shape.block_bytes, digested_bytes(data_bytes, shape.block_bytes));
+  // A job may come back with another block size than its images were made with. Then pieces need
+  // not be blocks, and the image is digested once it is there.
+  const bool whole = shape.shared_bytes == 0;
+  const auto digested = digested_bytes(shape);
+  const bool by_blocks =
+      shape.shared_bytes % shape.block_bytes == 0 && shape.shared_bytes <= digested;
+  BlockDigests digests;
+  if (by_blocks) {
+    digests = BlockDigests(shape.block_bytes, digested, shape.shared_bytes / shape.block_bytes);
+  }
   // Blocks are digested while later ones are still on their way. Nothing is judged before every
   // piece has come: the sender's stream must end at a piece's end, whatever is wrong with it.
   Window(link).run(
       pieces,
       [&](std::size_t i) {
-        return link.group.receive(link.peer, link.tag,
-                                  image.subspan(pieces[i].offset, pieces[i].bytes));
+        return link.group.receive(link.peer, link.tag, place_of(image, shape, pieces[i]));
       },
       [&](std::size_t i) {
-        if (pieces[i].offset < shape.manifest_bytes) return;
+        if (!by_blocks || pieces[i].offset < shape.manifest_bytes) return;
         const auto block = (pieces[i].offset - shape.manifest_bytes) / shape.block_bytes;
         if (block < digests.block_count()) {
-          digests.add(block, image.subspan(pieces[i].offset, digests.block_size(block)));
+          digests.add(block, place_of(image, shape, {pieces[i].offset, digests.block_size(block)}));
         }
       });
-  // A job may come back with another block size than its images were made with.
-  const bool same_blocks = read_info(image).block_bytes == shape.block_bytes;
-  const ImageInfo info = same_blocks ? check_blocks(image, digests) : verify_image(image);
+  const ImageInfo said = whole ? read_info(image) : read_replica_info(image);
+  const ImageInfo info = !by_blocks || said.block_bytes != shape.block_bytes
+                             ? (whole ? verify_image(image) : verify_replica(image))
+                         : whole ? check_blocks(image, digests)
+                                 : check_replica_blocks(image, digests);
   check_identity(link.peer, info, manifest_digest, expected);
   return info;
 }
 
 void receive_pieces(const Link& link, std::span<std::byte> image, const Shape& shape) {
+  check_memory(image.size(), shape);
   const auto pieces = pieces_of(shape);
   Window(link).run(
       pieces,
       [&](std::size_t i) {
-        return link.group.receive(link.peer, link.tag,
-                                  image.subspan(pieces[i].offset, pieces[i].bytes));
+        return link.group.receive(link.peer, link.tag, place_of(image, shape, pieces[i]));
       },
       [](std::size_t) {});
 }
@@ -335,6 +347,95 @@ ImageInfo prove_image(int from, std::span<const std::byte> image, const Digest& 
   const ImageInfo info = verify_image(image);
   check_identity(from, info, manifest_digest, expected);
   return info;
+}
+
+namespace {
+
+/// The parts of ranges that one piece of their concatenation consists of.
+class Concatenation {
+ public:
+  Concatenation(const std::vector<Piece>& ranges, std::uint64_t image_bytes,
+                std::uint64_t block_bytes) {
+    std::uint64_t filled = 0;  // of the last piece
+    for (const auto& range : ranges) {
+      if (range.offset > image_bytes || range.bytes > image_bytes - range.offset) {
+        throw InvalidArgument(std::to_string(range.bytes) + " bytes at " +
+                              std::to_string(range.offset) + " do not lie in an image of " +
+                              std::to_string(image_bytes));
+      }
+      for (std::uint64_t at = range.offset; at < range.offset + range.bytes;) {
+        if (pieces.empty() || filled == block_bytes) {
+          pieces.push_back({pieces.size() * block_bytes, 0});
+          parts_.emplace_back();
+          filled = 0;
+        }
+        const auto bytes = std::min(range.offset + range.bytes - at, block_bytes - filled);
+        parts_.back().push_back({at, bytes});
+        pieces.back().bytes = filled += bytes;
+        at += bytes;
+      }
+    }
+  }
+  std::vector<Piece> pieces;  ///< Of the concatenation.
+  [[nodiscard]] const std::vector<Piece>& parts(std::size_t piece) const { return parts_[piece]; }
+
+  /// Memory for a piece of several parts; free again once the piece kWindow before it is done.
+  std::span<std::byte> scratch(std::size_t piece) {
+    auto& memory = scratch_[piece % kWindow];
+    memory.resize(std::max<std::size_t>(memory.size(), pieces[piece].bytes));
+    return std::span(memory).first(pieces[piece].bytes);
+  }
+
+ private:
+  std::vector<std::vector<Piece>> parts_;
+  std::array<std::vector<std::byte>, kWindow> scratch_;
+};
+
+}  // namespace
+
+void send_ranges(const Link& link, std::span<const std::byte> image,
+                 const std::vector<Piece>& ranges, std::uint64_t block_bytes) {
+  Concatenation all(ranges, image.size(), block_bytes);
+  Window(link).run(
+      all.pieces,
+      [&](std::size_t i) {
+        const auto& parts = all.parts(i);
+        if (parts.size() == 1) {
+          return link.group.send(link.peer, link.tag,
+                                 image.subspan(parts[0].offset, parts[0].bytes));
+        }
+        const auto scratch = all.scratch(i);
+        std::uint64_t at = 0;
+        for (const auto& part : parts) {
+          std::memcpy(scratch.data() + at, image.data() + part.offset, part.bytes);
+          at += part.bytes;
+        }
+        return link.group.send(link.peer, link.tag, std::span<const std::byte>(scratch));
+      },
+      [](std::size_t) {});
+}
+
+void receive_ranges(const Link& link, std::span<std::byte> image, const std::vector<Piece>& ranges,
+                    std::uint64_t block_bytes) {
+  Concatenation all(ranges, image.size(), block_bytes);
+  Window(link).run(
+      all.pieces,
+      [&](std::size_t i) {
+        const auto& parts = all.parts(i);
+        return link.group.receive(
+            link.peer, link.tag,
+            parts.size() == 1 ? image.subspan(parts[0].offset, parts[0].bytes) : all.scratch(i));
+      },
+      [&](std::size_t i) {
+        const auto& parts = all.parts(i);
+        if (parts.size() == 1) return;
+        const auto scratch = all.scratch(i);
+        std::uint64_t at = 0;
+        for (const auto& part : parts) {
+          std::memcpy(image.data() + part.offset, scratch.data() + at, part.bytes);
+          at += part.bytes;
+        }
+      });
 }
 
 }  // namespace meshstage::exchange

@@ -6,6 +6,7 @@
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/files/publish.hpp>
 #include <meshstage/core/image/image.hpp>
+#include <meshstage/core/image/replica.hpp>
 
 namespace meshstage {
 
@@ -37,15 +38,9 @@ Persistence::Found Persistence::verify(
           who.world_size != file.name.world_size) {
         throw CorruptData("it holds " + to_string(who));
       }
-      protocol::Claim claim;
-      claim.at = rank_;
-      claim.owner = who.rank;
-      claim.place = who.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile;
-      claim.world_size = who.world_size;
-      claim.id = who.id;
-      claim.base = who.base;
-      claim.sizes = {info.image_bytes, info.manifest_bytes, info.manifest_digest};
-      claim.image_digest = info.image_digest;
+      const auto claim = protocol::claim_of(
+          info, read_shares(mapped->bytes()), rank_,
+          who.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile, 0);
       // The same image may be there twice: as own file and, in a shared directory, as a replica.
       const bool known = std::any_of(found.claims.begin(), found.claims.end(), [&](const auto& c) {
         return c.owner == claim.owner && c.id == claim.id;

@@ -9,9 +9,9 @@ namespace meshstage::protocol {
 
 const char* name_of(const Body& body) noexcept {
   static constexpr std::array<const char*, std::variant_size_v<Body>> kNames = {
-      "offer",   "accept",      "sealed",      "yes",    "complete",    "failed",
-      "have",    "ask-disk",    "choice",      "ready",  "established", "give-up",
-      "on-disk", "all-on-disk", "want-finish", "finish", "death"};
+      "offer",       "accept", "sealed", "yes",         "complete", "failed",  "have",
+      "ask-disk",    "choice", "ready",  "established", "give-up",  "on-disk", "all-on-disk",
+      "want-finish", "finish", "death",  "common",      "differ"};
   return kNames[body.index()];
 }
 
@@ -25,7 +25,8 @@ std::vector<std::vector<int>> default_holders(int world_size) {
 }
 
 std::shared_ptr<const Config> make_config(int rank, int world_size,
-                                          std::vector<std::vector<int>> holders, Rules rules) {
+                                          std::vector<std::vector<int>> holders, Rules rules,
+                                          std::vector<std::vector<int>> completers) {
   const auto require = [](bool good, const std::string& why) {
     if (!good) throw InvalidArgument("replication: " + why);
   };
@@ -33,25 +34,35 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
   require(rank >= 0 && rank < world_size,
           "rank " + std::to_string(rank) + " is not in [0, " + std::to_string(world_size) + ")");
   if (holders.empty()) holders = default_holders(world_size);
-  require(static_cast<int>(holders.size()) == world_size,
-          "holders are given for " + std::to_string(holders.size()) + " ranks, the world has " +
-              std::to_string(world_size));
+  completers.resize(completers.empty() ? static_cast<std::size_t>(world_size) : completers.size());
   auto config = std::make_shared<Config>();
-  for (int owner = 0; owner < world_size; ++owner) {
-    auto list = holders[static_cast<std::size_t>(owner)];
-    const std::string whose = "a holder of rank " + std::to_string(owner);
-    for (const int holder : list) {
-      require(holder >= 0 && holder < world_size,
-              whose + " is rank " + std::to_string(holder) + ", which does not exist");
-      require(holder != owner, whose + " is that rank itself");
-      if (holder == rank) config->wards.push_back(owner);
+  // Those for whom this rank is in the list, ascending.
+  const auto check = [&](const std::vector<std::vector<int>>& lists, const std::string& what) {
+    require(static_cast<int>(lists.size()) == world_size,
+            what + "s are given for " + std::to_string(lists.size()) + " ranks, the world has " +
+                std::to_string(world_size));
+    std::vector<int> mine;
+    for (int owner = 0; owner < world_size; ++owner) {
+      auto list = lists[static_cast<std::size_t>(owner)];
+      const std::string whose = "a " + what + " of rank " + std::to_string(owner);
+      for (const int other : list) {
+        require(other >= 0 && other < world_size,
+                whose + " is rank " + std::to_string(other) + ", which does not exist");
+        require(other != owner, whose + " is that rank itself");
+        if (other == rank) mine.push_back(owner);
+      }
+      std::sort(list.begin(), list.end());
+      require(std::adjacent_find(list.begin(), list.end()) == list.end(),
+              whose + " is named twice");
     }
-    std::sort(list.begin(), list.end());
-    require(std::adjacent_find(list.begin(), list.end()) == list.end(), whose + " is named twice");
-  }
+    return mine;
+  };
+  config->wards = check(holders, "holder");
+  config->relying = check(completers, "completer");
   config->rank = rank;
   config->world_size = world_size;
   config->holders = std::move(holders);
+  config->completers = std::move(completers);
   config->rules = rules;
   config->parent = rank == 0 ? -1 : (rank - 1) / 2;
   for (const int child : {2 * rank + 1, 2 * rank + 2}) {
@@ -59,8 +70,10 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
   }
   auto& peers = config->peers;
   peers = config->holders[static_cast<std::size_t>(rank)];
-  peers.insert(peers.end(), config->wards.begin(), config->wards.end());
-  peers.insert(peers.end(), config->children.begin(), config->children.end());
+  for (const auto* more : {&config->wards, &config->completers[static_cast<std::size_t>(rank)],
+                           &config->relying, &config->children}) {
+    peers.insert(peers.end(), more->begin(), more->end());
+  }
   if (config->parent >= 0) peers.push_back(config->parent);
   std::sort(peers.begin(), peers.end());
   peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
@@ -82,6 +95,12 @@ int child_index(const Turn& turn, int rank) {
 
 int ward_index(const Turn& turn, int rank) {
   const auto& list = turn.config().wards;
+  const auto it = std::find(list.begin(), list.end(), rank);
+  return it == list.end() ? -1 : static_cast<int>(it - list.begin());
+}
+
+int relying_index(const Turn& turn, int rank) {
+  const auto& list = turn.config().relying;
   const auto it = std::find(list.begin(), list.end(), rank);
   return it == list.end() ? -1 : static_cast<int>(it - list.begin());
 }
@@ -273,7 +292,8 @@ bool implies_established(const Body& body) {
   return std::holds_alternative<Offer>(body) || std::holds_alternative<Accept>(body) ||
          std::holds_alternative<Sealed>(body) || std::holds_alternative<Yes>(body) ||
          std::holds_alternative<Complete>(body) || std::holds_alternative<Failed>(body) ||
-         std::holds_alternative<OnDisk>(body) || std::holds_alternative<WantFinish>(body);
+         std::holds_alternative<OnDisk>(body) || std::holds_alternative<WantFinish>(body) ||
+         std::holds_alternative<Common>(body) || std::holds_alternative<Differ>(body);
 }
 
 void on(Turn& turn, const Received& event) {

@@ -39,12 +39,14 @@ struct Rules {
   bool verify_claims = true;        ///< 5a: claim only what was verified just now
   bool stage_beside_base = true;    ///< 2: a new step goes to the slot that does not hold its base
   bool vote_needs_replicas = true;  ///< 2: yes only when the wards' replicas are sealed too
-  bool promise = true;  ///< 3: nothing is staged before the outcome of the last is known
+  bool vote_needs_common = true;  ///< 2: yes only when what completes others' replicas is the same
+  bool promise = true;            ///< 3: nothing is staged before the outcome of the last is known
   bool receiver_knows_outcome =
       true;                       ///< 3: an offer is accepted on what it says of the round before
   bool all_must_vote = true;      ///< 4: one rank without a yes is enough to keep a step incomplete
   bool note_first = true;         ///< 5: the Store's note precedes the first complete
   bool newest_covered = true;     ///< 5b: the newest covered step, not the newest marked complete
+  bool complete_claims = true;    ///< 5b: a replica counts only with what completes it
   bool restore_holders = true;    ///< 5c: redundancy is whole again at owner and holder
   bool fetch_beside_base = true;  ///< 5c: a fetch spares the chosen step's base
   bool agree_first = true;        ///< 5d: everyone is ready before anyone restores or stages
@@ -60,21 +62,26 @@ struct Config {
   int rank = 0;
   int world_size = 1;
   std::vector<std::vector<int>> holders;  ///< holders[r]: the ranks that hold r's replica
+  /// completers[r]: the ranks whose own images may complete r's replicas; empty: nobody's.
+  std::vector<std::vector<int>> completers;
   Rules rules;
   // Derived:
   std::vector<int> wards;     ///< the ranks whose replica this rank holds, ascending
+  std::vector<int> relying;   ///< the ranks whose replicas this rank may complete, ascending
   int parent = -1;            ///< -1 at the root, rank 0
   std::vector<int> children;  ///< at most two
-  std::vector<int> peers;     ///< all it talks to: tree neighbours, holders and wards, ascending
+  /// All it talks to, ascending: tree neighbours, holders and wards, completers and relying.
+  std::vector<int> peers;
 };
 
 /// r's holder is (r + W/2) mod W; nobody's where W = 1.
 [[nodiscard]] MESHSTAGE_API std::vector<std::vector<int>> default_holders(int world_size);
 
-/// Checks and derives. An empty `holders` means default_holders.
+/// Checks and derives. An empty `holders` means default_holders, empty `completers` nobody.
 /// \throws InvalidArgument naming the rank: out of range, holder of itself, named twice.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<const Config> make_config(
-    int rank, int world_size, std::vector<std::vector<int>> holders = {}, Rules rules = {});
+    int rank, int world_size, std::vector<std::vector<int>> holders = {}, Rules rules = {},
+    std::vector<std::vector<int>> completers = {});
 
 /// One slot of the vault, as far as the protocol must know.
 struct Slot {
@@ -126,6 +133,9 @@ struct Round {
   bool voted = false;           ///< this rank's own yes: the promise
   bool reported = false;        ///< the subtree's yes was sent up (root: the note is being written)
   std::vector<WardPart> wards;  ///< in the order of Config::wards
+  std::vector<Digest> common;   ///< once sealed: what completes others' replicas (see OwnSealed)
+  /// What they have in common with this rank, by their word, in the order of Config::relying.
+  std::vector<std::optional<Common>> heard;
   friend bool operator==(const Round&, const Round&) = default;
 };
 
@@ -232,6 +242,12 @@ struct StageSkipped {
 struct OwnSealed {
   ImageId id;
   Digest image_digest{};
+  /// What the replicas leave out, in the order of Config::completers of this rank. May be shorter:
+  /// nothing is left out on account of the others.
+  std::vector<Common> left_out{};
+  /// The digests of what others' replicas may leave out, in the order of Config::relying. May be
+  /// shorter: nothing of the others is known.
+  std::vector<Digest> common{};
 };
 struct OwnFailed {
   ImageId id;
@@ -255,7 +271,8 @@ struct ReplicaFailed {
 };
 /// Answer to NoteFirstComplete: the Store has it.
 struct NoteWritten {};
-/// Own and held images of this step are published as files (and synced).
+/// Own and (whole) held images of this step, verified just now, are published as files (and
+/// synced).
 struct Persisted {
   ImageId id;
 };
@@ -295,7 +312,8 @@ struct VerifyDisk {
 };
 /// Bring `source` into the slot `slot`: of own images if source.owner is this rank, else of those
 /// held for source.owner. From another rank's Serve, or from the own disk if source.at is this
-/// rank. Mark the slot WRITING at once; answer Fetched or FetchFailed.
+/// rank; an own image that needs_others() also from the ServeCommon of all in
+/// source.left_out. Mark the slot WRITING at once; answer Fetched or FetchFailed.
 struct Fetch {
   Claim source;
   int slot = 0;
@@ -305,6 +323,18 @@ struct Fetch {
 struct Serve {
   Claim source;
   int to = 0;
+};
+/// Complete the replica that rank `to` has been told to Fetch as its own image, from the own image
+/// in `slot`. No answer if it works; FetchFailed if it cannot.
+struct ServeCommon {
+  ImageId id;
+  int slot = 0;
+  int to = 0;
+};
+/// What this rank's replicas leave out on account of `with` differs there: leave it in from now on.
+struct StopSharing {
+  int with = 0;
+  ImageId id;
 };
 /// Compare the sealed own slot with the trainer's state dict as soon as recover() brings one;
 /// answer StructureChecked. Write nothing.
@@ -404,11 +434,11 @@ struct Reached {
   ImageId id{};
 };
 
-using Action =
-    std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, CheckStructure, RestoreTrainer,
-                 RecoveredNothing, RecoverFailed, WriteOwn, AcceptReplica, ExpectDigest, SendImage,
-                 AbortRound, AbortTransfers, NoteFirstComplete, Announce, NoteDeath, ReportLost,
-                 Prune, RemoveVault, Refuse, Reached>;
+using Action = std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeCommon, StopSharing,
+                            CheckStructure, RestoreTrainer, RecoveredNothing, RecoverFailed,
+                            WriteOwn, AcceptReplica, ExpectDigest, SendImage, AbortRound,
+                            AbortTransfers, NoteFirstComplete, Announce, NoteDeath, ReportLost,
+                            Prune, RemoveVault, Refuse, Reached>;
 
 /// Takes one event. Appends to `out` what is to be done, in order. Any event is safe in any state:
 /// what does not fit is answered by Refuse and changes nothing. Time and memory are proportional

@@ -40,28 +40,56 @@ bool keeps(const Turn& turn, int at, int owner) {
   return at == owner || std::find(holders.begin(), holders.end(), at) != holders.end();
 }
 
-/// The claims that can be fetched. The others come from a job that had other holders.
+/// The first rank that is to complete that replica and, by this rank's options, is no completer of
+/// its owner; -1 if there is none. Only owners and their completers are linked to one another.
+int stranger(const Turn& turn, const Claim& claim) {
+  if (!claim.needs_others() || claim.owner < 0 || claim.owner >= turn.config().world_size)
+    return -1;
+  const auto& known = turn.config().completers[static_cast<std::size_t>(claim.owner)];
+  for (const ImageShare& share : claim.left_out) {
+    if (std::find(known.begin(), known.end(), share.rank) == known.end()) return share.rank;
+  }
+  return -1;
+}
+
+bool reaches(const Turn& turn, const Claim& claim) {
+  return keeps(turn, claim.at, claim.owner) && stranger(turn, claim) < 0;
+}
+
+/// The claims that can be fetched. The others come from a job that had other holders, or shared
+/// tensors with others.
 std::vector<Claim> within_reach(const Turn& turn) {
   std::vector<Claim> claims = turn.s.recovery.claims;
-  std::erase_if(claims, [&](const Claim& c) { return !keeps(turn, c.at, c.owner); });
+  std::erase_if(claims, [&](const Claim& c) { return !reaches(turn, c); });
   return claims;
 }
 
-/// There is a newer step than can be recovered with these holders: what is lost by going on without
+/// Those from which an image can be had.
+std::vector<Claim> complete(const Turn& turn, std::vector<Claim> claims) {
+  return turn.rule().complete_claims ? complete_claims(claims) : claims;
+}
+
+/// There is a newer step than can be recovered with these options: what is lost by going on without
 /// it is for a person to decide.
 Failure out_of_reach(const Turn& turn, ImageId newer) {
   Failure failure{ErrorKind::kUnrecoverable, -1, {}, {}, {}};
-  const auto& claims = turn.s.recovery.claims;
+  const auto claims = complete(turn, turn.s.recovery.claims);
+  const auto reached = complete(turn, within_reach(turn));
   for (const Claim& claim : claims) {
-    const bool elsewhere = std::any_of(claims.begin(), claims.end(), [&](const Claim& other) {
-      return other.id == newer && other.owner == claim.owner && keeps(turn, other.at, other.owner);
+    const bool elsewhere = std::any_of(reached.begin(), reached.end(), [&](const Claim& other) {
+      return other.id == newer && other.owner == claim.owner;
     });
     if (claim.id != newer || elsewhere) continue;
+    const int other = stranger(turn, claim);
     failure.rank = claim.owner;
     failure.why = to_string(newer) + " needs the image of rank " + std::to_string(claim.owner) +
-                  " that rank " + std::to_string(claim.at) +
-                  " has, which is its holder no more; start with the holders of before, or remove "
-                  "that vault (meshstage clean) to go back to an older step";
+                  " that rank " + std::to_string(claim.at) + " has, ";
+    failure.why +=
+        keeps(turn, claim.at, claim.owner)
+            ? "which leaves out what rank " + std::to_string(other) +
+                  " has, with which it shares nothing any more; start with the shared tensors"
+            : std::string("which is its holder no more; start with the holders");
+    failure.why += " of before, or remove that vault (meshstage clean) to go back to an older step";
     break;
   }
   return failure;
@@ -137,12 +165,32 @@ void learn_choice(Turn& turn, const Choice& choice) {
     }
   }
   const int rank = turn.config().rank;
+  const int verified = s.recovery.own_slot;
   for (const Transfer& transfer : choice.transfers) {
+    const Claim& source = transfer.source;
     if (transfer.to == rank) {
-      begin_fetch(turn, transfer.source);
-    } else if (transfer.source.at == rank) {
-      turn.act(Serve{transfer.source, transfer.to});
+      begin_fetch(turn, source);
+    } else if (source.at == rank) {
+      turn.act(Serve{source, transfer.to});
     }
+    const auto& by = source.left_out;
+    if (transfer.to != source.owner || !source.needs_others() ||
+        std::none_of(by.begin(), by.end(),
+                     [&](const ImageShare& share) { return share.rank == rank; })) {
+      continue;
+    }
+    if (verified < 0) {
+      return give_up(turn,
+                     Failure{ErrorKind::kInvalidState,
+                             rank,
+                             {},
+                             {},
+                             "rank " + std::to_string(rank) + " is to complete the image of rank " +
+                                 std::to_string(transfer.to) + ", " + to_string(choice.id) +
+                                 ", and has none of its own of that step"},
+                     -1);
+    }
+    turn.act(ServeCommon{choice.id, verified, transfer.to});
   }
 }
 
@@ -153,7 +201,7 @@ void choose_at_root(Turn& turn) {
   const int world = turn.config().world_size;
   const bool apart = turn.rule().generations_apart;
   if (recovery.phase == Phase::kSlots) {
-    return ask_disk(turn, choose(within_reach(turn), world, apart));
+    return ask_disk(turn, choose(complete(turn, within_reach(turn)), world, apart));
   }
   for (const Claim& claim : recovery.claims) {
     if (claim.world_size == world) continue;
@@ -167,14 +215,16 @@ void choose_at_root(Turn& turn) {
   if (!turn.rule().newest_covered) {
     std::erase_if(claims, [&](const Claim& c) { return c.id > recovery.evidence; });
   }
+  const std::vector<Claim> complete_ones = complete(turn, claims);
   Choice choice;
-  choice.id = choose(claims, world, apart);
-  if (const ImageId newer = choose(recovery.claims, world, apart); newer > choice.id) {
+  choice.id = choose(complete_ones, world, apart);
+  if (const ImageId newer = choose(complete(turn, recovery.claims), world, apart);
+      newer > choice.id) {
     return give_up(turn, out_of_reach(turn, newer), -1);
   }
   if (!choice.id.exists() && recovery.evidence.exists()) {
     Failure failure;
-    failure.ranks = ranks_without_image(claims, world);
+    failure.ranks = ranks_without_image(complete_ones, world);
     failure.why = to_string(recovery.evidence) +
                   " was complete, but no step has an image of every "
                   "rank any more; missing in memory and on disk: rank";
@@ -288,6 +338,11 @@ void on(Turn& turn, int from, const Choice& choice) {
                             " from rank " + std::to_string(transfer.source.at) + " to rank " +
                             std::to_string(transfer.to) + "; rank " + std::to_string(end) +
                             " is no holder of it");
+    }
+    if (const int other = stranger(turn, transfer.source); other >= 0) {
+      return turn.malformed("a choice that has rank " + std::to_string(other) +
+                            " complete a replica of rank " + std::to_string(owner) +
+                            ", with which it shares nothing");
     }
   }
   learn_choice(turn, choice);

@@ -33,6 +33,7 @@ Round& round_of(Turn& turn, ImageId id) {
   Round fresh;
   fresh.id = id;
   fresh.wards.resize(turn.config().wards.size());
+  fresh.heard.resize(turn.config().relying.size());
   rounds.insert(it, std::move(fresh));
   if (rounds.size() > kRememberedRounds) {
     const auto over = std::find_if(rounds.begin(), rounds.end(), [&](const Round& round) {
@@ -85,6 +86,9 @@ void try_vote(Turn& turn, Round& round) {
                     [](const WardPart& ward) { return ward.part == Part::kSealed; });
     if (round.own != Part::kSealed) return;
     if (!replicas && turn.rule().vote_needs_replicas) return;
+    const bool all_heard = std::all_of(round.heard.begin(), round.heard.end(),
+                                       [](const auto& common) { return common.has_value(); });
+    if (!all_heard && turn.rule().vote_needs_common) return;
     round.voted = true;
     turn.reach(Point::kVoted, round.id);
   }
@@ -199,6 +203,21 @@ Round* end_replica(Turn& turn, int rank, ImageId id, bool sealed) {
   return round;
 }
 
+/// Whether what a rank's replicas leave out on this rank's account is the same here, if both are
+/// known by now. If it is not the step fails, and that rank hears of it.
+void compare_common(Turn& turn, Round& round, std::size_t index) {
+  const auto& heard = round.heard[index];
+  if (round.own != Part::kSealed || !heard || heard->bytes == 0 || !turn.rule().vote_needs_common) {
+    return;
+  }
+  if (index < round.common.size() && round.common[index] == heard->digest) return;
+  const int rank = turn.config().relying[index];
+  turn.send(rank, Differ{round.id});
+  fail_here(turn, round,
+            "this rank has other bytes than rank " + std::to_string(rank) +
+                " in tensors that are said to be the same on both");
+}
+
 /// What an offer says of the rounds before it: its base is complete, all between have failed. For
 /// the offerer has passed them, knowing their outcome (rule 3), and none that it did not vote for
 /// can ever be complete. False (and refused) if that cannot be.
@@ -259,6 +278,14 @@ void on(Turn& turn, const OwnSealed& event) {
   for (const int holder : turn.config().holders[turn.config().rank]) {
     turn.send(holder, Sealed{event.id, event.image_digest});
   }
+  const auto& completers = turn.config().completers[turn.config().rank];
+  for (std::size_t i = 0; i < completers.size(); ++i) {
+    Common common = i < event.left_out.size() ? event.left_out[i] : Common{};
+    common.id = event.id;
+    turn.send(completers[i], common);
+  }
+  round->common = event.common;
+  for (std::size_t i = 0; i < round->heard.size(); ++i) compare_common(turn, *round, i);
   try_vote(turn, *round);
 }
 
@@ -348,6 +375,32 @@ void on(Turn& turn, const ReplicaFailed& event) {
   if (round == nullptr) return;
   fail_here(turn, *round, event.why);
   accept_waiting(turn, static_cast<std::size_t>(ward_index(turn, event.ward)));
+}
+
+// --- what completes others' replicas ---
+
+void on(Turn& turn, int from, const Common& common) {
+  const int index = relying_index(turn, from);
+  if (index < 0) {
+    return turn.malformed("common from rank " + std::to_string(from) +
+                          ", which does not rely on this rank");
+  }
+  Round* round = open_round(turn, common.id);
+  if (round == nullptr) return;
+  auto& heard = round->heard[static_cast<std::size_t>(index)];
+  if (heard) return turn.malformed("the same common twice");
+  heard = common;
+  compare_common(turn, *round, static_cast<std::size_t>(index));
+  try_vote(turn, *round);
+}
+
+void on(Turn& turn, int from, const Differ& differ) {
+  const auto& completers = turn.config().completers[turn.config().rank];
+  if (std::find(completers.begin(), completers.end(), from) == completers.end()) {
+    return turn.malformed("differ from rank " + std::to_string(from) +
+                          ", which completes no replica of this rank");
+  }
+  turn.act(StopSharing{from, differ.id});
 }
 
 // --- the agreement ---

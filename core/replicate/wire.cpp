@@ -15,7 +15,9 @@ namespace {
 constexpr std::uint32_t kMagic = 0x4d50534d;  // "MSPM" as bytes
 /// Texts for people are cut to this, so that no error can make a message too long for its link.
 constexpr std::size_t kMaxText = 4096;
+/// Of a claim at least, in any version.
 constexpr std::size_t kClaimBytes = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 32 + 16;
+constexpr std::size_t kShareBytes = 4 + 16;
 
 /// Appends little-endian.
 class Writer {
@@ -49,6 +51,15 @@ class Writer {
     number(value.image_bytes);
     number(value.manifest_bytes);
     digest(value.manifest_digest);
+    number(value.shared_bytes);
+    number(value.shares);
+  }
+  void shares(const std::vector<ImageShare>& list) {
+    count(list.size());
+    for (const ImageShare& share : list) {
+      rank(share.rank);
+      digest(share.digest);
+    }
   }
   void claim(const Claim& value) {
     rank(value.at);
@@ -60,6 +71,8 @@ class Writer {
     id(value.base);
     sizes(value.sizes);
     digest(value.image_digest);
+    shares(value.left_out);
+    shares(value.completes);
   }
   std::vector<std::byte> take() { return std::move(bytes_); }
 
@@ -74,6 +87,7 @@ class Reader {
       : context_(context), sender_(sender), bytes_(bytes) {}
 
   void message_is(const char* name) { message_ = name; }
+  void version_is(std::uint16_t version) { version_ = version; }
 
   [[noreturn]] void bad(const char* field, const std::string& what) const {
     throw make_error<CorruptData>("control message " + std::string(message_) + " from rank " +
@@ -154,7 +168,25 @@ class Reader {
                                 std::to_string(value.image_bytes));
     }
     value.manifest_digest = digest("manifest digest");
+    if (version_ < 2) return value;
+    value.shared_bytes = number<std::uint64_t>("shared bytes");
+    if (value.shared_bytes > value.image_bytes - value.manifest_bytes) {
+      bad("shared bytes", std::to_string(value.shared_bytes) + " is more than the image has");
+    }
+    value.shares = number<std::uint32_t>("shares");
     return value;
+  }
+  std::vector<ImageShare> shares(const char* field) {
+    std::vector<ImageShare> list;
+    if (version_ < 2) return list;
+    list.resize(count(field, kShareBytes));
+    for (ImageShare& share : list) {
+      // As a claim's owner: an image of a larger world is reported to the root.
+      share.rank = number<std::int32_t>(field);
+      if (share.rank < 0) bad(field, "rank " + std::to_string(share.rank));
+      share.digest = digest(field);
+    }
+    return list;
   }
   Claim claim() {
     Claim value;
@@ -177,6 +209,8 @@ class Reader {
     if (value.base >= value.id) bad("claim's base", "not older than the image");
     value.sizes = sizes();
     value.image_digest = digest("claim's image digest");
+    value.left_out = shares("claim's completers");
+    value.completes = shares("claim's common tensors");
     return value;
   }
   ErrorKind error_kind(const char* field) {
@@ -190,6 +224,7 @@ class Reader {
   const WireContext& context_;
   int sender_;
   std::span<const std::byte> bytes_;
+  std::uint16_t version_ = kWireVersion;
   const char* message_ = "header";
 };
 
@@ -313,6 +348,19 @@ void read(Reader& r, Death& m) {
   m.why = r.text("why");
 }
 
+void write(Writer& w, const Common& m) {
+  w.id(m.id);
+  w.number(m.bytes);
+  w.digest(m.digest);
+}
+void read(Reader& r, Common& m) {
+  m.id = r.id("id");
+  m.bytes = r.number<std::uint64_t>("bytes");
+  m.digest = r.digest("digest");
+}
+void write(Writer& w, const Differ& m) { w.id(m.id); }
+void read(Reader& r, Differ& m) { m.id = r.id("id"); }
+
 template <std::size_t I = 0>
 Body read_body(Reader& reader, std::size_t kind) {
   if constexpr (I == std::variant_size_v<Body>) {
@@ -370,6 +418,7 @@ Message decode(const WireContext& context, int sender, std::span<const std::byte
                               std::to_string(kOldestWireVersion) + " to " +
                               std::to_string(kWireVersion) + "; use one build on all ranks");
   }
+  reader.version_is(version);
   const auto kind = reader.number<std::uint16_t>("kind");
   if (reader.number<std::uint64_t>("job") != context.job_tag) reader.bad("job", "another job's");
   const auto world = reader.number<std::uint32_t>("world size");

@@ -16,12 +16,13 @@
 /// Strings and lists carry a u32 count, checked against what can still follow before anything is
 /// allocated. Nothing may follow the body.
 ///
-/// On the link each message (these, StreamStart and Present) is followed by a u64, the digest64 of
-/// its bytes: what changed on the way is told from what a peer should not have said. The first is a
-/// message lost, and ends the generation; the second is refused, and changes nothing.
+/// On the link each message (these, and those of exchange.hpp) is followed by a u64, the digest64
+/// of its bytes: what changed on the way is told from what a peer should not have said. The first
+/// is a message lost, and ends the generation; the second is refused, and changes nothing.
 namespace meshstage::protocol {
 
-inline constexpr std::uint16_t kWireVersion = 1;
+/// 2: what replicas leave out, and who completes them.
+inline constexpr std::uint16_t kWireVersion = 2;
 /// The oldest version that is still read.
 inline constexpr std::uint16_t kOldestWireVersion = 1;
 inline constexpr std::size_t kWireHeaderBytes = 32;

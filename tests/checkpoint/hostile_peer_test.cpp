@@ -49,6 +49,7 @@ class Forger {
     return {generation_, from_, {generation_, 2}, {8192, 4096, 4096, true, {}}};
   }
   [[nodiscard]] std::uint64_t generation() const { return generation_; }
+  [[nodiscard]] int rank() const { return from_; }
 
  private:
   wire::WireContext context_;
@@ -59,7 +60,7 @@ class Forger {
 std::vector<Hostile> headers(const Forger& f) {
   std::vector<Hostile> all;
   all.push_back(f.with(0, 'X', "magic: not a control message"));
-  all.push_back(f.with(4, 9, "version: 9, this library reads 1 to 1"));
+  all.push_back(f.with(4, 9, "version: 9, this library reads 1 to 2"));
   all.push_back(f.with(6, 99, "kind: 99 is unknown"));
   all.push_back(f.with(8, 0xEE, "job: another job's"));
   all.push_back(f.with(16, 7, "world size: 7, this job has"));
@@ -98,6 +99,7 @@ std::vector<Hostile> bodies(const Forger& f, bool from_parent) {
       {offer({g, 1}, ms::kNoImage, sizes), "an older step is complete"},
       {offer(next, base, {std::uint64_t{1} << 63U, 1, {}}), "image bytes: 9223372036854775808"},
       {offer(next, base, {100, 200, {}}), "manifest bytes: 200 is more than the image's 100"},
+      {offer(next, base, {8192, 4096, {}, 4097, 1}), "shared bytes: 4097 is more"},
       {offer({0, 3}, ms::kNoImage, sizes), "id: no image has generation 0"},
       {f.message(wire::Sealed{{g, 44}, {1, 2}}), "the step is over"},
       {f.message(wire::Accept{{g, 44}, true}), "nothing of that step is to be sent"},
@@ -113,6 +115,8 @@ std::vector<Hostile> bodies(const Forger& f, bool from_parent) {
                                                        : "complete, but not from the parent"},
       {f.message(wire::AllOnDisk{base}), "all-on-disk"},
       {f.message(wire::Finish{}), "finish that this rank did not ask for"},
+      {f.message(wire::Common{next, 100, {1, 2}}), "which does not rely on this rank"},
+      {f.message(wire::Differ{next}), "which completes no replica of this rank"},
       {f.message(wire::Have{false, {claim}, base}), from_parent ? "no child" : "out of turn"},
   };
   if (from_parent) {
@@ -151,20 +155,47 @@ std::vector<Hostile> starts(const Forger& f) {
       "which this rank did not ask for");
   Bytes bytes = ms::exchange::encode(f.start());
   bytes.resize(40);
-  all.push_back({bytes, "length 40, 80 at least"});
+  all.push_back({bytes, "length 40, 96 at least"});
   bytes = ms::exchange::encode(f.start());
   bytes[4] = std::byte{6};
-  all.push_back({bytes, "version 6, this library reads 2"});
-  add([](Start& s) { s.shape.present = {{64, 64}}; }, "what is present does not fit");
-  // What a holder says it has: of a later generation, too long, and of this rank's next image.
-  const auto present = [&](std::uint64_t generation, const char* refusal) {
-    const ms::exchange::Present p{generation, {f.generation(), 3}, {{64, 64}}};
-    all.push_back({ms::exchange::encode(p), refusal});
-    return ms::exchange::encode(p);
+  all.push_back({bytes, "version 6, this library reads 3"});
+  bytes = ms::exchange::encode(f.start());
+  bytes[88] = std::byte{2};
+  all.push_back({bytes, "content is 2"});
+  bytes = ms::exchange::encode(f.start());
+  bytes.resize(bytes.size() + 7);
+  all.push_back({bytes, "length: 7 bytes too many"});
+  add([](Start& s) { s.shape.shared_bytes = 4097; }, "4097 bytes left out of an image of 8192");
+  add([](Start& s) { s.content = ms::exchange::Content::kCommon; },
+      "which this rank did not ask for");
+  return all;
+}
+
+std::vector<Hostile> wants(const Forger& f) {
+  std::vector<Hostile> all;
+  const auto want = [&](std::uint64_t generation) {
+    return ms::exchange::encode(
+        ms::exchange::Want{generation, {f.generation(), 2}, {{"model.weight", 20000}}});
   };
-  bytes = present(f.generation() + 7, "ranges present from rank");
-  bytes.push_back({});
-  all.push_back({bytes, "1 ranges in 17 bytes"});
+  // Nobody relies on anybody here, and nothing is being recovered.
+  all.push_back({want(f.generation()), "which this rank is not to complete"});
+  all.push_back({want(f.generation() + 7), "want from rank " + std::to_string(f.rank()) +
+                                               ": generation " +
+                                               std::to_string(f.generation() + 7)});
+  Bytes bytes = want(f.generation());
+  bytes[4] = std::byte{2};
+  all.push_back({bytes, "version 2, this library reads 3"});
+  bytes = want(f.generation());
+  bytes.resize(bytes.size() + 3);
+  all.push_back({bytes, "length: 3 bytes too many"});
+  bytes.resize(39);
+  all.push_back({bytes, "length 39, 40 at least"});
+  bytes = want(f.generation());
+  bytes[32] = std::byte{200};
+  all.push_back({bytes, "200 storages in 28 bytes"});
+  bytes = want(f.generation());
+  bytes[40 + 7] = std::byte{0xFF};
+  all.push_back({bytes, "storage 0 of 18374686479671643680 bytes"});
   return all;
 }
 
@@ -191,6 +222,7 @@ TEST_CASE("a message that is wrong in one thing is refused with that thing, and 
     std::vector<Hostile> all = headers(forger);
     append(all, bodies(forger, rank == 0));
     append(all, starts(forger));
+    append(all, wants(forger));
     for (const auto& hostile : all) job.meddler.inject(rank, victim, hostile.bytes);
     for (const auto& hostile : all) {
       if (!job.lines.wait_for(victim, hostile.refusal)) {
@@ -201,14 +233,7 @@ TEST_CASE("a message that is wrong in one thing is refused with that thing, and 
     changed[static_cast<std::size_t>(rank)] =
         ms::test::read_all(job.disk(), "/vault") != before ? 1 : 0;
     everyone.arrive_and_wait();
-    // A range outside the next image: it is sent whole.
-    const ms::exchange::Present outside{ckpt.generation(), {ckpt.generation(), 3}, {{0, 64}}};
-    job.meddler.inject(rank, victim, ms::exchange::encode(outside));
-    everyone.arrive_and_wait();
     stage_all(ckpt, {3, 4});
-    if (!job.lines.wait_for(victim, "do not fit this rank's image")) {
-      missing[static_cast<std::size_t>(rank)] += "outside; ";
-    }
     everyone.arrive_and_wait();
   });
   for (const auto& text : missing) CHECK(text == "");
@@ -364,4 +389,78 @@ TEST_CASE("a fetched image that changes on the wire ends the recovery alike, the
     ckpt.finish();
   });
   for (const auto& text : said) CHECK_THAT(text, contains_text("generation 1, step 2"));
+}
+
+namespace {
+
+/// Rank 0 has "both" too.
+ms::Dict sharing_state(int rank, std::uint64_t step) {
+  return {{"both", ms::test::state_of(0, step).at("model").at("bias")},
+          {"own", ms::test::state_of(rank, step)}};
+}
+
+void recover_sharing(ms::Checkpointer& ckpt, std::uint64_t step) {
+  ms::Dict state = sharing_state(ckpt.rank(), 0);
+  if (ckpt.recover(state).step != step) throw ms::InvalidState("recovered another step");
+  const auto different = ms::test::difference(state, sharing_state(ckpt.rank(), step));
+  if (!different.empty()) throw ms::InvalidState("recovered another state: " + different);
+}
+
+}  // namespace
+
+TEST_CASE("a want for what a rank has not ends the recovery alike, the next one works") {
+  const auto [what, refusal] = GENERATE(table<std::string, std::string>(
+      {{"name", "rank 0 has no coth of 20000 bytes in its image of generation 1, step 2"},
+       {"size", "rank 0 has no both of 19999 bytes"},
+       {"step", "rank 1 wants generation 1, step 1 completed, not generation 1, step 2"}}));
+  MeddledJob job(2);
+  job.shared.ranks = {{}, {0}};
+  job.shared.paths = [](const ms::Value&, int, int) { return std::vector<std::string>{"both"}; };
+  std::atomic<int> meddled{0};
+  std::atomic<bool> meddling{false};
+  job.meddler.message = [&, what = what](int from, int to, Bytes& bytes) {
+    if (!meddling || from != 1 || to != 0 || !ms::exchange::is_want(bytes)) return;
+    auto want = ms::exchange::decode_want(bytes, from);
+    auto& storage = want.storages.at(0);
+    if (what == "name") storage.name = "coth";
+    if (what == "size") storage.bytes -= 1;
+    if (what == "step") want.id.step = 1;
+    bytes = ms::exchange::encode(want);
+    ++meddled;
+  };
+  job.live([&](int rank, ms::Checkpointer& ckpt) {
+    recover_sharing(ckpt, 0);
+    for (const std::uint64_t step : {1U, 2U}) {
+      auto staging = ckpt.stage(sharing_state(rank, step), step);
+      if (staging.outcome().get(ms::Deadline::after(std::chrono::seconds(20))) !=
+          ms::Outcome::kComplete) {
+        throw ms::InvalidState("a step failed");
+      }
+    }
+    if (rank == 1 && ckpt.stats().replica_bytes_spared == 0) {
+      throw ms::InvalidState("nothing was left out");
+    }
+  });
+  job.wipe(1);
+  meddling = true;
+  std::vector<std::string> said(2);
+  std::barrier everyone(2);
+  job.live([&](int rank, ms::Checkpointer& ckpt) {
+    ms::Dict state = sharing_state(rank, 7);
+    try {
+      (void)ckpt.recover(state);
+    } catch (const ms::CorruptData& e) {
+      said[static_cast<std::size_t>(rank)] = e.what();
+    }
+    if (!ms::test::difference(state, sharing_state(rank, 7)).empty()) {
+      throw ms::InvalidState("the trainer's state was touched");
+    }
+    everyone.arrive_and_wait();
+    meddling = false;
+    everyone.arrive_and_wait();
+    recover_sharing(ckpt.rejoin(), 2);
+    ckpt.finish();
+  });
+  CHECK(meddled == 1);
+  for (const auto& text : said) CHECK_THAT(text, contains_text(refusal));
 }

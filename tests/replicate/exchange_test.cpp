@@ -1,4 +1,6 @@
 // How an image is cut into pieces, and what the messages about it refuse.
+#include <algorithm>
+#include <cstring>
 #include <random>
 
 #include <meshstage/core/replicate/exchange.hpp>
@@ -13,100 +15,154 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-constexpr std::uint64_t kImage = 4096 * 21;
-constexpr std::uint64_t kManifest = 4096;
+using Bytes = std::vector<std::byte>;
+constexpr std::uint64_t kMost = std::uint64_t{1} << 56U;
 
-Shape shape(std::vector<Piece> present = {}, bool with_manifest = false) {
-  return {kImage, kManifest, 8192, with_manifest, std::move(present)};
+StreamStart any_start() {
+  return {3, 1, {3, 17}, {4096 * 21, 4096, 8192, true, 16384, 2}, Content::kCommon};
+}
+
+Want any_want() {
+  return {4, {3, 17}, {{"model.w%2E0", 5000}, {"", 1}, {std::string("\0\xFFx", 3), kMost / 2}}};
+}
+
+/// What the decoders refuse the bytes with.
+std::string start_refusal(const Bytes& bytes) {
+  try {
+    (void)decode_stream_start(bytes, 1, 2);
+  } catch (const CorruptData& e) {
+    CHECK(e.rank() == 1);
+    return e.what();
+  }
+  return "accepted";
+}
+std::string want_refusal(const Bytes& bytes) {
+  try {
+    (void)decode_want(bytes, 1);
+  } catch (const CorruptData& e) {
+    CHECK(e.rank() == 1);
+    return e.what();
+  }
+  return "accepted";
+}
+
+Bytes with(Bytes bytes, std::size_t at, std::uint64_t value, std::size_t size = 8) {
+  std::memcpy(bytes.data() + at, &value, size);
+  return bytes;
 }
 
 }  // namespace
 
-TEST_CASE("pieces and what is present make up the image, without overlap") {
+TEST_CASE("the pieces are what travels, each byte once") {
   std::mt19937_64 random(7);
   for (int round = 0; round < 500; ++round) {
-    std::vector<Piece> present;
-    std::uint64_t at = kManifest;
-    while (at + 3000 < kImage - 4096) {
-      at += random() % 9000;
-      const std::uint64_t bytes = 1 + random() % 20000;
-      if (at + bytes > kImage - 4096) break;
-      present.push_back({at, bytes});
-      at += bytes;
+    Shape shape;
+    shape.manifest_bytes = random() % 9000;
+    shape.image_bytes = shape.manifest_bytes + random() % 40000;
+    shape.block_bytes = 1 + random() % 9000;
+    shape.with_manifest = round % 2 == 0;
+    if (round % 3 != 0) {
+      // Whole blocks of this size, or of another that the image was made with.
+      const auto data = shape.image_bytes - shape.manifest_bytes;
+      const auto block = round % 3 == 1 ? shape.block_bytes : 1 + random() % 9000;
+      shape.shared_bytes = random() % (data / block + 1) * block;
     }
-    const auto cut = shape(present, round % 2 == 0);
-    std::vector<int> times(kImage, 0);
+    std::vector<int> times(shape.image_bytes, 0);
     std::uint64_t before = 0;
-    for (const auto& piece : pieces_of(cut)) {
+    for (const auto& piece : pieces_of(shape)) {
       CHECK(piece.bytes > 0);
-      CHECK(piece.bytes <= cut.block_bytes);
+      CHECK(piece.bytes <= shape.block_bytes);
       CHECK(piece.offset >= before);
       before = piece.offset + piece.bytes;
+      REQUIRE(before <= shape.image_bytes);
       for (std::uint64_t i = 0; i < piece.bytes; ++i) ++times[piece.offset + i];
     }
-    for (const auto& piece : present) {
-      for (std::uint64_t i = 0; i < piece.bytes; ++i) ++times[piece.offset + i];
-    }
-    const auto from = times.begin() + (cut.with_manifest ? 0 : kManifest);
-    CHECK(std::count(from, times.end(), 1) == times.end() - from);
+    const auto count = [&](std::uint64_t begin, std::uint64_t end, int wanted) {
+      const auto from = times.begin() + static_cast<std::ptrdiff_t>(begin);
+      const auto to = times.begin() + static_cast<std::ptrdiff_t>(end);
+      return std::count(from, to, wanted) == to - from;
+    };
+    const auto gap_end = shape.manifest_bytes + shape.shared_bytes;
+    CHECK(count(0, shape.manifest_bytes, shape.with_manifest ? 1 : 0));
+    CHECK(count(shape.manifest_bytes, gap_end, 0));
+    CHECK(count(gap_end, shape.image_bytes, 1));
   }
 }
 
-TEST_CASE("ranges that do not fit an image are refused") {
-  const auto at = [](std::uint64_t offset, std::uint64_t bytes) {
-    return fits({{kManifest, 64}, {offset, bytes}}, shape());
+TEST_CASE("sizes that contradict each other are no shape") {
+  const auto refused = [](Shape shape) {
+    CHECK_THROWS_AS(pieces_of(shape), InvalidArgument);
+    auto start = any_start();
+    start.shape = shape;
+    return start_refusal(encode(start));
   };
-  CHECK(at(8192, 4096));
-  CHECK(at(kManifest + 64, 64));
-  CHECK_FALSE(at(kManifest + 63, 64));       // overlaps the one before
-  CHECK_FALSE(at(8192, 0));                  // empty
-  CHECK_FALSE(at(kImage - 64, 64));          // the trailer must travel
-  CHECK_FALSE(at(8192, kImage));             // beyond
-  CHECK_FALSE(at(8192, UINT64_MAX - 8191));  // wraps
-  CHECK_FALSE(at(UINT64_MAX - 63, 64));
-  CHECK_FALSE(fits({{0, 64}}, shape()));  // in the manifest
-  CHECK_FALSE(fits(std::vector<Piece>(kMostPresent + 1, Piece{kManifest, 0}), shape()));
-  CHECK_THROWS_AS(pieces_of(shape({{0, 64}})), InvalidArgument);
+  CHECK_THAT(refused({8192, 4096, 0}), Contains("in blocks of 0 makes no sense"));
+  CHECK_THAT(refused({4096, 8192, 4096}), Contains("manifest of 8192"));
+  CHECK_THAT(refused({kMost + 1, 4096, 4096}), Contains("makes no sense"));
+  CHECK_THAT(refused({~std::uint64_t{0}, 4096, 4096}), Contains("makes no sense"));
+  CHECK_THAT(refused({8192, 4096, 4096, true, 8192}), Contains("8192 bytes left out of an image"));
+  CHECK_THAT(refused({8192, 4096, 4096, true, ~std::uint64_t{0} - 4095}), Contains("left out"));
+  CHECK(pieces_of({8192, 4096, 4096, true, 4096}) == std::vector<Piece>{{0, 4096}});
 }
 
-TEST_CASE("a stream start and a list of present ranges survive the wire; damage is named") {
-  const StreamStart start{3, 1, {3, 17}, shape({{8192, 64}, {9000, 5}}, true)};
+TEST_CASE("a stream start and a want survive the wire") {
+  const auto start = any_start();
   CHECK(decode_stream_start(encode(start), 1, 2) == start);
-  const Present present{3, {3, 17}, {{8192, 64}, {9000, 5}}};
-  CHECK(decode_present(encode(present), 1) == present);
-  CHECK(is_present(encode(present)));
-  CHECK_FALSE(is_present(encode(start)));
-  CHECK_FALSE(is_stream_start(encode(present)));
+  const StreamStart plain{1, 0, {1, 1}, {8192, 4096, 4096, false}};
+  CHECK(decode_stream_start(encode(plain), 1, 2) == plain);
+  CHECK(encode(start).size() == 96);
+  CHECK(decode_want(encode(any_want()), 1) == any_want());
+  const Want nothing{1, {1, 1}, {}};
+  CHECK(decode_want(encode(nothing), 1) == nothing);
+  CHECK(encode(nothing).size() == 40);
 
-  const auto why = [](std::vector<std::byte> bytes) -> std::string {
-    try {
-      if (is_present(bytes)) {
-        (void)decode_present(bytes, 1);
-      } else {
-        (void)decode_stream_start(bytes, 1, 2);
-      }
-    } catch (const CorruptData& e) {
-      CHECK(e.rank() == 1);
-      return e.what();
-    }
-    return "accepted";
-  };
-  for (const auto& bytes : {encode(start), encode(present)}) {
-    for (std::size_t n = 4; n < bytes.size(); ++n) {
+  CHECK(is_stream_start(encode(start)));
+  CHECK_FALSE(is_stream_start(encode(nothing)));
+  CHECK(is_want(encode(nothing)));
+  CHECK_FALSE(is_want(encode(start)));
+  CHECK_FALSE(is_want({}));
+  CHECK_FALSE(is_stream_start(Bytes(3)));
+}
+
+TEST_CASE("a message that is cut anywhere or longer, or of another version, is refused") {
+  const auto check = [](const Bytes& bytes, const auto& why, const char* least) {
+    REQUIRE(why(bytes) == "accepted");
+    for (std::size_t n = 0; n < bytes.size(); ++n) {
       INFO(n);
       CHECK(why({bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(n)}) != "accepted");
     }
     auto longer = bytes;
     longer.push_back({});
-    CHECK_THAT(why(longer), Contains("2 ranges in 33 bytes"));
-    auto other = bytes;
-    other[4] = std::byte{9};
-    CHECK_THAT(why(other), Contains("version 9, this library reads 2"));
-  }
-  auto huge = encode(present);
-  huge[32 + 7] = std::byte{0xFF};
-  CHECK_THAT(why(huge), Contains("ranges in 32 bytes"));
-  auto unfit = start;
-  unfit.shape.present[0].offset = 0;
-  CHECK_THAT(why(encode(unfit)), Contains("does not fit"));
+    CHECK_THAT(why(longer), Contains("length: 1 bytes too many"));
+    CHECK_THAT(why(Bytes(bytes.begin(), bytes.begin() + 39)), Contains(least));
+    CHECK_THAT(why(with(bytes, 4, 2, 2)), Contains("version 2, this library reads 3"));
+    CHECK_THAT(why(with(bytes, 4, 4, 2)), Contains("version 4, this library reads 3"));
+    CHECK_THAT(why(with(bytes, 6, 1, 2)), Contains("reserved field is not 0"));
+    CHECK(why(with(bytes, 0, 0, 4)) != "accepted");
+  };
+  check(encode(any_start()), start_refusal, "length 39, 96 at least");
+  check(encode(any_want()), want_refusal, "length 39, 40 at least");
+}
+
+TEST_CASE("a field that makes no sense is named") {
+  const auto start = encode(any_start());
+  CHECK_THAT(start_refusal(with(start, 16, 2)), Contains("owner 2 of 2 ranks"));
+  CHECK_THAT(start_refusal(with(start, 16, ~std::uint64_t{0})), Contains("of 2 ranks"));
+  CHECK_THAT(start_refusal(with(start, 64, 2)), Contains("with-manifest is 2"));
+  CHECK_THAT(start_refusal(with(start, 80, std::uint64_t{1} << 32U)),
+             Contains("shares 4294967296"));
+  CHECK_THAT(start_refusal(with(start, 88, 2)), Contains("content is 2"));
+
+  const auto want = encode(any_want());  // count at 32; bytes, length and name from 40
+  CHECK_THAT(want_refusal(with(want, 32, 1000)), Contains("1000 storages in"));
+  CHECK_THAT(want_refusal(with(want, 32, ~std::uint64_t{0})), Contains("storages in"));
+  const auto named = encode({1, {1, 1}, {{std::string(40, 'n'), 1}}});
+  CHECK_THAT(want_refusal(with(named, 32, 2)), Contains("it ends within storage 1"));
+  CHECK_THAT(want_refusal(with(want, 32, 2)), Contains("bytes too many"));
+  CHECK_THAT(want_refusal(with(want, 40, 0)), Contains("storage 0 of 0 bytes"));
+  CHECK_THAT(want_refusal(with(want, 40, kMost + 1)), Contains("storage 0 of"));
+  CHECK_THAT(want_refusal(with(want, 40, kMost / 2)), Contains("storage 2 of"));  // all together
+  CHECK_THAT(want_refusal(with(want, 40, ~std::uint64_t{0})), Contains("storage 0 of"));
+  CHECK_THAT(want_refusal(with(want, 48, 1000)), Contains("a name of 1000"));
+  CHECK_THAT(want_refusal(with(want, 48, ~std::uint64_t{0})), Contains("a name of"));
 }

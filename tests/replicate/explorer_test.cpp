@@ -181,6 +181,52 @@ TEST_CASE("three ranks: a failure") {
   require_safe(bounds);
 }
 
+// Replicas that leave out what another rank has: on the holder itself where there are two ranks, on
+// a third rank where there are three (rank r's holder is r + 1).
+
+TEST_CASE("two ranks that complete each other's replicas: a difference, a crash, a lost host") {
+  Bounds bounds = ranks(2, 2);
+  bounds.completers = {{1}, {0}};
+  bounds.differences = 1;
+  bounds.crashes = meshstage::test::kSanitized ? 0 : 1;
+  require_safe(bounds);
+  bounds.steps = 1;
+  bounds.host_losses = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks that complete each other's replicas: lost messages, rot and files") {
+  Bounds bounds = ranks(2, 1);
+  bounds.completers = {{1}, {0}};
+  bounds.lost_messages = bounds.flips = 1;
+  bounds.crashes = meshstage::test::kSanitized ? 0 : 1;
+  bounds.disk = true;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks, one of which completes the other's replicas: more is lost than survived") {
+  Bounds bounds = ranks(2, 1);
+  bounds.completers = {{1}, {}};
+  bounds.losses_beyond = 2;
+  bounds.disk = true;
+  bounds.skips = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks whose replicas a third completes: a lost host") {
+  Bounds bounds = ranks(3, 1);
+  bounds.completers = {{2}, {0}, {1}};
+  bounds.host_losses = meshstage::test::kSanitized ? 0 : 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks whose replicas a third completes: a difference") {
+  Bounds bounds = ranks(3, 1);
+  bounds.completers = {{2}, {0}, {1}};
+  bounds.differences = 1;
+  require_safe(bounds);
+}
+
 TEST_CASE("random runs of up to 64 ranks with every fault keep every promise") {
   for (const int world : {2, 3, 4, 5, 8, 13, 64}) {
     Bounds bounds = ranks(world, 4);
@@ -202,10 +248,18 @@ TEST_CASE("random runs of up to 64 ranks with every fault keep every promise") {
         for (int r = 0; r < world; ++r)
           bounds.holders.push_back({(r + 1) % world, (r + 2) % world});
       }
-      const Result result = walk(bounds, static_cast<std::uint64_t>(world), runs, 100'000);
-      std::cout << runs << " walks, " << summary(bounds, result) << std::endl;
-      if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
-      REQUIRE(result.violation == "");
+      for (const bool shared : {false, true}) {  // with the next rank but one, and with the last
+        bounds.differences = shared ? 2 : 0;
+        bounds.completers.clear();
+        for (int r = 0; shared && r < world; ++r) {
+          bounds.completers.push_back({(r + (world == 2 ? 1 : 2)) % world});
+          if (world > 3) bounds.completers.back().push_back((r + world - 1) % world);
+        }
+        const Result result = walk(bounds, static_cast<std::uint64_t>(world), runs, 100'000);
+        std::cout << runs << " walks, " << summary(bounds, result) << std::endl;
+        if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
+        REQUIRE(result.violation == "");
+      }
     }
   }
 }

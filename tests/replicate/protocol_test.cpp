@@ -2,6 +2,7 @@
 #include <random>
 #include <string>
 
+#include "tests/replicate/protocol_support.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/explorer/explore.hpp"
 
@@ -9,67 +10,12 @@
 
 using namespace meshstage;
 using namespace meshstage::protocol;
+using namespace meshstage::protocol::test;
 
 namespace {
 
-template <class A>
-const A* first(const std::vector<Action>& actions) {
-  for (const Action& action : actions) {
-    if (const A* a = std::get_if<A>(&action)) return a;
-  }
-  return nullptr;
-}
-
-std::vector<Action> tell(State& state, const Event& event) {
-  std::vector<Action> out;
-  transition(state, event, out);
-  return out;
-}
-
-std::vector<Action> hear(State& state, int from, Body body, std::uint64_t generation = 1) {
-  return tell(state, Received{from, Message{generation, std::move(body)}});
-}
-
-template <class M>
-const M* sent(const std::vector<Action>& actions, int to) {
-  for (const Action& action : actions) {
-    const Send* send = std::get_if<Send>(&action);
-    if (send == nullptr || send->to != to) continue;
-    if (const M* m = std::get_if<M>(&send->message.body)) return m;
-  }
-  return nullptr;
-}
-
-/// Rank 1 of two, recovered to nothing in generation 1.
-State ready_rank() {
-  State state = make_state(make_config(1, 2));
-  tell(state, Formed{1});
-  tell(state, SlotsVerified{});
-  hear(state, 0, AskDisk{});
-  tell(state, FilesVerified{});
-  hear(state, 0, protocol::Choice{});
-  hear(state, 0, Established{});
-  REQUIRE(state.mode == Mode::kReady);
-  return state;
-}
-
-Refuse::Reason refused(const std::vector<Action>& actions) {
-  const Refuse* refuse = first<Refuse>(actions);
-  REQUIRE(refuse != nullptr);
-  REQUIRE(actions.size() == 1);
-  return refuse->reason;
-}
-
-/// The event is refused and changes nothing.
-void require_refused(State& state, const Event& event, Refuse::Reason reason) {
-  const State before = state;
-  REQUIRE(refused(tell(state, event)) == reason);
-  REQUIRE(state == before);
-}
-
-Event message(int from, Body body, std::uint64_t generation = 1) {
-  return Received{from, Message{generation, std::move(body)}};
-}
+/// Rank 1 of two.
+State ready_rank() { return protocol::test::ready_rank(make_config(1, 2)); }
 
 /// Takes ready rank 1 through step `step` up to its own yes.
 void vote(State& state, std::uint64_t step, ImageId base) {
@@ -81,9 +27,6 @@ void vote(State& state, std::uint64_t step, ImageId base) {
   const auto out = tell(state, ReplicaSealed{0, {1, step}});
   REQUIRE(sent<Yes>(out, 0) != nullptr);
 }
-
-constexpr auto kStale = Refuse::Reason::kStale;
-constexpr auto kMalformed = Refuse::Reason::kMalformed;
 
 }  // namespace
 

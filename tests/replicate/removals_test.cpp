@@ -35,6 +35,8 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "structure-first") b.mismatches = 1;
   if (rule == "finish-together") b.steps = 1, b.finish = true;
   if (rule == "prune-together") b.world = 3, b.disk = true;
+  if (rule == "vote-needs-common") b.steps = b.differences = 1, b.completers = {{1}, {0}};
+  if (rule == "complete-claims") b.differences = 1, b.completers = {{1}, {0}};
   return b;
 }
 
@@ -58,7 +60,7 @@ void require_needed(const std::string& rule) {
   REQUIRE(replay(bounds, result.trace).violation() == "");
 }
 
-static_assert(kRules.size() == 16, "each rule has its test here");
+static_assert(kRules.size() == 18, "each rule has its test here");
 
 }  // namespace
 
@@ -71,6 +73,12 @@ TEST_CASE("without staging beside the base a promise breaks") {
 }
 TEST_CASE("without replicas behind a vote a promise breaks") {
   require_needed("vote-needs-replicas");
+}
+TEST_CASE("without comparing what is in common a promise breaks") {
+  require_needed("vote-needs-common");
+}
+TEST_CASE("without counting replicas only with what completes them a promise breaks") {
+  require_needed("complete-claims");
 }
 TEST_CASE("without the voter's promise a promise breaks") { require_needed("promise"); }
 TEST_CASE("without the receiver's condition a promise breaks") {
@@ -117,6 +125,8 @@ TEST_CASE("every run is told so that it can be read again, and no two choices re
   bounds.crashes = bounds.timeouts = bounds.lost_messages = bounds.local_failures = 2;
   bounds.host_losses = bounds.skips = bounds.mismatches = bounds.flips = bounds.zombies = 1;
   bounds.disk = bounds.finish = true;
+  bounds.differences = 1;
+  bounds.completers = {{2}, {0}, {1}};
   for (const bool quarantine : {true, false}) {
     bounds.rules.quarantine = quarantine;
     std::mt19937_64 random(quarantine ? 5U : 6U);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/replicate/points.hpp>
 #include <meshstage/core/replicate/wire.hpp>
@@ -27,6 +28,15 @@ Claim any_claim() {
   return claim;
 }
 
+Claim sharing_claim() {
+  Claim claim = any_claim();
+  claim.sizes.shared_bytes = 1ULL << 30U;
+  claim.sizes.shares = 3;
+  claim.left_out = {{0, {5, 6}}, {2, {7, 8}}};
+  claim.completes = {{0, {9, 10}}};
+  return claim;
+}
+
 Claim file_claim() {
   Claim claim = any_claim();
   claim.place = Place::kOwnFile;
@@ -43,15 +53,18 @@ std::vector<Body> all_bodies() {
   failure.path = "model.h.0.weight";
   failure.why = "F32[2] against F32[3]";
   return {Offer{id, base, {1000, 100, {5, 6}}},
+          Offer{id, base, {1000, 100, {5, 6}, 900, 4}},
           Accept{id, false},
           Sealed{id, {7, 8}},
           Yes{id},
           Complete{id},
           Failed{id, 3, "no room: 1 of 2 bytes"},
           Have{false, {any_claim(), any_claim()}, base},
+          Have{false, {sharing_claim(), any_claim(), sharing_claim()}, base},
           Have{true, {file_claim()}, kNoImage, "rank 1: block 3 does not match its digest"},
           AskDisk{kNoImage},
           Choice{id, base, {{any_claim(), 2}}},
+          Choice{id, base, {{sharing_claim(), 1}, {any_claim(), 2}}},
           Ready{},
           Established{id},
           GiveUp{failure},
@@ -59,7 +72,9 @@ std::vector<Body> all_bodies() {
           AllOnDisk{id},
           WantFinish{},
           Finish{},
-          Death{-1, ErrorKind::kTimeout, "silent"}};
+          Death{-1, ErrorKind::kTimeout, "silent"},
+          Common{id, 1ULL << 40U, {11, 12}},
+          Differ{id}};
 }
 
 std::string refusal(const std::vector<std::byte>& bytes, int sender = 2,
@@ -84,6 +99,50 @@ std::vector<std::byte> with(std::vector<std::byte> bytes, std::size_t at, int va
   return bytes;
 }
 
+// Where a claim's fields end that version 1 has, and where its second part is.
+constexpr std::size_t kSizesEnd = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 32;
+constexpr std::size_t kMoreSizes = 8 + 4;
+constexpr std::size_t kNoShares = 4 + 4;
+constexpr std::size_t kFirstClaim = kWireHeaderBytes + 1 + 4;  // of a Have
+
+void erase(std::vector<std::byte>& bytes, std::size_t at, std::size_t count) {
+  const auto from = bytes.begin() + static_cast<std::ptrdiff_t>(at);
+  bytes.erase(from, from + static_cast<std::ptrdiff_t>(count));
+}
+
+/// A message in which nothing is shared, as version 1 has it.
+std::vector<std::byte> as_version_1(const Body& body) {
+  auto bytes = with(bytes_of(body), 4, 1);
+  const auto erase_shares = [&](std::size_t claim) {
+    erase(bytes, claim + kSizesEnd, kMoreSizes);
+    erase(bytes, claim + kSizesEnd + 16, kNoShares);  // behind the image's digest
+  };
+  if (std::holds_alternative<Offer>(body)) erase(bytes, bytes.size() - kMoreSizes, kMoreSizes);
+  if (const auto* have = std::get_if<Have>(&body)) {
+    for (std::size_t i = 0; i < have->claims.size(); ++i)
+      erase_shares(kFirstClaim + i * (kSizesEnd + 16));
+  }
+  if (const auto* choice = std::get_if<Choice>(&body)) {
+    for (std::size_t i = 0; i < choice->transfers.size(); ++i)
+      erase_shares(kWireHeaderBytes + 36 + i * (kSizesEnd + 20));
+  }
+  return bytes;
+}
+
+bool shares_nothing(const Body& body) {
+  const auto plain = [](const Claim& claim) {
+    return claim.sizes.shares == 0 && claim.left_out.empty() && claim.completes.empty();
+  };
+  if (const auto* offer = std::get_if<Offer>(&body)) return offer->sizes.shares == 0;
+  if (const auto* have = std::get_if<Have>(&body))
+    return std::all_of(have->claims.begin(), have->claims.end(), plain);
+  if (const auto* choice = std::get_if<Choice>(&body)) {
+    return std::all_of(choice->transfers.begin(), choice->transfers.end(),
+                       [&](const Transfer& transfer) { return plain(transfer.source); });
+  }
+  return !std::holds_alternative<Common>(body) && !std::holds_alternative<Differ>(body);
+}
+
 }  // namespace
 
 TEST_CASE("every message survives the wire") {
@@ -106,7 +165,7 @@ TEST_CASE("the bytes of a message are these") {
   }
   REQUIRE(hex ==
           "4d53504d"
-          "0100"
+          "0200"
           "0100"
           "8877665544332211"
           "04000000"
@@ -128,6 +187,48 @@ TEST_CASE("a message cut short anywhere is refused, and so is one with more behi
     bytes.push_back(std::byte{0});
     REQUIRE(refusal(bytes) != "");
   }
+}
+
+TEST_CASE("messages of version 1 are read, and share nothing") {
+  std::size_t kinds = 0;
+  for (const Body& body : all_bodies()) {
+    if (!shares_nothing(body)) continue;
+    const auto bytes = as_version_1(body);
+    REQUIRE(decode(kContext, 2, bytes) == Message{9, body});
+    kinds |= std::size_t{1} << body.index();
+    for (std::size_t length = 0; length < bytes.size(); ++length) {
+      REQUIRE(refusal({bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(length)}) != "");
+    }
+  }
+  REQUIRE(kinds == (std::size_t{1} << (std::variant_size_v<Body> - 2)) - 1);
+  // What version 2 says more is too much of version 1.
+  REQUIRE(says(refusal(with(bytes_of(Offer{{2, 85}, {}, {}}), 4, 1)), "12 bytes too many"));
+  REQUIRE(
+      says(refusal(with(bytes_of(Yes{{2, 85}}), 4, 0)), "version: 0, this library reads 1 to 2"));
+  REQUIRE(
+      says(refusal(with(bytes_of(Yes{{2, 85}}), 4, 3)), "version: 3, this library reads 1 to 2"));
+}
+
+TEST_CASE("shares that cannot be are refused by name") {
+  REQUIRE(says(refusal(bytes_of(Offer{{2, 85}, {}, {1000, 100, {}, 901, 1}})),
+               "offer from rank 2: shared bytes: 901 is more than the image has"));
+  REQUIRE(says(refusal(bytes_of(Offer{{2, 85}, {}, {1000, 100, {}, ~0ULL, 1}})), "shared bytes"));
+  Claim claim = sharing_claim();
+  claim.sizes.shared_bytes = claim.sizes.image_bytes;
+  REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "shared bytes"));
+  claim = sharing_claim();
+  claim.left_out[1].rank = -1;
+  REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "claim's completers: rank -1"));
+  claim = sharing_claim();
+  claim.completes[0].rank = -2;
+  REQUIRE(says(refusal(bytes_of(Choice{{2, 85}, {}, {{claim, 0}}})),
+               "claim's common tensors: rank -2"));
+  // Counts against what follows, before anything is allocated.
+  const auto have = bytes_of(Have{false, {any_claim()}, {}});
+  const std::size_t left_out = kFirstClaim + kSizesEnd + kMoreSizes + 16;
+  REQUIRE(says(refusal(with(have, left_out, 200)), "claim's completers: 200 of them do not fit"));
+  REQUIRE(says(refusal(with(have, left_out + 3, 255)), "claim's completers: 4278190080 of them"));
+  REQUIRE(says(refusal(with(have, left_out + 4, 2)), "claim's common tensors: 2 of them"));
 }
 
 TEST_CASE("what is wrong with a message is named") {
@@ -167,6 +268,8 @@ TEST_CASE("an image of a larger world reaches the root, which names both sizes")
   Claim claim = any_claim();
   claim.owner = 7;
   claim.world_size = 8;
+  claim.left_out = {{6, {1, 2}}};
+  claim.completes = {{5, {3, 4}}};
   const Message message{9, Have{false, {claim}, {}}};
   REQUIRE(decode(kContext, 2, encode(kContext, 2, message)) == message);
 }

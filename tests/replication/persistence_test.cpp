@@ -1,4 +1,6 @@
 // What the files of a job are called, where they go, and whose state is in them.
+#include <map>
+
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/files/state_file.hpp>
@@ -6,6 +8,7 @@
 
 #include "tests/replication/sharded_job.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/disk_contents.hpp"
 
 using namespace meshstage;
 using namespace meshstage::test;
@@ -95,4 +98,27 @@ TEST_CASE("replication_persistence: all memory is lost, and the files bring ever
   std::vector<Source> sources;
   CHECK(recover_on_all(job, state_of, 10, sources) == std::vector<std::string>(kWorld));
   CHECK(sources == std::vector<Source>(kWorld, Source::kDisk));
+}
+
+TEST_CASE("What rotted in a slot is not written to disk, and no older file goes for it") {
+  InProcessJob job(kWorld);
+  run(job, [&job](CheckpointerOptions& o) {
+    if (o.environment->rank != 0) return;  // the root decides when all have voted
+    o.observer = [&job](const PointEvent& e) {
+      if (e.point != protocol::Point::kDecided || e.id.step != 10) return;
+      for (const auto& name : job.disk().list("/vault")) {
+        if (name.ends_with("own1") && name.find("-r0-") != std::string::npos) {
+          flip(job.disk(), "/vault/" + name, 8200);  // in the second slot is the second step
+        }
+      }
+    };
+  });
+  std::map<std::uint64_t, int> files;
+  for (const auto& image : list_images(job.disk(), "/disk", "in-process")) {
+    ++files[image.name.id.step];
+    CHECK((image.name.id.step == 5 || image.name.rank != 0 || image.name.writer() != 0));
+  }
+  CHECK(files[5] == 2 * kWorld);  // every rank's own and its ward's
+  CHECK(files[10] == 2 * kWorld - 1);
+  CHECK(job.log().find("complete in memory but not on disk") != std::string::npos);
 }

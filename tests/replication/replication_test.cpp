@@ -1,5 +1,8 @@
 // What a holder has is its ward's state: plain, DTensors, ShardedTensors. The names are those of
 // the tests of PyTorch's replication stager, whose cases these are.
+#include <atomic>
+#include <future>
+
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
 #include <meshstage/dtensor/arithmetic.hpp>
@@ -20,15 +23,6 @@ namespace {
 
 constexpr int kWorld = 4;
 const std::vector<std::string> kSame(kWorld);
-
-Tensor ramp(const Shape& shape, double first) {
-  const auto tensor = Tensor::empty(shape, DType::kF32);
-  float* data = tensor.data<float>();
-  for (std::int64_t i = 0; i < tensor.numel(); ++i) {
-    data[i] = static_cast<float>(first) + static_cast<float>(i) / 1024.0F;
-  }
-  return tensor;
-}
 
 Dict nested_state(int rank, std::uint64_t step) {
   const double first = 1000.0 * rank + static_cast<double>(step);
@@ -256,4 +250,46 @@ TEST_CASE("What is held is the newest complete step, while the next one is being
     CHECK(behind.size() == 19);
     for (const auto n : behind) CHECK(n <= 1);
   }
+}
+
+TEST_CASE("finish() waits for what a thread still reads from a slot, and leaves no vault") {
+  InProcessJob job(kWorld);
+  const auto state = [](int rank, std::uint64_t step) {
+    return Dict{{"w", Tensor::arange<float>(5000)}, {"r", rank}, {"s", static_cast<double>(step)}};
+  };
+  {
+    std::vector<std::unique_ptr<Checkpointer>> stay(kWorld);
+    const auto errors = run_ranks(all_ranks(kWorld), [&](int rank) {
+      auto& ckpt = stay[static_cast<std::size_t>(rank)];
+      ckpt = std::make_unique<Checkpointer>(job.options(rank));
+      Dict dict = state(rank, 0);
+      (void)ckpt->recover(dict);
+      stage_and_wait(*ckpt, state(rank, 1), 1);
+    });
+    for (const auto& error : errors) CHECK(error == "");
+  }
+  job.wipe(1);
+  std::promise<void> removing;  // rank 3 has begun to remove its vault, which must not be
+  auto removed = removing.get_future().share();
+  std::atomic<bool> too_early{false};
+  const auto errors = run_ranks(all_ranks(kWorld), [&](int rank) {
+    auto o = job.options(rank);
+    if (rank == 3) {  // it has rank 1's replica
+      o.observer = [&](const PointEvent& e) {
+        if (e.point == protocol::Point::kFinishing) removing.set_value();
+        if (e.point == protocol::Point::kChunkSent && e.peer == 1 && e.chunk == e.chunks) {
+          // All has arrived, and this thread does not know it yet.
+          too_early =
+              removed.wait_for(std::chrono::milliseconds(300)) != std::future_status::timeout;
+        }
+      };
+    }
+    Checkpointer ckpt(o);
+    Dict dict = state(rank, 0);
+    (void)ckpt.recover(dict);
+    ckpt.finish();
+  });
+  for (const auto& error : errors) CHECK(error == "");
+  CHECK_FALSE(too_early);
+  CHECK(job.disk().list("/vault").empty());
 }

@@ -17,6 +17,16 @@ namespace meshstage::test {
 using StateOf = std::function<Dict(int rank, std::uint64_t step)>;
 using RegistryOf = std::function<NodeRegistry(int rank)>;
 
+/// Numbers from `first` on, all different.
+inline Tensor ramp(const Shape& shape, double first) {
+  const auto tensor = Tensor::empty(shape, DType::kF32);
+  float* data = tensor.data<float>();
+  for (std::int64_t i = 0; i < tensor.numel(); ++i) {
+    data[i] = static_cast<float>(first) + static_cast<float>(i) / 1024.0F;
+  }
+  return tensor;
+}
+
 inline Deadline in_time() { return Deadline::after(std::chrono::seconds(20)); }
 
 /// For the trainer's collectives along a mesh; as long as the generation lasts.
@@ -64,12 +74,15 @@ inline std::vector<std::vector<Replica>> stage_on_all(
 }
 
 /// All ranks start anew and recover; element r is how rank r's state differs from `expected`.
-inline std::vector<std::string> recover_on_all(InProcessJob& job, const StateOf& state_of,
-                                               std::uint64_t step, std::vector<Source>& sources) {
+inline std::vector<std::string> recover_on_all(
+    InProcessJob& job, const StateOf& state_of, std::uint64_t step, std::vector<Source>& sources,
+    const std::function<void(CheckpointerOptions&)>& options = {}) {
   std::vector<std::string> different(static_cast<std::size_t>(job.world_size()));
   sources.resize(different.size());
   const auto errors = run_ranks(all_ranks(job.world_size()), [&](int rank) {
-    Checkpointer ckpt(job.options(rank));
+    auto o = job.options(rank);
+    if (options) options(o);
+    Checkpointer ckpt(o);
     Dict state = state_of(rank, 0);
     const auto recovered = ckpt.recover(state);
     const auto r = static_cast<std::size_t>(rank);

@@ -55,6 +55,7 @@ class MeddledJob {
   CheckpointerOptions options(int rank) {
     auto o = inner_.options(rank);
     o.transport = meddler.wrap(o.transport);
+    o.shared = shared;
     lines.attach(o);
     return o;
   }
@@ -75,6 +76,7 @@ class MeddledJob {
   MemoryFileSystem& disk() { return inner_.disk(); }
 
   Meddler meddler;
+  SharedTensors shared;  ///< Set before the first options().
   Lines lines;
 
  private:

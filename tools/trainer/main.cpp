@@ -8,7 +8,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include <meshstage/dtensor/node.hpp>
+#include <meshstage/dtensor/shared_tensors.hpp>
 #include <meshstage/mesh/partners.hpp>
 
 #include "tools/trainer/training.hpp"
@@ -61,7 +61,8 @@ struct Command {
         ->delimiter(',');
     app.add_flag(
         "--spare-replicated", spare,
-        "With --mesh: what the mesh repeats on a rank that holds a copy is not sent to it");
+        "With --mesh: copies leave out what the mesh repeats on another host; a lost rank gets it "
+        "from there");
     app.add_option("--save", t.save, "Write the final state to this file (safetensors)");
     app.add_flag("--quiet", t.quiet, "Print nothing but errors");
     group(app.add_option("--job", c.job, "Name of the job; needed to go on after all ranks died"),
@@ -123,15 +124,20 @@ struct Command {
     c.forming_deadline = std::chrono::milliseconds(forming_ms);
     c.block_bytes = block_kib * 1024;
     if (!training.mesh.empty()) c.training_links = meshstage::TrainingLinks::kAll;
-    if (spare) c.twins = meshstage::dtensor::twins;
-    if (copies != 1 || !partners.empty()) {
+    const bool chosen = copies != 1 || !partners.empty();
+    if (chosen || spare) {
       c.environment = meshstage::RankEnvironment::detect();
+      const auto domains =
+          meshstage::FailureDomains::uniform(c.environment->world_size, ranks_per_host);
       meshstage::PartnerOptions options;
       options.copies = copies;
       if (!partners.empty()) options.policy = meshstage::parse_partner_policy(partners);
-      const int world = c.environment->world_size;
-      c.holders = meshstage::make_holders(meshstage::FailureDomains::uniform(world, ranks_per_host),
-                                          options);
+      if (chosen) c.holders = meshstage::make_holders(domains, options);
+      if (spare) {
+        if (training.mesh.empty()) throw std::runtime_error("--spare-replicated needs a --mesh");
+        c.shared = meshstage::dtensor::shared_tensors(
+            meshstage::DeviceMesh::from_shape(training.mesh), domains);
+      }
     }
     for (const auto& text : faults) training.faults.push_back(trainer::Fault::parse(text));
   }

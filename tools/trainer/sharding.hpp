@@ -13,9 +13,17 @@
 
 namespace trainer {
 
-/// How training is laid out on a mesh: parameters are on every rank, the optimizer's moments are
-/// cut along the mesh's last dimension (their dimension 0) and repeated along the others. Each rank
-/// updates the part of a parameter of which it has the moments, then the parts are gathered.
+/// Where the tensors of a training state lie on a mesh of so many dimensions, at least one:
+/// parameters are on every rank, the optimizer's moments are cut along the last dimension (their
+/// dimension 0) and repeated along the others.
+struct StatePlacements {
+  explicit StatePlacements(std::size_t mesh_dimensions);
+  meshstage::Placements parameter;
+  meshstage::Placements moment;
+};
+
+/// How training is laid out on a mesh, as StatePlacements says. Each rank updates the part of a
+/// parameter of which it has the moments, then the parts are gathered.
 /// Each number is computed as without a mesh, so that the results are the same bits.
 class Sharding {
  public:
@@ -49,8 +57,7 @@ class Sharding {
 
   meshstage::DeviceMesh mesh_;
   int rank_;
-  meshstage::Placements repeated_;  // all Replicate
-  meshstage::Placements cut_;       // the last one S(0)
+  StatePlacements placements_;
 };
 
 }  // namespace trainer

@@ -248,6 +248,8 @@ std::string summary(const Bounds& b, const Result& result) {
   add(b.mismatches, "mismatches");
   add(b.flips, "flips");
   add(b.zombies, "zombies");
+  add(b.differences, "differences");
+  if (!b.completers.empty()) text += ", replicas that others complete";
   if (b.disk) text += ", disk";
   if (b.finish) text += ", finish";
   char figures[160];

@@ -2,6 +2,7 @@
 //
 //     meshstage_explorer --world 3 --steps 2 --crashes 1 --host-losses 1
 //     meshstage_explorer --world 8 --steps 4 --crashes 3 --walk 1000 --seed 7 --without promise
+//     meshstage_explorer --world 3 --steps 1 --host-losses 1 --completers 2
 //     meshstage_explorer --world 2 --steps 2 --crashes 1 --without promise >run.txt
 //     meshstage_explorer --replay run.txt
 //
@@ -28,8 +29,8 @@ constexpr const char* kUsage =
     "usage: meshstage_explorer [--world N] [--steps N] [--crashes N] [--host-losses N]\n"
     "  [--losses-beyond N] [--lost-messages N] [--timeouts N] [--local-failures N] [--skips N] "
     "[--mismatches N]\n"
-    "  [--flips N] [--zombies N] [--disk] [--finish] [--safety-only] [--without RULE] "
-    "[--max-states N]\n"
+    "  [--flips N] [--zombies N] [--differences N] [--completers SHIFT] [--disk] [--finish]\n"
+    "  [--safety-only] [--without RULE] [--max-states N]\n"
     "  [--walk RUNS --seed N --walk-steps N]\n"
     "meshstage_explorer --replay FILE\n";
 constexpr const char* kOptionsLine = "options:";
@@ -46,6 +47,7 @@ struct Command {
 Command parse(const std::vector<std::string>& words) {
   Command c;
   Bounds& bounds = c.bounds;
+  int completer_shift = 0;  // rank r's replicas leave out what rank r + shift has
   const struct {
     const char* name;
     int* target;
@@ -61,6 +63,8 @@ Command parse(const std::vector<std::string>& words) {
                  {"--mismatches", &bounds.mismatches},
                  {"--flips", &bounds.flips},
                  {"--zombies", &bounds.zombies},
+                 {"--differences", &bounds.differences},
+                 {"--completers", &completer_shift},
                  {"--walk", &c.runs},
                  {"--walk-steps", &c.walk_steps}};
   const struct {
@@ -100,6 +104,9 @@ Command parse(const std::vector<std::string>& words) {
       known = true;
     }
     if (!known) throw std::invalid_argument(option);
+  }
+  for (int r = 0; completer_shift != 0 && r < bounds.world; ++r) {
+    bounds.completers.push_back({(r + completer_shift) % bounds.world});
   }
   return c;
 }

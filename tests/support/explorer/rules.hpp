@@ -12,16 +12,18 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 16> kRules = {{
+inline constexpr std::array<NamedRule, 18> kRules = {{
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
     {"stage-beside-base", &protocol::Rules::stage_beside_base},
     {"vote-needs-replicas", &protocol::Rules::vote_needs_replicas},
+    {"vote-needs-common", &protocol::Rules::vote_needs_common},
     {"promise", &protocol::Rules::promise},
     {"receiver-knows-outcome", &protocol::Rules::receiver_knows_outcome},
     {"all-must-vote", &protocol::Rules::all_must_vote},
     {"note-first", &protocol::Rules::note_first},
     {"newest-covered", &protocol::Rules::newest_covered},
+    {"complete-claims", &protocol::Rules::complete_claims},
     {"restore-holders", &protocol::Rules::restore_holders},
     {"fetch-beside-base", &protocol::Rules::fetch_beside_base},
     {"agree-first", &protocol::Rules::agree_first},

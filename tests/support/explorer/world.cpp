@@ -7,12 +7,13 @@ namespace meshstage::explorer {
 
 World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) {
   const Bounds& b = *bounds_;
-  left_ = {b.crashes,        b.host_losses, b.losses_beyond, b.lost_messages, b.timeouts,
-           b.local_failures, b.skips,       b.mismatches,    b.flips,         b.zombies};
+  left_ = {b.crashes,  b.host_losses,    b.losses_beyond, b.lost_messages,
+           b.timeouts, b.local_failures, b.skips,         b.mismatches,
+           b.flips,    b.zombies,        b.differences};
   for (int rank = 0; rank < b.world; ++rank) {
     Node node;
     node.rank = rank;
-    node.state = make_state(make_config(rank, b.world, b.holders, b.rules));
+    node.state = make_state(make_config(rank, b.world, b.holders, b.rules, b.completers));
     node.held.resize(node.state.held.size());
     nodes_.push_back(std::move(node));
   }
@@ -51,20 +52,65 @@ void World::begin_slot(Node& node, const Job& job) {
     }
   }
   MemorySlots& pair = job.owner == node.rank ? node.own : held_by(node, job.owner);
-  pair[static_cast<std::size_t>(job.slot)] = {
-      MemorySlot::Header::kWriting, job.id, job.base, false, {}, -1};
+  pair[static_cast<std::size_t>(job.slot)] = {MemorySlot::Header::kWriting, job.id, job.base};
   node.jobs.push_back(job);
 }
 
-void World::seal_slot(MemorySlot& slot, int owner, ImageId id, ImageId base) {
-  slot = {MemorySlot::Header::kSealed, id, base, true, id, owner};
+void World::seal_slot(MemorySlot& slot, const Job& job, int common) {
+  slot = {
+      MemorySlot::Header::kSealed, job.id, job.base, true, job.id, job.owner, job.left_out, common};
+}
+
+const MemorySlot* World::own_image(int rank, ImageId id) const {
+  for (const MemorySlot& slot : nodes_[static_cast<std::size_t>(rank)].own) {
+    if (slot.header == MemorySlot::Header::kSealed && slot.whole && slot.id == id &&
+        slot.content == id && slot.content_owner == rank) {
+      return &slot;
+    }
+  }
+  return nullptr;
+}
+
+bool World::completable(const MemorySlot& replica, int without) const {
+  for (int rank = 0; rank < bounds_->world; ++rank) {
+    if ((replica.left_out & bit(rank)) == 0) continue;
+    const MemorySlot* by = rank == without ? nullptr : own_image(rank, replica.id);
+    if (by == nullptr || by->common != replica.common) return false;
+  }
+  return true;
+}
+
+Ranks World::left_out_by(const Node& node) const {
+  Ranks ranks = 0;
+  for (const int rank : node.state.config->completers[static_cast<std::size_t>(node.rank)]) {
+    ranks |= bit(rank);
+  }
+  return ranks & ~node.unshared;
+}
+
+/// What an image says of itself, as far as it shares something.
+void World::add_shares(Claim& claim) const {
+  const auto& completers = bounds_->completers;
+  for (int rank = 0; rank < static_cast<int>(completers.size()); ++rank) {
+    if ((claim.sizes.shared_bytes & bit(rank)) != 0) {
+      claim.left_out.push_back({rank, claim.image_digest});
+    }
+    const auto& list = completers[static_cast<std::size_t>(rank)];
+    if (std::find(list.begin(), list.end(), claim.owner) != list.end()) {
+      claim.completes.push_back({rank, claim.image_digest});
+    }
+  }
 }
 
 std::vector<Claim> World::slot_claims(const Node& node, bool verify) const {
   std::vector<Claim> claims;
   const auto add = [&](const MemorySlot& slot, int owner, Place place, int index) {
     if (slot.header != MemorySlot::Header::kSealed || (verify && !slot.whole)) return;
-    claims.push_back({node.rank, owner, place, index, bounds_->world, slot.id, slot.base, {}, {}});
+    Claim claim{node.rank, owner, place, index, bounds_->world, slot.id, slot.base, {}, {}};
+    claim.sizes.shared_bytes = slot.left_out;
+    claim.image_digest.low = static_cast<std::uint64_t>(slot.common);
+    add_shares(claim);
+    claims.push_back(std::move(claim));
   };
   for (int i = 0; i < 2; ++i) add(node.own[i], node.rank, Place::kOwnSlot, i);
   for (std::size_t w = 0; w < node.held.size(); ++w) {
@@ -88,14 +134,22 @@ ImageId World::evidence(const Node& node) const {
 }
 
 ImageId World::newest_covered(int without, bool memory, bool disk) const {
-  std::vector<std::pair<ImageId, int>> copies;
+  struct Copy {
+    ImageId id;
+    int owner;
+    Ranks left_out;
+    int common;
+    auto operator<=>(const Copy&) const = default;
+  };
+  std::vector<Copy> copies;
   for (int rank = 0; rank < bounds_->world; ++rank) {
     const Node& node = nodes_[static_cast<std::size_t>(rank)];
     const auto look = [&](const MemorySlots& pair, int owner) {
       for (const MemorySlot& slot : pair) {
         const bool good = slot.header == MemorySlot::Header::kSealed && slot.whole &&
-                          slot.content == slot.id && slot.content_owner == owner;
-        if (good) copies.emplace_back(slot.id, owner);
+                          slot.content == slot.id && slot.content_owner == owner &&
+                          (owner == rank || completable(slot, without));
+        if (good) copies.push_back({slot.id, owner, slot.left_out, slot.common});
       }
     };
     if (memory && rank != without) {
@@ -105,14 +159,28 @@ ImageId World::newest_covered(int without, bool memory, bool disk) const {
       }
     }
     if (!disk) continue;
-    for (const File& file : node.files) copies.emplace_back(file.id, file.owner);
+    for (const File& file : node.files) {
+      copies.push_back({file.id, file.owner, file.left_out, file.common});
+    }
   }
   std::sort(copies.begin(), copies.end());
   copies.erase(std::unique(copies.begin(), copies.end()), copies.end());
+  // What differs from the image that is to complete its replicas counts for nothing.
+  const auto fits = [&](const Copy* all, const Copy& copy) {
+    for (int rank = 0; rank < bounds_->world; ++rank) {
+      if ((copy.left_out & bit(rank)) != 0 && all[rank].common != copy.common) return false;
+    }
+    return true;
+  };
   for (std::size_t end = copies.size(); end > 0;) {
     std::size_t begin = end;
-    while (begin > 0 && copies[begin - 1].first == copies[end - 1].first) --begin;
-    if (static_cast<int>(end - begin) == bounds_->world) return copies[begin].first;
+    while (begin > 0 && copies[begin - 1].id == copies[end - 1].id) --begin;
+    const Copy* all = copies.data() + begin;
+    const bool covered = static_cast<int>(end - begin) == bounds_->world;
+    if (covered &&
+        std::all_of(all, all + (end - begin), [&](const Copy& copy) { return fits(all, copy); })) {
+      return all->id;
+    }
     end = begin;
   }
   return kNoImage;
@@ -148,6 +216,7 @@ void World::end_process(Node& node, bool lose_memory) {
   node.alive = false;
   node.pending = node.gave_up = false;
   node.jobs.clear();
+  node.unshared = 0;
   const auto config = node.state.config;
   clear_messages_to(node);
   std::erase_if(letters_, [&](const auto& letter) {

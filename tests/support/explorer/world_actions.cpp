@@ -23,6 +23,9 @@ void World::feed(Node& node, const Event& event) {
           const Place place = f.owner == node.rank ? Place::kOwnFile : Place::kHeldFile;
           found.claims.push_back(
               {node.rank, f.owner, place, 0, bounds_->world, f.id, f.base, {}, {}});
+          found.claims.back().sizes.shared_bytes = f.left_out;
+          found.claims.back().image_digest.low = static_cast<std::uint64_t>(f.common);
+          add_shares(found.claims.back());
         }
         todo.emplace_back(std::move(found));
       } else if (const auto* accept = std::get_if<AcceptReplica>(&action)) {
@@ -95,19 +98,24 @@ struct World::CarryOut {
   }
   bool operator()(const WriteOwn& a) const {
     world.say(node, "writes " + name(a.id) + " into own slot " + std::to_string(a.slot));
-    world.begin_slot(node, {Job::Kind::kOwn, generation, node.rank, a.slot, a.id, a.base});
+    Job job{Job::Kind::kOwn, generation, node.rank, a.slot, a.id, a.base};
+    job.left_out = a.sizes.shared_bytes;
+    world.begin_slot(node, job);
     return true;
   }
   bool operator()(const AcceptReplica& a) const {
     world.say(node, "writes " + name(a.id) + " of rank " + std::to_string(a.ward) +
                         " into held slot " + std::to_string(a.slot));
-    world.begin_slot(node, {Job::Kind::kReplica, generation, a.ward, a.slot, a.id, a.base});
+    Job job{Job::Kind::kReplica, generation, a.ward, a.slot, a.id, a.base};
+    job.left_out = a.sizes.shared_bytes;
+    world.begin_slot(node, job);
     return true;
   }
   bool operator()(const ExpectDigest& a) const {
     for (Job& job : node.jobs) {
       if (job.kind == Job::Kind::kReplica && job.owner == a.ward && job.id == a.id) {
         job.digest_known = true;
+        job.common = static_cast<int>(a.image_digest.low);
       }
     }
     return true;
@@ -131,6 +139,16 @@ struct World::CarryOut {
                         std::to_string(a.slot));
     Job job{Job::Kind::kFetch, generation, a.source.owner, a.slot, a.source.id, a.source.base};
     job.source = a.source;
+    job.left_out = a.source.sizes.shared_bytes;
+    job.common = static_cast<int>(a.source.image_digest.low);
+    for (const ImageShare& share : a.source.left_out) {
+      const auto ready =
+          std::find(world.offered_.begin(), world.offered_.end(),
+                    Offered{share.rank, node.rank, node.rank, generation, a.source.id, true});
+      if (!own || ready == world.offered_.end()) continue;
+      job.completed |= bit(share.rank);
+      world.offered_.erase(ready);
+    }
     const auto served =
         std::find(world.offered_.begin(), world.offered_.end(),
                   Offered{a.source.at, node.rank, a.source.owner, generation, a.source.id});
@@ -153,6 +171,31 @@ struct World::CarryOut {
       const Offered o{node.rank, a.to, a.source.owner, generation, a.source.id};
       world.offered_.insert(std::lower_bound(world.offered_.begin(), world.offered_.end(), o), o);
     }
+    return true;
+  }
+  bool operator()(const ServeCommon& a) const {
+    const MemorySlot& slot = node.own[static_cast<std::size_t>(a.slot)];
+    if (slot.header != MemorySlot::Header::kSealed || slot.id != a.id) {
+      world.wrong("rank " + std::to_string(node.rank) + " is to complete an image of " +
+                  name(a.id) + " from a slot that has another");
+    }
+    world.say(node, "completes " + name(a.id) + " of rank " + std::to_string(a.to));
+    if (Node* to = world.live_node(a.to, generation)) {
+      for (Job& job : to->jobs) {
+        if (job.kind != Job::Kind::kFetch || job.owner != a.to || job.generation != generation) {
+          continue;
+        }
+        job.completed |= bit(node.rank);
+        return true;
+      }
+    }
+    const Offered o{node.rank, a.to, a.to, generation, a.id, true};
+    world.offered_.insert(std::lower_bound(world.offered_.begin(), world.offered_.end(), o), o);
+    return true;
+  }
+  bool operator()(const StopSharing& a) const {
+    world.say(node, "leaves nothing out any more on account of rank " + std::to_string(a.with));
+    node.unshared |= bit(a.with);
     return true;
   }
   bool operator()(const CheckStructure&) const {

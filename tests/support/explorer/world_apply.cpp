@@ -20,12 +20,24 @@ bool World::end_job(const Choice& choice) {
   };
   switch (choice.kind) {
     case Kind::kOwnSealed:
+    case Kind::kOwnDiffers:
     case Kind::kOwnFailed: {
       const auto job = take(Job::Kind::kOwn, node.rank, false);
       if (!job) return false;
-      if (choice.kind == Kind::kOwnSealed) {
-        seal_slot(node.own[job->slot], node.rank, job->id, job->base);
-        feed(node, OwnSealed{job->id, {}});
+      if (choice.kind != Kind::kOwnFailed) {
+        const bool differs = choice.kind == Kind::kOwnDiffers;
+        if (differs) --left_.differences;
+        const int common = differs ? node.rank + 1 : 0;  // like nobody else's
+        seal_slot(node.own[job->slot], *job, common);
+        const Digest digest{0, static_cast<std::uint64_t>(common)};
+        OwnSealed sealed{job->id, digest};
+        const Config& config = *node.state.config;
+        for (const int rank : config.completers[static_cast<std::size_t>(node.rank)]) {
+          const bool left_out = (job->left_out & bit(rank)) != 0;
+          sealed.left_out.push_back({job->id, left_out ? 1U : 0U, digest});
+        }
+        sealed.common.assign(config.relying.size(), digest);
+        feed(node, sealed);
       } else {
         if (!job->aborted) --left_.local_failures;
         feed(node, OwnFailed{job->id, "no room"});
@@ -48,7 +60,7 @@ bool World::end_job(const Choice& choice) {
           carry_out(*owner, Reached{Point::kChunkSent, job->id});
         }
         if (!carry_out(node, Reached{Point::kChunkReceived, job->id})) return true;
-        seal_slot(slot, job->owner, job->id, job->base);
+        seal_slot(slot, *job, job->common);
         feed(node, ReplicaSealed{job->owner, job->id});
       }
       return true;
@@ -60,15 +72,14 @@ bool World::end_job(const Choice& choice) {
       MemorySlot& slot =
           (job->owner == node.rank ? node.own : held_by(node, job->owner))[job->slot];
       if (choice.kind == Kind::kFetchFailed) {
-        const bool source_gone = job->sending && !can_finish(node, *job);
-        if (!source_gone) --left_.local_failures;
+        if (!fetch_broken(node, *job)) --left_.local_failures;
         feed(node, FetchFailed{job->owner, ErrorKind::kIo, "no room"});
       } else if (job->generation != node.state.generation || !active(node)) {
         if (slot.id != job->id || slot.header != MemorySlot::Header::kWriting) slot.whole = false;
       } else {
         const MemorySlot* source = source_of(*job);
         const bool whole = source == nullptr || source->whole;
-        seal_slot(slot, job->owner, job->id, job->base);
+        seal_slot(slot, *job, job->common);
         slot.whole = whole;
         feed(node, Fetched{job->owner});
       }
@@ -139,7 +150,8 @@ void World::step(const Choice& choice) {
       break;
     }
     case Kind::kStage:
-      feed(node, StageRequested{static_cast<std::uint64_t>(node.next_step++), {}});
+      feed(node, StageRequested{static_cast<std::uint64_t>(node.next_step++),
+                                {0, 0, {}, left_out_by(node)}});
       break;
     case Kind::kSkip:
       --left_.skips;
@@ -148,9 +160,10 @@ void World::step(const Choice& choice) {
     case Kind::kPersist: {
       const auto write = [&](const MemorySlots& pair, int owner) {
         for (const MemorySlot& slot : pair) {
-          if (slot.header == MemorySlot::Header::kSealed && slot.whole &&
+          const bool is_whole = owner == node.rank || slot.left_out == 0;
+          if (slot.header == MemorySlot::Header::kSealed && slot.whole && is_whole &&
               slot.id == node.state.base) {
-            node.files.push_back({owner, slot.id, slot.base});
+            node.files.push_back({owner, slot.id, slot.base, slot.left_out, slot.common});
           }
         }
       };
@@ -207,6 +220,7 @@ void World::step(const Choice& choice) {
       Node old = node;
       old.zombie = true;
       old.files.clear();
+      node.unshared = 0;
       node.jobs.clear();
       node.own = {};
       std::fill(node.held.begin(), node.held.end(), MemorySlots{});

@@ -16,15 +16,28 @@ const MemorySlot* World::source_of(const Job& job) const {
   return source.owner == at.rank ? &at.own[slot] : &at.held[ward_of(at, source.owner)][slot];
 }
 
-bool World::can_finish(const Node&, const Job& job) const {
+bool World::fetch_broken(const Node& node, const Job& job) const {
+  const MemorySlot* slot = source_of(job);
+  if (!job.sending || slot == nullptr) return false;
+  const bool good = slot->header == MemorySlot::Header::kSealed && slot->id == job.source.id &&
+                    (slot->whole || !bounds_->rules.verify_claims);
+  if (!good) return true;
+  if (job.owner != node.rank) return false;
+  for (int rank = 0; rank < bounds_->world; ++rank) {
+    if ((job.completed & bit(rank)) == 0) continue;
+    const MemorySlot* by = own_image(rank, job.id);
+    if (by == nullptr || by->common != job.common) return true;
+  }
+  return false;
+}
+
+bool World::can_finish(const Node& node, const Job& job) const {
   if (job.aborted) return false;
   if (job.kind == Job::Kind::kReplica) return job.digest_known && job.sending;
   if (job.kind != Job::Kind::kFetch) return true;
-  if (!job.sending) return false;
-  const MemorySlot* slot = source_of(job);
-  if (slot == nullptr) return true;
-  return slot->header == MemorySlot::Header::kSealed && slot->id == job.source.id &&
-         (slot->whole || !bounds_->rules.verify_claims);
+  const bool replica = job.owner == node.rank && job.source.place == Place::kHeldSlot;
+  if (replica && (job.left_out & ~job.completed) != 0) return false;
+  return job.sending && !fetch_broken(node, job);
 }
 
 void World::processes_choices(const Node& node, std::vector<Choice>& out) const {
@@ -35,6 +48,9 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
     switch (job.kind) {
       case Job::Kind::kOwn:
         out.push_back({Kind::kOwnSealed, me});
+        if (left_.differences > 0 && (job.left_out != 0 || !node.state.config->relying.empty())) {
+          out.push_back({Kind::kOwnDiffers, me});
+        }
         if (may_fail) out.push_back({Kind::kOwnFailed, me});
         break;
       case Job::Kind::kReplica:
@@ -45,7 +61,7 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
         break;
       case Job::Kind::kFetch:
         if (good) out.push_back({Kind::kFetched, me, job.owner, job.generation});
-        if ((left_.local_failures > 0 || (job.sending && !good)) &&
+        if ((left_.local_failures > 0 || fetch_broken(node, job)) &&
             job.generation == node.state.generation) {
           out.push_back({Kind::kFetchFailed, me, job.owner, job.generation});
         }
@@ -77,8 +93,8 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
   if (bounds_->disk && !node.zombie && node.state.base.exists()) {
     const ImageId id = node.state.base;
     bool can = false;
-    for (const MemorySlot& slot : node.own) {
-      can = can || (slot.header == MemorySlot::Header::kSealed && slot.id == id);
+    for (const MemorySlot& slot : node.own) {  // verified once more: a file may be the only copy
+      can = can || (slot.header == MemorySlot::Header::kSealed && slot.id == id && slot.whole);
     }
     for (const File& file : node.files) can = can && (file.owner != node.rank || file.id < id);
     if (can) out.push_back({Kind::kPersist, me});
@@ -162,6 +178,7 @@ bool is_fault(const Choice& choice) {
     case Choice::Kind::kFlip:
     case Choice::Kind::kZombie:
     case Choice::Kind::kMismatch:
+    case Choice::Kind::kOwnDiffers:
       return true;
     default:
       return false;
@@ -199,6 +216,8 @@ std::string to_string(const Choice& choice) {
       return a + " calls finish()";
     case Choice::Kind::kBroken:
       return a + " notices that somebody is gone";
+    case Choice::Kind::kOwnDiffers:
+      return a + " seals its own image, which DIFFERS in what it has in common";
     case Choice::Kind::kOwnFailed:
       return a + " FAILS to stage";
     case Choice::Kind::kReplicaFailed:

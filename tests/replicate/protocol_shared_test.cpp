@@ -1,0 +1,372 @@
+// What other ranks have too: the vote that waits for it, the step that fails where it differs, the
+// recovery that needs it.
+#include <algorithm>
+#include <string>
+
+#include "tests/replicate/protocol_support.hpp"
+#include "tests/support/catch.hpp"
+
+using namespace meshstage;
+using namespace meshstage::protocol;
+using namespace meshstage::protocol::test;
+using Catch::Matchers::Contains;
+
+namespace {
+
+constexpr ImageId kStep{1, 5};
+const Digest kFirst{1, 10}, kLast{2, 20}, kMine{3, 30};
+
+/// Rank r's holder is r + 1. Rank 1 completes the replicas of ranks 0 and 2, rank 0 those of 1.
+std::shared_ptr<const Config> config_of(int rank) {
+  return make_config(rank, 3, {{1}, {2}, {0}}, {}, {{1}, {0}, {1}});
+}
+
+OwnSealed own_sealed() { return {kStep, {7, 7}, {{kStep, 1000, kMine}}, {kFirst, kLast}}; }
+
+Common common(const Digest& digest, std::uint64_t bytes = 1000) { return {kStep, bytes, digest}; }
+
+/// Rank 1, its ward's replica of kStep sealed, its own image still being staged.
+State staging_rank() {
+  State state = ready_rank(config_of(1));
+  tell(state, StageRequested{kStep.step, {}});
+  hear(state, 0, Offer{kStep, kNoImage, {}});
+  tell(state, ReplicaReady{0, kStep, true});
+  hear(state, 0, Sealed{kStep, {}});
+  tell(state, ReplicaSealed{0, kStep});
+  return state;
+}
+
+/// The step has failed at rank 1 because rank `rank` differs; everyone who must know is told.
+void require_differs(const std::vector<Action>& out, int rank) {
+  const Differ* differ = sent<Differ>(out, rank);
+  REQUIRE(differ != nullptr);
+  CHECK(differ->id == kStep);
+  const Failed* failed = sent<Failed>(out, 0);
+  REQUIRE(failed != nullptr);
+  CHECK(failed->rank == 1);
+  CHECK_THAT(failed->why, Contains("other bytes than rank " + std::to_string(rank)));
+  REQUIRE(first<Announce>(out) != nullptr);
+  CHECK(first<Announce>(out)->verdict == Verdict::kFailed);
+  CHECK(sent<Yes>(out, 0) == nullptr);
+}
+
+Claim claim(int at, int owner, Place place, int slot = 0) {
+  Claim c;
+  c.at = at;
+  c.owner = owner;
+  c.place = place;
+  c.slot = slot;
+  c.world_size = 3;
+  c.id = kStep;
+  return c;
+}
+
+/// Rank 2's replica at rank 0, which leaves out what rank `by` has.
+Claim leaves_out(int by) {
+  Claim c = claim(0, 2, Place::kHeldSlot);
+  c.sizes.shared_bytes = 1000;
+  c.left_out = {{by, kLast}};
+  return c;
+}
+
+/// Rank 1's own image in slot 1, which completes that replica.
+Claim completing(const Digest& digest = kLast) {
+  Claim c = claim(1, 1, Place::kOwnSlot, 1);
+  c.completes = {{2, digest}};
+  return c;
+}
+
+/// Rank 1 in generation 2, about to learn the choice; what it has itself.
+State choosing_rank(std::shared_ptr<const Config> config, std::vector<Claim> claims) {
+  State state = make_state(std::move(config));
+  tell(state, Formed{2});
+  tell(state, SlotsVerified{std::move(claims), kStep});
+  hear(state, 0, AskDisk{}, 2);
+  tell(state, FilesVerified{});
+  return state;
+}
+
+std::vector<Action> choose_transfers(State& state, std::vector<Transfer> transfers) {
+  return hear(state, 0, protocol::Choice{kStep, kNoImage, std::move(transfers)}, 2);
+}
+
+}  // namespace
+
+TEST_CASE("the vote waits for the word of every rank that relies on this one") {
+  State state = staging_rank();
+  REQUIRE(sent<Yes>(tell(state, own_sealed()), 0) == nullptr);
+  SECTION("in the order of ranks") {
+    REQUIRE(hear(state, 0, common(kFirst)).empty());
+    REQUIRE(sent<Yes>(hear(state, 2, common(kLast)), 0) != nullptr);
+  }
+  SECTION("in any other") {
+    REQUIRE(hear(state, 2, common(kLast)).empty());
+    REQUIRE(sent<Yes>(hear(state, 0, common(kFirst)), 0) != nullptr);
+  }
+}
+
+TEST_CASE("word that comes before the own image is sealed is compared when it is") {
+  State state = staging_rank();
+  REQUIRE(hear(state, 0, common(kFirst)).empty());
+  SECTION("the same") {
+    REQUIRE(hear(state, 2, common(kLast)).empty());
+    REQUIRE(sent<Yes>(tell(state, own_sealed()), 0) != nullptr);
+  }
+  SECTION("not the same") {
+    REQUIRE(hear(state, 2, common(kFirst)).empty());
+    require_differs(tell(state, own_sealed()), 2);
+  }
+}
+
+TEST_CASE("different bytes fail the step, and who relies on them is told") {
+  State state = staging_rank();
+  SECTION("another digest") {
+    tell(state, own_sealed());
+    require_differs(hear(state, 0, common(kLast)), 0);
+  }
+  SECTION("nothing of them known here") {
+    OwnSealed sealed = own_sealed();
+    sealed.common = {kFirst};
+    tell(state, sealed);
+    require_differs(hear(state, 2, common(kLast)), 2);
+  }
+  SECTION("a replica that is still on its way is given up") {
+    state = ready_rank(config_of(1));
+    tell(state, StageRequested{kStep.step, {}});
+    hear(state, 0, Offer{kStep, kNoImage, {}});
+    tell(state, own_sealed());
+    const auto out = hear(state, 2, common(kMine));
+    require_differs(out, 2);
+    REQUIRE(first<AbortRound>(out) != nullptr);
+  }
+  REQUIRE(state.rounds.at(0).verdict == Verdict::kFailed);
+  // It is over: more of it changes nothing.
+  require_refused(state, message(2, common(kLast)), kStale);
+  require_refused(state, message(0, common(kFirst)), kStale);
+}
+
+TEST_CASE("who leaves nothing out has nothing to be compared") {
+  State state = staging_rank();
+  OwnSealed sealed = own_sealed();
+  sealed.common.clear();
+  tell(state, sealed);
+  REQUIRE(hear(state, 0, common(kMine, 0)).empty());
+  REQUIRE(sent<Yes>(hear(state, 2, common(kMine, 0)), 0) != nullptr);
+}
+
+TEST_CASE("who completes this rank's replicas is told what they leave out, with the seal") {
+  State state = staging_rank();
+  SECTION("something") {
+    const auto out = tell(state, own_sealed());
+    REQUIRE(sent<Common>(out, 0) != nullptr);
+    CHECK(*sent<Common>(out, 0) == Common{kStep, 1000, kMine});
+    CHECK(sent<Common>(out, 2) == nullptr);  // completes nothing of this rank
+    CHECK(sent<Sealed>(out, 2) != nullptr);
+  }
+  SECTION("nothing") {
+    OwnSealed sealed = own_sealed();
+    sealed.left_out.clear();
+    const auto out = tell(state, sealed);
+    REQUIRE(sent<Common>(out, 0) != nullptr);
+    CHECK(*sent<Common>(out, 0) == Common{kStep, 0, {}});
+  }
+  SECTION("not of a step that has failed") {
+    hear(state, 0, Failed{kStep, 0, "elsewhere"});
+    CHECK(sent<Common>(tell(state, own_sealed()), 0) == nullptr);
+  }
+}
+
+TEST_CASE("a word that no correct rank sends is refused") {
+  State state = staging_rank();
+  hear(state, 0, common(kFirst));
+  require_refused(state, message(0, common(kFirst)), kMalformed);  // twice
+  require_refused(state, message(0, Common{{3, 5}, 1, kFirst}), kMalformed);
+  State other = ready_rank(config_of(2));  // on whom nobody relies
+  require_refused(other, message(1, common(kFirst)), kMalformed);
+  require_refused(other, message(0, common(kFirst)), kMalformed);
+}
+
+TEST_CASE("word of a step that this rank has passed by fails that step") {
+  State state = ready_rank(config_of(1));
+  tell(state, StageRequested{6, {}});
+  const auto out = hear(state, 2, common(kLast));
+  REQUIRE(sent<Failed>(out, 0) != nullptr);
+  CHECK(sent<Failed>(out, 0)->id == kStep);
+  CHECK(sent<Differ>(out, 2) == nullptr);
+}
+
+TEST_CASE("word of a step before this rank's trainer comes to it is kept") {
+  State state = ready_rank(config_of(1));
+  REQUIRE(hear(state, 2, common(kFirst)).empty());
+  tell(state, StageRequested{kStep.step, {}});
+  require_differs(tell(state, own_sealed()), 2);
+}
+
+TEST_CASE("whoever is told of a difference stops sharing, whatever became of the step") {
+  const auto stops = [](State& state) {
+    const State before = state;
+    const auto out = hear(state, 0, Differ{kStep});
+    REQUIRE(first<StopSharing>(out) != nullptr);
+    CHECK(first<StopSharing>(out)->with == 0);
+    CHECK(first<StopSharing>(out)->id == kStep);
+    CHECK(out.size() == 1);
+    CHECK(state == before);
+  };
+  State state = staging_rank();
+  stops(state);
+  tell(state, own_sealed());
+  stops(state);
+  hear(state, 0, Failed{kStep, 0, "elsewhere"});
+  stops(state);
+  tell(state, StageRequested{6, {}});
+  stops(state);
+  state = staging_rank();
+  tell(state, own_sealed());
+  hear(state, 2, common(kLast));
+  hear(state, 0, common(kFirst));
+  hear(state, 0, Complete{kStep});
+  REQUIRE(state.base == kStep);  // and nothing of it is remembered
+  stops(state);
+  // From a rank that completes nothing of this one.
+  require_refused(state, message(2, Differ{kStep}), kMalformed);
+  tell(state, Broken{2, ErrorKind::kPeerLost, "killed"});
+  require_refused(state, message(0, Differ{kStep}), kStale);
+}
+
+TEST_CASE("word from a rank that knows the recovery to be agreed says so to this one") {
+  const auto waiting = [] {
+    State state = make_state(config_of(1));
+    tell(state, Formed{1});
+    tell(state, SlotsVerified{});
+    hear(state, 0, AskDisk{});
+    tell(state, FilesVerified{});
+    return state;
+  };
+  State state = waiting();
+  require_refused(state, message(2, common(kLast)), kMalformed);
+  require_refused(state, message(0, Differ{kStep}), kMalformed);
+  hear(state, 0, protocol::Choice{});
+  REQUIRE(first<RecoveredNothing>(hear(state, 2, common(kLast))) != nullptr);
+  REQUIRE(state.mode == Mode::kReady);
+  state = waiting();
+  hear(state, 0, protocol::Choice{});
+  const auto out = hear(state, 0, Differ{kStep});
+  REQUIRE(first<RecoveredNothing>(out) != nullptr);
+  REQUIRE(first<StopSharing>(out) != nullptr);
+}
+
+TEST_CASE(
+    "who has its own image of the step completes the replica of a rank that fetches its own") {
+  State state = choosing_rank(config_of(1), {completing()});
+  const auto out = choose_transfers(state, {{leaves_out(1), 2}});
+  const auto* serve = first<ServeCommon>(out);
+  REQUIRE(serve != nullptr);
+  CHECK(serve->id == kStep);
+  CHECK(serve->slot == 1);
+  CHECK(serve->to == 2);
+  CHECK(first<Serve>(out) == nullptr);
+  REQUIRE(sent<Ready>(tell(state, StructureChecked{}), 0) != nullptr);
+  // It may fail after this rank was ready.
+  const auto failed = tell(state, FetchFailed{2, ErrorKind::kCorruptData, "no such storage"});
+  for (const int peer : {0, 2}) REQUIRE(sent<GiveUp>(failed, peer) != nullptr);
+  CHECK(first<RecoverFailed>(failed)->failure.why == "no such storage");
+}
+
+TEST_CASE("nothing is completed that is whole, goes to a holder or is another's to complete") {
+  Claim whole = leaves_out(1);
+  whole.place = Place::kOwnFile;
+  whole.at = 2;
+  const auto config = make_config(1, 3, {{2}, {2}, {0, 1}}, {}, {{1}, {0}, {0, 1}});
+  State state = choosing_rank(config, {completing()});
+  SECTION("a file has all of it") {
+    CHECK(first<ServeCommon>(choose_transfers(state, {{whole, 2}})) == nullptr);
+  }
+  SECTION("a holder keeps the replica as it is") {
+    const auto out = choose_transfers(state, {{leaves_out(1), 1}});
+    CHECK(first<ServeCommon>(out) == nullptr);
+    CHECK(first<Fetch>(out) != nullptr);
+  }
+  SECTION("another rank completes it") {
+    CHECK(first<ServeCommon>(choose_transfers(state, {{leaves_out(0), 2}})) == nullptr);
+  }
+  REQUIRE(state.mode == Mode::kRecovering);
+}
+
+TEST_CASE("who is to complete a replica and has no own image of the step gives up") {
+  std::vector<Claim> has;
+  std::vector<Transfer> transfers{{leaves_out(1), 2}};
+  SECTION("none") {}
+  SECTION("one of another step") {
+    has = {completing()};
+    has[0].id.step = 4;
+  }
+  SECTION("it fetches its own in the same recovery") {
+    transfers.insert(transfers.begin(), Transfer{claim(2, 1, Place::kHeldSlot), 1});
+  }
+  State state = choosing_rank(config_of(1), has);
+  const auto out = choose_transfers(state, transfers);
+  CHECK(first<ServeCommon>(out) == nullptr);
+  REQUIRE(first<RecoverFailed>(out) != nullptr);
+  const Failure& failure = first<RecoverFailed>(out)->failure;
+  CHECK(failure.kind == ErrorKind::kInvalidState);
+  CHECK(failure.rank == 1);
+  CHECK_THAT(failure.why, Contains("rank 1 is to complete the image of rank 2"));
+  for (const int peer : {0, 2}) REQUIRE(sent<GiveUp>(out, peer) != nullptr);
+}
+
+TEST_CASE("a choice that has a stranger complete a replica is malformed") {
+  State state = choosing_rank(config_of(1), {completing()});
+  const auto choice = [&](Claim source, int to) {
+    return message(0, protocol::Choice{kStep, kNoImage, {{std::move(source), to}}}, 2);
+  };
+  require_refused(state, choice(leaves_out(0), 2),
+                  kMalformed);  // rank 0 completes none of rank 2's
+  Claim both = leaves_out(1);
+  both.left_out.insert(both.left_out.begin(), ImageShare{0, kFirst});
+  require_refused(state, choice(both, 2), kMalformed);
+  Claim beyond = leaves_out(7);
+  require_refused(state, choice(beyond, 2), kMalformed);
+  REQUIRE(first<ServeCommon>(tell(state, choice(leaves_out(1), 2))) != nullptr);
+}
+
+TEST_CASE("the root counts a replica only with what completes it, within reach") {
+  const auto recover = [](std::shared_ptr<const Config> config, const Claim& at_first) {
+    State state = make_state(std::move(config));
+    tell(state, Formed{2});
+    tell(state, SlotsVerified{{claim(0, 0, Place::kOwnSlot), leaves_out(1)}, kStep});
+    hear(state, 1, Have{false, {at_first}, kStep}, 2);
+    hear(state, 2, Have{false, {}, kNoImage}, 2);
+    tell(state, FilesVerified{});
+    hear(state, 1, Have{true, {}, kNoImage}, 2);
+    return hear(state, 2, Have{true, {}, kNoImage}, 2);
+  };
+  SECTION("completed") {
+    const auto out = recover(config_of(0), completing());
+    for (const int child : {1, 2}) {
+      const auto* choice = sent<protocol::Choice>(out, child);
+      REQUIRE(choice != nullptr);
+      CHECK(choice->id == kStep);
+      const Transfer wanted{leaves_out(1), 2};
+      CHECK(std::count(choice->transfers.begin(), choice->transfers.end(), wanted) == 1);
+    }
+  }
+  SECTION("the image that is to complete it has other bytes") {
+    const auto out = recover(config_of(0), completing(kFirst));
+    REQUIRE(first<RecoverFailed>(out) != nullptr);
+    CHECK(first<RecoverFailed>(out)->failure.ranks == std::vector<int>{2});
+  }
+  SECTION("the image that is to complete it is on disk alone") {
+    auto file = completing();
+    file.place = Place::kOwnFile;
+    const auto out = recover(config_of(0), file);
+    REQUIRE(first<RecoverFailed>(out) != nullptr);
+    CHECK(first<RecoverFailed>(out)->failure.ranks == std::vector<int>{2});
+  }
+  SECTION("this job shares nothing any more") {
+    const auto out = recover(make_config(0, 3, {{1}, {2}, {0}}), completing());
+    REQUIRE(first<RecoverFailed>(out) != nullptr);
+    CHECK(first<RecoverFailed>(out)->failure.rank == 2);
+    CHECK_THAT(first<RecoverFailed>(out)->failure.why,
+               Contains("leaves out what rank 1 has, with which it shares nothing any more"));
+  }
+}
