@@ -115,14 +115,46 @@ TEST_CASE("On a mesh of 2 by 2 the cut optimizer comes back, and training ends t
 }
 
 TEST_CASE(
-    "What the mesh repeats on a holder is not sent, and a lost rank comes back all the same") {
-  const json object = identical(
-      {"--mesh", "2,2", "--spare-replicated", "--steps", "24", "--every", "3", "--lose", "1@17"});
-  const auto& bytes = object.at("replica_bytes");
-  // Parameters and moments are the same on rank r and its holder; the losses of each rank are not.
-  CHECK(bytes.at("spared") > bytes.at("sent"));
-  CHECK(object.at("kills").at(0).at("source") == "holder memory");
-  CHECK(object.at("kills").at(0).at("recovered_step") == 15);
+    "What the mesh repeats on another host is in no copy, and a lost rank gets it from there") {
+  // In a ring rank 2 holds what rank 1 leaves, and rank 3 has the rest.
+  const Words job{"--mesh", "2,2", "--partners", "ring", "--steps", "24", "--every", "3"};
+  const auto lose = [&job](const Words& more) {
+    Words words = job;
+    words.insert(words.end(), {"--lose", "1@17"});
+    words.insert(words.end(), more.begin(), more.end());
+    return identical(words);
+  };
+  const json whole = lose({});
+  const json spare = lose({"--spare-replicated"});
+  // Parameters and moments are the same on ranks 1 and 3; the losses of each rank are not.
+  const auto& bytes = spare.at("replica_bytes");
+  CHECK(bytes.at("spared").get<double>() > 10 * bytes.at("sent").get<double>());
+  // Two images and two copies a rank; now the copies are next to nothing.
+  CHECK(spare.at("vault_bytes").get<double>() < 0.6 * whole.at("vault_bytes").get<double>());
+  const json kill = spare.at("kills").at(0);
+  CHECK(kill.at("source") == "holder memory");
+  CHECK(kill.at("holder") == 2);
+  CHECK(kill.at("recovered_step") == 15);
+}
+
+TEST_CASE("An owner lost with the rank that has what its copies lack comes back from disk") {
+  // Ranks 1 and 3 have it for each other; rank 2, which holds a copy of 1, lives on.
+  const json object = identical({"--mesh", "2,2", "--spare-replicated", "--partners", "ring",
+                                 "--steps", "20", "--every", "4", "--lose", "1+3@15"});
+  REQUIRE(object.at("kills").size() == 2);
+  for (const auto& kill : object.at("kills")) {
+    CHECK(kill.at("source") == "disk");
+    CHECK(kill.at("recovered_step").get<int>() >= 8);  // every one is persisted
+  }
+}
+
+TEST_CASE("With copies that lack something the job starts again, from vaults and from disk") {
+  for (const std::string how : {"--kill", "--lose"}) {
+    INFO(how);
+    const json object = identical(
+        {"--mesh", "2,2", "--spare-replicated", "--steps", "20", "--every", "4", how, "all@15"});
+    CHECK(object.at("kills").at(0).at("source") == (how == "--kill" ? "own memory" : "disk"));
+  }
 }
 
 TEST_CASE("A rank that hangs is replaced, and ends by itself when it wakes up") {

@@ -13,8 +13,10 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/replicate/points.hpp>
 #include <meshstage/mesh/device_mesh.hpp>
+#include <meshstage/mesh/replicated.hpp>
 
 #include "tools/command/command.hpp"
+#include "tools/trainer/sharding.hpp"
 #include "tools/trainer/text.hpp"
 
 namespace meshstage::tools::drill {
@@ -40,15 +42,19 @@ std::optional<std::uint64_t> parse_number(std::string_view text) {
 
 [[noreturn]] void refuse(const std::string& what) { throw InvalidArgument(what); }
 
-/// Whether some rank goes together with all its holders, so that no memory has its image.
-bool leaves_disk_alone(const Fault& fault, const Holders& holders) {
+/// Whether some rank goes together with all its holders, or with one that completes what they
+/// have, so that no memory has its image.
+bool leaves_disk_alone(const Fault& fault, const Arguments& a) {
   const auto goes = [&fault](int rank) {
     return !fault.rank || *fault.rank == rank ||
            std::find(fault.with.begin(), fault.with.end(), rank) != fault.with.end();
   };
+  const Holders holders = a.holders();
+  const auto completers = a.completers();
   for (std::size_t owner = 0; owner < holders.size(); ++owner) {
     if (goes(static_cast<int>(owner)) &&
-        std::all_of(holders[owner].begin(), holders[owner].end(), goes)) {
+        (std::all_of(holders[owner].begin(), holders[owner].end(), goes) ||
+         std::any_of(completers[owner].begin(), completers[owner].end(), goes))) {
       return true;
     }
   }
@@ -96,6 +102,25 @@ std::string Fault::text() const {
 Holders Arguments::holders() const {
   if (ranks == 1) return Holders(1);
   return make_holders(FailureDomains::uniform(ranks, ranks_per_host), partners);
+}
+
+std::vector<std::vector<int>> Arguments::completers() const {
+  std::vector<std::vector<int>> out(static_cast<std::size_t>(ranks));
+  if (!spare_replicated) return out;
+  const auto device_mesh = DeviceMesh::from_shape(mesh);
+  const auto domains = FailureDomains::uniform(ranks, ranks_per_host);
+  const trainer::StatePlacements placements(device_mesh.ndim());
+  for (const auto* each : {&placements.parameter, &placements.moment}) {
+    const auto at = all_shared_at(device_mesh, *each, domains);
+    for (std::size_t rank = 0; rank < at.size(); ++rank) {
+      if (at[rank] >= 0) out[rank].push_back(at[rank]);
+    }
+  }
+  for (auto& ranks_of_one : out) {
+    std::sort(ranks_of_one.begin(), ranks_of_one.end());
+    ranks_of_one.erase(std::unique(ranks_of_one.begin(), ranks_of_one.end()), ranks_of_one.end());
+  }
+  return out;
 }
 
 Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps) {
@@ -168,8 +193,8 @@ void ArgumentParser::add_to(CLI::App& command) {
       ->type_name("SIZES");
   command.add_flag(
       "--spare-replicated", given_.spare_replicated,
-      "With --mesh: what the mesh repeats on a rank that holds\na copy is not sent to it; "
-      "the bytes spared are printed");
+      "With --mesh: copies lack what the mesh repeats on another\nhost, neither sent nor held; a "
+      "lost rank gets it from\nthere; the bytes spared are printed");
   command
       .add_option("--copies", given_.partners.copies,
                   "Ranks that hold a copy of each rank's images")
@@ -333,9 +358,8 @@ Arguments ArgumentParser::complete() const {
       refuse(fmt::format("--dir {}: is no directory", a.directory.string()));
     }
   }
-  const Holders holders = a.holders();
   const bool disk_alone = std::any_of(a.faults.begin(), a.faults.end(), [&](const Fault& f) {
-    return f.how == How::kLose && leaves_disk_alone(f, holders);
+    return f.how == How::kLose && leaves_disk_alone(f, a);
   });
   a.persist_every = persist_every_.value_or(disk_alone ? 1 : 4);
   a.deadline_ms = deadline_ms_.value_or(stops_.empty() ? 15'000 : 2'000);

@@ -153,6 +153,7 @@ void to_json(nlohmann::ordered_json& out, const Death& death) {
   out["generation"] = death.generation;
   out["recovered_step"] = death.recovered_step;
   out["source"] = death.source;
+  if (death.source == "holder memory") out["holder"] = death.from_rank;
   out["resume_ms"] = death.resume_ms();
 }
 

@@ -16,8 +16,8 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// Two images of each rank and of each of its wards, and those of a process that was stopped and
-// replaced; headers and padding.
+// Two images of each rank and, whole at most, of each of its wards, and those of a process that was
+// stopped and replaced; headers and padding.
 std::uint64_t vault_needed(std::uint64_t state_bytes, const Holders& holders) {
   const std::uint64_t slot = state_bytes + (std::uint64_t{1} << 17U);
   std::uint64_t images = 0;
@@ -107,7 +107,7 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
                     whole.first_loss, r.final_loss, r.seconds, median(r.stage_ms),
                     median(r.replicate_ms), median(r.step_ms), megabytes(r.vault_bytes)));
     if (arguments.spare_replicated) {
-      display.line(fmt::format("  replicas: {} sent, {} spared because their holders had them",
+      display.line(fmt::format("  replicas: {} sent, {} spared because other hosts have them",
                                megabytes(r.sent_bytes), megabytes(r.spared_bytes)));
     }
     verdict.difference = compare_all(arguments.ranks, whole_directory, job.directory);
@@ -139,7 +139,8 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"final_loss", r.final_loss},
                       {"stage_ms", times(r.stage_ms)},
                       {"replicate_ms", times(r.replicate_ms)},
-                      {"step_ms", {{"median", median(r.step_ms)}}}};
+                      {"step_ms", {{"median", median(r.step_ms)}}},
+                      {"vault_bytes", r.vault_bytes}};
   if (arguments.spare_replicated) {
     object["replica_bytes"] = {{"sent", r.sent_bytes}, {"spared", r.spared_bytes}};
   }

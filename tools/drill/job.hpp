@@ -49,7 +49,7 @@ struct JobResult {
   std::uint64_t state_bytes = 0;   ///< Of one rank.
   std::uint64_t vault_bytes = 0;   ///< Of all ranks, at its largest.
   std::uint64_t sent_bytes = 0;    ///< Of images, to their holders, by all ranks.
-  std::uint64_t spared_bytes = 0;  ///< What the holders had already.
+  std::uint64_t spared_bytes = 0;  ///< What they lack, for other ranks have it.
   double seconds = 0;
 };
 

@@ -171,7 +171,7 @@ void add_doctor(CLI::App& app, std::ostream& out) {
       ->capture_default_str();
   c->add_option("--state", o->state_bytes,
                 "Bytes of one rank's state dict (1500000000, 1.5GB, 1.4GiB): is there room for the "
-                "four images of it that each rank keeps?")
+                "four images of it that each rank keeps (two of them copies, taken to be whole)?")
       ->type_name("SIZE")
       ->transform([](const std::string& text) { return std::to_string(parse_size(text)); });
   c->add_option("--ranks", o->ranks, "Ranks on this host")

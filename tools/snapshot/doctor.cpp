@@ -40,7 +40,8 @@ Check memory(const HostFacts& f) {
           .remedy = {}};
   if (m.mem_available < f.memory_total / 10) {
     c.level = Level::kWarning;
-    c.remedy = "less than a tenth is free: each rank needs four times its state";
+    c.remedy =
+        "less than a tenth is free: each rank needs four times its state, less what copies lack";
   }
   return c;
 }
