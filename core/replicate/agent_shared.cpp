@@ -28,13 +28,14 @@ PlanOptions Agent::Impl::plan_options(const Value& state, const std::set<int>& a
   PlanOptions plan{.block_bytes = options_.block_bytes};
   if (!options_.shared.paths) return plan;
   const int me = options_.rank;
+  const auto paths = [&](int owner, int at) {
+    return exchange::names_for_a_want(options_.shared.paths(state, owner, at));
+  };
   for (const int other : config_->completers[static_cast<std::size_t>(me)]) {
-    if (!apart.contains(other)) {
-      plan.shared.push_back({other, options_.shared.paths(state, me, other)});
-    }
+    if (!apart.contains(other)) plan.shared.push_back({other, paths(me, other)});
   }
   for (const int owner : config_->relying) {
-    plan.completes.push_back({owner, options_.shared.paths(state, owner, me)});
+    plan.completes.push_back({owner, paths(owner, me)});
   }
   return plan;
 }

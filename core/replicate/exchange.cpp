@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include <meshstage/core/comm/control_links.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
@@ -252,6 +253,19 @@ Want decode_want(std::span<const std::byte> bytes, int from) {
   }
   if (!bytes.empty()) throw refuse("length: " + std::to_string(bytes.size()) + " bytes too many");
   return want;
+}
+
+std::vector<std::string> names_for_a_want(std::vector<std::string> names) {
+  // Room for what the link itself puts around a message.
+  constexpr std::size_t kMost = ControlLinks::kMaxMessageBytes - 4096;
+  std::sort(names.begin(), names.end());
+  std::size_t bytes = kWantBytes;
+  const auto beyond = std::find_if(names.begin(), names.end(), [&](const std::string& name) {
+    bytes += kNamedBytes + name.size();
+    return bytes > kMost;
+  });
+  names.erase(beyond, names.end());
+  return names;
 }
 
 std::vector<Piece> pieces_of(const Shape& shape) {

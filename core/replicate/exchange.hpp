@@ -86,6 +86,10 @@ struct Want {
 /// Throws CorruptData naming the field.
 [[nodiscard]] Want decode_want(std::span<const std::byte> bytes, int from);
 
+/// Of these names as many as fit one message, first in order: an owner leaves out no more on one
+/// rank's account, and that rank counts on no more.
+[[nodiscard]] std::vector<std::string> names_for_a_want(std::vector<std::string> names);
+
 /// The pieces in the order of their offsets (in the whole image): the manifest (unless the receiver
 /// has it), then one for each block of the data section, the last of them with the trailer; in a
 /// replica those behind the shared bytes. Throws InvalidArgument on sizes that contradict each

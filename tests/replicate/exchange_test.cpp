@@ -5,7 +5,9 @@
 
 #include <meshstage/core/replicate/exchange.hpp>
 
+#include <meshstage/core/comm/control_links.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/replicate/wire.hpp>
 
 #include "tests/support/catch.hpp"
 
@@ -165,4 +167,20 @@ TEST_CASE("a field that makes no sense is named") {
   CHECK_THAT(want_refusal(with(want, 40, ~std::uint64_t{0})), Contains("storage 0 of"));
   CHECK_THAT(want_refusal(with(want, 48, 1000)), Contains("a name of 1000"));
   CHECK_THAT(want_refusal(with(want, 48, ~std::uint64_t{0})), Contains("a name of"));
+}
+
+TEST_CASE("what is left out on one rank's account can be asked for in one message") {
+  std::vector<std::string> names;
+  for (int i = 0; i < 300'000; ++i) names.push_back(std::string(40, 'n') + std::to_string(i));
+  auto shuffled = names;
+  std::shuffle(shuffled.begin(), shuffled.end(), std::mt19937_64(3));
+  const auto fit = names_for_a_want(shuffled);
+  CHECK(fit == names_for_a_want(names));  // in whatever order the two ranks name them
+  CHECK(fit.size() < names.size());
+  Want want{3, {3, 17}, {}};
+  for (const auto& name : fit) want.storages.push_back({name, 4096});
+  const auto bytes = protocol::with_digest(encode(want)).size();
+  CHECK(bytes <= ControlLinks::kMaxMessageBytes);
+  CHECK(bytes + 8192 > ControlLinks::kMaxMessageBytes);
+  CHECK(names_for_a_want({"b", "a"}) == std::vector<std::string>{"a", "b"});
 }
