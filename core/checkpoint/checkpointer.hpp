@@ -107,7 +107,8 @@ class MESHSTAGE_API Checkpointer {
  public:
   /// Collective. Attaches the vault and forms a generation with all ranks.
   /// Throws InvalidArgument (options, environment), Timeout (ranks that did not come, or no Store
-  /// answered), InvalidState (ranks whose world size, holders or block size differ), OutOfMemory.
+  /// answered), InvalidState (ranks whose world size, holders, completers or block size differ),
+  /// OutOfMemory.
   explicit Checkpointer(CheckpointerOptions options);
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;

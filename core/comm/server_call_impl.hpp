@@ -162,7 +162,14 @@ auto until_answered(const Server& server, std::chrono::milliseconds length, Dead
   }
 }
 
-/// Store::wait_reachable(): `attempt()` connects, and throws Broken if that failed.
+/// When one attempt to connect ends, so that another can follow: what a firewall swallowed, or a
+/// server that accepts and is not up, would keep the first one waiting until the deadline.
+inline Deadline attempt_end(Deadline deadline) {
+  return deadline.earlier(Deadline::after(std::chrono::seconds(3)));
+}
+
+/// Store::wait_reachable(): `attempt()` connects until attempt_end(), and throws Broken if that
+/// failed.
 template <class F>
 void wait_until_answered(const Server& server, Deadline deadline, const std::stop_token& stop,
                          const Store::Unanswered& unanswered, F&& attempt) {

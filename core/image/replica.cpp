@@ -33,6 +33,22 @@ std::vector<SharedPart> shared_parts(std::span<const std::byte> image_or_replica
   return std::move(manifest.shared);
 }
 
+ImageShares checked_shares(std::span<const std::byte> image_or_replica, const ImageInfo& info) {
+  const bool whole = image_or_replica.size() == info.image_bytes;
+  auto shares = whole ? read_shares(image_or_replica) : read_replica_shares(image_or_replica);
+  std::vector<int> said, named;
+  for (const auto& share : shares.left_out) said.push_back(share.rank);
+  if (info.shared_bytes != 0) {
+    for (const auto& part : shared_parts(image_or_replica, info)) named.push_back(part.rank);
+  }
+  if (said != named) {
+    throw make_error<CorruptData>("image of " + to_string(info.identity) +
+                                      ": manifest and trailer disagree on who shares with it",
+                                  info.identity.rank, info.identity.id.step);
+  }
+  return shares;
+}
+
 std::vector<ImageRange> ranges_of(const SharedPart& part) {
   std::vector<ImageRange> ranges;
   for (const auto& piece : part.pieces) ranges.push_back({piece.offset, piece.bytes});

@@ -86,5 +86,8 @@ struct ImageShares {
 /// Reads no more than read_info() does. Throws CorruptData.
 MESHSTAGE_API ImageShares read_shares(std::span<const std::byte> image);
 MESHSTAGE_API ImageShares read_replica_shares(std::span<const std::byte> replica);
+/// The same of either, of which `info` was read; and that its manifest names the same ranks.
+MESHSTAGE_API ImageShares checked_shares(std::span<const std::byte> image_or_replica,
+                                         const ImageInfo& info);
 
 }  // namespace meshstage

@@ -176,7 +176,10 @@ void Agent::Impl::leave() noexcept {
   for (auto& [peer, worker] : send_) worker->drain();
   for (auto& [peer, worker] : receive_) worker->drain();
   copy_->drain();
-  verify_->drain();
+  for (int i = 0; i < 2; ++i) {  // what has arrived may still be verified
+    loop_->drain();
+    verify_->drain();
+  }
   loop_->drain();
   ++epoch_;
   loop_->post([this, error = cause.error()] {

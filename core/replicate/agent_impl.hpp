@@ -77,9 +77,10 @@ struct Incoming {
   protocol::ImageSizes sizes;
   bool fetch = false;
   bool with_manifest = true;
-  bool streaming = false;  ///< A StreamStart came; from here every piece is taken.
-  bool in_parts = false;   ///< A fetched replica that others complete.
-  std::set<int> missing;   ///< Who has yet to send what it leaves out, once that is known.
+  bool streaming = false;       ///< A StreamStart came; from here every piece is taken.
+  bool in_parts = false;        ///< A fetched replica that others complete.
+  std::vector<int> completers;  ///< Of it, ascending, by what all agreed on.
+  std::set<int> missing;        ///< Those of them whose part is not here yet.
   WriteLease lease;
   std::optional<Digest> expected;    ///< As announced by the owner; a fetch has it from the start.
   std::optional<ImageInfo> arrived;  ///< All digests were right.

@@ -31,16 +31,9 @@ protocol::Claim claim_of(const ReadLease& lease, int at) {
   const bool own = key.owner_rank == at;
   const ImageInfo verified = own ? verify_image(lease.image()) : verify_replica(lease.image());
   if (verified != lease.info()) throw CorruptData("header and image disagree");
-  auto claim = protocol::claim_of(
-      verified, own ? read_shares(lease.image()) : read_replica_shares(lease.image()), at,
-      own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot, key.index);
-  std::vector<int> said, named;
-  for (const auto& share : claim.left_out) said.push_back(share.rank);
-  if (verified.shared_bytes != 0) {
-    for (const auto& part : shared_parts(lease.image(), verified)) named.push_back(part.rank);
-  }
-  if (said != named) throw CorruptData("manifest and trailer disagree on what is shared");
-  return claim;
+  return protocol::claim_of(verified, checked_shares(lease.image(), verified), at,
+                            own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot,
+                            key.index);
 }
 
 /// Adds what is wrong with one image to what is wrong with those before it.
@@ -226,6 +219,7 @@ void Agent::Impl::perform(const protocol::Fetch& action) {
     in.sizes = from.sizes;
     in.fetch = true;
     in.in_parts = from.owner == options_.rank && from.needs_others();
+    for (const auto& share : from.left_out) in.completers.push_back(share.rank);
     in.expected = from.image_digest;
     const std::uint64_t bytes =
         from.sizes.image_bytes - (from.owner == options_.rank ? 0 : from.sizes.shared_bytes);

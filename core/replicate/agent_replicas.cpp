@@ -81,6 +81,7 @@ Replica Agent::Impl::held(int ward, const NodeRegistry& registry) {
         if (leases.empty()) {
           throw NotFound("no complete step of rank " + std::to_string(ward) + " is held yet");
         }
+        if (leases.front()->info().shared_bytes == 0) break;
       }
       for (const auto& lease : leases) hold(lease->key());
       found.set_value(std::move(leases));

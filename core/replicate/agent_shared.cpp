@@ -5,6 +5,7 @@
 #include <memory>
 #include <utility>
 
+#include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/replicate/agent_impl.hpp>
@@ -33,6 +34,16 @@ PlanOptions Agent::Impl::plan_options(const Value& state, const std::set<int>& a
   };
   for (const int other : config_->completers[static_cast<std::size_t>(me)]) {
     if (!apart.contains(other)) plan.shared.push_back({other, paths(me, other)});
+  }
+  std::map<std::string_view, int> taken;
+  for (const auto& part : plan.shared) {
+    for (const auto& name : part.names) {
+      const auto [it, first] = taken.emplace(name, part.rank);
+      if (first) continue;
+      throw InvalidArgument("the tensor \"" + name + "\" is left out on account of rank " +
+                            std::to_string(it->second) + " and of rank " +
+                            std::to_string(part.rank) + ": SharedTensors::paths names it for one");
+    }
   }
   for (const int owner : config_->relying) {
     plan.completes.push_back({owner, paths(owner, me)});
@@ -87,28 +98,29 @@ void Agent::Impl::ask_for_common(int owner, ImageId id) {
   const auto it = incoming_.find(owner);
   if (it == incoming_.end() || it->second.id != id) return;
   Incoming& in = it->second;
-  std::vector<SharedPart> parts;
   try {
-    parts = shared_parts(in.lease.image(), read_info(in.lease.image()));
-  } catch (const CorruptData& e) {
-    not_arrived(owner, id, ErrorKind::kCorruptData, e.what());
-    return;
-  }
-  for (const auto& part : parts) {
-    if (!send_.contains(part.rank)) {
-      not_arrived(owner, id, ErrorKind::kInvalidState,
-                  "its replica leaves out what rank " + std::to_string(part.rank) +
-                      " has, which this rank has no link to");
-      return;
+    const auto image = in.lease.image();
+    const ImageInfo info = read_info(image);
+    if (digest128(image.first(info.manifest_bytes)) != in.sizes.manifest_digest) {
+      throw CorruptData("its manifest is not the one that was announced");
     }
-    in.missing.insert(part.rank);
-  }
-  for (const auto& part : parts) {
-    exchange::Want want{generation_.number, id, {}};
-    for (const auto& piece : part.pieces) want.storages.push_back({piece.name, piece.bytes});
-    ask_for(part.rank, owner, id, meshstage::shape_of(ranges_of(part), options_.block_bytes),
-            exchange::Content::kCommon);
-    say(part.rank, exchange::encode(want));
+    const auto parts = shared_parts(image, info);
+    for (const auto& part : parts) in.missing.insert(part.rank);
+    // Only those have been told to answer.
+    if (!std::equal(in.missing.begin(), in.missing.end(), in.completers.begin(),
+                    in.completers.end()) ||
+        parts.empty()) {
+      throw CorruptData("it leaves out what other ranks have than was announced");
+    }
+    for (const auto& part : parts) {
+      exchange::Want want{generation_.number, id, {}};
+      for (const auto& piece : part.pieces) want.storages.push_back({piece.name, piece.bytes});
+      ask_for(part.rank, owner, id, meshstage::shape_of(ranges_of(part), options_.block_bytes),
+              exchange::Content::kCommon);
+      say(part.rank, exchange::encode(want));
+    }
+  } catch (const Error& e) {
+    not_arrived(owner, id, e.kind(), e.what());
   }
 }
 
@@ -125,9 +137,9 @@ void Agent::Impl::common_arrived(int from, int owner, ImageId id) {
       clear_shared_padding(shared_parts(image, info), info, image);
       const ImageInfo proven = exchange::prove_image(from, image, manifest, who);
       post([this, owner, id, proven] { arrived(owner, id, proven); });
-    } catch (const CorruptData& e) {
-      post([this, owner, id, why = std::string(e.what())] {
-        not_arrived(owner, id, ErrorKind::kCorruptData, why);
+    } catch (const Error& e) {
+      post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
+        not_arrived(owner, id, kind, why);
       });
     }
   });

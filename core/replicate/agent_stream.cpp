@@ -96,6 +96,10 @@ void Agent::Impl::receive_on(int from, int owner, ImageId id, std::function<void
       post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
         not_arrived(owner, id, kind, why);
       });
+    } catch (const std::bad_alloc&) {
+      post([this, owner, id] {
+        not_arrived(owner, id, ErrorKind::kOutOfMemory, "no memory for the digests of its blocks");
+      });
     }
   });
 }

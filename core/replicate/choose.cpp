@@ -106,7 +106,8 @@ ImageId choose(std::span<const Claim> claims, int world_size, bool generations_a
 
 std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
                                      const std::vector<std::vector<int>>& holders,
-                                     bool restore_holders, bool generations_apart) {
+                                     bool restore_holders, bool generations_apart,
+                                     const CanComplete& can_complete) {
   const int world_size = static_cast<int>(holders.size());
   const auto complete = completeness(claims);
   std::vector<std::vector<std::size_t>> copies(holders.size());  // indices of claims, by owner
@@ -131,7 +132,7 @@ std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
         const Claim* claim = &claims[i];
         const bool slot = claim->place == Place::kOwnSlot || claim->place == Place::kHeldSlot;
         if (slot && claim->at == to) return;  // already where it belongs
-        if (to == owner && !complete[i]) continue;
+        if (to == owner && (!complete[i] || (can_complete && !can_complete(*claim)))) continue;
         if (nearest == nullptr || distance(claim) < distance(nearest)) nearest = claim;
       }
       if (nearest != nullptr) transfers.push_back({*nearest, to});

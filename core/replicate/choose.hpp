@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -83,15 +84,20 @@ MESHSTAGE_API ImageId choose(std::span<const Claim> claims, int world_size,
 /// Whether two ids are the same image: yes if they are equal. (`generations_apart` as above.)
 MESHSTAGE_API bool same_image(ImageId a, ImageId b, bool generations_apart = true);
 
+/// Whether the owner of a claim is linked to all who are to complete it.
+using CanComplete = std::function<bool(const Claim&)>;
+
 /// Every owner and every holder that lacks `id`, with its nearest source: the owner's memory, a
 /// holder's memory, the destination's own disk, another's disk. Owners are sent complete claims
-/// only; for a holder a replica does that leaves out the same.
+/// only, and of these what it `can_complete` (null: all); for a holder a replica does that leaves
+/// out the same.
 /// \param holders holders[r] are the ranks that hold r's replica.
 /// \param restore_holders for the explorer only: what happens if only owners are restored.
 MESHSTAGE_API std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
                                                    const std::vector<std::vector<int>>& holders,
                                                    bool restore_holders = true,
-                                                   bool generations_apart = true);
+                                                   bool generations_apart = true,
+                                                   const CanComplete& can_complete = {});
 
 /// The ranks to name when nothing is covered: those without a copy of the id that lacks the fewest
 /// (the newest such); all ranks if there is no claim. `claims`: complete ones.

@@ -237,8 +237,13 @@ void choose_at_root(Turn& turn) {
     const auto it = std::find_if(claims.begin(), claims.end(),
                                  [&](const Claim& claim) { return claim.id == choice.id; });
     if (it != claims.end()) choice.base = it->base;
-    choice.transfers = plan_transfers(claims, choice.id, turn.config().holders,
-                                      turn.rule().restore_holders, apart);
+    // Among all that its keepers have: a replica that nobody completes any more is where it
+    // belongs.
+    claims = recovery.claims;
+    std::erase_if(claims, [&](const Claim& c) { return !keeps(turn, c.at, c.owner); });
+    choice.transfers =
+        plan_transfers(claims, choice.id, turn.config().holders, turn.rule().restore_holders, apart,
+                       [&](const Claim& c) { return stranger(turn, c) < 0; });
   }
   recovery.claims.clear();
   turn.reach(Point::kChosen, choice.id);
@@ -339,7 +344,8 @@ void on(Turn& turn, int from, const Choice& choice) {
                             std::to_string(transfer.to) + "; rank " + std::to_string(end) +
                             " is no holder of it");
     }
-    if (const int other = stranger(turn, transfer.source); other >= 0) {
+    const int other = transfer.to == owner ? stranger(turn, transfer.source) : -1;
+    if (other >= 0) {
       return turn.malformed("a choice that has rank " + std::to_string(other) +
                             " complete a replica of rank " + std::to_string(owner) +
                             ", with which it shares nothing");

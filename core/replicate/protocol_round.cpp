@@ -274,10 +274,13 @@ void on(Turn& turn, const OwnSealed& event) {
   round->own = Part::kSealed;
   if (Slot* slot = writing(turn.s.own, event.id)) slot->state = Slot::State::kSealed;
   turn.reach(Point::kOwnSealed, event.id);
-  if (round->verdict != Verdict::kOpen) return;
-  for (const int holder : turn.config().holders[turn.config().rank]) {
-    turn.send(holder, Sealed{event.id, event.image_digest});
+  if (round->verdict == Verdict::kOpen) {
+    for (const int holder : turn.config().holders[turn.config().rank]) {
+      turn.send(holder, Sealed{event.id, event.image_digest});
+    }
   }
+  // Of a step that has failed, too: what differs is left in by the next one, however many pairs of
+  // ranks it concerns.
   const auto& completers = turn.config().completers[turn.config().rank];
   for (std::size_t i = 0; i < completers.size(); ++i) {
     Common common = i < event.left_out.size() ? event.left_out[i] : Common{};
@@ -385,7 +388,8 @@ void on(Turn& turn, int from, const Common& common) {
     return turn.malformed("common from rank " + std::to_string(from) +
                           ", which does not rely on this rank");
   }
-  Round* round = open_round(turn, common.id);
+  Round* round = find_round(turn.s, common.id);
+  if (round == nullptr || round->verdict == Verdict::kOpen) round = open_round(turn, common.id);
   if (round == nullptr) return;
   auto& heard = round->heard[static_cast<std::size_t>(index)];
   if (heard) return turn.malformed("the same common twice");

@@ -14,7 +14,8 @@ struct SharedTensors {
   std::vector<std::vector<int>> ranks;
   /// The paths of the tensors in `state` which rank `owner` leaves out of its replicas because rank
   /// `at` has them byte for byte at every step; asked by both, each with its own state, which must
-  /// come to the same answer. Asked once for each structure.
+  /// come to the same answer; for each tensor and owner at most one `at`. Asked for each new
+  /// structure, by the trainer's thread.
   std::function<std::vector<std::string>(const Value& state, int owner, int at)> paths;
 };
 

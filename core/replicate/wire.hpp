@@ -23,7 +23,8 @@ namespace meshstage::protocol {
 
 /// 2: what replicas leave out, and who completes them.
 inline constexpr std::uint16_t kWireVersion = 2;
-/// The oldest version that is still read.
+/// The oldest version that is still read. (A job's ranks run one build all the same: what they send
+/// is of this version.)
 inline constexpr std::uint16_t kOldestWireVersion = 1;
 inline constexpr std::size_t kWireHeaderBytes = 32;
 

@@ -140,9 +140,16 @@ TEST_CASE("different bytes fail the step, and who relies on them is told") {
     REQUIRE(first<AbortRound>(out) != nullptr);
   }
   REQUIRE(state.rounds.at(0).verdict == Verdict::kFailed);
-  // It is over: more of it changes nothing.
-  require_refused(state, message(2, common(kLast)), kStale);
-  require_refused(state, message(0, common(kFirst)), kStale);
+}
+
+TEST_CASE("of a step that has failed all differences are found, and nothing else is said") {
+  State state = staging_rank();
+  tell(state, own_sealed());
+  require_differs(hear(state, 2, common(kMine)), 2);
+  const auto out = hear(state, 0, common(kMine));  // the other who relies on this rank, too late
+  REQUIRE(sent<Differ>(out, 0) != nullptr);
+  CHECK(out.size() == 1);
+  require_refused(state, message(0, common(kMine)), kMalformed);  // twice
 }
 
 TEST_CASE("who leaves nothing out has nothing to be compared") {
@@ -170,9 +177,11 @@ TEST_CASE("who completes this rank's replicas is told what they leave out, with 
     REQUIRE(sent<Common>(out, 0) != nullptr);
     CHECK(*sent<Common>(out, 0) == Common{kStep, 0, {}});
   }
-  SECTION("not of a step that has failed") {
+  SECTION("of a step that has failed, too, which holders need no more") {
     hear(state, 0, Failed{kStep, 0, "elsewhere"});
-    CHECK(sent<Common>(tell(state, own_sealed()), 0) == nullptr);
+    const auto out = tell(state, own_sealed());
+    CHECK(sent<Common>(out, 0) != nullptr);
+    CHECK(sent<Sealed>(out, 2) == nullptr);
   }
 }
 

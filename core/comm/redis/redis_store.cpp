@@ -234,7 +234,7 @@ class RedisStore final : public Store {
     const server_call::StopSignal stopped(stop);
     server_call::wait_until_answered(server_, deadline, stop, unanswered, [&] {
       try {
-        idle_.give_back(connect(deadline, stopped.descriptor()));
+        idle_.give_back(connect(server_call::attempt_end(deadline), stopped.descriptor()));
       } catch (const Late&) {
         throw Broken{"it did not greet"};
       }

@@ -101,7 +101,11 @@ class TcpStore::Impl {
                       const Store::Unanswered& unanswered) {
     const server_call::StopSignal stopped(stop);
     server_call::wait_until_answered(server_, deadline, stop, unanswered, [&] {
-      idle_.give_back(connect(deadline, stopped.descriptor()));
+      try {
+        idle_.give_back(connect(server_call::attempt_end(deadline), stopped.descriptor()));
+      } catch (const Late&) {
+        throw Broken{"it did not answer"};
+      }
     });
   }
 
