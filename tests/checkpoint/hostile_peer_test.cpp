@@ -418,13 +418,13 @@ TEST_CASE("a want for what a rank has not ends the recovery alike, the next one 
   job.shared.paths = [](const ms::Value&, int, int) { return std::vector<std::string>{"both"}; };
   std::atomic<int> meddled{0};
   std::atomic<bool> meddling{false};
-  job.meddler.message = [&, what = what](int from, int to, Bytes& bytes) {
+  job.meddler.message = [&, how = what](int from, int to, Bytes& bytes) {
     if (!meddling || from != 1 || to != 0 || !ms::exchange::is_want(bytes)) return;
     auto want = ms::exchange::decode_want(bytes, from);
     auto& storage = want.storages.at(0);
-    if (what == "name") storage.name = "coth";
-    if (what == "size") storage.bytes -= 1;
-    if (what == "step") want.id.step = 1;
+    if (how == "name") storage.name = "coth";
+    if (how == "size") storage.bytes -= 1;
+    if (how == "step") want.id.step = 1;
     bytes = ms::exchange::encode(want);
     ++meddled;
   };
