@@ -1,0 +1,161 @@
+#include <meshstage/core/async/crew.hpp>
+
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <list>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace meshstage {
+namespace {
+
+// Threads started while this lives have every signal blocked from their begin.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+  ~SignalsBlocked() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_{};
+};
+
+struct Job {
+  const std::function<void(std::size_t)>& task;
+  const std::size_t count;
+  std::atomic<std::size_t> next{0};
+  unsigned wanted;       // helpers that may still join; guarded by the crew's mutex, as all below
+  unsigned helpers = 0;  // at work
+  std::exception_ptr error;
+  std::condition_variable left;  // helpers is 0
+};
+
+}  // namespace
+
+class Crew::Impl {
+ public:
+  Impl(std::string name, unsigned hands) : name_(std::move(name)), hands_(std::max(1U, hands)) {}
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+      changed_.notify_all();
+    }
+    for (auto& thread : threads_) thread.join();
+  }
+
+  [[nodiscard]] unsigned hands() const noexcept { return hands_; }
+  [[nodiscard]] bool forked() const noexcept { return ::getpid() != made_by_; }
+
+  void run(std::size_t count, const std::function<void(std::size_t)>& task, unsigned hands) {
+    hands = hands == 0 ? hands_ : std::min(hands, hands_);
+    const auto helpers =
+        static_cast<unsigned>(std::min<std::size_t>(hands, std::max<std::size_t>(count, 1)) - 1);
+    if (helpers == 0 || forked()) {
+      for (std::size_t i = 0; i < count; ++i) task(i);
+      return;
+    }
+    Job job{.task = task, .count = count, .wanted = helpers, .error = nullptr, .left = {}};
+    std::unique_lock lock(mutex_);
+    start(helpers);
+    const auto at = jobs_.insert(jobs_.end(), &job);
+    for (unsigned i = 0; i < helpers; ++i) changed_.notify_one();
+    lock.unlock();
+    work(job);
+    lock.lock();
+    jobs_.erase(at);
+    job.left.wait(lock, [&] { return job.helpers == 0; });
+    if (job.error) std::rethrow_exception(job.error);
+  }
+
+ private:
+  // With the mutex held. Fewer helpers than wanted are slower, not wrong: a limit on threads is no
+  // error.
+  void start(unsigned helpers) {
+    const SignalsBlocked blocked;
+    try {
+      while (threads_.size() < helpers) {
+        threads_.emplace_back([this, number = threads_.size() + 1] {
+          const auto digits = std::to_string(number);
+          const auto name = name_.substr(0, 15 - digits.size()) + digits;
+          ::pthread_setname_np(::pthread_self(), name.c_str());
+          help();
+        });
+      }
+    } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch)
+    }
+  }
+
+  void help() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      auto open = jobs_.end();
+      changed_.wait(lock, [&] {
+        open = std::find_if(jobs_.begin(), jobs_.end(),
+                            [](const Job* job) { return job->wanted > 0; });
+        return stopping_ || open != jobs_.end();
+      });
+      if (open == jobs_.end()) return;
+      Job& job = **open;
+      --job.wanted;
+      ++job.helpers;
+      lock.unlock();
+      work(job);
+      lock.lock();
+      if (--job.helpers == 0) job.left.notify_all();
+    }
+  }
+
+  void work(Job& job) {
+    for (auto i = job.next++; i < job.count; i = job.next++) {
+      try {
+        job.task(i);
+      } catch (...) {  // whatever a task throws is the caller's of run()
+        job.next = job.count;
+        const std::lock_guard lock(mutex_);
+        if (!job.error) job.error = std::current_exception();
+      }
+    }
+  }
+
+  const std::string name_;
+  const unsigned hands_;
+  const pid_t made_by_ = ::getpid();
+  std::mutex mutex_;  // guards what follows, and the jobs
+  std::condition_variable changed_;
+  std::list<Job*> jobs_;
+  std::vector<std::thread> threads_;
+  bool stopping_ = false;
+};
+
+Crew::Crew(std::string name, unsigned hands)
+    : impl_(std::make_unique<Impl>(std::move(name), hands)) {}
+
+Crew::~Crew() {
+  // A forked child has the memory of the threads, not the threads: there is nothing to join, and
+  // the mutex may be locked for ever.
+  if (impl_->forked()) static_cast<void>(impl_.release());
+}
+
+unsigned Crew::hands() const noexcept { return impl_->hands(); }
+
+void Crew::run(std::size_t count, const std::function<void(std::size_t)>& task, unsigned hands) {
+  impl_->run(count, task, hands);
+}
+
+}  // namespace meshstage
