@@ -7,7 +7,10 @@ libtomlplusplus-dev libxxhash-dev libgloo-dev libhiredis-dev libopenmpi-dev open
 
 root_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
+# say TEXT...: a heading; bold on a terminal.
+say() {
+  if [ -t 1 ]; then printf '\033[1m==> %s\033[0m\n' "$*"; else printf '==> %s\n' "$*"; fi
+}
 
 # install_packages PACKAGE...: prints the one apt line, and runs it unless everything is there already.
 install_packages() {

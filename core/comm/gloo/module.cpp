@@ -1,5 +1,7 @@
 #include <dlfcn.h>
+#include <link.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <sstream>
 #include <vector>
@@ -15,24 +17,52 @@ namespace {
 namespace fs = std::filesystem;
 constexpr char kFile[] = "libmeshstage_gloo.so";
 
-/// The folder of the shared library or program that this code was linked into.
-fs::path own_folder() {
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<const void*>(&gloo_module_table), &info) == 0 ||
-      info.dli_fname == nullptr) {
-    return {};
+/// The shared library or program that this code was linked into, as the dynamic linker knows it.
+struct Self {
+  fs::path folder;                  ///< Empty if it cannot be told.
+  std::vector<fs::path> run_paths;  ///< Where the dynamic linker looks for libraries on its behalf.
+};
+
+std::vector<fs::path> run_paths_of(const char* name) {
+  // The empty name is the program's own; RTLD_NOLOAD: a handle to what is loaded already.
+  void* const handle = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+  if (handle == nullptr) return {};
+  std::vector<fs::path> found;
+  Dl_serinfo size{};
+  if (dlinfo(handle, RTLD_DI_SERINFOSIZE, &size) == 0) {
+    std::vector<Dl_serinfo> room(size.dls_size / sizeof(Dl_serinfo) + 1);
+    Dl_serinfo* const paths = room.data();
+    paths->dls_size = size.dls_size;
+    paths->dls_cnt = size.dls_cnt;
+    if (dlinfo(handle, RTLD_DI_SERINFO, paths) == 0) {
+      const Dl_serpath* const first = &paths->dls_serpath[0];
+      for (unsigned i = 0; i < paths->dls_cnt; ++i) found.emplace_back(first[i].dls_name);
+    }
   }
+  dlclose(handle);
+  return found;
+}
+
+Self find_self() {
+  static const char here = 0;  // an object of this file: a function's address may be the program's
+  Dl_info info{};
+  void* extra = nullptr;
+  if (dladdr1(&here, &info, &extra, RTLD_DL_LINKMAP) == 0 || extra == nullptr) return {};
+  const char* const name = static_cast<const link_map*>(extra)->l_name;
+  // The program itself has no name there, and the one it was started by may be relative.
+  const bool program = name == nullptr || *name == '\0';
   std::error_code error;
-  fs::path file = fs::canonical(info.dli_fname, error);
-  // A program started through PATH has no folder in its name.
-  if (error) file = fs::canonical("/proc/self/exe", error);
-  return file.parent_path();
+  const fs::path file = fs::canonical(program ? "/proc/self/exe" : name, error);
+  return {.folder = error ? fs::path() : file.parent_path(),
+          .run_paths = run_paths_of(program ? nullptr : name)};
 }
 
 std::vector<fs::path> candidates(const fs::path& path) {
   std::vector<fs::path> found;
   const auto in = [&found](const fs::path& folder) {
-    if (!folder.empty()) found.push_back((folder / kFile).lexically_normal());
+    if (folder.empty()) return;
+    const fs::path file = (folder / kFile).lexically_normal();
+    if (std::find(found.begin(), found.end(), file) == found.end()) found.push_back(file);
   };
   if (!path.empty()) {
     // A path that was asked for is the only one: a user who names a file means it.
@@ -47,12 +77,15 @@ std::vector<fs::path> candidates(const fs::path& path) {
     std::istringstream folders(variable);
     for (std::string folder; std::getline(folders, folder, ':');) in(folder);
   }
-  if (const fs::path own = own_folder(); !own.empty()) {
-    in(own);
-    in(own / "meshstage");                                   // beside a shared library
-    in(own / ".." / MESHSTAGE_LIBDIR / "meshstage");         // of a program in bin/, also if moved
-    in(own / ".." / ".." / MESHSTAGE_LIBDIR / "meshstage");  // of a test in the build tree
+  const Self self = find_self();
+  if (!self.folder.empty()) {
+    in(self.folder);
+    in(self.folder / "meshstage");                                   // beside a shared library
+    in(self.folder / ".." / MESHSTAGE_LIBDIR / "meshstage");         // of a program in bin/
+    in(self.folder / ".." / ".." / MESHSTAGE_LIBDIR / "meshstage");  // of a test in the build tree
   }
+  // Programs that link a static libmeshstage carry the installed module's folder as a run path.
+  for (const fs::path& folder : self.run_paths) in(folder);
   in(fs::path(MESHSTAGE_FULL_LIBDIR) / "meshstage");
   return found;
 }
