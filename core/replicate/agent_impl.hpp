@@ -14,11 +14,11 @@
 #include <vector>
 
 #include <meshstage/core/async/worker.hpp>
+#include <meshstage/core/protocol/codec.hpp>
+#include <meshstage/core/protocol/transition.hpp>
 #include <meshstage/core/replicate/agent.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/persistence.hpp>
-#include <meshstage/core/replicate/protocol.hpp>
-#include <meshstage/core/replicate/wire.hpp>
 #include <meshstage/core/stage/source_digests_impl.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/stage/watermark.hpp>

@@ -1,6 +1,6 @@
 // What this rank has in common with others: its replicas leave out what ranks in other failure
 // domains have in their own images of the same step, and an owner that was lost gets it from there.
-// PROTOCOL.md, "What other ranks have too".
+// core/protocol/PROTOCOL.md, "What other ranks have too".
 #include <algorithm>
 #include <memory>
 #include <utility>

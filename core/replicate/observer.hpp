@@ -4,7 +4,7 @@
 #include <string_view>
 
 #include <meshstage/core/image/identity.hpp>
-#include <meshstage/core/replicate/points.hpp>
+#include <meshstage/core/protocol/points.hpp>
 
 namespace meshstage {
 

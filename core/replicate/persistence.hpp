@@ -7,7 +7,7 @@
 
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
-#include <meshstage/core/replicate/choose.hpp>
+#include <meshstage/core/protocol/choose.hpp>
 
 namespace meshstage {
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/protocol/codec.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
-#include <meshstage/core/replicate/wire.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/job_steps.hpp"

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/protocol/codec.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
-#include <meshstage/core/replicate/wire.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/disk_contents.hpp"

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/replicate/points.hpp>
+#include <meshstage/core/protocol/points.hpp>
 
 #include "tests/drill/drills.hpp"
 

@@ -10,7 +10,7 @@
 
 #include <meshstage/core/error/error.hpp>
 
-#include <meshstage/core/replicate/points.hpp>
+#include <meshstage/core/protocol/points.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tools/drill/compare.hpp"

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/protocol/codec.hpp>
+#include <meshstage/core/protocol/transition.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
-#include <meshstage/core/replicate/protocol.hpp>
-#include <meshstage/core/replicate/wire.hpp>
 
 using namespace meshstage;
 using namespace meshstage::protocol;

@@ -7,7 +7,7 @@
 
 #include <meshstage/core/comm/control_links.hpp>
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/replicate/wire.hpp>
+#include <meshstage/core/protocol/codec.hpp>
 
 #include "tests/support/catch.hpp"
 

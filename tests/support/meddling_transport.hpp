@@ -12,7 +12,7 @@
 #include <vector>
 
 #include <meshstage/core/comm/transport.hpp>
-#include <meshstage/core/replicate/wire.hpp>
+#include <meshstage/core/protocol/codec.hpp>
 
 namespace meshstage::test {
 

@@ -11,7 +11,7 @@
 #include <CLI/CLI.hpp>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/replicate/points.hpp>
+#include <meshstage/core/protocol/points.hpp>
 #include <meshstage/mesh/device_mesh.hpp>
 #include <meshstage/mesh/replicated.hpp>
 

@@ -7,7 +7,7 @@
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
-#include <meshstage/core/replicate/points.hpp>
+#include <meshstage/core/protocol/points.hpp>
 
 #include "tools/command/command.hpp"
 #include "tools/drill/arguments.hpp"

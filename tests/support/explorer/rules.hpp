@@ -2,7 +2,7 @@
 #include <array>
 #include <string_view>
 
-#include <meshstage/core/replicate/protocol.hpp>
+#include <meshstage/core/protocol/transition.hpp>
 
 /// The protocol's rules by name, so that tests and the explorer's command line can leave one out.
 namespace meshstage::explorer {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/replicate/protocol.hpp>
+#include <meshstage/core/protocol/transition.hpp>
 
 /// A small world of ranks for the explorer and the tests: vaults, files, a Store's note, messages
 /// in flight and the real transition() of each rank. Everything that may happen is a Choice;

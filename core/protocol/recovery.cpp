@@ -2,7 +2,7 @@
 #include <string>
 #include <utility>
 
-#include "protocol_impl.hpp"
+#include "transition_impl.hpp"
 
 /// Rule 5, driven over the tree. Slots: every rank verifies, Have climbs. Files newer than what the
 /// slots cover: AskDisk comes down, Have climbs. The root chooses: Choice comes down. Everyone

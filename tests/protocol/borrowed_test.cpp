@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <string>
 
-#include "tests/replicate/protocol_support.hpp"
+#include "tests/protocol/transition_support.hpp"
 #include "tests/support/catch.hpp"
 
 using namespace meshstage;

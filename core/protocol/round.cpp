@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <string>
 
-#include "protocol_impl.hpp"
+#include "transition_impl.hpp"
 
 /// Rules 2, 3 and 4: staging a step, holding the wards' replicas, voting, the outcome.
 ///

@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include <meshstage/core/replicate/protocol.hpp>
+#include <meshstage/core/protocol/transition.hpp>
 
 #include "tests/support/catch.hpp"
 

@@ -3,7 +3,7 @@
 #include <utility>
 #include <vector>
 
-#include <meshstage/core/replicate/protocol.hpp>
+#include <meshstage/core/protocol/transition.hpp>
 
 /// Private to the protocol's sources: one event's turn, and what its parts call of each other.
 namespace meshstage::protocol {
@@ -53,7 +53,7 @@ int relying_index(const Turn& turn, int rank);
 /// neither does, a worthless one before an older one.
 int slot_beside(const SlotPair& pair, ImageId keep);
 
-// protocol_round.cpp: rules 2, 3 and 4.
+// round.cpp: rules 2, 3 and 4.
 void on(Turn& turn, const StageRequested& event);
 void on(Turn& turn, const StageSkipped& event);
 void on(Turn& turn, const OwnSealed& event);
@@ -72,7 +72,7 @@ void on(Turn& turn, int from, const Failed& failed);
 /// The Store has its note: decides the round that waited for it, if one did.
 void decide_noted_round(Turn& turn);
 
-// protocol_recovery.cpp: rule 5.
+// recovery.cpp: rule 5.
 void on(Turn& turn, const SlotsVerified& event);
 void on(Turn& turn, const FilesVerified& event);
 void on(Turn& turn, const Fetched& event);
@@ -88,7 +88,7 @@ void start_recovery(Turn& turn);
 /// This rank knows that all agreed to the choice.
 void become_ready(Turn& turn);
 
-// protocol.cpp: forming, breaking, files, the end.
+// transition.cpp: forming, breaking, files, the end.
 /// Forgets what a generation agreed or was about to; the slots stay.
 void forget_generation(State& state);
 

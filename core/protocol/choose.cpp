@@ -3,7 +3,7 @@
 #include <set>
 #include <utility>
 
-#include <meshstage/core/replicate/choose.hpp>
+#include <meshstage/core/protocol/choose.hpp>
 
 namespace meshstage::protocol {
 

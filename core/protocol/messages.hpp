@@ -6,9 +6,9 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/identity.hpp>
-#include <meshstage/core/replicate/choose.hpp>
+#include <meshstage/core/protocol/choose.hpp>
 
-/// What ranks say to each other. Plain values; wire.hpp turns them into bytes and back.
+/// What ranks say to each other. Plain values; codec.hpp turns them into bytes and back.
 /// "Tree" messages travel between a rank and its parent (r - 1) / 2 or its children 2r + 1 and
 /// 2r + 2; "partner" messages between an owner and its holders, or those who complete its replicas.
 /// Assumed of a link: messages of one pair in one generation arrive in order, or not at all

@@ -5,7 +5,7 @@
 #include "tests/support/sanitized.hpp"
 
 // The real transition function, run through everything that can happen within these bounds. Larger
-// ones, run once, are recorded in core/replicate/PROTOCOL.md with their commands.
+// ones, run once, are recorded in core/protocol/PROTOCOL.md with their commands.
 
 using namespace meshstage;
 using namespace meshstage::explorer;

@@ -1,8 +1,8 @@
-#include <meshstage/core/replicate/protocol.hpp>
+#include <meshstage/core/protocol/transition.hpp>
 #include <random>
 #include <string>
 
-#include "tests/replicate/protocol_support.hpp"
+#include "tests/protocol/transition_support.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/explorer/explore.hpp"
 

@@ -1,5 +1,5 @@
-#include <meshstage/core/replicate/choose.hpp>
-#include <meshstage/core/replicate/protocol.hpp>
+#include <meshstage/core/protocol/choose.hpp>
+#include <meshstage/core/protocol/transition.hpp>
 
 #include <string>
 

@@ -1,4 +1,4 @@
-#include <meshstage/core/replicate/points.hpp>
+#include <meshstage/core/protocol/points.hpp>
 
 namespace meshstage::protocol {
 

@@ -6,7 +6,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/replicate/wire.hpp>
+#include <meshstage/core/protocol/codec.hpp>
 
 namespace meshstage::protocol {
 

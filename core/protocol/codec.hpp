@@ -6,7 +6,7 @@
 #include <vector>
 
 #include <meshstage/core/error/export.hpp>
-#include <meshstage/core/replicate/messages.hpp>
+#include <meshstage/core/protocol/messages.hpp>
 
 /// The bytes of a protocol message on a control link. Little-endian:
 ///

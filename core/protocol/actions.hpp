@@ -1,0 +1,158 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <variant>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/protocol/choose.hpp>
+#include <meshstage/core/protocol/messages.hpp>
+#include <meshstage/core/protocol/points.hpp>
+#include <meshstage/core/protocol/state.hpp>
+
+/// Actions: what the driver is to do, in the order in which transition() gives them.
+namespace meshstage::protocol {
+
+struct Send {
+  int to = 0;
+  Message message;
+};
+/// Verify every sealed slot and answer SlotsVerified. `verify` is false only in the explorer.
+struct VerifySlots {
+  bool verify = true;
+};
+/// Verify every file newer than that (kNoImage: all) and answer FilesVerified.
+struct VerifyDisk {
+  ImageId newer_than;
+};
+/// Bring `source` into the slot `slot`: of own images if source.owner is this rank, else of those
+/// held for source.owner. From another rank's Serve, or from the own disk if source.at is this
+/// rank; an own image that needs_others() also from the ServeCommon of all in
+/// source.left_out. Mark the slot WRITING at once; answer Fetched or FetchFailed.
+struct Fetch {
+  Claim source;
+  int slot = 0;
+};
+/// Send the image `source` (which lies here) to rank `to`, which has been told to Fetch it. No
+/// answer if it works; FetchFailed if it cannot.
+struct Serve {
+  Claim source;
+  int to = 0;
+};
+/// Complete the replica that rank `to` has been told to Fetch as its own image, from the own image
+/// in `slot`. No answer if it works; FetchFailed if it cannot.
+struct ServeCommon {
+  ImageId id;
+  int slot = 0;
+  int to = 0;
+};
+/// What this rank's replicas leave out on account of `with` differs there: leave it in from now on.
+struct StopSharing {
+  int with = 0;
+  ImageId id;
+};
+/// Compare the sealed own slot with the trainer's state dict as soon as recover() brings one;
+/// answer StructureChecked. Write nothing.
+struct CheckStructure {
+  int slot = 0;
+};
+/// All agreed: write the own slot's image into the trainer's tensors; recover() returns its step.
+struct RestoreTrainer {
+  int slot = 0;
+  ImageId id;
+};
+/// All agreed that there is nothing: recover() returns step 0.
+struct RecoveredNothing {};
+/// recover() throws this; no trainer tensor was written at any rank. The generation is over.
+/// Every peer was told the cause on its own link, so that it precedes that link's end-of-file.
+struct RecoverFailed {
+  Failure failure;
+};
+/// Stage into the own slot: WRITING at once, then copy; answer OwnSealed or OwnFailed.
+struct WriteOwn {
+  int slot = 0;
+  ImageId id, base;
+  ImageSizes sizes{};
+};
+/// Prepare the slot held for `ward`: WRITING at once, then room and receives; answer ReplicaReady,
+/// later ReplicaSealed or ReplicaFailed (also without ReplicaReady).
+struct AcceptReplica {
+  int ward = 0;
+  int slot = 0;
+  ImageId id, base;
+  ImageSizes sizes{};
+};
+/// The arriving replica must have this digest; it cannot be sealed before this is known.
+struct ExpectDigest {
+  int ward = 0;
+  ImageId id;
+  Digest image_digest{};
+};
+/// Stream the own image to this holder, following the watermark of staging.
+struct SendImage {
+  int holder = 0;
+  ImageId id;
+  bool need_manifest = true;
+};
+/// This step has failed: stop copying, sending and receiving it; started writes still answer.
+struct AbortRound {
+  ImageId id;
+};
+/// The generation is broken: abort all transfers, quarantine their targets (rule 8).
+struct AbortTransfers {};
+/// Write the note of the first complete step to the Store (compare-and-create); answer NoteWritten.
+/// If the Store cannot be reached, feed Broken.
+struct NoteFirstComplete {
+  ImageId id;
+};
+/// The outcome of a step that this trainer staged or skipped. kOpen: the generation broke first.
+struct Announce {
+  ImageId id;
+  Verdict verdict = Verdict::kOpen;
+  int rank = -1;
+  std::string why;
+};
+/// Write (generation, rank) to the Store (first one wins), before any link is closed.
+struct NoteDeath {
+  std::uint64_t generation = 0;
+  int rank = -1;
+  ErrorKind kind = ErrorKind::kPeerLost;
+  std::string why;
+};
+/// Tell the trainer: every later call throws this until rejoin(). Follows each Broken.
+struct ReportLost {
+  int rank = -1;
+  ErrorKind kind = ErrorKind::kPeerLost;
+  std::string why;
+};
+/// Remove persisted files of this job's own and held images older than this.
+struct Prune {
+  ImageId older_than;
+};
+/// finish() was called everywhere: remove this rank's vault, return from finish().
+struct RemoveVault {};
+/// The event was not obeyed; nothing changed. The stage() or message it answers is wrong.
+struct Refuse {
+  enum class Reason : std::uint8_t {
+    kBusy,       ///< StageRequested: the step before is unfinished here; wait or skip
+    kNotReady,   ///< not between recover() and a death
+    kNotAbove,   ///< StageRequested: the identity exists, or a newer one of this generation does
+    kStale,      ///< an event for something that is over (harmless; not worth a log line)
+    kMalformed,  ///< a message that a correct peer does not send; worth a warning
+  };
+  Reason reason = Reason::kStale;
+  std::string why;
+};
+/// A named point was reached: just behind the action that made the change.
+struct Reached {
+  Point point = Point::kFormed;
+  ImageId id{};
+};
+
+using Action = std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeCommon, StopSharing,
+                            CheckStructure, RestoreTrainer, RecoveredNothing, RecoverFailed,
+                            WriteOwn, AcceptReplica, ExpectDigest, SendImage, AbortRound,
+                            AbortTransfers, NoteFirstComplete, Announce, NoteDeath, ReportLost,
+                            Prune, RemoveVault, Refuse, Reached>;
+
+}  // namespace meshstage::protocol

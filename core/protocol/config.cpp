@@ -1,0 +1,75 @@
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/protocol/config.hpp>
+
+namespace meshstage::protocol {
+
+std::vector<std::vector<int>> default_holders(int world_size) {
+  std::vector<std::vector<int>> holders(static_cast<std::size_t>(std::max(world_size, 0)));
+  if (world_size < 2) return holders;
+  for (int rank = 0; rank < world_size; ++rank) {
+    holders[static_cast<std::size_t>(rank)] = {(rank + world_size / 2) % world_size};
+  }
+  return holders;
+}
+
+std::shared_ptr<const Config> make_config(int rank, int world_size,
+                                          std::vector<std::vector<int>> holders, Rules rules,
+                                          std::vector<std::vector<int>> completers) {
+  const auto require = [](bool good, const std::string& why) {
+    if (!good) throw InvalidArgument("replication: " + why);
+  };
+  require(world_size >= 1, "the world size is " + std::to_string(world_size) + ", not positive");
+  require(rank >= 0 && rank < world_size,
+          "rank " + std::to_string(rank) + " is not in [0, " + std::to_string(world_size) + ")");
+  if (holders.empty()) holders = default_holders(world_size);
+  completers.resize(completers.empty() ? static_cast<std::size_t>(world_size) : completers.size());
+  auto config = std::make_shared<Config>();
+  // Those for whom this rank is in the list, ascending.
+  const auto check = [&](const std::vector<std::vector<int>>& lists, const std::string& what) {
+    require(static_cast<int>(lists.size()) == world_size,
+            what + "s are given for " + std::to_string(lists.size()) + " ranks, the world has " +
+                std::to_string(world_size));
+    std::vector<int> mine;
+    for (int owner = 0; owner < world_size; ++owner) {
+      auto list = lists[static_cast<std::size_t>(owner)];
+      const std::string whose = "a " + what + " of rank " + std::to_string(owner);
+      for (const int other : list) {
+        require(other >= 0 && other < world_size,
+                whose + " is rank " + std::to_string(other) + ", which does not exist");
+        require(other != owner, whose + " is that rank itself");
+        if (other == rank) mine.push_back(owner);
+      }
+      std::sort(list.begin(), list.end());
+      require(std::adjacent_find(list.begin(), list.end()) == list.end(),
+              whose + " is named twice");
+    }
+    return mine;
+  };
+  config->wards = check(holders, "holder");
+  config->relying = check(completers, "completer");
+  config->rank = rank;
+  config->world_size = world_size;
+  config->holders = std::move(holders);
+  config->completers = std::move(completers);
+  config->rules = rules;
+  config->parent = rank == 0 ? -1 : (rank - 1) / 2;
+  for (const int child : {2 * rank + 1, 2 * rank + 2}) {
+    if (child < world_size) config->children.push_back(child);
+  }
+  auto& peers = config->peers;
+  peers = config->holders[static_cast<std::size_t>(rank)];
+  for (const auto* more : {&config->wards, &config->completers[static_cast<std::size_t>(rank)],
+                           &config->relying, &config->children}) {
+    peers.insert(peers.end(), more->begin(), more->end());
+  }
+  if (config->parent >= 0) peers.push_back(config->parent);
+  std::sort(peers.begin(), peers.end());
+  peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
+  return config;
+}
+
+}  // namespace meshstage::protocol

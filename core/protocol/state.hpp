@@ -1,0 +1,128 @@
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/error/export.hpp>
+#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/protocol/choose.hpp>
+#include <meshstage/core/protocol/config.hpp>
+#include <meshstage/core/protocol/messages.hpp>
+
+/// What one rank's protocol knows. Plain, copyable and comparable values.
+namespace meshstage::protocol {
+
+/// One slot of the vault, as far as the protocol must know.
+struct Slot {
+  enum class State : std::uint8_t {
+    kFree,     ///< empty, torn, or not verified: of no value
+    kWriting,  ///< being written by this process
+    kSealed,   ///< whole
+  };
+  State state = State::kFree;
+  ImageId id{}, base{};
+  friend bool operator==(const Slot&, const Slot&) = default;
+};
+using SlotPair = std::array<Slot, 2>;
+
+enum class Mode : std::uint8_t {
+  kUnformed,    ///< no generation yet
+  kRecovering,  ///< from Formed until Established: nothing is staged
+  kReady,       ///< stages
+  kBroken,      ///< somebody died, or a recovery failed; waits for the next Formed
+  kFinished,    ///< the vault is (being) removed
+};
+
+enum class Verdict : std::uint8_t {
+  kOpen,      ///< not known; after Broken: not known until recover()
+  kComplete,  ///< every rank voted yes; final
+  kFailed,    ///< some rank voted no; final
+};
+
+/// What has become of one image that a round needs at this rank.
+enum class Part : std::uint8_t { kNone, kWaiting, kWriting, kSealed, kFailed };
+
+/// The replica of one ward in one round.
+struct WardPart {
+  Part part =
+      Part::kNone;     ///< kWaiting: offered, but the slot is still being written by a failed round
+  ImageSizes sizes{};  ///< as offered
+  std::optional<Digest> image_digest;  ///< as announced by Sealed
+  friend bool operator==(const WardPart&, const WardPart&) = default;
+};
+
+/// One step being agreed, from the first this rank hears of it. Kept until a later step is
+/// complete, so that a latecomer's messages find it decided.
+struct Round {
+  ImageId id{};
+  Verdict verdict = Verdict::kOpen;
+  bool requested = false;       ///< this rank's trainer staged or skipped it
+  Part own = Part::kNone;       ///< this rank's own image
+  std::uint8_t below_yes = 0;   ///< bit i: child i and everything below it voted yes
+  bool voted = false;           ///< this rank's own yes: the promise
+  bool reported = false;        ///< the subtree's yes was sent up (root: the note is being written)
+  std::vector<WardPart> wards;  ///< in the order of Config::wards
+  std::vector<Digest> common;   ///< once sealed: what completes others' replicas (see OwnSealed)
+  /// What they have in common with this rank, by their word, in the order of Config::relying.
+  std::vector<std::optional<Common>> heard;
+  friend bool operator==(const Round&, const Round&) = default;
+};
+
+/// Where a recovery stands.
+struct Recovery {
+  enum class Phase : std::uint8_t {
+    kIdle,
+    kSlots,    ///< verifying slots and gathering what those below have
+    kFiles,    ///< the same for files (between: waiting to be asked)
+    kChoice,   ///< waiting for the choice
+    kFetch,    ///< fetching, serving, comparing structure
+    kNoting,   ///< root only: all are ready, the Store's note is being written
+    kWaiting,  ///< ready; waiting for Established
+  };
+  Phase phase = Phase::kIdle;
+  bool mine = false;          ///< this rank's own part of the phase is done
+  std::uint8_t below = 0;     ///< bit i: child i has sent its part of the phase
+  std::vector<Claim> claims;  ///< root: all so far; others: of the phase, until sent up
+  ImageId evidence{};         ///< newest step known to have been complete (see Have)
+  std::string damage{};       ///< as the claims (see Have)
+  Choice choice;
+  int fetching = 0;   ///< own transfers not yet there
+  int own_slot = -1;  ///< where the chosen image lies
+  bool structure_ok = false;
+  friend bool operator==(const Recovery&, const Recovery&) = default;
+};
+
+/// How far a file is agreed.
+struct FileRound {
+  ImageId id{};
+  bool mine = false;
+  std::uint8_t below = 0;
+  friend bool operator==(const FileRound&, const FileRound&) = default;
+};
+
+/// Everything one rank's protocol knows. Copyable and comparable; all of it but the slots is lost
+/// with the process, and the slots are read anew at each Formed.
+struct State {
+  std::shared_ptr<const Config> config;
+  SlotPair own{};
+  std::vector<SlotPair> held;  ///< in the order of Config::wards
+  Mode mode = Mode::kUnformed;
+  std::uint64_t generation = 0;
+  ImageId base{};              ///< the newest complete step
+  ImageId newest_requested{};  ///< the newest step this generation's trainer staged or skipped here
+  bool noted = false;          ///< root: the Store has its note
+  std::vector<Round> rounds;   ///< ascending ids; the open ones, and the failed ones above base
+  Recovery recovery;
+  std::vector<FileRound> files;  ///< ascending ids
+  bool wants_finish = false;
+  std::uint8_t finish_below = 0;
+  friend bool operator==(const State&, const State&) = default;
+};
+
+/// A rank that has not formed a generation.
+[[nodiscard]] MESHSTAGE_API State make_state(std::shared_ptr<const Config> config);
+
+}  // namespace meshstage::protocol
