@@ -338,7 +338,7 @@ ImageIdentity Agent::Impl::identity(int owner, ImageId id, ImageId base) const {
   return {options_.job, owner, options_.world_size, id, base};
 }
 
-exchange::Shape Agent::Impl::shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
+transfer::Shape Agent::Impl::shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
                                       bool replica) const {
   return {sizes.image_bytes,
           sizes.manifest_bytes,
@@ -348,7 +348,7 @@ exchange::Shape Agent::Impl::shape_of(const protocol::ImageSizes& sizes, bool wi
           sizes.shares};
 }
 
-exchange::Link Agent::Impl::link_to(int peer, ImageId id, protocol::Point point) {
+transfer::Link Agent::Impl::link_to(int peer, ImageId id, protocol::Point point) {
   return {*generation_.data, peer, 0, options_.deadline,
           [this, peer, id, point](std::uint64_t piece, std::uint64_t pieces) {
             reach(point, id, peer, piece, pieces);

@@ -22,6 +22,8 @@
 #include <meshstage/core/stage/source_digests_impl.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/stage/watermark.hpp>
+#include <meshstage/core/transfer/image.hpp>
+#include <meshstage/core/transfer/ranges.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
 namespace meshstage {
@@ -141,9 +143,9 @@ class Agent::Impl {
              std::uint64_t chunks = 0) const;
   [[nodiscard]] ImageIdentity identity(int owner, ImageId id, ImageId base) const;
   /// Of a replica, or of a whole image.
-  [[nodiscard]] exchange::Shape shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
+  [[nodiscard]] transfer::Shape shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
                                          bool replica) const;
-  [[nodiscard]] exchange::Link link_to(int peer, ImageId id, protocol::Point point);
+  [[nodiscard]] transfer::Link link_to(int peer, ImageId id, protocol::Point point);
   void signal();
 
   void perform(const protocol::Send& action);
@@ -178,7 +180,7 @@ class Agent::Impl {
   void load_from_disk(const protocol::Fetch& action);
   void command(RecoverCommand command);
   // --- agent_stream.cpp: images that come and go
-  void stream_out(int to, int owner, ImageId id, const exchange::Shape& shape,
+  void stream_out(int to, int owner, ImageId id, const transfer::Shape& shape,
                   std::function<std::span<const std::byte>()> image,
                   std::function<void(std::uint64_t)> wait_final, std::function<void()> done);
   /// Runs `transfer` on the thread that sends to that rank; what it throws ends the generation, or
@@ -191,7 +193,7 @@ class Agent::Impl {
   void stream_in(int from, const exchange::StreamStart& start);
   void take_starts(int from);
   /// Rank `from` may send this image, in that shape, once. The loop's thread.
-  void ask_for(int from, int owner, ImageId id, const exchange::Shape& shape,
+  void ask_for(int from, int owner, ImageId id, const transfer::Shape& shape,
                exchange::Content content = exchange::Content::kImage);
   void begin_stream(int from, const exchange::StreamStart& start);
   void arrived(int owner, ImageId id, const ImageInfo& info);
@@ -204,7 +206,7 @@ class Agent::Impl {
   [[nodiscard]] PlanOptions plan_options(const Value& state, const std::set<int>& apart) const;
   /// Of the own image that was sealed just now.
   [[nodiscard]] protocol::OwnSealed sealed_event(const StageJob& job, const ImageInfo& info) const;
-  void note_sent(const exchange::Shape& shape);
+  void note_sent(const transfer::Shape& shape);
   /// A fetched replica is here: asks for what it leaves out, by its manifest.
   void ask_for_common(int owner, ImageId id);
   void common_arrived(int from, int owner, ImageId id);
@@ -234,7 +236,7 @@ class Agent::Impl {
   std::map<int, std::pair<ImageId, Digest>> announced_;      ///< By ward, before it was accepted.
   std::map<int, std::deque<exchange::StreamStart>> starts_;  ///< By sender, not yet taken.
   /// What this rank has asked for and not seen begin: (sender, owner, image, content).
-  std::map<std::tuple<int, int, ImageId, exchange::Content>, exchange::Shape> asked_;
+  std::map<std::tuple<int, int, ImageId, exchange::Content>, transfer::Shape> asked_;
   std::map<int, exchange::Want> wants_;               ///< By sender, not yet served.
   std::map<int, protocol::ServeCommon> completions_;  ///< By owner, not yet served.
   std::set<int> refused_fetches_;                     ///< Owners whose image found no room here.

@@ -13,8 +13,8 @@
 namespace meshstage {
 namespace {
 
-exchange::Shape shape_of(const std::vector<ImageRange>& ranges, std::uint64_t block_bytes) {
-  exchange::Shape shape;
+transfer::Shape shape_of(const std::vector<ImageRange>& ranges, std::uint64_t block_bytes) {
+  transfer::Shape shape;
   for (const auto& range : ranges) shape.image_bytes += range.bytes;
   shape.block_bytes = block_bytes;
   shape.with_manifest = false;
@@ -77,7 +77,7 @@ protocol::OwnSealed Agent::Impl::sealed_event(const StageJob& job, const ImageIn
 
 // --- the agent's thread --------------------------------------------------------------------------
 
-void Agent::Impl::note_sent(const exchange::Shape& shape) {
+void Agent::Impl::note_sent(const transfer::Shape& shape) {
   const std::uint64_t manifest = shape.with_manifest ? 0 : shape.manifest_bytes;
   const std::lock_guard lock(mutex_);
   stats_.replica_bytes_sent += shape.image_bytes - shape.shared_bytes - manifest;
@@ -135,7 +135,7 @@ void Agent::Impl::common_arrived(int from, int owner, ImageId id) {
     try {
       const ImageInfo info = read_info(image);
       clear_shared_padding(shared_parts(image, info), info, image);
-      const ImageInfo proven = exchange::prove_image(from, image, manifest, who);
+      const ImageInfo proven = transfer::prove_image(from, image, manifest, who);
       post([this, owner, id, proven] { arrived(owner, id, proven); });
     } catch (const Error& e) {
       post([this, owner, id, kind = e.kind(), why = std::string(e.what())] {
@@ -198,7 +198,7 @@ void Agent::Impl::serve_common(int to) {
         [this, to, id = want.id, shape, lease, ranges] {
           say(to,
               exchange::encode({generation_.number, to, id, shape, exchange::Content::kCommon}));
-          exchange::send_ranges(link_to(to, id, protocol::Point::kChunkSent), lease->image(),
+          transfer::send_ranges(link_to(to, id, protocol::Point::kChunkSent), lease->image(),
                                 ranges, shape.block_bytes);
         },
         [] {});

@@ -67,7 +67,7 @@ void Agent::Impl::send_on(int to, std::function<void()> transfer, std::function<
   });
 }
 
-void Agent::Impl::stream_out(int to, int owner, ImageId id, const exchange::Shape& shape,
+void Agent::Impl::stream_out(int to, int owner, ImageId id, const transfer::Shape& shape,
                              std::function<std::span<const std::byte>()> image,
                              std::function<void(std::uint64_t)> wait_final,
                              std::function<void()> done) {
@@ -76,7 +76,7 @@ void Agent::Impl::stream_out(int to, int owner, ImageId id, const exchange::Shap
       [this, to, owner, id, shape, image = std::move(image), wait_final = std::move(wait_final)] {
         wait_final(shape.manifest_bytes);  // it has a slot, and copying has begun
         say(to, exchange::encode({generation_.number, owner, id, shape}));
-        exchange::send_image(link_to(to, id, protocol::Point::kChunkSent), image(), shape,
+        transfer::send_image(link_to(to, id, protocol::Point::kChunkSent), image(), shape,
                              wait_final);
       },
       std::move(done));
@@ -109,7 +109,7 @@ void Agent::Impl::stream_in(int from, const exchange::StreamStart& start) {
   take_starts(from);
 }
 
-void Agent::Impl::ask_for(int from, int owner, ImageId id, const exchange::Shape& shape,
+void Agent::Impl::ask_for(int from, int owner, ImageId id, const transfer::Shape& shape,
                           exchange::Content content) {
   constexpr std::size_t kRemembered = 256;  // far more than can be under way
   if (asked_.size() >= kRemembered) asked_.erase(asked_.begin());
@@ -165,7 +165,7 @@ void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
       receive_on(from, start.owner, start.id,
                  [this, link, image, ranges = ranges_of(part),
                   block_bytes = start.shape.block_bytes, from, owner = start.owner, id = start.id] {
-                   exchange::receive_ranges(link, image, ranges, block_bytes);
+                   transfer::receive_ranges(link, image, ranges, block_bytes);
                    post([this, from, owner, id] { common_arrived(from, owner, id); });
                  });
     }
@@ -175,7 +175,7 @@ void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
     // Given up here while its first piece was already on the way.
     receive_.at(from)->post([this, link, shape = start.shape, from] {
       try {
-        exchange::drain_image(link, shape);
+        transfer::drain_image(link, shape);
       } catch (const PeerLost& e) {
         lost_in_transfer(from, e);
       } catch (const Error& e) {
@@ -192,11 +192,11 @@ void Agent::Impl::begin_stream(int from, const exchange::StreamStart& start) {
               in_parts = in.in_parts, image = in.lease.image(), manifest = in.sizes.manifest_digest,
               who = identity(in.owner, in.id, in.base)] {
                if (in_parts) {
-                 exchange::receive_pieces(link, image, shape);
+                 transfer::receive_pieces(link, image, shape);
                  post([this, owner, id] { ask_for_common(owner, id); });
                  return;
                }
-               const ImageInfo info = exchange::receive_image(link, image, shape, manifest, who);
+               const ImageInfo info = transfer::receive_image(link, image, shape, manifest, who);
                post([this, owner, id, info] { arrived(owner, id, info); });
              });
 }

@@ -1,38 +1,17 @@
 #pragma once
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include <meshstage/core/async/deadline.hpp>
-#include <meshstage/core/comm/process_group.hpp>
 #include <meshstage/core/image/identity.hpp>
-#include <meshstage/core/image/replica.hpp>
+#include <meshstage/core/transfer/pieces.hpp>
 
-/// How one image travels over a process group: in pieces, a window of them in flight, each digested
-/// as it arrives. Both ends must have agreed on the sizes by a message before (Offer and Accept, or
-/// the choice of a recovery): Gloo ends the process on a wrong length.
+/// The messages that go before the streams of core/transfer.
 namespace meshstage::exchange {
 
-/// Pieces in flight each way; with 4 MiB blocks the best that was measured on loopback.
-inline constexpr std::size_t kWindow = 8;
-
-/// What travels at a time.
-using Piece = ImageRange;
-
-/// What both ends know before the first piece leaves.
-struct Shape {
-  std::uint64_t image_bytes = 0;
-  std::uint64_t manifest_bytes = 0;
-  std::uint64_t block_bytes = 0;
-  bool with_manifest = true;  ///< False if the receiver's slot already holds the same manifest.
-  std::uint64_t shared_bytes = 0;  ///< 0, or ImageInfo::shared_bytes: a replica travels, without.
-  std::uint32_t shares = 0;        ///< As ImageInfo::shares.
-  friend bool operator==(const Shape&, const Shape&) = default;
-};
+using transfer::Shape;
 
 /// What the pieces of a stream are.
 enum class Content : std::uint8_t {
@@ -89,54 +68,5 @@ struct Want {
 /// Of these names as many as fit one message, first in order: an owner leaves out no more on one
 /// rank's account, and that rank counts on no more.
 [[nodiscard]] std::vector<std::string> names_for_a_want(std::vector<std::string> names);
-
-/// The pieces in the order of their offsets (in the whole image): the manifest (unless the receiver
-/// has it), then one for each block of the data section, the last of them with the trailer; in a
-/// replica those behind the shared bytes. Throws InvalidArgument on sizes that contradict each
-/// other.
-[[nodiscard]] std::vector<Piece> pieces_of(const Shape& shape);
-
-/// One end's transfer. `on_piece(i, n)` hears of piece i of n (from 1) once it has left or arrived.
-struct Link {
-  ProcessGroup& group;
-  int peer = 0;
-  std::uint64_t tag = 0;
-  std::chrono::milliseconds stall{
-      30'000};  ///< Timeout naming the peer after so long without a piece.
-  std::function<void(std::uint64_t, std::uint64_t)> on_piece;
-};
-
-/// Sends `image`, which is the whole image or its replica (by its length; only a replica may travel
-/// from one). Before a piece leaves, `wait_final(end)` blocks until the bytes up to `end`, counted
-/// in the whole image, are final; what it throws ends the transfer. Throws what Transfer::wait
-/// throws.
-void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
-                const std::function<void(std::uint64_t)>& wait_final);
-
-/// Takes all pieces of an image that nobody wants any more, into scratch memory of one piece.
-void drain_image(const Link& link, const Shape& shape);
-
-/// Receives into `image` (as long as what travels) and proves it: manifest digest, every block
-/// against the trailer's table, the trailer itself; the identity must be `expected`. Returns what
-/// the image says of itself. Throws CorruptData naming rank, step and tensor, or what
-/// Transfer::wait throws.
-[[nodiscard]] ImageInfo receive_image(const Link& link, std::span<std::byte> image,
-                                      const Shape& shape, const Digest& manifest_digest,
-                                      const ImageIdentity& expected);
-
-/// Receives a replica to its places in the memory of a whole image, and proves nothing: what it
-/// leaves out is still to come.
-void receive_pieces(const Link& link, std::span<std::byte> image, const Shape& shape);
-/// The proof of receive_image() for a whole image that was completed since.
-[[nodiscard]] ImageInfo prove_image(int from, std::span<const std::byte> image,
-                                    const Digest& manifest_digest, const ImageIdentity& expected);
-
-/// Sends ranges of an image, or receives into them, one behind the other in pieces of
-/// `block_bytes`: both ends must have agreed on the sizes of the ranges. Throws InvalidArgument if
-/// one does not lie in the image, or what Transfer::wait throws.
-void send_ranges(const Link& link, std::span<const std::byte> image,
-                 const std::vector<Piece>& ranges, std::uint64_t block_bytes);
-void receive_ranges(const Link& link, std::span<std::byte> image, const std::vector<Piece>& ranges,
-                    std::uint64_t block_bytes);
 
 }  // namespace meshstage::exchange

@@ -1,7 +1,6 @@
-// How an image is cut into pieces, and what the messages about it refuse.
+// What the messages about an image refuse.
 #include <algorithm>
 #include <cstring>
-#include <random>
 
 #include <meshstage/core/replicate/exchange.hpp>
 
@@ -55,45 +54,8 @@ Bytes with(Bytes bytes, std::size_t at, std::uint64_t value, std::size_t size = 
 
 }  // namespace
 
-TEST_CASE("the pieces are what travels, each byte once") {
-  std::mt19937_64 random(7);
-  for (int round = 0; round < 500; ++round) {
-    Shape shape;
-    shape.manifest_bytes = random() % 9000;
-    shape.image_bytes = shape.manifest_bytes + random() % 40000;
-    shape.block_bytes = 1 + random() % 9000;
-    shape.with_manifest = round % 2 == 0;
-    if (round % 3 != 0) {
-      // Whole blocks of this size, or of another that the image was made with.
-      const auto data = shape.image_bytes - shape.manifest_bytes;
-      const auto block = round % 3 == 1 ? shape.block_bytes : 1 + random() % 9000;
-      shape.shared_bytes = random() % (data / block + 1) * block;
-    }
-    std::vector<int> times(shape.image_bytes, 0);
-    std::uint64_t before = 0;
-    for (const auto& piece : pieces_of(shape)) {
-      CHECK(piece.bytes > 0);
-      CHECK(piece.bytes <= shape.block_bytes);
-      CHECK(piece.offset >= before);
-      before = piece.offset + piece.bytes;
-      REQUIRE(before <= shape.image_bytes);
-      for (std::uint64_t i = 0; i < piece.bytes; ++i) ++times[piece.offset + i];
-    }
-    const auto count = [&](std::uint64_t begin, std::uint64_t end, int wanted) {
-      const auto from = times.begin() + static_cast<std::ptrdiff_t>(begin);
-      const auto to = times.begin() + static_cast<std::ptrdiff_t>(end);
-      return std::count(from, to, wanted) == to - from;
-    };
-    const auto gap_end = shape.manifest_bytes + shape.shared_bytes;
-    CHECK(count(0, shape.manifest_bytes, shape.with_manifest ? 1 : 0));
-    CHECK(count(shape.manifest_bytes, gap_end, 0));
-    CHECK(count(gap_end, shape.image_bytes, 1));
-  }
-}
-
-TEST_CASE("sizes that contradict each other are no shape") {
+TEST_CASE("sizes that contradict each other are refused") {
   const auto refused = [](Shape shape) {
-    CHECK_THROWS_AS(pieces_of(shape), InvalidArgument);
     auto start = any_start();
     start.shape = shape;
     return start_refusal(encode(start));
@@ -104,7 +66,6 @@ TEST_CASE("sizes that contradict each other are no shape") {
   CHECK_THAT(refused({~std::uint64_t{0}, 4096, 4096}), Contains("makes no sense"));
   CHECK_THAT(refused({8192, 4096, 4096, true, 8192}), Contains("8192 bytes left out of an image"));
   CHECK_THAT(refused({8192, 4096, 4096, true, ~std::uint64_t{0} - 4095}), Contains("left out"));
-  CHECK(pieces_of({8192, 4096, 4096, true, 4096}) == std::vector<Piece>{{0, 4096}});
 }
 
 TEST_CASE("a stream start and a want survive the wire") {

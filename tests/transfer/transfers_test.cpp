@@ -4,19 +4,20 @@
 
 #include <meshstage/core/comm/in_process/fabric.hpp>
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/replicate/exchange.hpp>
+#include <meshstage/core/transfer/image.hpp>
+#include <meshstage/core/transfer/ranges.hpp>
 
 #include "tests/conformance/ranks.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/sharing.hpp"
 
 using namespace meshstage;
-using namespace meshstage::exchange;
+using namespace meshstage::transfer;
 using Catch::Matchers::Contains;
 
 namespace {
 
-using Shape = exchange::Shape;
+using Shape = transfer::Shape;
 using End = std::function<void(Link& link)>;
 
 /// One end sends while the other receives. What each threw, the sender first.
