@@ -1,54 +1,90 @@
 #include <algorithm>
 #include <functional>
-#include <iostream>
+#include <list>
 #include <mutex>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include <meshstage/core/async/worker.hpp>
-#include <meshstage/core/stage/host_block_impl.hpp>
+#include <meshstage/core/stage/copy_storages_impl.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/stage/source_digests_impl.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
+#include <meshstage/core/stage/storage_cache_impl.hpp>
 
 namespace meshstage {
 namespace {
 
 // One staging: everything that its copying needs, taken at the call.
 struct Job {
-  StagingPlan plan;
-  std::shared_ptr<detail::HostBlock> block;
   StagingSource source;
+  std::vector<Storage> places;  // where its storages go
   std::optional<detail::SourceDigests> digests;
   Value result;
   Watermark progress;  // failed: stop
-
-  Job(StagingPlan the_plan, std::shared_ptr<detail::HostBlock> the_block)
-      : plan(std::move(the_plan)), block(std::move(the_block)) {}
 
   // Lets go of the source however it ends.
   void run(Pace* pace) {
     const auto taken = std::move(source);
     progress.throw_if_failed();
-    plan.copy(taken, block->bytes(), progress, pace);
+    detail::copy_storages(taken.storages, places, progress, pace);
     if (digests) digests->check(taken);
   }
 };
+
+// A structure that was staged before, and where its storages were placed.
+struct Known {
+  detail::PlannedState state;
+  // The last time, if nothing else was placed since: the storages, their places, and the tensors
+  // there. Remembering a storage keeps its identity from being another's.
+  std::vector<WeakStorage> storages = {};
+  std::vector<Storage> places = {};
+  std::vector<Tensor> tensors = {};
+  bool counted = false;
+
+  void forget_places() {
+    storages.clear();
+    places.clear();
+    tensors.clear();
+  }
+  [[nodiscard]] bool placed(const StagingSource& source) const {
+    return places.size() == source.storages.size() &&
+           std::equal(
+               storages.begin(), storages.end(), source.storages.begin(), source.storages.end(),
+               [](const WeakStorage& a, const Storage& b) { return a.identity() == b.identity(); });
+  }
+};
+
+// So many structures are known at a time: a state dict staged in parts, one call for each, is
+// matched, not taken apart anew.
+constexpr std::size_t kKnownStructures = 4;
+
+// The source's storages, and which storages of the state dict each is the memory of.
+std::vector<detail::CacheSource> cache_sources(const detail::PlannedState& state,
+                                               const StagingSource& source) {
+  std::vector<detail::CacheSource> sources;
+  for (const auto& storage : source.storages) sources.push_back({storage, {}});
+  for (std::size_t i = 0; i < source.tensors.size(); ++i) {
+    auto& [storage, members] = sources[state.tensors[i].storage];
+    members.push_back(source.tensors[i].storage());
+  }
+  for (auto& [storage, members] : sources) {
+    const auto less = [](const Storage& a, const Storage& b) {
+      return std::less<>()(a.identity(), b.identity());
+    };
+    std::sort(members.begin(), members.end(), less);
+    members.erase(std::unique(members.begin(), members.end()), members.end());
+    if (std::binary_search(members.begin(), members.end(), storage, less)) members = {storage};
+  }
+  return sources;
+}
 
 }  // namespace
 
 class StateDictStager::Impl {
  public:
-  explicit Impl(StagerOptions options)
-      : options_(std::move(options)), memory_(std::make_shared<detail::StagerMemory>(options_)) {
-    if (!options_.pin_memory) return;
-    if (options_.pinner == nullptr) {
-      refuse_pinning("there is no device to lock it for");
-    } else {
-      // Empty storages have no pages.
-      plan_options_.own_pages_from = std::max<std::size_t>(options_.pin_memory_min_bytes, 1);
-    }
-  }
+  explicit Impl(StagerOptions options) : options_(std::move(options)), cache_(options_) {}
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
@@ -96,11 +132,11 @@ class StateDictStager::Impl {
 
   std::size_t cached_storages() const {
     const std::lock_guard lock(mutex_);
-    return plan_ ? plan_->layout().segments.size() : 0;
+    return cache_.storages();
   }
   std::uint64_t cached_bytes() const {
     const std::lock_guard lock(mutex_);
-    return plan_ ? plan_->layout().storage_bytes : 0;
+    return cache_.bytes();
   }
   std::uint64_t plans() const {
     const std::lock_guard lock(mutex_);
@@ -109,83 +145,64 @@ class StateDictStager::Impl {
   void clear() {
     const std::lock_guard lock(mutex_);
     if (worker_) worker_->drain();
-    plan_.reset();
-    tensors_.clear();
-    block_.reset();
+    known_.clear();
+    cache_.clear();
   }
 
  private:
   std::shared_ptr<Job> prepare(const Value& state) {
-    auto source = plan_ ? plan_->capture(state) : std::nullopt;
-    if (!source) {
-      replan(state, block_);
-      source = plan_->capture(state);
+    auto job = std::make_shared<Job>();
+    auto& known = find(state, job->source);
+    if (!known.placed(job->source) || cache_.any_dead(known.places.size())) {
+      place(known, job->source);
+    } else {
+      cache_.release_free_blocks();
     }
-    if (has_any(*block_, source->storages)) {
-      // What was staged before is staged again: never over itself.
-      replan(state, nullptr);
-      source = plan_->capture(state);
-    }
-    auto job = std::make_shared<Job>(*plan_, block_);
-    job->result = detail::replace_tensors(state, source->tensors, tensors_);
-    if (options_.verify_source) job->digests.emplace(state, *source);
-    job->source = std::move(*source);
+    if (!std::exchange(known.counted, true)) ++plans_;
+    job->places = known.places;
+    job->result = detail::replace_tensors(state, job->source.tensors, known.tensors);
+    if (options_.verify_source) job->digests.emplace(state, job->source);
     return job;
   }
 
-  static bool has_any(const detail::HostBlock& block, const std::vector<Storage>& storages) {
-    const auto less = std::less<const std::byte*>();
-    const auto* const begin = block.bytes().data();
-    const auto* const end = begin + block.bytes().size();
-    return std::any_of(storages.begin(), storages.end(), [&](const Storage& s) {
-      return s.nbytes() > 0 && less(s.data(), end) && less(begin, s.data() + s.nbytes());
-    });
+  // The structure of `state`, which becomes the newest, and what is to be copied of it.
+  Known& find(const Value& state, StagingSource& source) {
+    for (auto it = known_.begin(); it != known_.end(); ++it) {
+      auto matched = detail::match(it->state, state);
+      if (!matched) continue;
+      source = std::move(*matched);
+      known_.splice(known_.begin(), known_, it);
+      return known_.front();
+    }
+    Known fresh{detail::remember(detail::flatten(state))};
+    auto matched = detail::match(fresh.state, state);
+    if (!matched) throw InvalidState("the state dict changed while it was read");
+    source = std::move(*matched);
+    known_.push_front(std::move(fresh));
+    if (known_.size() > kKnownStructures) known_.pop_back();
+    return known_.front();
   }
 
-  // Takes `block` if it is large enough. Nothing changes unless everything is there.
-  void replan(const Value& state, std::shared_ptr<detail::HostBlock> block) {
-    auto plan = StagingPlan::compile(state, plan_ ? &*plan_ : nullptr, plan_options_);
-    if (block == nullptr || !fits(*block, plan.layout())) {
-      block = std::make_shared<detail::HostBlock>(memory_, plan.layout().image_bytes);
-      if (pinning()) pin(*block, plan.layout());
+  void place(Known& known, const StagingSource& source) {
+    // They hold the places that the cache is to use again.
+    for (auto& other : known_) other.forget_places();
+    const auto sources = cache_sources(known.state, source);
+    auto places = cache_.place(sources);
+    std::vector<Tensor> tensors;
+    tensors.reserve(known.state.tensors.size());
+    for (const auto& t : known.state.tensors) {
+      tensors.push_back(
+          Tensor::on_storage(places[t.storage], t.dtype, t.shape, t.strides, t.offset));
     }
-    tensors_ = plan.place_tensors(detail::HostBlock::storages(block, plan.layout()));
-    plan_ = std::move(plan);
-    block_ = std::move(block);
-    ++plans_;
-  }
-
-  [[nodiscard]] bool fits(const detail::HostBlock& block, const ImageLayout& layout) const {
-    return block.bytes().size() >= layout.image_bytes &&
-           (!pinning() || block.pinned(layout, plan_options_.own_pages_from));
-  }
-  [[nodiscard]] bool pinning() const { return plan_options_.own_pages_from != 0; }
-
-  void pin(detail::HostBlock& block, const ImageLayout& layout) {
-    try {
-      block.pin(*options_.pinner, layout, plan_options_.own_pages_from);
-    } catch (const Error& e) {
-      refuse_pinning(e.what());
-    }
-  }
-  // Once: nothing is pinned from now on.
-  void refuse_pinning(const std::string& why) {
-    plan_options_.own_pages_from = 0;
-    const auto text = "pin_memory is ignored: " + why;
-    if (options_.warn) {
-      options_.warn(text);
-    } else {
-      std::cerr << "meshstage: " + text + "\n";
-    }
+    for (const auto& storage : source.storages) known.storages.emplace_back(storage);
+    known.tensors = std::move(tensors);
+    known.places = std::move(places);
   }
 
   const StagerOptions options_;
-  const std::shared_ptr<detail::StagerMemory> memory_;
   mutable std::mutex mutex_;  // guards what follows
-  PlanOptions plan_options_;
-  std::optional<StagingPlan> plan_;
-  std::shared_ptr<detail::HostBlock> block_;
-  std::vector<Tensor> tensors_;  // of the plan, on the block
+  detail::StorageCache cache_;
+  std::list<Known> known_;  // the newest first
   std::uint64_t plans_ = 0;
   std::vector<std::weak_ptr<Job>> under_way_;
   std::optional<Worker> worker_;

@@ -31,7 +31,8 @@ struct StagerOptions {
   /// Where staged bytes live; null for host_memory(). Not together with share_memory.
   MemoryResource* memory = nullptr;
   /// Refuse to hold more host memory at a time, in bytes: OutOfMemory before any is allocated. What
-  /// returned Values keep counts too. 0: no cap.
+  /// returned Values keep counts too; storages that are not being staged give up theirs first.
+  /// 0: no cap.
   std::size_t max_bytes = 0;
   /// Holds copying back: a BandwidthCap, say. Null: as fast as the memory is.
   Pace* pace = nullptr;
@@ -53,11 +54,14 @@ struct StagerOptions {
 ///     ms::Value staged = work.get();             // now the state may change
 ///
 /// Each distinct storage is copied whole, once; staged tensors share where the sources did, and
-/// have their shapes, strides and offsets. The memory is used again by the next staging while the
-/// structure stays: then the tensors of what was returned before show the new values (clone() what
-/// must last). After a change of structure, what stayed keeps its place if the memory is large
-/// enough; otherwise new memory is made, and the old lives as long as a Value returned from it.
-/// Staged tensors may be staged again, by the same stager too: that takes new memory.
+/// have their shapes, strides and offsets.
+/// Host memory belongs to the storage that it was made for. Staging that storage again refreshes
+/// it, so earlier Values show the new bytes too (clone() what must last). Staging another storage
+/// never changes what an earlier Value shows: several state dicts may share one stager.
+/// The memory of a storage that died is used again once no Value has it; its contents stay as long
+/// as a Value does. A storage gets new memory when the stager's memory has become wasteful, where
+/// `max_bytes` is used up, or when the state holds what was staged before: then earlier Values are
+/// not refreshed any more, and stay as they are.
 /// No source is kept alive beyond its own staging.
 /// Threads: any; calls take turns, stagings are done one after the other in the order of the calls.
 /// stage_async() starts one thread, which ends with the stager.
@@ -83,13 +87,13 @@ class MESHSTAGE_API StateDictStager {
   /// staging: the source may still be read until another call to the stager returns.
   [[nodiscard]] Work<Value> stage_async(const Value& state);
 
-  /// Distinct storages that the memory holds now, and their bytes (each once).
+  /// Living storages that have host memory now, and their bytes (each once).
   [[nodiscard]] std::size_t cached_storages() const;
   [[nodiscard]] std::uint64_t cached_bytes() const;
-  /// How often a staging had to lay out anew since the stager was made.
+  /// How many structures were staged. The latest four are known: staging one of them again is fast.
   [[nodiscard]] std::uint64_t plans() const;
-  /// Lets go of the memory when the stagings under way are done; Values keep theirs. The next
-  /// staging starts anew.
+  /// Lets go of the memory when the stagings under way are done; Values keep theirs, and are not
+  /// refreshed any more.
   void clear();
 
  private:

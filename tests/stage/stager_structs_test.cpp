@@ -96,6 +96,13 @@ TEST_CASE("dataclasses: nested structs") {
   CHECK(copy.more[1].weight.data<float>()[5] == 3);
   CHECK(copy.more[1].weight.storage() != original.more[1].weight.storage());
   CHECK(copy.inner.buffers.at(1).item<int>() == 7);
+  // The source changes, every part of it: the copy does not follow, and a new staging has it.
+  original.inner.buffers.at(1).data<int>()[0] = 8;
+  original.more[1].weight.data<float>()[5] = 9;
+  CHECK(copy.inner.buffers.at(1).item<int>() == 7);
+  CHECK(copy.more[1].weight.data<float>()[5] == 3);
+  CHECK_FALSE(compare(state, stager.stage(state)));
+  CHECK(copy.more[1].weight.data<float>()[5] == 9);
   // Another number of elements is another structure.
   CHECK_FALSE(compare(struct_node(Nested{plain(1), {}, 41}),
                       stager.stage(struct_node(Nested{plain(1), {}, 41}))));
@@ -116,6 +123,14 @@ TEST_CASE("dataclasses: immutable structs are built anew through their construct
   CHECK(copy.inner.name == "plain");
   CHECK(copy.weight.storage() != w.storage());
   CHECK(&copy == &struct_of<Immutable>(staged.at("again")));  // one object in two places
+  w.data<float>()[3] = 2;
+  original.inner.weight.data<float>()[0] = 6;
+  CHECK(copy.weight.data<float>()[3] == 1);
+  CHECK(copy.inner.weight.data<float>()[0] == 5);
+  CHECK(copy.inner.mixed[1].as<Tensor>().data<float>()[0] == 5);
+  const auto again = stager.stage(state);
+  CHECK_FALSE(compare(state, again));
+  CHECK(struct_of<Immutable>(again.at("i")).weight.data<float>()[3] == 2);
 }
 
 TEST_CASE("dataclasses: an image gives back the same types, and restores into them") {

@@ -96,40 +96,69 @@ MEMORY_KINDS_TEST(views, "views") {
 }
 
 MEMORY_KINDS_TEST(caching, "caching") {
-  Dict state{{"w", Tensor::full<float>({100}, 1)}, {"n", 1}};
+  // The first storage, one in the middle and the last, a large one and one of a byte.
+  Dict state{{"w", Tensor::full<float>({100}, 1)},
+             {"byte", Tensor::full<std::uint8_t>({1}, 1)},
+             {"l", List{Tensor::full<std::int32_t>({300'000}, 1)}},
+             {"view", Tensor::full<double>({50}, 1).narrow(0, 20, 5)},
+             {"n", 1}};
+  const auto tensors = std::array{tensor(state, "w"), tensor(state, "byte"),
+                                  state.at("l").at(0).as<Tensor>(), tensor(state, "view")};
+  const auto places = [](const Value& staged) {
+    return std::array<const void*, 4>{tensor(staged, "w").storage().data(),
+                                      tensor(staged, "byte").storage().data(),
+                                      staged.at("l").at(0).as<Tensor>().storage().data(),
+                                      tensor(staged, "view").storage().data()};
+  };
   StateDictStager stager(kind.options());
   const auto first = stager.stage(state);
-  const void* memory = tensor(first, "w").storage().data();
-  for (int round = 2; round <= 3; ++round) {
-    tensor(state, "w").copy_from(Tensor::full<float>({100}, static_cast<float>(round)));
+  const auto memory = places(first);
+  for (int round = 2; round <= 9; ++round) {
+    // One of them changes, or all, or none.
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      if (round % 6 != static_cast<int>(i) && round % 6 != 4) continue;
+      const auto bytes = tensors.at(i).storage().bytes();
+      std::fill(bytes.begin(), bytes.end(), static_cast<std::byte>(round));
+    }
     state.set("n", round);
     const auto again = stager.stage(state);
-    CHECK(tensor(again, "w").storage().data() == memory);
-    CHECK(tensor(again, "w").data<float>()[99] == static_cast<float>(round));
+    CHECK_FALSE(compare(state, again));
+    CHECK(places(again) == memory);
+    // Earlier results show the new bytes, and keep their own scalars.
+    state.set("n", 1);
+    CHECK_FALSE(compare(state, first));
     CHECK(again.at("n").as<int>() == round);
-    CHECK(first.at("n").as<int>() == 1);
-    CHECK(stager.cached_storages() == 1);
+    CHECK(stager.cached_storages() == 4);
     CHECK(stager.plans() == 1);
   }
 }
 
-TEST_CASE("tensor_attrs: any values attached to a tensor arrive with it, tensors too") {
+MEMORY_KINDS_TEST(tensor_attrs,
+                  "tensor_attrs, any values attached to a tensor arrive with it, tensors too") {
   const auto t = Tensor::arange<float>(4);
+  const auto own = Tensor::scalar(7);
   const Dict state{{"t", Value(t, Dict{{"note", "n"},
                                        {"scale", 0.5},
                                        {"more", t.narrow(0, 1, 2)},
-                                       {"own", Tensor::scalar(7)},
+                                       {"own", own},
                                        {"deep", List{Value(t, Dict{{"of", 1}})}}})},
                    {"same, without", t}};
-  StateDictStager stager;
-  const auto staged = stager.stage(state);
-  CHECK_FALSE(compare(state, staged));
-  const auto& attributes = *staged.at("t")->attributes();
-  CHECK(attributes.at("note").as<std::string>() == "n");
-  CHECK(attributes.at("more").as<Tensor>().storage() == tensor(staged, "t").storage());
-  CHECK(attributes.at("own").as<Tensor>().item<int>() == 7);
-  CHECK(attributes.identity() != state.at("t")->attributes()->identity());
-  CHECK(staged.at("same, without")->attributes() == nullptr);
+  StateDictStager stager(kind.options());
+  for (int round = 0; round < 3; ++round) {
+    t.data<float>()[1] = static_cast<float>(10 + round);
+    own.data<int>()[0] = 7 + round;
+    const auto staged = round == 1 ? stager.stage_async(state).get() : stager.stage(state);
+    CHECK_FALSE(compare(state, staged));
+    const auto& attributes = *staged.at("t")->attributes();
+    CHECK(attributes.at("note").as<std::string>() == "n");
+    CHECK(attributes.at("more").as<Tensor>().storage() == tensor(staged, "t").storage());
+    CHECK(attributes.at("own").as<Tensor>().item<int>() == 7 + round);
+    CHECK(attributes.at("own").as<Tensor>().is_pinned() == kind.pin());
+    CHECK(attributes.at("own").as<Tensor>().is_shared() == kind.share());
+    CHECK(attributes.identity() != state.at("t")->attributes()->identity());
+    CHECK(staged.at("same, without")->attributes() == nullptr);
+  }
+  CHECK(stager.plans() == 1);
 }
 
 TEST_CASE("different_dtypes: every dtype arrives bit for bit, NaN payloads and negative zero too") {
