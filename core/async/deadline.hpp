@@ -6,22 +6,27 @@ namespace meshstage {
 
 /// A point in time by which something must be done. Made once, at the public call, and passed
 /// down by value; no inner call has a timeout of its own. Uses the monotonic clock.
+/// No sum overflows: a time beyond the clock's range is never(), one before it is its first.
 class Deadline {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// From now. A duration too large for the clock means never().
+  /// From now. A duration too large for the clock (milliseconds::max()) means never().
   template <class Rep, class Period>
   [[nodiscard]] static Deadline after(std::chrono::duration<Rep, Period> d) {
-    const auto now = Clock::now();
-    if (std::chrono::duration<double>(d) >=
-        std::chrono::duration<double>(Clock::time_point::max() - now)) {
-      return never();
-    }
-    return Deadline(now + std::chrono::duration_cast<Clock::duration>(d));
+    return at(Clock::now()).plus(d);
   }
   [[nodiscard]] static constexpr Deadline never() { return Deadline(Clock::time_point::max()); }
   [[nodiscard]] static constexpr Deadline at(Clock::time_point t) { return Deadline(t); }
+  /// `d` in the clock's unit, or the longest length of its sign where that does not fit. Use it
+  /// before a duration that a user gave is added, doubled or compared.
+  template <class Rep, class Period>
+  [[nodiscard]] static constexpr Clock::duration length(std::chrono::duration<Rep, Period> d) {
+    using Seconds = std::chrono::duration<double>;
+    if (Seconds(d) >= Seconds(Clock::duration::max())) return Clock::duration::max();
+    if (Seconds(d) <= Seconds(Clock::duration::min())) return Clock::duration::min();
+    return std::chrono::duration_cast<Clock::duration>(d);
+  }
 
   [[nodiscard]] constexpr Clock::time_point time() const { return time_; }
   [[nodiscard]] constexpr bool is_never() const { return time_ == Clock::time_point::max(); }
@@ -30,12 +35,24 @@ class Deadline {
   [[nodiscard]] std::chrono::milliseconds remaining() const {
     using std::chrono::milliseconds;
     constexpr milliseconds kYear{std::chrono::hours(24 * 365)};
-    if (is_never()) return kYear;
-    const auto left = std::chrono::ceil<milliseconds>(time_ - Clock::now());
-    return std::clamp(left, milliseconds::zero(), kYear);
+    const auto now = Clock::now();
+    if (time_ <= now) return milliseconds::zero();
+    // now is not negative, so the difference fits.
+    return std::min<milliseconds>(std::chrono::ceil<milliseconds>(time_ - now), kYear);
   }
   [[nodiscard]] Deadline earlier(Deadline other) const {
     return time_ < other.time_ ? *this : other;
+  }
+  /// Later by `d`, or earlier where `d` is negative. never() stays never().
+  template <class Rep, class Period>
+  [[nodiscard]] constexpr Deadline plus(std::chrono::duration<Rep, Period> d) const {
+    constexpr auto kFirst = Clock::time_point::min();
+    constexpr auto kLast = Clock::time_point::max();
+    const Clock::duration step = length(d);
+    if (is_never()) return *this;
+    if (step > Clock::duration::zero() && time_ > kLast - step) return never();
+    if (step < Clock::duration::zero() && time_ < kFirst - step) return Deadline(kFirst);
+    return Deadline(time_ + step);
   }
 
  private:

@@ -1,43 +1,54 @@
 #pragma once
-#include <condition_variable>
 #include <exception>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <type_traits>
 #include <utility>
 #include <variant>
 
 #include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage {
 
 namespace detail {
 
-/// Shared between one Promise and one Work. All members are guarded by `mutex`.
+/// Shared between one Promise and one Work.
 template <class T>
 struct WorkState {
   using Stored = std::conditional_t<std::is_void_v<T>, std::monostate, T>;
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::optional<Stored> value;
-  std::exception_ptr error;
-  bool done = false;
-  std::function<void()> on_cancel;
+  const ProcessOrigin origin;
+  Mutex mutex;
+  CondVar changed;
+  std::optional<Stored> value MESHSTAGE_GUARDED_BY(mutex);
+  std::exception_ptr error MESHSTAGE_GUARDED_BY(mutex);
+  bool done MESHSTAGE_GUARDED_BY(mutex) = false;
+  std::function<void()> on_cancel MESHSTAGE_GUARDED_BY(mutex);
 
-  template <class F>
-  bool finish(F&& store) {
-    {
-      const std::lock_guard lock(mutex);
-      if (done) return false;
-      store();
-      done = true;
-      on_cancel = nullptr;
-      changed.notify_all();
-    }
+  template <class... V>
+  bool set_value(V&&... v) {
+    const MutexLock lock(mutex);
+    if (done) return false;
+    value.emplace(std::forward<V>(v)...);
+    finish();
     return true;
+  }
+  bool set_error(std::exception_ptr e) {
+    const MutexLock lock(mutex);
+    if (done) return false;
+    error = std::move(e);
+    finish();
+    return true;
+  }
+
+ private:
+  void finish() MESHSTAGE_REQUIRES(mutex) {
+    done = true;
+    on_cancel = nullptr;
+    changed.notify_all();
   }
 };
 
@@ -68,50 +79,53 @@ class Work {
   /// True once a value or an error is there. An empty Work is ready: there is nothing to wait for.
   [[nodiscard]] bool ready() const {
     if (!state_) return true;
-    const std::lock_guard lock(state_->mutex);
-    return state_->done;
+    detail::WorkState<T>& state = *state_;
+    const MutexLock lock(state.mutex);
+    return state.done;
   }
   /// Waits for the result without taking it. Returns at once on an empty Work.
   /// Throws Timeout at the deadline, and the producer's error if there is one (then the Work is
   /// empty).
   void wait(Deadline deadline = Deadline::never()) {
     if (!state_) return;
-    std::unique_lock lock(state_->mutex);
-    wait_done(lock, deadline);
-    if (state_->error) {
-      auto error = std::exchange(state_->error, nullptr);
-      lock.unlock();
-      state_.reset();
-      std::rethrow_exception(error);
+    const std::shared_ptr<detail::WorkState<T>> shared = state_;
+    detail::WorkState<T>& state = *shared;
+    std::exception_ptr error;
+    {
+      MutexLock lock(state.mutex);
+      const auto done = [&state]() MESHSTAGE_REQUIRES(state.mutex) { return state.done; };
+      if (!state.changed.wait_until(lock, deadline, done)) {
+        throw Timeout("the result was not there by the deadline");
+      }
+      error = std::exchange(state.error, nullptr);
     }
+    if (error == nullptr) return;
+    state_.reset();
+    std::rethrow_exception(error);
   }
   /// Waits, then takes the value; the Work is empty afterwards.
   T get(Deadline deadline = Deadline::never()) {
     if (!state_) throw InvalidState("get() on an empty Work");
     wait(deadline);
-    auto state = std::exchange(state_, nullptr);
-    if constexpr (!std::is_void_v<T>) return std::move(*state->value);
+    const auto shared = std::exchange(state_, nullptr);
+    detail::WorkState<T>& state = *shared;
+    const MutexLock lock(state.mutex);
+    if constexpr (!std::is_void_v<T>) return std::move(*state.value);
   }
-  /// Asks the producer to stop. Never throws; the result may still arrive.
+  /// Asks the producer to stop. Never throws; the result may still arrive. Does nothing in a forked
+  /// child.
   void cancel() noexcept {
-    if (!state_) return;
+    if (!state_ || !state_->origin.is_here()) return;
+    detail::WorkState<T>& state = *state_;
     std::function<void()> hook;
     {
-      const std::lock_guard lock(state_->mutex);
-      hook = std::exchange(state_->on_cancel, nullptr);
+      const MutexLock lock(state.mutex);
+      hook = std::exchange(state.on_cancel, nullptr);
     }
     if (hook) hook();
   }
 
  private:
-  void wait_done(std::unique_lock<std::mutex>& lock, Deadline deadline) {
-    const auto done = [this] { return state_->done; };
-    if (deadline.is_never()) {
-      state_->changed.wait(lock, done);
-    } else if (!state_->changed.wait_until(lock, deadline.time(), done)) {
-      throw Timeout("the result was not there by the deadline");
-    }
-  }
   std::shared_ptr<detail::WorkState<T>> state_;
 };
 
@@ -126,17 +140,14 @@ class Promise {
   [[nodiscard]] Work<T> work() { return Work<T>(guard_->state); }
   template <class... V>
   bool set_value(V&&... v) {
-    auto& s = *guard_->state;
-    return s.finish([&] { s.value.emplace(std::forward<V>(v)...); });
+    return guard_->state->set_value(std::forward<V>(v)...);
   }
-  bool set_error(std::exception_ptr e) {
-    auto& s = *guard_->state;
-    return s.finish([&] { s.error = std::move(e); });
-  }
+  bool set_error(std::exception_ptr e) { return guard_->state->set_error(std::move(e)); }
   /// Runs at most once, on the thread that cancels; must not block nor throw.
   void on_cancel(std::function<void()> hook) {
-    const std::lock_guard lock(guard_->state->mutex);
-    if (!guard_->state->done) guard_->state->on_cancel = std::move(hook);
+    detail::WorkState<T>& state = *guard_->state;
+    const MutexLock lock(state.mutex);
+    if (!state.done) state.on_cancel = std::move(hook);
   }
 
  private:
@@ -146,10 +157,9 @@ class Promise {
     Guard(const Guard&) = delete;
     Guard& operator=(const Guard&) = delete;
     ~Guard() {
-      state->finish([this] {
-        state->error =
-            std::make_exception_ptr(Cancelled("the producer went away without a result"));
-      });
+      if (!state->origin.is_here()) return;
+      state->set_error(
+          std::make_exception_ptr(Cancelled("the producer went away without a result")));
     }
   };
   std::shared_ptr<Guard> guard_;

@@ -1,54 +1,84 @@
 #include <meshstage/core/async/worker.hpp>
 
-#include <pthread.h>
-
+#include <deque>
+#include <exception>
 #include <utility>
+
+#include <meshstage/core/async/mutex.hpp>
 
 namespace meshstage {
 
-Worker::Worker(std::string name) : name_(std::move(name)), thread_([this] { run(); }) {}
+class Worker::State {
+ public:
+  State(std::string name, FailureHandler on_failure)
+      : name_(std::move(name)),
+        on_failure_(std::move(on_failure)),
+        thread_(name_, [this] { run(); }) {}
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  ~State() { stop(); }
 
-Worker::~Worker() { stop(); }
+  void post(std::function<void()> task) {
+    const MutexLock lock(mutex_);
+    if (stopping_) return;
+    queue_.push_back(std::move(task));
+    changed_.notify_all();
+  }
+  void drain() {
+    MutexLock lock(mutex_);
+    changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return queue_.empty() && !busy_; });
+  }
+  void stop() {
+    std::deque<std::function<void()>> dropped;
+    {
+      const MutexLock lock(mutex_);
+      stopping_ = true;
+      dropped.swap(queue_);
+      changed_.notify_all();
+    }
+    thread_.join();
+  }
 
-void Worker::post(std::function<void()> task) {
-  const std::lock_guard lock(mutex_);
-  if (stopping_) return;
-  queue_.push_back(std::move(task));
-  changed_.notify_all();
-}
+ private:
+  void run() {
+    MutexLock lock(mutex_);
+    while (true) {
+      changed_.wait(lock,
+                    [this]() MESHSTAGE_REQUIRES(mutex_) { return stopping_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      auto task = std::move(queue_.front());
+      queue_.pop_front();
+      busy_ = true;
+      lock.unlock();
+      try {
+        task();
+      } catch (...) {  // the boundary: a task may throw anything
+        report_failure(on_failure_, name_, std::current_exception());
+      }
+      task = nullptr;  // what the task captured goes before it counts as done
+      lock.lock();
+      busy_ = false;
+      changed_.notify_all();
+    }
+  }
 
-void Worker::drain() {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return queue_.empty() && !busy_; });
-}
+  const std::string name_;
+  const FailureHandler on_failure_;
+  Mutex mutex_;
+  CondVar changed_;
+  std::deque<std::function<void()>> queue_ MESHSTAGE_GUARDED_BY(mutex_);
+  bool busy_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  bool stopping_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  Thread thread_;  // last: it uses all of the above
+};
 
+Worker::Worker(std::string name, FailureHandler on_failure)
+    : state_(new State(std::move(name), std::move(on_failure))) {}
+Worker::~Worker() = default;
+void Worker::post(std::function<void()> task) { state_->post(std::move(task)); }
+void Worker::drain() { state_->drain(); }
 void Worker::stop() {
-  std::deque<std::function<void()>> dropped;
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-    dropped.swap(queue_);
-    changed_.notify_all();
-  }
-  if (thread_.joinable()) thread_.join();
-}
-
-void Worker::run() {
-  pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
-  std::unique_lock lock(mutex_);
-  while (true) {
-    changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-    if (queue_.empty()) return;
-    auto task = std::move(queue_.front());
-    queue_.pop_front();
-    busy_ = true;
-    lock.unlock();
-    task();
-    task = nullptr;  // what the task captured goes before it counts as done
-    lock.lock();
-    busy_ = false;
-    changed_.notify_all();
-  }
+  if (state_.get_deleter().origin.is_here()) state_->stop();
 }
 
 }  // namespace meshstage

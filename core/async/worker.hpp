@@ -1,24 +1,27 @@
 #pragma once
-#include <condition_variable>
-#include <deque>
 #include <functional>
-#include <mutex>
+#include <memory>
 #include <string>
-#include <thread>
 
+#include <meshstage/core/async/origin.hpp>
+#include <meshstage/core/async/thread.hpp>
 #include <meshstage/core/error/export.hpp>
 
 namespace meshstage {
 
-/// One named thread that runs tasks in order. Threads: post() from any; tasks run on the worker's.
-/// A task must not throw (it reports through its own Promise); one that does ends the program.
+/// One named thread that runs tasks in order. A task that throws ends alone: its exception goes to
+/// the handler, and the next task runs.
+/// Threads: post() from any; tasks and the handler run on the worker's.
 class MESHSTAGE_API Worker {
  public:
-  /// `name` shows in debuggers and `ps` (15 characters are kept).
-  explicit Worker(std::string name);
+  /// `name` shows in debuggers and `ps` (15 characters are kept). `on_failure` gets whatever a task
+  /// throws; null: it is written to standard error. Throws IoError if the system has no more
+  /// threads.
+  explicit Worker(std::string name, FailureHandler on_failure = {});
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
-  /// Drops tasks that have not started, waits for the one that runs, joins the thread.
+  /// Drops tasks that have not started, waits for the one that runs, joins the thread. Does nothing
+  /// in a forked child.
   ~Worker();
 
   /// Runs `task` after all that were posted before. After stop() the task is dropped (destroyed).
@@ -29,14 +32,8 @@ class MESHSTAGE_API Worker {
   void stop();
 
  private:
-  void run();
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::function<void()>> queue_;
-  bool busy_ = false;
-  bool stopping_ = false;
-  std::string name_;
-  std::thread thread_;
+  class State;
+  std::unique_ptr<State, DeleteHere> state_;
 };
 
 }  // namespace meshstage

@@ -20,7 +20,7 @@ BandwidthCap::TimePoint BandwidthCap::reserve(std::uint64_t bytes, TimePoint now
       std::ceil(static_cast<double>(bytes) * TimePoint::duration::period::den / bytes_per_second_));
   const std::lock_guard lock(mutex_);
   const auto begin = std::max(now, free_at_);
-  free_at_ = begin + std::chrono::duration_cast<TimePoint::duration>(time);
+  free_at_ = Deadline::at(begin).plus(time).time();
   return begin;
 }
 

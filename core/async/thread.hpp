@@ -1,0 +1,50 @@
+#pragma once
+#include <exception>
+#include <functional>
+#include <string>
+#include <thread>
+
+#include <meshstage/core/async/origin.hpp>
+#include <meshstage/core/error/export.hpp>
+
+namespace meshstage {
+
+/// Gets what a thread's code threw: any exception, not only Error. Runs on that thread.
+using FailureHandler = std::function<void(std::exception_ptr)>;
+
+/// A named thread that ends before its object does. What its body throws goes to a handler, so no
+/// exception ends the program. Signals sent to the process go to the program's own threads. In a
+/// forked child, which has no such thread, the object does nothing.
+/// Threads: one at a time.
+class MESHSTAGE_API Thread {
+ public:
+  /// No thread.
+  Thread() = default;
+  /// Runs `body` on a thread called `name` (debuggers and `ps` show its first 15 characters). Null
+  /// `on_failure`: what `body` throws is written to standard error. Throws IoError if the system
+  /// has no more threads.
+  Thread(std::string name, std::function<void()> body, FailureHandler on_failure = {});
+  Thread(const Thread&) = delete;
+  Thread& operator=(const Thread&) = delete;
+  Thread(Thread&& other) noexcept = default;
+  /// Joins the thread that this had.
+  Thread& operator=(Thread&& other) noexcept;
+  /// Joins. Whoever owns this asked the body to end before.
+  ~Thread() { join(); }
+
+  /// True from the start until join().
+  [[nodiscard]] bool joinable() const noexcept { return thread_.joinable(); }
+  /// Waits for the end of the body. Nothing happens without a thread. Not from the thread itself.
+  void join() noexcept;
+
+ private:
+  ProcessOrigin origin_;
+  std::thread thread_;
+};
+
+/// Gives `failure` to `handler`. Writes it to standard error, with the thread's name, if there is
+/// no handler, or if the handler throws.
+MESHSTAGE_API void report_failure(const FailureHandler& handler, const std::string& thread,
+                                  std::exception_ptr failure) noexcept;
+
+}  // namespace meshstage
