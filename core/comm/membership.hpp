@@ -64,13 +64,13 @@ struct DeathCause {
 /// Forms generations over the Store: rule 6 and rule 7 of the protocol.
 ///
 /// Keys, below `<job>/`:
-///   incarnation/<rank>/<k>   the k-th process that took this rank; the highest is the one that
-///   counts gen/<n>/claim            made by whoever first wanted generation n; the world size, and
-///                            behind a space the agreement
-///   gen/<n>/place/<rank>     the incarnation of the process that joined n as this rank
-///   gen/<n>/outcome          "formed" or "abandoned: <why>"; the first to create it decides
-///   gen/<n>/cause            "<rank> <reason>": the first death in n
-///   gen/<n>/net/...          addresses
+/// - `incarnation/<rank>/<k>`: the k-th process that took this rank; the highest counts
+/// - `gen/<n>/claim`: made by whoever first wanted generation n; the world size, and behind a space
+///   the agreement
+/// - `gen/<n>/place/<rank>`: the incarnation of the process that joined n as this rank
+/// - `gen/<n>/outcome`: "formed" or "abandoned: " and why; the first to create it decides
+/// - `gen/<n>/cause`: "`<rank> <reason>`", the first death in n
+/// - `gen/<n>/net/...`: addresses
 /// Numbers are written with twenty digits, so that they sort. A generation without an outcome is
 /// *forming*. A rank joins it if its place is free and its number is above all the rank has seen;
 /// else it abandons it and goes to the next. Every rank connects, reports up the control tree, and

@@ -16,9 +16,9 @@
 namespace meshstage {
 
 /// What the name of a persisted image says:
-///   <job>.g<generation>.s<step>.r<rank>of<world>.own.safetensors            written by the rank
-///   itself <job>.g<generation>.s<step>.r<rank>of<world>.held-by-<holder>.safetensors  its replica,
-///   by the holder
+/// - `<job>.g<generation>.s<step>.r<rank>of<world>.own.safetensors`: written by the rank itself
+/// - `<job>.g<generation>.s<step>.r<rank>of<world>.held-by-<holder>.safetensors`: its replica, by
+///   the holder
 /// Numbers are padded with zeros (generation 6, step 12, ranks 5 digits) so that ls sorts by age.
 struct PersistedName {
   std::string job;
@@ -77,10 +77,10 @@ class MESHSTAGE_API MappedFile {
 
 /// Looks an environment variable up; nothing if it is not set.
 using EnvironmentLookup = std::function<std::optional<std::string>(const char* name)>;
-/// Where a job's images go unless a directory is named: $XDG_STATE_HOME/meshstage/<job> (if that
-/// variable is an absolute path), else $HOME/.local/state/meshstage/<job>, else
-/// /var/tmp/meshstage-<uid>/<job>. It follows from user and job alone, so that a restart finds it.
-/// Makes nothing.
+/// Where a job's images go unless a directory is named: `$XDG_STATE_HOME/meshstage/<job>` (if that
+/// variable is an absolute path), else `$HOME/.local/state/meshstage/<job>`, else
+/// `/var/tmp/meshstage-<uid>/<job>`. It follows from user and job alone, so that a restart finds
+/// it. Makes nothing.
 [[nodiscard]] MESHSTAGE_API std::filesystem::path default_directory(
     std::string_view job, std::uint32_t uid, const EnvironmentLookup& lookup);
 /// The same for this process's user and environment.
