@@ -7,7 +7,7 @@
 #include <string>
 #include <type_traits>
 
-#include <meshstage/core/comm/reduce_impl.hpp>
+#include <meshstage/core/comm/reduce.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/dtensor/elements_impl.hpp>
 #include <meshstage/dtensor/spec_impl.hpp>
@@ -61,7 +61,7 @@ bool applies_here(const DTensor& tensor, Operation operation, Scalar number) {
   return here;
 }
 
-/// E is an element as stored and as computed with (reduce_impl.hpp).
+/// E is an element as stored and as computed with (reduce.hpp).
 template <class E>
 void apply(const Tensor& tensor, Operation operation, typename E::Value number) {
   dtensor::for_each_run(tensor, [&](std::span<std::byte> run) {

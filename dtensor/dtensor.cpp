@@ -6,7 +6,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/dtensor/redistribute_impl.hpp>
 #include <meshstage/dtensor/spec_impl.hpp>
-#include <meshstage/mesh/block_exchange_impl.hpp>
+#include <meshstage/mesh/block_exchange.hpp>
 
 namespace meshstage {
 namespace {

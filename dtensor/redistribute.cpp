@@ -3,11 +3,11 @@
 #include <map>
 #include <utility>
 
-#include <meshstage/core/comm/reduce_impl.hpp>
+#include <meshstage/core/comm/reduce.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/dtensor/elements_impl.hpp>
 #include <meshstage/dtensor/redistribute_impl.hpp>
-#include <meshstage/mesh/block_exchange_impl.hpp>
+#include <meshstage/mesh/block_exchange.hpp>
 
 namespace meshstage::dtensor {
 namespace {

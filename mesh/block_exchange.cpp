@@ -5,7 +5,7 @@
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/mesh/block_exchange_impl.hpp>
+#include <meshstage/mesh/block_exchange.hpp>
 
 namespace meshstage::blocks {
 namespace {

@@ -7,7 +7,7 @@
 #include <unordered_map>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/mesh/text_impl.hpp>
+#include <meshstage/mesh/text.hpp>
 
 namespace meshstage {
 namespace {

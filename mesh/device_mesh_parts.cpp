@@ -3,7 +3,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/device_mesh.hpp>
-#include <meshstage/mesh/text_impl.hpp>
+#include <meshstage/mesh/text.hpp>
 
 namespace meshstage {
 namespace {

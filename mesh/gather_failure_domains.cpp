@@ -7,7 +7,7 @@
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/failure_domains.hpp>
-#include <meshstage/mesh/text_impl.hpp>
+#include <meshstage/mesh/text.hpp>
 
 namespace meshstage {
 

@@ -4,7 +4,7 @@
 #include <set>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/mesh/text_impl.hpp>
+#include <meshstage/mesh/text.hpp>
 
 namespace meshstage {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/mesh_file.hpp>
-#include <meshstage/mesh/text_impl.hpp>
+#include <meshstage/mesh/text.hpp>
 
 namespace meshstage {
 

@@ -28,7 +28,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/layout.hpp>
-#include <meshstage/mesh/text_impl.hpp>
+#include <meshstage/mesh/text.hpp>
 
 namespace meshstage {
 namespace {

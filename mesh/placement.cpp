@@ -5,7 +5,7 @@
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/mesh/text_impl.hpp>
+#include <meshstage/mesh/text.hpp>
 
 namespace meshstage {
 namespace {

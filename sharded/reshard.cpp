@@ -3,7 +3,7 @@
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/mesh/block_exchange_impl.hpp>
+#include <meshstage/mesh/block_exchange.hpp>
 #include <meshstage/sharded/sharded_tensor.hpp>
 
 namespace meshstage {

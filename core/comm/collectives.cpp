@@ -6,7 +6,7 @@
 #include <utility>
 
 #include <meshstage/core/comm/collectives.hpp>
-#include <meshstage/core/comm/reduce_impl.hpp>
+#include <meshstage/core/comm/reduce.hpp>
 #include <meshstage/core/comm/tree.hpp>
 #include <meshstage/core/error/error.hpp>
 

@@ -1,11 +1,11 @@
 #include <algorithm>
 
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/image/bytes_impl.hpp>
+#include <meshstage/core/image/bytes.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/manifest_impl.hpp>
 #include <meshstage/core/image/replica.hpp>
-#include <meshstage/core/image/trailer_impl.hpp>
+#include <meshstage/core/image/trailer.hpp>
 
 namespace meshstage {
 

@@ -1,10 +1,10 @@
 // From the bytes of an image back to a state dict.
 #include <algorithm>
 
-#include <meshstage/core/image/bytes_impl.hpp>
+#include <meshstage/core/image/bytes.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/manifest_impl.hpp>
-#include <meshstage/core/image/values_impl.hpp>
+#include <meshstage/core/image/values.hpp>
 
 namespace meshstage {
 namespace {

@@ -2,9 +2,9 @@
 #include <bit>
 #include <unordered_map>
 
-#include <meshstage/core/image/flatten_impl.hpp>
-#include <meshstage/core/image/values_impl.hpp>
-#include <meshstage/core/tree/walk_impl.hpp>
+#include <meshstage/core/image/flatten.hpp>
+#include <meshstage/core/image/values.hpp>
+#include <meshstage/core/tree/walk.hpp>
 
 namespace meshstage::detail {
 namespace {

@@ -8,7 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <meshstage/core/image/flatten_impl.hpp>
+#include <meshstage/core/image/flatten.hpp>
 #include <meshstage/core/image/layout.hpp>
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/tensor/tensor.hpp>

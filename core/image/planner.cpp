@@ -11,9 +11,9 @@
 #include <unordered_map>
 
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/image/bytes_impl.hpp>
+#include <meshstage/core/image/bytes.hpp>
 #include <meshstage/core/image/manifest_impl.hpp>
-#include <meshstage/core/image/planner_impl.hpp>
+#include <meshstage/core/image/planner.hpp>
 
 namespace meshstage::detail {
 namespace {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include <meshstage/core/image/copy_impl.hpp>
+#include <meshstage/core/image/copy.hpp>
 #include <meshstage/core/image/manifest_impl.hpp>
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/image/safetensors.hpp>

@@ -2,10 +2,10 @@
 #include <unordered_map>
 #include <unordered_set>
 
-#include <meshstage/core/image/copy_impl.hpp>
+#include <meshstage/core/image/copy.hpp>
 #include <meshstage/core/image/image.hpp>
-#include <meshstage/core/tree/tree_storages_impl.hpp>
-#include <meshstage/core/tree/walk_impl.hpp>
+#include <meshstage/core/tree/tree_storages.hpp>
+#include <meshstage/core/tree/walk.hpp>
 
 namespace meshstage {
 namespace {

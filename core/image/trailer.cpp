@@ -2,9 +2,9 @@
 #include <cstring>
 
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/image/bytes_impl.hpp>
+#include <meshstage/core/image/bytes.hpp>
 #include <meshstage/core/image/manifest_impl.hpp>
-#include <meshstage/core/image/trailer_impl.hpp>
+#include <meshstage/core/image/trailer.hpp>
 
 namespace meshstage {
 namespace detail {

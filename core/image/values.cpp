@@ -1,7 +1,7 @@
 #include <bit>
 
-#include <meshstage/core/image/bytes_impl.hpp>
-#include <meshstage/core/image/values_impl.hpp>
+#include <meshstage/core/image/bytes.hpp>
+#include <meshstage/core/image/values.hpp>
 
 namespace meshstage::detail {
 namespace {

@@ -19,7 +19,7 @@
 #include <meshstage/core/replicate/agent.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/persistence.hpp>
-#include <meshstage/core/stage/source_digests_impl.hpp>
+#include <meshstage/core/stage/source_digests.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/stage/watermark.hpp>
 #include <meshstage/core/transfer/image.hpp>

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include <meshstage/core/image/copy_impl.hpp>
+#include <meshstage/core/image/copy.hpp>
 #include <meshstage/core/stage/copy_storages_impl.hpp>
 
 namespace meshstage::detail {

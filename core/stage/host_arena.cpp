@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/bytes_impl.hpp>
+#include <meshstage/core/image/bytes.hpp>
 #include <meshstage/core/stage/host_arena_impl.hpp>
 
 namespace meshstage::detail {

@@ -4,7 +4,7 @@
 // that finds sharing the plan does not have.
 #include <algorithm>
 
-#include <meshstage/core/image/values_impl.hpp>
+#include <meshstage/core/image/values.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/tree/compare.hpp>
 

@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include <meshstage/core/image/flatten_impl.hpp>
+#include <meshstage/core/image/flatten.hpp>
 #include <meshstage/core/image/layout.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 

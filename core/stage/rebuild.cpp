@@ -2,7 +2,7 @@
 #include <unordered_map>
 
 #include <meshstage/core/stage/plan_impl.hpp>
-#include <meshstage/core/tree/walk_impl.hpp>
+#include <meshstage/core/tree/walk.hpp>
 
 namespace meshstage::detail {
 namespace {

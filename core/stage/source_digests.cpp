@@ -1,6 +1,6 @@
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/image/flatten_impl.hpp>
-#include <meshstage/core/stage/source_digests_impl.hpp>
+#include <meshstage/core/image/flatten.hpp>
+#include <meshstage/core/stage/source_digests.hpp>
 
 namespace meshstage::detail {
 namespace {

@@ -4,11 +4,11 @@
 #include <map>
 
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/image/bytes_impl.hpp>
-#include <meshstage/core/image/copy_impl.hpp>
-#include <meshstage/core/image/planner_impl.hpp>
+#include <meshstage/core/image/bytes.hpp>
+#include <meshstage/core/image/copy.hpp>
+#include <meshstage/core/image/planner.hpp>
 #include <meshstage/core/image/replica.hpp>
-#include <meshstage/core/image/trailer_impl.hpp>
+#include <meshstage/core/image/trailer.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 

@@ -9,7 +9,7 @@
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/stage/copy_storages_impl.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
-#include <meshstage/core/stage/source_digests_impl.hpp>
+#include <meshstage/core/stage/source_digests.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
 #include <meshstage/core/stage/storage_cache_impl.hpp>
 

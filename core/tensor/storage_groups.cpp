@@ -2,7 +2,7 @@
 #include <functional>
 #include <numeric>
 
-#include <meshstage/core/tensor/storage_groups_impl.hpp>
+#include <meshstage/core/tensor/storage_groups.hpp>
 
 namespace meshstage::detail {
 namespace {

@@ -1,6 +1,6 @@
 #include <unordered_map>
 
-#include <meshstage/core/tree/walk_impl.hpp>
+#include <meshstage/core/tree/walk.hpp>
 
 namespace meshstage {
 namespace {

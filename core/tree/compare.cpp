@@ -4,8 +4,8 @@
 #include <unordered_map>
 
 #include <meshstage/core/tree/compare.hpp>
-#include <meshstage/core/tree/tree_storages_impl.hpp>
-#include <meshstage/core/tree/walk_impl.hpp>
+#include <meshstage/core/tree/tree_storages.hpp>
+#include <meshstage/core/tree/walk.hpp>
 
 namespace meshstage {
 namespace {

@@ -14,7 +14,7 @@
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/manifest_impl.hpp>
 #include <meshstage/core/image/replica.hpp>
-#include <meshstage/core/image/trailer_impl.hpp>
+#include <meshstage/core/image/trailer.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/tree/compare.hpp>
 

@@ -1,7 +1,7 @@
 # The installed package: find_package(meshstage) gives meshstage::meshstage.
 include(CMakePackageConfigHelpers)
 install(TARGETS meshstage EXPORT meshstage-targets
-  FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/meshstage
+  FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT meshstage-targets NAMESPACE meshstage:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/meshstage)
 get_target_property(MESHSTAGE_LIBRARY_TYPE meshstage TYPE)

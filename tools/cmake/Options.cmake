@@ -1,4 +1,4 @@
-# Helpers shared by the rooms' CMakeLists: backend options, target defaults, headers of a room.
+# Backend options, target defaults, the summary.
 
 # A backend that drags in a library: AUTO looks for it, ON insists, OFF leaves a stub.
 function(meshstage_backend_option name description)
@@ -23,15 +23,6 @@ function(meshstage_configure_target target)
   endif()
   if(MESHSTAGE_WERROR)
     target_compile_options(${target} PRIVATE -Werror)
-  endif()
-endfunction()
-
-# meshstage_room(HEADERS a.hpp ... SOURCES a.cpp ... [PRIVATE_HEADERS x_impl.hpp ...]): adds a folder's files to the library.
-function(meshstage_room)
-  cmake_parse_arguments(ROOM "" "" "HEADERS;SOURCES;PRIVATE_HEADERS" ${ARGN})
-  target_sources(meshstage PRIVATE ${ROOM_SOURCES} ${ROOM_PRIVATE_HEADERS})
-  if(ROOM_HEADERS)
-    target_sources(meshstage PUBLIC FILE_SET HEADERS BASE_DIRS "${PROJECT_SOURCE_DIR}" FILES ${ROOM_HEADERS})
   endif()
 endfunction()
 

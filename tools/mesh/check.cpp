@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <ostream>
 
-#include <meshstage/mesh/text_impl.hpp>
+#include <meshstage/mesh/text.hpp>
 #include "tools/mesh/json_out.hpp"
 #include "tools/mesh/options.hpp"
 #include "tools/mesh/words.hpp"

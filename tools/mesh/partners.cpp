@@ -9,7 +9,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/layout.hpp>
 #include <meshstage/mesh/replicated.hpp>
-#include <meshstage/mesh/text_impl.hpp>
+#include <meshstage/mesh/text.hpp>
 #include "tools/mesh/json_out.hpp"
 #include "tools/mesh/options.hpp"
 #include "tools/mesh/words.hpp"

@@ -6,7 +6,7 @@
 #include <ostream>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/mesh/text_impl.hpp>
+#include <meshstage/mesh/text.hpp>
 #include "tools/mesh/json_out.hpp"
 #include "tools/mesh/options.hpp"
 #include "tools/mesh/words.hpp"

@@ -1,7 +1,7 @@
 #pragma once
 #include <vector>
 
-#include <meshstage/core/image/flatten_impl.hpp>
+#include <meshstage/core/image/flatten.hpp>
 #include <meshstage/core/image/layout.hpp>
 
 namespace meshstage::detail {

@@ -3,8 +3,8 @@
 #include <unordered_map>
 #include <unordered_set>
 
-#include <meshstage/core/tensor/storage_groups_impl.hpp>
-#include <meshstage/core/tree/walk_impl.hpp>
+#include <meshstage/core/tensor/storage_groups.hpp>
+#include <meshstage/core/tree/walk.hpp>
 
 namespace meshstage::detail {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/tensor/storage_groups_impl.hpp>
+#include <meshstage/core/tensor/storage_groups.hpp>
 #include <meshstage/core/tree/node.hpp>
 #include <meshstage/core/tree/value.hpp>
 
