@@ -1,6 +1,7 @@
 #include <meshstage/core/files/persisted.hpp>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/files/publish.hpp>
 #include <meshstage/core/memory/mapping.hpp>
 
 #include <algorithm>
@@ -51,6 +52,35 @@ bool take_number(std::string_view& text, std::string_view mark, T& value) {
 /// Sorts by age, then whose it is, own images before replicas.
 auto sort_key(const PersistedName& n) {
   return std::tuple(n.job, n.id, n.rank, n.holder.value_or(-1), n.world_size);
+}
+
+/// Why others may have written what this is the stat of; nothing if they cannot.
+std::optional<std::string> why_not_own(const FileStat& stat, std::uint32_t uid) {
+  constexpr std::uint32_t kOthersWrite = 022;
+  if (stat.uid != uid) {
+    return "it belongs to user " + std::to_string(stat.uid) + ", not to user " +
+           std::to_string(uid);
+  }
+  if ((stat.mode & kOthersWrite) != 0) return "it can be written by others";
+  return std::nullopt;
+}
+
+std::unique_ptr<File> open_existing(FileSystem& fs, const std::filesystem::path& path,
+                                    OpenMode mode) {
+  try {
+    return fs.open(path, mode);
+  } catch (const SystemError& e) {
+    if (e.error_number() != ENOENT && e.error_number() != ENOTDIR) throw;
+    throw make_error<NotFound>("there is no file " + path.native(), {}, {}, path.native());
+  }
+}
+
+std::unique_ptr<File> open_own_file(FileSystem& fs, const std::filesystem::path& path) {
+  auto file = open_existing(fs, path, OpenMode::kReadUnlinked);
+  if (const auto why = why_not_own(file->stat(), fs.process().uid)) {
+    throw make_error<InvalidState>(path.native() + ": " + *why, {}, {}, path.native());
+  }
+  return file;
 }
 
 std::optional<std::string> absolute(const EnvironmentLookup& lookup, const char* name) {
@@ -116,6 +146,35 @@ std::vector<PersistedImage> list_images(FileSystem& fs, const std::filesystem::p
   return images;
 }
 
+std::vector<PersistedImage> list_own_images(
+    FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
+    const std::function<void(const std::string&)>& complain) {
+  const auto pass_over = [&complain](const std::filesystem::path& path, const std::string& why) {
+    if (complain) complain("ignoring " + path.native() + ": " + why);
+  };
+  const auto stat = fs.stat(directory);
+  if (!stat) return {};
+  if (const auto why = why_not_own(*stat, fs.process().uid)) {
+    pass_over(directory, *why);
+    return {};
+  }
+  std::vector<PersistedImage> images;
+  for (auto& image : list_images(fs, directory, job)) {
+    if (image.name.id.generation > kMaxGeneration) {
+      pass_over(image.path, "no job reaches generation " +
+                                std::to_string(image.name.id.generation) + "; remove the file");
+      continue;
+    }
+    try {
+      image.bytes = open_own_file(fs, image.path)->stat().size;
+      images.push_back(std::move(image));
+    } catch (const Error& e) {
+      pass_over(image.path, e.what());
+    }
+  }
+  return images;
+}
+
 std::size_t prune(FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
                   int writer, ImageId persisted_everywhere, std::size_t keep) {
   if (!persisted_everywhere.exists()) return 0;
@@ -137,6 +196,7 @@ std::size_t prune(FileSystem& fs, const std::filesystem::path& directory, std::s
        older) {  // oldest first: what is left of an interrupted pruning is the newest
     if (ids.count(image.name.id) != 0 && fs.unlink(image.path)) ++removed;
   }
+  remove_leftovers(fs, directory);
   return removed;
 }
 
@@ -150,16 +210,18 @@ MappedFile::~MappedFile() = default;
 
 std::shared_ptr<const MappedFile> MappedFile::open(FileSystem& fs,
                                                    const std::filesystem::path& path) {
-  std::unique_ptr<File> file;
-  try {
-    file = fs.open(path, OpenMode::kRead);
-  } catch (const SystemError& e) {
-    if (e.error_number() != ENOENT && e.error_number() != ENOTDIR) throw;
-    throw make_error<NotFound>("there is no file " + path.native(), {}, {}, path.native());
-  }
-  const std::uint64_t size = file->stat().size;
+  return map(*open_existing(fs, path, OpenMode::kRead), path);
+}
+
+std::shared_ptr<const MappedFile> MappedFile::open_own(FileSystem& fs,
+                                                       const std::filesystem::path& path) {
+  return map(*open_own_file(fs, path), path);
+}
+
+std::shared_ptr<const MappedFile> MappedFile::map(File& file, const std::filesystem::path& path) {
+  const std::uint64_t size = file.stat().size;
   if (size == 0) throw make_error<CorruptData>(path.native() + " is empty", {}, {}, path.native());
-  auto state = std::make_unique<State>(State{path, Mapping(*file, size, MapAccess::kRead, true)});
+  auto state = std::make_unique<State>(State{path, Mapping(file, size, MapAccess::kRead, true)});
   return std::shared_ptr<const MappedFile>(new MappedFile(std::move(state)));
 }
 

@@ -47,6 +47,17 @@ struct PersistedImage {
 [[nodiscard]] MESHSTAGE_API std::vector<PersistedImage> list_images(
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job);
 
+/// No job forms so many generations: a file whose name says that it is of a later one is not ours.
+inline constexpr std::uint64_t kMaxGeneration = std::uint64_t{1} << 62U;
+
+/// The images that a job may be restored from: those of list_images() that are regular files which
+/// nobody but this user can have written, in a directory which nobody else can write to, and not of
+/// a generation above kMaxGeneration. `complain` is told of each other one: its path, and why it is
+/// passed over. Opens each file and reads nothing.
+[[nodiscard]] MESHSTAGE_API std::vector<PersistedImage> list_own_images(
+    FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
+    const std::function<void(const std::string&)>& complain = {});
+
 /// Removes the images of `job` written by rank `writer` that are older than `persisted_everywhere`:
 /// the newest image that *every* rank is known to have persisted. Nothing newer or equal, and
 /// nothing at all for kNoImage. `keep` older ids are kept besides. Returns how many files were
@@ -60,9 +71,14 @@ MESHSTAGE_API std::size_t prune(FileSystem& fs, const std::filesystem::path& dir
 /// Threads: any.
 class MESHSTAGE_API MappedFile {
  public:
-  /// Throws NotFound, IoError; CorruptData if it is empty.
+  /// Throws NotFound, IoError (also for a directory, a pipe or the like, which are not waited for);
+  /// CorruptData if it is empty.
   [[nodiscard]] static std::shared_ptr<const MappedFile> open(FileSystem& fs,
                                                               const std::filesystem::path& path);
+  /// The same for a file that nobody but this user can have written. Throws InvalidState, saying
+  /// what is wrong, for a link and for a file that another user owns or may write to.
+  [[nodiscard]] static std::shared_ptr<const MappedFile> open_own(
+      FileSystem& fs, const std::filesystem::path& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
@@ -72,6 +88,7 @@ class MESHSTAGE_API MappedFile {
  private:
   struct State;
   explicit MappedFile(std::unique_ptr<State> state);
+  static std::shared_ptr<const MappedFile> map(File& file, const std::filesystem::path& path);
   std::unique_ptr<State> state_;
 };
 

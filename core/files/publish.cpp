@@ -22,6 +22,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <memory>
 #include <string>
@@ -114,8 +116,10 @@ std::size_t remove_leftovers(FileSystem& fs, const std::filesystem::path& direct
       const auto file = fs.open(path, OpenMode::kReadWrite);
       if (file->try_lock() && fs.unlink(path)) ++removed;
     } catch (const SystemError& e) {
-      // Gone already (removed, or renamed to its target), or another user's.
-      if (e.error_number() != ENOENT && e.error_number() != EACCES) throw;
+      // Gone already (removed, or renamed to its target), another user's, or no file of ours at
+      // all.
+      constexpr std::array<int, 5> kNotOurs{ENOENT, EACCES, EISDIR, ENXIO, ELOOP};
+      if (std::find(kNotOurs.begin(), kNotOurs.end(), e.error_number()) == kNotOurs.end()) throw;
     }
   }
   return removed;

@@ -1,5 +1,6 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/memory/shared_memory.hpp>
+#include <meshstage/core/os/size_signal.hpp>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -62,6 +63,7 @@ void* SharedMemory::do_allocate(std::size_t bytes, std::size_t alignment) {
   if (bytes > static_cast<std::size_t>(PTRDIFF_MAX)) refuse(bytes, "size", EOVERFLOW);
   Descriptor file;
   if (file.get() < 0) refuse(bytes, "memfd_create", errno);
+  const detail::SizeSignalBlocked blocked;
   int error = 0;
   do {
     error = ::posix_fallocate(file.get(), 0, static_cast<off_t>(bytes));

@@ -13,11 +13,13 @@
 
 namespace meshstage {
 
-/// How open() opens. Every file is close-on-exec; new ones have mode 0600. Modes that may write
-/// never follow a symbolic link in the last part of the path (ELOOP), so nobody can plant one in
-/// /dev/shm.
+/// How open() opens. Every file is close-on-exec; new ones have mode 0600. What is no regular file
+/// is refused without waiting for it: a directory by EISDIR, a pipe, a device and a socket by
+/// ENXIO. All modes but kRead refuse a symbolic link in the last part of the path (ELOOP), so
+/// nobody can plant one in /dev/shm.
 enum class OpenMode : std::uint8_t {
   kRead,             ///< Must exist; links are followed.
+  kReadUnlinked,     ///< Must exist, and be no link.
   kReadWrite,        ///< Must exist.
   kCreateExclusive,  ///< Must not exist (EEXIST): the atomic way to be first.
 };
@@ -116,8 +118,8 @@ class MESHSTAGE_API FileSystem {
   virtual bool unlink(const Path& path) = 0;
   /// The names (not paths) in a directory, sorted, without "." and "..".
   virtual std::vector<std::string> list(const Path& directory) = 0;
-  /// Makes the directory and its missing parents, mode 0700 each; those that exist are left as they
-  /// are.
+  /// Makes the directory and its missing parents, mode 0700 each, whatever the umask; those that
+  /// exist are left as they are.
   virtual void make_directories(const Path& directory) = 0;
   /// Names made, renamed and removed in the directory are on the device when it returns.
   virtual void sync_directory(const Path& directory) = 0;

@@ -266,7 +266,8 @@ std::unique_ptr<File> MemoryFileSystem::open(const Path& given, OpenMode mode) {
     at = disk_->names.emplace(path, inode).first;
   }
   if (at == disk_->names.end()) throw SystemError("open", path.native(), ENOENT);
-  return std::make_unique<MemoryFile>(disk_, at->second, path, mode != OpenMode::kRead,
+  return std::make_unique<MemoryFile>(disk_, at->second, path,
+                                      mode != OpenMode::kRead && mode != OpenMode::kReadUnlinked,
                                       std::pair(process_.pid, process_.instance));
 }
 

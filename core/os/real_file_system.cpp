@@ -14,6 +14,8 @@
 #include <cstdio>
 #include <utility>
 
+#include <meshstage/core/os/size_signal.hpp>
+
 namespace meshstage {
 
 namespace {
@@ -87,8 +89,15 @@ class RealRegion final : public MappedRegion {
 
 class RealFile final : public File {
  public:
+  /// O_NONBLOCK: a pipe without a writer is not waited for; a regular file knows no such thing.
   RealFile(const std::filesystem::path& path, int flags)
-      : path_(path), fd_("open", path, flags, kFileMode) {}
+      : path_(path), fd_("open", path, flags | O_NONBLOCK | O_NOCTTY, kFileMode) {
+    struct stat s{};
+    if (::fstat(fd_.get(), &s) != 0) fail("fstat");
+    if (S_ISREG(s.st_mode)) return;
+    throw SystemError("open (no regular file)", path_.native(),
+                      S_ISDIR(s.st_mode) ? EISDIR : ENXIO);
+  }
 
   std::size_t read_at(std::span<std::byte> into, std::uint64_t offset) override {
     std::size_t done = 0;
@@ -105,6 +114,7 @@ class RealFile final : public File {
   }
   std::size_t write_at(std::span<const std::byte> bytes, std::uint64_t offset) override {
     const std::size_t want = std::min(bytes.size(), kMaxTransfer);
+    const detail::SizeSignalBlocked blocked;
     const ssize_t n =
         retry([&] { return ::pwrite(fd_.get(), bytes.data(), want, static_cast<off_t>(offset)); });
     if (n < 0) fail("write");
@@ -120,11 +130,13 @@ class RealFile final : public File {
     return to_file_stat(s);
   }
   void truncate(std::uint64_t size) override {
+    const detail::SizeSignalBlocked blocked;
     if (retry([&] { return ::ftruncate(fd_.get(), static_cast<off_t>(size)); }) != 0)
       fail("ftruncate");
   }
   void reserve(std::uint64_t size) override {
     if (size == 0) return;
+    const detail::SizeSignalBlocked blocked;
     int error = 0;
     do {
       error = ::posix_fallocate(fd_.get(), 0, static_cast<off_t>(size));
@@ -170,6 +182,8 @@ class RealFileSystem final : public FileSystem {
     switch (mode) {
       case OpenMode::kRead:
         return std::make_unique<RealFile>(path, O_RDONLY);
+      case OpenMode::kReadUnlinked:
+        return std::make_unique<RealFile>(path, O_RDONLY | O_NOFOLLOW);
       case OpenMode::kReadWrite:
         return std::make_unique<RealFile>(path, kWriting);
       case OpenMode::kCreateExclusive:
@@ -216,7 +230,11 @@ class RealFileSystem final : public FileSystem {
     Path made;
     for (const auto& part : directory) {
       made /= part;
-      if (::mkdir(made.c_str(), kDirectoryMode) == 0) continue;
+      if (::mkdir(made.c_str(), kDirectoryMode) == 0) {
+        // The umask may have taken away what the owner needs.
+        if (::chmod(made.c_str(), kDirectoryMode) == 0) continue;
+        throw SystemError("chmod", made.native(), errno);
+      }
       const int error = errno;
       const auto there = stat(made);
       if (there && there->is_directory) continue;

@@ -26,12 +26,12 @@ void Persistence::publish(const ImageInfo& info, std::span<const std::byte> imag
 Persistence::Found Persistence::verify(
     ImageId newer_than, const std::function<void(const std::string&)>& complain) const {
   Found found;
-  for (const auto& file : list_images(*fs_, directory_, job_)) {
+  for (const auto& file : list_own_images(*fs_, directory_, job_, complain)) {
     found.newest_named = std::max(found.newest_named, file.name.id);
     const bool mine = file.name.rank == rank_ || file.name.writer() == rank_;
     if (!mine || file.name.id <= newer_than) continue;
     try {
-      const auto mapped = MappedFile::open(*fs_, file.path);
+      const auto mapped = MappedFile::open_own(*fs_, file.path);
       const ImageInfo info = verify_image(mapped->bytes());
       const ImageIdentity& who = info.identity;
       if (who.job != file.name.job || who.rank != file.name.rank || who.id != file.name.id ||
@@ -56,7 +56,7 @@ Persistence::Found Persistence::verify(
 }
 
 std::uint64_t Persistence::highest_generation() const {
-  const auto files = list_images(*fs_, directory_, job_);  // ascending by id
+  const auto files = list_own_images(*fs_, directory_, job_);  // ascending by id
   return files.empty() ? 0 : files.back().name.id.generation;
 }
 

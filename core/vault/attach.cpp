@@ -16,8 +16,6 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/vault/names_impl.hpp>
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 
@@ -102,9 +100,8 @@ Outcome make(VaultState& state, std::uint64_t incarnation) {
 }  // namespace
 
 void become_owner(VaultState& state) {
-  const std::lock_guard lock(lock_files_mutex());
+  const MutexLock lock(lock_files_mutex());
   const VaultOptions& options = state.options;
-  state.made_by = ::getpid();
   state.control = ControlPage::open_or_create(
       state.fs, state.path_of(control_name(state.process.uid, options.job, options.rank)));
   if (const auto mine = state.control.owned_by(state.process)) {

@@ -9,6 +9,6 @@ namespace meshstage::detail {
 void become_owner(VaultState& state);
 
 /// Opens and maps the slot files of `state`'s incarnation.
-void open_slots(VaultState& state);
+void open_slots(VaultState& state) MESHSTAGE_REQUIRES(state.mutex);
 
 }  // namespace meshstage::detail

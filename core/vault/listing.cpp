@@ -19,7 +19,8 @@ using detail::VaultFileName;
 
 /// What can happen to a file that other processes own: it goes, or was never for us.
 bool is_not_for_us(const SystemError& e) {
-  return detail::is_missing(e) || e.error_number() == EACCES || e.error_number() == ELOOP;
+  return detail::is_missing(e) || e.error_number() == EACCES || e.error_number() == ELOOP ||
+         e.error_number() == ENXIO || e.error_number() == EISDIR;
 }
 
 /// Nothing for a file that is not for us.
@@ -71,7 +72,7 @@ std::filesystem::path lock_path_of(const VaultListing& v) {
 }  // namespace
 
 std::vector<VaultListing> list_vaults(const std::filesystem::path& directory, FileSystem& fs) {
-  const std::lock_guard lock(detail::lock_files_mutex());
+  const MutexLock lock(detail::lock_files_mutex());
   std::vector<VaultListing> vaults;
   if (!fs.stat(directory)) return vaults;
   const std::uint32_t uid = fs.process().uid;
@@ -111,7 +112,7 @@ std::vector<VaultListing> list_vaults(const std::filesystem::path& directory, Fi
 }
 
 std::uint64_t remove_vault(const VaultListing& vault, FileSystem& fs) {
-  const std::lock_guard lock(detail::lock_files_mutex());
+  const MutexLock lock(detail::lock_files_mutex());
   const auto control = open_control(fs, vault);
   const auto lock_path = lock_path_of(vault);
   if (is_owned(fs, lock_path, vault.incarnation, control)) {

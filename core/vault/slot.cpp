@@ -38,7 +38,7 @@ void WriteLease::seal(const ImageInfo& info) {
   }
   const auto vault = std::move(vault_);  // the lease is over, whatever happens below
   const auto slot = std::move(slot_);
-  const std::lock_guard lock(vault->mutex);
+  const MutexLock lock(vault->mutex);
   slot->writing = false;
   vault->check_owned();
   detail::SlotHeader header;
@@ -49,8 +49,8 @@ void WriteLease::seal(const ImageInfo& info) {
 
 void WriteLease::abandon() noexcept {
   if (!slot_) return;
-  {
-    const std::lock_guard lock(vault_->mutex);
+  if (!vault_->in_forked_child()) {
+    const MutexLock lock(vault_->mutex);
     slot_->writing = false;
   }
   slot_.reset();
@@ -77,8 +77,8 @@ std::span<const std::byte> ReadLease::image() const noexcept {
 
 void ReadLease::release() noexcept {
   if (!slot_) return;
-  {
-    const std::lock_guard lock(vault_->mutex);
+  if (!vault_->in_forked_child()) {
+    const MutexLock lock(vault_->mutex);
     --slot_->readers;
   }
   slot_.reset();

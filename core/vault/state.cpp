@@ -3,8 +3,6 @@
 #include <meshstage/core/vault/names_impl.hpp>
 #include <meshstage/core/vault/state_impl.hpp>
 
-#include <unistd.h>
-
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -17,14 +15,20 @@ constexpr std::uint64_t kPage = 4096;
 /// No image is larger; keeps sums of sizes far from wrapping.
 constexpr std::uint64_t kMaxImageBytes = std::uint64_t{1} << 50U;
 
+/// A full file system, a quota, or `ulimit -f`.
+bool is_no_room(const SystemError& e) {
+  const int error = e.error_number();
+  return error == ENOSPC || error == ENOMEM || error == EDQUOT || error == EFBIG;
+}
+
 std::uint64_t file_bytes_for(std::uint64_t bytes) {
   return kHeaderBytes + (bytes + kPage - 1) / kPage * kPage;
 }
 
 }  // namespace
 
-std::mutex& lock_files_mutex() {
-  static std::mutex mutex;  // of the process, as the locks it orders are
+Mutex& lock_files_mutex() {
+  static Mutex mutex;  // of the process, as the locks it orders are
   return mutex;
 }
 
@@ -36,9 +40,9 @@ std::string describe(const VaultState& state, SlotKey key) {
 }
 
 VaultState::~VaultState() {
-  if (!lock_file || made_by != ::getpid()) return;  // never owned, or a forked child's copy
+  if (!lock_file || in_forked_child()) return;  // never owned, or a forked child's copy
   // First the entry, then the lock (with the file), with no attach() of this process in between.
-  const std::lock_guard lock(lock_files_mutex());
+  const MutexLock lock(lock_files_mutex());
   if (const auto entry = control.owner(incarnation); entry && entry->instance == process.instance) {
     control.set_owner({incarnation, process.pid, process.start_time, 0});
   }
@@ -54,10 +58,10 @@ std::filesystem::path VaultState::lock_path() const {
 }
 
 void VaultState::check_owned() const {
-  if (made_by != ::getpid()) {
+  if (in_forked_child()) {
     throw InvalidState("the vault of job \"" + options.job + "\", rank " +
                        std::to_string(options.rank) + " belongs to process " +
-                       std::to_string(made_by) + "; a forked child cannot use it");
+                       std::to_string(process.pid) + "; a forked child cannot use it");
   }
   if (const std::uint64_t newest = control.newest(); newest > incarnation) {
     const auto owner = control.owner(newest);
@@ -131,7 +135,7 @@ std::shared_ptr<Slot> VaultState::ensure_slot(SlotKey key) {
   try {
     if (slot->file->stat().size < kHeaderBytes) slot->file->reserve(kHeaderBytes);
   } catch (const SystemError& e) {
-    if (e.error_number() != ENOSPC && e.error_number() != ENOMEM) throw;
+    if (!is_no_room(e)) throw;
     throw_no_room({describe(*this, key), kHeaderBytes, 1}, read_room_limits(fs, options.directory),
                   e.what());
   }
@@ -169,8 +173,7 @@ void VaultState::grow(SlotKey key, Slot& slot, std::uint64_t bytes) const {
   } catch (const SystemError& e) {
     // Where posix_fallocate is emulated it may have got half-way.
     if (slot.file->stat().size > have) slot.file->truncate(have);
-    const int error = e.error_number();
-    if (error != ENOSPC && error != ENOMEM && error != EDQUOT && error != EFBIG) throw;
+    if (!is_no_room(e)) throw;
     throw_no_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory),
                   e.what());
   }

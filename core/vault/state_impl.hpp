@@ -2,9 +2,10 @@
 // What a Vault and its leases share. The last of them to go lets the vault go.
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/memory/mapping.hpp>
 #include <meshstage/core/vault/control_impl.hpp>
 #include <meshstage/core/vault/header_impl.hpp>
@@ -32,7 +33,7 @@ struct VaultState {
   const VaultOptions options;
   FileSystem& fs;
   const ProcessIdentity process;
-  std::int64_t made_by = 0;  // getpid() at attach: a forked child's copy is not the owner
+  const ProcessOrigin origin;  // a forked child's copy is not the owner
 
   // Set by attach(), constant afterwards.
   ControlPage control;
@@ -42,8 +43,10 @@ struct VaultState {
   std::uint64_t incarnation = 0;
   bool taken_over = false;
 
-  mutable std::mutex mutex;  // guards all below
-  std::map<SlotKey, std::shared_ptr<Slot>> slots;
+  mutable Mutex mutex;  // also of what a Slot's leases change
+  std::map<SlotKey, std::shared_ptr<Slot>> slots MESHSTAGE_GUARDED_BY(mutex);
+
+  [[nodiscard]] bool in_forked_child() const noexcept { return !origin.is_here(); }
 
   [[nodiscard]] std::filesystem::path path_of(const std::string& name) const {
     return options.directory / name;
@@ -57,7 +60,7 @@ struct VaultState {
   [[nodiscard]] SlotInfo info(SlotKey key, const Slot& slot) const;
   void write_header(const Slot& slot, const SlotHeader& header) const;
   /// The slot; its file with a header page is made if there is none. Refuses a key that cannot be.
-  std::shared_ptr<Slot> ensure_slot(SlotKey key);
+  std::shared_ptr<Slot> ensure_slot(SlotKey key) MESHSTAGE_REQUIRES(mutex);
   /// Throws InvalidState if somebody has a lease on it.
   void check_free(SlotKey key, const Slot& slot) const;
   /// Throws OutOfMemory if there is no room for what is missing; nothing has changed then.
@@ -69,7 +72,7 @@ struct VaultState {
 
 /// Opening and closing lock files of other owners, and becoming one, happens one at a time in a
 /// process: POSIX record locks do not tell its threads apart.
-std::mutex& lock_files_mutex();
+Mutex& lock_files_mutex();
 
 /// "slot own0 of job "gpt2", rank 2".
 std::string describe(const VaultState& state, SlotKey key);

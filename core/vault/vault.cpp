@@ -22,7 +22,7 @@ Vault Vault::attach(VaultOptions options) {
   if (!directory) fs.make_directories(options.directory);
   auto state = std::make_shared<detail::VaultState>(std::move(options), fs);
   detail::become_owner(*state);
-  const std::lock_guard lock(state->mutex);
+  const MutexLock lock(state->mutex);
   detail::open_slots(*state);
   return Vault(std::move(state));
 }
@@ -38,13 +38,13 @@ bool Vault::taken_over() const noexcept { return state_->taken_over; }
 void Vault::check_owned() const { state_->check_owned(); }
 
 SlotInfo Vault::slot(SlotKey key) const {
-  const std::lock_guard lock(state_->mutex);
+  const MutexLock lock(state_->mutex);
   const auto at = state_->slots.find(key);
   return at == state_->slots.end() ? SlotInfo() : state_->info(key, *at->second);
 }
 
 std::vector<std::pair<SlotKey, SlotInfo>> Vault::slots() const {
-  const std::lock_guard lock(state_->mutex);
+  const MutexLock lock(state_->mutex);
   std::vector<std::pair<SlotKey, SlotInfo>> out;
   for (const auto& [key, slot] : state_->slots) out.emplace_back(key, state_->info(key, *slot));
   return out;
@@ -71,7 +71,7 @@ WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity, std::u
                           " does not belong into a slot of rank " + std::to_string(key.owner_rank) +
                           ", job \"" + state_->options.job + "\"");
   }
-  const std::lock_guard lock(state_->mutex);
+  const MutexLock lock(state_->mutex);
   state_->check_owned();
   const auto slot = state_->ensure_slot(key);
   state_->check_free(key, *slot);
@@ -99,7 +99,7 @@ WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity, std::u
 }
 
 ReadLease Vault::read(SlotKey key) {
-  const std::lock_guard lock(state_->mutex);
+  const MutexLock lock(state_->mutex);
   state_->check_owned();
   const auto at = state_->slots.find(key);
   SlotInfo info;
@@ -119,26 +119,8 @@ ReadLease Vault::read(SlotKey key) {
   return lease;
 }
 
-void Vault::discard(SlotKey key) {
-  const std::lock_guard lock(state_->mutex);
-  state_->check_owned();
-  const auto slot = state_->ensure_slot(key);
-  state_->check_free(key, *slot);
-  state_->write_header(*slot, {});
-}
-
-void Vault::reserve(SlotKey key, std::uint64_t bytes) {
-  const std::lock_guard lock(state_->mutex);
-  state_->check_owned();
-  const auto slot = state_->ensure_slot(key);
-  if (slot->writing || slot->readers != 0 || state_->info(key, *slot).state != SlotState::kEmpty)
-    return;
-  state_->check_growth(key, *slot, bytes);
-  state_->grow(key, *slot, bytes);
-}
-
 std::uint64_t Vault::bytes_held() const {
-  const std::lock_guard lock(state_->mutex);
+  const MutexLock lock(state_->mutex);
   std::uint64_t bytes = 0;
   for (const auto& [key, slot] : state_->slots) bytes += slot->mapping.bytes().size();
   return bytes;
@@ -183,15 +165,15 @@ std::uint64_t remove_files(const detail::VaultState& state, std::uint64_t below,
 }  // namespace
 
 std::uint64_t Vault::free_superseded() {
-  const std::lock_guard files(detail::lock_files_mutex());
-  const std::lock_guard lock(state_->mutex);
+  const MutexLock files(detail::lock_files_mutex());
+  const MutexLock lock(state_->mutex);
   state_->check_owned();
   return remove_files(*state_, state_->incarnation, false);
 }
 
 void Vault::remove_all() {
-  const std::lock_guard files(detail::lock_files_mutex());
-  const std::lock_guard lock(state_->mutex);
+  const MutexLock files(detail::lock_files_mutex());
+  const MutexLock lock(state_->mutex);
   state_->check_owned();
   for (const auto& [key, slot] : state_->slots) state_->check_free(key, *slot);
   // The own lock and the control page last: what is left of an interrupted removal is still found.

@@ -72,12 +72,6 @@ class MESHSTAGE_API Vault {
                                        std::uint64_t bytes);
   /// Throws InvalidState if the slot is not sealed or the vault is fenced.
   [[nodiscard]] ReadLease read(SlotKey key);
-  /// Sets a slot to kEmpty, keeping its capacity: its image was found corrupt. Throws as
-  /// begin_write().
-  void discard(SlotKey key);
-  /// Grows an empty slot ahead of need, so that the first stage does not pay for fresh pages; slots
-  /// that hold or receive an image are left alone. Throws OutOfMemory as begin_write().
-  void reserve(SlotKey key, std::uint64_t bytes);
 
   /// Bytes of this incarnation's slot files, headers included.
   [[nodiscard]] std::uint64_t bytes_held() const;

@@ -5,7 +5,9 @@
 #include <meshstage/core/os/memory_file_system.hpp>
 
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <map>
 #include <string>
@@ -200,4 +202,60 @@ TEST_CASE("a private directory is made 0700, and one that others may write is re
   touch(fs, directory.path() / "file");
   REQUIRE_THROWS_AS(meshstage::make_private_directory(fs, directory.path() / "file"),
                     meshstage::InvalidState);
+}
+
+TEST_CASE("a job is restored from its own files alone; the others are named and passed over") {
+  const TempDirectory directory;
+  auto& fs = meshstage::real_file_system();
+  const auto path_of = [&](std::uint64_t generation, std::uint64_t step) {
+    return directory.path() / to_file_name({"a", {generation, step}, 0, 1, {}});
+  };
+  touch(fs, path_of(1, 1));
+  touch(fs, path_of(1, 2));
+  REQUIRE(::chmod(path_of(1, 2).c_str(), 0660) == 0);
+  REQUIRE(::mkfifo(path_of(1, 3).c_str(), 0600) == 0);
+  std::filesystem::create_directory(path_of(1, 4));
+  std::filesystem::create_symlink(path_of(1, 1), path_of(1, 5));
+  touch(fs, path_of(~std::uint64_t{0}, 6));
+  touch(fs, path_of(1, 7));
+  const bool chowned = ::chown(path_of(1, 7).c_str(), 4711, 4711) == 0;  // root's to do
+  if (!chowned) REQUIRE(fs.unlink(path_of(1, 7)));
+
+  std::vector<std::string> complaints;
+  const auto complain = [&](const std::string& text) { complaints.push_back(text); };
+  const auto images = meshstage::list_own_images(fs, directory.path(), "a", complain);
+  REQUIRE(images.size() == 1);
+  REQUIRE(images[0].name.id == ImageId{1, 1});
+  const std::vector<std::pair<std::filesystem::path, std::string>> expected{
+      {path_of(1, 2), "can be written by others"},
+      {path_of(1, 3), "no regular file"},
+      {path_of(1, 5), "symbolic link"},
+      {path_of(1, 7), "belongs to user 4711"},
+      {path_of(~std::uint64_t{0}, 6), "no job reaches generation 18446744073709551615"}};
+  REQUIRE(complaints.size() == (chowned ? 5 : 4));  // a directory is no image's name at all
+  for (const auto& [path, why] : expected) {
+    if (!chowned && path == path_of(1, 7)) continue;
+    const auto named = std::find_if(complaints.begin(), complaints.end(), [&](const auto& c) {
+      return c.find(path.native()) != std::string::npos && c.find(why) != std::string::npos;
+    });
+    INFO(path.native() << ": " << why);
+    REQUIRE(named != complaints.end());
+  }
+  REQUIRE_THROWS_AS(meshstage::MappedFile::open_own(fs, path_of(1, 2)), meshstage::InvalidState);
+  REQUIRE_THROWS_AS(meshstage::MappedFile::open_own(fs, path_of(1, 3)), meshstage::IoError);
+  REQUIRE_THROWS_AS(meshstage::MappedFile::open(fs, path_of(1, 3)), meshstage::IoError);
+
+  REQUIRE(::chmod(directory.path().c_str(), 0777) == 0);
+  complaints.clear();
+  REQUIRE(meshstage::list_own_images(fs, directory.path(), "a", complain).empty());
+  REQUIRE(complaints.size() == 1);
+}
+
+TEST_CASE("pruning removes what dead writers left") {
+  MemoryFileSystem disk;
+  disk.make_directories("/d");
+  touch(disk, "/d/.x.tmp-1-1-1");
+  touch(disk, "/d/" + to_file_name({"a", {1, 1}, 0, 1, {}}));
+  REQUIRE(prune(disk, "/d", "a", 0, {1, 2}) == 1);
+  REQUIRE(disk.list("/d").empty());
 }

@@ -5,6 +5,8 @@
 #include <meshstage/core/os/memory_file_system.hpp>
 
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,6 +18,7 @@
 #include <vector>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/forked.hpp"
 #include "tests/support/temp_directory.hpp"
 
 using meshstage::File;
@@ -311,4 +314,50 @@ TEST_CASE("a system error says call, path and errno") {
     REQUIRE(e.path() == "/no such directory/x");
     REQUIRE(e.kind() == meshstage::ErrorKind::kIo);
   }
+}
+
+TEST_CASE("what is no regular file is refused, and never waited for") {
+  const TempDirectory directory;
+  auto& fs = meshstage::real_file_system();
+  const auto pipe = directory.path() / "pipe";
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  create(fs, directory.path() / "file", "text");
+  std::filesystem::create_symlink(directory.path() / "file", directory.path() / "link");
+  for (const auto mode : {OpenMode::kRead, OpenMode::kReadUnlinked, OpenMode::kReadWrite}) {
+    REQUIRE(error_of([&] { (void)fs.open(pipe, mode); }) == ENXIO);
+    REQUIRE(error_of([&] { (void)fs.open(directory.path(), mode); }) == EISDIR);
+    const int link = error_of([&] { (void)fs.open(directory.path() / "link", mode); });
+    REQUIRE(link == (mode == OpenMode::kRead ? 0 : ELOOP));
+  }
+  REQUIRE(error_of([&] { (void)fs.open("/dev/zero", OpenMode::kRead); }) == ENXIO);
+}
+
+TEST_CASE("directories are made 0700, whatever the umask") {
+  const TempDirectory directory;
+  auto& fs = meshstage::real_file_system();
+  for (const mode_t mask : {0000, 0002, 0777}) {
+    const auto made = directory.path() / std::to_string(mask) / "deep";
+    const mode_t before = ::umask(mask);
+    fs.make_directories(made);
+    ::umask(before);
+    REQUIRE(fs.stat(made)->mode == 0700);
+    REQUIRE(fs.stat(made.parent_path())->mode == 0700);
+  }
+}
+
+TEST_CASE("a limit on the size of files is an error, and ends no process") {
+  const TempDirectory directory;
+  auto& fs = meshstage::real_file_system();
+  const auto file = fs.open(directory.path() / "a", OpenMode::kCreateExclusive);
+  REQUIRE(meshstage::test::ends_in_forked_child([&] {
+    const rlimit small{4096, 4096};
+    if (::setrlimit(RLIMIT_FSIZE, &small) != 0) ::_exit(2);
+    const std::vector<std::byte> bytes(8192);
+    if (error_of([&] { meshstage::write_fully(*file, bytes, 0); }) != EFBIG) ::_exit(3);
+    if (error_of([&] { file->truncate(8192); }) != EFBIG) ::_exit(4);
+    if (error_of([&] { file->reserve(8192); }) != EFBIG) ::_exit(5);
+    sigset_t pending;
+    ::sigpending(&pending);
+    if (::sigismember(&pending, SIGXFSZ) != 0) ::_exit(6);
+  }));
 }
