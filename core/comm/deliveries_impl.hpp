@@ -1,16 +1,16 @@
 #pragma once
-#include <condition_variable>
 #include <cstddef>
 #include <deque>
+#include <exception>
 #include <iterator>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/comm/control_links.hpp>
 
 namespace meshstage {
@@ -26,9 +26,10 @@ class Deliveries {
     push({peer, true, reason, std::move(detail), {}});
   }
 
-  /// Takes the first entry to its handler. False if there is none, or nobody to take it to.
+  /// Takes the first entry to its handler. False if there is none, or nobody to take it to. What
+  /// the handler throws is passed on; the entry counts as delivered.
   bool deliver_one() {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     if (!deliverable()) return false;
     Entry entry = std::move(queue_.front());
     queue_.pop_front();
@@ -39,11 +40,12 @@ class Deliveries {
     const auto handlers = handlers_;
     running_on_ = std::this_thread::get_id();
     lock.unlock();
-    const bool keep = !entry.lost && handlers->takes && !handlers->takes(entry.peer, entry.bytes);
-    if (entry.lost) {
-      if (handlers->on_lost) handlers->on_lost(entry.peer, entry.reason, entry.detail);
-    } else if (!keep && handlers->on_message) {
-      handlers->on_message(entry.peer, entry.bytes);
+    bool keep = false;
+    std::exception_ptr thrown;
+    try {
+      keep = !take(*handlers, entry);
+    } catch (...) {  // passed on below, once no handler runs any more
+      thrown = std::current_exception();
     }
     lock.lock();
     running_on_ = {};
@@ -53,33 +55,35 @@ class Deliveries {
       if (handlers != handlers_) give_back_kept();  // exchanged meanwhile
     }
     changed_.notify_all();
+    lock.unlock();
+    if (thrown) std::rethrow_exception(thrown);
     return true;
   }
   /// Waits for something to deliver; false after stop().
   bool wait() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return stopped_ || deliverable(); });
+    MutexLock lock(mutex_);
+    changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return stopped_ || deliverable(); });
     return !stopped_;
   }
   void set_handlers(ControlHandlers handlers) {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     const bool any = handlers.on_message || handlers.on_lost;
     handlers_ = any ? std::make_shared<const ControlHandlers>(std::move(handlers)) : nullptr;
     give_back_kept();
     changed_.notify_all();
-    changed_.wait(lock, [this] {
+    changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) {
       return running_on_ == std::thread::id() || running_on_ == std::this_thread::get_id();
     });
   }
   /// Holds everything back, or goes on.
   void pause(bool paused) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     paused_ = paused;
     changed_.notify_all();
   }
   /// Nothing is delivered any more, but for a handler that runs.
   void stop() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     stopped_ = true;
     changed_.notify_all();
   }
@@ -92,31 +96,42 @@ class Deliveries {
     std::string detail;
     std::vector<std::byte> bytes;
   };
+  /// False if the handlers turn it down.
+  static bool take(const ControlHandlers& handlers, const Entry& entry) {
+    if (entry.lost) {
+      if (handlers.on_lost) handlers.on_lost(entry.peer, entry.reason, entry.detail);
+      return true;
+    }
+    if (handlers.takes && !handlers.takes(entry.peer, entry.bytes)) return false;
+    if (handlers.on_message) handlers.on_message(entry.peer, entry.bytes);
+    return true;
+  }
   /// What the handlers before did not take is the next ones'.
-  void give_back_kept() {
+  void give_back_kept() MESHSTAGE_REQUIRES(mutex_) {
     queue_.insert(queue_.begin(), std::make_move_iterator(kept_.begin()),
                   std::make_move_iterator(kept_.end()));
     kept_.clear();
     kept_from_.clear();
   }
   void push(Entry entry) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     queue_.push_back(std::move(entry));
     changed_.notify_all();
   }
-  [[nodiscard]] bool deliverable() const {
+  [[nodiscard]] bool deliverable() const MESHSTAGE_REQUIRES(mutex_) {
     return !stopped_ && !paused_ && handlers_ != nullptr && !queue_.empty();
   }
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Entry> queue_;
-  std::deque<Entry> kept_;  // turned down by the handlers there are
-  std::set<int> kept_from_;
-  std::shared_ptr<const ControlHandlers> handlers_;
-  std::thread::id running_on_;
-  bool paused_ = false;
-  bool stopped_ = false;
+  Mutex mutex_;
+  CondVar changed_;
+  std::deque<Entry> queue_ MESHSTAGE_GUARDED_BY(mutex_);
+  /// Turned down by the handlers there are.
+  std::deque<Entry> kept_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::set<int> kept_from_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::shared_ptr<const ControlHandlers> handlers_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::thread::id running_on_ MESHSTAGE_GUARDED_BY(mutex_);
+  bool paused_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  bool stopped_ MESHSTAGE_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace meshstage

@@ -11,11 +11,13 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
-#include <condition_variable>
-#include <mutex>
+#include <charconv>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/file_system.hpp>
+#include <meshstage/core/os/size_signal.hpp>
 
 namespace meshstage {
 
@@ -49,18 +51,24 @@ std::string escape(const std::string& key) {
   return name;
 }
 
-std::string unescape(const std::string& name) {
+/// Nothing for a name that escape() does not give: no file of a store.
+std::optional<std::string> unescape(const std::string& name) {
   std::string key;
   for (std::size_t i = 0; i < name.size(); ++i) {
     if (name[i] == '+') {
       key += '/';
-    } else if (name[i] == '%' && i + 2 < name.size()) {
-      key += static_cast<char>(std::stoi(name.substr(i + 1, 2), nullptr, 16));
+    } else if (name[i] == '%') {
+      unsigned byte = 0;
+      const char* const end = name.data() + std::min(i + 3, name.size());
+      const auto read = std::from_chars(name.data() + i + 1, end, byte, 16);
+      if (read.ec != std::errc() || read.ptr != name.data() + i + 3) return std::nullopt;
+      key += static_cast<char>(byte);
       i += 2;
     } else {
       key += name[i];
     }
   }
+  if (escape(key) != name) return std::nullopt;
   return key;
 }
 
@@ -78,12 +86,24 @@ class Descriptor {
   int fd_;
 };
 
+[[noreturn]] void throw_no_entry(const fs::path& file) {
+  throw make_error<IoError>(file.string() +
+                                " is no file of a store (a folder, a link, a pipe or the like); "
+                                "remove it, or give the job a folder of its own",
+                            {}, {}, file.string());
+}
+
 std::optional<std::string> read_file(const fs::path& file) {
-  const Descriptor fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+  // Neither a pipe nor a link that somebody put there is waited for or followed.
+  const Descriptor fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
   if (fd.get() < 0) {
     if (errno == ENOENT) return std::nullopt;
+    if (errno == ELOOP || errno == ENXIO) throw_no_entry(file);
     throw_errno("open", file.string(), errno);
   }
+  struct stat status{};
+  if (::fstat(fd.get(), &status) != 0) throw_errno("fstat", file.string(), errno);
+  if (!S_ISREG(status.st_mode)) throw_no_entry(file);
   std::string value;
   std::array<char, 4096> buffer{};
   while (true) {
@@ -106,13 +126,9 @@ FileStore::FileStore(std::filesystem::path directory) : directory_(std::move(dir
     throw make_error<InvalidArgument>("a store's folder must be an absolute path", {}, {},
                                       directory_.string());
   }
-  // Parents with the usual mode, the folder itself for its owner only.
-  std::error_code error;
-  fs::create_directories(directory_.parent_path(), error);
-  if (::mkdir(directory_.c_str(), 0700) != 0 && errno != EEXIST) {
-    throw_errno("mkdir", directory_.string(), errno);
-  }
-  if (!fs::is_directory(directory_)) throw_errno("mkdir", directory_.string(), ENOTDIR);
+  // Its missing parents too are for their owner alone: one of them may be where images go, and
+  // those are not written where others may write.
+  if (!fs::is_directory(directory_)) real_file_system().make_directories(directory_);
 }
 
 std::filesystem::path FileStore::file_of(const std::string& key) const {
@@ -128,6 +144,7 @@ std::filesystem::path FileStore::write_temporary(std::string_view value) const {
   std::string name = (directory_ / ".new-XXXXXX").string();
   const Descriptor fd(::mkostemp(name.data(), O_CLOEXEC));
   if (fd.get() < 0) throw_errno("mkostemp", name, errno);
+  const detail::SizeSignalBlocked blocked;
   while (!value.empty()) {
     const ssize_t n = ::write(fd.get(), value.data(), value.size());
     if (n >= 0) {
@@ -141,7 +158,7 @@ std::filesystem::path FileStore::write_temporary(std::string_view value) const {
   return name;
 }
 
-void FileStore::set(const std::string& key, std::string_view value) {
+void FileStore::set(const std::string& key, std::string_view value, Deadline /*deadline*/) {
   const fs::path file = file_of(key);
   const fs::path temporary = write_temporary(value);
   if (::rename(temporary.c_str(), file.c_str()) != 0) {
@@ -151,11 +168,12 @@ void FileStore::set(const std::string& key, std::string_view value) {
   }
 }
 
-std::optional<std::string> FileStore::get(const std::string& key) {
+std::optional<std::string> FileStore::get(const std::string& key, Deadline /*deadline*/) {
   return read_file(file_of(key));
 }
 
-std::string FileStore::compare_and_create(const std::string& key, std::string_view value) {
+std::string FileStore::compare_and_create(const std::string& key, std::string_view value,
+                                          Deadline deadline) {
   const fs::path file = file_of(key);
   while (true) {
     if (auto there = read_file(file)) return *there;
@@ -169,22 +187,26 @@ std::string FileStore::compare_and_create(const std::string& key, std::string_vi
     if (error == 0) return std::string(value);
     if (error != EEXIST) throw_errno("link", file.string(), error);
     // Somebody was first; if it was removed again meanwhile, once more.
+    if (deadline.expired()) throw_not_there(directory_.string(), std::span(&key, 1));
   }
 }
 
-std::vector<std::string> FileStore::list(const std::string& prefix) {
+std::vector<std::string> FileStore::list(const std::string& prefix, Deadline /*deadline*/) {
   std::vector<std::string> keys;
-  for (const auto& entry : fs::directory_iterator(directory_)) {
-    const std::string name = entry.path().filename().string();
+  std::error_code error;
+  for (auto entry = fs::directory_iterator(directory_, error);
+       !error && entry != fs::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
     if (name.starts_with('.')) continue;
-    std::string key = unescape(name);
-    if (key.starts_with(prefix)) keys.push_back(std::move(key));
+    auto key = unescape(name);
+    if (key && key->starts_with(prefix)) keys.push_back(std::move(*key));
   }
+  if (error) throw_errno("read the folder", directory_.string(), error.value());
   std::sort(keys.begin(), keys.end());
   return keys;
 }
 
-void FileStore::remove(const std::string& key) {
+void FileStore::remove(const std::string& key, Deadline /*deadline*/) {
   const fs::path file = file_of(key);
   if (::unlink(file.c_str()) != 0 && errno != ENOENT) throw_errno("unlink", file.string(), errno);
 }
@@ -192,8 +214,8 @@ void FileStore::remove(const std::string& key) {
 std::string FileStore::wait_for_any(std::span<const std::string> keys, Deadline deadline,
                                     std::stop_token stop) {
   // A file system tells no process about another host's changes, so this polls; a stop wakes it.
-  std::mutex mutex;
-  std::condition_variable_any changed;
+  Mutex mutex;
+  CondVar changed;
   auto pause = std::chrono::microseconds(100);
   constexpr auto kLongest = std::chrono::microseconds(10000);
   while (true) {
@@ -202,9 +224,9 @@ std::string FileStore::wait_for_any(std::span<const std::string> keys, Deadline 
     }
     if (stop.stop_requested()) throw Cancelled("waiting in the store was given up");
     if (deadline.expired()) throw_not_there(directory_.string(), keys);
-    std::unique_lock lock(mutex);
-    const auto until = std::min(Deadline::Clock::now() + pause, deadline.time());
-    changed.wait_until(lock, stop, until, [] { return false; });
+    MutexLock lock(mutex);
+    (void)changed.wait_until(lock, stop, Deadline::after(pause).earlier(deadline),
+                             [] { return false; });
     pause = std::min(pause * 2, kLongest);
   }
 }

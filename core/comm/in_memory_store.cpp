@@ -1,19 +1,18 @@
-#include <condition_variable>
 #include <map>
-#include <mutex>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage {
 
 struct InMemoryStore::State {
-  std::mutex mutex;
-  std::map<std::string, std::string> entries;
+  Mutex mutex;
+  std::map<std::string, std::string> entries MESHSTAGE_GUARDED_BY(mutex);
   /// By key: of a thousand ranks only those are woken that wait for what came.
-  std::multimap<std::string, std::condition_variable_any*> waiting;
+  std::multimap<std::string, CondVar*> waiting MESHSTAGE_GUARDED_BY(mutex);
 
-  void came(const std::string& key) const {
+  void came(const std::string& key) const MESHSTAGE_REQUIRES(mutex) {
     const auto range = waiting.equal_range(key);
     for (auto w = range.first; w != range.second; ++w) w->second->notify_all();
   }
@@ -22,69 +21,72 @@ struct InMemoryStore::State {
 InMemoryStore::InMemoryStore() : state_(std::make_unique<State>()) {}
 InMemoryStore::~InMemoryStore() = default;
 
-void InMemoryStore::set(const std::string& key, std::string_view value) {
+void InMemoryStore::set(const std::string& key, std::string_view value, Deadline /*deadline*/) {
   check_key(key);
-  const std::lock_guard lock(state_->mutex);
-  state_->entries[key] = value;
-  state_->came(key);
+  State& state = *state_;
+  const MutexLock lock(state.mutex);
+  state.entries[key] = value;
+  state.came(key);
 }
 
-std::optional<std::string> InMemoryStore::get(const std::string& key) {
+std::optional<std::string> InMemoryStore::get(const std::string& key, Deadline /*deadline*/) {
   check_key(key);
-  const std::lock_guard lock(state_->mutex);
-  const auto entry = state_->entries.find(key);
-  if (entry == state_->entries.end()) return std::nullopt;
+  State& state = *state_;
+  const MutexLock lock(state.mutex);
+  const auto entry = state.entries.find(key);
+  if (entry == state.entries.end()) return std::nullopt;
   return entry->second;
 }
 
-std::string InMemoryStore::compare_and_create(const std::string& key, std::string_view value) {
+std::string InMemoryStore::compare_and_create(const std::string& key, std::string_view value,
+                                              Deadline /*deadline*/) {
   check_key(key);
-  const std::lock_guard lock(state_->mutex);
-  const auto [entry, created] = state_->entries.emplace(key, value);
-  if (created) state_->came(key);
+  State& state = *state_;
+  const MutexLock lock(state.mutex);
+  const auto [entry, created] = state.entries.emplace(key, value);
+  if (created) state.came(key);
   return entry->second;
 }
 
-std::vector<std::string> InMemoryStore::list(const std::string& prefix) {
-  const std::lock_guard lock(state_->mutex);
+std::vector<std::string> InMemoryStore::list(const std::string& prefix, Deadline /*deadline*/) {
+  State& state = *state_;
+  const MutexLock lock(state.mutex);
   std::vector<std::string> keys;
-  for (auto entry = state_->entries.lower_bound(prefix);
-       entry != state_->entries.end() && entry->first.starts_with(prefix); ++entry) {
+  for (auto entry = state.entries.lower_bound(prefix);
+       entry != state.entries.end() && entry->first.starts_with(prefix); ++entry) {
     keys.push_back(entry->first);
   }
   return keys;
 }
 
-void InMemoryStore::remove(const std::string& key) {
+void InMemoryStore::remove(const std::string& key, Deadline /*deadline*/) {
   check_key(key);
-  const std::lock_guard lock(state_->mutex);
-  state_->entries.erase(key);
+  State& state = *state_;
+  const MutexLock lock(state.mutex);
+  state.entries.erase(key);
 }
 
 std::string InMemoryStore::wait_for_any(std::span<const std::string> keys, Deadline deadline,
                                         std::stop_token stop) {
-  std::unique_lock lock(state_->mutex);
+  State& state = *state_;
+  CondVar changed;
+  MutexLock lock(state.mutex);
   const std::string* value = nullptr;
-  const auto there = [&] {
+  const auto there = [&]() MESHSTAGE_REQUIRES(state.mutex) {
     for (const auto& key : keys) {
-      const auto entry = state_->entries.find(key);
-      if (entry == state_->entries.end()) continue;
+      const auto entry = state.entries.find(key);
+      if (entry == state.entries.end()) continue;
       value = &entry->second;
       return true;
     }
     return false;
   };
-  std::condition_variable_any changed;
-  for (const auto& key : keys) state_->waiting.emplace(key, &changed);
-  if (deadline.is_never()) {
-    changed.wait(lock, stop, there);
-  } else {
-    changed.wait_until(lock, stop, deadline.time(), there);
-  }
+  for (const auto& key : keys) state.waiting.emplace(key, &changed);
+  (void)changed.wait_until(lock, stop, deadline, there);
   for (const auto& key : keys) {
-    const auto range = state_->waiting.equal_range(key);
+    const auto range = state.waiting.equal_range(key);
     for (auto w = range.first; w != range.second;) {
-      w = w->second == &changed ? state_->waiting.erase(w) : std::next(w);
+      w = w->second == &changed ? state.waiting.erase(w) : std::next(w);
     }
   }
   if (value != nullptr) return *value;

@@ -1,8 +1,9 @@
 #pragma once
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
+
+#include <meshstage/core/async/mutex.hpp>
 
 namespace meshstage::detail {
 
@@ -13,26 +14,26 @@ class LeasePool {
  public:
   /// Null if none is idle.
   [[nodiscard]] std::unique_ptr<T> take() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (idle_.empty()) return nullptr;
     auto taken = std::move(idle_.back());
     idle_.pop_back();
     return taken;
   }
   void give_back(std::unique_ptr<T> one) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     idle_.push_back(std::move(one));
   }
   /// Ends all that are idle: what broke one may have broken them all.
   void clear() {
     std::vector<std::unique_ptr<T>> ended;
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     ended.swap(idle_);
   }
 
  private:
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<T>> idle_;
+  Mutex mutex_;
+  std::vector<std::unique_ptr<T>> idle_ MESHSTAGE_GUARDED_BY(mutex_);
 };
 
 }  // namespace meshstage::detail

@@ -81,40 +81,51 @@ struct DeathCause {
 /// Threads: form() one at a time; the others from any. No thread of its own outside form().
 class MESHSTAGE_API Membership {
  public:
-  /// Registers this process as the newest of its rank. Throws InvalidArgument on senseless options.
-  explicit Membership(MembershipOptions options);
+  /// The highest number that a generation may have: nobody forms so many. A higher one comes from a
+  /// file or an entry that no rank of ours has written.
+  static constexpr std::uint64_t kLastGeneration = std::uint64_t{1} << 62U;
+
+  /// Registers this process as the newest of its rank. Throws InvalidArgument on senseless options,
+  /// and what the Store throws, Timeout at the deadline included.
+  explicit Membership(MembershipOptions options, Deadline deadline = Deadline::never());
   Membership(const Membership&) = delete;
   Membership& operator=(const Membership&) = delete;
   ~Membership();
 
   /// Collective: waits until all ranks are in one generation, numbered above `highest_seen` (the
   /// highest number in this rank's vault and files) and above every one in the Store. Close the
-  /// generation before, first. Throws Timeout naming the ranks that did not come, InvalidState if
-  /// fenced or if a rank came with another world size or agreement.
+  /// generation before, first. An attempt that fails (a peer's address cannot be reached, say) is
+  /// followed by another after a pause, from 10 ms growing to 1 s, and leaves no address in the
+  /// Store. Throws Timeout naming the ranks that did not come and why the last attempt failed,
+  /// InvalidState if fenced, if a rank came with another world size or agreement, or if a
+  /// generation above kLastGeneration is in the Store or was seen.
   [[nodiscard]] Generation form(std::uint64_t highest_seen, Deadline deadline);
 
   /// Writes who died, before anything is closed. The first cause stays; returns the one that is
   /// there.
-  DeathCause declare_death(std::uint64_t generation, int rank, const std::string& reason);
-  [[nodiscard]] std::optional<DeathCause> cause_of(std::uint64_t generation);
+  DeathCause declare_death(std::uint64_t generation, int rank, const std::string& reason,
+                           Deadline deadline = Deadline::never());
+  [[nodiscard]] std::optional<DeathCause> cause_of(std::uint64_t generation,
+                                                   Deadline deadline = Deadline::never());
   /// True once a newer generation was formed, or a newer process took this rank.
-  [[nodiscard]] bool fenced(std::uint64_t generation);
+  [[nodiscard]] bool fenced(std::uint64_t generation, Deadline deadline = Deadline::never());
 
   /// 1 for the first process of this rank in this Store, then ascending.
   [[nodiscard]] std::uint64_t incarnation() const noexcept { return incarnation_; }
 
  private:
   struct Attempt;
+  struct Forming;
   [[nodiscard]] std::string key(std::uint64_t generation, const std::string& what) const;
-  void check_not_replaced();
-  [[nodiscard]] std::uint64_t newest_generation();
+  void check_not_replaced(Deadline deadline);
+  [[nodiscard]] std::uint64_t newest_generation(Deadline deadline);
   /// Sends whoever waits in a generation below `number` that has no outcome on to it.
-  void abandon_older(std::uint64_t number);
-  [[nodiscard]] std::optional<std::uint64_t> join_newest(std::uint64_t& seen);
-  [[nodiscard]] std::optional<Generation> connect(std::uint64_t number, Deadline deadline,
-                                                  std::set<int>& gave_up);
-  void throw_missing(std::uint64_t number, const std::set<int>& gave_up);
-  void remove_superseded(std::uint64_t number);
+  void abandon_older(std::uint64_t number, Deadline deadline);
+  [[nodiscard]] std::optional<std::uint64_t> join_newest(std::uint64_t& seen, Deadline deadline);
+  [[nodiscard]] std::optional<Generation> connect(std::uint64_t number, Forming& forming);
+  /// Throws Timeout with the ranks that have no place in the generation; returns if all have.
+  void throw_missing(std::uint64_t number, const Forming& forming);
+  void remove_superseded(std::uint64_t number, Deadline deadline);
 
   MembershipOptions options_;
   std::uint64_t incarnation_ = 0;

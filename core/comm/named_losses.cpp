@@ -1,3 +1,4 @@
+#include <chrono>
 #include <utility>
 
 #include <meshstage/core/comm/named_losses_impl.hpp>
@@ -9,8 +10,9 @@ namespace {
 [[noreturn]] void rethrow_named(const PeerLost& seen, const NoteLoss& note) {
   if (seen.rank().value_or(-1) < 0) throw seen;
   DeathCause cause;
+  constexpr std::chrono::milliseconds kNaming{500};
   try {
-    cause = note(*seen.rank(), std::string("was lost: ") + seen.what());
+    cause = note(*seen.rank(), std::string("was lost: ") + seen.what(), Deadline::after(kNaming));
   } catch (const Error&) {
     throw seen;  // the Store is gone, too: what was seen is all there is to say
   }

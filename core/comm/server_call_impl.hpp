@@ -6,9 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <optional>
 #include <stop_token>
 #include <string>
@@ -16,6 +14,7 @@
 #include <utility>
 
 #include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/comm/socket/net_impl.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/error/error.hpp>
@@ -152,13 +151,24 @@ auto until_answered(const Server& server, std::chrono::milliseconds length, Dead
     if (patience.end().expired()) throw IoError(why);
     if (unanswered) unanswered(why);
     // A server that starts has no way to say so: a client knocks again after a while.
-    std::mutex mutex;
-    std::condition_variable_any never;
-    std::unique_lock lock(mutex);
+    Mutex mutex;
+    CondVar never;
+    MutexLock lock(mutex);
     const Deadline next =
         Deadline::after(patience.pause()).earlier(patience.end()).earlier(deadline);
-    never.wait_until(lock, stop, next.time(), [] { return false; });
+    (void)never.wait_until(lock, stop, next, [] { return false; });
     if (stop.stop_requested()) throw_given_up();
+  }
+}
+
+/// Runs a call that is no wait: what is Late for it is the caller's Timeout.
+template <class F>
+auto until_deadline(const Server& server, F&& call) {
+  try {
+    return call();
+  } catch (const Late& e) {
+    throw Timeout("the store at " + server.address + " did not answer by the deadline" +
+                  (e.why.empty() ? "" : ": " + e.why));
   }
 }
 

@@ -18,23 +18,29 @@ namespace meshstage {
 /// values. Keys are non-empty text of at most 1024 bytes, '/' separates levels by custom; values
 /// are any bytes. Meant for a few hundred small entries, not for data.
 ///
-/// Threads: every call from any thread. Every call throws IoError when the store cannot be reached,
-/// InvalidArgument on a bad key.
+/// Threads: every call from any thread. Every call throws Timeout at its deadline, IoError when the
+/// store cannot be reached, InvalidArgument on a bad key. After a Timeout of set(),
+/// compare_and_create() or remove() it may have happened all the same. A file store's calls end
+/// when the file system's do.
 class MESHSTAGE_API Store {
  public:
   virtual ~Store() = default;
 
   /// Writes `value`, whatever was there. A reader sees the old value or the new one, never a part.
-  virtual void set(const std::string& key, std::string_view value) = 0;
-  [[nodiscard]] virtual std::optional<std::string> get(const std::string& key) = 0;
+  virtual void set(const std::string& key, std::string_view value,
+                   Deadline deadline = Deadline::never()) = 0;
+  [[nodiscard]] virtual std::optional<std::string> get(const std::string& key,
+                                                       Deadline deadline = Deadline::never()) = 0;
   /// Writes `value` if the key is not there; returns what is there now. Atomic among all processes:
   /// of several callers exactly one wins, and all of them get the winner's value.
-  virtual std::string compare_and_create(const std::string& key, std::string_view value) = 0;
+  virtual std::string compare_and_create(const std::string& key, std::string_view value,
+                                         Deadline deadline = Deadline::never()) = 0;
   /// All keys that begin with `prefix`, sorted. Entries that others make or remove meanwhile may or
   /// may not be there.
-  [[nodiscard]] virtual std::vector<std::string> list(const std::string& prefix) = 0;
+  [[nodiscard]] virtual std::vector<std::string> list(const std::string& prefix,
+                                                      Deadline deadline = Deadline::never()) = 0;
   /// Nothing happens if the key is not there.
-  virtual void remove(const std::string& key) = 0;
+  virtual void remove(const std::string& key, Deadline deadline = Deadline::never()) = 0;
 
   /// Called in wait_reachable(), on its thread, after each attempt that failed, with what it will
   /// say if there is no better one.
@@ -71,17 +77,22 @@ class MESHSTAGE_API Store {
 /// A directory that all ranks see (a local disk for one host, a shared file system for several).
 /// One file for each key; creation is atomic by link(2), replacement by rename(2). Waiting polls,
 /// from 0.1 ms growing to 10 ms.
-/// The directory is made with mode 0700 if it is not there; nothing in it is ever removed but by
-/// remove().
+/// The directory and its missing parents are made with mode 0700, whatever the umask; nothing in it
+/// is ever removed but by remove(). list() passes over files that no store has written; a key whose
+/// file is a folder, a link or a pipe is an IoError.
 class MESHSTAGE_API FileStore final : public Store {
  public:
   explicit FileStore(std::filesystem::path directory);
 
-  void set(const std::string& key, std::string_view value) override;
-  std::optional<std::string> get(const std::string& key) override;
-  std::string compare_and_create(const std::string& key, std::string_view value) override;
-  std::vector<std::string> list(const std::string& prefix) override;
-  void remove(const std::string& key) override;
+  void set(const std::string& key, std::string_view value,
+           Deadline deadline = Deadline::never()) override;
+  std::optional<std::string> get(const std::string& key,
+                                 Deadline deadline = Deadline::never()) override;
+  std::string compare_and_create(const std::string& key, std::string_view value,
+                                 Deadline deadline = Deadline::never()) override;
+  std::vector<std::string> list(const std::string& prefix,
+                                Deadline deadline = Deadline::never()) override;
+  void remove(const std::string& key, Deadline deadline = Deadline::never()) override;
   std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
                            std::stop_token stop = {}) override;
 
@@ -99,11 +110,15 @@ class MESHSTAGE_API InMemoryStore final : public Store {
   InMemoryStore();
   ~InMemoryStore() override;
 
-  void set(const std::string& key, std::string_view value) override;
-  std::optional<std::string> get(const std::string& key) override;
-  std::string compare_and_create(const std::string& key, std::string_view value) override;
-  std::vector<std::string> list(const std::string& prefix) override;
-  void remove(const std::string& key) override;
+  void set(const std::string& key, std::string_view value,
+           Deadline deadline = Deadline::never()) override;
+  std::optional<std::string> get(const std::string& key,
+                                 Deadline deadline = Deadline::never()) override;
+  std::string compare_and_create(const std::string& key, std::string_view value,
+                                 Deadline deadline = Deadline::never()) override;
+  std::vector<std::string> list(const std::string& prefix,
+                                Deadline deadline = Deadline::never()) override;
+  void remove(const std::string& key, Deadline deadline = Deadline::never()) override;
   std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
                            std::stop_token stop = {}) override;
 

@@ -11,6 +11,9 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <thread>
@@ -18,10 +21,13 @@
 
 #include <meshstage/core/comm/gloo/group.hpp>
 #include <meshstage/core/comm/gloo/module.hpp>
+#include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/error/error.hpp>
 
 #include "tests/comm/worker_process.hpp"
+#include "tests/conformance/ranks.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/forked.hpp"
 
 using namespace std::chrono_literals;
 using namespace meshstage;
@@ -38,6 +44,18 @@ sockaddr_in socket_address(const std::string& hex) {
   sockaddr_in address{};
   std::memcpy(&address, bytes.data(), sizeof(address));
   return address;
+}
+
+/// What stands behind the address: what the pair is told first.
+std::vector<char> nonce_of(const std::string& text) {
+  const std::string hex = text.substr(text.find(' ') + 1);
+  std::vector<char> nonce;
+  for (std::size_t i = 0; i + 1 < hex.size(); i += 2) {
+    unsigned value = 0;
+    std::from_chars(hex.data() + i, hex.data() + i + 2, value, 16);
+    nonce.push_back(static_cast<char>(value));
+  }
+  return nonce;
 }
 
 /// An address to publish: the greatest port, so that the other side listens and we connect.
@@ -175,6 +193,7 @@ TEST_CASE("a Gloo message that is too long, unasked for or random fails the grou
         const auto address = store.wait_for("gen/1/data/0/1", Deadline::after(20s));
         const BareSocket socket(address);
         store.set("gen/1/data/1/0", above(address));
+        socket.write(nonce_of(address));
         socket.read(2 * kPreamble);  // it has posted the receive and the send of its greeting
         socket.write(c.bytes);
         // It hangs up; what that does to our unread bytes is of no interest.
@@ -201,4 +220,119 @@ TEST_CASE("a Gloo message that is too long, unasked for or random fails the grou
   }
   CHECK(settle(count_threads, threads) == threads);
   CHECK(settle(count_network_descriptors, descriptors) == descriptors);
+}
+
+namespace {
+
+/// A store in which strangers connect to every address before the peer that it is for learns it.
+class StrangersFirst final : public Store {
+ public:
+  using Say = std::function<void(BareSocket&, const std::string& address)>;
+  StrangersFirst(int count, Say say) : count_(count), say_(std::move(say)) {}
+  void set(const std::string& key, std::string_view value, Deadline deadline) override {
+    inner_.set(key, value, deadline);
+  }
+  std::optional<std::string> get(const std::string& key, Deadline deadline) override {
+    return inner_.get(key, deadline);
+  }
+  std::string compare_and_create(const std::string& key, std::string_view value,
+                                 Deadline deadline) override {
+    return inner_.compare_and_create(key, value, deadline);
+  }
+  std::vector<std::string> list(const std::string& prefix, Deadline deadline) override {
+    return inner_.list(prefix, deadline);
+  }
+  void remove(const std::string& key, Deadline deadline) override { inner_.remove(key, deadline); }
+  std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
+                           std::stop_token stop) override {
+    const std::string address = inner_.wait_for_any(keys, deadline, std::move(stop));
+    const std::lock_guard lock(mutex_);
+    for (int i = 0; i < count_; ++i) {
+      strangers_.push_back(std::make_unique<BareSocket>(address));
+      say_(*strangers_.back(), address);
+    }
+    return address;
+  }
+
+ private:
+  InMemoryStore inner_;
+  const int count_;
+  const Say say_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<BareSocket>> strangers_;
+};
+
+std::vector<char> text(const std::string& of) { return {of.begin(), of.end()}; }
+
+}  // namespace
+
+TEST_CASE("strangers at the data ports keep no peer out") {
+  struct Case {
+    const char* name;
+    int strangers;
+    StrangersFirst::Say say;
+  };
+  const Case cases[] = {
+      {"ten bytes", 1, [](BareSocket& s, const std::string&) { s.write(text("0123456789")); }},
+      {"a web request", 1,
+       [](BareSocket& s, const std::string&) { s.write(text("GET / HTTP/1.1\r\n\r\n")); }},
+      {"random bytes", 1, [](BareSocket& s, const std::string&) { s.write(random_bytes(1)); }},
+      {"nothing", 3, [](BareSocket&, const std::string&) {}},
+      {"nothing, from more than are heard at once", 30, [](BareSocket&, const std::string&) {}},
+      {"half of the nonce", 3,
+       [](BareSocket& s, const std::string& address) {
+         auto half = nonce_of(address);
+         half.resize(half.size() / 2);
+         s.write(half);
+       }},
+  };
+  const int threads = count_threads();
+  const int descriptors = count_network_descriptors();
+  for (const auto& c : cases) {
+    INFO(c.name);
+    StrangersFirst store(c.strangers, c.say);
+    const auto start = std::chrono::steady_clock::now();
+    run_ranks_without_error(2, [&](int rank) {
+      const auto group = connect_gloo_group(gloo_module_table(), "127.0.0.1", request_of(rank, 1),
+                                            store, Deadline::after(20s));
+      std::vector<std::byte> chunk(1000, std::byte{static_cast<unsigned char>(rank + 1)});
+      std::vector<std::byte> got(1000);
+      const auto receiving = group->receive(1 - rank, 5, got);
+      group->send(1 - rank, 5, chunk)->wait(Deadline::after(20s));
+      receiving->wait(Deadline::after(20s));
+      if (got.back() != std::byte{static_cast<unsigned char>(2 - rank)}) {
+        throw CorruptData("another byte came");
+      }
+    });
+    CHECK(std::chrono::steady_clock::now() - start < 2s);
+  }
+  CHECK(settle(count_threads, threads) == threads);
+  CHECK(settle(count_network_descriptors, descriptors) == descriptors);
+}
+
+TEST_CASE("the child of a fork ends, whatever groups and transfers its parent has") {
+  InMemoryStore store;
+  std::vector<std::shared_ptr<ProcessGroup>> groups(2);
+  std::vector<std::shared_ptr<ControlLinks>> links(2);
+  run_ranks_without_error(2, [&](int rank) {
+    const auto transport = make_tcp_transport({});
+    auto request = request_of(rank, 1);
+    groups[static_cast<std::size_t>(rank)] =
+        transport->connect_group(request, store, Deadline::after(20s));
+    request.name = "links";
+    links[static_cast<std::size_t>(rank)] =
+        transport->connect_links(request, store, Deadline::after(20s));
+  });
+  std::vector<std::byte> target(1000);
+  auto pending = groups[0]->receive(1, 5, target);
+  CHECK(test::ends_in_forked_child([&] {
+    pending.reset();
+    groups.clear();
+    links.clear();
+  }));
+  // The parent's are as they were.
+  const std::vector<std::byte> chunk(1000, std::byte{7});
+  groups[1]->send(0, 5, chunk)->wait(Deadline::after(20s));
+  pending->wait(Deadline::after(20s));
+  CHECK(target.back() == std::byte{7});
 }

@@ -338,3 +338,61 @@ TEST_CASE("a transfer that ends because its peer left a broken generation names 
   }
   for (const auto& g : generations) g.close();
 }
+
+TEST_CASE("a generation that no job reaches is refused, and named") {
+  const std::string last = std::to_string(~std::uint64_t{0});
+  {
+    Job job(2);
+    const auto member = job.member(0);
+    CHECK_THAT(error_of([&] { (void)member->form(~std::uint64_t{0}, soon()); }),
+               Contains("generation " + last));
+  }
+  for (const std::string& stray : {"job/gen/" + last + "/claim", std::string("job/gen/notes"),
+                                   std::string("job/gen/00000000000000000000/claim"),
+                                   "job/gen/" + std::string(40, '9') + "/claim"}) {
+    INFO(stray);
+    Job job(2);
+    const auto member = job.member(0);
+    job.store->set(stray, "2");
+    CHECK_THAT(error_of([&] { (void)member->form(0, soon()); }), Contains(stray));
+  }
+}
+
+namespace {
+
+/// Publishes an address that no peer can reach.
+class Unreachable final : public Transport {
+ public:
+  std::shared_ptr<ControlLinks> connect_links(const ConnectRequest& request, Store& store,
+                                              Deadline deadline, std::stop_token) override {
+    ++attempts;
+    store.set(request.store_prefix + "/links/" + std::to_string(request.rank), "nowhere", deadline);
+    throw make_error<PeerLost>("cannot connect to rank 1: no route to host", 1);
+  }
+  std::shared_ptr<ProcessGroup> connect_group(const ConnectRequest&, Store&, Deadline,
+                                              std::stop_token) override {
+    throw InvalidState("without links there is no group");
+  }
+  std::atomic<int> attempts = 0;
+};
+
+}  // namespace
+
+TEST_CASE("where a peer cannot be reached attempts get rarer, leave no address, and say why") {
+  Job job(2);
+  const auto transport = std::make_shared<Unreachable>();
+  const auto errors = run_ranks(2, [&](int rank) {
+    auto options = job.options(rank);
+    options.transport = transport;
+    Membership member(options);
+    (void)member.form(0, Deadline::after(2s));
+  });
+  for (const auto& e : errors) {
+    CHECK_THAT(e, Contains("timeout"));
+    CHECK_THAT(e, Contains("no route to host"));
+  }
+  CHECK(transport->attempts > 4);
+  CHECK(transport->attempts < 40);
+  for (const auto& k : job.store->list("")) CHECK_THAT(k, !Contains("/net/"));
+  CHECK(job.store->list("").size() < 100);
+}

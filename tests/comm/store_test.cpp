@@ -3,6 +3,9 @@
 #include <sys/stat.h>
 
 #include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
 
 #include <meshstage/core/comm/redis/store.hpp>
 #include <meshstage/core/error/error.hpp>
@@ -97,5 +100,50 @@ TEST_CASE("what an address keeps secret is not shown") {
     FAIL("accepted");
   } catch (const meshstage::InvalidArgument& e) {
     CHECK_THAT(e.what(), !Catch::Matchers::Contains("secret"));
+  }
+}
+
+TEST_CASE("files that no store has written are passed over, and waited for never") {
+  const TemporaryFolder folder;
+  meshstage::FileStore store(folder.path());
+  store.set("a", "1");
+  const std::filesystem::path at = folder.path();
+  for (const char* name : {"%", "%4", "%zz", "a%4", "b%41", "%2B", "tmp file"}) {
+    std::ofstream(at / name) << "x";
+  }
+  std::filesystem::create_directory(at / "folder");
+  REQUIRE(::mkfifo((at / "pipe").c_str(), 0600) == 0);
+  std::filesystem::create_symlink(at / "a", at / "link");
+  CHECK(store.list("") == std::vector<std::string>{"a", "folder", "link", "pipe"});
+  for (const char* key : {"folder", "link", "pipe"}) {
+    INFO(key);
+    CHECK_THROWS_AS(store.get(key), meshstage::IoError);
+    CHECK_THROWS_AS(store.compare_and_create(key, "x"), meshstage::IoError);
+  }
+  CHECK(store.get("a") == "1");
+}
+
+TEST_CASE("a store whose folder went away says so") {
+  const TemporaryFolder folder;
+  meshstage::FileStore store(folder.path() + "/store");
+  std::filesystem::remove_all(store.directory());
+  CHECK_THROWS_AS(store.list(""), meshstage::IoError);
+  CHECK_THROWS_AS(store.set("a", "1"), meshstage::IoError);
+  CHECK_FALSE(store.get("a"));
+}
+
+TEST_CASE("the folders that a store makes are its owner's alone, whatever the umask") {
+  const TemporaryFolder folder;
+  for (const mode_t mask : {0000, 0002, 0777}) {
+    INFO(mask);
+    const std::filesystem::path job = folder.path() + "/" + std::to_string(mask);
+    const mode_t before = ::umask(mask);
+    const meshstage::FileStore store(job / "store");
+    ::umask(before);
+    for (const auto& made : {job, store.directory()}) {
+      struct stat status{};
+      REQUIRE(::stat(made.c_str(), &status) == 0);
+      CHECK((status.st_mode & 0777) == 0700);
+    }
   }
 }

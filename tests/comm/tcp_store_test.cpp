@@ -289,3 +289,56 @@ TEST_CASE("a store and its clients leave no thread and no descriptor") {
   CHECK(settle(count_threads, threads) == threads);
   CHECK(settle(count_network_descriptors, descriptors) == descriptors);
 }
+
+TEST_CASE("a stranger gets no room for a request before it has said hello") {
+  const StoreServer server({});
+  for (const std::size_t bytes : {std::size_t{1} << 20, std::size_t{16} << 20}) {
+    INFO(bytes);
+    const HandMadeClient stranger(server);
+    auto frame = framing::encode_frame(tcp_store::kFormat, static_cast<std::uint16_t>(Type::kSet),
+                                       std::vector<std::byte>(bytes), 0);
+    frame.resize(framing::kHeaderBytes);  // the payload would follow, and be kept
+    stranger.send(frame);
+    CHECK_THAT(stranger.rest(), Contains("too long"));
+  }
+}
+
+TEST_CASE("strangers that say nothing are dropped, and keep no client out") {
+  const StoreServer server({.max_connections = 8, .max_strangers = 4, .hello_deadline = 300ms});
+  std::vector<std::unique_ptr<HandMadeClient>> strangers;
+  for (int i = 0; i < 40; ++i) strangers.push_back(std::make_unique<HandMadeClient>(server));
+  const auto store = open_store(server.address());
+  store->set("a", "1");
+  CHECK(store->get("a") == "1");
+  for (const auto& stranger : strangers) CHECK(stranger->rest().empty());
+  CHECK(server.connections() == 1);
+  CHECK(store->get("a") == "1");
+}
+
+TEST_CASE("a server that listens on every address says one that others can use") {
+  for (const std::string host : {"0.0.0.0", "::"}) {
+    INFO(host);
+    const StoreServer server({.host = host});
+    CHECK_THAT(server.address(), !Contains("//0.0.0.0:"));
+    CHECK_THAT(server.address(), !Contains("//[::]:"));
+    const auto store = open_store(server.address());
+    store->set("a", "1");
+    CHECK(store->get("a") == "1");
+  }
+}
+
+TEST_CASE("every call keeps its deadline while a server hangs") {
+  // It accepts, as a stopped process's port does, and never answers.
+  const net::Descriptor hung = net::listen_on("127.0.0.1");
+  const std::string address = net::address_of(hung.get());
+  const auto store = store_at(address.substr(address.find(' ') + 1));
+  const auto soon = [] { return Deadline::after(100ms); };
+  const auto start = std::chrono::steady_clock::now();
+  CHECK_THROWS_AS(store->set("a", "1", soon()), Timeout);
+  CHECK_THROWS_AS(store->get("a", soon()), Timeout);
+  CHECK_THROWS_AS(store->compare_and_create("a", "1", soon()), Timeout);
+  CHECK_THROWS_AS(store->list("a", soon()), Timeout);
+  CHECK_THROWS_AS(store->remove("a", soon()), Timeout);
+  CHECK_THROWS_AS(store->wait_for("a", soon()), Timeout);
+  CHECK(std::chrono::steady_clock::now() - start < 5s);
+}

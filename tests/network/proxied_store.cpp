@@ -93,35 +93,36 @@ void ProxiedStore::check_reachable() {
   if (gone_) throw IoError("the store cannot be reached from a host that is gone");
 }
 
-void ProxiedStore::set(const std::string& key, std::string_view value) {
+void ProxiedStore::set(const std::string& key, std::string_view value, Deadline deadline) {
   check_reachable();
   {
     const std::lock_guard lock(mutex_);
     if (address_key(key)) own_[key] = value;
   }
-  inner_->set(key, value);
+  inner_->set(key, value, deadline);
 }
 
-std::optional<std::string> ProxiedStore::get(const std::string& key) {
+std::optional<std::string> ProxiedStore::get(const std::string& key, Deadline deadline) {
   check_reachable();
-  auto value = inner_->get(key);
+  auto value = inner_->get(key, deadline);
   if (value) value = translated(key, std::move(*value));
   return value;
 }
 
-std::string ProxiedStore::compare_and_create(const std::string& key, std::string_view value) {
+std::string ProxiedStore::compare_and_create(const std::string& key, std::string_view value,
+                                             Deadline deadline) {
   check_reachable();
-  return inner_->compare_and_create(key, value);
+  return inner_->compare_and_create(key, value, deadline);
 }
 
-std::vector<std::string> ProxiedStore::list(const std::string& prefix) {
+std::vector<std::string> ProxiedStore::list(const std::string& prefix, Deadline deadline) {
   check_reachable();
-  return inner_->list(prefix);
+  return inner_->list(prefix, deadline);
 }
 
-void ProxiedStore::remove(const std::string& key) {
+void ProxiedStore::remove(const std::string& key, Deadline deadline) {
   check_reachable();
-  inner_->remove(key);
+  inner_->remove(key, deadline);
 }
 
 std::string ProxiedStore::wait_for_any(std::span<const std::string> keys, Deadline deadline,

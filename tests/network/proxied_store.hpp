@@ -21,11 +21,15 @@ class ProxiedStore final : public Store {
  public:
   ProxiedStore(std::shared_ptr<Store> inner, int rank) : inner_(std::move(inner)), rank_(rank) {}
 
-  void set(const std::string& key, std::string_view value) override;
-  std::optional<std::string> get(const std::string& key) override;
-  std::string compare_and_create(const std::string& key, std::string_view value) override;
-  std::vector<std::string> list(const std::string& prefix) override;
-  void remove(const std::string& key) override;
+  void set(const std::string& key, std::string_view value,
+           Deadline deadline = Deadline::never()) override;
+  std::optional<std::string> get(const std::string& key,
+                                 Deadline deadline = Deadline::never()) override;
+  std::string compare_and_create(const std::string& key, std::string_view value,
+                                 Deadline deadline = Deadline::never()) override;
+  std::vector<std::string> list(const std::string& prefix,
+                                Deadline deadline = Deadline::never()) override;
+  void remove(const std::string& key, Deadline deadline = Deadline::never()) override;
   std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
                            std::stop_token stop = {}) override;
   void wait_reachable(Deadline deadline, std::stop_token stop = {},

@@ -20,6 +20,8 @@ function(meshstage_configure_target target)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
     # std::stable_sort of libstdc++ 12 uses std::get_temporary_buffer, which clang calls deprecated.
     target_compile_options(${target} PRIVATE -Wno-deprecated-declarations)
+    # What threads share is annotated (core/async/mutex.hpp): access without its mutex is an error.
+    target_compile_options(${target} PRIVATE -Wthread-safety -Werror=thread-safety)
   endif()
   if(MESHSTAGE_WERROR)
     target_compile_options(${target} PRIVATE -Werror)

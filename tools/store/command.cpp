@@ -1,6 +1,7 @@
 #include "tools/store/command.hpp"
 
 #include <poll.h>
+#include <sys/resource.h>
 
 #include <cerrno>
 #include <charconv>
@@ -32,7 +33,17 @@ StoreServerOptions listening_on(const std::string& address) {
   throw InvalidArgument("--listen " + address + ": HOST:PORT is needed, port 0 is any free one");
 }
 
+/// As many connections as the system lets this process have. A limit that stays is no error: the
+/// server refuses what it has no room for.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  (void)::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 void serve(const std::string& address, std::ostream& out) {
+  raise_descriptor_limit();
   drill::Signals signals;  // before there is a thread
   const StoreServer server(listening_on(address));
   out << "MESHSTAGE_STORE=" << server.address() << std::endl;

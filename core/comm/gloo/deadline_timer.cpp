@@ -1,6 +1,3 @@
-#include <pthread.h>
-
-#include <algorithm>
 #include <utility>
 
 #include <meshstage/core/comm/gloo/deadline_timer_impl.hpp>
@@ -9,46 +6,52 @@ namespace meshstage {
 
 DeadlineTimer::Token DeadlineTimer::arm(Deadline deadline, std::function<void()> callback) {
   if (deadline.is_never()) return kNone;
-  const std::lock_guard lock(mutex_);
+  const MutexLock starting(joining_);
+  const MutexLock lock(mutex_);
   if (stopped_) return kNone;
+  if (!started_) {
+    thread_ = Thread("ms-deadlines", [this] { run(); });
+    started_ = true;
+  }
   const Token token = ++last_;
-  entries_.emplace(token, Entry{deadline.time(), std::move(callback)});
-  if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+  entries_.emplace(token, Entry{deadline, std::move(callback)});
   // Most deadlines are later than the one the thread already waits for: it need not wake.
-  if (deadline.time() < wake_) changed_.notify_all();
+  if (deadline.time() < wake_.time()) changed_.notify_all();
   return token;
 }
 
 void DeadlineTimer::disarm(Token token) {
   if (token == kNone) return;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   entries_.erase(token);
 }
 
 void DeadlineTimer::stop() {
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     stopped_ = true;
     entries_.clear();
     changed_.notify_all();
   }
-  if (thread_.joinable()) thread_.join();
+  const MutexLock lock(joining_);
+  thread_.join();
+}
+
+Deadline DeadlineTimer::earliest() const {
+  Deadline first = Deadline::never();
+  for (const auto& [token, entry] : entries_) first = first.earlier(entry.time);
+  return first;
 }
 
 void DeadlineTimer::run() {
-  pthread_setname_np(pthread_self(), "ms-deadlines");
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   while (!stopped_) {
-    wake_ = Deadline::Clock::time_point::max();
-    for (const auto& [token, entry] : entries_) wake_ = std::min(wake_, entry.time);
-    if (wake_ == Deadline::Clock::time_point::max()) {
-      changed_.wait(lock);
-    } else {
-      changed_.wait_until(lock, wake_);
-    }
-    const auto now = Deadline::Clock::now();
+    wake_ = earliest();
+    (void)changed_.wait_until(lock, wake_, [this]() MESHSTAGE_REQUIRES(mutex_) {
+      return stopped_ || earliest().time() < wake_.time();
+    });
     for (auto entry = entries_.begin(); entry != entries_.end();) {
-      if (entry->second.time > now) {
+      if (!entry->second.time.expired()) {
         ++entry;
         continue;
       }

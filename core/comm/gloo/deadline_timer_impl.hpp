@@ -1,12 +1,11 @@
 #pragma once
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <mutex>
-#include <thread>
 
 #include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/async/thread.hpp>
 
 namespace meshstage {
 
@@ -32,18 +31,23 @@ class DeadlineTimer {
 
  private:
   struct Entry {
-    Deadline::Clock::time_point time;
+    Deadline time;
     std::function<void()> callback;
   };
   void run();
+  [[nodiscard]] Deadline earliest() const MESHSTAGE_REQUIRES(mutex_);
 
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::map<Token, Entry> entries_;  // a handful: one for each waiting thread
-  Deadline::Clock::time_point wake_ = Deadline::Clock::time_point::max();
-  Token last_ = kNone;
-  bool stopped_ = false;
-  std::thread thread_;
+  Mutex mutex_;
+  CondVar changed_;
+  /// A handful: one for each waiting thread.
+  std::map<Token, Entry> entries_ MESHSTAGE_GUARDED_BY(mutex_);
+  /// When the thread wakes without being told.
+  Deadline wake_ MESHSTAGE_GUARDED_BY(mutex_) = Deadline::never();
+  Token last_ MESHSTAGE_GUARDED_BY(mutex_) = kNone;
+  bool stopped_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  bool started_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  Mutex joining_;
+  Thread thread_ MESHSTAGE_GUARDED_BY(joining_);  // last: it uses all of the above
 };
 
 }  // namespace meshstage

@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <condition_variable>
 #include <cstring>
 #include <map>
-#include <mutex>
+#include <random>
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/comm/gloo/deadline_timer_impl.hpp>
 #include <meshstage/core/comm/gloo/group.hpp>
 #include <meshstage/core/comm/gloo/module_table_impl.hpp>
@@ -76,21 +77,22 @@ class GlooState : public std::enable_shared_from_this<GlooState> {
   std::uint64_t salt = 0;
   DeadlineTimer timer;
 
-  // Guards all below. Nothing that blocks is called under it.
-  std::mutex mutex;
-  std::condition_variable changed;
-  int users = 0;  // threads inside the module
-  bool closing = false;
-  bool closed = false;
-  std::exception_ptr cause;
-  std::map<gloo_module::Transfer*, GlooTransfer*> live;
+  const ProcessOrigin origin;
+
+  Mutex mutex;  // Nothing that blocks is called under it.
+  CondVar changed;
+  int users MESHSTAGE_GUARDED_BY(mutex) = 0;  // threads inside the module
+  bool closing MESHSTAGE_GUARDED_BY(mutex) = false;
+  bool closed MESHSTAGE_GUARDED_BY(mutex) = false;
+  std::exception_ptr cause MESHSTAGE_GUARDED_BY(mutex);
+  std::map<gloo_module::Transfer*, GlooTransfer*> live MESHSTAGE_GUARDED_BY(mutex);
 
   /// A thread's stay inside the module; close() waits until all have left.
   class Stay {
    public:
     /// Throws the cause of an abort, or InvalidState after close().
     explicit Stay(GlooState& s) : state_(s) {
-      const std::lock_guard lock(s.mutex);
+      const MutexLock lock(s.mutex);
       if (s.cause) std::rethrow_exception(s.cause);
       if (s.closing) throw InvalidState("the process group was closed");
       ++s.users;
@@ -98,7 +100,7 @@ class GlooState : public std::enable_shared_from_this<GlooState> {
     Stay(const Stay&) = delete;
     Stay& operator=(const Stay&) = delete;
     ~Stay() {
-      const std::lock_guard lock(state_.mutex);
+      const MutexLock lock(state_.mutex);
       if (--state_.users == 0) state_.changed.notify_all();
     }
 
@@ -137,9 +139,10 @@ class GlooTransfer final : public Transfer {
 };
 
 GlooTransfer::~GlooTransfer() {
+  if (!state_->origin.is_here()) return;
   gloo_module::Transfer* handle = nullptr;
   {
-    const std::lock_guard lock(state_->mutex);
+    const MutexLock lock(state_->mutex);
     handle = std::exchange(handle_, nullptr);
     if (handle == nullptr) return;  // complete, or released by close()
     state_->live.erase(handle);
@@ -150,7 +153,7 @@ GlooTransfer::~GlooTransfer() {
   state_->abort(std::make_exception_ptr(Cancelled("a transfer was given up while " + what())));
   state_->table.close_pairs(state_->group);
   state_->table.release(handle);
-  const std::lock_guard lock(state_->mutex);
+  const MutexLock lock(state_->mutex);
   if (--state_->users == 0) state_->changed.notify_all();
 }
 
@@ -166,13 +169,13 @@ void GlooTransfer::wait(Deadline deadline) {
   bool ended = false;
   while (!ended) {
     result = table.wait(handle_, &error);
-    const std::lock_guard lock(state_->mutex);
+    const MutexLock lock(state_->mutex);
     // An interrupt that came after an earlier wait had ended is left over: wait again.
     ended = result != gloo_module::kInterrupted || state_->cause || deadline.expired();
   }
   state_->timer.disarm(token);
   {
-    const std::lock_guard lock(state_->mutex);
+    const MutexLock lock(state_->mutex);
     if (result == gloo_module::kDone) {
       state_->live.erase(handle_);
       table.release(std::exchange(handle_, nullptr));
@@ -190,7 +193,7 @@ void GlooTransfer::wait(Deadline deadline) {
 
 std::unique_ptr<Transfer> GlooState::keep(gloo_module::Transfer* transfer, int peer,
                                           std::size_t bytes, bool is_send, const ErrorText& error) {
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   if (transfer == nullptr) {
     if (cause) std::rethrow_exception(cause);
     throw make_error<PeerLost>("rank " + std::to_string(peer) + ": " + error.text, peer);
@@ -217,15 +220,15 @@ std::unique_ptr<Transfer> GlooState::post_receive(int peer, std::uint64_t slot,
 }
 
 void GlooState::abort(std::exception_ptr reason) noexcept {
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   if (!cause) cause = std::move(reason);
   for (const auto& [handle, transfer] : live) table.interrupt(handle);
 }
 
 void GlooState::close() noexcept {
-  std::unique_lock lock(mutex);
+  MutexLock lock(mutex);
   if (std::exchange(closing, true)) {
-    changed.wait(lock, [this] { return closed; });
+    changed.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex) { return closed; });
     return;
   }
   if (!cause) cause = std::make_exception_ptr(Cancelled("the process group was closed"));
@@ -233,7 +236,7 @@ void GlooState::close() noexcept {
   lock.unlock();
   if (group != nullptr) table.close_pairs(group);
   lock.lock();
-  changed.wait(lock, [this] { return users == 0; });
+  changed.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex) { return users == 0; });
   for (const auto& [handle, transfer] : live) {
     transfer->handle_ = nullptr;
     table.release(handle);
@@ -304,18 +307,50 @@ std::string hex(const std::vector<unsigned char>& bytes) {
   return text;
 }
 
+[[noreturn]] void throw_no_address(int peer) {
+  throw make_error<CorruptData>(
+      "the address of rank " + std::to_string(peer) + " in the store is no address", peer);
+}
+
 std::vector<unsigned char> from_hex(const std::string& text, int peer) {
   const auto digit = [&](char c) -> unsigned {
     if (c >= '0' && c <= '9') return static_cast<unsigned>(c - '0');
     if (c >= 'a' && c <= 'f') return static_cast<unsigned>(c - 'a') + 10;
-    throw make_error<CorruptData>(
-        "the address of rank " + std::to_string(peer) + " in the store is no address", peer);
+    throw_no_address(peer);
   };
   std::vector<unsigned char> bytes;
   for (std::size_t i = 0; i + 1 < text.size(); i += 2) {
     bytes.push_back(static_cast<unsigned char>(digit(text[i]) << 4 | digit(text[i + 1])));
   }
   return bytes;
+}
+
+/// As others find this rank: Gloo's address of the pair, then the nonce that it wants to be told.
+struct Address {
+  std::vector<unsigned char> bytes;
+  gloo_module::Nonce nonce{};
+
+  [[nodiscard]] std::string encode() const {
+    return hex(bytes) + " " + hex({nonce.begin(), nonce.end()});
+  }
+  static Address decode(const std::string& text, int peer) {
+    const auto space = text.find(' ');
+    Address address;
+    address.bytes = from_hex(text.substr(0, space), peer);
+    const auto nonce = from_hex(space == std::string::npos ? "" : text.substr(space + 1), peer);
+    if (address.bytes.empty() || nonce.size() != address.nonce.size()) throw_no_address(peer);
+    std::copy(nonce.begin(), nonce.end(), address.nonce.begin());
+    return address;
+  }
+};
+
+std::vector<gloo_module::Nonce> random_nonces(std::size_t count) {
+  std::random_device random;
+  std::vector<gloo_module::Nonce> nonces(count);
+  for (auto& nonce : nonces) {
+    for (auto& byte : nonce) byte = static_cast<unsigned char>(random());
+  }
+  return nonces;
 }
 
 /// The making of one group; holds what a stop or a deadline must reach while it blocks.
@@ -326,13 +361,16 @@ class Connecting {
       : request_(request),
         deadline_(deadline),
         stop_(std::move(stop)),
-        state_(std::make_shared<GlooState>(module, request)) {}
+        state_(new GlooState(module, request), DeleteHere{}),
+        nonces_(random_nonces(std::max<std::size_t>(state_->peers.size(), 1))) {}
 
   std::shared_ptr<ProcessGroup> run(const std::string& host, Store& store) {
-    auto result = std::make_shared<GlooGroup>(state_);  // closes the state if anything throws
+    // Closes the state if anything throws.
+    std::shared_ptr<GlooGroup> result(new GlooGroup(state_), DeleteHere{});
     ErrorText error{};
-    state_->group = state_->table.open(host.c_str(), state_->rank, state_->size,
-                                       state_->peers.data(), state_->peers.size(), &error);
+    state_->group =
+        state_->table.open(host.c_str(), state_->rank, state_->size, state_->peers.data(),
+                           nonces_.front().data(), state_->peers.size(), &error);
     if (state_->group == nullptr) {
       throw IoError("Gloo cannot listen on " + host + ": " + error.text);
     }
@@ -358,10 +396,12 @@ class Connecting {
   }
 
   void publish(Store& store) {
-    for (const int peer : state_->peers) {
-      std::vector<unsigned char> bytes(kMaxAddress);
-      bytes.resize(state_->table.address(state_->group, peer, bytes.data(), bytes.size()));
-      store.set(key(state_->rank, peer), hex(bytes));
+    for (std::size_t i = 0; i < state_->peers.size(); ++i) {
+      const int peer = state_->peers[i];
+      Address own{std::vector<unsigned char>(kMaxAddress), nonces_[i]};
+      own.bytes.resize(
+          state_->table.address(state_->group, peer, own.bytes.data(), own.bytes.size()));
+      store.set(key(state_->rank, peer), own.encode(), deadline_);
     }
   }
 
@@ -372,10 +412,10 @@ class Connecting {
     } catch (const Timeout&) {
       throw_late(peer);
     }
-    const auto bytes = from_hex(text, peer);
+    const auto address = Address::decode(text, peer);
     ErrorText error{};
-    const auto result =
-        state_->table.connect(state_->group, peer, bytes.data(), bytes.size(), &error);
+    const auto result = state_->table.connect(state_->group, peer, address.bytes.data(),
+                                              address.bytes.size(), address.nonce.data(), &error);
     if (stop_.stop_requested()) throw Cancelled("connecting was given up");
     if (deadline_.expired()) throw_late(peer);
     if (result != gloo_module::kDone) {
@@ -451,6 +491,7 @@ class Connecting {
   const Deadline deadline_;
   const std::stop_token stop_;
   const std::shared_ptr<GlooState> state_;
+  const std::vector<gloo_module::Nonce> nonces_;  // one for each peer
 };
 
 }  // namespace

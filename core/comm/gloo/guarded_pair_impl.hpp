@@ -2,44 +2,168 @@
 #include <gloo/transport/tcp/context.h>
 #include <gloo/transport/tcp/device.h>
 #include <gloo/transport/tcp/pair.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <mutex>
+#include <stdexcept>
+#include <system_error>
 #include <utility>
+
+#include <meshstage/core/comm/gloo/module_table_impl.hpp>
 
 namespace meshstage::gloo_module {
 
-/// Gloo's connection to one peer, which fails alone where Gloo would end the process.
+class GuardedPair;
+
+/// One connection to a pair's listening socket that has not yet said the pair's nonce.
+class Stranger final : public ::gloo::transport::tcp::Handler {
+ public:
+  void handleEvents(int events) override;
+
+ private:
+  friend class GuardedPair;
+  GuardedPair* pair = nullptr;
+  int fd = -1;              // -1: this place is free
+  std::uint64_t since = 0;  // counts accepted connections: the lowest is the oldest
+  std::size_t heard = 0;    // bytes of the nonce
+};
+
+/// Gloo's connection to one peer, which fails alone where Gloo would end the process, and which
+/// only the peer gets.
 ///
 /// Gloo's own thread calls handleEvents() of each pair, and nobody catches what it throws: a peer
 /// that resets its connection before it was accepted (it was killed, or gave up connecting), a
 /// message longer than its receive, one that nobody waits for, or bytes that are no message reach
-/// std::terminate. Here they make the pair fail, as a broken connection does: who waits for it, or
-/// for a transfer of it, gets the exception.
+/// std::terminate. Here they make the pair fail, as a broken connection does: a thread that waits
+/// for it, or for a transfer of it, gets the exception.
+///
+/// Gloo takes the first connection to a listening pair for the peer and closes the listening
+/// socket, so a port scanner would keep the peer out. Here the connecting side begins with the
+/// nonce that the listening side published beside its address. A stranger's connection ends at its
+/// first wrong byte, a silent one when more than a few come after it or the peer has come, and the
+/// pair listens on until the peer has come.
 class GuardedPair final : public ::gloo::transport::tcp::Pair {
  public:
-  using Pair::Pair;
+  GuardedPair(::gloo::transport::tcp::Context* context, ::gloo::transport::tcp::Device* device,
+              int rank, std::chrono::milliseconds timeout, const Nonce& own)
+      : Pair(context, device, rank, timeout), own_(own) {
+    for (Stranger& s : strangers_) s.pair = this;
+    // Gloo's own queue has room for one, which strangers would fill.
+    const std::lock_guard lock(m_);
+    if (state_ == LISTENING) ::listen(fd_, SOMAXCONN);
+  }
+  ~GuardedPair() override {
+    const std::lock_guard lock(m_);
+    drop_strangers();
+  }
+
+  /// What the connecting side says first. Before connect().
+  void set_peer_nonce(const Nonce& nonce) {
+    const std::lock_guard lock(m_);
+    peers_ = nonce;
+  }
 
   /// Gloo's thread. As Pair's, but for the catch; the lock is held through both, because a thread
   /// of ours that closes the pair holds it while it waits for Gloo's thread.
   void handleEvents(int events) override {
-    const std::unique_lock lock(m_, std::try_to_lock);
-    if (!lock) return;  // The event shows again.
-    try {
+    guarded([&] {
       if (state_ == CONNECTED) {
         handleReadWrite(events);
       } else if (state_ == LISTENING) {
-        handleListening();
+        accept_stranger();
       } else if (state_ == CONNECTING) {
+        say_nonce();
         handleConnecting();
       }
+    });
+  }
+
+ private:
+  friend class Stranger;
+  static constexpr std::size_t kStrangers = 8;
+
+  template <class F>
+  void guarded(F&& f) {
+    const std::unique_lock lock(m_, std::try_to_lock);
+    if (!lock) return;  // The event shows again.
+    try {
+      f();
     } catch (const std::exception&) {
       fail(std::current_exception());
     }
   }
 
- private:
+  void changeState(state next) noexcept override {
+    if (next != LISTENING) drop_strangers();
+    Pair::changeState(next);
+  }
+
+  void accept_stranger() {
+    const int fd = ::accept4(fd_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) return;  // It was reset before; the pair listens on.
+    Stranger& place =
+        *std::min_element(strangers_.begin(), strangers_.end(),
+                          [](const Stranger& a, const Stranger& b) { return a.since < b.since; });
+    drop(place);
+    place.fd = fd;
+    place.since = ++accepted_;
+    place.heard = 0;
+    device_->registerDescriptor(fd, EPOLLIN, &place);
+  }
+
+  void listen_to(Stranger& stranger) {
+    if (stranger.fd < 0 || state_ != LISTENING) return;  // an event of a connection that has ended
+    std::array<unsigned char, kNonceBytes> bytes{};
+    const std::size_t missing = kNonceBytes - stranger.heard;
+    const ssize_t n = ::recv(stranger.fd, bytes.data(), missing, 0);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    const auto count = static_cast<std::size_t>(std::max<ssize_t>(n, 0));
+    const auto due = own_.begin() + static_cast<std::ptrdiff_t>(stranger.heard);
+    if (count == 0 || !std::equal(bytes.begin(), bytes.begin() + n, due)) return drop(stranger);
+    stranger.heard += count;
+    if (stranger.heard < kNonceBytes) return;
+    // The peer: from here on as Gloo does with the first connection.
+    const int peer = std::exchange(stranger.fd, -1);
+    stranger.since = 0;
+    device_->unregisterDescriptor(peer, &stranger);
+    device_->unregisterDescriptor(fd_, this);
+    ::close(fd_);
+    fd_ = peer;
+    handleConnected();
+  }
+
+  void say_nonce() const {
+    int error = 0;
+    socklen_t length = sizeof(error);
+    if (::getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &length) != 0) error = errno;
+    if (error == 0) {
+      // A new connection's buffer has room for so few bytes.
+      const ssize_t n = ::send(fd_, peers_.data(), peers_.size(), MSG_NOSIGNAL);
+      if (n == static_cast<ssize_t>(peers_.size())) return;
+      error = n < 0 ? errno : EAGAIN;
+    }
+    throw std::runtime_error("connect " + peer_.str() + ": " +
+                             std::generic_category().message(error));
+  }
+
+  void drop(Stranger& stranger) noexcept {
+    if (stranger.fd < 0) return;
+    device_->unregisterDescriptor(stranger.fd, &stranger);
+    ::close(std::exchange(stranger.fd, -1));
+    stranger.since = 0;
+  }
+  void drop_strangers() noexcept {
+    for (Stranger& s : strangers_) drop(s);
+  }
+
   void fail(std::exception_ptr cause) {
     if (ex_ != nullptr || state_ == CLOSED) return;
     if (state_ == LISTENING && fd_ >= 0) {
@@ -53,6 +177,15 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
     }
     signalException(std::move(cause));
   }
+
+  const Nonce own_;
+  Nonce peers_{};
+  std::array<Stranger, kStrangers> strangers_;
+  std::uint64_t accepted_ = 0;
 };
+
+inline void Stranger::handleEvents(int /*events*/) {
+  pair->guarded([this] { pair->listen_to(*this); });
+}
 
 }  // namespace meshstage::gloo_module

@@ -87,8 +87,14 @@ R guarded(ErrorText* error, R failed, F&& f) noexcept {
   return failed;
 }
 
-Group* open(const char* host, int rank, int size, const int* peers, std::size_t peer_count,
-            ErrorText* error) {
+Nonce nonce_at(const unsigned char* bytes) {
+  Nonce nonce{};
+  std::memcpy(nonce.data(), bytes, nonce.size());
+  return nonce;
+}
+
+Group* open(const char* host, int rank, int size, const int* peers, const unsigned char* nonces,
+            std::size_t peer_count, ErrorText* error) {
   return guarded<Group*>(error, nullptr, [&] {
     const SigpipeGuard no_signal;
     auto group = std::make_unique<Group>();
@@ -100,7 +106,9 @@ Group* open(const char* host, int rank, int size, const int* peers, std::size_t 
     auto* const context = static_cast<transport::tcp::Context*>(group->context.get());
     auto* const device = static_cast<transport::tcp::Device*>(group->device.get());
     for (const int peer : group->peers) {  // as createPair(), but with our pairs
-      context->getPair(peer) = std::make_unique<GuardedPair>(context, device, peer, kNoTimeout);
+      context->getPair(peer) =
+          std::make_unique<GuardedPair>(context, device, peer, kNoTimeout, nonce_at(nonces));
+      nonces += kNonceBytes;
     }
     return group.release();
   });
@@ -113,10 +121,12 @@ std::size_t address(Group* group, int peer, unsigned char* bytes, std::size_t ca
 }
 
 Result connect(Group* group, int peer, const unsigned char* bytes, std::size_t length,
-               ErrorText* error) {
+               const unsigned char* nonce, ErrorText* error) {
   return guarded(error, kFailed, [&] {
     const SigpipeGuard no_signal;
-    group->context->getPair(peer)->connect(std::vector<char>(bytes, bytes + length));
+    auto& pair = group->context->getPair(peer);
+    static_cast<GuardedPair&>(*pair).set_peer_nonce(nonce_at(nonce));
+    pair->connect(std::vector<char>(bytes, bytes + length));
     return kDone;
   });
 }

@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -7,8 +8,12 @@
 /// and released by the module. A change of anything here raises kGlooModuleAbi.
 namespace meshstage::gloo_module {
 
-inline constexpr std::uint32_t kGlooModuleAbi = 1;
+inline constexpr std::uint32_t kGlooModuleAbi = 2;
 inline constexpr char kTableSymbol[] = "meshstage_gloo_module_table";
+
+/// What a connecting peer says first, so that no stranger's connection is taken for its own.
+inline constexpr std::size_t kNonceBytes = 16;
+using Nonce = std::array<unsigned char, kNonceBytes>;
 
 /// What a call says. On kFailed the error text was written.
 enum Result : int { kDone = 0, kInterrupted = 1, kFailed = 2 };
@@ -26,14 +31,15 @@ struct Table {
   const char* version;  ///< For people: "Gloo 0.5.0".
 
   /// Makes a device that listens on `host` and a context with a pair (and its listening socket) for
-  /// each of `peers`. Null on failure.
-  Group* (*open)(const char* host, int rank, int size, const int* peers, std::size_t peer_count,
-                 ErrorText* error);
+  /// each of `peers`; `nonces` has kNonceBytes for each of them. Null on failure.
+  Group* (*open)(const char* host, int rank, int size, const int* peers,
+                 const unsigned char* nonces, std::size_t peer_count, ErrorText* error);
   /// The address of the pair for `peer`, at most `capacity` bytes of it; returns its length.
   std::size_t (*address)(Group* group, int peer, unsigned char* bytes, std::size_t capacity);
   /// Blocks until connected, refused, or close_pairs() was called by another thread (also kDone).
+  /// `nonce`: the peer's, for this rank.
   Result (*connect)(Group* group, int peer, const unsigned char* bytes, std::size_t length,
-                    ErrorText* error);
+                    const unsigned char* nonce, ErrorText* error);
   /// Post and return. Null on failure. `slot` is matched with the peer's; lengths must be equal.
   Transfer* (*send)(Group* group, int peer, std::uint64_t slot, const void* bytes,
                     std::size_t length, ErrorText* error);

@@ -1,6 +1,3 @@
-#include <unistd.h>
-
-#include <array>
 #include <utility>
 
 #include <meshstage/core/comm/gloo/group.hpp>
@@ -15,11 +12,12 @@ namespace meshstage {
 namespace {
 
 std::string host_to_listen_on(const TcpTransportOptions& options) {
-  if (!options.host.empty()) return options.host;
+  if (!options.host.empty()) {
+    net::check_host(options.host);
+    return net::without_brackets(options.host);
+  }
   if (options.single_host) return "127.0.0.1";
-  std::array<char, 256> name{};
-  ::gethostname(name.data(), name.size() - 1);
-  return net::address_for_others(name.data());
+  return net::own_address_for_others();
 }
 
 class TcpTransport final : public Transport {

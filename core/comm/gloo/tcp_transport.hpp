@@ -23,6 +23,7 @@ struct TcpTransportOptions {
 /// Ranks that are processes: control messages over sockets of our own (socket/links.hpp), bulk data
 /// over Gloo (gloo/group.hpp). The Gloo module is opened at the first group that has a peer, so one
 /// rank alone does without.
+/// Throws InvalidArgument, naming MESHSTAGE_HOST, if the host has no address here.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<Transport> make_tcp_transport(
     TcpTransportOptions options);
 

@@ -150,37 +150,40 @@ class RedisStore final : public Store {
                            std::to_string(options_.database),
                 .hint = "is a redis-server running there?"} {}
 
-  void set(const std::string& key, std::string_view value) override {
+  void set(const std::string& key, std::string_view value, Deadline deadline) override {
     check_key(key);
     check_value(key, value, kMaxValue);
     (void)ask({{"MULTI"},
                {"SET", name_of(key), std::string(value)},
                {"PUBLISH", channel_of(key), ""},
-               {"EXEC"}});
+               {"EXEC"}},
+              deadline);
   }
 
-  std::optional<std::string> get(const std::string& key) override {
-    return get(key, Deadline::never(), {});
+  std::optional<std::string> get(const std::string& key, Deadline deadline) override {
+    return server_call::until_deadline(server_, [&] { return look_up(key, deadline, {}); });
   }
 
-  std::string compare_and_create(const std::string& key, std::string_view value) override {
+  std::string compare_and_create(const std::string& key, std::string_view value,
+                                 Deadline deadline) override {
     check_key(key);
     check_value(key, value, kMaxValue);
     const Reply reply = ask({{"MULTI"},
                              {"SET", name_of(key), std::string(value), "NX"},
                              {"GET", name_of(key)},
                              {"PUBLISH", channel_of(key), ""},
-                             {"EXEC"}});
+                             {"EXEC"}},
+                            deadline);
     return text_of(*elements(*reply, 3)[1]);
   }
 
-  std::vector<std::string> list(const std::string& prefix) override {
+  std::vector<std::string> list(const std::string& prefix, Deadline deadline) override {
     const std::string pattern = escaped(name_of(prefix)) + "*";
     const std::size_t cut = name_of("").size();
     std::set<std::string> keys;  // a scan may name a key twice
     std::string cursor = "0";
     do {
-      const Reply reply = ask({{"SCAN", cursor, "MATCH", pattern, "COUNT", "1000"}});
+      const Reply reply = ask({{"SCAN", cursor, "MATCH", pattern, "COUNT", "1000"}}, deadline);
       const auto parts = elements(*reply, 2);
       cursor = text_of(*parts[0]);
       for (const redisReply* name : elements(*parts[1], 0)) {
@@ -190,9 +193,9 @@ class RedisStore final : public Store {
     return {keys.begin(), keys.end()};
   }
 
-  void remove(const std::string& key) override {
+  void remove(const std::string& key, Deadline deadline) override {
     check_key(key);
-    (void)ask({{"DEL", name_of(key)}});
+    (void)ask({{"DEL", name_of(key)}}, deadline);
   }
 
   std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
@@ -200,7 +203,7 @@ class RedisStore final : public Store {
     for (const auto& key : keys) check_key(key);
     const auto look = [&](Deadline until) -> std::optional<std::string> {
       for (const auto& key : keys) {
-        if (auto value = get(key, until, stop)) return value;
+        if (auto value = look_up(key, until, stop)) return value;
       }
       return std::nullopt;
     };
@@ -243,10 +246,10 @@ class RedisStore final : public Store {
 
  private:
   /// Throws Late at the deadline, Cancelled at a stop.
-  std::optional<std::string> get(const std::string& key, Deadline deadline,
-                                 const std::stop_token& stop) {
+  std::optional<std::string> look_up(const std::string& key, Deadline deadline,
+                                     const std::stop_token& stop) {
     check_key(key);
-    const Reply reply = ask({{"GET", name_of(key)}}, deadline, stop);
+    const Reply reply = ask_or_late({{"GET", name_of(key)}}, deadline, stop);
     if (reply->type == REDIS_REPLY_NIL) return std::nullopt;
     return text_of(*reply);
   }
@@ -271,8 +274,14 @@ class RedisStore final : public Store {
     return server_call::until_answered(server_, options_.patience, deadline, stop,
                                        std::forward<F>(attempt));
   }
-  Reply ask(const std::vector<Command>& commands, Deadline deadline = Deadline::never(),
-            const std::stop_token& stop = {}) {
+  /// Throws Timeout at the deadline.
+  Reply ask(const std::vector<Command>& commands, Deadline deadline) {
+    return server_call::until_deadline(server_,
+                                       [&] { return ask_or_late(commands, deadline, {}); });
+  }
+  /// Throws Late at the deadline, Cancelled at a stop.
+  Reply ask_or_late(const std::vector<Command>& commands, Deadline deadline,
+                    const std::stop_token& stop) {
     const server_call::StopSignal stopped(stop);
     return retried(deadline, stop, [&](const server_call::Patience& patience) {
       const Deadline end = patience.end().earlier(deadline);

@@ -1,6 +1,7 @@
 #pragma once
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -32,14 +33,20 @@ class FrameStream {
   [[nodiscard]] net::Descriptor& descriptor() noexcept { return fd_; }
   [[nodiscard]] int fd() const noexcept { return fd_.get(); }
 
+  /// From now on a frame with a longer payload is wrong, and no more memory than for one such frame
+  /// is taken: for a connection whose other end has not yet said who it is.
+  void limit_payload(std::size_t bytes) noexcept { limit_ = bytes; }
+  void lift_limit() noexcept { limit_.reset(); }
+
   /// Reads once, a bounded amount: one busy peer does not starve the others. As recv(): bytes, 0 at
   /// the end, -1 with errno.
   ssize_t read_some() {
-    constexpr std::size_t kRead = std::size_t{256} * 1024;
+    constexpr std::size_t kMost = std::size_t{256} * 1024;
+    const std::size_t room = limit_ ? std::min(kMost, kHeaderBytes + *limit_) : kMost;
     in_.erase(in_.begin(), in_.begin() + static_cast<std::ptrdiff_t>(std::exchange(taken_, 0)));
     const std::size_t old = in_.size();
-    in_.resize(old + kRead);
-    const ssize_t n = ::recv(fd_.get(), in_.data() + old, kRead, 0);
+    in_.resize(old + room);
+    const ssize_t n = ::recv(fd_.get(), in_.data() + old, room, 0);
     const int error = errno;
     in_.resize(old + static_cast<std::size_t>(n > 0 ? n : 0));
     errno = error;
@@ -52,6 +59,7 @@ class FrameStream {
     if (left.size() < kHeaderBytes) return std::nullopt;
     const Header header = decode_header(*format_, left.data(), heard_);
     if (header.wrong != nullptr) return Frame{0, {}, header.wrong};
+    if (limit_ && header.length > *limit_) return Frame{0, {}, "a frame that is too long for now"};
     if (left.size() - kHeaderBytes < header.length) return std::nullopt;
     Frame frame{header.type, left.subspan(kHeaderBytes, header.length), nullptr};
     frame.wrong = header.wrong_payload(frame.payload);
@@ -109,6 +117,7 @@ class FrameStream {
   std::deque<std::vector<std::byte>> out_;
   std::size_t offset_ = 0;  // of the first of out_, already written
   std::size_t out_bytes_ = 0;
+  std::optional<std::size_t> limit_;
   std::uint32_t sent_ = 0;   // also the number of the next frame
   std::uint32_t heard_ = 0;  // also the number that is due
 };

@@ -1,4 +1,3 @@
-#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -44,11 +43,21 @@ void SocketLinks::connect(const std::string& host, Store& store, Deadline deadli
   if (!request_.peers.empty() && request_.peers.back() > rank()) {
     std::random_device random;
     nonce_ = std::uint64_t{random()} << 32 | random();
-    listener_ = net::listen_on(host);
-    if (!watch(listener_.get(), EPOLLIN, EPOLL_CTL_ADD)) throw_errno("epoll_ctl", "", errno);
-    store.set(key(rank()), net::address_of(listener_.get()) + " " + std::to_string(nonce_));
+    std::string address;
+    {
+      const MutexLock lock(mutex_);
+      listener_ = net::listen_on(host);
+      if (!watch(listener_.get(), EPOLLIN, EPOLL_CTL_ADD)) throw_errno("epoll_ctl", "", errno);
+      address = net::address_of(listener_.get());
+    }
+    store.set(key(rank()), address + " " + std::to_string(nonce_), deadline);
   }
-  thread_ = std::thread([this] { run(); });
+  {
+    const MutexLock lock(joining_);
+    thread_ = Thread(
+        "ms-links", [this] { run(); },
+        [this](std::exception_ptr failure) { thread_failed(std::move(failure)); });
+  }
   // A peer that goes meanwhile ends the wait for the others' addresses too.
   const std::stop_callback chain(stop, [this] { failed_.request_stop(); });
   for (const int peer : request_.peers) {
@@ -57,7 +66,7 @@ void SocketLinks::connect(const std::string& host, Store& store, Deadline deadli
     try {
       address = store.wait_for(key(peer), deadline, failed_.get_token());
     } catch (const Cancelled&) {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       if (failure_) std::rethrow_exception(failure_);
       throw;
     } catch (const Timeout&) {
@@ -66,7 +75,7 @@ void SocketLinks::connect(const std::string& host, Store& store, Deadline deadli
                                 peer);
     }
     const std::size_t nonce_at = address.find_last_of(' ') + 1;
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (failure_) std::rethrow_exception(failure_);
     try {
       Connection c;
@@ -85,13 +94,10 @@ void SocketLinks::connect(const std::string& host, Store& store, Deadline deadli
           "the address of rank " + std::to_string(peer) + " is \"" + address + "\"", peer);
     }
   }
-  std::unique_lock lock(mutex_);
-  const auto done = [this] { return failure_ || up_.size() == request_.peers.size(); };
-  if (deadline.is_never()) {
-    changed_.wait(lock, stop, done);
-  } else {
-    changed_.wait_until(lock, stop, deadline.time(), done);
-  }
+  MutexLock lock(mutex_);
+  (void)changed_.wait_until(lock, stop, deadline, [this]() MESHSTAGE_REQUIRES(mutex_) {
+    return failure_ || up_.size() == request_.peers.size();
+  });
   if (failure_) std::rethrow_exception(failure_);
   if (up_.size() != request_.peers.size()) {
     if (stop.stop_requested()) throw Cancelled("connecting was given up");
@@ -121,7 +127,7 @@ void SocketLinks::send(int peer, std::span<const std::byte> message) {
                           " bytes, this one has " + std::to_string(message.size()));
   }
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (closing_) return;
     const auto c = find_up(peer);
     if (c == connections_.end()) return;  // lost; on_lost tells
@@ -133,21 +139,20 @@ void SocketLinks::send(int peer, std::span<const std::byte> message) {
 void SocketLinks::close() noexcept {
   deliveries_.stop();
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     closing_ = true;
   }
   wake();
-  const std::lock_guard lock(joining_);
-  if (thread_.joinable()) thread_.join();
-  const std::lock_guard state(mutex_);
+  const MutexLock lock(joining_);
+  thread_.join();
+  const MutexLock state(mutex_);
   connections_.clear();
   listener_.reset();
 }
 
 void SocketLinks::run() {
-  pthread_setname_np(pthread_self(), "ms-links");
   std::array<epoll_event, 64> events{};
-  std::unique_lock lock(mutex_);
+  MutexLock lock(mutex_);
   bool more = false;  // to deliver
   while (!closing_) {
     const int timeout = more ? 0 : milliseconds_to_next_tick();
@@ -172,29 +177,52 @@ void SocketLinks::run() {
   say_goodbye();
 }
 
-int SocketLinks::milliseconds_to_next_tick() const {
-  auto next = Clock::time_point::max();
-  for (const auto& [fd, c] : connections_) {
-    const bool is_up = c.state == Connection::State::kUp;
-    if (is_up) next = std::min(next, c.sent + options_.heartbeat_interval);
-    if (is_up || c.peer == kNobody) next = std::min(next, patience_ends(c));
+void SocketLinks::thread_failed(std::exception_ptr failure) {
+  std::string what = "its thread failed";
+  try {
+    std::rethrow_exception(failure);
+  } catch (const std::exception& e) {
+    what += std::string(": ") + e.what();
+  } catch (...) {  // of an unknown type: there is no more to say of it
   }
-  if (next == Clock::time_point::max()) return -1;
-  const auto left = std::chrono::ceil<std::chrono::milliseconds>(next - Clock::now()).count();
-  constexpr long kLongest = 60'000;
-  return static_cast<int>(std::clamp<long>(left, 0, kLongest));
+  {
+    const MutexLock lock(mutex_);
+    if (connecting_) fail(std::make_exception_ptr(IoError("the links to the peers: " + what)));
+    for (const auto& [fd, connection] : connections_) {
+      if (connection.state != Connection::State::kUp) continue;
+      deliveries_.lost(connection.peer, LostReason::kProtocol, "at this end, " + what);
+    }
+    connections_.clear();
+    listener_.reset();
+  }
+  while (deliveries_.deliver_one()) {
+  }
 }
 
-Clock::time_point SocketLinks::patience_ends(const Connection& c) const {
-  const auto silence = std::chrono::milliseconds(options_.silence_deadline);
-  return c.heard + (c.process_ended ? std::min(kLastWords, silence) : silence);
+int SocketLinks::milliseconds_to_next_tick() const {
+  Deadline next = Deadline::never();
+  for (const auto& [fd, c] : connections_) {
+    const bool is_up = c.state == Connection::State::kUp;
+    if (is_up) next = next.earlier(Deadline::at(c.sent).plus(options_.heartbeat_interval));
+    if (is_up || c.peer == kNobody) next = next.earlier(patience_ends(c));
+  }
+  if (next.is_never()) return -1;
+  constexpr std::chrono::milliseconds kLongest{60'000};
+  return static_cast<int>(std::min(next.remaining(), kLongest).count());
+}
+
+Deadline SocketLinks::patience_ends(const Connection& c) const {
+  const auto silence = Deadline::at(c.heard).plus(options_.silence_deadline);
+  if (c.process_ended) return silence.earlier(Deadline::at(c.heard).plus(kLastWords));
+  if (c.peer == kNobody) return silence.earlier(Deadline::at(c.heard).plus(kGreetingTime));
+  return silence;
 }
 
 void SocketLinks::tick() {
   const auto now = Clock::now();
   // If this process itself was stopped, or starved, its peers are not to blame: they get the whole
   // deadline again.
-  if (now - last_tick_ > options_.silence_deadline / 2) {
+  if (now - last_tick_ > Deadline::length(options_.silence_deadline) / 2) {
     for (auto& [fd, c] : connections_) c.heard = now;
   }
   last_tick_ = now;
@@ -202,14 +230,16 @@ void SocketLinks::tick() {
     const auto c = entry++;
     Connection& connection = c->second;
     const bool is_up = connection.state == Connection::State::kUp;
-    if (now > patience_ends(connection)) {
+    if (patience_ends(connection).expired()) {
       if (connection.process_ended) {
         drop(c, LostReason::kEndOfFile, "its process has ended");
       } else if (is_up || connection.peer == kNobody) {
         drop(c, LostReason::kSilent,
-             "nothing heard for " + std::to_string(options_.silence_deadline.count()) + " ms");
+             is_up
+                 ? "nothing heard for " + std::to_string(options_.silence_deadline.count()) + " ms"
+                 : "it did not say who it is");
       }
-    } else if (is_up && now - connection.sent >= options_.heartbeat_interval) {
+    } else if (is_up && now - connection.sent >= Deadline::length(options_.heartbeat_interval)) {
       // Behind unsent bytes it would tell the peer nothing that they do not.
       if (!connection.stream.has_output()) queue(connection, FrameType::kHeartbeat, {});
       connection.sent = now;
@@ -257,6 +287,7 @@ void SocketLinks::accept_all() {
     c.stream = stream_over(net::accept_from(listener_.get()));
     const int fd = c.stream.fd();
     if (fd < 0) return;
+    c.stream.limit_payload(link_wire::kMaxSmallPayload);
     if (watch(fd, EPOLLIN, EPOLL_CTL_ADD)) connections_.emplace(fd, std::move(c));
   }
 }
@@ -272,7 +303,8 @@ void SocketLinks::read_from(Iterator c) {
   if (connection.state == Connection::State::kClosing) {
     return connection.stream.forget_input();  // what it says is of no account
   }
-  connection.heard = Clock::now();
+  // A stranger is given its time once, however it dribbles.
+  if (connection.peer != kNobody) connection.heard = Clock::now();
   bool there = true;
   while (there) {
     const auto frame = connection.stream.next();
@@ -383,6 +415,8 @@ void SocketLinks::refuse(Iterator c, const std::string& why) {
 void SocketLinks::up(Iterator c, const ProcessAddress& process) {
   Connection& connection = c->second;
   connection.state = Connection::State::kUp;
+  connection.stream.lift_limit();
+  connection.heard = Clock::now();
   const ProcessWatch watched = watch_process(process);
   connection.process = Descriptor(watched.descriptor);
   const bool watching =
@@ -465,10 +499,11 @@ std::shared_ptr<ControlLinks> connect_socket_links(const std::string& host,
                                                    Deadline deadline, std::stop_token stop) {
   check_request(request);
   if (options.heartbeat_interval.count() <= 0 ||
-      options.silence_deadline < 3 * options.heartbeat_interval) {
+      options.silence_deadline / 3 < options.heartbeat_interval) {
     throw InvalidArgument("the silence deadline must be at least three heartbeat intervals");
   }
-  auto links = std::make_shared<socket_links::SocketLinks>(options, request);
+  const std::shared_ptr<socket_links::SocketLinks> links(
+      new socket_links::SocketLinks(options, request), DeleteHere{});
   links->connect(host, store, deadline, std::move(stop));
   return links;
 }

@@ -1,16 +1,15 @@
 #pragma once
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <stop_token>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/async/thread.hpp>
 #include <meshstage/core/comm/deliveries_impl.hpp>
 #include <meshstage/core/comm/socket/frame_impl.hpp>
 #include <meshstage/core/comm/socket/frame_stream_impl.hpp>
@@ -27,6 +26,9 @@ using Clock = Deadline::Clock;
 /// What a process that has ended said last arrives at once, but for a proxy on the way. Its sockets
 /// may be held open by a child that it forked: then no end of file comes.
 constexpr std::chrono::milliseconds kLastWords{200};
+
+/// A connection that does not say hello is dropped after this.
+constexpr std::chrono::milliseconds kGreetingTime{1000};
 
 inline framing::FrameStream stream_over(Descriptor fd) {
   return {link_wire::kFormat, std::move(fd)};
@@ -77,39 +79,43 @@ class SocketLinks final : public ControlLinks {
     return request_.store_prefix + "/" + request_.name + "/" + std::to_string(rank);
   }
 
-  // All below run on the links' thread, under the mutex, but for run().
   void run();
-  [[nodiscard]] int milliseconds_to_next_tick() const;
-  void handle(int fd, std::uint32_t events);
-  void accept_all();
-  void read_from(Iterator c);
+  /// Of run(), by what it threw: every peer is lost, and the handlers are told.
+  void thread_failed(std::exception_ptr failure);
+
+  // All below run on the links' thread.
+  [[nodiscard]] int milliseconds_to_next_tick() const MESHSTAGE_REQUIRES(mutex_);
+  void handle(int fd, std::uint32_t events) MESHSTAGE_REQUIRES(mutex_);
+  void accept_all() MESHSTAGE_REQUIRES(mutex_);
+  void read_from(Iterator c) MESHSTAGE_REQUIRES(mutex_);
   /// False once the connection is gone.
-  bool take_frame(Iterator c, FrameType type, std::span<const std::byte> payload);
-  bool greeted(Iterator c, const Greeting& got);
-  bool welcomed(Iterator c, const Greeting& got);
-  void refuse(Iterator c, const std::string& why);
+  bool take_frame(Iterator c, FrameType type, std::span<const std::byte> payload)
+      MESHSTAGE_REQUIRES(mutex_);
+  bool greeted(Iterator c, const Greeting& got) MESHSTAGE_REQUIRES(mutex_);
+  bool welcomed(Iterator c, const Greeting& got) MESHSTAGE_REQUIRES(mutex_);
+  void refuse(Iterator c, const std::string& why) MESHSTAGE_REQUIRES(mutex_);
   /// What came over it is none of ours: the peer is lost, and told. False, as of take_frame().
-  bool misunderstood(Iterator c, const std::string& what);
+  bool misunderstood(Iterator c, const std::string& what) MESHSTAGE_REQUIRES(mutex_);
   void queue(Connection& c, FrameType type, std::span<const std::byte> payload);
   /// Writes what the socket takes.
   void flush(Connection& connection);
-  void up(Iterator c, const ProcessAddress& process);
+  void up(Iterator c, const ProcessAddress& process) MESHSTAGE_REQUIRES(mutex_);
   /// The peer's process is no more; what it said before may still be on its way.
   void process_ended(Connection& connection);
-  void end(Iterator c);
+  void end(Iterator c) MESHSTAGE_REQUIRES(mutex_);
   /// The connection is of no use any more; a peer that was up is lost.
-  void drop(Iterator c, LostReason reason, const std::string& detail);
-  void tick();
-  void say_goodbye();
-  void fail(std::exception_ptr error) {
+  void drop(Iterator c, LostReason reason, const std::string& detail) MESHSTAGE_REQUIRES(mutex_);
+  void tick() MESHSTAGE_REQUIRES(mutex_);
+  void say_goodbye() MESHSTAGE_REQUIRES(mutex_);
+  void fail(std::exception_ptr error) MESHSTAGE_REQUIRES(mutex_) {
     if (!failure_) failure_ = std::move(error);
     changed_.notify_all();
     failed_.request_stop();
   }
   /// When a connection that says nothing is given up.
-  [[nodiscard]] Clock::time_point patience_ends(const Connection& c) const;
+  [[nodiscard]] Deadline patience_ends(const Connection& c) const;
   /// The connection of a peer that is up, or end().
-  [[nodiscard]] Iterator find_up(int peer) {
+  [[nodiscard]] Iterator find_up(int peer) MESHSTAGE_REQUIRES(mutex_) {
     return std::find_if(connections_.begin(), connections_.end(), [peer](const auto& entry) {
       return entry.second.peer == peer && entry.second.state == Connection::State::kUp;
     });
@@ -120,21 +126,22 @@ class SocketLinks final : public ControlLinks {
   Descriptor epoll_;
   Descriptor wake_;
   Deliveries deliveries_;
-  std::thread thread_;
-  std::mutex joining_;
+  Mutex joining_;
 
-  std::mutex mutex_;
-  std::condition_variable_any changed_;
-  Descriptor listener_;
-  std::uint64_t nonce_ = 0;
-  std::map<int, Connection> connections_;  // by descriptor
-  std::set<int> up_;                       // peers that are, or were, connected
-  bool connecting_ = true;
-  std::exception_ptr failure_;  // of connecting
-  std::stop_source failed_;     // ends a wait in the Store
-  std::string last_refusal_;
-  bool closing_ = false;
-  Clock::time_point last_tick_ = Clock::now();
+  Mutex mutex_;
+  CondVar changed_;
+  Descriptor listener_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::uint64_t nonce_ = 0;  // set before the thread starts
+  std::map<int, Connection> connections_ MESHSTAGE_GUARDED_BY(mutex_);  // by descriptor
+  /// Peers that are, or were, connected.
+  std::set<int> up_ MESHSTAGE_GUARDED_BY(mutex_);
+  bool connecting_ MESHSTAGE_GUARDED_BY(mutex_) = true;
+  std::exception_ptr failure_ MESHSTAGE_GUARDED_BY(mutex_);  // of connecting
+  std::stop_source failed_;                                  // ends a wait in the Store
+  std::string last_refusal_ MESHSTAGE_GUARDED_BY(mutex_);
+  bool closing_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  Clock::time_point last_tick_ MESHSTAGE_GUARDED_BY(mutex_) = Clock::now();
+  Thread thread_ MESHSTAGE_GUARDED_BY(joining_);  // last: it uses all of the above
 };
 
 }  // namespace meshstage::socket_links

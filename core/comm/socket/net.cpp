@@ -13,11 +13,17 @@
 #include <chrono>
 #include <memory>
 #include <sstream>
+#include <string_view>
 
 #include <meshstage/core/comm/socket/net_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::net {
+
+std::string without_brackets(const std::string& host) {
+  if (!host.starts_with('[') || !host.ends_with(']')) return host;
+  return host.substr(1, host.size() - 2);
+}
 
 namespace {
 
@@ -31,7 +37,7 @@ AddressList resolve(const std::string& host, const std::string& port, int flags)
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = flags;
   addrinfo* found = nullptr;
-  const int result = ::getaddrinfo(host.c_str(), port.c_str(), &hints, &found);
+  const int result = ::getaddrinfo(without_brackets(host).c_str(), port.c_str(), &hints, &found);
   if (result != 0) {
     throw IoError("the host " + host + " has no address here: " + ::gai_strerror(result));
   }
@@ -72,13 +78,43 @@ std::string usable_elsewhere(const ifaddrs& interface) {
 
 }  // namespace
 
+namespace {
+bool is_number(const std::string& host) {
+  return host.find_first_not_of("0123456789") == std::string::npos;
+}
+}  // namespace
+
+void check_host(const std::string& host) {
+  try {
+    // The system would take a number for an address: 12 for 0.0.0.12.
+    if (is_number(host)) throw IoError("the host " + host + " is a number");
+    (void)resolve(host, "0", 0);
+  } catch (const IoError& e) {
+    const std::string_view text = e.what();
+    throw InvalidArgument(std::string(text.substr(text.find(": ") + 2)) +
+                          "; set MESHSTAGE_HOST (or the option `host`) to a name or an address at "
+                          "which the other ranks reach this host");
+  }
+}
+
+std::string own_address_for_others() {
+  std::array<char, 256> name{};
+  ::gethostname(name.data(), name.size() - 1);
+  return address_for_others(name.data());
+}
+
 std::string address_for_others(const std::string& host) {
-  const AddressList named = resolve(host, "0", 0);
-  for (const addrinfo* a = named.get(); a != nullptr; a = a->ai_next) {
-    if (!is_loopback(*a->ai_addr)) return host;
+  bool is_name = !is_number(host);
+  try {
+    const AddressList named = is_name ? resolve(host, "0", 0) : AddressList(nullptr, nullptr);
+    for (const addrinfo* a = named.get(); a != nullptr; a = a->ai_next) {
+      if (!is_loopback(*a->ai_addr)) return host;
+    }
+  } catch (const IoError&) {
+    is_name = false;  // nobody knows it, so an interface must do
   }
   ifaddrs* found = nullptr;
-  if (::getifaddrs(&found) != 0) return host;
+  if (::getifaddrs(&found) != 0) throw_errno("getifaddrs", "", errno);
   const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> interfaces(found, &::freeifaddrs);
   std::string v6;
   for (const ifaddrs* i = interfaces.get(); i != nullptr; i = i->ifa_next) {
@@ -87,6 +123,7 @@ std::string address_for_others(const std::string& host) {
     if (i->ifa_addr->sa_family == AF_INET) return address;
     if (v6.empty()) v6 = address;
   }
+  if (v6.empty() && !is_name) check_host(host);  // throws
   return v6.empty() ? host : v6;
 }
 

@@ -31,10 +31,17 @@ class MESHSTAGE_API Descriptor {
   int fd_ = -1;
 };
 
-/// Where other hosts reach this one: `host`, unless that means loopback here; then the address of
-/// the first interface that is up (IPv4 before IPv6; no link-local one), and `host` if there is
-/// none.
+/// Where other hosts reach this one: `host`, unless that means loopback or nothing here; then the
+/// address of the first interface that is up (IPv4 before IPv6; no link-local one). If there is
+/// none, `host` again, or, where that means nothing, the error of check_host().
 [[nodiscard]] MESHSTAGE_API std::string address_for_others(const std::string& host);
+/// The same for this host's own name.
+[[nodiscard]] MESHSTAGE_API std::string own_address_for_others();
+/// Throws InvalidArgument, naming MESHSTAGE_HOST, if `host` is neither a name that has an address
+/// here nor an address. "[::1]" is "::1".
+MESHSTAGE_API void check_host(const std::string& host);
+/// "::1" of "[::1]".
+[[nodiscard]] MESHSTAGE_API std::string without_brackets(const std::string& host);
 /// Listens on `port` of `host` (an address or a name), "0": on a free one. Non-blocking,
 /// close-on-exec. Throws IoError naming the host.
 [[nodiscard]] MESHSTAGE_API Descriptor listen_on(const std::string& host,

@@ -1,4 +1,3 @@
-#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -8,11 +7,14 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
+#include <exception>
+#include <list>
 #include <map>
 #include <random>
-#include <thread>
 #include <utility>
 
+#include <meshstage/core/async/thread.hpp>
 #include <meshstage/core/comm/socket/frame_stream_impl.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/comm/tcp_store/server.hpp>
@@ -30,10 +32,13 @@ using tcp_store::Type;
 /// A client that does not read what it asked for is dropped before this grows.
 constexpr std::size_t kMaxOutput = std::size_t{64} << 20;
 constexpr std::size_t kMaxWaitedKeys = 4096;
+/// Of a frame before the hello. A hello has 4 bytes; a little more is heard, to say what is wrong.
+constexpr std::size_t kHelloPayload = 256;
 
 struct Client {
   framing::FrameStream stream;
   bool greeted = false;
+  Deadline hello_by = Deadline::never();
   bool closing = false;  // was refused: goes once it has been told
   bool waits_for_room = false;
   Texts waits_for;  // keys
@@ -55,9 +60,10 @@ class StoreServer::Impl {
     const std::string bound = net::address_of(listener_.get());
     const auto space = bound.find(' ');
     std::string host = bound.substr(0, space);
+    if (host == "0.0.0.0" || host == "::") host = net::own_address_for_others();
     if (host.find(':') != std::string::npos) host = "[" + host + "]";
     address_ = "tcp://" + host + ":" + bound.substr(space + 1);
-    thread_ = std::thread([this] { run(); });
+    thread_ = Thread("ms-store", [this] { run(); });
   }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
@@ -80,22 +86,23 @@ class StoreServer::Impl {
   }
 
   void run() {
-    pthread_setname_np(pthread_self(), "ms-store");
     std::array<epoll_event, 64> events{};
     while (!ending_) {
-      const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), -1);
+      const int count =
+          ::epoll_wait(epoll_.get(), events.data(), events.size(), milliseconds_to_next_end());
       for (int i = 0; i < count; ++i) {
         const auto& event = events[static_cast<std::size_t>(i)];
         if (event.data.fd == wake_.get()) continue;
         if (event.data.fd == listener_.get()) {
           accept_all();
         } else if (const auto c = clients_.find(event.data.fd); c != clients_.end()) {
-          if ((event.events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) {
-            read_from(c->first, c->second);
-          } else {
-            written_.push_back(c->first);
-          }
+          serve(c->first, c->second, event.events);
         }
+      }
+      for (const int fd : strangers_) {
+        const Client& client = clients_.at(fd);
+        if (!client.hello_by.expired()) break;  // the oldest stand first
+        gone_.push_back(fd);
       }
       // What was answered, also to those who waited for what another has set.
       for (const int fd : std::exchange(written_, {})) {
@@ -108,6 +115,26 @@ class StoreServer::Impl {
     }
   }
 
+  [[nodiscard]] int milliseconds_to_next_end() const {
+    if (strangers_.empty()) return -1;
+    constexpr std::chrono::milliseconds kLongest{60'000};
+    const auto left = clients_.at(strangers_.front()).hello_by.remaining();
+    return static_cast<int>(std::min(left, kLongest).count());
+  }
+
+  /// What one client costs (memory, say) is that client's end alone.
+  void serve(int fd, Client& client, std::uint32_t events) {
+    try {
+      if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) {
+        read_from(fd, client);
+      } else {
+        written_.push_back(fd);
+      }
+    } catch (const std::exception&) {
+      gone_.push_back(fd);
+    }
+  }
+
   void accept_all() {
     while (true) {
       Descriptor fd = net::accept_from(listener_.get());
@@ -115,6 +142,10 @@ class StoreServer::Impl {
         // Out of descriptors: the one that waits would wake this thread for ever. It is let in over
         // the spare one, and out again.
         if (errno == EMFILE || errno == ENFILE) {
+          if (!strangers_.empty()) {
+            end(clients_.at(strangers_.front()));
+            continue;
+          }
           spare_.reset();
           fd = net::accept_from(listener_.get());
           const bool one_less = fd.valid();
@@ -131,9 +162,13 @@ class StoreServer::Impl {
       event.data.fd = number;
       if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, number, &event) != 0) continue;
       net::set_keep_alive(number);
+      if (strangers_.size() >= options_.max_strangers) end(clients_.at(strangers_.front()));
       Client client;
       client.stream = {tcp_store::kFormat, std::move(fd)};
+      client.stream.limit_payload(kHelloPayload);
+      client.hello_by = Deadline::after(options_.hello_deadline);
       clients_.emplace(number, std::move(client));
+      strangers_.push_back(number);
     }
   }
 
@@ -160,6 +195,8 @@ class StoreServer::Impl {
   void take(int fd, Client& client, Type type, const Texts& texts) {
     if (type == Type::kHello && texts.empty() && !client.greeted) {
       client.greeted = true;
+      client.stream.lift_limit();
+      strangers_.remove(fd);
       return answer(fd, client, Type::kValues, {instance_});
     }
     if (!client.greeted) return refuse(fd, client, "this store was asked before a hello");
@@ -283,6 +320,10 @@ class StoreServer::Impl {
   void end(Client& client) {
     const int fd = client.stream.fd();
     stop_waiting(fd, client);
+    if (!client.greeted) strangers_.remove(fd);
+    // The number may be the next client's.
+    std::erase(written_, fd);
+    std::erase(gone_, fd);
     // By name, for a child that was forked meanwhile holds it too.
     ::shutdown(fd, SHUT_RDWR);
     ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
@@ -302,10 +343,11 @@ class StoreServer::Impl {
   std::map<std::string, std::string> entries_;
   std::size_t bytes_ = 0;  // of entries_
   std::map<int, Client> clients_;
+  std::list<int> strangers_;                 // have not said hello, the oldest first
   std::multimap<std::string, int> waiting_;  // key to descriptor
   std::vector<int> written_;                 // have something to send
   std::vector<int> gone_;                    // to be ended
-  std::thread thread_;
+  Thread thread_;
 };
 
 StoreServer::StoreServer(StoreServerOptions options)

@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -17,6 +18,11 @@ struct StoreServerOptions {
   std::size_t max_bytes = std::size_t{256} << 20;
   /// More are refused. One rank holds about three.
   std::size_t max_connections = 16384;
+  /// Connections that have not said hello yet; when more come, the oldest of these is dropped.
+  /// Until its hello a connection takes a few hundred bytes.
+  std::size_t max_strangers = 64;
+  /// A connection that has not said hello by then is dropped.
+  std::chrono::milliseconds hello_deadline{2000};
 };
 
 /// The server of a `tcp://host:port` store (tcp_store/store.hpp): `meshstage store` is one, and any
@@ -35,7 +41,8 @@ class MESHSTAGE_API StoreServer {
   /// Ends every connection and joins the thread.
   ~StoreServer();
 
-  /// What ranks give as MESHSTAGE_STORE: "tcp://127.0.0.1:29400".
+  /// What ranks give as MESHSTAGE_STORE: "tcp://127.0.0.1:29400". Of a server that listens on every
+  /// address (0.0.0.0, ::) it is one that other hosts can use.
   [[nodiscard]] const std::string& address() const noexcept;
   [[nodiscard]] std::size_t connections() const;
 

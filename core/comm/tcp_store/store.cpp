@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <mutex>
 #include <utility>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/comm/lease_pool_impl.hpp>
 #include <meshstage/core/comm/server_call_impl.hpp>
 #include <meshstage/core/comm/socket/frame_stream_impl.hpp>
@@ -78,8 +78,8 @@ class TcpStore::Impl {
   explicit Impl(TcpStoreOptions options)
       : options_(std::move(options)), server_{.address = "tcp://" + where(), .hint = hint()} {}
 
-  /// The one way to the server. A wait may take until `deadline`, all else as long as the patience.
-  /// Throws Late at the deadline.
+  /// The one way to the server. Throws Late at the deadline, and IoError when no server has
+  /// answered for as long as the patience lasts.
   Texts ask(Type type, const Texts& texts, Deadline deadline, const std::stop_token& stop) {
     if (tcp_store::payload_bytes(texts) > tcp_store::kMaxPayload) {
       throw InvalidArgument("a request to " + address() + " has at most 16 MiB");
@@ -95,7 +95,10 @@ class TcpStore::Impl {
           }
         });
   }
-  Texts ask(Type type, const Texts& texts) { return ask(type, texts, Deadline::never(), {}); }
+  /// The same for what is no wait: throws Timeout at the deadline.
+  Texts ask(Type type, const Texts& texts, Deadline deadline) {
+    return server_call::until_deadline(server_, [&] { return ask(type, texts, deadline, {}); });
+  }
 
   void wait_reachable(Deadline deadline, const std::stop_token& stop,
                       const Store::Unanswered& unanswered) {
@@ -129,9 +132,9 @@ class TcpStore::Impl {
     if (waits) patience.answered();
     Reply reply;
     try {
-      reply = connection->exchange(type, texts, waits ? deadline : end, stop);
+      reply = connection->exchange(type, texts, waits ? deadline : end.earlier(deadline), stop);
     } catch (const Late&) {
-      if (waits) throw;
+      if (waits || deadline.expired()) throw;
       throw Broken{"it did not answer for " + std::to_string(patience.length().count()) + " ms"};
     }
     if (reply.type == Type::kRefusal) {
@@ -157,7 +160,7 @@ class TcpStore::Impl {
     if (hello.type != Type::kValues || hello.texts.size() != 1) {
       throw IoError("what answers at " + address() + " is no meshstage store");
     }
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (instance_.empty()) instance_ = hello.texts[0];
     if (instance_ != hello.texts[0]) {
       throw IoError("the store at " + address() +
@@ -169,39 +172,40 @@ class TcpStore::Impl {
   const TcpStoreOptions options_;
   const server_call::Server server_;
   detail::LeasePool<Connection> idle_;
-  std::mutex mutex_;
-  std::string instance_;  // of the server that was met first
+  Mutex mutex_;
+  std::string instance_ MESHSTAGE_GUARDED_BY(mutex_);  // of the server that was met first
 };
 
 TcpStore::TcpStore(TcpStoreOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
 TcpStore::~TcpStore() = default;
 
-void TcpStore::set(const std::string& key, std::string_view value) {
+void TcpStore::set(const std::string& key, std::string_view value, Deadline deadline) {
   check_key(key);
   check_value(key, value, kMaxValue);
-  (void)impl_->ask(Type::kSet, {key, std::string(value)});
+  (void)impl_->ask(Type::kSet, {key, std::string(value)}, deadline);
 }
 
-std::optional<std::string> TcpStore::get(const std::string& key) {
+std::optional<std::string> TcpStore::get(const std::string& key, Deadline deadline) {
   check_key(key);
-  auto values = impl_->ask(Type::kGet, {key});
+  auto values = impl_->ask(Type::kGet, {key}, deadline);
   if (values.empty()) return std::nullopt;
   return std::move(values[0]);
 }
 
-std::string TcpStore::compare_and_create(const std::string& key, std::string_view value) {
+std::string TcpStore::compare_and_create(const std::string& key, std::string_view value,
+                                         Deadline deadline) {
   check_key(key);
   check_value(key, value, kMaxValue);
-  return impl_->ask(Type::kCreate, {key, std::string(value)}).at(0);
+  return impl_->ask(Type::kCreate, {key, std::string(value)}, deadline).at(0);
 }
 
-std::vector<std::string> TcpStore::list(const std::string& prefix) {
-  return impl_->ask(Type::kList, {prefix});
+std::vector<std::string> TcpStore::list(const std::string& prefix, Deadline deadline) {
+  return impl_->ask(Type::kList, {prefix}, deadline);
 }
 
-void TcpStore::remove(const std::string& key) {
+void TcpStore::remove(const std::string& key, Deadline deadline) {
   check_key(key);
-  (void)impl_->ask(Type::kRemove, {key});
+  (void)impl_->ask(Type::kRemove, {key}, deadline);
 }
 
 std::string TcpStore::wait_for_any(std::span<const std::string> keys, Deadline deadline,
@@ -209,7 +213,7 @@ std::string TcpStore::wait_for_any(std::span<const std::string> keys, Deadline d
   for (const auto& key : keys) check_key(key);
   if (deadline.expired()) {  // one look, without waiting
     for (const auto& key : keys) {
-      if (auto value = get(key)) return std::move(*value);
+      if (auto value = get(key, Deadline::never())) return std::move(*value);
     }
     throw_not_there(impl_->address(), keys);
   }
