@@ -188,6 +188,8 @@ TEST_CASE("doctor and info run on this host and print JSON") {
   REQUIRE(info.at("version").get<std::string>().find('.') != std::string::npos);
   REQUIRE(info.at("backends")[0].at("name") == "gloo");
   const bool found = info.at("backends")[0].at("found");
+  REQUIRE(info.at("backends")[2].at("name") == "cuda");
+  REQUIRE(info.at("backends")[2].at("found").get<bool>() != info.at("devices").empty());
   REQUIRE(info.at("backends")[1].at("name") == "redis");
   REQUIRE(found == info.at("backends")[0].at("detail").get<std::string>().empty());
   REQUIRE(info.at("cpu").contains("digests"));

@@ -4,6 +4,7 @@
 
 #include <meshstage/core/comm/gloo/module.hpp>
 #include <meshstage/core/comm/redis/store.hpp>
+#include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::tools {
@@ -36,8 +37,22 @@ Backend find_redis() {
   return redis;
 }
 
+Backend find_cuda() {
+  Backend cuda{.name = "cuda", .found = false, .version = {}, .path = {}, .detail = {}};
+  const auto support = device_support(DeviceType::kCuda);
+  cuda.found = support.problem == DeviceProblem::kNone;
+  cuda.version = support.driver;
+  if (!cuda.found) {
+    cuda.detail = std::string(to_string(support.problem)) + ": " + support.detail;
+    return cuda;
+  }
+  cuda.path = "driver; module with " + support.module;
+  if (!support.kernels.empty()) cuda.path += "; no kernels (" + support.kernels + ")";
+  return cuda;
+}
+
 }  // namespace
 
-std::vector<Backend> find_backends() { return {find_gloo(), find_redis()}; }
+std::vector<Backend> find_backends() { return {find_gloo(), find_redis(), find_cuda()}; }
 
 }  // namespace meshstage::tools

@@ -4,7 +4,8 @@
 
 namespace meshstage::tools {
 
-/// A backend that drags in a library: sought at run time (Gloo), or linked (hiredis).
+/// A backend that drags in a library: sought at run time (Gloo, the NVIDIA driver), or linked
+/// (hiredis).
 struct Backend {
   std::string name;
   bool found = false;
@@ -12,7 +13,7 @@ struct Backend {
   std::string path;     ///< The file it came from, or what it is for.
   std::string detail;   ///< Why it was not found: the paths tried.
 };
-/// Opens what can be opened.
+/// Opens what can be opened; makes no context on any device.
 std::vector<Backend> find_backends();
 
 }  // namespace meshstage::tools

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
 
 #include "tools/snapshot/backends.hpp"
@@ -41,11 +42,13 @@ std::vector<Feature> cpu_features() {
 
 int show_info(const InfoOptions& options, std::ostream& out) {
   const auto backends = find_backends();
+  const auto devices = device_support(DeviceType::kCuda).devices;
   const auto features = cpu_features();
   if (options.json) {
     Json json{{"version", kVersion},         {"compiler", kCompiler},
               {"build_type", kBuildType},    {"backends", Json::array()},
-              {"configured", Json::array()}, {"cpu", Json::object()}};
+              {"configured", Json::array()}, {"cpu", Json::object()},
+              {"devices", Json::array()}};
     for (const auto& b : backends) {
       json["backends"].push_back({{"name", b.name},
                                   {"found", b.found},
@@ -54,6 +57,12 @@ int show_info(const InfoOptions& options, std::ostream& out) {
                                   {"detail", b.detail}});
     }
     for (const auto* line : kConfigured) json["configured"].push_back(line);
+    for (const auto& d : devices) {
+      json["devices"].push_back({{"device", to_string(d.device)},
+                                 {"name", d.name},
+                                 {"memory_bytes", d.memory_bytes},
+                                 {"architecture", d.architecture}});
+    }
     for (const auto& f : features) json["cpu"][f.name] = f.use;
     print_json(out, json);
     return 0;
@@ -63,6 +72,10 @@ int show_info(const InfoOptions& options, std::ostream& out) {
   for (const auto& b : backends) {
     columns.add({"backend", b.name, b.found ? b.version : "not found",
                  printable(b.found ? b.path : b.detail, 2000)});
+  }
+  for (const auto& d : devices) {
+    columns.add({"device", to_string(d.device), d.name,
+                 size_text(d.memory_bytes) + ", architecture " + d.architecture});
   }
   for (const auto& f : features) columns.add({"cpu", f.name, f.use});
   columns.print(out);

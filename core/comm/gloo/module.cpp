@@ -1,142 +1,30 @@
 #include <dlfcn.h>
-#include <link.h>
-
-#include <algorithm>
-#include <cstdlib>
-#include <sstream>
-#include <vector>
 
 #include <meshstage/core/comm/gloo/module.hpp>
 #include <meshstage/core/comm/gloo/module_table_impl.hpp>
-#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/module_file.hpp>
 
 namespace meshstage {
-
 namespace {
 
-namespace fs = std::filesystem;
-constexpr char kFile[] = "libmeshstage_gloo.so";
-
-/// The shared library or program that this code was linked into, as the dynamic linker knows it.
-struct Self {
-  fs::path folder;                  ///< Empty if it cannot be told.
-  std::vector<fs::path> run_paths;  ///< Where the dynamic linker looks for libraries on its behalf.
-};
-
-std::vector<fs::path> run_paths_of(const char* name) {
-  // The empty name is the program's own; RTLD_NOLOAD: a handle to what is loaded already.
-  void* const handle = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
-  if (handle == nullptr) return {};
-  std::vector<fs::path> found;
-  Dl_serinfo size{};
-  if (dlinfo(handle, RTLD_DI_SERINFOSIZE, &size) == 0) {
-    std::vector<Dl_serinfo> room(size.dls_size / sizeof(Dl_serinfo) + 1);
-    Dl_serinfo* const paths = room.data();
-    paths->dls_size = size.dls_size;
-    paths->dls_cnt = size.dls_cnt;
-    if (dlinfo(handle, RTLD_DI_SERINFO, paths) == 0) {
-      const Dl_serpath* const first = &paths->dls_serpath[0];
-      for (unsigned i = 0; i < paths->dls_cnt; ++i) found.emplace_back(first[i].dls_name);
-    }
-  }
-  dlclose(handle);
-  return found;
-}
-
-Self find_self() {
-  static const char here = 0;  // an object of this file: a function's address may be the program's
-  Dl_info info{};
-  void* extra = nullptr;
-  if (dladdr1(&here, &info, &extra, RTLD_DL_LINKMAP) == 0 || extra == nullptr) return {};
-  const char* const name = static_cast<const link_map*>(extra)->l_name;
-  // The program itself has no name there, and the one it was started by may be relative.
-  const bool program = name == nullptr || *name == '\0';
-  std::error_code error;
-  const fs::path file = fs::canonical(program ? "/proc/self/exe" : name, error);
-  return {.folder = error ? fs::path() : file.parent_path(),
-          .run_paths = run_paths_of(program ? nullptr : name)};
-}
-
-std::vector<fs::path> candidates(const fs::path& path) {
-  std::vector<fs::path> found;
-  const auto in = [&found](const fs::path& folder) {
-    if (folder.empty()) return;
-    const fs::path file = (folder / kFile).lexically_normal();
-    if (std::find(found.begin(), found.end(), file) == found.end()) found.push_back(file);
-  };
-  if (!path.empty()) {
-    // A path that was asked for is the only one: a user who names a file means it.
-    if (path.extension() == ".so") {
-      found.push_back(path);
-    } else {
-      in(path);
-    }
-    return found;
-  }
-  if (const char* variable = std::getenv("MESHSTAGE_MODULE_PATH")) {
-    std::istringstream folders(variable);
-    for (std::string folder; std::getline(folders, folder, ':');) in(folder);
-  }
-  const Self self = find_self();
-  if (!self.folder.empty()) {
-    in(self.folder);
-    in(self.folder / "meshstage");                                   // beside a shared library
-    in(self.folder / ".." / MESHSTAGE_LIBDIR / "meshstage");         // of a program in bin/
-    in(self.folder / ".." / ".." / MESHSTAGE_LIBDIR / "meshstage");  // of a test in the build tree
-  }
-  // Programs that link a static libmeshstage carry the installed module's folder as a run path.
-  for (const fs::path& folder : self.run_paths) in(folder);
-  in(fs::path(MESHSTAGE_FULL_LIBDIR) / "meshstage");
-  return found;
-}
-
 int open_flags() {
-  int flags = RTLD_NOW | RTLD_LOCAL;
   // LibTorch exports some two hundred symbols that Gloo also defines. Where it is in the process
   // the module must prefer its own; elsewhere RTLD_DEEPBIND would only do harm (the sanitizers
   // refuse it).
   constexpr char kGlooSymbol[] = "_ZN4gloo9transport3tcp12CreateDeviceERKNS1_4attrE";
-  if (dlsym(RTLD_DEFAULT, kGlooSymbol) != nullptr) flags |= RTLD_DEEPBIND;
-  return flags;
-}
-
-const gloo_module::Table& open(const fs::path& path) {
-  std::string tried;
-  for (const fs::path& file : candidates(path)) {
-    std::error_code error;
-    if (!fs::exists(file, error)) {
-      tried += "\n  " + file.string() + ": no such file";
-      continue;
-    }
-    void* const module = dlopen(file.c_str(), open_flags());
-    if (module == nullptr) {
-      tried += "\n  " + std::string(dlerror());
-      continue;
-    }
-    void* const symbol = dlsym(module, "meshstage_gloo_module_table");
-    if (symbol == nullptr) {
-      throw InvalidState(file.string() + " is no Gloo module of meshstage");
-    }
-    const auto get = reinterpret_cast<gloo_module::GetTable>(symbol);
-    const gloo_module::Table* const table = get();
-    if (table->abi != gloo_module::kGlooModuleAbi) {
-      throw InvalidState(file.string() + " has module version " + std::to_string(table->abi) +
-                         ", this library needs " + std::to_string(gloo_module::kGlooModuleAbi) +
-                         "; install both from one build");
-    }
-    return *table;
-  }
-  throw make_error<NotFound>(
-      "the Gloo module libmeshstage_gloo.so was not found; build with MESHSTAGE_GLOO=ON (Debian: "
-      "libgloo-dev), or set MESHSTAGE_MODULE_PATH to its folder. Tried:" +
-      tried);
+  return dlsym(RTLD_DEFAULT, kGlooSymbol) != nullptr ? RTLD_DEEPBIND : 0;
 }
 
 }  // namespace
 
 const gloo_module::Table& gloo_module_table(const std::filesystem::path& path) {
-  // dlopen keeps count and gives the same module again, so there is nothing to remember here.
-  return open(path);
+  const detail::ModuleFile gloo{.library = "Gloo",
+                                .file = "libmeshstage_gloo.so",
+                                .table_symbol = gloo_module::kTableSymbol,
+                                .abi = gloo_module::kGlooModuleAbi,
+                                .remedy = "MESHSTAGE_GLOO=ON (Debian: libgloo-dev)",
+                                .open_flags = open_flags()};
+  return *static_cast<const gloo_module::Table*>(detail::open_module(gloo, path));
 }
 
 std::string gloo_version(const std::filesystem::path& path) {

@@ -1,0 +1,113 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+/// What a kind of device can do, as one table of functions on plain data: it crosses the border to
+/// the module libmeshstage_cuda.so, and cpu/ has one, too. No exception, no C++ type and no memory
+/// changes owner; handles are made and closed by the backend. A change of anything here raises
+/// kBackendAbi.
+/// Threads: any function from any thread; calls on one stream or event take turns (the caller sees
+/// to it). A backend changes no thread's state: contexts and capture modes are put back.
+namespace meshstage::device_backend {
+
+inline constexpr std::uint32_t kBackendAbi = 1;
+inline constexpr char kTableSymbol[] = "meshstage_device_backend_table";
+
+/// What a call says. On kFailed the failure was written.
+enum Result : int { kDone = 0, kNotReady = 1, kFailed = 2 };
+
+/// Why a call failed: an ErrorKind as a number, and a text that a zero byte ends.
+struct Failure {
+  std::int32_t kind;
+  char text[512];
+};
+
+/// What there is, found without a context on any device.
+struct Probe {
+  std::int32_t problem;  ///< A DeviceProblem as a number.
+  std::int32_t devices;
+  char driver[64];    ///< "CUDA 13.0"; empty if there is no driver.
+  char detail[512];   ///< What the problem is and what helps; empty if there is none.
+  char kernels[128];  ///< "" if they are built in, else why there are none.
+};
+
+struct Description {
+  char name[128];
+  std::uint64_t memory_bytes;
+  std::int32_t major, minor;  ///< Of the architecture.
+};
+
+/// Where an address points, as the driver knows it.
+enum class Pointee : std::int32_t { kUnknown = 0, kPinned = 1, kDevice = 2, kManaged = 3 };
+struct Location {
+  Pointee pointee;
+  std::int32_t device;  ///< Index; -1 where it means nothing.
+};
+
+/// Addresses as the host names them: of a device's memory or of the host's.
+struct Copy {
+  void* target;
+  const void* source;
+  std::uint64_t bytes;
+};
+
+/// Addresses as the device names them. A kernel's argument: the layout is part of the interface.
+struct GatherItem {
+  std::uint64_t target;
+  std::uint64_t source;
+  std::uint64_t bytes;  ///< At most kGatherItemBytes.
+};
+inline constexpr std::uint64_t kGatherItemBytes = std::uint64_t{256} << 10U;
+
+struct Stream;
+struct Event;
+
+struct Table {
+  std::uint32_t abi;
+  const char* version;  ///< For people: "CUDA 13.0 headers".
+
+  void (*probe)(Probe* probe);
+  Result (*describe)(int device, Description* description, Failure* failure);
+  /// Makes a device usable: its context, its kernels. Idempotent; every call below needs it.
+  Result (*open)(int device, Failure* failure);
+  Result (*locate)(int device, const void* address, Location* location, Failure* failure);
+
+  /// Memory of the device, aligned to 256 bytes.
+  Result (*allocate)(int device, std::uint64_t bytes, void** memory, Failure* failure);
+  void (*release)(int device, void* memory);
+  /// Page-locks host memory for every device, and says how kernels address it.
+  Result (*pin)(int device, void* begin, std::uint64_t bytes, std::uint64_t* address,
+                Failure* failure);
+  Result (*unpin)(int device, void* begin, Failure* failure);
+
+  /// A stream that no other stream orders (not even the legacy one).
+  Result (*open_stream)(int device, Stream** stream, Failure* failure);
+  /// What was issued goes on.
+  void (*close_stream)(Stream* stream);
+  Result (*open_event)(int device, Event** event, Failure* failure);
+  void (*close_event)(Event* event);
+
+  /// Somebody else's stream is a number, as in StreamHandle.
+  Result (*is_capturing)(int device, std::uint64_t foreign, bool* capturing, Failure* failure);
+  Result (*record_foreign)(Event* event, std::uint64_t foreign, Failure* failure);
+  Result (*wait_foreign)(int device, std::uint64_t foreign, Event* event, Failure* failure);
+
+  Result (*record)(Event* event, Stream* stream, Failure* failure);
+  Result (*wait)(Stream* stream, Event* event, Failure* failure);
+  /// kDone if what the event recorded last is done, or it never recorded anything.
+  Result (*query)(Event* event, Failure* failure);
+
+  /// Issues copies without an order among them. `pageable`: some host memory among them is not
+  /// page-locked; then the call may block until it is done. Sources are read in stream order.
+  Result (*copy)(Stream* stream, const Copy* copies, std::size_t count, bool pageable,
+                 Failure* failure);
+  /// Whether gather() works on this device.
+  bool (*can_gather)(int device);
+  /// Issues one kernel that makes all copies; `items` is a device's address and stays as it is
+  /// until the kernel is done.
+  Result (*gather)(Stream* stream, std::uint64_t items, std::uint32_t count, Failure* failure);
+};
+
+using GetTable = const Table* (*)();
+
+}  // namespace meshstage::device_backend

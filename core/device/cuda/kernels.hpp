@@ -1,0 +1,19 @@
+#pragma once
+// The kernels and what they are given: read by the host's compiler and by nvcc.
+#include <cstdint>
+
+namespace meshstage::cuda {
+
+/// One struct by value for each kernel. `items` is an array of device_backend::GatherItem.
+struct GatherArguments {
+  std::uint64_t items;
+  std::uint32_t count;
+  std::uint32_t unused;
+};
+inline constexpr char kGatherName[] = "meshstage_gather";
+inline constexpr unsigned kGatherThreads = 512;
+
+/// The fatbin of kernels.cu; null where this was built without nvcc.
+const void* kernels_fatbin() noexcept;
+
+}  // namespace meshstage::cuda

@@ -1,0 +1,156 @@
+#pragma once
+#include <unistd.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <meshstage/core/device/backend.hpp>
+#include <meshstage/core/device/pinned_ranges_impl.hpp>
+#include <meshstage/core/device/runtime.hpp>
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage {
+namespace detail {
+
+[[noreturn]] inline void throw_failure(const device_backend::Failure& failure, Device device) {
+  throw_error(static_cast<ErrorKind>(failure.kind), to_string(device) + ": " + failure.text);
+}
+
+/// Calls a function of the table that may fail, with the failure as its last argument.
+template <class F, class... A>
+device_backend::Result call(Device device, F function, A... arguments) {
+  device_backend::Failure failure{};
+  const auto result = function(arguments..., &failure);
+  if (result == device_backend::kFailed) throw_failure(failure, device);
+  return result;
+}
+
+/// The process that opened a runtime; a forked child is another.
+struct DeviceOwner {
+  pid_t pid = ::getpid();
+  [[nodiscard]] bool here() const noexcept { return ::getpid() == pid; }
+  void require(Device device) const {
+    if (here()) return;
+    throw InvalidState(to_string(device) +
+                       " was opened before this process was forked; use devices in the parent, or "
+                       "exec a program that opens them itself");
+  }
+};
+
+/// Events of one device, used again: making one may wait for the device. Threads: any.
+class EventPool {
+ public:
+  EventPool(const device_backend::Table& table, Device device, DeviceOwner owner)
+      : table_(table), device_(device), owner_(owner) {}
+  EventPool(const EventPool&) = delete;
+  EventPool& operator=(const EventPool&) = delete;
+  ~EventPool() {
+    if (!owner_.here()) return;
+    for (auto* event : free_) table_.close_event(event);
+  }
+  device_backend::Event* take() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!free_.empty()) {
+        auto* const event = free_.back();
+        free_.pop_back();
+        return event;
+      }
+      free_.reserve(++made_);  // so that give_back() does not allocate
+    }
+    device_backend::Event* event = nullptr;
+    call(device_, table_.open_event, static_cast<int>(device_.index), &event);
+    return event;
+  }
+  void give_back(device_backend::Event* event) noexcept {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(event);
+  }
+  [[nodiscard]] const device_backend::Table& table() const noexcept { return table_; }
+  [[nodiscard]] Device device() const noexcept { return device_; }
+  [[nodiscard]] const DeviceOwner& owner() const noexcept { return owner_; }
+
+ private:
+  const device_backend::Table& table_;
+  Device device_;
+  DeviceOwner owner_;
+  std::mutex mutex_;
+  std::vector<device_backend::Event*> free_;  // guarded by mutex_
+  std::size_t made_ = 0;                      // guarded by mutex_
+};
+
+/// Page-locks for one device's context; see DeviceRuntime::pinner().
+class DevicePinner final : public MemoryPinner {
+ public:
+  DevicePinner(const device_backend::Table& table, Device device, DeviceOwner owner,
+               PinnedRanges& ranges)
+      : table_(table), device_(device), owner_(owner), ranges_(ranges) {}
+  void pin(std::span<std::byte> pages) override;
+  void unpin(std::span<std::byte> pages) noexcept override;
+
+ private:
+  const device_backend::Table& table_;
+  Device device_;
+  DeviceOwner owner_;
+  PinnedRanges& ranges_;
+};
+
+/// What the streams of one device share. Never destroyed, as the runtime.
+struct OpenDevice {
+  OpenDevice(const device_backend::Table& the_table, Device the_device, DeviceOwner the_owner,
+             PinnedRanges& the_ranges)
+      : table(the_table),
+        device(the_device),
+        owner(the_owner),
+        ranges(the_ranges),
+        events(the_table, the_device, the_owner),
+        pinner(the_table, the_device, the_owner, the_ranges) {}
+  const device_backend::Table& table;
+  const Device device;
+  const DeviceOwner owner;
+  PinnedRanges& ranges;
+  EventPool events;
+  DevicePinner pinner;
+};
+
+}  // namespace detail
+
+struct DeviceEvent::Impl {
+  explicit Impl(detail::EventPool& from) : pool(from), event(pool.take()) {}
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl() { pool.give_back(event); }
+  bool query();
+
+  detail::EventPool& pool;
+  device_backend::Event* event;
+  std::mutex mutex;
+  bool done = false;  // guarded by mutex
+};
+
+struct DeviceRuntime::Impl {
+  Impl(DeviceType the_type, const device_backend::Table& the_table)
+      : type(the_type), table(the_table) {}
+  [[nodiscard]] detail::OpenDevice& open(Device device);
+  /// Lets go of what keep() holds for events that are done; returns how many are left.
+  std::size_t look_after_kept();
+  void keep(DeviceEvent event, std::shared_ptr<const void> what);
+  /// For memory of which nobody can tell when a device is done with it.
+  void keep_for_good(std::shared_ptr<const void> what);
+
+  const DeviceType type;
+  const device_backend::Table& table;
+  const detail::DeviceOwner owner{};
+  detail::PinnedRanges ranges;
+  std::mutex mutex;
+  std::map<std::int16_t, detail::OpenDevice> devices;  // guarded by mutex
+  std::mutex kept_mutex;
+  std::vector<std::pair<DeviceEvent, std::shared_ptr<const void>>> kept;  // guarded by kept_mutex
+  std::vector<std::shared_ptr<const void>> kept_for_good;                 // guarded by kept_mutex
+};
+
+}  // namespace meshstage
