@@ -2,11 +2,11 @@
 #include <link.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <sstream>
 #include <vector>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/environment.hpp>
 #include <meshstage/core/os/module_file.hpp>
 
 namespace meshstage::detail {
@@ -70,8 +70,8 @@ std::vector<fs::path> candidates(const fs::path& path, const std::string& name) 
     }
     return found;
   }
-  if (const char* variable = std::getenv("MESHSTAGE_MODULE_PATH")) {
-    std::istringstream folders(variable);
+  if (const auto variable = environment_variable("MESHSTAGE_MODULE_PATH")) {
+    std::istringstream folders(*variable);
     for (std::string folder; std::getline(folders, folder, ':');) in(folder);
   }
   const Self self = find_self();

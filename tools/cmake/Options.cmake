@@ -28,6 +28,15 @@ function(meshstage_configure_target target)
   endif()
 endfunction()
 
+# Installs a program in bin/; with a shared libmeshstage it finds that beside itself, wherever the tree is moved.
+function(meshstage_install_program target)
+  cmake_path(ABSOLUTE_PATH CMAKE_INSTALL_BINDIR BASE_DIRECTORY "/prefix" OUTPUT_VARIABLE bin)
+  cmake_path(ABSOLUTE_PATH CMAKE_INSTALL_LIBDIR BASE_DIRECTORY "/prefix" OUTPUT_VARIABLE lib)
+  cmake_path(RELATIVE_PATH lib BASE_DIRECTORY "${bin}" OUTPUT_VARIABLE relative)
+  set_target_properties(${target} PROPERTIES INSTALL_RPATH "$ORIGIN/${relative}")
+  install(TARGETS ${target} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endfunction()
+
 # Says what was found; `meshstage info` repeats it.
 set_property(GLOBAL PROPERTY MESHSTAGE_SUMMARY "")
 function(meshstage_summary line)

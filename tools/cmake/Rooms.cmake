@@ -3,6 +3,7 @@
 #   meshstage_room(
 #     NEEDS error async           rooms whose headers this one includes; they were added before it, so arrows go one way
 #     HEADERS a.hpp               public: installed, and each compiles alone
+#     FOREIGN_HEADERS t.hpp       public, for users of a library that we do not need: installed, not compiled here
 #     INTERNAL_HEADERS b.hpp      for the rooms above, tools and tests; not installed
 #     PRIVATE_HEADERS c_impl.hpp  for this room and the tests that mirror it
 #     SOURCES a.cpp
@@ -19,7 +20,7 @@ set_property(GLOBAL PROPERTY MESHSTAGE_ROOM_TABLE "")
 
 function(meshstage_room)
   cmake_parse_arguments(ROOM "INTERNAL" "PART_OF"
-    "NEEDS;HEADERS;INTERNAL_HEADERS;PRIVATE_HEADERS;SOURCES;LIBRARIES;HEADER_LIBRARIES" ${ARGN})
+    "NEEDS;HEADERS;FOREIGN_HEADERS;INTERNAL_HEADERS;PRIVATE_HEADERS;SOURCES;LIBRARIES;HEADER_LIBRARIES" ${ARGN})
   if(ROOM_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "meshstage_room: what is ${ROOM_UNPARSED_ARGUMENTS}?")
   endif()
@@ -63,6 +64,11 @@ function(meshstage_room)
     target_sources(meshstage PUBLIC FILE_SET HEADERS BASE_DIRS "${PROJECT_BINARY_DIR}/include"
       FILES "${PROJECT_BINARY_DIR}/include/meshstage/${folder}/${header}")
   endforeach()
+  foreach(header IN LISTS ROOM_FOREIGN_HEADERS)
+    target_sources(meshstage PUBLIC FILE_SET foreign_headers TYPE HEADERS BASE_DIRS "${PROJECT_BINARY_DIR}/include"
+      FILES "${PROJECT_BINARY_DIR}/include/meshstage/${folder}/${header}")
+  endforeach()
+  list(APPEND ROOM_HEADERS ${ROOM_FOREIGN_HEADERS})
   foreach(kind IN ITEMS HEADERS INTERNAL_HEADERS PRIVATE_HEADERS)
     foreach(header IN LISTS ROOM_${kind})
       set_property(GLOBAL APPEND PROPERTY MESHSTAGE_ROOM_TABLE "${kind} ${folder}/${header}")

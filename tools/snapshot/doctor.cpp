@@ -5,12 +5,14 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <ostream>
+#include <string_view>
+#include <vector>
 
 #include <meshstage/core/comm/rank_environment.hpp>
 #include <meshstage/core/comm/redis/store.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/environment.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
 #include "tools/snapshot/text.hpp"
@@ -24,9 +26,13 @@ constexpr std::uint64_t kMiB = std::uint64_t{1} << 20U;
 /// Two own images, two of the ward.
 constexpr std::uint64_t kImagesPerRank = 4;
 constexpr std::uint64_t kFewFiles = 1024;
-constexpr std::array kKnownVariables{
-    "MESHSTAGE_RANK", "MESHSTAGE_WORLD_SIZE", "MESHSTAGE_LOCAL_RANK", "MESHSTAGE_LOCAL_WORLD_SIZE",
-    "MESHSTAGE_JOB",  "MESHSTAGE_STORE",      "MESHSTAGE_MODULE_PATH"};
+
+/// The names of the variables that mean something.
+std::vector<std::string_view> known_variables() {
+  std::vector<std::string_view> names;
+  for (const auto& variable : environment_variables()) names.push_back(variable.name);
+  return names;
+}
 
 std::string limit_text(std::uint64_t limit) {
   return limit == HostFacts::kUnlimited ? "unlimited" : size_text(limit);
@@ -228,15 +234,14 @@ Check store(const HostFacts& f) {
 /// Misspelt variables do nothing, silently.
 std::vector<Check> unknown_variables(const HostFacts& f) {
   std::vector<Check> checks;
+  const auto known = known_variables();
   for (const auto& [name, value] : f.environment) {
     if (!name.starts_with("MESHSTAGE_") || name.starts_with("MESHSTAGE_TEST_")) continue;
-    if (std::find(kKnownVariables.begin(), kKnownVariables.end(), name) != kKnownVariables.end()) {
-      continue;
-    }
+    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
     checks.push_back({.name = "environment",
                       .level = Level::kWarning,
                       .text = printable(name) + " is set, but means nothing",
-                      .remedy = fmt::format("known: {}", fmt::join(kKnownVariables, ", "))});
+                      .remedy = fmt::format("known: {}", fmt::join(known, ", "))});
   }
   return checks;
 }

@@ -7,6 +7,7 @@
 
 #include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
+#include <meshstage/core/os/environment.hpp>
 
 #include "tools/snapshot/backends.hpp"
 #include "tools/snapshot/build_info.hpp"
@@ -38,6 +39,22 @@ std::vector<Feature> cpu_features() {
   return features;
 }
 
+/// The variables that are set, in the table's order. A Store's password is not shown.
+std::vector<Feature> variables_set() {
+  std::vector<Feature> set;
+  for (const auto& variable : environment_variables()) {
+    auto value = environment_variable(variable.name);
+    if (!value) continue;
+    const auto scheme = value->find("://");
+    const auto at = value->rfind('@');
+    if (scheme != std::string::npos && at != std::string::npos && at > scheme) {
+      value->replace(scheme + 3, at - scheme - 3, "***");
+    }
+    set.push_back({std::string(variable.name), *value});
+  }
+  return set;
+}
+
 }  // namespace
 
 int show_info(const InfoOptions& options, std::ostream& out) {
@@ -64,6 +81,8 @@ int show_info(const InfoOptions& options, std::ostream& out) {
                                  {"architecture", d.architecture}});
     }
     for (const auto& f : features) json["cpu"][f.name] = f.use;
+    json["environment"] = Json::object();
+    for (const auto& variable : variables_set()) json["environment"][variable.name] = variable.use;
     print_json(out, json);
     return 0;
   }
@@ -78,6 +97,9 @@ int show_info(const InfoOptions& options, std::ostream& out) {
                  size_text(d.memory_bytes) + ", architecture " + d.architecture});
   }
   for (const auto& f : features) columns.add({"cpu", f.name, f.use});
+  for (const auto& variable : variables_set()) {
+    columns.add({"environment", variable.name, printable(variable.use)});
+  }
   columns.print(out);
   out << "\n";
   for (const auto* line : kConfigured) out << "configured: " << line << "\n";

@@ -1,0 +1,17 @@
+#pragma once
+#include <iosfwd>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+namespace meshstage::tools {
+
+/// `meshstage help [TOPIC...]`: a command's help, or one of
+///   environment         the table of environment variables
+///   man                 the manual page, in roff
+///   bash, zsh           the shell's completion script
+/// The last three are made from the commands of `app` itself, so they cannot fall behind it; the
+/// build installs them. Add it last.
+void add_help_command(CLI::App& app, const std::string& version, std::ostream& out);
+
+}  // namespace meshstage::tools
