@@ -3,10 +3,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <iostream>
+#include <mutex>
 #include <random>
 #include <utility>
 
+#include <meshstage/core/checkpoint/progress_impl.hpp>
+#include <meshstage/core/checkpoint/run_impl.hpp>
+#include <meshstage/core/checkpoint/training_group_impl.hpp>
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/vault/vault.hpp>
@@ -19,6 +24,45 @@ std::string unique_job() {
   std::random_device random;
   return "job-" + std::to_string(getpid()) + "-" + std::to_string(random());
 }
+
+/// A directory as a user writes it: "ckpt" is below the working directory, "~/ckpt" below HOME.
+std::filesystem::path resolved(const std::filesystem::path& given, const std::string& option) {
+  std::string text = given.string();
+  if (text.starts_with("~")) {
+    const char* const home = std::getenv("HOME");
+    if (home == nullptr || *home == '\0' || (text.size() > 1 && text[1] != '/')) {
+      throw InvalidArgument(option + " \"" + text + "\": " +
+                            (text.size() > 1 && text[1] != '/'
+                                 ? "of the home directories only one's own, ~/, is known"
+                                 : "HOME is not set"));
+    }
+    text.replace(0, 1, home);
+  }
+  return std::filesystem::absolute(text).lexically_normal();
+}
+
+/// The point of the protocol that this rank passed last: for a line about a long recovery.
+/// Threads: any.
+class LastPoint {
+ public:
+  void note(const PointEvent& event) {
+    const std::lock_guard lock(mutex_);
+    event_ = event;
+  }
+  [[nodiscard]] std::string text() const {
+    const std::lock_guard lock(mutex_);
+    std::string text(event_.name.empty() ? "nothing yet" : event_.name);
+    if (event_.chunks > 0) {
+      text += " " + std::to_string(event_.chunk) + "/" + std::to_string(event_.chunks);
+    }
+    if (event_.peer >= 0) text += ", rank " + std::to_string(event_.peer);
+    return text;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  PointEvent event_;
+};
 
 void check(const CheckpointerOptions& options) {
   const auto refuse = [](const std::string& what) { throw InvalidArgument(what); };
@@ -54,19 +98,101 @@ class Checkpointer::Impl {
   Impl& operator=(const Impl&) = delete;
   ~Impl() { agent_.leave(); }
 
+  /// As Agent::recover, with a line for a person where it takes longer than a second.
+  Recovered recover(Value& state) {
+    const detail::Progress waiting(std::chrono::seconds(1), [this](std::chrono::seconds waited) {
+      warn("recovering in generation " + std::to_string(generation_.number) + " for " +
+           std::to_string(waited.count()) + " s; passed last: " + passed_->text());
+    });
+    const Recovered recovered = agent_.recover(state);
+    if (!recovered.id.exists()) begin_with_step_zero(state);
+    return recovered;
+  }
+
+  /// Outside a generation, because forming it failed: throws why, again.
+  void check_formed() const {
+    if (unformed_) std::rethrow_exception(unformed_);
+  }
+
+  /// A recovery found nothing, so every rank's tensors are those that its program began with, and
+  /// stay so until all ranks have step 0: recover() does not return before. Whatever dies from here
+  /// on, survivors and replacements go on from the same bits.
+  void begin_with_step_zero(const Value& state) {
+    Staging first = agent_.stage(state, 0);
+    try {
+      if (first.outcome().get(Deadline::after(options_.forming_deadline)) == Outcome::kComplete) {
+        failed_beginnings_ = 0;
+        return;
+      }
+    } catch (const Timeout&) {
+      throw PeerSilent("step 0 has no outcome after " +
+                       std::to_string(options_.forming_deadline.count()) +
+                       " ms; does every rank call recover()?");
+    }
+    constexpr int kMostBeginnings = 3;
+    if (++failed_beginnings_ < kMostBeginnings) {
+      throw PeerLost("step 0 failed, no rank is to blame; all ranks rejoin and try again");
+    }
+    throw InvalidState("step 0 failed " + std::to_string(failed_beginnings_) +
+                       " times in a row; the warnings say which rank, and why");
+  }
+
   void form(Deadline deadline) {
     agent_.leave();
+    group_ = {};
+    trained_ = {};
     generation_ = {};
-    generation_ = membership_.form(agent_.highest_generation(), deadline);
+    try {
+      const detail::Progress waiting(std::chrono::seconds(2), [this](std::chrono::seconds waited) {
+        const std::vector<int> absent =
+            membership_.absent(Deadline::after(std::chrono::seconds(5)));
+        std::string ranks;
+        for (const int r : absent) ranks += (ranks.empty() ? "" : ", ") + std::to_string(r);
+        const std::string whom =
+            absent.empty() ? "the others to connect" : "ranks " + ranks + " of " + world();
+        warn("waiting for " + whom + "; " + std::to_string(waited.count()) + " of " +
+             std::to_string(options_.forming_deadline.count() / 1000) + " s");
+      });
+      generation_ = membership_.form(agent_.highest_generation(), deadline);
+    } catch (...) {
+      unformed_ = std::current_exception();
+      throw;
+    }
+    unformed_ = nullptr;
+    // A second longer than the silence that ends a rank: so it is the silent one that is named, not
+    // one that itself waits for it.
+    group_ = detail::with_limit(generation_.training, options_.deadline + std::chrono::seconds(1));
     agent_.begin(generation_, membership_);
   }
 
   const CheckpointerOptions options_;
+  const std::shared_ptr<LastPoint> passed_ = std::make_shared<LastPoint>();
   Agent agent_;
   Membership membership_;
   Generation generation_;
+  std::shared_ptr<ProcessGroup> group_;  ///< The generation's, for the trainer.
+  bool finished_ = false;
+  std::optional<std::uint64_t> trained_;  ///< Where a run() of this generation ended.
 
  private:
+  int failed_beginnings_ = 0;
+  std::exception_ptr unformed_;
+
+  static void say(const CheckpointerOptions& o, const std::string& text) {
+    const LogLine line{
+        LogLine::Level::kWarning,
+        "meshstage: job " + o.job + ", rank " + std::to_string(o.environment->rank) + ": " + text};
+    if (o.log) {
+      o.log(line);
+    } else {
+      std::cerr << line.text + "\n";
+    }
+  }
+  void warn(const std::string& text) const { say(options_, text); }
+  [[nodiscard]] std::string world() const {
+    return std::to_string(options_.environment->world_size);
+  }
+
   /// The Store, which may have been started together with the ranks. One that lets them wait for
   /// longer than starting takes is spoken of, once.
   static std::shared_ptr<Store> reached(const CheckpointerOptions& o, Deadline deadline) {
@@ -74,14 +200,7 @@ class Checkpointer::Impl {
     o.store_object->wait_reachable(deadline, {}, [&](const std::string& why) {
       if (!silent.expired()) return;
       silent = Deadline::never();
-      const LogLine line{LogLine::Level::kWarning, "meshstage: job " + o.job + ", rank " +
-                                                       std::to_string(o.environment->rank) +
-                                                       ": waiting: " + why};
-      if (o.log) {
-        o.log(line);
-      } else {
-        std::cerr << line.text + "\n";
-      }
+      say(o, "waiting: " + why);
     });
     return o.store_object;
   }
@@ -105,6 +224,8 @@ class Checkpointer::Impl {
       throw InvalidArgument("job id \"" + o.job + "\": [A-Za-z0-9._-]{1,64} is needed");
     }
     if (o.directory.empty()) o.directory = default_directory(o.job);
+    o.directory = resolved(o.directory, "directory");
+    o.vault_directory = resolved(o.vault_directory, "vault_directory");
     if (!o.store_object) {
       std::string address = o.store.empty() ? o.environment->store : o.store;
       if (address.empty()) address = (o.directory / "store").string();
@@ -139,7 +260,10 @@ class Checkpointer::Impl {
     a.shared = options_.shared;
     a.pace = options_.pace;
     a.verify_source = options_.verify_source;
-    a.observer = options_.observer;
+    a.observer = [passed = passed_, theirs = options_.observer](const PointEvent& event) {
+      passed->note(event);
+      if (theirs) theirs(event);
+    };
     a.log = options_.log;
     a.fs = options_.file_system;
     return a;
@@ -153,23 +277,33 @@ Checkpointer::Checkpointer(CheckpointerOptions options) {
 Checkpointer::~Checkpointer() = default;
 
 Recovered Checkpointer::recover(Dict& state) {
+  impl_->check_formed();
   Value value(state);  // a handle to the same dict
-  return impl_->agent_.recover(value);
+  return impl_->recover(value);
 }
 
 Staging Checkpointer::stage(const Dict& state, std::uint64_t step) {
+  impl_->check_formed();
   return impl_->agent_.stage(Value(state), step);
 }
 
 Checkpointer& Checkpointer::rejoin() {
+  if (impl_->finished_) throw InvalidState("rejoin() after finish()");
   impl_->form(Deadline::after(impl_->options_.forming_deadline));
   return *this;
 }
 
-ProcessGroup& Checkpointer::group() {
+std::uint64_t Checkpointer::run(Dict& state, std::uint64_t steps, const RunBody& body,
+                                const RunOptions& options) {
+  return detail::run(*this, impl_->trained_, state, steps, body, options,
+                     impl_->options_.deadline + std::chrono::seconds(1));
+}
+
+std::shared_ptr<ProcessGroup> Checkpointer::group() const {
+  impl_->check_formed();
   impl_->agent_.throw_if_lost();
-  if (!impl_->generation_.training) throw InvalidState("group() outside a generation");
-  return *impl_->generation_.training;
+  if (!impl_->group_) throw InvalidState("group() outside a generation");
+  return impl_->group_;
 }
 
 int Checkpointer::rank() const noexcept { return impl_->options_.environment->rank; }
@@ -179,8 +313,13 @@ const std::string& Checkpointer::job() const noexcept { return impl_->options_.j
 Stats Checkpointer::stats() const { return impl_->agent_.stats(); }
 const std::vector<int>& Checkpointer::wards() const noexcept { return impl_->agent_.wards(); }
 Replica Checkpointer::held(int ward, const NodeRegistry& registry) {
+  impl_->check_formed();
   return impl_->agent_.held(ward, registry);
 }
-void Checkpointer::finish() { impl_->agent_.finish(); }
+void Checkpointer::finish() {
+  impl_->check_formed();
+  impl_->agent_.finish();
+  impl_->finished_ = true;
+}
 
 }  // namespace meshstage

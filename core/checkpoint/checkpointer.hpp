@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <meshstage/core/async/work.hpp>
+#include <meshstage/core/checkpoint/run.hpp>
 #include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/comm/process_group.hpp>
 #include <meshstage/core/comm/rank_environment.hpp>
@@ -22,10 +23,10 @@ namespace meshstage {
 struct CheckpointerOptions {
   /// Names the job on its hosts and in its Store: [A-Za-z0-9._-]{1,64}. Empty: MESHSTAGE_JOB, else
   /// the launcher's job id, else a unique id is made and printed (and then no restart can find it).
-  std::string job;
-  /// Where complete steps are persisted, shared or local to the host. Empty: derived from user and
-  /// job.
-  std::filesystem::path directory;
+  std::string job = {};
+  /// Where complete steps are persisted, shared or local to the host: absolute, "ckpt" below the
+  /// working directory, or "~/ckpt". Empty: derived from user and job.
+  std::filesystem::path directory = {};
   /// Where the images live: a tmpfs, or any directory with room for four images.
   std::filesystem::path vault_directory = "/dev/shm";
   /// A peer that is silent for so long is taken for dead; also bounds every wait on peers.
@@ -68,7 +69,7 @@ struct CheckpointerOptions {
   std::optional<RankEnvironment> environment = {};
   /// Where ranks meet: "file:/shared/dir". Empty: MESHSTAGE_STORE, else a directory below
   /// `directory`.
-  std::string store;
+  std::string store = {};
   /// The transport; null for sockets and Gloo. In-process tests give an in-process one.
   std::shared_ptr<Transport> transport = {};
   /// The Store itself, instead of the name above.
@@ -84,25 +85,30 @@ struct CheckpointerOptions {
 /// The facade: stages, replicates, persists and recovers one rank's state dict.
 ///
 ///     ms::Checkpointer ckpt({.job = "gpt2", .directory = "/scratch/ckpt"});
-///     auto step = ckpt.recover(state).step;
-///     ms::Staging last;
-///     while (step < steps) try {
-///       backward(step);                // only reads what is staged
-///       last.staged().wait();          // before it changes
-///       optimizer.step();
-///       if (++step % 5 == 0) last = ckpt.stage(state, step);
-///     } catch (const ms::PeerLost&) { step = ckpt.rejoin().recover(state).step; }
+///     for (bool trained = false; !trained;) try {
+///       auto step = ckpt.recover(state).step;   // in place; at the very start it stages step 0
+///       ms::Staging last;
+///       while (step < steps) {
+///         backward(step);                       // only reads what is staged
+///         last.staged().wait();                 // before it changes
+///         optimizer.step();
+///         if (++step % 5 == 0) last = ckpt.stage(state, step);
+///       }
+///       ckpt.finish();
+///       trained = true;
+///     } catch (const ms::RejoinNeeded&) { ckpt.rejoin(); }
 ///
 /// Host memory: four times the state's bytes for each rank (two own slots, two for its ward), less
 /// what replicas leave out.
 /// Threads: one caller (the trainer's thread). Owns one agent thread, one copying thread, one
-/// exchange thread, one persisting thread and its backend's; all end with it. Errors: after
-/// PeerLost or Timeout from any call (or from a transfer of group()), only rejoin(), finish() and
-/// destruction are useful; other calls throw the same error again. Destruction, an exception or a
+/// exchange thread, one persisting thread and its backend's; all end with it.
+/// Errors: RejoinNeeded (PeerLost, or PeerSilent) from any call, recover() and finish() too, or
+/// from a transfer of group(), ends the generation: only rejoin() and destruction are useful, other
+/// calls throw the same error again. Other errors are for a person. Destruction, an exception or a
 /// crash leaves the vault for the next start; only finish() removes it. To the other ranks each of
-/// the three is a loss: they get PeerLost, also out of a barrier that not all of them have left.
-/// A PeerLost without rank() names nobody: the generation broke by itself (a damaged message), and
-/// rejoin() goes on with all.
+/// the three is a loss: they get PeerLost, also out of a barrier that not all of them have left. A
+/// RejoinNeeded without rank() names nobody: the generation broke by itself (a damaged message),
+/// and rejoin() goes on with all.
 class MESHSTAGE_API Checkpointer {
  public:
   /// Collective. Attaches the vault and forms a generation with all ranks.
@@ -115,27 +121,42 @@ class MESHSTAGE_API Checkpointer {
   ~Checkpointer();
 
   /// Collective. Brings the newest step that all ranks together can still produce into `state`, in
-  /// place: tensors keep their storages, scalars are replaced. Step 0 if nothing was ever complete.
+  /// place: tensors keep their storages, scalars are replaced. If there is none, `state` is what
+  /// training begins with: it is staged as step 0, and recover() returns when that is complete,
+  /// with Source::kNothing. So until the first recover() has returned, leave the state alone.
   /// Throws StructureMismatch (first differing path; nothing was touched), Unrecoverable (names the
-  /// ranks without an image), PeerLost, Timeout.
+  /// ranks without an image), OutOfMemory, RejoinNeeded, and InvalidState if step 0 failed three
+  /// times in a row.
   Recovered recover(Dict& state);
 
   /// Starts staging `state` as `step`, which must be larger than any before in this generation.
   /// Returns at once; tensors may change when staged() is ready; scalars are taken before it
   /// returns. Needs a recover() first. Throws InvalidState, OutOfMemory (at the first call or when
-  /// the state grew: needed, available, which limit, remedy), PeerLost, Timeout.
+  /// the state grew: needed, available, which limit, remedy), RejoinNeeded.
   Staging stage(const Dict& state, std::uint64_t step);
 
-  /// After PeerLost or Timeout: leaves the broken generation and forms the next one with all ranks,
-  /// replacements among them. Follow it with recover(). Throws Timeout at the forming deadline, and
-  /// InvalidState ("fenced") if this process itself was replaced meanwhile.
+  /// After RejoinNeeded: leaves the broken generation and forms the next one with all ranks,
+  /// replacements among them. Follow it with recover(). A rank that dies meanwhile is waited for,
+  /// as its replacement. Throws Timeout at the forming deadline, and InvalidState ("fenced") if
+  /// this process itself was replaced meanwhile; neither is a RejoinNeeded, and every other call
+  /// then throws the same again until a rejoin() succeeds.
   Checkpointer& rejoin();
 
-  /// For the trainer's own collectives; of the current generation. A death aborts it with PeerLost,
-  /// a silent rank with Timeout after options.deadline. Give its operations a second more than
-  /// that: else they may name a rank that itself waits for the silent one. The reference is good
-  /// until rejoin(), finish() or destruction.
-  [[nodiscard]] ProcessGroup& group();
+  /// Collective. Recovers, trains up to `steps` steps by calling `body` for each, stages, and after
+  /// each death or silence rejoins, recovers and trains on: what the loop above does, and more of
+  /// it. Returns the number of steps trained, when the last one is complete on every rank (and,
+  /// unless RunOptions::finish is false, the job finished). The body must give the same for a step
+  /// that is trained again. Throws what the body throws, what recover(), rejoin(), stage() and
+  /// finish() throw except RejoinNeeded, Unrecoverable beyond the limits of RunOptions, and
+  /// InvalidState if this generation has recovered by another call than run().
+  std::uint64_t run(Dict& state, std::uint64_t steps, const RunBody& body,
+                    const RunOptions& options = {});
+
+  /// For the trainer's own collectives (and mesh's MeshGroups); of the current generation. A death
+  /// aborts it with PeerLost, a silent rank with PeerSilent. Each wait in it ends a second after
+  /// options.deadline at the latest, so its operations need no deadline. After rejoin(), finish()
+  /// or destruction it throws; take the next generation's then.
+  [[nodiscard]] std::shared_ptr<ProcessGroup> group() const;
   [[nodiscard]] int rank() const noexcept;
   [[nodiscard]] int world_size() const noexcept;
   [[nodiscard]] std::uint64_t generation() const noexcept;
@@ -150,7 +171,7 @@ class MESHSTAGE_API Checkpointer {
   /// like); a type that is not in it becomes an OpaqueNode. Throws InvalidArgument if `ward` is
   /// none of wards(), NotFound if no step is complete yet, CorruptData if the replica has rotted,
   /// InvalidState before recover() and for a replica that leaves out what a third rank has
-  /// (CheckpointerOptions::shared), OutOfMemory, and PeerLost or Timeout as the others.
+  /// (CheckpointerOptions::shared), OutOfMemory, and RejoinNeeded as the others.
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry = {});
 
   /// Collective; the orderly end of a job: waits for what is in flight (persisting too), agrees,

@@ -10,7 +10,8 @@
 
 /// Operations that all ranks of a group call together, in the same order, with the same sizes, one
 /// at a time. Made of ProcessGroup::send and receive alone. What Transfer::wait throws passes
-/// through; after it the group is of no more use, and buffers hold anything.
+/// through; after it the group is of no more use, and buffers hold anything. Without a deadline
+/// they wait as long as the group does: Checkpointer::group() has a limit of its own.
 ///
 /// *Tree* collectives need only the links of the control tree (tree.hpp); *full* ones need a link
 /// to every rank and throw InvalidArgument else.
@@ -24,38 +25,40 @@ enum class Element : std::uint8_t { kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF3
 [[nodiscard]] MESHSTAGE_API std::size_t bytes_of(Element element) noexcept;
 
 /// Nobody leaves before all have come. Tree.
-MESHSTAGE_API void barrier(ProcessGroup& group, Deadline deadline);
+MESHSTAGE_API void barrier(ProcessGroup& group, Deadline deadline = Deadline::never());
 /// `data` of `root` to all. Tree, from any root.
 MESHSTAGE_API void broadcast(ProcessGroup& group, std::span<std::byte> data, int root,
-                             Deadline deadline);
+                             Deadline deadline = Deadline::never());
 /// Each rank's `mine`, one behind the other in rank order, at `root` (elsewhere `all` may be
 /// empty). all.size() == size * mine.size(). Tree.
 MESHSTAGE_API void gather(ProcessGroup& group, std::span<const std::byte> mine,
-                          std::span<std::byte> all, int root, Deadline deadline);
+                          std::span<std::byte> all, int root,
+                          Deadline deadline = Deadline::never());
 /// As gather, at every rank. Tree.
 MESHSTAGE_API void all_gather(ProcessGroup& group, std::span<const std::byte> mine,
-                              std::span<std::byte> all, Deadline deadline);
+                              std::span<std::byte> all, Deadline deadline = Deadline::never());
 /// Byte strings whose lengths only their owners know; element i is rank i's. Tree.
 [[nodiscard]] MESHSTAGE_API std::vector<std::vector<std::byte>> all_gather_bytes(
-    ProcessGroup& group, std::span<const std::byte> mine, Deadline deadline);
+    ProcessGroup& group, std::span<const std::byte> mine, Deadline deadline = Deadline::never());
 
 /// Element-wise over all ranks, in place. The same bits on every rank and in every run: the order
 /// of additions is that of the control tree (own + left subtree + right subtree) and of nothing
 /// else. kMin and kMax give NaN if there is one. kAvg is the sum divided once by the number of
 /// ranks; it takes floating types only. Tree.
 MESHSTAGE_API void all_reduce(ProcessGroup& group, std::span<std::byte> data, Element element,
-                              ReduceOp op, Deadline deadline);
+                              ReduceOp op, Deadline deadline = Deadline::never());
 /// As all_reduce; rank r gets only the r-th of `size` equal parts of `data`. The order is that of
 /// the ranks, so the last bits may differ from all_reduce's. data.size() == size * mine.size().
 /// Full.
 MESHSTAGE_API void reduce_scatter(ProcessGroup& group, std::span<const std::byte> data,
                                   std::span<std::byte> mine, Element element, ReduceOp op,
-                                  Deadline deadline);
+                                  Deadline deadline = Deadline::never());
 /// parts[r] goes to rank r; incoming[r] comes from rank r, and must have the length r sends. Both
 /// have one entry for each rank, the own one included (copied). Full.
 MESHSTAGE_API void all_to_all(ProcessGroup& group,
                               std::span<const std::span<const std::byte>> parts,
-                              std::span<const std::span<std::byte>> incoming, Deadline deadline);
+                              std::span<const std::span<std::byte>> incoming,
+                              Deadline deadline = Deadline::never());
 
 template <class T>
 struct ElementOf;
@@ -90,7 +93,8 @@ struct ElementOf<double> {
 
 /// all_reduce of a typed span.
 template <class T>
-void all_reduce(ProcessGroup& group, std::span<T> data, ReduceOp op, Deadline deadline) {
+void all_reduce(ProcessGroup& group, std::span<T> data, ReduceOp op,
+                Deadline deadline = Deadline::never()) {
   all_reduce(group, std::as_writable_bytes(data), ElementOf<T>::value, op, deadline);
 }
 

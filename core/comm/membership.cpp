@@ -394,6 +394,19 @@ void Membership::throw_missing(std::uint64_t number, const Forming& forming) {
                             first);
 }
 
+std::vector<int> Membership::absent(Deadline deadline) {
+  const std::string places = key(newest_generation(deadline), "place/");
+  std::set<std::string> there;
+  for (const auto& k : options_.store->list(places, deadline)) {
+    there.insert(k.substr(places.size()));
+  }
+  std::vector<int> missing;
+  for (int r = 0; r < options_.world_size; ++r) {
+    if (!there.contains(std::to_string(r))) missing.push_back(r);
+  }
+  return missing;
+}
+
 std::optional<Generation> Membership::connect(std::uint64_t number, Forming& forming) {
   Store& store = *options_.store;
   PublishedIn published(store);

@@ -101,6 +101,10 @@ class MESHSTAGE_API Membership {
   /// generation above kLastGeneration is in the Store or was seen.
   [[nodiscard]] Generation form(std::uint64_t highest_seen, Deadline deadline);
 
+  /// The ranks that have no place yet in the newest generation: while it is being formed, those
+  /// that form() waits for. For a message; throws what the Store throws.
+  [[nodiscard]] std::vector<int> absent(Deadline deadline);
+
   /// Writes who died, before anything is closed. The first cause stays; returns the one that is
   /// there.
   DeathCause declare_death(std::uint64_t generation, int rank, const std::string& reason,

@@ -25,9 +25,9 @@ class MESHSTAGE_API Transfer {
   /// Returns when the transfer is complete: a receive target holds all bytes; a source may be
   /// changed (which does not say that the peer has them). Returns at once if called again.
   /// Throws the cause given to abort(); PeerLost with the peer's rank, if the backend itself
-  /// noticed its death; Timeout with the peer's rank at the deadline, after which the transfer is
-  /// still pending and may be waited for again; Cancelled if the group was closed; CorruptData if
-  /// the peer's message has another length (a backend that cannot tell runs into the deadline
+  /// noticed its death; PeerSilent with the peer's rank at the deadline, after which the transfer
+  /// is still pending and may be waited for again; Cancelled if the group was closed; CorruptData
+  /// if the peer's message has another length (a backend that cannot tell runs into the deadline
   /// instead). Threads: one at a time for one transfer.
   virtual void wait(Deadline deadline) = 0;
 };

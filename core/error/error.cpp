@@ -29,6 +29,8 @@ std::string_view to_string(ErrorKind kind) noexcept {
       return "unrecoverable";
     case ErrorKind::kCancelled:
       return "cancelled";
+    case ErrorKind::kPeerSilent:
+      return "peer silent";
   }
   return "unknown error";
 }
@@ -63,6 +65,7 @@ void throw_error(ErrorKind kind, const std::string& message, std::optional<int> 
     MESHSTAGE_CASE(kNotFound)
     MESHSTAGE_CASE(kUnrecoverable)
     MESHSTAGE_CASE(kCancelled)
+    MESHSTAGE_CASE(kPeerSilent)
 #undef MESHSTAGE_CASE
   }
   throw Error(kind, message);

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include <meshstage/core/error/export.hpp>
 
@@ -13,7 +14,7 @@ namespace meshstage {
 enum class ErrorKind : std::uint8_t {
   kInvalidArgument,  ///< The call itself is wrong; fix the program.
   kInvalidState,     ///< The object cannot do this now (closed, fenced, superseded, restaged step).
-  kTimeout,          ///< A peer was silent until the deadline; `rank()` names it where it is known.
+  kTimeout,          ///< The Store, or ranks that are to form a generation, did not come in time.
   kPeerLost,         ///< A peer died; `rank()` names it. Rejoin and recover.
   kCorruptData,      ///< Bytes do not match their digest or their format.
   kStructureMismatch,  ///< The state dict differs from the image; `path()` is the first difference.
@@ -23,6 +24,8 @@ enum class ErrorKind : std::uint8_t {
   kUnrecoverable,  ///< No step is covered by every rank; the message names the ranks without an
                    ///< image.
   kCancelled,      ///< The operation was abandoned (its object was closed or destroyed).
+  kPeerSilent,     ///< A peer was silent for the deadline; `rank()` names it where it is known.
+                   ///< Rejoin and recover.
 };
 
 /// "peer lost", "timeout", ...: as used in messages.
@@ -61,18 +64,30 @@ class MESHSTAGE_API Error : public std::runtime_error {
   std::string path_;
 };
 
+/// The generation has ended: a peer died (PeerLost) or was silent (PeerSilent). The state dict may
+/// hold anything; Checkpointer::rejoin() and recover() go on from the newest complete step.
+class MESHSTAGE_API RejoinNeeded : public Error {
+ protected:
+  using Error::Error;
+};
+
 /// One subclass for each kind, so that `catch (const PeerLost&)` reads as it should.
 /// `E(message)` constructs; fields are set with Error::with_*.
 template <ErrorKind K>
-class ErrorOf : public Error {
+class ErrorOf : public std::conditional_t<K == ErrorKind::kPeerLost || K == ErrorKind::kPeerSilent,
+                                          RejoinNeeded, Error> {
+  using Base = std::conditional_t<K == ErrorKind::kPeerLost || K == ErrorKind::kPeerSilent,
+                                  RejoinNeeded, Error>;
+
  public:
-  explicit ErrorOf(const std::string& message) : Error(K, message) {}
+  explicit ErrorOf(const std::string& message) : Base(K, message) {}
 };
 
 using InvalidArgument = ErrorOf<ErrorKind::kInvalidArgument>;
 using InvalidState = ErrorOf<ErrorKind::kInvalidState>;
 using Timeout = ErrorOf<ErrorKind::kTimeout>;
 using PeerLost = ErrorOf<ErrorKind::kPeerLost>;
+using PeerSilent = ErrorOf<ErrorKind::kPeerSilent>;
 using CorruptData = ErrorOf<ErrorKind::kCorruptData>;
 using StructureMismatch = ErrorOf<ErrorKind::kStructureMismatch>;
 using OutOfMemory = ErrorOf<ErrorKind::kOutOfMemory>;

@@ -94,7 +94,7 @@ struct Persisted {
 };
 /// The trainer called finish(); no stage is unfinished.
 struct FinishRequested {};
-/// A death or silence seen by this rank itself, or read in the Store. kPeerLost or kTimeout.
+/// A death or silence seen by this rank itself, or read in the Store. kPeerLost or kPeerSilent.
 struct Broken {
   int rank = -1;
   ErrorKind kind = ErrorKind::kPeerLost;

@@ -143,7 +143,7 @@ struct Finish {
 /// To every tree neighbour, before anything is closed: `rank` died or is silent (rule 7).
 struct Death {
   int rank = -1;
-  ErrorKind kind = ErrorKind::kPeerLost;  ///< kPeerLost or kTimeout
+  ErrorKind kind = ErrorKind::kPeerLost;  ///< kPeerLost or kPeerSilent
   std::string why;
   friend bool operator==(const Death&, const Death&) = default;
 };

@@ -278,7 +278,7 @@ void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& deta
   }
   switch (reason) {
     case LostReason::kSilent:
-      lose(peer, ErrorKind::kTimeout, "was silent: " + detail);
+      lose(peer, ErrorKind::kPeerSilent, "was silent: " + detail);
       return;
     case LostReason::kEndOfFile:
       lose(peer, ErrorKind::kPeerLost, "died: " + detail);

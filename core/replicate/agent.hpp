@@ -66,7 +66,8 @@ class Staging {
   /// Ready when the trainer may change its tensors. An empty Staging is ready.
   /// Throws what went wrong while copying.
   [[nodiscard]] Work<void>& staged() noexcept { return staged_; }
-  /// Ready when this rank knows the outcome. Throws PeerLost or Timeout if a peer died before.
+  /// Ready when this rank knows the outcome. Throws RejoinNeeded if the generation
+  /// ended before.
   [[nodiscard]] Work<Outcome>& outcome() noexcept { return outcome_; }
   [[nodiscard]] std::uint64_t step() const noexcept { return step_; }
 

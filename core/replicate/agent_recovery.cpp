@@ -66,9 +66,9 @@ Recovered Agent::Impl::recover(Value& state) {
       using Kind = RecoverCommand::Kind;
       if (!changed_.wait_until(lock, deadline,
                                [this] { return loss_ || command_.kind != Kind::kNone; })) {
-        throw Timeout("recover() did not end within " +
-                      std::to_string(options_.recover_deadline.count()) +
-                      " ms; does every rank call it?");
+        throw PeerSilent("recover() did not end within " +
+                         std::to_string(options_.recover_deadline.count()) +
+                         " ms; does every rank call it?");
       }
       if (command_.kind == Kind::kNone ||
           (loss_ && command_.kind != Kind::kRestore && command_.kind != Kind::kFailed)) {

@@ -51,11 +51,11 @@ Staging Agent::Impl::stage(const Value& state, std::uint64_t step) {
     }
     const auto free = [this] { return loss_ || !in_flight_; };
     if (!changed_.wait_for(lock, options_.deadline, free)) {
-      throw make_error<Timeout>("step " + std::to_string(step) +
-                                    " cannot be staged: the step before "
-                                    "has no outcome after " +
-                                    std::to_string(options_.deadline.count()) + " ms",
-                                {}, step);
+      throw make_error<PeerSilent>("step " + std::to_string(step) +
+                                       " cannot be staged: the step before "
+                                       "has no outcome after " +
+                                       std::to_string(options_.deadline.count()) + " ms",
+                                   {}, step);
     }
     if (loss_) std::rethrow_exception(loss_->error());
   }

@@ -45,9 +45,9 @@ void Agent::Impl::send_on(int to, std::function<void()> transfer, std::function<
   send_.at(to)->post([this, to, transfer = std::move(transfer), done = std::move(done)]() mutable {
     try {
       transfer();
-    } catch (const Timeout& e) {
+    } catch (const PeerSilent& e) {
       post([this, to, why = std::string(e.what())] {
-        lose(to, ErrorKind::kTimeout, "took no piece of an image: " + why);
+        lose(to, ErrorKind::kPeerSilent, "took no piece of an image: " + why);
       });
     } catch (const PeerLost& e) {
       lost_in_transfer(to, e);
@@ -86,9 +86,9 @@ void Agent::Impl::receive_on(int from, int owner, ImageId id, std::function<void
   receive_.at(from)->post([this, from, owner, id, transfer = std::move(transfer)] {
     try {
       transfer();
-    } catch (const Timeout& e) {
+    } catch (const PeerSilent& e) {
       post([this, from, why = std::string(e.what())] {
-        lose(from, ErrorKind::kTimeout, "sent no piece of its image: " + why);
+        lose(from, ErrorKind::kPeerSilent, "sent no piece of its image: " + why);
       });
     } catch (const PeerLost& e) {
       lost_in_transfer(from, e);

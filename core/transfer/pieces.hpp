@@ -47,7 +47,7 @@ struct Link {
   int peer = 0;
   std::uint64_t tag = 0;
   std::chrono::milliseconds stall{
-      30'000};  ///< Timeout naming the peer after so long without a piece.
+      30'000};  ///< PeerSilent naming the peer after so long without a piece.
   std::function<void(std::uint64_t, std::uint64_t)> on_piece;
 };
 

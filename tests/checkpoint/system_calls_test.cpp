@@ -286,17 +286,18 @@ TEST_CASE("finish() waits for every step that is still to be written, and leaves
   o.file_system = &faulty;
   ms::Checkpointer ckpt(std::move(o));
   (void)recover_to(ckpt, 0);
+  while (ckpt.stats().persisted < 1) std::this_thread::yield();  // step 0
   faulty.block(ms::FileOperation::kRename);  // the disk hangs: two steps are to be written
   stage_all(ckpt, {1, 2});
   faulty.wait_until_blocked();
   faulty.block(ms::FileOperation::kRename);  // the first one goes on, the second hangs
   faulty.wait_until_blocked();
-  while (ckpt.stats().persisted < 1) std::this_thread::yield();
+  while (ckpt.stats().persisted < 2) std::this_thread::yield();
   auto finished = std::async(std::launch::async, [&] { ckpt.finish(); });
   // Nothing can be waited for here: this is the time in which it would go wrong.
   CHECK(finished.wait_for(std::chrono::milliseconds(100)) == std::future_status::timeout);
   faulty.unblock();
   finished.get();
-  CHECK(ckpt.stats().persisted == 2);
+  CHECK(ckpt.stats().persisted == 3);
   CHECK(job.disk().list("/vault").empty());
 }

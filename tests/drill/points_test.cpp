@@ -77,7 +77,7 @@ Plan plan_for(Point point) {
     case Point::kFetched:
       return {{"--lose", "RANK@11", "--kill", "RANK@10:" + name}, false};
     case Point::kFirstNoted:
-      return {{"--kill", "RANK@1:" + name}, true};
+      return {{"--kill", "RANK@0:" + name}, true};
     case Point::kDecided:
       return {{"--kill", "RANK@9:" + name}, true};
     case Point::kFailed:
@@ -117,6 +117,21 @@ TEST_CASE("A rank may die at every named point, as owner, as holder and as root"
   }
 }
 
+TEST_CASE("A rank may die at every point before any step is complete") {
+  // Step 0: what all begin with. Nobody trains before it is complete.
+  for (const std::string point :
+       {"formed", "claimed", "choice-learned", "restoring", "own-writing", "offered",
+        "replica-writing", "chunk-received", "own-sealed", "replica-sealed", "voted", "complete"}) {
+    for (const std::string victim : {"0", "2"}) {
+      INFO("rank " << victim << " at " << point);
+      const auto deaths = deaths_of(
+          {"--ranks", "3", "--steps", "6", "--every", "4", "--kill", victim + "@0:" + point});
+      REQUIRE(deaths.size() == 1);
+      check_noticed(deaths.front(), 2, kNoticedWithinMs);
+    }
+  }
+}
+
 TEST_CASE("A rank may die at every named point where copies lack what another rank has") {
   // In a ring of four rank 2 holds what rank 1 leaves there, and rank 3 has the rest: it is owner,
   // holder of rank 2's copy and completes rank 1's. Several deaths in each drill, one after
@@ -126,7 +141,7 @@ TEST_CASE("A rank may die at every named point where copies lack what another ra
        "--kill", "3@13:chunk-sent"},
       {"--kill", "3@1:chunk-received", "--kill", "3@5:own-sealed", "--kill", "3@9:replica-sealed",
        "--kill", "3@13:voted"},
-      {"--persist-every", "1", "--kill", "0@1:first-noted", "--kill", "3@5:complete", "--kill",
+      {"--persist-every", "1", "--kill", "0@0:first-noted", "--kill", "3@5:complete", "--kill",
        "0@9:decided", "--kill", "3@13:persisted"},
       {"--persist-every", "1", "--leave-out", "1@8", "--kill", "3@8:failed", "--kill",
        "3@13:pruned", "--kill", "3@17:finishing"},
@@ -176,7 +191,7 @@ TEST_CASE(
     const auto deaths = deaths_of({"--ranks", "3", "--steps", "20", "--every", "4", "--stop",
                                    "1@9" + point, "--deadline-ms", "1000"});
     REQUIRE(deaths.size() == 1);
-    check_noticed(deaths.front(), 2, 2000, "timeout");  // the deadline and a second
+    check_noticed(deaths.front(), 2, 2000, "peer silent");  // the deadline and a second
     CHECK(deaths.front().find("its old process ended by itself: fenced") != std::string::npos);
   }
 }

@@ -67,8 +67,8 @@ TEST_CASE("A death is told in one line") {
   CHECK(death.text().find("| step 86 from disk |") != std::string::npos);
   death.errors = {"peer lost"};
   CHECK(death.text().find(" as ") == std::string::npos);
-  death.errors = {"timeout", "peer lost"};
-  CHECK(death.text().find("noticed by 0,1,3 in 6 ms as peer lost, timeout | ") !=
+  death.errors = {"peer silent", "peer lost"};
+  CHECK(death.text().find("noticed by 0,1,3 in 6 ms as peer lost, peer silent | ") !=
         std::string::npos);
   death.misnamed[3] = 1;
   CHECK(death.text().find("(rank 3 named rank 1)") != std::string::npos);

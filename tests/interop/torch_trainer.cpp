@@ -47,7 +47,7 @@ class Training {
     while (step_ < steps_) {
       try {
         train();
-      } catch (const ms::PeerLost&) {
+      } catch (const ms::RejoinNeeded&) {
         recover();
       } catch (const ms::Error&) {
         throw;

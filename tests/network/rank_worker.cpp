@@ -68,7 +68,7 @@ class Rank {
         live(ckpt);
       } catch (const PeerLost& e) {
         note_loss(ckpt, e, "lost");
-      } catch (const Timeout& e) {
+      } catch (const PeerSilent& e) {
         note_loss(ckpt, e, "silent");
       }
       if (!ended_) ckpt.rejoin();

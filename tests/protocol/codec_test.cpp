@@ -72,7 +72,7 @@ std::vector<Body> all_bodies() {
           AllOnDisk{id},
           WantFinish{},
           Finish{},
-          Death{-1, ErrorKind::kTimeout, "silent"},
+          Death{-1, ErrorKind::kPeerSilent, "silent"},
           Common{id, 1ULL << 40U, {11, 12}},
           Differ{id}};
 }

@@ -208,9 +208,9 @@ TEST_CASE("a death is noted in the Store and passed on before transfers are abor
   State state = ready_rank();
   tell(state, StageRequested{1, {}});
   SECTION("seen by this rank") {
-    const auto out = tell(state, Broken{0, ErrorKind::kTimeout, "silent"});
+    const auto out = tell(state, Broken{0, ErrorKind::kPeerSilent, "silent"});
     REQUIRE(std::holds_alternative<NoteDeath>(out.at(0)));
-    REQUIRE(sent<Death>(out, 0)->kind == ErrorKind::kTimeout);
+    REQUIRE(sent<Death>(out, 0)->kind == ErrorKind::kPeerSilent);
     REQUIRE(std::holds_alternative<AbortTransfers>(out.at(2)));
     REQUIRE(first<Announce>(out)->verdict == Verdict::kOpen);
     REQUIRE(first<ReportLost>(out)->rank == 0);

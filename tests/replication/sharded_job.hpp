@@ -29,11 +29,6 @@ inline Tensor ramp(const Shape& shape, double first) {
 
 inline Deadline in_time() { return Deadline::after(std::chrono::seconds(20)); }
 
-/// For the trainer's collectives along a mesh; as long as the generation lasts.
-inline std::shared_ptr<ProcessGroup> shared_group(Checkpointer& ckpt) {
-  return {std::shared_ptr<void>(), &ckpt.group()};
-}
-
 inline std::string difference(const Value& a, const Value& b) {
   const auto found = compare(a, b);
   return found ? found->path + ": " + found->describe() : "";

@@ -74,7 +74,14 @@ std::vector<Stats> run_to(InProcessJob& job, std::uint64_t steps, const Change& 
     change(o);
     stay[r] = std::make_unique<Checkpointer>(o);
     Dict state = state_of(rank, 0);
-    (void)stay[r]->recover(state);
+    while (true) {
+      try {
+        (void)stay[r]->recover(state);
+        break;
+      } catch (const RejoinNeeded&) {  // step 0 failed
+        (void)stay[r]->rejoin();
+      }
+    }
     for (std::uint64_t step = 1; step <= steps; ++step) {
       const auto outcome = stay[r]->stage(state_of(rank, step), step).outcome().get(in_time());
       if (outcomes != nullptr) {
@@ -126,11 +133,11 @@ TEST_CASE("What another host has is left out of the replicas, on the wire and in
     const auto stats = run_to(job, 4, change);
     for (std::size_t r = 0; r < kWorld; ++r) {
       INFO("rank " << r);
-      CHECK(stats[r].replica_bytes_spared == 4 * shared);
+      CHECK(stats[r].replica_bytes_spared == 5 * shared);  // of steps 0 to 4
       CHECK(whole[r].replica_bytes_spared == 0);
       // Two replicas in each vault, each without what is shared; own images say a little more.
       CHECK(stats[r].vault_bytes + 2 * shared <= whole[r].vault_bytes + 2 * 4096);
-      CHECK(stats[r].replica_bytes_sent + 4 * shared <= 4 * stats[r].image_bytes);
+      CHECK(stats[r].replica_bytes_sent + 5 * shared <= 5 * stats[r].image_bytes);
       CHECK(stats[r].failed == 0);
     }
   };
@@ -247,10 +254,8 @@ TEST_CASE("What is said to be the same and is not fails a step, then is left in"
   const auto stats = run_to(job, 4, lying, &outcomes);
   const auto good = Outcome::kComplete;
   for (const auto& seen : outcomes) {
-    CHECK(seen == outcomes[0]);
-    CHECK(seen[0] == Outcome::kFailed);  // and the next, if rank 0 staged it before it heard why
-    CHECK(seen[2] == good);
-    CHECK(seen[3] == good);
+    // Step 0 failed, and all began once more; what failed it is left in by then.
+    CHECK(seen == std::vector<Outcome>(4, good));
   }
   // The others go on as before. Whether they still send the step that fails is a race.
   CHECK(stats[1].replica_bytes_spared >= 2 * kDpBytes);

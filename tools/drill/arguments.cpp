@@ -175,7 +175,8 @@ Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps
   }
   const auto step = parse_number(when);
   if (!step) refuse(fmt::format("{}: '{}' is no step; write {}", option, when, form));
-  if (*step == 0 || *step > steps) {
+  // Step 0 is the one that all begin with: it is staged and not trained.
+  if ((*step == 0 && fault.point.empty()) || *step > steps) {
     refuse(fmt::format("{}: there is no step {}; steps are 1 to {}", option, *step, steps));
   }
   fault.step = *step;

@@ -30,7 +30,7 @@ struct Death {
   /// several that die in it the first to be noticed is the one that is named.
   std::optional<int> along_with;
   std::map<int, int> misnamed;   ///< Rank that took another one for the dead, and which.
-  std::set<std::string> errors;  ///< What they were told: "peer lost", "timeout".
+  std::set<std::string> errors;  ///< What they were told: "peer lost", "peer silent".
   std::int64_t seen_by_drill = 0;
 
   bool over = false;     ///< It died when everything was agreed: nobody takes its place.

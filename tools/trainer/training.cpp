@@ -77,10 +77,7 @@ void Training::run() {
       checkpointer_->finish();
       report_.send(Line("finished").add("step", state_->step));
       return;
-    } catch (const ms::PeerLost& e) {
-      peer_is_lost(e);
-    } catch (const ms::Timeout& e) {
-      if (!generation_) throw;  // the others did not come in all the time they had
+    } catch (const ms::RejoinNeeded& e) {
       peer_is_lost(e);
     }
   }
@@ -97,9 +94,8 @@ void Training::join() {
       sharding_.emplace(options_.mesh, checkpointer_->rank(), checkpointer_->world_size());
     }
   }
-  if (sharding_) {  // the checkpointer keeps the group until the next rejoin()
-    const std::shared_ptr<ms::ProcessGroup> world(std::shared_ptr<void>(), &checkpointer_->group());
-    groups_.emplace(sharding_->mesh(), world);
+  if (sharding_) {
+    groups_.emplace(sharding_->mesh(), checkpointer_->group());
   }
   generation_ = true;
   report_.send(Line("joined")
@@ -114,11 +110,7 @@ void Training::start_anew() {
 
 void Training::recover() {
   const ms::Recovered recovered = checkpointer_->recover(state_->dict());
-  if (recovered.step == 0) {  // nobody has anything: start (again) from the seed
-    start_anew();
-  } else {
-    state_->adopt();
-  }
+  state_->adopt();
   const std::string source{ms::to_string(recovered.source)};
   report_.send(Line("recovered")
                    .add("step", recovered.step)
@@ -170,10 +162,6 @@ void Training::train() {
 }
 
 void Training::train_step() {
-  // Longer than the silence that ends a rank: so it is the silent one that is named, not the one
-  // that waits for it, too.
-  const ms::Deadline deadline =
-      ms::Deadline::after(options_.checkpoint.deadline + std::chrono::seconds(1));
   // Backward: only reads the parameters, so it may run while they are being staged.
   const std::size_t context = model_.size().context;
   for (auto& p : positions_) p = context + state_->draw() % (text_.size() - context);
@@ -182,18 +170,19 @@ void Training::train_step() {
                                                    positions_, gradients_);
   gradient_.back() = own_loss;
   if (checkpointer_->world_size() > 1) {
-    ms::collectives::all_reduce(checkpointer_->group(), std::span<float>(gradient_),
-                                ms::collectives::ReduceOp::kAvg, deadline);
+    ms::collectives::all_reduce(*checkpointer_->group(), std::span<float>(gradient_),
+                                ms::collectives::ReduceOp::kAvg);
   }
 
-  last_.staged().wait(deadline);  // what is staged changes from here on
+  last_.staged().wait();  // what is staged changes from here on
   const std::uint64_t step = state_->step + 1;
   for (std::size_t p = 0; p < gradients_.size(); ++p) {
     const auto [begin, elements] = state_->parts()[p];
     options_.optimizer.update(step, state_->parameters()[p].subspan(begin, elements),
                               gradients_[p].subspan(begin, elements), state_->exp_avg()[p],
                               state_->exp_avg_sq()[p]);
-    if (sharding_) sharding_->gather(state_->parameter_tensors()[p], *groups_, deadline);
+    if (sharding_)
+      sharding_->gather(state_->parameter_tensors()[p], *groups_, ms::Deadline::never());
   }
   state_->losses()[step - 1] = gradient_.back();
   state_->rank_losses()[step - 1] = own_loss;
@@ -210,8 +199,14 @@ void Training::stage() {
 // Reports the outcome of the last staged step, once it is there.
 void Training::settle(bool wait) {
   if (settled_ || (!wait && !last_.outcome().ready())) return;
-  const ms::Outcome outcome = last_.outcome().get(
-      ms::Deadline::after(options_.checkpoint.deadline + std::chrono::seconds(1)));
+  const ms::Outcome outcome = [&] {
+    try {
+      return last_.outcome().get(
+          ms::Deadline::after(options_.checkpoint.deadline + std::chrono::seconds(1)));
+    } catch (const ms::Timeout&) {  // a rank whose trainer hangs stages no more
+      throw ms::PeerSilent("step " + std::to_string(last_.step()) + " has no outcome");
+    }
+  }();
   settled_ = true;
   const ms::Stats stats = checkpointer_->stats();
   report_.send(Line("staged")

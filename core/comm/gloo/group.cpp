@@ -186,7 +186,7 @@ void GlooTransfer::wait(Deadline deadline) {
   }
   const std::string by = "rank " + std::to_string(state_->rank) + ", " + what();
   if (result == gloo_module::kInterrupted) {
-    throw make_error<Timeout>(by + ": not done by the deadline", peer_);
+    throw make_error<PeerSilent>(by + ": not done by the deadline", peer_);
   }
   throw make_error<PeerLost>(by + ": " + error.text, peer_);
 }
@@ -449,6 +449,8 @@ class Connecting {
       } catch (const Cancelled&) {
         if (!stop_.stop_requested()) throw_late(peer);
         throw;
+      } catch (const PeerSilent&) {
+        throw_late(peer);
       }
       if (i % 2 == 0) check(in[i / 2], peer);
     }

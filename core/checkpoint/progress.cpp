@@ -1,0 +1,40 @@
+#include <condition_variable>
+#include <exception>
+#include <iostream>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include <meshstage/core/checkpoint/progress_impl.hpp>
+
+namespace meshstage::detail {
+namespace {
+
+void tell_until(const std::stop_token& stop, std::chrono::milliseconds first,
+                const std::function<void(std::chrono::seconds)>& tell) {
+  std::mutex mutex;
+  std::condition_variable_any never_signalled;
+  const auto begun = std::chrono::steady_clock::now();
+  std::unique_lock lock(mutex);
+  auto next = begun + first;
+  while (true) {
+    never_signalled.wait_until(lock, stop, next, [] { return false; });
+    if (stop.stop_requested()) return;
+    next += std::chrono::seconds(10);
+    tell(std::chrono::floor<std::chrono::seconds>(std::chrono::steady_clock::now() - begun));
+  }
+}
+
+}  // namespace
+
+Progress::Progress(std::chrono::milliseconds first, std::function<void(std::chrono::seconds)> tell)
+    : thread_([first, tell = std::move(tell)](const std::stop_token& stop) {
+        try {
+          tell_until(stop, first, tell);
+        } catch (const std::exception& e) {
+          std::cerr << std::string("meshstage: how a wait goes is told no more: ") + e.what() +
+                           "\n";
+        }
+      }) {}
+
+}  // namespace meshstage::detail

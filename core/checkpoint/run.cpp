@@ -1,0 +1,159 @@
+#include <meshstage/core/checkpoint/run.hpp>
+
+#include <optional>
+#include <string>
+#include <utility>
+
+#include <meshstage/core/checkpoint/checkpointer.hpp>
+#include <meshstage/core/checkpoint/run_impl.hpp>
+
+namespace meshstage {
+namespace {
+
+/// Waits until the copying is over. What went wrong in it fails the step on every rank, and is
+/// counted there, with the outcome; only the end of the generation is for here.
+void wait_copied(Work<void>& staged) {
+  try {
+    staged.wait();
+  } catch (const RejoinNeeded&) {
+    throw;
+  } catch (const Error&) {
+    return;
+  }
+}
+
+}  // namespace
+
+void RunStep::before_update() {
+  if (std::exchange(may_change_, true)) return;
+  wait_copied(*staged_);
+}
+
+/// One call of Checkpointer::run().
+class Run {
+ public:
+  /// `trained`: the step at which an earlier run() of this generation ended, if there was one.
+  Run(Checkpointer& ckpt, std::optional<std::uint64_t>& trained, Dict& state, std::uint64_t steps,
+      const RunBody& body, const RunOptions& options, std::chrono::milliseconds patience)
+      : ckpt_(ckpt),
+        trained_(trained),
+        state_(state),
+        steps_(steps),
+        body_(body),
+        options_(options),
+        patience_(patience) {}
+
+  std::uint64_t run() {
+    while (true) {
+      try {
+        const std::uint64_t step = train();
+        if (options_.finish) {
+          ckpt_.finish();
+        } else {
+          trained_ = step;
+        }
+        return step;
+      } catch (const RejoinNeeded& e) {
+        last_ = {};
+        if (++losses_ > options_.max_losses) {
+          throw Unrecoverable("no step became complete in " + std::to_string(losses_) +
+                              " generations in a row; how the last one ended: " + e.what());
+        }
+      }
+      ckpt_.rejoin();  // what this throws ends the job
+    }
+  }
+
+ private:
+  /// From a recovery to the last step, which is complete then.
+  std::uint64_t train() {
+    std::uint64_t step = begin();
+    const std::shared_ptr<ProcessGroup> group = ckpt_.group();
+    for (bool stopped = false; step < steps_ && !stopped;) {
+      if (!options_.overlap) wait_copied(last_.staged());
+      RunStep now(step, *group, last_.staged());
+      now.may_change_ = !options_.overlap;
+      body_(now);
+      if (!now.may_change_) {
+        throw InvalidState(
+            "run() with overlap: the body of step " + std::to_string(step) +
+            " did not call RunStep::before_update(), so it may have changed what is being staged");
+      }
+      ++step;
+      stopped = now.stopped_;
+      if (step == steps_ || stopped) {
+        stage_last(step);
+      } else if (step % options_.stage_every == 0) {
+        stage(step);
+      }
+    }
+    return step;
+  }
+
+  std::uint64_t begin() {
+    if (const auto trained = std::exchange(trained_, std::nullopt)) return *trained;
+    const Recovered recovered = ckpt_.recover(state_);
+    if (options_.recovered) options_.recovered(recovered);
+    return recovered.step;
+  }
+
+  void stage(std::uint64_t step) {
+    Staging next = ckpt_.stage(state_, step);
+    if (!last_.outcome().ready()) return;  // next was left out, as WhenBusy::kSkip has it
+    count(last_);
+    last_ = std::move(next);
+  }
+
+  /// The last step is to be complete, not only on its way.
+  void stage_last(std::uint64_t step) {
+    settle();
+    last_ = ckpt_.stage(state_, step);
+    if (settle() == Outcome::kComplete) return;
+    throw PeerLost("the last step, " + std::to_string(step) +
+                   ", failed; no rank is to blame, all ranks train it again");
+  }
+
+  /// Waits for the outcome of what was staged last.
+  std::optional<Outcome> settle() {
+    try {
+      last_.outcome().wait(Deadline::after(patience_));
+    } catch (const Timeout&) {
+      throw PeerSilent("step " + std::to_string(last_.step()) + " has no outcome after " +
+                       std::to_string(patience_.count()) + " ms; a rank has not staged it");
+    }
+    return count(last_);
+  }
+
+  std::optional<Outcome> count(Staging& staging) {
+    if (!staging.outcome().valid()) return std::nullopt;
+    const Outcome outcome = staging.outcome().get();
+    if (outcome == Outcome::kComplete) {
+      losses_ = failed_ = 0;
+    } else if (outcome == Outcome::kFailed && ++failed_ > options_.max_failed_steps) {
+      throw Unrecoverable(std::to_string(failed_) + " staged steps in a row failed, the last was " +
+                          std::to_string(staging.step()) +
+                          "; the warnings say on which rank, and why");
+    }
+    return outcome;
+  }
+
+  Checkpointer& ckpt_;
+  std::optional<std::uint64_t>& trained_;
+  Dict& state_;
+  const std::uint64_t steps_;
+  const RunBody& body_;
+  const RunOptions& options_;
+  const std::chrono::milliseconds patience_;
+  Staging last_;
+  int losses_ = 0;  ///< Generations that ended since a step was complete.
+  int failed_ = 0;  ///< Staged steps that failed since then.
+};
+
+std::uint64_t detail::run(Checkpointer& ckpt, std::optional<std::uint64_t>& trained, Dict& state,
+                          std::uint64_t steps, const RunBody& body, const RunOptions& options,
+                          std::chrono::milliseconds patience) {
+  if (options.stage_every == 0) throw InvalidArgument("RunOptions::stage_every is 0");
+  return Run(ckpt, trained, state, steps, body, options, patience).run();
+}
+
+}  // namespace meshstage
