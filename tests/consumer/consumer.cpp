@@ -51,7 +51,7 @@ bool run(const std::filesystem::path& directory, bool recover) {
   // The images stay. No rank leaves before both have read; to the other, the first to leave is a
   // loss, maybe while it is still inside the barrier.
   try {
-    ms::collectives::barrier(ckpt.group(), ms::Deadline::after(std::chrono::seconds(30)));
+    ms::collectives::barrier(*ckpt.group(), ms::Deadline::after(std::chrono::seconds(30)));
   } catch (const ms::PeerLost&) {
   }
   return right;
