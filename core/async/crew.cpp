@@ -1,37 +1,18 @@
 #include <meshstage/core/async/crew.hpp>
 
-#include <pthread.h>
-#include <signal.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <list>
 #include <mutex>
-#include <system_error>
-#include <thread>
 #include <vector>
+
+#include <meshstage/core/async/thread.hpp>
+#include <meshstage/core/error/error.hpp>
 
 namespace meshstage {
 namespace {
-
-// Threads started while this lives have every signal blocked from their begin.
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t all;
-    sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-  ~SignalsBlocked() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
- private:
-  sigset_t before_{};
-};
 
 struct Job {
   const std::function<void(std::size_t)>& task;
@@ -56,17 +37,16 @@ class Crew::Impl {
       stopping_ = true;
       changed_.notify_all();
     }
-    for (auto& thread : threads_) thread.join();
+    threads_.clear();  // joins
   }
 
   [[nodiscard]] unsigned hands() const noexcept { return hands_; }
-  [[nodiscard]] bool forked() const noexcept { return ::getpid() != made_by_; }
 
   void run(std::size_t count, const std::function<void(std::size_t)>& task, unsigned hands) {
     hands = hands == 0 ? hands_ : std::min(hands, hands_);
     const auto helpers =
         static_cast<unsigned>(std::min<std::size_t>(hands, std::max<std::size_t>(count, 1)) - 1);
-    if (helpers == 0 || forked()) {
+    if (helpers == 0 || !origin_.is_here()) {
       for (std::size_t i = 0; i < count; ++i) task(i);
       return;
     }
@@ -87,17 +67,12 @@ class Crew::Impl {
   // With the mutex held. Fewer helpers than wanted are slower, not wrong: a limit on threads is no
   // error.
   void start(unsigned helpers) {
-    const SignalsBlocked blocked;
     try {
       while (threads_.size() < helpers) {
-        threads_.emplace_back([this, number = threads_.size() + 1] {
-          const auto digits = std::to_string(number);
-          const auto name = name_.substr(0, 15 - digits.size()) + digits;
-          ::pthread_setname_np(::pthread_self(), name.c_str());
-          help();
-        });
+        const auto digits = std::to_string(threads_.size() + 1);
+        threads_.emplace_back(name_.substr(0, 15 - digits.size()) + digits, [this] { help(); });
       }
-    } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch)
+    } catch (const IoError&) {  // NOLINT(bugprone-empty-catch)
     }
   }
 
@@ -135,22 +110,16 @@ class Crew::Impl {
 
   const std::string name_;
   const unsigned hands_;
-  const pid_t made_by_ = ::getpid();
+  const ProcessOrigin origin_;
   std::mutex mutex_;  // guards what follows, and the jobs
   std::condition_variable changed_;
   std::list<Job*> jobs_;
-  std::vector<std::thread> threads_;
+  std::vector<Thread> threads_;
   bool stopping_ = false;
 };
 
-Crew::Crew(std::string name, unsigned hands)
-    : impl_(std::make_unique<Impl>(std::move(name), hands)) {}
-
-Crew::~Crew() {
-  // A forked child has the memory of the threads, not the threads: there is nothing to join, and
-  // the mutex may be locked for ever.
-  if (impl_->forked()) static_cast<void>(impl_.release());
-}
+Crew::Crew(std::string name, unsigned hands) : impl_(new Impl(std::move(name), hands)) {}
+Crew::~Crew() = default;
 
 unsigned Crew::hands() const noexcept { return impl_->hands(); }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/error/export.hpp>
 
 namespace meshstage {
@@ -14,9 +15,10 @@ namespace meshstage {
 ///     crew.run(pieces.size(), [&](std::size_t i) { copy(pieces[i]); });
 ///
 /// The thread that calls run() works too, so a job ends also where no helper is free or none can be
-/// started. Helpers start with the first job that has work for them, block every signal, and sleep
-/// while there is no job. In a forked child there are none: run() does every task itself there.
-/// Threads: run() from any, several at once: the helpers serve the oldest job first.
+/// started. Helpers start with the first job that has work for them, leave the program's signals to
+/// others (Thread), and sleep while there is no job. In a forked child there are none: run() does
+/// every task itself there. Threads: run() from any, several at once: the helpers serve the oldest
+/// job first.
 class MESHSTAGE_API Crew {
  public:
   /// `hands`: threads that work on one job at most, the caller of run() included; at least 1.
@@ -37,7 +39,7 @@ class MESHSTAGE_API Crew {
 
  private:
   class Impl;
-  std::unique_ptr<Impl> impl_;
+  std::unique_ptr<Impl, DeleteHere> impl_;
 };
 
 }  // namespace meshstage

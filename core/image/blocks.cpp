@@ -36,11 +36,16 @@ void BlockDigests::add(std::size_t index, std::span<const std::byte> bytes) {
                           std::to_string(block_size(index)) + " bytes, not " +
                           std::to_string(bytes.size()));
   }
-  if (index < first_block_) {
+  put(index, digest64(bytes));
+}
+
+void BlockDigests::put(std::size_t index, std::uint64_t digest) {
+  if (index < first_block_ || index >= block_count()) {
     throw InvalidArgument("block " + std::to_string(index) + ", where those from " +
-                          std::to_string(first_block_) + " on were to come");
+                          std::to_string(first_block_) + " to " + std::to_string(block_count()) +
+                          " were to come");
   }
-  digests_[index] = digest64(bytes);
+  digests_[index] = digest;
   added_[index] = 1;
 }
 

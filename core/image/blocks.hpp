@@ -34,6 +34,9 @@ class MESHSTAGE_API BlockDigests {
   [[nodiscard]] std::uint64_t block_size(std::size_t index) const;
   /// Digests a block that has arrived. Throws InvalidArgument on a wrong index or size.
   void add(std::size_t index, std::span<const std::byte> bytes);
+  /// The same for a block whose digest64() is known already. Throws InvalidArgument on a wrong
+  /// index.
+  void put(std::size_t index, std::uint64_t digest);
   /// All blocks from first_block() on were added.
   [[nodiscard]] bool complete() const noexcept;
   /// 0 for a block that was not added.

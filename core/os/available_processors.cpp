@@ -11,7 +11,20 @@ namespace meshstage {
 namespace {
 
 using detail::GroupVersion;
-using detail::read_number;
+
+/// Nothing also where reading is refused: what hides these files tells no limit.
+std::optional<std::string> text_of(FileSystem& fs, const std::filesystem::path& path) {
+  try {
+    return read_text(fs, path);
+  } catch (const SystemError&) {
+    return std::nullopt;
+  }
+}
+
+std::optional<std::uint64_t> number_of(FileSystem& fs, const std::filesystem::path& path) {
+  const auto text = text_of(fs, path);
+  return text ? detail::find_number(*text, "") : std::nullopt;
+}
 
 /// How many numbers "0-3,8,10-11" names; 0 for what is no such list.
 unsigned count_of_list(std::string_view list) {
@@ -35,7 +48,7 @@ unsigned count_of_list(std::string_view list) {
 
 unsigned allowed_processors(FileSystem& fs) {
   constexpr std::string_view kKey = "\nCpus_allowed_list:";
-  const auto status = read_text(fs, "/proc/thread-self/status");
+  const auto status = text_of(fs, "/proc/thread-self/status");
   const auto at = status ? status->find(kKey) : std::string::npos;
   unsigned count = 0;
   if (at != std::string::npos) {
@@ -51,9 +64,9 @@ std::optional<double> quota_of(FileSystem& fs, const std::filesystem::path& grou
                                GroupVersion version) {
   std::optional<std::uint64_t> time, period;
   if (version == GroupVersion::k1) {
-    time = read_number(fs, group / "cpu.cfs_quota_us");  // -1: none
-    period = read_number(fs, group / "cpu.cfs_period_us");
-  } else if (const auto both = read_text(fs, group / "cpu.max")) {  // "200000 100000", "max 100000"
+    time = number_of(fs, group / "cpu.cfs_quota_us");  // -1: none
+    period = number_of(fs, group / "cpu.cfs_period_us");
+  } else if (const auto both = text_of(fs, group / "cpu.max")) {  // "200000 100000", "max 100000"
     time = detail::find_number(*both, "");
     const auto space = both->find(' ');
     if (space != std::string::npos) period = detail::find_number(both->substr(space + 1), "");
@@ -67,6 +80,7 @@ std::optional<double> quota_of(FileSystem& fs, const std::filesystem::path& grou
 AvailableProcessors available_processors(FileSystem& fs) {
   AvailableProcessors processors;
   processors.allowed = allowed_processors(fs);
+  if (!text_of(fs, "/proc/self/cgroup")) return processors;
   detail::for_each_control_group(fs, "cpu",
                                  [&](const std::filesystem::path& group, GroupVersion version) {
                                    const auto quota = quota_of(fs, group, version);

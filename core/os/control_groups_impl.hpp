@@ -15,7 +15,7 @@ enum class GroupVersion { k1, k2 };
 /// Calls `visit` with the directory of each control group that limits this process and has
 /// `controller` ("memory", "cpu"): the process's own group first, then the groups around it up to
 /// the mount. Some of the directories may not exist: a container sees its own group at the mount's
-/// top.
+/// top. Throws SystemError where /proc/self/cgroup exists and cannot be read.
 void for_each_control_group(
     FileSystem& fs, std::string_view controller,
     const std::function<void(const std::filesystem::path& directory, GroupVersion version)>& visit);

@@ -5,18 +5,15 @@
 
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/bytes.hpp>
-#include <meshstage/core/image/copy.hpp>
 #include <meshstage/core/image/planner.hpp>
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/image/trailer.hpp>
+#include <meshstage/core/stage/image_copy_impl.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 
 namespace meshstage {
 namespace {
-
-// Progress is published in steps of about this many bytes.
-constexpr std::uint64_t kProgressBytes = kPaceBytes;
 
 void check_size(std::span<const std::byte> image, const ImageLayout& layout) {
   if (image.size() < layout.image_bytes) {
@@ -27,6 +24,17 @@ void check_size(std::span<const std::byte> image, const ImageLayout& layout) {
 
 [[noreturn]] void throw_mismatch() {
   throw StructureMismatch("the staging plan does not fit this state dict; compile() a new one");
+}
+
+void check_digests(const BlockDigests& digests, const ImageLayout& layout) {
+  const BlockDigests own(layout.block_bytes, layout.digested_bytes());
+  if (digests.block_bytes() == own.block_bytes() && digests.first_block() == 0 &&
+      digests.block_count() == own.block_count() &&
+      (own.block_count() == 0 ||
+       digests.block_size(own.block_count() - 1) == own.block_size(own.block_count() - 1))) {
+    return;
+  }
+  throw InvalidArgument("the block digests are of another plan");
 }
 
 // What a final image has in common with others.
@@ -49,53 +57,6 @@ ImageShares shares_of(const ImageLayout& layout, std::span<const std::byte> imag
     shares.completes.push_back({part.rank, digest(part.segments)});
   return shares;
 }
-
-// Writes an image front to back and says how far it is.
-class Writer {
- public:
-  Writer(std::span<std::byte> image, std::uint64_t begin, std::uint64_t end, Watermark& progress,
-         Pace* pace)
-      : image_(image),
-        at_(begin),
-        published_(begin),
-        large_(end - begin >= kLarge),
-        progress_(progress),
-        pace_(pace) {
-    progress_.advance(begin);
-  }
-  void zero_to(std::uint64_t offset) {
-    if (offset > at_) std::memset(image_.data() + at_, 0, offset - at_);
-    at_ = std::max(at_, offset);
-  }
-  void write(std::span<const std::byte> bytes) {
-    while (!bytes.empty()) {
-      const auto n = std::min<std::uint64_t>(bytes.size(), kProgressBytes);
-      if (pace_ != nullptr) {
-        pace_->before(n, progress_);
-        progress_.throw_if_failed();
-      }
-      detail::copy_bytes(image_.subspan(at_, n), bytes.first(n), large_ && n >= kStreamed);
-      bytes = bytes.subspan(n);
-      at_ += n;
-      if (at_ - published_ >= kProgressBytes) publish();
-    }
-  }
-  void publish() {
-    progress_.throw_if_failed();
-    progress_.advance(at_);
-    published_ = at_;
-  }
-
- private:
-  // An image that does not stay in the cache anyway is written past it, but for its small parts.
-  static constexpr std::uint64_t kLarge = std::uint64_t{8} << 20U;
-  static constexpr std::uint64_t kStreamed = 2048;
-  std::span<std::byte> image_;
-  std::uint64_t at_, published_;
-  bool large_;
-  Watermark& progress_;
-  Pace* pace_;
-};
 
 }  // namespace
 
@@ -151,35 +112,30 @@ void StagingPlan::write_manifest(std::span<std::byte> image) const {
   std::memcpy(image.data(), impl_->layout.manifest.data(), impl_->layout.manifest.size());
 }
 
+BlockDigests StagingPlan::block_digests() const {
+  return {impl_->layout.block_bytes, impl_->layout.digested_bytes()};
+}
+
 void StagingPlan::copy(const StagingSource& source, std::span<std::byte> image, Watermark& progress,
-                       Pace* pace) const {
+                       const CopyOptions& options) const {
   const auto& layout = impl_->layout;
   check_size(image, layout);
   if (source.storages.size() != layout.segments.size() ||
       source.values.size() != layout.trailer_begin - layout.values_begin) {
     throw_mismatch();
   }
-  Writer writer(image, layout.data_begin, layout.trailer_begin, progress, pace);
-  for (const auto& segment : layout.segments) {
-    if (segment.bytes == 0) continue;
-    writer.zero_to(segment.offset);
-    writer.write(source.storages[segment.storage].bytes());
-  }
-  writer.zero_to(layout.values_begin);
-  writer.write(source.values);
-  writer.publish();
+  if (options.digests != nullptr) check_digests(*options.digests, layout);
+  detail::copy_image(layout, source, image, progress, options);
 }
 
 void StagingPlan::copy(const Value& state, std::span<std::byte> image, Watermark& progress) const {
   const auto source = capture(state);
   if (!source) throw_mismatch();
-  copy(*source, image, progress);
+  copy(*source, image, progress, CopyOptions());
 }
 
-ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> image,
-                            Watermark& progress, Deadline deadline) const {
+void StagingPlan::check_identity(const ImageIdentity& identity) const {
   const auto& layout = impl_->layout;
-  check_size(image, layout);
   for (const auto* list : {&layout.shared, &layout.completes}) {
     for (const auto& part : *list) {
       if (part.rank != identity.rank && part.rank < identity.world_size) continue;
@@ -188,13 +144,11 @@ ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> 
                             std::to_string(part.rank));
     }
   }
-  BlockDigests digests(layout.block_bytes, layout.digested_bytes());
-  for (std::size_t i = 0; i < digests.block_count(); ++i) {
-    const auto begin = layout.data_begin + i * layout.block_bytes;
-    const auto bytes = digests.block_size(i);
-    progress.wait(begin + bytes, deadline);
-    digests.add(i, image.subspan(begin, bytes));
-  }
+}
+
+ImageInfo StagingPlan::write_trailer(const ImageIdentity& identity, std::span<std::byte> image,
+                                     Watermark& progress, const BlockDigests& digests) const {
+  const auto& layout = impl_->layout;
   ImageInfo info;
   info.identity = identity;
   info.image_bytes = layout.image_bytes;
@@ -206,6 +160,30 @@ ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> 
                         shares_of(layout, image), info);
   progress.advance(layout.image_bytes);
   return info;
+}
+
+ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> image,
+                            Watermark& progress, Deadline deadline) const {
+  const auto& layout = impl_->layout;
+  check_size(image, layout);
+  check_identity(identity);
+  auto digests = block_digests();
+  for (std::size_t i = 0; i < digests.block_count(); ++i) {
+    const auto begin = layout.data_begin + i * layout.block_bytes;
+    const auto bytes = digests.block_size(i);
+    progress.wait(begin + bytes, deadline);
+    digests.add(i, image.subspan(begin, bytes));
+  }
+  return write_trailer(identity, image, progress, digests);
+}
+
+ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> image,
+                            Watermark& progress, const BlockDigests& digests) const {
+  check_size(image, impl_->layout);
+  check_identity(identity);
+  check_digests(digests, impl_->layout);
+  if (!digests.complete()) throw InvalidArgument("seal(): not every block was copied");
+  return write_trailer(identity, image, progress, digests);
 }
 
 Value StagingPlan::rebuild(const Value& state, std::span<std::byte> image,

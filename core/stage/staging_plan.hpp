@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include <meshstage/core/async/crew.hpp>
+#include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/image/layout.hpp>
 #include <meshstage/core/stage/pace.hpp>
@@ -39,6 +41,18 @@ struct StagingSource {
   std::vector<Tensor> tensors;    ///< Distinct tensor objects in the plan's order.
 };
 
+/// How StagingPlan::copy() does its work. What is pointed to must outlive the call.
+struct CopyOptions {
+  /// Asked before each piece, by each thread that copies. Null: as fast as the memory is.
+  Pace* pace = nullptr;
+  /// Threads that help; an image that fits a cache is copied by the caller alone. Null: none.
+  Crew* crew = nullptr;
+  unsigned hands = 0;  ///< At most so many threads, the caller included. 0: as the crew has.
+  /// Gets the digest of each block, made in the pass that copies it. As
+  /// StagingPlan::block_digests() made it.
+  BlockDigests* digests = nullptr;
+};
+
 /// A state dict compiled into a flat list of copies, replayed while the structure stays.
 /// Every distinct storage is copied whole, once, however many views of it there are.
 /// A handle to something immutable: copies are cheap, all calls may come from any thread.
@@ -61,12 +75,18 @@ class MESHSTAGE_API StagingPlan {
   [[nodiscard]] const ImageLayout& layout() const noexcept;
   /// Writes the bytes [0, data_begin). `image` has at least image_bytes bytes (in all of these).
   void write_manifest(std::span<std::byte> image) const;
-  /// Copies everything between manifest and trailer, ascending, and advances `progress` to
-  /// trailer_begin as it goes. Padding becomes zero. Write the manifest first: progress counts it.
-  /// `pace`, if any, is asked before each piece. Throws `progress`' cause soon after somebody
-  /// failed it; then the image is torn.
+  /// For CopyOptions::digests: none added yet.
+  [[nodiscard]] BlockDigests block_digests() const;
+  /// Copies everything between manifest and trailer, in parts that begin in ascending order, and
+  /// advances `progress` to trailer_begin as the parts before are done. Padding becomes zero. Write
+  /// the manifest first: progress counts it. Throws `progress`' cause soon after somebody failed
+  /// it, and what a pace throws; then the image is torn, and no thread writes it any more.
   void copy(const StagingSource& source, std::span<std::byte> image, Watermark& progress,
-            Pace* pace = nullptr) const;
+            const CopyOptions& options) const;
+  void copy(const StagingSource& source, std::span<std::byte> image, Watermark& progress,
+            Pace* pace = nullptr) const {
+    copy(source, image, progress, CopyOptions{.pace = pace});
+  }
   /// capture() and copy(). Throws StructureMismatch if the plan does not fit.
   void copy(const Value& state, std::span<std::byte> image, Watermark& progress) const;
   /// Digests each block as soon as it is final, writes the trailer, and advances `progress` to
@@ -75,6 +95,10 @@ class MESHSTAGE_API StagingPlan {
   /// itself or with a rank beyond its world included.
   ImageInfo seal(const ImageIdentity& identity, std::span<std::byte> image, Watermark& progress,
                  Deadline deadline = Deadline::never()) const;
+  /// The same, with the digests that copy() made: what is left is the trailer. Throws
+  /// InvalidArgument too where `digests` are not complete or not of this plan.
+  ImageInfo seal(const ImageIdentity& identity, std::span<std::byte> image, Watermark& progress,
+                 const BlockDigests& digests) const;
   /// `state` again, with tensors on `image` instead (views and sharing as in the original); `owner`
   /// keeps the bytes alive, `traits` describes them. Containers and Nodes are new, scalars as in
   /// `state`. Throws StructureMismatch if the plan does not fit.
@@ -86,6 +110,9 @@ class MESHSTAGE_API StagingPlan {
 
  private:
   struct Impl;
+  void check_identity(const ImageIdentity& identity) const;
+  ImageInfo write_trailer(const ImageIdentity& identity, std::span<std::byte> image,
+                          Watermark& progress, const BlockDigests& digests) const;
   explicit StagingPlan(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
   std::shared_ptr<const Impl> impl_;
 };

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <meshstage/core/async/worker.hpp>
+#include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/stage/copy_storages_impl.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/stage/source_digests.hpp>
@@ -15,6 +16,17 @@
 
 namespace meshstage {
 namespace {
+
+// That copy while the caller waits, and while it computes.
+struct CopyThreads {
+  explicit CopyThreads(unsigned asked) : alone(asked), beside(asked) {
+    if (asked != 0) return;
+    const auto processors = available_processors();
+    alone = default_copy_threads(processors, Beside::kNothing);
+    beside = default_copy_threads(processors, Beside::kTrainer);
+  }
+  unsigned alone, beside;
+};
 
 // One staging: everything that its copying needs, taken at the call.
 struct Job {
@@ -25,10 +37,10 @@ struct Job {
   Watermark progress;  // failed: stop
 
   // Lets go of the source however it ends.
-  void run(Pace* pace) {
+  void run(const CopyOptions& how) {
     const auto taken = std::move(source);
     progress.throw_if_failed();
-    detail::copy_storages(taken.storages, places, progress, pace);
+    detail::copy_storages(taken.storages, places, progress, how);
     if (digests) digests->check(taken);
   }
 };
@@ -100,7 +112,7 @@ class StateDictStager::Impl {
     const std::lock_guard lock(mutex_);
     if (worker_) worker_->drain();
     const auto job = prepare(state);
-    job->run(options_.pace);
+    job->run({.pace = options_.pace, .crew = &crew_, .hands = threads_.alone});
     return std::move(job->result);
   }
 
@@ -116,11 +128,12 @@ class StateDictStager::Impl {
     std::erase_if(under_way_, [](const auto& weak) { return weak.expired(); });
     under_way_.push_back(job);
     auto work = promise.work();
-    worker_->post([job = std::move(job), promise, pace = options_.pace]() mutable {
+    const CopyOptions how{.pace = options_.pace, .crew = &crew_, .hands = threads_.beside};
+    worker_->post([job = std::move(job), promise, how]() mutable {
       // Told outside the catch, which holds the exception: who gets it is the last to have it.
       std::exception_ptr error;
       try {
-        job->run(pace);
+        job->run(how);
         promise.set_value(std::move(job->result));
       } catch (...) {
         error = std::current_exception();
@@ -200,6 +213,8 @@ class StateDictStager::Impl {
   }
 
   const StagerOptions options_;
+  const CopyThreads threads_{options_.copy_threads};
+  Crew crew_{"mesh-copy", threads_.alone};
   mutable std::mutex mutex_;  // guards what follows
   detail::StorageCache cache_;
   std::list<Known> known_;  // the newest first

@@ -36,6 +36,10 @@ struct StagerOptions {
   std::size_t max_bytes = 0;
   /// Holds copying back: a BandwidthCap, say. Null: as fast as the memory is.
   Pace* pace = nullptr;
+  /// Threads that copy a large state, the stager's or the caller's own included. 0: by the
+  /// processors that the stager finds when it is made (default_copy_threads()): stage() takes its
+  /// share of them, stage_async() half of that, because the trainer computes meanwhile.
+  unsigned copy_threads = 0;
 
   /// For finding errors: digest every tensor at the call and again when it is copied, and throw
   /// InvalidState, naming one, if it changed in between. Reads everything twice more.
@@ -64,7 +68,7 @@ struct StagerOptions {
 /// not refreshed any more, and stay as they are.
 /// No source is kept alive beyond its own staging.
 /// Threads: any; calls take turns, stagings are done one after the other in the order of the calls.
-/// stage_async() starts one thread, which ends with the stager.
+/// stage_async() starts one thread, and the first large copy its helpers; all end with the stager.
 class MESHSTAGE_API StateDictStager {
  public:
   explicit StateDictStager(StagerOptions options = {});

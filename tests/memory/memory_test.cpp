@@ -1,4 +1,5 @@
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
 #include <meshstage/core/memory/mapping.hpp>
 #include <meshstage/core/memory/resource.hpp>
@@ -197,6 +198,28 @@ TEST_CASE("a mapping for readers may be left to forked children") {
   const std::string flags = vm_flags(mapping.bytes().data());
   REQUIRE(flags.find(" dc ") == std::string::npos);
   REQUIRE(flags.find(" dd ") != std::string::npos);
+}
+
+TEST_CASE("a copy takes its share of the processors, half of it beside a trainer, at most eight") {
+  using meshstage::Beside;
+  using meshstage::default_copy_threads;
+  meshstage::AvailableProcessors processors;
+  const auto threads = [&](unsigned allowed, unsigned ranks) {
+    processors.allowed = allowed;
+    return std::pair(default_copy_threads(processors, Beside::kNothing, ranks),
+                     default_copy_threads(processors, Beside::kTrainer, ranks));
+  };
+  REQUIRE(threads(1, 1) == std::pair(1U, 1U));
+  REQUIRE(threads(2, 1) == std::pair(2U, 1U));
+  REQUIRE(threads(2, 8) == std::pair(1U, 1U));
+  REQUIRE(threads(16, 1) == std::pair(8U, 8U));
+  REQUIRE(threads(16, 2) == std::pair(8U, 4U));
+  REQUIRE(threads(16, 0) == std::pair(8U, 8U));
+  REQUIRE(threads(192, 8) == std::pair(8U, 8U));
+  processors.quota = 3.5;  // of a control group below the cores
+  REQUIRE(threads(16, 1) == std::pair(3U, 1U));
+  processors.quota = 0.5;
+  REQUIRE(threads(16, 1) == std::pair(1U, 1U));
 }
 
 TEST_CASE("a mapping of a file in memory shares its bytes") {

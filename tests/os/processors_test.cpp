@@ -1,4 +1,5 @@
 #include <meshstage/core/os/available_processors.hpp>
+#include <meshstage/core/os/faulty_file_system.hpp>
 #include <meshstage/core/os/memory_file_system.hpp>
 
 #include <sched.h>
@@ -81,4 +82,9 @@ TEST_CASE("quotas of version 1 groups, and files that say nothing") {
   put(fs, "/sys/fs/cgroup/cpu/cpu.cfs_period_us", "0\n");
   REQUIRE(meshstage::available_processors(fs).count() == 8);
   REQUIRE(meshstage::available_processors().count() >= 1);  // this machine's
+
+  meshstage::FaultyFileSystem hidden(fs);  // a sandbox that refuses /sys
+  hidden.fail_from(1, EACCES);
+  REQUIRE(meshstage::available_processors(hidden).count() ==
+          std::max(1U, std::thread::hardware_concurrency()));
 }

@@ -1,0 +1,173 @@
+// An image is cut into parts of about the same bytes, wherever its storages begin and end, so that
+// ten thousand small tensors and one huge one take as long on as many threads. A part is digest
+// blocks where digests are wanted, else whole huge pages of memory. The watermark follows the first
+// part that is not done yet.
+#include <meshstage/core/stage/image_copy_impl.hpp>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+#include <meshstage/core/image/copy.hpp>
+#include <meshstage/core/image/digesting_copy.hpp>
+#include <meshstage/core/memory/resource.hpp>
+
+namespace meshstage::detail {
+namespace {
+
+// A smaller image stays in the cache: one thread is as fast, and its stores do not bypass it.
+constexpr std::uint64_t kLarge = std::uint64_t{8} << 20U;
+// Below this a storage of a large image is not worth a fence.
+constexpr std::uint64_t kStreamed = 2048;
+// A part is no smaller: what a thread does must outweigh taking it.
+constexpr std::uint64_t kLeastPart = std::uint64_t{1} << 20U;
+
+// Writes [at, ..) of an image, without digests.
+class PlainTarget {
+ public:
+  PlainTarget(std::span<std::byte> image, std::uint64_t at, bool streaming)
+      : image_(image), at_(at), streaming_(streaming) {}
+  void write(std::span<const std::byte> bytes) {
+    copy_bytes(image_.subspan(at_), bytes, streaming_ && bytes.size() >= kStreamed);
+    at_ += bytes.size();
+  }
+  void write_zeros(std::uint64_t bytes) {
+    std::memset(image_.data() + at_, 0, bytes);
+    at_ += bytes;
+  }
+
+ private:
+  std::span<std::byte> image_;
+  std::uint64_t at_;
+  bool streaming_;
+};
+
+class ImageCopy {
+ public:
+  ImageCopy(const ImageLayout& layout, const StagingSource& source, std::span<std::byte> image,
+            Watermark& progress, const CopyOptions& options)
+      : layout_(layout),
+        source_(source),
+        image_(image),
+        progress_(progress),
+        options_(options),
+        large_(layout.digested_bytes() >= kLarge) {
+    if (options.digests != nullptr) {
+      unit_ = std::max(layout.block_bytes, kLeastPart);  // both are powers of two
+      origin_ = layout.data_begin;
+    } else {
+      unit_ = kHugePageBytes;
+    }
+    const auto first = (layout.data_begin - origin_) / unit_;
+    first_end_ = origin_ + (first + 1) * unit_;
+    const auto rest = layout.trailer_begin - std::min(layout.trailer_begin, first_end_);
+    done_.resize(1 + (rest + unit_ - 1) / unit_);
+  }
+
+  void run() {
+    progress_.advance(layout_.data_begin);
+    progress_.throw_if_failed();
+    const auto part = [this](std::size_t i) {
+      copy_part(i);
+      finished(i);
+    };
+    if (options_.crew != nullptr && large_) {
+      options_.crew->run(done_.size(), part, options_.hands);
+    } else {
+      for (std::size_t i = 0; i < done_.size(); ++i) part(i);
+    }
+    progress_.throw_if_failed();
+  }
+
+ private:
+  [[nodiscard]] std::uint64_t begin_of(std::size_t part) const {
+    return part == 0 ? layout_.data_begin : first_end_ + (part - 1) * unit_;
+  }
+  [[nodiscard]] std::uint64_t end_of(std::size_t part) const {
+    return std::min(layout_.trailer_begin, first_end_ + part * unit_);
+  }
+
+  void copy_part(std::size_t part) {
+    const auto begin = begin_of(part), end = end_of(part);
+    if (options_.digests == nullptr) {
+      PlainTarget target(image_, begin, large_);
+      copy_range(begin, end, target);
+      return;
+    }
+    auto& digests = *options_.digests;
+    for (auto at = begin; at < end; at += layout_.block_bytes) {
+      const auto index = (at - layout_.data_begin) / layout_.block_bytes;
+      const auto bytes = digests.block_size(index);
+      DigestingCopy target(image_.subspan(at, bytes), large_);
+      copy_range(at, at + bytes, target);
+      digests.put(index, target.finish());
+    }
+  }
+
+  // Storages and values with the padding between them, as far as they lie in [at, end).
+  template <class Target>
+  void copy_range(std::uint64_t at, std::uint64_t end, Target& target) {
+    const auto place = [&](std::uint64_t offset, std::span<const std::byte> bytes) {
+      if (const auto gap = std::min(end, std::max(at, offset)) - at; gap > 0) {
+        target.write_zeros(gap);
+        at += gap;
+      }
+      if (at == end) return;
+      const auto from = at - offset;
+      write(bytes.subspan(from, std::min(bytes.size() - from, end - at)), target);
+      at += std::min(bytes.size() - from, end - at);
+    };
+    auto segment =
+        std::partition_point(layout_.segments.begin(), layout_.segments.end(),
+                             [&](const ImageSegment& s) { return s.offset + s.bytes <= at; });
+    for (; segment != layout_.segments.end() && segment->offset < end; ++segment) {
+      if (segment->bytes > 0) place(segment->offset, source_.storages[segment->storage].bytes());
+    }
+    if (at < end) place(layout_.values_begin, source_.values);
+  }
+
+  template <class Target>
+  void write(std::span<const std::byte> bytes, Target& target) {
+    while (!bytes.empty()) {
+      const auto n = std::min<std::uint64_t>(bytes.size(), kPaceBytes);
+      if (options_.pace != nullptr) options_.pace->before(n, progress_);
+      progress_.throw_if_failed();
+      target.write(bytes.first(n));
+      bytes = bytes.subspan(n);
+    }
+  }
+
+  void finished(std::size_t part) {
+    std::uint64_t final = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      done_[part] = true;
+      if (part != front_) return;
+      while (front_ < done_.size() && done_[front_]) ++front_;
+      final = end_of(front_ - 1);
+    }
+    progress_.throw_if_failed();
+    progress_.advance(final);
+  }
+
+  const ImageLayout& layout_;
+  const StagingSource& source_;
+  const std::span<std::byte> image_;
+  Watermark& progress_;
+  const CopyOptions& options_;
+  const bool large_;
+  std::uint64_t unit_ = 0, origin_ = 0, first_end_ = 0;
+  std::mutex mutex_;  // guards what follows
+  std::vector<bool> done_;
+  std::size_t front_ = 0;
+};
+
+}  // namespace
+
+void copy_image(const ImageLayout& layout, const StagingSource& source, std::span<std::byte> image,
+                Watermark& progress, const CopyOptions& options) {
+  ImageCopy(layout, source, image, progress, options).run();
+}
+
+}  // namespace meshstage::detail
