@@ -1,4 +1,5 @@
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/memory/first_touch.hpp>
 #include <meshstage/core/memory/room.hpp>
 #include <meshstage/core/vault/names_impl.hpp>
 #include <meshstage/core/vault/state_impl.hpp>
@@ -178,6 +179,10 @@ void VaultState::grow(SlotKey key, Slot& slot, std::uint64_t bytes) const {
                   e.what());
   }
   slot.mapping = Mapping(*slot.file, target, MapAccess::kReadWrite);
+  // The pages are there; now this process's way to them, so that the first copy need not stop at
+  // each. Not before they are reserved: a file of this size without pages would be a trap for who
+  // adopts it.
+  first_touch(slot.mapping.bytes());
 }
 
 }  // namespace meshstage::detail

@@ -162,7 +162,8 @@ TEST_CASE("a crew without work uses no processor time") {
   Crew crew("test", 4);
   std::barrier<> all(4);
   crew.run(4, [&](std::size_t) { all.arrive_and_wait(); });
-  // Sleeping threads do not switch: a spinning or polling one would.
+  // Sleeping threads hardly switch (a sanitizer has a thread, too): polling ones do, by the
+  // hundred.
   const auto switches = [] {
     rusage usage{};
     ::getrusage(RUSAGE_SELF, &usage);
@@ -177,6 +178,6 @@ TEST_CASE("a crew without work uses no processor time") {
   const auto time = cpu();
   const auto before = switches();
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
-  REQUIRE(switches() - before <= 3);
+  REQUIRE(switches() - before <= 30);
   REQUIRE(cpu() - time < std::chrono::milliseconds(10));
 }

@@ -1,10 +1,13 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
+#include <meshstage/core/memory/first_touch.hpp>
 #include <meshstage/core/memory/mapping.hpp>
 #include <meshstage/core/memory/resource.hpp>
+#include <meshstage/core/memory/shared_memory.hpp>
 #include <meshstage/core/os/memory_file_system.hpp>
 
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -198,6 +201,61 @@ TEST_CASE("a mapping for readers may be left to forked children") {
   const std::string flags = vm_flags(mapping.bytes().data());
   REQUIRE(flags.find(" dc ") == std::string::npos);
   REQUIRE(flags.find(" dd ") != std::string::npos);
+}
+
+namespace {
+
+// Pages that a store to each 4 KiB of `memory` makes the kernel look for.
+long faults_of_stores(std::span<std::byte> memory) {
+  const auto faults = [] {
+    rusage usage{};
+    ::getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_minflt + usage.ru_majflt;
+  };
+  const auto before = faults();
+  for (std::size_t at = 0; at < memory.size(); at += 4096) {
+    auto* const byte = memory.data() + at;
+    *const_cast<volatile std::byte*>(byte) = std::byte(*byte | std::byte{1});
+  }
+  return faults() - before;
+}
+
+}  // namespace
+
+TEST_CASE("memory that was touched first has its pages, and its bytes as they were") {
+  constexpr std::size_t kBytes = std::size_t{40} << 20U;
+  const TempDirectory directory("/dev/shm");
+  const auto file =
+      meshstage::real_file_system().open(directory.path() / "a", OpenMode::kCreateExclusive);
+  file->reserve(kBytes);
+  const std::byte mark[] = {std::byte{42}};
+  meshstage::write_fully(*file, mark, kBytes - 1);
+  const Mapping fresh(*file, kBytes, MapAccess::kReadWrite);
+  REQUIRE(faults_of_stores(fresh.bytes()) > 100);  // what it is for
+  for (const unsigned hands : {0U, 1U, 3U}) {
+    const Mapping mapping(*file, kBytes, MapAccess::kReadWrite);
+    meshstage::first_touch(mapping.bytes(), hands);
+    REQUIRE(faults_of_stores(mapping.bytes()) < 16);
+    REQUIRE(mapping.bytes().back() == std::byte{42});
+  }
+  meshstage::SharedMemory shared;
+  const std::span block(static_cast<std::byte*>(shared.allocate(kBytes, 4096)), kBytes);
+  REQUIRE(faults_of_stores(block) < 16);
+  shared.deallocate(block.data(), kBytes, 4096);
+}
+
+TEST_CASE("touching where there is no room kills nobody") {
+  constexpr std::size_t kBytes = std::size_t{40} << 20U;
+  const TempDirectory directory("/dev/shm");
+  const auto file =
+      meshstage::real_file_system().open(directory.path() / "a", OpenMode::kCreateExclusive);
+  file->reserve(kBytes);
+  const Mapping mapping(*file, kBytes, MapAccess::kReadWrite);
+  file->truncate(4096);  // a store behind it is SIGBUS
+  meshstage::first_touch(mapping.bytes(), 2);
+  const Mapping read_only(*file, 4096, MapAccess::kRead);
+  meshstage::first_touch(read_only.bytes());
+  REQUIRE(mapping.bytes()[0] == std::byte{0});
 }
 
 TEST_CASE("a copy takes its share of the processors, half of it beside a trainer, at most eight") {

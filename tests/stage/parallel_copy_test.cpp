@@ -82,9 +82,9 @@ Copied copied(const StagingPlan& plan, const Value& state, CopyOptions options, 
 
 TEST_CASE("several threads write the image of one, with the same digests") {
   Crew crew("test-copy", 4);
-  for (std::uint64_t seed = 0; seed < 24; ++seed) {
+  for (std::uint64_t seed = 0; seed < 12; ++seed) {
     const bool large = seed % 4 == 3;
-    const auto state = random_state(seed, large ? 24 * kMiB : 64 * 1024);
+    const auto state = random_state(seed, large ? 10 * kMiB : 64 * 1024);
     const auto blocks = std::uint64_t{4096} << 2 * (seed % 6);  // to 4 MiB
     const auto plan = StagingPlan::compile(state, nullptr, {.block_bytes = blocks});
     const auto one = copied(plan, state, {}, false);
@@ -140,7 +140,7 @@ TEST_CASE("every length digests right while it is copied, from and to any addres
 
 TEST_CASE("who follows the watermark reads final bytes only, in order") {
   Crew crew("test-copy", 4);
-  const auto state = random_state(99, 48 * kMiB);
+  const auto state = random_state(99, 30 * kMiB);
   const auto plan = StagingPlan::compile(state);
   const auto& layout = plan.layout();
   const auto expected = copied(plan, state, {}, false);
@@ -243,7 +243,7 @@ TEST_CASE("the watermark waits for a part that is late, however far other thread
 
 TEST_CASE("a failed watermark stops every thread soon") {
   Crew crew("test-copy", 3);
-  const auto state = random_state(8, 200 * kMiB);
+  const auto state = random_state(8, 40 * kMiB);
   const auto plan = StagingPlan::compile(state);
   const auto image = dirty(plan);
   Fails fails;
@@ -255,8 +255,8 @@ TEST_CASE("a failed watermark stops every thread soon") {
 }
 
 TEST_CASE("a stager of several threads stages what one of one thread does") {
-  for (std::uint64_t seed = 0; seed < 6; ++seed) {
-    const auto state = Value(random_state(seed, 30 * kMiB));
+  for (std::uint64_t seed = 0; seed < 3; ++seed) {
+    const auto state = Value(random_state(seed, 12 * kMiB));
     StateDictStager one({.copy_threads = 1}), many({.copy_threads = 4});
     const auto expected = one.stage(state);
     CHECK_FALSE(compare(expected, state));
@@ -266,8 +266,8 @@ TEST_CASE("a stager of several threads stages what one of one thread does") {
 }
 
 TEST_CASE("a stager's copy that fails on any thread leaves the stager good") {
-  const auto state = Value(random_state(3, 40 * kMiB));
-  for (int at = 1; at < 9; ++at) {
+  const auto state = Value(random_state(3, 12 * kMiB));
+  for (int at = 1; at < 6; ++at) {
     Breaks breaks(at);
     StateDictStager stager({.pace = &breaks, .copy_threads = 3});
     REQUIRE_THROWS_AS(stager.stage(state), IoError);
