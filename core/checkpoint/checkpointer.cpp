@@ -272,7 +272,7 @@ class Checkpointer::Impl {
 
 Checkpointer::Checkpointer(CheckpointerOptions options) {
   const Deadline deadline = Deadline::after(options.forming_deadline);
-  impl_ = std::make_unique<Impl>(std::move(options), deadline);
+  impl_.reset(new Impl(std::move(options), deadline));
 }
 Checkpointer::~Checkpointer() = default;
 

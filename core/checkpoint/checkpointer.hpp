@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/async/work.hpp>
 #include <meshstage/core/checkpoint/run.hpp>
 #include <meshstage/core/comm/membership.hpp>
@@ -180,7 +181,7 @@ class MESHSTAGE_API Checkpointer {
 
  private:
   class Impl;
-  std::unique_ptr<Impl> impl_;
+  std::unique_ptr<Impl, DeleteHere> impl_;  // a forked child's copy does nothing
 };
 
 }  // namespace meshstage

@@ -26,14 +26,21 @@ class NamedTransfer final : public Transfer {
   NamedTransfer(std::unique_ptr<Transfer> inner, std::shared_ptr<const NoteLoss> note)
       : inner_(std::move(inner)), note_(std::move(note)) {}
   void wait(Deadline deadline) override {
+    named([&] { inner_->wait(deadline); });
+  }
+  void wait_while_moving(std::chrono::milliseconds silence) override {
+    named([&] { inner_->wait_while_moving(silence); });
+  }
+
+ private:
+  template <class Wait>
+  void named(Wait&& wait) {
     try {
-      inner_->wait(deadline);
+      wait();
     } catch (const PeerLost& e) {
       rethrow_named(e, *note_);
     }
   }
-
- private:
   std::unique_ptr<Transfer> inner_;
   std::shared_ptr<const NoteLoss> note_;
 };

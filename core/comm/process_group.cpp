@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <map>
-#include <mutex>
 #include <utility>
 
 #include <meshstage/core/comm/process_group.hpp>
@@ -12,9 +11,9 @@ namespace {
 
 /// Counts the transfers of a split group that are not done, so that its close() knows.
 struct Outstanding {
-  std::mutex mutex;
-  int count = 0;
-  bool closed = false;
+  Mutex mutex;
+  int count MESHSTAGE_GUARDED_BY(mutex) = 0;
+  bool closed MESHSTAGE_GUARDED_BY(mutex) = false;
 };
 
 class CountedTransfer final : public Transfer {
@@ -31,11 +30,15 @@ class CountedTransfer final : public Transfer {
     inner_->wait(deadline);
     leave();
   }
+  void wait_while_moving(std::chrono::milliseconds silence) override {
+    inner_->wait_while_moving(silence);
+    leave();
+  }
 
  private:
   void leave() {
     if (std::exchange(left_, true)) return;
-    const std::lock_guard lock(outstanding_->mutex);
+    const MutexLock lock(outstanding_->mutex);
     --outstanding_->count;
   }
   std::unique_ptr<Transfer> inner_;
@@ -76,7 +79,7 @@ class SplitGroup final : public ProcessGroup {
 
   void close_if_pending() noexcept {
     {
-      const std::lock_guard lock(outstanding_->mutex);
+      const MutexLock lock(outstanding_->mutex);
       if (std::exchange(outstanding_->closed, true) || outstanding_->count == 0) return;
     }
     parent_->abort(std::make_exception_ptr(Cancelled("a split group was closed while in use")));
@@ -92,14 +95,14 @@ class SplitGroup final : public ProcessGroup {
                                         peer);
     }
     {
-      const std::lock_guard lock(outstanding_->mutex);
+      const MutexLock lock(outstanding_->mutex);
       if (outstanding_->closed) throw InvalidState("the split group was closed");
       ++outstanding_->count;
     }
     try {
       return std::make_unique<CountedTransfer>(post(), outstanding_);
     } catch (...) {  // passed on; only the count is put right
-      const std::lock_guard lock(outstanding_->mutex);
+      const MutexLock lock(outstanding_->mutex);
       --outstanding_->count;
       throw;
     }
@@ -125,7 +128,7 @@ std::uint64_t mix(std::uint64_t seed, std::uint64_t value) {
 std::uint64_t ProcessGroup::next_split(const std::vector<int>& ranks) {
   std::uint64_t turn = 0;
   {
-    const std::lock_guard lock(splits_mutex_);
+    const MutexLock lock(splits_mutex_);
     turn = splits_[ranks]++;
   }
   std::uint64_t salt = mix(turn, ranks.size());

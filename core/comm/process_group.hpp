@@ -1,14 +1,15 @@
 #pragma once
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
 #include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/error/export.hpp>
 
 namespace meshstage {
@@ -30,6 +31,13 @@ class MESHSTAGE_API Transfer {
   /// if the peer's message has another length (a backend that cannot tell runs into the deadline
   /// instead). Threads: one at a time for one transfer.
   virtual void wait(Deadline deadline) = 0;
+  /// Waits as long as bytes move between the two ranks, of whatever transfer and either way: throws
+  /// PeerSilent once none has moved for `silence`, and else as wait(). So a slow wire is no dead
+  /// one: one packet in `silence` is enough. A backend that cannot see bytes move (this default)
+  /// waits for `silence` in all.
+  virtual void wait_while_moving(std::chrono::milliseconds silence) {
+    wait(Deadline::after(silence));
+  }
 };
 
 /// Ranks 0..size-1 that send bytes to each other. Everything else (collectives.hpp) is made of what
@@ -81,8 +89,9 @@ class MESHSTAGE_API ProcessGroup : public std::enable_shared_from_this<ProcessGr
 
  private:
   std::uint64_t next_split(const std::vector<int>& ranks);
-  std::mutex splits_mutex_;
-  std::map<std::vector<int>, std::uint64_t> splits_;  // how often each list was split
+  Mutex splits_mutex_;
+  /// How often each list was split.
+  std::map<std::vector<int>, std::uint64_t> splits_ MESHSTAGE_GUARDED_BY(splits_mutex_);
 };
 
 /// True if every rank of the group is linked to the caller.

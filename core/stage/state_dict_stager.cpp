@@ -223,8 +223,7 @@ class StateDictStager::Impl {
   std::optional<Worker> worker_;
 };
 
-StateDictStager::StateDictStager(StagerOptions options)
-    : impl_(std::make_unique<Impl>(std::move(options))) {}
+StateDictStager::StateDictStager(StagerOptions options) : impl_(new Impl(std::move(options))) {}
 StateDictStager::~StateDictStager() = default;
 Value StateDictStager::stage(const Value& state) { return impl_->stage(state); }
 Work<Value> StateDictStager::stage_async(const Value& state) { return impl_->stage_async(state); }

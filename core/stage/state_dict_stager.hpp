@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/async/work.hpp>
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/memory/pinning.hpp>
@@ -102,7 +103,7 @@ class MESHSTAGE_API StateDictStager {
 
  private:
   class Impl;
-  std::unique_ptr<Impl> impl_;
+  std::unique_ptr<Impl, DeleteHere> impl_;  // a forked child's copy does nothing
 };
 
 }  // namespace meshstage

@@ -74,7 +74,7 @@ void drain_image(const Link& link, const Shape& shape) {
   std::vector<std::byte> scratch(largest);
   for (const auto& piece : pieces) {
     link.group.receive(link.peer, link.tag, std::span(scratch).first(piece.bytes))
-        ->wait(Deadline::after(link.stall));
+        ->wait_while_moving(link.stall);
   }
 }
 

@@ -23,7 +23,7 @@ class Window {
         flying_.push_back(post(next++));
         continue;
       }
-      flying_.front()->wait(Deadline::after(link_.stall));
+      flying_.front()->wait_while_moving(link_.stall);
       flying_.pop_front();
       done(finished++);
       if (link_.on_piece) link_.on_piece(finished, pieces.size());

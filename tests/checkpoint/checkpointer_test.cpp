@@ -8,6 +8,7 @@
 #include <meshstage/core/comm/tcp_store/server.hpp>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/forked.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
 
@@ -143,4 +144,19 @@ TEST_CASE("a rank whose host is gone gets its state back from its holder's memor
     CHECK(r.step == 10);
     CHECK(r.source == (rank == lost ? ms::Source::kHolderMemory : ms::Source::kOwnMemory));
   }
+}
+
+TEST_CASE("the child of a fork ends, whatever its parent's Checkpointer is doing") {
+  InProcessJob job(1);
+  auto ckpt = std::make_unique<ms::Checkpointer>(job.options(0));
+  ms::Dict state = state_of(0, 0);
+  REQUIRE(ckpt->recover(state).step == 0);
+  auto staging = ckpt->stage(state_of(0, 5), 5);
+  REQUIRE(ms::test::ends_in_forked_child([&] {
+    staging = {};
+    ckpt.reset();
+  }));
+  // The parent's goes on.
+  staging.outcome().wait(ms::Deadline::after(std::chrono::seconds(20)));
+  stage_all(*ckpt, {10});
 }

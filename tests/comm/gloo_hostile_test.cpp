@@ -247,9 +247,13 @@ class StrangersFirst final : public Store {
                            std::stop_token stop) override {
     const std::string address = inner_.wait_for_any(keys, deadline, std::move(stop));
     const std::lock_guard lock(mutex_);
-    for (int i = 0; i < count_; ++i) {
-      strangers_.push_back(std::make_unique<BareSocket>(address));
-      say_(*strangers_.back(), address);
+    try {
+      for (int i = 0; i < count_; ++i) {
+        strangers_.push_back(std::make_unique<BareSocket>(address));
+        say_(*strangers_.back(), address);
+      }
+    } catch (const IoError&) {
+      // That end connects, has done so already, and listens no more.
     }
     return address;
   }

@@ -2,9 +2,12 @@
 #include <meshstage/core/stage/state_dict_stager.hpp>
 #include <meshstage/core/tree/compare.hpp>
 
+#include <chrono>
+#include <memory>
 #include <thread>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/forked.hpp"
 #include "tests/support/memory_kinds.hpp"
 
 using namespace meshstage;
@@ -62,4 +65,15 @@ TEST_CASE("threads: calls of one stager from two threads take turns") {
   for (auto& thread : threads) thread.join();
   CHECK(wrong == std::vector<int>(2));
   CHECK(stager.plans() == 1);
+}
+
+TEST_CASE("the child of a fork ends, whatever its parent's stager is doing") {
+  auto stager = std::make_unique<StateDictStager>();
+  auto staged = stager->stage_async(state_of(7));
+  REQUIRE(test::ends_in_forked_child([&] {
+    staged = {};
+    stager.reset();
+  }));
+  const Value result = staged.get(Deadline::after(std::chrono::seconds(20)));
+  REQUIRE(result.at("n").as<std::int64_t>() == 7);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <map>
 #include <random>
@@ -123,9 +124,17 @@ class GlooTransfer final : public Transfer {
   ~GlooTransfer() override;
 
   void wait(Deadline deadline) override;
+  void wait_while_moving(std::chrono::milliseconds silence) override;
 
  private:
   friend class GlooState;
+  /// False at the deadline.
+  [[nodiscard]] bool done_by(Deadline deadline);
+  [[nodiscard]] std::uint64_t moved() const;
+  [[noreturn]] void throw_late(const std::string& when) const {
+    throw make_error<PeerSilent>(
+        "rank " + std::to_string(state_->rank) + ", " + what() + ": " + when, peer_);
+  }
   [[nodiscard]] std::string what() const {
     return (is_send_ ? "sending " : "receiving ") + std::to_string(bytes_) +
            (is_send_ ? " bytes to rank " : " bytes from rank ") + std::to_string(peer_);
@@ -158,7 +167,33 @@ GlooTransfer::~GlooTransfer() {
 }
 
 void GlooTransfer::wait(Deadline deadline) {
+  if (!done_by(deadline)) throw_late("not done by the deadline");
+}
+
+std::uint64_t GlooTransfer::moved() const {
+  const GlooState::Stay stay(*state_);
+  return state_->table.moved(state_->group, peer_);
+}
+
+void GlooTransfer::wait_while_moving(std::chrono::milliseconds silence) {
+  // Looked at a few times in each silence, so that it is not taken for much longer than it is.
+  constexpr int kLooks = 4;
   if (done_) return;
+  std::uint64_t seen = moved();
+  Deadline quiet = Deadline::after(silence);
+  while (!done_by(quiet.earlier(Deadline::after(silence / kLooks)))) {
+    const std::uint64_t now = moved();
+    if (now != seen) {
+      quiet = Deadline::after(silence);
+    } else if (quiet.expired()) {
+      throw_late("nothing moved for " + std::to_string(silence.count()) + " ms");
+    }
+    seen = now;
+  }
+}
+
+bool GlooTransfer::done_by(Deadline deadline) {
+  if (done_) return true;
   const GlooState::Stay stay(*state_);
   // While this thread stays, close() does not release the handle, and nobody else does.
   const auto& table = state_->table;
@@ -180,15 +215,13 @@ void GlooTransfer::wait(Deadline deadline) {
       state_->live.erase(handle_);
       table.release(std::exchange(handle_, nullptr));
       done_ = true;
-      return;
+      return true;
     }
     if (state_->cause) std::rethrow_exception(state_->cause);
   }
-  const std::string by = "rank " + std::to_string(state_->rank) + ", " + what();
-  if (result == gloo_module::kInterrupted) {
-    throw make_error<PeerSilent>(by + ": not done by the deadline", peer_);
-  }
-  throw make_error<PeerLost>(by + ": " + error.text, peer_);
+  if (result == gloo_module::kInterrupted) return false;
+  throw make_error<PeerLost>(
+      "rank " + std::to_string(state_->rank) + ", " + what() + ": " + error.text, peer_);
 }
 
 std::unique_ptr<Transfer> GlooState::keep(gloo_module::Transfer* transfer, int peer,

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -71,11 +72,18 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
     peers_ = nonce;
   }
 
+  /// Rises with the bytes that the kernel brought or took. From any thread.
+  [[nodiscard]] std::uint64_t moved() const noexcept {
+    return moved_.load(std::memory_order_relaxed);
+  }
+
   /// Gloo's thread. As Pair's, but for the catch; the lock is held through both, because a thread
   /// of ours that closes the pair holds it while it waits for Gloo's thread.
   void handleEvents(int events) override {
     guarded([&] {
       if (state_ == CONNECTED) {
+        // Bytes are there to be read, or there is room where there was none.
+        moved_.fetch_add(1, std::memory_order_relaxed);
         handleReadWrite(events);
       } else if (state_ == LISTENING) {
         accept_stranger();
@@ -178,6 +186,7 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
     signalException(std::move(cause));
   }
 
+  std::atomic<std::uint64_t> moved_{0};
   const Nonce own_;
   Nonce peers_{};
   std::array<Stranger, kStrangers> strangers_;

@@ -171,6 +171,10 @@ void interrupt(Transfer* transfer) {
   }
 }
 
+std::uint64_t moved(Group* group, int peer) {
+  return static_cast<const GuardedPair&>(*group->context->getPair(peer)).moved();
+}
+
 void release(Transfer* transfer) { delete transfer; }
 
 void close_pairs(Group* group) {
@@ -192,8 +196,9 @@ constexpr Table kTable = {kGlooModuleAbi, "Gloo " GLOO_MODULE_VERSION,
                           open,           address,
                           connect,        send,
                           receive,        wait,
-                          interrupt,      release,
-                          close_pairs,    destroy};
+                          interrupt,      moved,
+                          release,        close_pairs,
+                          destroy};
 
 }  // namespace
 

@@ -8,7 +8,7 @@
 /// and released by the module. A change of anything here raises kGlooModuleAbi.
 namespace meshstage::gloo_module {
 
-inline constexpr std::uint32_t kGlooModuleAbi = 2;
+inline constexpr std::uint32_t kGlooModuleAbi = 3;
 inline constexpr char kTableSymbol[] = "meshstage_gloo_module_table";
 
 /// What a connecting peer says first, so that no stranger's connection is taken for its own.
@@ -49,6 +49,8 @@ struct Table {
   Result (*wait)(Transfer* transfer, ErrorText* error);
   /// Makes this wait, or the next, return kInterrupted. From any thread.
   void (*interrupt)(Transfer* transfer);
+  /// A count that rises with the bytes that came from `peer` or left for it. From any thread.
+  std::uint64_t (*moved)(Group* group, int peer);
   /// Returns after the last access to the transfer's memory.
   void (*release)(Transfer* transfer);
   /// Closes every connection and listening socket, from any thread; nothing is read or written any
