@@ -102,7 +102,8 @@ struct CheckpointerOptions {
 /// Host memory: four times the state's bytes for each rank (two own slots, two for its ward), less
 /// what replicas leave out.
 /// Threads: one caller (the trainer's thread). Owns one agent thread, one copying thread, one
-/// exchange thread, one persisting thread and its backend's; all end with it.
+/// exchange thread, one persisting thread and its backend's, and one that tells how long it waits
+/// while a generation is formed or a step recovered; all end with it.
 /// Errors: RejoinNeeded (PeerLost, or PeerSilent) from any call, recover() and finish() too, or
 /// from a transfer of group(), ends the generation: only rejoin() and destruction are useful, other
 /// calls throw the same error again. Other errors are for a person. Destruction, an exception or a

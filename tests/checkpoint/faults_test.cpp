@@ -1,6 +1,7 @@
 // What a trainer may do wrong or meet, and what must come of it: a clear error, nothing touched,
 // and the job goes on once the cause is gone.
 #include <barrier>
+#include <filesystem>
 #include <fstream>
 #include <future>
 #include <memory>
@@ -379,6 +380,32 @@ TEST_CASE(
   CHECK(disk.used() == before);  // nothing was allocated for it
   stage_all(ckpt, {2});          // a smaller one has room
   ckpt.finish();
+}
+
+TEST_CASE("who waits for ranks tells which, and for how long") {
+  InProcessJob job(3);
+  auto options = job.options(1);
+  options.forming_deadline = std::chrono::milliseconds(2500);
+  CHECK_THROWS_AS(ms::Checkpointer(options), ms::Timeout);
+  CHECK_THAT(job.log(), contains_text("rank 1: waiting for ranks 0, 2 of 3; 2 of 2 s"));
+}
+
+TEST_CASE("a directory may be relative or below HOME, and is named where it cannot be") {
+  InProcessJob job(1);
+  auto options = job.options(0);
+  options.directory = "ckpt";
+  options.persist_every = 1;
+  const std::string below = (std::filesystem::current_path() / "ckpt").string();
+  {
+    ms::Checkpointer ckpt(options);
+    (void)recover_to(ckpt, 0);
+    ckpt.finish();
+  }
+  CHECK(job.disk().list(below).size() == 1);
+  options = job.options(0);
+  options.directory = "~nobody/ckpt";
+  CHECK_THAT(thrown<ms::InvalidArgument>([&] { const ms::Checkpointer ckpt(options); }),
+             contains_text("directory \"~nobody/ckpt\""));
 }
 
 TEST_CASE("owner and holder lost together: from disk, or an error that names the ranks") {
