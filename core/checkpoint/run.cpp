@@ -54,7 +54,7 @@ class Run {
         }
         return step;
       } catch (const RejoinNeeded& e) {
-        last_ = {};
+        count_last();
         if (++losses_ > options_.max_losses) {
           throw Unrecoverable("no step became complete in " + std::to_string(losses_) +
                               " generations in a row; how the last one ended: " + e.what());
@@ -122,6 +122,18 @@ class Run {
                        std::to_string(patience_.count()) + " ms; a rank has not staged it");
     }
     return count(last_);
+  }
+
+  /// The generation ended. If the last step's outcome is known all the same it counts: another rank
+  /// may have ended its run for it.
+  void count_last() {
+    Staging last = std::exchange(last_, {});
+    if (!last.outcome().valid() || !last.outcome().ready()) return;
+    try {
+      (void)count(last);
+    } catch (const RejoinNeeded&) {  // it ended with the generation
+      return;
+    }
   }
 
   std::optional<Outcome> count(Staging& staging) {
