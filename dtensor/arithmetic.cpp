@@ -78,11 +78,15 @@ void apply(const Tensor& tensor, Operation operation, typename E::Value number) 
   });
 }
 
+std::string text_of(Scalar number) {
+  if (const auto integer = number.integer<std::int64_t>()) return std::to_string(*integer);
+  if (const auto integer = number.integer<std::uint64_t>()) return std::to_string(*integer);
+  return std::to_string(number.real());
+}
+
 template <class T>
 T as_integer(const DTensor& tensor, Operation operation, Scalar number) {
-  if (number.is_integer() && std::in_range<T>(number.integer())) {
-    return static_cast<T>(number.integer());
-  }
+  if (const auto integer = number.integer<T>()) return *integer;
   // A whole number written as a floating one. 2^digits is exact, T's largest value may not be.
   const double limit = std::ldexp(1.0, std::numeric_limits<T>::digits);
   const double least = std::is_signed_v<T> ? -limit : 0;
@@ -91,7 +95,7 @@ T as_integer(const DTensor& tensor, Operation operation, Scalar number) {
     return static_cast<T>(number.real());
   }
   throw refused(tensor, operation,
-                std::to_string(number.real()) + " is not a whole number that fits " +
+                text_of(number) + " is not a whole number that fits " +
                     std::string(to_string(tensor.dtype())) + "; nothing is promoted");
 }
 

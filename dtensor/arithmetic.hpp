@@ -1,6 +1,7 @@
 #pragma once
 #include <concepts>
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include <meshstage/core/error/export.hpp>
@@ -17,18 +18,27 @@ class Scalar {
   template <std::integral I>
     requires(!std::same_as<I, bool>)
   Scalar(I value) noexcept  // NOLINT
-      : integer_(static_cast<std::int64_t>(value)),
+      : bits_(static_cast<std::uint64_t>(value)),
         real_(static_cast<double>(value)),
-        is_integer_(std::in_range<std::int64_t>(value)) {}
+        is_integer_(true),
+        negative_(std::cmp_less(value, 0)) {}
 
+  /// It was given as an integer: integer() is exact, real() may be rounded.
   [[nodiscard]] bool is_integer() const noexcept { return is_integer_; }
-  [[nodiscard]] std::int64_t integer() const noexcept { return integer_; }
+  /// The integer; nothing if it was given as a floating number, or T does not hold it.
+  template <std::integral T>
+  [[nodiscard]] std::optional<T> integer() const noexcept {
+    const auto is = static_cast<std::int64_t>(bits_);
+    const bool fits = is_integer_ && (negative_ ? std::in_range<T>(is) : std::in_range<T>(bits_));
+    return fits ? std::optional<T>(static_cast<T>(bits_)) : std::nullopt;
+  }
   [[nodiscard]] double real() const noexcept { return real_; }
 
  private:
-  std::int64_t integer_ = 0;
+  std::uint64_t bits_ = 0;  // of an integer, two's complement
   double real_ = 0;
   bool is_integer_ = false;
+  bool negative_ = false;
 };
 
 /// Each element plus or times a number, in new row-major memory; no communication. CPU only.

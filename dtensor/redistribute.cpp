@@ -220,8 +220,43 @@ void check_reducible(DType dtype, ReduceOp op) {
       " of up to 64 bits");
 }
 
+namespace {
+
+/// The elements of halves as floats, or the other way round; of any strides.
+Tensor converted(const Tensor& tensor, DType to) {
+  const Tensor result = Tensor::empty(tensor.shape(), to);
+  const Tensor from = tensor.contiguous();
+  if (to == DType::kF32) {
+    const std::span<float> floats(result.data<float>(), static_cast<std::size_t>(result.numel()));
+    std::fill(floats.begin(), floats.end(), -0.0F);
+    collectives::arithmetic::add_halves(floats, {from.first_byte(), from.nbytes()});
+  } else {
+    collectives::arithmetic::store_halves(
+        {result.first_byte(), result.nbytes()},
+        {from.data<const float>(), static_cast<std::size_t>(from.numel())});
+  }
+  return result;
+}
+
+}  // namespace
+
 void redistribute_into(const Tensor& local, const Side& from, const Placements& to,
                        const Tensor& result, MeshGroups& groups, Deadline deadline) {
+  const auto reduces_average = [&] {
+    const auto reduced = reduced_dims(from, to);
+    for (std::size_t d = 0; d < to.size(); ++d) {
+      if (reduced[d] && from.placement(d).op() == ReduceOp::kAvg) return true;
+    }
+    return false;
+  };
+  if (result.dtype() == DType::kF16 && reduces_average()) {
+    // The sum of halves overflows where their mean does not.
+    const Tensor floats = Tensor::empty(result.shape(), DType::kF32);
+    redistribute_into(local.defined() ? converted(local, DType::kF32) : local, from, to, floats,
+                      groups, deadline);
+    result.copy_from(converted(floats, DType::kF16));
+    return;
+  }
   const DeviceMesh& mesh = groups.mesh();
   const Coordinate me = *mesh.coordinate(groups.rank());
   const Side wanted(mesh, from.layout().tensor_shape(), to);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -27,6 +28,25 @@ bool have_common(const ShardMetadata& a, const ShardMetadata& b) {
 std::int64_t numel_from(const Shape& sizes, std::size_t d) {
   return std::accumulate(sizes.begin() + static_cast<std::ptrdiff_t>(d), sizes.end(),
                          std::int64_t{1}, std::multiplies<>());
+}
+
+// So many overlapping shards are enough to tell which is wrong.
+constexpr std::size_t kEnough = 64;
+
+std::size_t alike(std::span<const ShardMetadata> shards, std::size_t i) {
+  return static_cast<std::size_t>(
+      std::count_if(shards.begin(), shards.end(),
+                    [&](const ShardMetadata& s) { return s.sizes == shards[i].sizes; }));
+}
+
+/// Which of two shards that cannot both be right is more likely wrong: the one that overlaps more
+/// others, else the one whose sizes fewer shards have, else the later.
+std::size_t suspect(std::span<const ShardMetadata> shards, std::size_t a, std::size_t overlaps_a,
+                    std::size_t b, std::size_t overlaps_b) {
+  if (overlaps_a != overlaps_b) return overlaps_a > overlaps_b ? a : b;
+  const auto like_a = alike(shards, a), like_b = alike(shards, b);
+  if (like_a != like_b) return like_a < like_b ? a : b;
+  return std::max(a, b);
 }
 
 /// The first element that none of `shards` has, in the dimensions from d on: they all have the
@@ -98,17 +118,24 @@ std::optional<Problem> overlap(std::span<const ShardMetadata> shards) {
     return std::pair(shards[a].offsets[sweep], a) < std::pair(shards[b].offsets[sweep], b);
   });
   std::vector<std::size_t> open;
+  std::optional<std::pair<std::size_t, std::size_t>> found;
+  std::map<std::size_t, std::size_t> overlaps;  // how many others each overlaps
   for (const std::size_t i : order) {
     std::erase_if(
         open, [&](std::size_t o) { return end_of(shards[o], sweep) <= shards[i].offsets[sweep]; });
     for (const std::size_t o : open) {
-      if (have_common(shards[o], shards[i])) {
-        return Problem{std::max(i, o), "overlaps", std::min(i, o)};
-      }
+      if (!have_common(shards[o], shards[i])) continue;
+      if (!found) found = {o, i};
+      ++overlaps[o];
+      ++overlaps[i];
     }
+    if (overlaps.size() > kEnough) break;
     open.push_back(i);
   }
-  return {};
+  if (!found) return {};
+  const auto [a, b] = *found;
+  const bool first = suspect(shards, a, overlaps[a], b, overlaps[b]) == a;
+  return Problem{first ? a : b, "overlaps", first ? b : a};
 }
 
 std::optional<Shape> gap(std::span<const ShardMetadata> shards, const Shape& whole) {
@@ -128,16 +155,34 @@ std::optional<Shape> gap(std::span<const ShardMetadata> shards, const Shape& who
 }
 
 std::size_t beside(std::span<const ShardMetadata> shards, const Shape& element) {
-  for (std::size_t d = element.size(); d-- > 0;) {
+  // The shard that has the element before the missing one along a dimension.
+  const auto shard_before = [&](std::size_t d) -> std::optional<std::size_t> {
     for (std::size_t i = 0; i < shards.size(); ++i) {
       const ShardMetadata& s = shards[i];
-      bool before = !empty(s);
+      bool has = !empty(s);
       for (std::size_t e = 0; e < element.size(); ++e) {
         const std::int64_t at = element[e] - (e == d ? 1 : 0);
-        before = before && s.offsets[e] <= at && at < end_of(s, e);
+        has = has && s.offsets[e] <= at && at < end_of(s, e);
       }
-      if (before) return i;
+      if (has) return i;
     }
+    return {};
+  };
+  for (std::size_t d = element.size(); d-- > 0;) {
+    const auto before = shard_before(d);
+    // Behind the missing elements: the first that begins there.
+    std::optional<std::size_t> behind;
+    for (std::size_t i = 0; i < shards.size(); ++i) {
+      const ShardMetadata& s = shards[i];
+      bool beyond = !empty(s) && s.offsets[d] > element[d];
+      for (std::size_t e = 0; e < element.size(); ++e) {
+        beyond = beyond && (e == d || (s.offsets[e] <= element[e] && element[e] < end_of(s, e)));
+      }
+      if (beyond && (!behind || s.offsets[d] < shards[*behind].offsets[d])) behind = i;
+    }
+    // The shard that ends too early, unless the one that begins too late is the odd one.
+    if (before && behind && alike(shards, *behind) < alike(shards, *before)) return *behind;
+    if (before) return *before;
   }
   std::size_t first = 0;
   for (std::size_t i = 1; i < shards.size(); ++i) {

@@ -14,7 +14,7 @@ namespace meshstage::sharded {
 struct Problem {
   std::size_t shard = 0;
   std::string what;
-  std::optional<std::size_t> other = {};  ///< the second of two that overlap
+  std::optional<std::size_t> other = {};  ///< the second of two that overlap: likely right
 };
 
 /// Sizes and offsets: as many as the whole has, none negative, within the whole.
@@ -25,7 +25,8 @@ struct Problem {
 /// The first element, in row-major order, that no shard has; nothing if there is none. The shards
 /// lie within the whole and do not overlap.
 [[nodiscard]] std::optional<Shape> gap(std::span<const ShardMetadata> shards, const Shape& whole);
-/// The shard that ends before that element, else one that begins behind it. There is one.
+/// The shard that is likely wrong about that element: one that ends before it or begins behind it,
+/// the one with the less common sizes of the two. There is one.
 [[nodiscard]] std::size_t beside(std::span<const ShardMetadata> shards, const Shape& element);
 
 /// All of these as one InvalidArgument. `name(i)` says which shard i is ("shard 0 of rank 2"); the

@@ -1,6 +1,7 @@
 #include <meshstage/sharded/sharded_tensor.hpp>
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <ostream>
 #include <utility>
@@ -59,20 +60,38 @@ std::string name_of(std::size_t rank, std::size_t shard) {
   return "shard " + std::to_string(shard) + " of rank " + std::to_string(rank);
 }
 
+/// The first index whose value(i) is one that most of `count` have.
+template <class F>
+std::size_t most_common(std::size_t count, F&& value) {
+  std::map<decltype(value(0)), std::size_t> votes;
+  for (std::size_t i = 0; i < count; ++i) ++votes[value(i)];
+  std::size_t usual = 0;
+  for (std::size_t i = 1; i < count; ++i) {
+    if (votes[value(i)] > votes[value(usual)]) usual = i;
+  }
+  return usual;
+}
+
+/// The dtype that most shards have, and which is the first of it; "" where there is none.
+std::pair<std::string, std::string> common_dtype(const std::vector<Given>& all) {
+  std::vector<std::pair<std::string, std::string>> dtypes;
+  for (std::size_t r = 0; r < all.size(); ++r) {
+    for (std::size_t i = 0; i < all[r].shards.size(); ++i) {
+      const auto& dtype = all[r].shards[i].dtype;
+      if (!dtype.empty()) dtypes.emplace_back(dtype, name_of(r, i));
+    }
+  }
+  if (dtypes.empty()) return {};
+  return dtypes[most_common(dtypes.size(), [&](std::size_t i) { return dtypes[i].first; })];
+}
+
 /// What all ranks were given, judged by each of them alike.
 ShardedTensorMetadata judged(const std::vector<Given>& all) {
   const auto fail = [](std::size_t rank, const std::string& what) {
     throw make_error<InvalidArgument>(what, static_cast<int>(rank));
   };
   // First whether ranks mean the same tensor. The one that most of them name is right.
-  std::size_t usual = 0;
-  const auto votes = [&](std::size_t rank) {
-    return std::count_if(all.begin(), all.end(),
-                         [&](const Given& g) { return g.shape == all[rank].shape; });
-  };
-  for (std::size_t r = 1; r < all.size(); ++r) {
-    if (votes(r) > votes(usual)) usual = r;
-  }
+  const std::size_t usual = most_common(all.size(), [&](std::size_t r) { return all[r].shape; });
   const Shape& shape = all[usual].shape;
   for (std::size_t r = 0; r < all.size(); ++r) {
     if (all[r].shape != shape) {
@@ -85,8 +104,7 @@ ShardedTensorMetadata judged(const std::vector<Given>& all) {
 
   ShardedTensorMetadata metadata{shape, {}, {}};
   std::vector<std::string> names;
-  std::string dtype;
-  std::string first;
+  const auto [dtype, first] = common_dtype(all);
   for (std::size_t r = 0; r < all.size(); ++r) {
     for (std::size_t i = 0; i < all[r].shards.size(); ++i) {
       const GivenShard& s = all[r].shards[i];
@@ -98,10 +116,6 @@ ShardedTensorMetadata judged(const std::vector<Given>& all) {
       if (s.dtype.empty()) fail(r, name + " has an undefined tensor");
       if (s.tensor != s.metadata.sizes) {
         fail(r, name + " has a tensor of " + to_string(s.tensor) + ", not the sizes it says");
-      }
-      if (dtype.empty()) {
-        dtype = s.dtype;
-        first = name_of(r, i);
       }
       if (s.dtype != dtype) {
         fail(r, name + " is of " + s.dtype + ", but " + first + " of " + dtype);

@@ -230,9 +230,31 @@ std::vector<std::vector<std::byte>> all_gather_bytes(ProcessGroup& group,
   return result;
 }
 
+namespace {
+
+/// The sum of halves overflows where their mean does not, so it is made, and travels, as floats. In
+/// parts, so that the memory stays small.
+void average_halves(ProcessGroup& group, std::span<std::byte> data, Deadline deadline) {
+  constexpr std::size_t kPartBytes = std::size_t{8} << 20U;
+  for (std::size_t at = 0; at < data.size(); at += kPartBytes) {
+    const auto part = data.subspan(at, std::min(kPartBytes, data.size() - at));
+    std::vector<float> sums(part.size() / 2, -0.0F);
+    arithmetic::add_halves(sums, part);
+    all_reduce(group, std::as_writable_bytes(std::span(sums)), Element::kF32, ReduceOp::kAvg,
+               deadline);
+    arithmetic::store_halves(part, sums);
+  }
+}
+
+}  // namespace
+
 void all_reduce(ProcessGroup& group, std::span<std::byte> data, Element element, ReduceOp op,
                 Deadline deadline) {
   check_reducible(data.size(), element, op);
+  if (element == Element::kF16 && op == ReduceOp::kAvg) {
+    average_halves(group, data, deadline);
+    return;
+  }
   const auto up = tree::parent(group.rank());
   const std::vector<int> children = tree::children(group.rank(), group.size());
   const std::size_t count = pieces(data.size());
@@ -296,6 +318,8 @@ void reduce_scatter(ProcessGroup& group, std::span<const std::byte> data, std::s
   const auto part = [&](std::size_t r) { return data.subspan(r * mine.size(), mine.size()); };
   std::array<std::vector<std::byte>, 2> buffers;
   for (auto& b : buffers) b.resize(mine.size());
+  std::vector<float> sums;  // of halves to be averaged: see average_halves()
+  if (element == Element::kF16 && op == ReduceOp::kAvg) sums.assign(mine.size() / 2, -0.0F);
   std::vector<std::size_t> others;
   for (std::size_t r = 0; r < size; ++r) {
     if (r != own) others.push_back(r);
@@ -320,13 +344,20 @@ void reduce_scatter(ProcessGroup& group, std::span<const std::byte> data, std::s
       term = buffers[next % 2];
       ++next;
     }
-    if (r == 0) {
+    if (!sums.empty()) {
+      arithmetic::add_halves(sums, term);
+    } else if (r == 0) {
       std::memcpy(mine.data(), term.data(), mine.size());
     } else {
       arithmetic::reduce(mine, term, element, op);
     }
   }
-  if (op == ReduceOp::kAvg) arithmetic::divide(mine, group.size(), element);
+  if (!sums.empty()) {
+    arithmetic::divide(std::as_writable_bytes(std::span(sums)), group.size(), Element::kF32);
+    arithmetic::store_halves(mine, sums);
+  } else if (op == ReduceOp::kAvg) {
+    arithmetic::divide(mine, group.size(), element);
+  }
   wait_all(sends, deadline);
 }
 

@@ -20,7 +20,8 @@ namespace meshstage::collectives {
 enum class ReduceOp : std::uint8_t { kSum, kAvg, kProduct, kMin, kMax };
 
 /// Element types that can be reduced. f16 and bf16 are added in f32 and rounded to nearest even
-/// after each addition.
+/// after each addition; an average of f16 is rounded once, at its end, so that it does not overflow
+/// where the mean fits.
 enum class Element : std::uint8_t { kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64 };
 [[nodiscard]] MESHSTAGE_API std::size_t bytes_of(Element element) noexcept;
 

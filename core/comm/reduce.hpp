@@ -141,6 +141,21 @@ void divide_as(std::span<std::byte> data, int divisor) {
   }
 }
 
+/// Adds halves to floats; -0 is what a sum does not notice.
+inline void add_halves(std::span<float> sums, std::span<const std::byte> halves) {
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    std::uint16_t half = 0;
+    std::memcpy(&half, halves.data() + 2 * i, 2);
+    sums[i] += half_to_float(half);
+  }
+}
+inline void store_halves(std::span<std::byte> halves, std::span<const float> values) {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::uint16_t half = float_to_half(values[i]);
+    std::memcpy(halves.data() + 2 * i, &half, 2);
+  }
+}
+
 /// Calls f(E()) with the element's type.
 template <class F>
 void with_element(Element element, F&& f) {

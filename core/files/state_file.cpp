@@ -1,15 +1,23 @@
 #include <meshstage/core/files/state_file.hpp>
 
 #include <algorithm>
+#include <cstring>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string_view>
 
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/files/publish.hpp>
 #include <meshstage/core/image/image.hpp>
+#include <meshstage/core/image/quoted.hpp>
 #include <meshstage/core/image/safetensors_dict.hpp>
 
 namespace meshstage {
 
 namespace {
+
+using detail::in_quotes;
 
 constexpr std::uint64_t kCopyBytes = std::uint64_t{64} << 20U;
 
@@ -35,11 +43,94 @@ void write_elements(File& file, const Tensor& tensor, std::uint64_t& offset) {
   }
 }
 
+/// Text of JSON, not a header: what stands where a header's length would is beyond any length.
+bool is_json(std::span<const std::byte> bytes) {
+  const auto first = std::find_if(bytes.begin(), bytes.end(), [](std::byte b) {
+    return std::string_view(" \t\r\n").find(static_cast<char>(b)) == std::string_view::npos;
+  });
+  if (first == bytes.end() || *first != std::byte{'{'}) return false;
+  std::uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), std::min<std::size_t>(bytes.size(), sizeof(length)));
+  return bytes.size() < sizeof(length) || length > kMaxHeaderBytes;
+}
+
+/// The tensors that each file is said to have.
+using ShardNames = std::map<std::string, std::set<std::string>>;
+
+ShardNames parse_index(std::span<const std::byte> bytes, const std::filesystem::path& path) {
+  const auto refuse = [&](const std::string& what) {
+    return make_error<CorruptData>("the index " + path.native() + ": " + what, {}, {},
+                                   path.native());
+  };
+  if (bytes.size() > kMaxHeaderBytes) throw refuse("is larger than any header may be");
+  if (std::memchr(bytes.data(), 0, bytes.size()) != nullptr) throw refuse("has a byte of 0");
+  constexpr int kMaxDepth = 16;
+  std::string member;
+  std::set<std::string> members, names;
+  const auto watch = [&](int depth, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
+    if (depth > kMaxDepth) throw refuse("is nested too deeply");
+    if (event != nlohmann::json::parse_event_t::key) return true;
+    const auto& key = parsed.get_ref<const std::string&>();
+    if (depth == 1) {
+      member = key;
+      if (!members.insert(key).second) throw refuse(in_quotes(key) + " comes twice");
+    } else if (depth == 2 && member == "weight_map" && !names.insert(key).second) {
+      throw refuse("tensor " + in_quotes(key) + " comes twice");
+    }
+    return true;
+  };
+  nlohmann::json index;
+  try {
+    const auto* const text = reinterpret_cast<const char*>(bytes.data());
+    index = nlohmann::json::parse(text, text + bytes.size(), watch);
+  } catch (const nlohmann::json::exception& e) {
+    throw refuse(std::string("is no JSON: ") + e.what());
+  }
+  const auto map = index.find("weight_map");
+  if (map == index.end() || !map->is_object())
+    throw refuse("is JSON, but has no \"weight_map\" that says which file has which tensor");
+  ShardNames shards;
+  for (const auto& [name, file] : map->items()) {
+    if (!file.is_string()) throw refuse("tensor " + in_quotes(name) + " is in no file");
+    const auto& shard = file.get_ref<const std::string&>();
+    // A name beside the index, nothing else: no folder, no way up.
+    if (shard.empty() || shard == "." || shard == ".." || shard.size() > 255 ||
+        shard.find('/') != std::string::npos || shard.find('\0') != std::string::npos) {
+      throw refuse("tensor " + in_quotes(name) + " is in " + in_quotes(shard) +
+                   ", which is no name of a file beside the index");
+    }
+    shards[shard].insert(name);
+  }
+  return shards;
+}
+
+Dict load_shards(FileSystem& fs, const std::filesystem::path& path, const ShardNames& shards) {
+  Dict all;
+  for (const auto& [shard, names] : shards) {
+    const auto file = MappedFile::open(fs, path.parent_path() / shard);
+    const auto refuse = [&, &shard = shard](const std::string& tensor, const std::string& what) {
+      return make_error<CorruptData>("the index " + path.native() + ": tensor " +
+                                         in_quotes(tensor) + " " + what + " " + in_quotes(shard),
+                                     {}, {}, tensor);
+    };
+    const auto tensors = decode_safetensors(file->bytes(), file);
+    for (const auto& name : names) {
+      if (!tensors.contains(name)) throw refuse(name, "is not in");
+    }
+    for (const auto& [name, tensor] : tensors) {
+      if (!names.contains(name.string())) throw refuse(name.string(), "is not said to be in");
+      all.set(name, tensor);
+    }
+  }
+  return all;
+}
+
 }  // namespace
 
 Value load_state_file(FileSystem& fs, const std::filesystem::path& path,
                       const NodeRegistry& registry) {
   const auto file = MappedFile::open(fs, path);
+  if (is_json(file->bytes())) return load_shards(fs, path, parse_index(file->bytes(), path));
   if (is_image(SafetensorsIndex::parse(file->bytes()))) {
     return decode_image(file->bytes(), file, registry);
   }

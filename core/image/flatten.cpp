@@ -23,6 +23,8 @@ class Flattener {
  public:
   FlatState run(const Value& state) {
     visit(state);
+    // The structure's own object is one level more.
+    if (json_depth(flat_.tree) + 1 > kMaxJsonDepth) refuse_depth(deepest_path_);
     group();
     return std::move(flat_);
   }
@@ -184,7 +186,10 @@ class Flattener {
     flat_.tree += "{\"n\":";
     append_json_string(flat_.tree, Path::escape(Key(flat_.nodes.back().type_name)));
     flat_.tree += ",\"x\":";
+    const auto begin = flat_.tree.size();
     append_plain(flat_.nodes.back().auxiliary);
+    const auto depth = json_depth(std::string_view(flat_.tree).substr(begin));
+    if (depth > std::exchange(deepest_, std::max(deepest_, depth))) deepest_path_ = walk_.path();
     flat_.tree += ",\"c\":[";
     std::size_t height = 0;
     for (std::size_t i = 0; i < list.size(); ++i) {
@@ -195,8 +200,18 @@ class Flattener {
     return height;
   }
 
+  [[noreturn]] static void refuse_depth(const Path& path) {
+    throw make_error<InvalidArgument>(
+        path.shown() +
+            ": the auxiliary data of this node is nested too deeply for an image; the "
+            "tree and it may take " +
+            std::to_string(kMaxJsonDepth) + " levels of JSON",
+        {}, {}, path.text());
+  }
+
   // Plain data as JSON, its values included: it is structure.
-  void append_plain(const Value& value) {
+  void append_plain(const Value& value, std::size_t depth = 0) {
+    if (depth > kMaxJsonDepth) refuse_depth(walk_.path());
     auto& json = flat_.tree;
     switch (value.kind()) {
       case ValueKind::kNull:
@@ -221,12 +236,12 @@ class Flattener {
         return;
       case ValueKind::kList:
         json += "{\"l\":";
-        append_plain_all(value.as<List>());
+        append_plain_all(value.as<List>(), depth);
         json += '}';
         return;
       case ValueKind::kTuple:
         json += "{\"u\":";
-        append_plain_all(value.as<Tuple>());
+        append_plain_all(value.as<Tuple>(), depth);
         json += '}';
         return;
       case ValueKind::kDict: {
@@ -236,7 +251,7 @@ class Flattener {
           json += std::exchange(first, false) ? "[" : ",[";
           append_key(key);
           json += ',';
-          append_plain(entry);
+          append_plain(entry, depth + 1);
           json += ']';
         }
         json += "]}";
@@ -249,11 +264,11 @@ class Flattener {
                                           {}, {}, walk_.path().text());
     }
   }
-  void append_plain_all(const Sequence& sequence) {
+  void append_plain_all(const Sequence& sequence, std::size_t depth) {
     flat_.tree += '[';
     for (std::size_t i = 0; i < sequence.size(); ++i) {
       if (i > 0) flat_.tree += ',';
-      append_plain(sequence[i]);
+      append_plain(sequence[i], depth + 1);
     }
     flat_.tree += ']';
   }
@@ -264,11 +279,32 @@ class Flattener {
   std::unordered_map<const void*, std::uint32_t> tensors_, storages_, containers_;
   std::vector<std::size_t> heights_;
   std::vector<std::unique_ptr<std::vector<Node::Child>>> kept_;
+  std::size_t deepest_ = 0;  // levels of JSON of a node's auxiliary data
+  Path deepest_path_;
 };
 
 }  // namespace
 
 FlatState flatten(const Value& state) { return Flattener().run(state); }
+
+std::size_t json_depth(std::string_view text) {
+  std::size_t depth = 0, most = 0;
+  bool in_string = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      if (c == '"') in_string = false;
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '[' || c == '{') {
+      most = std::max(most, ++depth);
+    } else if ((c == ']' || c == '}') && depth > 0) {
+      --depth;
+    }
+  }
+  return most;
+}
 
 void append_json_string(std::string& json, std::string_view text) {
   json += '"';

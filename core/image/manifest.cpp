@@ -1,3 +1,5 @@
+#include <unordered_set>
+
 #include <meshstage/core/image/manifest_impl.hpp>
 
 namespace meshstage::detail {
@@ -79,11 +81,13 @@ std::string describe_unknown_version(std::uint64_t version) {
 
 std::vector<StorageName> storage_names(const FlatState& flat) {
   std::vector<StorageName> names(flat.storages.size());
+  // A path comes twice where a node has two children of one name: only the first can have it.
+  std::unordered_set<std::string_view> given;
   for (const auto& t : flat.tensors) {
     auto& name = names[t.storage];
     const bool covers = t.offset == 0 && t.tensor.is_contiguous() &&
                         t.tensor.nbytes() == flat.storages[t.storage].nbytes();
-    if (name.cover != nullptr || !covers) continue;
+    if (name.cover != nullptr || !covers || !given.insert(t.path).second) continue;
     name = {t.path.empty() ? std::string(kRootName) : t.path, &t};
   }
   for (std::size_t i = 0; i < names.size(); ++i) {

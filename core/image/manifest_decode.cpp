@@ -10,30 +10,7 @@ namespace {
 
 using nlohmann::json;
 
-// Levels of JSON that a tree of kMaxTreeDepth has, with room.
-constexpr std::size_t kMaxJsonDepth = 4 * kMaxTreeDepth + 16;
-constexpr std::size_t kMaxDims = 64;
-
 [[noreturn]] void refuse(const std::string& why) { throw CorruptData("image manifest: " + why); }
-
-// A parser's answer to very deep nesting is not ours to rely on.
-void check_depth(std::string_view text) {
-  std::size_t depth = 0;
-  bool in_string = false;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '[' || c == '{') {
-      if (++depth > kMaxJsonDepth) refuse("its structure is nested too deeply");
-    } else if ((c == ']' || c == '}') && depth > 0) {
-      --depth;
-    }
-  }
-}
 
 std::uint64_t unsigned_of(const json& j, const char* what) {
   if (!j.is_number_unsigned()) refuse(std::string(what) + " is not a number from 0 on");
@@ -191,13 +168,19 @@ void read_shared(const json& j, const SafetensorsIndex& index, Manifest& m) {
   }
 }
 
+json parse_structure(std::string_view text) {
+  // A parser's answer to very deep nesting is not ours to rely on; a 0 ends its text.
+  if (json_depth(text) > kMaxJsonDepth) refuse("its structure is nested too deeply");
+  if (text.find('\0') != std::string_view::npos) refuse("its structure has a byte of 0");
+  return json::parse(text);
+}
+
 Manifest decode(std::span<const std::byte> front, std::uint64_t image_bytes) {
   const auto index = SafetensorsIndex::parse_front(front, image_bytes);
   const auto text = index.find_metadata(kMetadataKey);
   if (!text)
     refuse("it has no \"meshstage\" in __metadata__: a safetensors file, but not one of ours");
-  check_depth(*text);
-  const auto root = json::parse(*text);
+  const auto root = parse_structure(*text);
   if (!root.is_object()) refuse("its structure is not an object");
   const auto format = unsigned_of(member(root, "format"), "\"format\"");
   if (format != kFormatVersion && format != kSharingVersion)

@@ -14,6 +14,8 @@
 #include <meshstage/core/image/bytes.hpp>
 #include <meshstage/core/image/manifest_impl.hpp>
 #include <meshstage/core/image/planner.hpp>
+#include <meshstage/core/image/quoted.hpp>
+#include <meshstage/core/image/safetensors.hpp>
 
 namespace meshstage::detail {
 namespace {
@@ -203,10 +205,37 @@ std::uint64_t values_room(const FlatState& flat, const PreviousLayout* previous)
   return round_up(used + std::min<std::uint64_t>(used / 4, 64 << 10U) + 64, kAlignment);
 }
 
+// Refuses what decode_manifest() would refuse.
+void check_dims(const FlatState& flat) {
+  for (const auto& t : flat.tensors) {
+    if (t.tensor.dim() <= kMaxDims) continue;
+    throw make_error<InvalidArgument>((t.path.empty() ? std::string("the tensor") : t.path) +
+                                          " has " + std::to_string(t.tensor.dim()) +
+                                          " dims; an image holds at most " +
+                                          std::to_string(kMaxDims),
+                                      {}, {}, t.path);
+  }
+}
+
+void check_header(const FlatState& flat, std::uint64_t bytes, std::uint64_t most) {
+  if (bytes <= most) return;
+  std::string longest;
+  for (const auto& t : flat.tensors) {
+    if (t.path.size() > longest.size()) longest = t.path;
+  }
+  throw make_error<InvalidArgument>(
+      "the names and shapes of " + std::to_string(flat.tensors.size()) + " tensors take " +
+          std::to_string(bytes) + " bytes; the image's header may have at most " +
+          std::to_string(most) + ". The longest path has " + std::to_string(longest.size()) +
+          " bytes: " + in_quotes(longest),
+      {}, {}, longest);
+}
+
 }  // namespace
 
 ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
                         const PreviousLayout* previous) {
+  check_dims(flat);
   const auto names = storage_names(flat);
   const auto shared = shared_storages(flat, names, options);
   if (!shared.empty() || (previous != nullptr && previous->layout.shared_bytes != 0))
@@ -236,7 +265,11 @@ ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
   const auto json = encode_manifest(flat, names, layout);
   // Some headroom, so that a little growth of the structure does not move the data.
   layout.data_begin = round_up(8 + json.size() + json.size() / 16 + 512, kPage);
+  if (layout.data_begin - 8 > options.max_header_bytes)  // without headroom, then
+    layout.data_begin = round_up(8 + json.size(), kPage);
+  check_header(flat, layout.data_begin - 8, options.max_header_bytes);
   if (previous != nullptr && 8 + json.size() <= previous->layout.data_begin &&
+      previous->layout.data_begin - 8 <= options.max_header_bytes &&
       previous->layout.data_begin <= 4 * layout.data_begin) {
     layout.data_begin = previous->layout.data_begin;
   }

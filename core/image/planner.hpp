@@ -3,6 +3,7 @@
 
 #include <meshstage/core/image/flatten.hpp>
 #include <meshstage/core/image/layout.hpp>
+#include <meshstage/core/image/safetensors.hpp>
 
 namespace meshstage::detail {
 
@@ -20,9 +21,11 @@ struct LayoutOptions {
   const std::vector<SharedStorages>& shared;
   /// What other ranks leave out because this one has it.
   const std::vector<SharedStorages>& completes;
+  std::uint64_t max_header_bytes = kMaxHeaderBytes;
 };
 
-/// Where everything goes, and the manifest that says so. `previous` may be null, and does not count
+/// Where everything goes, and the manifest that says so. Throws InvalidArgument, naming path and
+/// limit, for what decode_manifest() would refuse. `previous` may be null, and does not count
 /// where it or the new layout shares storages.
 ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
                         const PreviousLayout* previous);

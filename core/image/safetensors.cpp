@@ -1,5 +1,5 @@
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/quoted_impl.hpp>
+#include <meshstage/core/image/quoted.hpp>
 #include <meshstage/core/image/safetensors.hpp>
 
 #include <algorithm>
@@ -19,26 +19,75 @@ constexpr std::string_view kMetadataKey = "__metadata__";
 /// What may stand inside an unknown field of an entry; serde ignores those, so do we, but not for
 /// ever.
 constexpr std::size_t kMaxDepth = 16;
-constexpr std::size_t kMaxDimensions = 64;
+// A tensor of complex128 has one more in the file.
+constexpr std::size_t kMaxDimensions = kMaxDims + 1;
 
 struct DtypeName {
   std::string_view name;
   unsigned bits;
 };
 constexpr std::array kDtypes{
-    DtypeName{"BOOL", 8},    DtypeName{"U8", 8},      DtypeName{"I8", 8},
-    DtypeName{"F8_E5M2", 8}, DtypeName{"F8_E4M3", 8}, DtypeName{"F8_E8M0", 8},
-    DtypeName{"I16", 16},    DtypeName{"U16", 16},    DtypeName{"F16", 16},
-    DtypeName{"BF16", 16},   DtypeName{"I32", 32},    DtypeName{"U32", 32},
-    DtypeName{"F32", 32},    DtypeName{"F64", 64},    DtypeName{"I64", 64},
-    DtypeName{"U64", 64},    DtypeName{"C64", 64},    DtypeName{"F4", 4},
-    DtypeName{"F6_E2M3", 6}, DtypeName{"F6_E3M2", 6},
+    DtypeName{"BOOL", 8},        DtypeName{"U8", 8},      DtypeName{"I8", 8},
+    DtypeName{"F8_E5M2", 8},     DtypeName{"F8_E4M3", 8}, DtypeName{"F8_E8M0", 8},
+    DtypeName{"I16", 16},        DtypeName{"U16", 16},    DtypeName{"F16", 16},
+    DtypeName{"BF16", 16},       DtypeName{"I32", 32},    DtypeName{"U32", 32},
+    DtypeName{"F32", 32},        DtypeName{"F64", 64},    DtypeName{"I64", 64},
+    DtypeName{"U64", 64},        DtypeName{"C64", 64},    DtypeName{"F4", 4},
+    DtypeName{"F6_E2M3", 6},     DtypeName{"F6_E3M2", 6}, DtypeName{"F8_E4M3FNUZ", 8},
+    DtypeName{"F8_E5M2FNUZ", 8},
 };
 
 using detail::in_quotes;
 
 [[noreturn]] void refuse(const std::string& what) {
   throw CorruptData("not a sound safetensors file: " + what);
+}
+
+/// What a file that is no safetensors file is, by its first bytes; "" if they tell nothing.
+std::string_view looks_like(std::span<const std::byte> front) {
+  struct Magic {
+    std::string_view begin, what;
+  };
+  using namespace std::literals;
+  static constexpr std::array kMagics{
+      Magic{"PK\x03\x04"sv, "a zip archive, as torch.save() writes"},
+      Magic{"version https://git-lfs"sv,
+            "the pointer of a file in large-file storage, not the file (git lfs pull)"},
+      Magic{"<!doctype"sv, "a web page"},
+      Magic{"<html"sv, "a web page"},
+      Magic{"<?xml"sv, "an XML document"},
+      Magic{"\x1f\x8b"sv, "a gzip file"},
+      Magic{"\x28\xb5\x2f\xfd"sv, "a zstd file"},
+      Magic{"\x89HDF"sv, "an HDF5 file"},
+      Magic{"GGUF"sv, "a GGUF file"},
+      Magic{"\x93NUMPY"sv, "a NumPy array"},
+      Magic{"\x7f"
+            "ELF"sv,
+            "a program"},
+      Magic{"{"sv, "JSON, perhaps the index of a checkpoint in several files"},
+  };
+  const std::string_view text(reinterpret_cast<const char*>(front.data()), front.size());
+  // Pickles: protocol 2 to 5, then a tuple, dict, frame or module.
+  if (text.size() > 2 && text[0] == '\x80' && text[1] >= 2 && text[1] <= 5)
+    return "a pickle, as old versions of torch.save() write";
+  const auto begin = text.find_first_not_of(" \t\r\n");
+  if (begin == std::string_view::npos) return "";
+  for (const auto& magic : kMagics) {
+    const auto same = [](char a, char b) {
+      return (a >= 'A' && a <= 'Z' ? a - 'A' + 'a' : a) ==
+             (b >= 'A' && b <= 'Z' ? b - 'A' + 'a' : b);
+    };
+    const auto there = text.substr(begin, magic.begin.size());
+    if (std::equal(there.begin(), there.end(), magic.begin.begin(), magic.begin.end(), same))
+      return magic.what;
+  }
+  return "";
+}
+
+/// What is wrong with the header's length or begin: then it may be another kind of file.
+[[noreturn]] void refuse_kind(std::span<const std::byte> front, const std::string& what) {
+  const auto like = looks_like(front);
+  refuse(like.empty() ? what : "it looks like " + std::string(like) + ": " + what);
 }
 
 [[noreturn]] void refuse_tensor(std::string_view name, const std::string& what) {
@@ -262,7 +311,8 @@ class HeaderReader {
       case Place::kShape:
         if (!value)
           return fail("dimension " + text.substr(0, 40) + " is not a whole number below 2^64");
-        if (entry_.shape.size() == kMaxDimensions) return fail("more than 64 dimensions");
+        if (entry_.shape.size() == kMaxDimensions)
+          return fail("more than " + std::to_string(kMaxDimensions) + " dimensions");
         entry_.shape.push_back(*value);
         return true;
       case Place::kOffsets:
@@ -325,23 +375,19 @@ class HeaderReader {
 
 /// Throws if the entry's dtype, shape and offsets disagree, or it leaves the data section.
 void check_entry(const SafetensorsEntry& e, std::uint64_t data_bytes) {
-  const auto bits = SafetensorsIndex::dtype_bits(e.dtype);
   const std::string range = detail::range_text(e);
-  if (!bits) refuse_tensor(e.name, range + ": unknown dtype " + in_quotes(e.dtype));
+  if (!SafetensorsIndex::dtype_bits(e.dtype))
+    refuse_tensor(e.name, range + ": unknown dtype " + in_quotes(e.dtype));
   if (e.begin > e.end) refuse_tensor(e.name, range + ": the end is before the begin");
   if (e.end > data_bytes) {
     refuse_tensor(e.name, range + " reach beyond its end at " + std::to_string(data_bytes));
   }
-  std::uint64_t total = *bits;
-  for (const std::uint64_t d : e.shape) {
-    if (__builtin_mul_overflow(total, d, &total)) {
-      refuse_tensor(e.name, range + ": the product of its dimensions does not fit 64 bits");
-    }
-  }
-  if (total % 8 != 0) refuse_tensor(e.name, range + ": its elements do not fill whole bytes");
-  if (total / 8 != e.end - e.begin) {
+  const auto total = SafetensorsIndex::tensor_bits(e.dtype, e.shape);
+  if (!total) refuse_tensor(e.name, range + ": the product of its dimensions does not fit 64 bits");
+  if (*total % 8 != 0) refuse_tensor(e.name, range + ": its elements do not fill whole bytes");
+  if (*total / 8 != e.end - e.begin) {
     refuse_tensor(e.name, range + " are " + std::to_string(e.end - e.begin) +
-                              ", its dtype and shape need " + std::to_string(total / 8));
+                              ", its dtype and shape need " + std::to_string(*total / 8));
   }
 }
 
@@ -354,24 +400,38 @@ std::optional<unsigned> SafetensorsIndex::dtype_bits(std::string_view dtype) noe
   return std::nullopt;
 }
 
+std::optional<std::uint64_t> SafetensorsIndex::tensor_bits(
+    std::string_view dtype, const std::vector<std::uint64_t>& shape) noexcept {
+  const auto bits = dtype_bits(dtype);
+  if (!bits) return std::nullopt;
+  std::uint64_t total = 1;
+  for (const std::uint64_t d : shape) {
+    if (__builtin_mul_overflow(total, d, &total)) return std::nullopt;
+  }
+  if (__builtin_mul_overflow(total, std::uint64_t{*bits}, &total)) return std::nullopt;
+  return total;
+}
+
 std::uint64_t SafetensorsIndex::read_data_begin(std::span<const std::byte> front,
                                                 std::uint64_t file_bytes,
                                                 const SafetensorsLimits& limits) {
   if (front.size() < kLengthBytes || file_bytes < kLengthBytes) {
-    refuse("truncated: " + std::to_string(std::min<std::uint64_t>(front.size(), file_bytes)) +
-           " bytes, the length of the header alone has 8");
+    refuse_kind(front,
+                "truncated: " + std::to_string(std::min<std::uint64_t>(front.size(), file_bytes)) +
+                    " bytes, the length of the header alone has 8");
   }
   std::uint64_t length = 0;
   for (std::size_t i = 0; i < kLengthBytes; ++i) {
     length |= std::to_integer<std::uint64_t>(front[i]) << (8 * i);
   }
   if (length > limits.max_header_bytes) {
-    refuse("overlong header: byte 0 says " + std::to_string(length) + " bytes, at most " +
-           std::to_string(limits.max_header_bytes) + " are read");
+    refuse_kind(front, "overlong header: byte 0 says " + std::to_string(length) +
+                           " bytes, at most " + std::to_string(limits.max_header_bytes) +
+                           " are read");
   }
   if (length > file_bytes - kLengthBytes) {
-    refuse("truncated: byte 0 says the header has " + std::to_string(length) +
-           " bytes, the file has " + std::to_string(file_bytes) + " in all");
+    refuse_kind(front, "truncated: byte 0 says the header has " + std::to_string(length) +
+                           " bytes, the file has " + std::to_string(file_bytes) + " in all");
   }
   return kLengthBytes + length;
 }
@@ -392,9 +452,15 @@ SafetensorsIndex SafetensorsIndex::parse_front(std::span<const std::byte> front,
            ", there are " + std::to_string(front.size()));
   }
   const auto text = front.subspan(kLengthBytes, index.data_begin_ - kLengthBytes);
-  if (text.empty() || text.front() != std::byte{'{'}) refuse("byte 8 is not the header's \"{\"");
+  if (text.empty() || text.front() != std::byte{'{'})
+    refuse_kind(front, "byte 8 is not the header's \"{\"");
 
   const char* const begin = reinterpret_cast<const char*>(text.data());
+  // JSON has none, and the parser would take the first for the end of the text.
+  if (const void* const zero = std::memchr(begin, 0, text.size()); zero != nullptr) {
+    refuse("a byte of 0 in the header (at byte " +
+           std::to_string(static_cast<const char*>(zero) - begin + 8) + " of the file)");
+  }
   HeaderReader reader(begin);
   nlohmann::json::sax_parse(TextIterator{begin, reader.position()},
                             TextIterator{begin + text.size(), nullptr}, &reader);

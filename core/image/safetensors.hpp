@@ -22,9 +22,16 @@ struct SafetensorsEntry {
   std::uint64_t end = 0;
 };
 
+/// The longest header that is read, and written: a million tensors with names of 800 characters.
+inline constexpr std::uint64_t kMaxHeaderBytes = std::uint64_t{2} << 30U;
+/// The most dims of a tensor that are read, and written.
+inline constexpr std::size_t kMaxDims = 1024;
+/// Python's safetensors refuses longer headers.
+inline constexpr std::uint64_t kMaxPythonHeaderBytes = 100'000'000;
+
 struct SafetensorsLimits {
-  std::uint64_t max_header_bytes = std::uint64_t{256}
-                                   << 20U;  ///< Refused before anything is allocated.
+  /// A longer header is refused before anything is allocated.
+  std::uint64_t max_header_bytes = kMaxHeaderBytes;
 };
 
 /// The header of any safetensors file (https://huggingface.co/docs/safetensors), ours or another
@@ -66,6 +73,10 @@ class MESHSTAGE_API SafetensorsIndex {
 
   /// Bits of one element ("F32": 32, "F4": 4); nothing for an unknown dtype.
   [[nodiscard]] static std::optional<unsigned> dtype_bits(std::string_view dtype) noexcept;
+  /// Bits of a tensor; nothing for an unknown dtype and where 64 bits do not suffice. Dims multiply
+  /// from the left, as Python's reader does it: behind a 0 any dim may follow, before it not.
+  [[nodiscard]] static std::optional<std::uint64_t> tensor_bits(
+      std::string_view dtype, const std::vector<std::uint64_t>& shape) noexcept;
 
  private:
   std::vector<SafetensorsEntry> entries_;

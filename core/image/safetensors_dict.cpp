@@ -4,8 +4,10 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string_view>
+#include <unordered_set>
 
-#include <meshstage/core/image/quoted_impl.hpp>
+#include <meshstage/core/image/quoted.hpp>
 
 namespace meshstage {
 
@@ -15,6 +17,7 @@ using detail::in_quotes;
 using detail::range_text;
 
 constexpr std::size_t kHeaderAlignment = 8;
+constexpr std::string_view kImageKey = "meshstage";  // of the metadata
 
 /// Elements that are two of something are aligned as one of it.
 std::size_t alignment_of(DType dtype) {
@@ -83,16 +86,14 @@ std::optional<std::pair<std::string, std::vector<std::uint64_t>>> foreign_dtype(
   const auto refuse = [&](const std::string& what) {
     return make_error<InvalidArgument>("tensor " + in_quotes(name) + ": " + what, {}, {}, name);
   };
-  const auto bits = SafetensorsIndex::dtype_bits(dtype->as<std::string>());
-  if (!bits) throw refuse("safetensors has no dtype " + in_quotes(dtype->as<std::string>()));
+  if (!SafetensorsIndex::dtype_bits(dtype->as<std::string>()))
+    throw refuse("safetensors has no dtype " + in_quotes(dtype->as<std::string>()));
   std::vector<std::uint64_t> shape;
-  std::uint64_t total = *bits;
-  for (const auto& d : dims->as<List>()) {
-    shape.push_back(d.as<std::uint64_t>());
-    if (__builtin_mul_overflow(total, shape.back(), &total)) throw refuse("its shape wraps");
-  }
-  if (total != value.as<Tensor>().nbytes() * std::uint64_t{8}) {
-    throw refuse("its attributes say " + std::to_string(total) + " bits, it has " +
+  for (const auto& d : dims->as<List>()) shape.push_back(d.as<std::uint64_t>());
+  const auto total = SafetensorsIndex::tensor_bits(dtype->as<std::string>(), shape);
+  if (!total) throw refuse("its shape wraps");
+  if (*total != value.as<Tensor>().nbytes() * std::uint64_t{8}) {
+    throw refuse("its attributes say " + std::to_string(*total) + " bits, it has " +
                  std::to_string(value.as<Tensor>().nbytes()) + " bytes");
   }
   return std::pair{dtype->as<std::string>(), std::move(shape)};
@@ -120,6 +121,12 @@ Planned plan_entry(const Key& key, const Value& value) {
     planned.shape = std::move(foreign->second);
     return planned;
   }
+  if (tensor->dim() > kMaxDims) {
+    throw make_error<InvalidArgument>("tensor " + in_quotes(name) + " has " +
+                                          std::to_string(tensor->dim()) + " dims; at most " +
+                                          std::to_string(kMaxDims) + " are read back",
+                                      {}, {}, name);
+  }
   planned.alignment = alignment_of(tensor->dtype());
   for (const auto d : tensor->shape()) planned.shape.push_back(static_cast<std::uint64_t>(d));
   planned.dtype = to_string(tensor->dtype());
@@ -130,6 +137,18 @@ Planned plan_entry(const Key& key, const Value& value) {
   return planned;
 }
 
+void check_metadata(const std::vector<std::pair<std::string, std::string>>& metadata) {
+  std::unordered_set<std::string_view> keys;
+  for (const auto& [key, text] : metadata) {
+    if (key == kImageKey) {
+      throw InvalidArgument("the metadata key " + in_quotes(key) +
+                            " says that a file is an image of this library; take another");
+    }
+    if (!keys.insert(key).second)
+      throw InvalidArgument("the metadata key " + in_quotes(key) + " comes twice");
+  }
+}
+
 std::vector<std::byte> to_header(nlohmann::ordered_json json) {
   std::string text;
   try {
@@ -138,6 +157,10 @@ std::vector<std::byte> to_header(nlohmann::ordered_json json) {
     throw InvalidArgument("names and metadata of a safetensors file must be UTF-8");
   }
   text.resize((text.size() + kHeaderAlignment - 1) / kHeaderAlignment * kHeaderAlignment, ' ');
+  if (text.size() > kMaxHeaderBytes) {
+    throw InvalidArgument("the names and metadata take " + std::to_string(text.size()) +
+                          " bytes; a header has at most " + std::to_string(kMaxHeaderBytes));
+  }
   std::vector<std::byte> header(kHeaderAlignment + text.size());
   for (std::size_t i = 0; i < kHeaderAlignment; ++i) {
     header[i] = static_cast<std::byte>(text.size() >> (8 * i));
@@ -159,7 +182,7 @@ void check_utf8(const std::string& name) {
 }  // namespace
 
 bool is_image(const SafetensorsIndex& index) noexcept {
-  return index.find_metadata("meshstage").has_value();
+  return index.find_metadata(kImageKey).has_value();
 }
 
 Dict decode_safetensors(std::span<const std::byte> file, std::shared_ptr<const void> owner,
@@ -175,6 +198,7 @@ Dict decode_safetensors(std::span<const std::byte> file, std::shared_ptr<const v
 
 SafetensorsPlan plan_safetensors(const Dict& tensors,
                                  const std::vector<std::pair<std::string, std::string>>& metadata) {
+  check_metadata(metadata);
   std::vector<Planned> planned;
   planned.reserve(tensors.size());
   for (const auto& [key, value] : tensors) {

@@ -19,9 +19,10 @@ namespace meshstage {
 /// find.
 [[nodiscard]] MESHSTAGE_API bool is_image(const SafetensorsIndex& index) noexcept;
 
-/// The attribute under which a tensor whose dtype this library has no element type for (F4,
-/// F6_E2M3, F6_E3M2, F8_E8M0) keeps its dtype's name; kSafetensorsShape keeps its shape, a List of
-/// ints. The tensor itself is then U8, one dimension: the bytes as they are.
+/// The attribute under which a tensor whose dtype this library has no element type for (F4, two
+/// elements a byte; F6_E2M3, F6_E3M2, F8_E8M0, F8_E4M3FNUZ, F8_E5M2FNUZ) keeps its dtype's name;
+/// kSafetensorsShape keeps its shape, a List of ints. The tensor itself is then U8, one dimension:
+/// the bytes as they are.
 inline constexpr const char* kSafetensorsDType = "safetensors.dtype";
 inline constexpr const char* kSafetensorsShape = "safetensors.shape";
 
@@ -42,11 +43,14 @@ struct SafetensorsPlan {
   std::uint64_t file_bytes = 0;
 };
 
-/// Lays out a file that every safetensors reader opens: the tensors of a flat Dict (string keys,
-/// tensors only; what kSafetensorsDType says is honoured, other attributes are left out), those of
-/// wide dtypes first so that all are aligned. C128, which the format lacks, is F64 with a last
-/// dimension of 2. Throws InvalidArgument, with path() = the name, for anything else in the Dict, a
-/// name that is not UTF-8 or is "__metadata__", and sizes that wrap 64 bits.
+/// Lays out a file that every safetensors reader opens, load_state_file() included: the tensors of
+/// a flat Dict (string keys, tensors only; what kSafetensorsDType says is honoured, other
+/// attributes are left out), those of wide dtypes first so that all are aligned. C128, which the
+/// format lacks, is F64 with a last dimension of 2. Throws InvalidArgument, with path() = the name,
+/// for anything else in the Dict, a name that is not UTF-8 or is "__metadata__", more than kMaxDims
+/// dims, a key of the metadata that comes twice or is "meshstage" (which says that a file is an
+/// image), a header above kMaxHeaderBytes, and sizes that wrap 64 bits. Python's reader refuses a
+/// header above kMaxPythonHeaderBytes.
 [[nodiscard]] MESHSTAGE_API SafetensorsPlan plan_safetensors(
     const Dict& tensors, const std::vector<std::pair<std::string, std::string>>& metadata = {});
 

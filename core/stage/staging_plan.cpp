@@ -73,10 +73,14 @@ StagingPlan StagingPlan::compile(const Value& state, const StagingPlan* previous
                             ": ranks count from 0");
     }
   }
+  if (options.max_header_bytes > kMaxHeaderBytes) {
+    throw InvalidArgument("max_header_bytes = " + std::to_string(options.max_header_bytes) +
+                          ": no more than " + std::to_string(kMaxHeaderBytes) + " are read back");
+  }
   auto flat = detail::flatten(state);
   auto impl = std::make_shared<Impl>();
   const detail::LayoutOptions how{options.block_bytes, options.own_pages_from, options.shared,
-                                  options.completes};
+                                  options.completes, options.max_header_bytes};
   impl->own_pages_from = options.own_pages_from;
   if (previous == nullptr || previous->impl_->own_pages_from != options.own_pages_from) {
     impl->layout = detail::make_layout(flat, how, nullptr);

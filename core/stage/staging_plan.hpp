@@ -10,6 +10,7 @@
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/image/layout.hpp>
+#include <meshstage/core/image/safetensors.hpp>
 #include <meshstage/core/stage/pace.hpp>
 #include <meshstage/core/stage/watermark.hpp>
 #include <meshstage/core/tree/value.hpp>
@@ -30,6 +31,9 @@ struct PlanOptions {
   /// what they were (ImageShares). Ignored are names as above; a storage may be named several
   /// times.
   std::vector<SharedStorages> completes = {};
+  /// The longest header that the image may have, bytes: at most kMaxHeaderBytes, the default;
+  /// kMaxPythonHeaderBytes if Python's safetensors must be able to read the image as a file.
+  std::uint64_t max_header_bytes = kMaxHeaderBytes;
 };
 
 /// What one staging takes from a state dict at the moment of the call: strong references to its
@@ -62,7 +66,9 @@ class MESHSTAGE_API StagingPlan {
   /// rest is appended; above 10 % of waste everything is laid out anew. So it is always where
   /// storages are shared, or were in `previous`.
   /// Throws InvalidArgument, naming the path, on a cycle, a tree too deep or a tensor not on the
-  /// CPU; and for options that are out of range.
+  /// CPU; for whatever a reader of the image would refuse (more than kMaxDims dims, a longer
+  /// header, auxiliary data nested too deeply), naming path and limit; and for options out of
+  /// range.
   static StagingPlan compile(const Value& state, const StagingPlan* previous = nullptr,
                              PlanOptions options = {});
 

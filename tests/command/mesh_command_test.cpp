@@ -160,6 +160,51 @@ TEST_CASE("mesh shard prints PyTorch's local shapes and offsets") {
   }
 }
 
+TEST_CASE("mesh show and shard take a mesh file, and shard the name of one of its tensors") {
+  const std::string file = std::string(MESHSTAGE_SOURCE_DIR) + "/tools/mesh/example.toml";
+  CHECK(run_mesh({"show", file}).out ==
+        run_mesh({"show", "--mesh", "2,4", "--names", "dp,tp"}).out);
+  const auto shard = [](std::vector<std::string> mesh, const std::vector<std::string>& tensor) {
+    mesh.insert(mesh.begin(), "shard");
+    mesh.insert(mesh.end(), tensor.begin(), tensor.end());
+    return run_mesh(mesh);
+  };
+  const std::vector<std::string> words{"--mesh", "2,4", "--names", "dp,tp"};
+  const auto by_words = shard(words, {"--tensor", "1024,512", "--placements", "S(0),S(1)"});
+  CHECK(by_words.code == 0);
+  CHECK(shard({file}, {"--tensor", "weight"}).out == by_words.out);
+  CHECK(shard({file}, {"--tensor", "1024,512", "--placements", "S(0),S(1)"}).out == by_words.out);
+  CHECK(shard({file}, {"--tensor", "bias", "--placements", "S(0),R"}).out ==
+        shard(words, {"--tensor", "512", "--placements", "S(0),R"}).out);
+  const auto none = shard({file}, {"--tensor", "weights"});
+  CHECK(none.code == 2);
+  CHECK_THAT(none.err, contains_text("has no tensor 'weights'"));
+}
+
+TEST_CASE("mesh reshard says who sends which box to whom") {
+  const std::vector<std::string> words{"reshard",  "--from", "2,2",          "--to",  "3",
+                                       "--tensor", "6,4",    "--placements", "S(0),R"};
+  const Answer text = run_mesh(words);
+  CHECK(text.code == 0);
+  for (const char* part : {"tensor 6,4: S(0),R on mesh 2,2 to S(0) on mesh 3", "0:2, 0:4",
+                           "2:3, 0:4", "3:4, 0:4", "4 elements are sent, 20 stay"}) {
+    INFO(text.out);
+    CHECK_THAT(text.out, contains_text(part));
+  }
+  auto with_json = words;
+  with_json.push_back("--json");
+  const json answer = parsed(run_mesh(with_json));
+  CHECK(answer.at("boxes").size() == 4);
+  CHECK(answer.at("boxes").at(0) ==
+        json{{"from", 0}, {"to", 0}, {"offset", {0, 0}}, {"shape", {2, 4}}});
+  CHECK(answer.at("moved_elements").get<int>() + answer.at("kept_elements").get<int>() == 24);
+  CHECK(answer.at("to").at("placements") == "S(0)");
+  auto wrong = words;
+  wrong.back() = "P(sum),R";
+  CHECK(run_mesh(wrong).code == 2);
+  CHECK_THAT(run_mesh(wrong).err, contains_text("redistribute it to R or S(DIM) first"));
+}
+
 TEST_CASE("mesh shard draws which rank holds what") {
   const Answer two = run_mesh({"shard", "--mesh", "2,2", "--names", "dp,tp", "--tensor", "13,7",
                                "--placements", "S(0),S(1)"});

@@ -97,6 +97,15 @@ void collectives_conform(const TransportOf& transport) {
         collectives::all_reduce(group, std::as_writable_bytes(std::span(half)), Element::kF16,
                                 ReduceOp::kSum, soon());
         expect(half[0] == (world == 5 ? 0x3c02 : 0x3c00), "f16");
+        // 60000 each: the sum is beyond f16, the mean is not. Several parts and pieces.
+        std::vector<std::uint16_t> large(4'500'000, 0x7b53);
+        large.back() = static_cast<std::uint16_t>(rank == 0 ? 0x3c00 : 0x0000);
+        collectives::all_reduce(group, std::as_writable_bytes(std::span(large)), Element::kF16,
+                                ReduceOp::kAvg, soon());
+        expect(std::all_of(large.begin(), large.end() - 1, [](auto h) { return h == 0x7b53; }),
+               "avg of large f16");
+        const std::array<std::uint16_t, 6> reciprocals{0, 0x3c00, 0x3800, 0x3555, 0x3400, 0x3266};
+        expect(large.back() == reciprocals.at(count), "avg of f16");
         std::vector<std::uint16_t> brain{0x4040};  // 3.0
         collectives::all_reduce(group, std::as_writable_bytes(std::span(brain)), Element::kBF16,
                                 ReduceOp::kMax, soon());
@@ -144,6 +153,7 @@ void collectives_conform(const TransportOf& transport) {
     const auto groups = make_groups(transport, kWorld, Linked::kAll);
     std::vector<std::vector<float>> scattered(kWorld);
     std::vector<std::vector<std::vector<std::byte>>> exchanged(kWorld);
+    std::vector<char> averaged(kWorld);
     constexpr std::size_t kEach = 1000;
     run_ranks_without_error(kWorld, [&](int rank) {
       const auto me = static_cast<std::size_t>(rank);
@@ -152,6 +162,15 @@ void collectives_conform(const TransportOf& transport) {
       collectives::reduce_scatter(*groups[me], std::as_bytes(std::span(data)),
                                   std::as_writable_bytes(std::span(scattered[me])), Element::kF32,
                                   ReduceOp::kSum, soon());
+      // 60000 each in f16: the mean fits, and is that of the own part.
+      std::vector<std::uint16_t> halves(4 * kWorld, 0x7b53), mean(4);
+      halves[4 * 2] = rank == 0 ? 0x3c00 : 0x0000;
+      collectives::reduce_scatter(*groups[me], std::as_bytes(std::span(halves)),
+                                  std::as_writable_bytes(std::span(mean)), Element::kF16,
+                                  ReduceOp::kAvg, soon());
+      averaged[me] = mean == std::vector<std::uint16_t>{
+                                 static_cast<std::uint16_t>(rank == 2 ? 0x3400 : 0x7b53), 0x7b53,
+                                 0x7b53, 0x7b53};
       // From rank a to rank b: a + b bytes of value 16 a + b.
       std::vector<std::vector<std::byte>> out(kWorld);
       exchanged[me].resize(kWorld);
@@ -165,6 +184,7 @@ void collectives_conform(const TransportOf& transport) {
       }
       collectives::all_to_all(*groups[me], parts, incoming, soon());
     });
+    CHECK(averaged == std::vector<char>(kWorld, 1));
     for (std::size_t me = 0; me < kWorld; ++me) {
       std::vector<float> expected(kEach);
       for (int r = 0; r < kWorld; ++r) {

@@ -38,6 +38,29 @@ TEST_CASE("a number is added to and multiplies each element of every numeric dty
         std::vector<std::uint64_t>{(std::uint64_t{1} << 63) + 1});
 }
 
+TEST_CASE("integers are exact up to 64 bits, signed and unsigned") {
+  const auto u64 = [](std::uint64_t element, Scalar number, bool add) {
+    return one_rank<std::uint64_t>(
+        {element}, [&](const DTensor& d) { return add ? d + number : d * number; })[0];
+  };
+  constexpr std::uint64_t kMost = ~std::uint64_t{0};
+  constexpr std::uint64_t kHalf = std::uint64_t{1} << 63U;
+  CHECK(u64(0, kMost, true) == kMost);
+  CHECK(u64(1, kHalf + 1, true) == kHalf + 2);
+  CHECK(u64(5, (std::uint64_t{1} << 53U) + 1, true) == (std::uint64_t{1} << 53U) + 6);
+  CHECK(u64(1, kMost - 2, false) == kMost - 2);
+  CHECK(u64(3, 0x5555555555555555ULL, false) == kMost);
+  CHECK(u64(2, kMost, true) == 1);  // wraps
+  CHECK(one_rank<std::int64_t>({1}, [](const DTensor& d) { return d + INT64_MAX; })[0] ==
+        INT64_MIN);
+  CHECK(one_rank<std::int64_t>({-1}, [](const DTensor& d) { return d + INT64_MIN; })[0] ==
+        INT64_MAX);
+  CHECK_THROWS_WITH((one_rank<std::int64_t>({1}, [](const DTensor& d) { return d + (kHalf + 1); })),
+                    Contains("9223372036854775809 is not a whole number that fits I64"));
+  CHECK_THROWS_WITH((one_rank<std::uint64_t>({1}, [](const DTensor& d) { return d * -3; })),
+                    Contains("-3 is not"));
+}
+
 TEST_CASE("what a dtype cannot hold is refused, nothing is promoted") {
   CHECK_THROWS_WITH((one_rank<std::int32_t>({1}, [](const DTensor& d) { return d + 0.5; })),
                     Contains("0.5") && Contains("I32"));

@@ -77,8 +77,10 @@ TEST_CASE("an image loads as its tree") {
 
 TEST_CASE("dtypes without an element type are carried as their bytes") {
   const auto text = file_text(
-      R"({"q":{"dtype":"F4","shape":[2,2],"data_offsets":[0,2]},"e":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[2,3]}})",
-      "abc");
+      R"({"q":{"dtype":"F4","shape":[2,2],"data_offsets":[0,2]},"e":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[2,3]},)"
+      R"("f":{"dtype":"F8_E4M3FNUZ","shape":[2],"data_offsets":[3,5]},"g":{"dtype":"F8_E5M2FNUZ","shape":[1,1],"data_offsets":[5,6]},)"
+      R"("h":{"dtype":"F6_E2M3","shape":[4],"data_offsets":[6,9]},"i":{"dtype":"F6_E3M2","shape":[2,2],"data_offsets":[9,12]}})",
+      "abcdefghijkl");
   const auto dict = decode_safetensors(bytes_of(text), nullptr);
   const auto& q = dict.at("q").value();
   REQUIRE(q.as<Tensor>().dtype() == DType::kU8);
@@ -93,6 +95,55 @@ TEST_CASE("dtypes without an element type are carried as their bytes") {
   REQUIRE(index.find("q")->dtype == "F4");
   REQUIRE(index.find("q")->shape == std::vector<std::uint64_t>{2, 2});
   REQUIRE(index.find("e")->dtype == "F8_E8M0");
+  REQUIRE(index.find("f")->dtype == "F8_E4M3FNUZ");
+  REQUIRE(index.find("g")->dtype == "F8_E5M2FNUZ");
+  REQUIRE(index.find("h")->dtype == "F6_E2M3");
+  REQUIRE(index.find("i")->shape == std::vector<std::uint64_t>{2, 2});
+  REQUIRE_FALSE(compare(dict, load_state_file(fs, "/f")).has_value());
+}
+
+TEST_CASE("a checkpoint in several files loads as one state dict by its index") {
+  MemoryFileSystem fs;
+  fs.make_directories("/m");
+  const Dict first{{"a.w", Tensor::arange<float>(6)}, {"a.b", Tensor::scalar(1)}};
+  const Dict second{{"b.w", Tensor::arange<std::int16_t>(5)}};
+  save_safetensors(fs, "/m/model-1.safetensors", first, {{"format", "pt"}});
+  save_safetensors(fs, "/m/model-2.safetensors", second);
+  const auto index = [&](const std::string& text) {
+    publish_atomically(fs, "/m/i.json", bytes_of(text));
+    return load_state_file(fs, "/m/i.json");
+  };
+  const auto map = [](const std::string& a, const std::string& b) {
+    return R"({"metadata":{"total_size":38},"weight_map":{"a.w":")" + a + R"(","a.b":")" + a +
+           R"(","b.w":")" + b + R"("}})";
+  };
+  const auto good = map("model-1.safetensors", "model-2.safetensors");
+  const auto loaded = index(" \n" + good).as<Dict>();
+  REQUIRE(loaded.size() == 3);
+  REQUIRE(same_bits(loaded.at("a.w").as<Tensor>(), first.at("a.w").as<Tensor>()));
+  REQUIRE(same_bits(loaded.at("b.w").as<Tensor>(), second.at("b.w").as<Tensor>()));
+
+  // The index is hostile input.
+  const auto refused = [&](const std::string& text, const char* says) {
+    INFO(text);
+    REQUIRE_THROWS_AS(index(text), CorruptData);
+    REQUIRE_THROWS_WITH(index(text), Catch::Matchers::Contains(says));
+  };
+  for (const std::string name : {"/etc/passwd", "../m/model-2.safetensors", "", ".", "..", "x/y"})
+    refused(map("model-1.safetensors", name), "no name of a file beside the index");
+  refused(map("model-1.safetensors", "a\\u0000b"), "beside the index");
+  refused(map("model-2.safetensors", "model-1.safetensors"), "is not in");
+  refused(R"({"weight_map":{"a.w":"model-1.safetensors"}})", "\"a.b\" is not said to be in");
+  refused(R"({"weight_map":{"a.w":"model-1.safetensors","a.w":"model-2.safetensors"}})", "twice");
+  refused(R"({"weight_map":{},"weight_map":{}})", "twice");
+  refused(R"({"weight_map":{"a.w":1}})", "in no file");
+  refused(R"({"weight_map":[]})", "has no \"weight_map\"");
+  refused(R"({"a":1)" + std::string(9, ' '), "is no JSON");
+  refused(good + std::string("\0{}", 3), "a byte of 0");
+  refused(R"({"x":)" + std::string(100'000, '['), "nested too deeply");
+  REQUIRE_THROWS_AS(index(map("model-1.safetensors", "model-3.safetensors")), NotFound);
+  // A shard is a safetensors file, not another index.
+  refused(map("model-1.safetensors", "i.json"), "it looks like JSON");
 }
 
 TEST_CASE("tensors that a file leaves unaligned are copied to where they can be read") {
@@ -130,6 +181,35 @@ TEST_CASE("what a plain file cannot hold is refused with its name, and nothing i
     REQUIRE_FALSE(fs.stat("/f").has_value());
   }
   REQUIRE_THROWS_AS(save_safetensors(fs, "/f", Dict{{"t", t}}, {{"k", "\xff"}}), InvalidArgument);
+  // What load_state_file() would refuse, or take for something else.
+  REQUIRE_THROWS_WITH(save_safetensors(fs, "/f", Dict{{"t", t}}, {{"k", "1"}, {"k", "2"}}),
+                      Catch::Matchers::Contains("\"k\" comes twice"));
+  REQUIRE_THROWS_WITH(save_safetensors(fs, "/f", Dict{{"t", t}}, {{"meshstage", "1"}}),
+                      Catch::Matchers::Contains("\"meshstage\""));
+  REQUIRE_THROWS_WITH(
+      save_safetensors(fs, "/f", Dict{{"deep", Tensor::zeros(Shape(1025, 1), DType::kF32)}}),
+      Catch::Matchers::Contains("\"deep\" has 1025 dims"));
+  REQUIRE_FALSE(fs.stat("/f").has_value());
+}
+
+TEST_CASE("what a plain file holds is read back: many dims, large sizes beside a 0, odd metadata") {
+  MemoryFileSystem fs;
+  const Dict tensors{{"many", Tensor::arange<float>(6).view([] {
+                        Shape shape(1024, 1);
+                        shape[500] = 6;
+                        return shape;
+                      }())},
+                     {"complex", Tensor::zeros(Shape(1024, 1), DType::kC128)},
+                     {"empty", Tensor::empty({std::int64_t{1} << 62, 0, 1}, DType::kF64)},
+                     {"", Tensor::scalar(1)},
+                     {std::string("\0\n\"", 3), Tensor::scalar(2)}};
+  save_safetensors(fs, "/f", tensors, {{"", std::string("\0x", 2)}, {"format", "pt"}});
+  const auto loaded = load_state_file(fs, "/f").as<Dict>();
+  REQUIRE(loaded.size() == tensors.size());
+  REQUIRE(same_bits(loaded.at("many").as<Tensor>(), tensors.at("many").as<Tensor>()));
+  REQUIRE(loaded.at("complex").as<Tensor>().dim() == 1025);
+  REQUIRE(loaded.at("empty").as<Tensor>().shape() == tensors.at("empty").as<Tensor>().shape());
+  REQUIRE(loaded.at(std::string("\0\n\"", 3)).as<Tensor>().item<int>() == 2);
 }
 
 TEST_CASE("a file that finds no room is refused before anything is written") {

@@ -202,21 +202,23 @@ TEST_CASE("hostile headers are refused with one line that names tensor and offse
        {"at byte 10"}},
       {"a lone surrogate", "{" + tensor("\\ud800", "U8", "[1]", "[0,1]") + "}", 1, {"at byte"}},
       {"a NUL in the text", std::string("{\0}", 3), 0, {"at byte 9"}},
-      {"65 dimensions",
+      {"a NUL behind the text", std::string("{}\0", 3), 0, {"a byte of 0", "at byte 10"}},
+      {"a NUL, and more behind it", std::string("{}\0 {\"a\":1}", 10), 0, {"at byte 10"}},
+      {"1026 dimensions",
        "{" +
            tensor(
                "a", "U8",
                "[1" +
                    [] {
                      std::string s;
-                     for (int i = 0; i < 64; ++i) s += ",1";
+                     for (int i = 0; i < 1025; ++i) s += ",1";
                      return s;
                    }() +
                    "]",
                "[0,1]") +
            "}",
        1,
-       {"\"a\"", "64 dimensions"}},
+       {"\"a\"", "1025 dimensions"}},
   };
   for (const auto& row : rows) {
     const std::string message = refusal(file_of(row.json, row.data));
@@ -232,9 +234,32 @@ TEST_CASE("hostile headers are refused with one line that names tensor and offse
   }
 }
 
+TEST_CASE("what is another kind of file is called by what it looks like") {
+  const std::string filler(4000, 'x');
+  for (const auto& [begin, what] : std::vector<std::pair<std::string, const char*>>{
+           {"PK\x03\x04", "a zip archive, as torch.save() writes"},
+           {"\x80\x02}q", "a pickle"},
+           {"\x80\x04\x95", "a pickle"},
+           {"<!DOCTYPE html>", "a web page"},
+           {"\n <HTML><head>", "a web page"},
+           {"version https://git-lfs.github.com/spec/v1\noid", "large-file storage"},
+           {"{\"metadata\": {", "JSON"},
+           {"GGUF\x03", "a GGUF file"},
+           {"\x93NUMPY\x01", "a NumPy array"}}) {
+    INFO(what);
+    REQUIRE(refusal(bytes_of(begin + filler)).find(what) != std::string::npos);
+  }
+  for (const std::string begin : {"PK\x03\x04", "<html>", "{}"})  // shorter than a length, too
+    REQUIRE(refusal(bytes_of(begin)).find("it looks like") != std::string::npos);
+  REQUIRE(refusal(bytes_of(filler)).find("looks like") == std::string::npos);
+  REQUIRE(refusal({}).find("truncated: 0 bytes") != std::string::npos);
+  // A header whose length reads as one of these is read all the same.
+  REQUIRE(refusal(file_of("{}" + std::string(0x8b1f - 2, ' '), 0)) == "accepted");
+}
+
 TEST_CASE("an overlong header length is refused before anything is read") {
   auto file = file_of("{}", 0);
-  file[3] = std::byte{0x7f};
+  file[3] = std::byte{0xff};
   REQUIRE(refusal(file).find("overlong header") != std::string::npos);
   for (std::size_t i = 0; i < 8; ++i) file[i] = std::byte{0xff};  // 8 + N wraps
   REQUIRE(refusal(file).find("overlong header") != std::string::npos);

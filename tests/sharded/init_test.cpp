@@ -95,6 +95,16 @@ TEST_CASE("one rank's mistake is the same error on all ranks, naming rank and sh
         error_at_all(1, [](Given& g) { g.shards[0].tensor = Tensor::zeros({2, 2}, DType::kF64); });
     CHECK_THAT(e, Contains("shard 0 of rank 1") && Contains("F64") && Contains("F32"));
   }
+  SECTION("another dtype, of the first rank: most are right") {
+    const auto e = error_at_all(0, [](Given& g) {
+      for (auto& s : g.shards) s.tensor = Tensor::zeros(s.metadata.sizes, DType::kF64);
+    });
+    CHECK_THAT(e, Contains("shard 0 of rank 0") && Contains("is of F64, but shard 0 of rank 1"));
+  }
+  SECTION("overlaps of the first rank's shards with others'") {
+    CHECK_THAT(error_at_all(0, meta(0, [](ShardMetadata& m) { m.offsets[0] = 1; })),
+               Contains("shard 0 of rank 0") && Contains("overlaps"));
+  }
   SECTION("a placement on another rank") {
     const auto e = error_at_all(1, meta(0, [](ShardMetadata& m) { m.placement.rank = 2; }));
     CHECK_THAT(e, Contains("shard 0 of rank 1") && Contains("rank:2/cuda:0"));
@@ -111,6 +121,28 @@ TEST_CASE("one rank's mistake is the same error on all ranks, naming rank and sh
     CHECK_THAT(error_at_all(3, [](Given& g) { g.shape = {8, 5}; }),
                Contains("rank 3") && Contains("[8, 5]") && Contains("[8, 4]"));
     CHECK_THAT(error_at_all(0, [](Given& g) { g.shape = {8}; }), Contains("rank 0"));
+  }
+}
+
+TEST_CASE("of two shards that cannot both be right the odd one is named") {
+  // Four ranks with two rows each; one of them has one row more or less, at its begin or its end.
+  for (int rank = 0; rank < 4; ++rank) {
+    for (const auto& [offset, size] : {std::pair(-1, 3), {0, 3}, {1, 1}, {0, 1}}) {
+      std::vector<ShardMetadata> shards;
+      for (int r = 0; r < 4; ++r) shards.push_back({{2 * r, 0}, {2, 4}, {r, kCpu}});
+      auto& wrong = shards[static_cast<std::size_t>(rank)];
+      wrong.offsets[0] += offset;
+      wrong.sizes[0] = size;
+      if (wrong.offsets[0] < 0 || wrong.offsets[0] + size > 8) continue;
+      INFO("rank " << rank << ": " << to_string(wrong));
+      try {
+        (void)ShardedTensor::from_metadata({}, {kWhole, DType::kF32, shards}, 4);
+        FAIL("accepted");
+      } catch (const InvalidArgument& e) {
+        CHECK(e.rank() == rank);
+        CHECK_THAT(e.what(), Contains("shard " + std::to_string(rank)));
+      }
+    }
   }
 }
 

@@ -126,6 +126,73 @@ TEST_CASE("verify tells sound images from damaged ones, other files, and names t
   REQUIRE(all.json().at("images").size() == 1);
 }
 
+TEST_CASE("verify of nothing is not ok") {
+  const Files files;
+  const auto dir = files.temp.path().string();
+  for (const auto& arguments : {std::vector<std::string>{"verify", dir}, {"verify", "--in", dir}}) {
+    const auto answer = run(arguments);
+    INFO(answer.out);
+    REQUIRE(answer.code == 1);
+    REQUIRE(contains(answer.out, "nothing was verified: no image was found in " + dir));
+    REQUIRE_FALSE(contains(answer.out, "ok"));
+  }
+  const auto json = run({"verify", dir, "--json"});
+  REQUIRE(json.code == 1);
+  REQUIRE(json.json().at("good") == false);
+}
+
+TEST_CASE("diff of an image and its own export is empty, and compares what is no tensor") {
+  const Files files;
+  auto state = small_state();
+  state.set("c", Tensor::full<std::complex<double>>({2}, {1, -2}));
+  state.set("nan", std::numeric_limits<double>::quiet_NaN());
+  state.set("bytes", Bytes(5, std::byte{0xfe}));
+  state.set("text", "\xff\xfe");
+  state.set("large", std::int64_t{1} << 60U);
+  for (const bool dotted : {false, true}) {
+    if (dotted) {  // names that are escaped
+      state.set("a.b", Tensor::scalar(1));
+      state.set("a", Dict{{"b", 2}});
+    }
+    const auto a = files.image("a", state);
+    REQUIRE(run({"export", a, "-o", files.path("out"), "--force"}).code == 0);
+    for (const auto& arguments : {std::vector{a, files.path("out")}, {files.path("out"), a}}) {
+      const auto same = run({"diff", arguments[0], arguments[1]});
+      INFO(same.out);
+      REQUIRE(same.code == 0);
+    }
+    auto other = state;
+    other.set("lr", 0.2);
+    other.erase("large");
+    other.set("more", "new");
+    const auto answer = run({"diff", files.image("b", other), files.path("out")});
+    INFO(answer.out);
+    REQUIRE(answer.code == 1);
+    REQUIRE(contains(answer.out, "lr: value: 0.2 against 0.1"));
+    REQUIRE(contains(answer.out, "large: keys: missing against 1152921504606846976"));
+    REQUIRE(contains(answer.out, "more: keys: \"new\" against missing"));
+    REQUIRE(contains(answer.out, "3 differences"));
+    REQUIRE(run({"diff", files.path("b"), files.path("out"), "--structure", "--json"})
+                .json()
+                .at("differences") == 2);
+    state.set("lr", 0.1);
+    state.erase("more");
+    state.set("large", std::int64_t{1} << 60U);
+  }
+  const auto tensor = files.image("t", Tensor::arange<float>(3));
+  REQUIRE(run({"export", tensor, "-o", files.path("t.out")}).code == 0);
+  REQUIRE(run({"diff", tensor, files.path("t.out")}).code == 0);
+}
+
+TEST_CASE("export keeps what another program's file says of itself") {
+  const Files files;
+  save_safetensors(real_file_system(), files.path("f"), Dict{{"w", Tensor::scalar(1.0F)}},
+                   {{"format", "np"}, {"author", "somebody"}, {"step", "7"}});
+  REQUIRE(run({"export", files.path("f"), "-o", files.path("g")}).code == 0);
+  const auto metadata = run({"inspect", files.path("g"), "--json"}).json().at("metadata");
+  REQUIRE(metadata == nlohmann::json{{"format", "np"}, {"author", "somebody"}, {"step", "7"}});
+}
+
 TEST_CASE("diff prints the first differences by path and says how values differ") {
   const Files files;
   const auto a = files.image("a", small_state());

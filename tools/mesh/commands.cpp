@@ -22,16 +22,21 @@ CLI::App* add_command(CLI::App& mesh, const char* name, const char* what, const 
   return command;
 }
 
-void add_mesh_options(CLI::App& command, MeshWords& words, bool required) {
-  command.add_option("--mesh", words.mesh, "Sizes of the dimensions: 2,4")->required(required);
+void add_mesh_options(CLI::App& command, MeshWords& words) {
+  command.add_option("--mesh", words.mesh, "Sizes of the dimensions: 2,4");
   command.add_option("--names", words.names, "Their names: dp,tp (left out: dim0,dim1)");
   command.add_option("--ranks", words.ranks,
                      "Ranks in row-major order: 3,7,0-2 (left out: 0, 1, ...)");
 }
 
+void add_mesh_or_file(CLI::App& command, MeshWords& words) {
+  command.add_option("FILE", words.file, "A mesh file (TOML), instead of --mesh");
+  add_mesh_options(command, words);
+}
+
 void add_job_options(CLI::App& command, JobWords& words) {
   command.add_option("FILE", words.file, "A mesh file (TOML), instead of --mesh and the hosts");
-  add_mesh_options(command, words.mesh, false);
+  add_mesh_options(command, words.mesh);
   command.add_option("--ranks-per-host", words.ranks_per_host,
                      "Ranks of each host (left out: every rank is a host of its own)");
   command.add_option("--host-sizes", words.host_sizes, "Ranks of each host, uneven: 8,8,6");
@@ -61,7 +66,7 @@ void add_mesh_commands(CLI::App& app, std::ostream& out) {
   CLI::App* command = add_command(*mesh, "show", "Coordinates, slices and groups of ranks",
                                   "meshstage mesh show --mesh 2,4 --names dp,tp --slice dp --json",
                                   show, &mesh_show, out);
-  add_mesh_options(*command, show->mesh, true);
+  add_mesh_or_file(*command, show->mesh);
   command->add_option("--slice", show->slice, "Names of the dimensions of a slice: dp,tp");
   command->add_option("--rank", show->only, "Show these ranks only: 0-3,8");
   command->add_flag("--json", show->json, "One JSON object");
@@ -72,13 +77,33 @@ void add_mesh_commands(CLI::App& app, std::ostream& out) {
   command = add_command(*mesh, "shard", "Which rank has which block of a tensor",
                         "meshstage mesh shard --mesh 2,4 --tensor 13,7 --placements \"S(0),R\"",
                         shard, &mesh_shard, out);
-  add_mesh_options(*command, shard->mesh, true);
-  command->add_option("--tensor", shard->tensor, "Sizes of the tensor: 13,7")->required();
+  add_mesh_or_file(*command, shard->mesh);
   command
-      ->add_option("--placements", shard->placements,
-                   "One for each mesh dimension: R, S(DIM) or P(sum|avg|product|min|max)")
+      ->add_option("--tensor", shard->tensor,
+                   "Sizes of the tensor: 13,7; or the name of a tensor of the FILE")
       ->required();
+  command->add_option(
+      "--placements", shard->placements,
+      "One for each mesh dimension: R, S(DIM) or P(sum|avg|product|min|max) (left out: those of "
+      "the FILE's tensor)");
   command->add_flag("--json", shard->json, "One JSON object");
+
+  auto reshard = std::make_shared<ReshardOptions>();
+  command = add_command(*mesh, "reshard", "Who sends which box of a tensor to whom",
+                        "meshstage mesh reshard --from 2,4 --to 3 --tensor 1024,512 --placements "
+                        "\"S(0),R\"",
+                        reshard, &mesh_reshard, out);
+  command->add_option("--from", reshard->from, "Sizes of the mesh before: 2,4")->required();
+  command->add_option("--to", reshard->to, "Sizes of the mesh after: 3")->required();
+  command->add_option("--tensor", reshard->tensor, "Sizes of the tensor: 1024,512")->required();
+  command
+      ->add_option("--placements", reshard->placements,
+                   "Before, one for each mesh dimension: R or S(DIM)")
+      ->required();
+  command->add_option("--to-placements", reshard->to_placements,
+                      "After (left out: the same; on a mesh of another number of dimensions the "
+                      "first cut before, along its first dimension)");
+  command->add_flag("--json", reshard->json, "One JSON object");
 
   auto partners = std::make_shared<PartnersOptions>();
   command =

@@ -86,8 +86,14 @@ std::vector<std::string> read_names(const std::string& text) {
 }
 
 DeviceMesh read_mesh(const MeshWords& words) {
-  if (words.mesh.empty())
-    throw InvalidArgument("the mesh is empty: give its sizes, such as --mesh 2,4");
+  if (!words.file.empty()) {
+    if (!words.mesh.empty() || !words.names.empty() || !words.ranks.empty()) {
+      throw InvalidArgument("the mesh is described twice, by " + words.file +
+                            " and by options: give a FILE, or --mesh 2,4");
+    }
+    return load_mesh_file(words.file).mesh;
+  }
+  if (words.mesh.empty()) throw InvalidArgument("no mesh: give a mesh FILE, or --mesh 2,4");
   const auto shape = read_numbers(words.mesh, 1, "--mesh");
   std::int64_t size = 1;
   for (const std::int64_t s : shape) {

@@ -13,11 +13,12 @@
 /// input throws InvalidArgument or NotFound with one line that contains the valid form.
 namespace meshstage::tools {
 
-/// --mesh, --names, --ranks.
+/// --mesh, --names, --ranks, or a mesh file.
 struct MeshWords {
-  std::string mesh;   ///< "2,4"
-  std::string names;  ///< "dp,tp", or empty
-  std::string ranks;  ///< "3,7,0-2", or empty: in order
+  std::string mesh;       ///< "2,4"
+  std::string names;      ///< "dp,tp", or empty
+  std::string ranks;      ///< "3,7,0-2", or empty: in order
+  std::string file = {};  ///< instead of all three
 };
 
 /// A mesh with hosts, partners and tensors: from a mesh file, or from these words.
@@ -33,6 +34,7 @@ struct JobWords {
   std::vector<std::string> tensors;  ///< "w=f32[1024,512]:S(0),R"; in addition to the file's
 };
 
+/// From the words; or the mesh of `words.file`.
 [[nodiscard]] DeviceMesh read_mesh(const MeshWords& words);
 [[nodiscard]] MeshDescription read_job(const JobWords& words);
 /// "2,4": whole numbers, none below `least`. `what` says in errors what they are.
@@ -52,11 +54,22 @@ int mesh_show(const ShowOptions& options, std::ostream& out);
 
 struct ShardOptions {
   MeshWords mesh;
-  std::string tensor;  ///< "13,7"; "" is a tensor without dimensions
-  std::string placements;
+  /// "13,7"; "" is a tensor without dimensions. Of a mesh file: the name of one of its tensors,
+  /// too.
+  std::string tensor;
+  std::optional<std::string> placements;  ///< nothing: those of the file's tensor
   bool json = false;
 };
 int mesh_shard(const ShardOptions& options, std::ostream& out);
+
+struct ReshardOptions {
+  std::string from, to;                      ///< sizes of the meshes
+  std::string tensor;                        ///< as ShardOptions::tensor, sizes alone
+  std::string placements;                    ///< before
+  std::optional<std::string> to_placements;  ///< nothing: the same, or the first cut before
+  bool json = false;
+};
+int mesh_reshard(const ReshardOptions& options, std::ostream& out);
 
 struct PartnersOptions {
   JobWords job;

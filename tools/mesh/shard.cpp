@@ -5,6 +5,9 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/mesh/layout.hpp>
+#include <meshstage/mesh/mesh_file.hpp>
+#include <meshstage/mesh/text.hpp>
+
 #include "tools/mesh/blocks.hpp"
 #include "tools/mesh/json_out.hpp"
 #include "tools/mesh/options.hpp"
@@ -129,13 +132,31 @@ void shard_picture(const DeviceMesh& mesh, const Layout& layout, std::ostream& o
   }
 }
 
+Layout read_layout(const ShardOptions& options, const DeviceMesh& mesh) {
+  if (!options.mesh.file.empty()) {
+    for (const auto& tensor : load_mesh_file(options.mesh.file).tensors) {
+      if (tensor.name != options.tensor) continue;
+      return {mesh.shape(), tensor.shape,
+              options.placements ? parse_placements(*options.placements) : tensor.placements};
+    }
+  }
+  if (!options.placements) {
+    throw InvalidArgument(
+        "--placements is required, one for each mesh dimension" +
+        (options.mesh.file.empty()
+             ? std::string()
+             : ": " + options.mesh.file + " has no tensor " + text::quoted(options.tensor)));
+  }
+  std::vector<std::int64_t> tensor;
+  if (!options.tensor.empty()) tensor = read_numbers(options.tensor, 0, "--tensor");
+  return {mesh.shape(), tensor, parse_placements(*options.placements)};
+}
+
 }  // namespace
 
 int mesh_shard(const ShardOptions& options, std::ostream& out) {
   const DeviceMesh mesh = read_mesh(options.mesh);
-  std::vector<std::int64_t> tensor;
-  if (!options.tensor.empty()) tensor = read_numbers(options.tensor, 0, "--tensor");
-  const Layout layout(mesh.shape(), tensor, parse_placements(options.placements));
+  const Layout layout = read_layout(options, mesh);
   if (options.json) {
     shard_json(mesh, layout, out);
   } else {

@@ -84,7 +84,7 @@ void add_verify(CLI::App& app, std::ostream& out) {
   CLI::App* c =
       add(app, "verify",
           "Checks every digest of images; exit 1 if one is damaged, is no image, or is a plain "
-          "safetensors file, which has no digests",
+          "safetensors file, which has no digests, and if there is nothing to check",
           "meshstage verify /scratch/ckpt", o,
           [&out](const VerifyOptions& options) { return verify_snapshots(options, out); });
   c->add_option("snapshot", o->snapshots,
@@ -100,7 +100,9 @@ void add_diff(CLI::App& app, std::ostream& out) {
   CLI::App* c = add(
       app, "diff",
       "Compares two snapshots, bit for bit, and prints the first differences by path; exit 1 if "
-      "there are any. Where one is a plain safetensors file, tensors are compared by their names",
+      "there are any. Where one is a plain safetensors file, tensors are compared by their names, "
+      "and "
+      "what is no tensor if the file was exported",
       "meshstage diff gpt2/0@80 gpt2/0@85", o,
       [&out](const DiffOptions& options) { return diff_snapshots(options, out); });
   add_snapshot(c, "left", o->left);

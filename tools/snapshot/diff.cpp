@@ -3,6 +3,8 @@
 
 #include <cmath>
 #include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
 #include <ostream>
 #include <set>
 #include <utility>
@@ -18,6 +20,14 @@ namespace meshstage::tools {
 namespace {
 
 using What = Difference::What;
+
+using Json = nlohmann::json;
+
+/// A snapshot as export writes it: tensors and values by name.
+struct Named {
+  std::vector<std::pair<std::string, Entry>> tensors;
+  std::optional<Json> values;  ///< Nothing if it is a file that was not exported.
+};
 
 /// Collects the first differences and counts the rest.
 class Differ {
@@ -37,28 +47,44 @@ class Differ {
   }
 
   /// Two lists of tensors, by name; nothing but dtype, shape and elements counts.
-  void compare_names(const std::vector<Entry>& a, const std::vector<Entry>& b) {
+  void compare_names(const Named& a, const Named& b) {
     options_.layout = options_.sharing = options_.attributes = false;
     std::map<std::string_view, const Entry*> right;
-    for (const auto& e : b) right.emplace(e.plain, &e);
-    for (const auto& e : a) {
-      const auto found = right.find(e.plain);
+    for (const auto& [name, e] : b.tensors) right.emplace(name, &e);
+    for (const auto& [name, e] : a.tensors) {
+      const auto found = right.find(name);
       if (found == right.end()) {
-        add({What::kKeys, e.plain, e.describe(), "missing"});
+        add({What::kKeys, name, e.describe(), "missing"});
         continue;
       }
-      leaves(e.value, found->second->value, e.plain);
+      leaves(e.value, found->second->value, name);
       right.erase(found);
     }
-    for (const auto& e : b) {
-      if (right.contains(e.plain)) add({What::kKeys, e.plain, "missing", e.describe()});
+    for (const auto& [name, e] : b.tensors) {
+      if (right.contains(name)) add({What::kKeys, name, "missing", e.describe()});
     }
+    // A file of another program has no values to compare with.
+    if (a.values && b.values) compare_values(*a.values, *b.values);
   }
 
   [[nodiscard]] std::uint64_t total() const noexcept { return total_; }
   [[nodiscard]] const std::vector<Difference>& first() const noexcept { return first_; }
 
  private:
+  void compare_values(const Json& a, const Json& b) {
+    for (const auto& [name, value] : a.items()) {
+      const auto other = b.find(name);
+      if (other == b.end()) {
+        add({What::kKeys, name, values_text(value), "missing"});
+      } else if (options_.values && *other != value) {
+        add({What::kValue, name, values_text(value), values_text(*other)});
+      }
+    }
+    for (const auto& [name, value] : b.items()) {
+      if (!a.contains(name)) add({What::kKeys, name, "missing", values_text(value)});
+    }
+  }
+
   void add(Difference d) {
     ++total_;
     if (first_.size() < max_) first_.push_back(std::move(d));
@@ -152,11 +178,33 @@ void as_pairs(Entry& entry) {
                                    t.storage_offset() * 2);
 }
 
-std::vector<Entry> named_tensors(const Snapshot& snapshot) {
+/// What an exported file says of the values; of another, nothing. The text is not trusted.
+std::optional<Json> values_in(const SafetensorsIndex& index) {
+  const auto text = index.find_metadata(kExportedValues);
+  if (!text) return std::nullopt;
+  auto values = Json::parse(*text, nullptr, false);
+  return values.is_object() ? std::optional<Json>(std::move(values)) : std::nullopt;
+}
+
+Named named(const Snapshot& snapshot) {
   auto entries = list_entries(snapshot, Repeat::kAlways);
-  std::erase_if(entries, [](const Entry& e) { return !e.is_tensor(); });
-  for (auto& e : entries) as_pairs(e);
-  return entries;
+  const bool plain = !snapshot.image || plain_names_do(entries);
+  Named result;
+  if (!snapshot.image) result.values = values_in(snapshot.index);
+  auto values = nlohmann::ordered_json::object();
+  for (auto& e : entries) {
+    auto name = plain ? e.plain : e.path;
+    if (e.is_tensor()) {
+      as_pairs(e);
+      result.tensors.emplace_back(name.empty() ? "tensor" : std::move(name), std::move(e));
+    } else if (e.value.is_scalar()) {
+      values.get_ref<nlohmann::ordered_json::object_t&>().emplace_back(std::move(name),
+                                                                       scalar_json(e.value));
+    }
+  }
+  // Through the text, as export does: what that cannot keep is no difference.
+  if (snapshot.image && !values.empty()) result.values = Json::parse(values_text(values));
+  return result;
 }
 
 void print_text(const Differ& differ, const Snapshot& a, const Snapshot& b, bool values,
@@ -183,7 +231,7 @@ int diff_snapshots(const DiffOptions& options, std::ostream& out) {
   if (left.image && right.image) {
     differ.compare_trees(left.state(), right.state());
   } else {
-    differ.compare_names(named_tensors(left), named_tensors(right));
+    differ.compare_names(named(left), named(right));
   }
   if (options.json) {
     nlohmann::ordered_json json{{"left", left.name},

@@ -4,7 +4,9 @@
 #include <fmt/ranges.h>
 
 #include <cmath>
+#include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/tree/node.hpp>
@@ -291,6 +293,24 @@ nlohmann::ordered_json scalar_json(const Value& scalar) {
     default:
       return nullptr;
   }
+}
+
+bool plain_names_do(const std::vector<Entry>& entries) {
+  std::unordered_set<std::string_view> names;
+  for (const auto& e : entries) {
+    if (!e.is_tensor() && !e.value.is_scalar()) continue;
+    if (!names.insert(e.plain).second) return false;
+    if (!e.is_tensor()) continue;
+    if (e.plain.empty() || e.plain == "__metadata__" || e.plain.starts_with("__meshstage__") ||
+        printable(e.plain, e.plain.size()) != e.plain) {
+      return false;
+    }
+  }
+  return true;
+}
+
+std::string values_text(const nlohmann::ordered_json& values) {
+  return values.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
 }  // namespace meshstage::tools

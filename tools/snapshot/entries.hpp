@@ -63,6 +63,15 @@ std::vector<Entry> list_entries(const Snapshot& snapshot, Repeat repeat);
 /// Throws NotFound if there are none.
 void keep_below(std::vector<Entry>& entries, const std::string& path);
 
+/// What other readers want is the keys joined by dots. False where two paths would become one name
+/// (a key with a dot in it), or a name would not be one: then all are escaped instead.
+bool plain_names_do(const std::vector<Entry>& entries);
+
+/// Under which key of its metadata an exported file has what is no tensor: a JSON object by name.
+inline constexpr const char* kExportedValues = "meshstage.values";
+/// That object as text; bytes that are not UTF-8 are replaced.
+std::string values_text(const nlohmann::ordered_json& values);
+
 /// A scalar for JSON; bytes as hex, what is not finite as a string.
 nlohmann::ordered_json scalar_json(const Value& scalar);
 

@@ -4,7 +4,6 @@
 #include <filesystem>
 #include <ostream>
 #include <system_error>
-#include <unordered_set>
 
 #include <meshstage/core/files/state_file.hpp>
 
@@ -16,20 +15,6 @@ namespace meshstage::tools {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-/// What other readers want is the keys joined by dots; where two paths would become one name (a key
-/// with a dot in it), all are escaped instead.
-bool plain_names_do(const std::vector<Entry>& entries) {
-  std::unordered_set<std::string_view> names;
-  for (const auto& e : entries) {
-    if (!e.is_tensor()) continue;
-    if (e.plain.empty() || e.plain == "__metadata__" || e.plain.starts_with("__meshstage__") ||
-        printable(e.plain, e.plain.size()) != e.plain || !names.insert(e.plain).second) {
-      return false;
-    }
-  }
-  return true;
-}
 
 /// How much of each name is `path` itself, and is left out.
 std::size_t bytes_above(const Entry& first, const std::string& path, bool plain) {
@@ -45,6 +30,21 @@ std::size_t bytes_above(const Entry& first, const std::string& path, bool plain)
 std::string below(const std::string& name, std::size_t cut) {
   if (cut == 0) return name;
   return name.size() > cut + 1 ? name.substr(cut + 1) : name.substr(name.rfind('.') + 1);
+}
+
+/// What the file said of itself before, the values of an image, and "format": some loaders insist
+/// on it.
+std::vector<std::pair<std::string, std::string>> exported_metadata(const Snapshot& snapshot,
+                                                                   const Json& values) {
+  std::vector<std::pair<std::string, std::string>> metadata;
+  bool has_format = false;
+  if (!snapshot.image) {
+    metadata = snapshot.index.metadata();
+    has_format = snapshot.index.find_metadata("format").has_value();
+  }
+  if (!has_format) metadata.emplace_back("format", "pt");
+  if (!values.empty()) metadata.emplace_back(kExportedValues, values_text(values));
+  return metadata;
 }
 
 }  // namespace
@@ -80,23 +80,24 @@ int export_snapshot(const ExportOptions& options, std::ostream& out) {
       values.get_ref<Json::object_t&>().emplace_back(name, scalar_json(e.value));
     }
   }
-  // "format": what some loaders insist on.
-  std::vector<std::pair<std::string, std::string>> metadata{{"format", "pt"}};
-  if (!values.empty()) {
-    metadata.emplace_back("meshstage.values",
-                          values.dump(-1, ' ', false, Json::error_handler_t::replace));
-  }
+  const auto metadata = exported_metadata(snapshot, values);
   save_safetensors(real_file_system(), options.output, tensors, metadata);
   const auto bytes = std::filesystem::file_size(options.output);
+  const auto header = open_file(options.output).index.data_begin();
   if (options.json) {
     print_json(out, {{"output", options.output.native()},
                      {"tensors", tensors.size()},
                      {"bytes", bytes},
+                     {"header_bytes", header},
                      {"escaped_names", !plain}});
     return 0;
   }
   out << fmt::format("{}: {}, {}\n", printable(options.output.native(), 1000),
                      count_text(tensors.size(), "tensor"), size_text(bytes));
+  if (header > kMaxPythonHeaderBytes) {
+    out << fmt::format("its header has {}: Python's safetensors refuses more than {}\n",
+                       size_text(header), size_text(kMaxPythonHeaderBytes));
+  }
   if (!plain) {
     out << "names are escaped as in `meshstage inspect`: keys joined by dots would not be unique\n";
   }

@@ -156,10 +156,19 @@ void print_text(const std::vector<Finding>& findings, std::ostream& out) {
     bytes += f.result == Finding::Result::kOk ? f.bytes : 0;
   }
   columns.print(out);
-  out << (findings.empty() ? "" : "\n") << fmt::format("{} ok ({})", ok, size_text(bytes));
+  out << "\n" << fmt::format("{} ok ({})", ok, size_text(bytes));
   if (skipped > 0) out << fmt::format(", {} skipped", skipped);
   if (const auto bad = findings.size() - ok - skipped; bad > 0) out << fmt::format(", {} not", bad);
   out << "\n";
+}
+
+std::string searched(const VerifyOptions& options) {
+  auto places = options.snapshots;
+  for (const auto& directory : options.places.directories) places.push_back(directory.native());
+  if (places.empty()) return "/dev/shm and the jobs' default directories";
+  std::string text;
+  for (const auto& place : places) text += (text.empty() ? "" : ", ") + printable(place);
+  return text;
 }
 
 }  // namespace
@@ -181,11 +190,12 @@ int verify_snapshots(const VerifyOptions& options, std::ostream& out) {
     }
     for (auto i = before; i < findings.size(); ++i) findings[i].by_name = true;
   }
-  // What was asked for by name must have been checked.
-  const bool good = std::all_of(findings.begin(), findings.end(), [](const Finding& f) {
-    return f.result == Finding::Result::kOk ||
-           (!f.by_name && f.result == Finding::Result::kSkipped);
-  });
+  // What was asked for by name must have been checked, and something must have been found.
+  const bool good =
+      !findings.empty() && std::all_of(findings.begin(), findings.end(), [](const Finding& f) {
+        return f.result == Finding::Result::kOk ||
+               (!f.by_name && f.result == Finding::Result::kSkipped);
+      });
   if (options.json) {
     nlohmann::ordered_json json{{"good", good}, {"images", nlohmann::ordered_json::array()}};
     for (const auto& f : findings) {
@@ -195,6 +205,8 @@ int verify_snapshots(const VerifyOptions& options, std::ostream& out) {
                                 {"bytes", f.bytes}});
     }
     print_json(out, json);
+  } else if (findings.empty()) {
+    out << "nothing was verified: no image was found in " << searched(options) << "\n";
   } else {
     print_text(findings, out);
   }

@@ -6,7 +6,7 @@
 #include <meshstage/core/files/state_file.hpp>
 #include <meshstage/dtensor/node.hpp>
 
-#include "tests/replication/sharded_job.hpp"
+#include "tests/nodes_replicated/sharded_job.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/disk_contents.hpp"
 

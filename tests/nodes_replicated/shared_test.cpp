@@ -7,7 +7,7 @@
 #include <meshstage/dtensor/node.hpp>
 #include <meshstage/dtensor/shared_tensors.hpp>
 
-#include "tests/replication/sharded_job.hpp"
+#include "tests/nodes_replicated/sharded_job.hpp"
 #include "tests/support/catch.hpp"
 
 using namespace meshstage;

@@ -10,7 +10,7 @@
 #include <meshstage/mesh/partners.hpp>
 #include <meshstage/sharded/node.hpp>
 
-#include "tests/replication/sharded_job.hpp"
+#include "tests/nodes_replicated/sharded_job.hpp"
 #include "tests/sharded/shards.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/ranks_on_mesh.hpp"
