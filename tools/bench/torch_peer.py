@@ -1,14 +1,18 @@
-"""PyTorch's StateDictStager and _ReplicationStager on the workloads of stage_bench and replicate_bench.
+"""What PyTorch takes for the workloads of `meshstage bench`: its stager and its ways to a peer.
 
-usage: torch_peer.py stage | replicate [gpt2 | gpt2-half | small] [ROUNDS]
-Needs PyPI's torch. Prints medians, after one staging that is not counted; replicate: 2 ranks over
-Gloo, every rank's state held by the other, nothing written to disk. GB = 1e9 bytes.
+usage: torch_peer.py stage | replicate | transport [gpt2 | gpt2-half | small | mid | big] [ROUNDS] [--json]
+stage: StateDictStager. replicate: _ReplicationStager, 2 ranks over Gloo, each state held by the
+other, nothing written to disk. transport: PGTransport, both ways at once over two groups, into
+memory that is there; it neither stages nor checks. Needs PyPI's torch. Prints medians, after one
+time that is reported by itself. GB = 1e9 bytes.
 """
+import json
 import os
 import socket
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from datetime import timedelta
 
@@ -45,6 +49,10 @@ def workload(name):
         return gpt2(25136, 6)
     if name == "small":
         return {f"t{i}": torch.full((1024,), float(i)) for i in range(10000)}
+    if name == "mid":
+        return {f"t{i}": torch.full((1 << 20,), float(i)) for i in range(256)}
+    if name == "big":
+        return {"t0": torch.zeros(1 << 28)}
     sys.exit(__doc__)
 
 
@@ -58,9 +66,18 @@ def storage_bytes(value, seen):
 
 
 def report(what, name, state, first, times):
-    gb, median = storage_bytes(state, set()) / 1e9, statistics.median(times)
-    print(f"{name} {gb:.3f} GB | torch {torch.__version__} {what}: first {first * 1e3:.1f} ms, "
-          f"then {median * 1e3:.1f} ms ({gb / median:.2f} GB/s)", flush=True)
+    bytes_ = storage_bytes(state, set())
+    median = statistics.median(times)
+    if as_json():
+        print(json.dumps({"what": what, "workload": name, "bytes": bytes_, "first_s": first,
+                          "s": [min(times), median, max(times)], "torch": torch.__version__}), flush=True)
+        return
+    print(f"{name} {bytes_ / 1e9:.3f} GB | torch {torch.__version__} {what}: first {first * 1e3:.1f} ms, "
+          f"then {median * 1e3:.1f} ms ({bytes_ / 1e9 / median:.2f} GB/s)", flush=True)
+
+
+def as_json():
+    return "--json" in sys.argv
 
 
 def timed(what):
@@ -99,15 +116,48 @@ def rank_process(rank, name, rounds, port):
     dist.destroy_process_group()
 
 
-def replicate(name, rounds):
+def transport_process(rank, name, rounds, port):
+    from torch.distributed.checkpoint._pg_transport import PGTransport
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
+                      WORLD_SIZE="2", GLOO_SOCKET_IFNAME="lo")
+    timeout = timedelta(seconds=120)
+    dist.init_process_group("gloo", timeout=timeout)
+    # A group for each direction: a transport's messages are one after the other.
+    groups = [dist.new_group([0, 1], backend="gloo") for _ in range(2)]
+    state, into = workload(name), workload(name)
+    ways = [PGTransport(group, timeout, torch.device("cpu"), lambda: into) for group in groups]
+
+    def once():
+        threads = [threading.Thread(target=lambda: ways[rank].send_checkpoint([1 - rank], state)),
+                   threading.Thread(target=lambda: ways[1 - rank].recv_checkpoint(1 - rank))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        dist.barrier()
+
+    dist.barrier()
+    first = timed(once)
+    times = [timed(once) for _ in range(rounds)]
+    if rank == 0:
+        report("PGTransport in place", name, state, first, times)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def two_ranks(what, name, rounds):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(rank_process, args=(name, rounds, port), nprocs=2)
+    mp.spawn(what, args=(name, rounds, port), nprocs=2)
 
+
+MODES = {"stage": stage,
+         "replicate": lambda name, rounds: two_ranks(rank_process, name, rounds),
+         "transport": lambda name, rounds: two_ranks(transport_process, name, rounds)}
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in ("stage", "replicate"):
+    words = [word for word in sys.argv[1:] if word != "--json"]
+    if not words or words[0] not in MODES:
         sys.exit(__doc__)
-    run = stage if sys.argv[1] == "stage" else replicate
-    run(sys.argv[2] if len(sys.argv) > 2 else "gpt2", int(sys.argv[3]) if len(sys.argv) > 3 else 9)
+    MODES[words[0]](words[1] if len(words) > 1 else "gpt2", int(words[2]) if len(words) > 2 else 9)

@@ -1,6 +1,7 @@
 // The `meshstage` command. Subcommands register themselves, one line each.
 #include <iostream>
 
+#include "tools/bench/command.hpp"
 #include "tools/command/command.hpp"
 #include "tools/command/help.hpp"
 #include "tools/drill/command.hpp"
@@ -17,6 +18,7 @@ int main(int argc, char** argv) {
 
   meshstage::tools::add_mesh_commands(app, std::cout);
   meshstage::tools::add_drill_command(app);
+  meshstage::tools::add_bench_command(app, std::cout);
   meshstage::tools::add_store_command(app, std::cout);
   meshstage::tools::add_snapshot_commands(app, std::cout, meshstage::tools::ask_on_terminal());
   meshstage::tools::add_help_command(app, meshstage::tools::kVersion, std::cout);

@@ -1,0 +1,96 @@
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/tree/value.hpp>
+
+/// What `meshstage bench` measures, as functions: each takes Options and returns a Result. Every
+/// one measures its limit, the same bytes moved by nothing but copies, digests, sockets and writes,
+/// in the same run and in turns, so that the machine's drift meets both alike.
+namespace meshstage::tools::bench {
+
+struct Options {
+  std::string workload = "gpt2";
+  double scale = 1;      ///< Of the workload's bytes; for tests.
+  int ranks = 2;         ///< Processes, each a rank. Only for replicate and recover.
+  double changed = 1;    ///< Fraction of the state's bytes that change from one step to the next.
+  unsigned threads = 0;  ///< That copy; 0: by the library's default.
+  int repeat = 9;        ///< How often, after one time that is reported by itself.
+  std::filesystem::path vault_directory = "/dev/shm";
+  std::filesystem::path directory;  ///< Where persist writes. Empty: the temporary directory.
+  std::filesystem::path program = "/proc/self/exe";  ///< Starts the ranks.
+};
+
+/// Seconds of one thing, several times.
+struct Samples {
+  std::vector<double> seconds;
+  void add(double s) { seconds.push_back(s); }
+  [[nodiscard]] double least() const;
+  [[nodiscard]] double median() const;
+  [[nodiscard]] double most() const;
+};
+
+struct Result {
+  std::string what, workload;
+  std::uint64_t bytes = 0;  ///< Of the state's storages, each once; in each rank.
+  double first_seconds = 0;
+  Samples times, limit;
+  unsigned threads = 0;            ///< That copied.
+  unsigned limit_threads = 0;      ///< That copied fastest in the limit; 0: nothing was copied.
+  unsigned connections = 0;        ///< Of a pair of ranks for images; 0: none.
+  unsigned limit_connections = 0;  ///< That were fastest in the limit.
+  std::map<std::string, double> parts;  ///< Medians, seconds: where the time goes.
+};
+
+/// Called before each round: "round 3 of 9".
+using Progress = std::function<void(const std::string&)>;
+
+/// StateDictStager::stage() against one streaming copy of as many bytes.
+[[nodiscard]] Result bench_stage(const Options& options, const Progress& progress);
+/// Checkpointer::stage() until every rank agrees, against a copy, a digest at each end and the same
+/// bytes over raw TCP both ways.
+[[nodiscard]] Result bench_replicate(const Options& options, const Progress& progress);
+/// A rank that lost its memory comes back from its holder, against the bytes over raw TCP.
+[[nodiscard]] Result bench_recover(const Options& options, const Progress& progress);
+/// An image published as a file, durable, against one plain write and sync of as many bytes.
+[[nodiscard]] Result bench_persist(const Options& options, const Progress& progress);
+
+/// What the rank processes of replicate and recover run. `directory` is where they meet; progress
+/// and rank 0's result are lines on the descriptor `report`.
+void run_rank(const std::string& what, int rank, int report, const std::filesystem::path& directory,
+              const Options& options);
+
+/// One line of JSON: {"what","workload","bytes","s":[min,median,max],...}; tools/bench/README.md
+/// names the fields.
+[[nodiscard]] std::string to_json(const Result& result);
+/// The same for people, a few lines.
+[[nodiscard]] std::string to_text(const Result& result);
+
+/// The names that make_workload() knows.
+inline constexpr const char* kWorkloads = "gpt2, gpt2-half, small, mid, big, FILE.safetensors";
+/// gpt2: GPT-2's weights and AdamW's moments, F32, 1.49 GB; gpt2-half: half as many layers and half
+/// the vocabulary, 0.75 GB; small: 10,000 tensors of 4 KiB; mid: 256 of 4 MiB; big: one of 1 GiB;
+/// FILE.safetensors: its tensors. `scale` makes the named ones smaller. Throws InvalidArgument for
+/// another name, and what reading the file throws.
+[[nodiscard]] Dict make_workload(const std::string& name, double scale = 1);
+
+/// Changes a state dict from step to step.
+class Changes {
+ public:
+  /// `fraction` of the bytes, the first ones, change at each step: one word in each page of them.
+  Changes(const Dict& state, double fraction);
+  void step();
+  [[nodiscard]] std::uint64_t state_bytes() const { return state_bytes_; }
+
+ private:
+  std::vector<Storage> storages_;  // distinct
+  std::uint64_t state_bytes_ = 0, changing_ = 0, steps_ = 0;
+};
+
+double seconds_of(const std::function<void()>& what);
+
+}  // namespace meshstage::tools::bench

@@ -1,0 +1,125 @@
+#include "tools/bench/command.hpp"
+
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <iostream>
+#include <memory>
+#include <ostream>
+
+#include "tools/bench/bench.hpp"
+#include "tools/command/command.hpp"
+
+namespace meshstage::tools {
+namespace {
+
+using bench::Options;
+using Bench = bench::Result (*)(const Options&, const bench::Progress&);
+
+// What the processes of ranks are started with.
+struct RankArguments {
+  int rank = -1, report = -1;
+  long parent = 0;
+  std::string meet;
+};
+
+struct Parsed {
+  Options options;
+  RankArguments of_rank;
+  bool json = false;
+};
+
+// One line on a terminal, drawn over.
+class Line {
+ public:
+  void show(const std::string& text) {
+    if (::isatty(STDERR_FILENO) == 0) return;
+    std::cerr << "\r\033[K" << text << std::flush;
+    shown_ = true;
+  }
+  ~Line() {
+    if (shown_) std::cerr << "\r\033[K" << std::flush;
+  }
+  Line() = default;
+  Line(const Line&) = delete;
+  Line& operator=(const Line&) = delete;
+
+ private:
+  bool shown_ = false;
+};
+
+void run(const std::string& what, Bench measure, const Parsed& parsed, std::ostream& out) {
+  if (parsed.of_rank.rank >= 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::getppid() != parsed.of_rank.parent) throw CLI::RuntimeError(1);
+    bench::run_rank(what, parsed.of_rank.rank, parsed.of_rank.report, parsed.of_rank.meet,
+                    parsed.options);
+    return;
+  }
+  bench::Result result;
+  {
+    Line line;
+    result = measure(parsed.options,
+                     [&](const std::string& text) { line.show("bench " + what + ": " + text); });
+  }
+  out << (parsed.json ? bench::to_json(result) + "\n" : bench::to_text(result));
+}
+
+void add(CLI::App& bench, const std::string& what, const char* description, Bench measure,
+         bool ranks, std::ostream& out) {
+  auto parsed = std::make_shared<Parsed>();
+  auto* command = bench.add_subcommand(what, description);
+  auto& options = parsed->options;
+  command
+      ->add_option("--workload", options.workload,
+                   std::string("What the state is: ") + bench::kWorkloads)
+      ->capture_default_str();
+  command->add_option("--scale", options.scale, "Of the workload's bytes, 0.0001 to 1")
+      ->check(CLI::Range(0.0001, 1.0))
+      ->capture_default_str();
+  command->add_option("--changed", options.changed, "Fraction that changes from step to step")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_option("--threads", options.threads, "That copy; 0: by the processors")
+      ->check(whole_number() & CLI::Range(0, 256))
+      ->capture_default_str();
+  command->add_option("--repeat", options.repeat, "How often, after the first time")
+      ->check(whole_number() & CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_option("--dir", options.directory, "Where files go [the temporary directory]");
+  if (ranks) {
+    command->add_option("--ranks", options.ranks, "Processes on this host, each a rank")
+        ->check(whole_number() & CLI::Range(2, 64))
+        ->capture_default_str();
+    command->add_option("--vault", options.vault_directory, "Where host memory is")
+        ->capture_default_str();
+    for (auto* hidden : {command->add_option("--rank", parsed->of_rank.rank),
+                         command->add_option("--report", parsed->of_rank.report),
+                         command->add_option("--parent", parsed->of_rank.parent),
+                         command->add_option("--meet", parsed->of_rank.meet)}) {
+      hidden->group("");
+    }
+  }
+  command->add_flag("--json", parsed->json, "One line of JSON");
+  set_example(*command, "meshstage bench " + what + " --workload gpt2-half --repeat 5 --json");
+  command->callback([what, measure, parsed, &out] { run(what, measure, *parsed, out); });
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app, std::ostream& out) {
+  auto* command = app.add_subcommand(
+      "bench", "Measure how fast this machine takes checkpoints, and how fast it could at most");
+  command->require_subcommand(1);
+  add(*command, "stage", "Copy a state to host memory, against one copy of as many bytes",
+      bench::bench_stage, false, out);
+  add(*command, "replicate", "Stage and replicate a step, against a copy, digests and raw TCP",
+      bench::bench_replicate, true, out);
+  add(*command, "recover", "Bring a lost rank's state back from its holder, against raw TCP",
+      bench::bench_recover, true, out);
+  add(*command, "persist", "Publish an image as a file, against one plain write and sync",
+      bench::bench_persist, false, out);
+}
+
+}  // namespace meshstage::tools

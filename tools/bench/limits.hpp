@@ -1,0 +1,60 @@
+#pragma once
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include <meshstage/core/async/crew.hpp>
+#include <meshstage/core/tensor/storage.hpp>
+
+#include "tools/bench/bench.hpp"
+
+namespace meshstage::tools::bench {
+
+/// Threads and connections that limits are tried with.
+inline constexpr std::array<unsigned, 5> kTried{1, 2, 4, 8, 16};
+
+/// The fastest way to do one thing: `once(n)` with each n of kTried, three times each; the n with
+/// the least median.
+[[nodiscard]] unsigned fastest(const std::function<void(unsigned)>& once, unsigned most = 16);
+
+/// Copies and digests of one block of warm memory, cut into equal parts for some threads.
+class MemoryLimit {
+ public:
+  explicit MemoryLimit(std::uint64_t bytes);
+  void copy(unsigned threads);
+  void digest(unsigned threads);
+  /// Whether every byte was copied, and every block digested alike.
+  [[nodiscard]] bool copied() const;
+
+ private:
+  void each_part(unsigned threads, const std::function<void(std::uint64_t, std::uint64_t)>& part);
+  std::uint64_t bytes_;
+  Storage from_, to_;
+  std::vector<std::uint64_t> digests_;
+  Crew crew_{"bench", kTried.back()};
+};
+
+/// Raw TCP to the rank that holds our images and from the rank whose images we hold: several
+/// connections, from and to warm memory.
+class TcpRing {
+ public:
+  /// `listen`: what others connect to. Throws IoError.
+  TcpRing();
+  ~TcpRing();
+  TcpRing(const TcpRing&) = delete;
+  TcpRing& operator=(const TcpRing&) = delete;
+  [[nodiscard]] std::uint16_t port() const { return port_; }
+  /// Connects to the holder's port, and accepts as many. Collective.
+  void connect(std::uint16_t holder_port);
+  /// Sends so many bytes and receives as many, at once, over the first `connections`.
+  void exchange(std::uint64_t bytes, unsigned connections);
+
+ private:
+  int listener_ = -1;
+  std::uint16_t port_ = 0;
+  std::vector<int> out_, in_;
+  Storage from_, to_;
+};
+
+}  // namespace meshstage::tools::bench

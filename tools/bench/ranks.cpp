@@ -1,0 +1,201 @@
+#include "tools/bench/ranks.hpp"
+
+#include <poll.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <new>
+#include <optional>
+#include <sstream>
+
+#include <nlohmann/json.hpp>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/vault/listing.hpp>
+
+#include "tools/drill/rank_process.hpp"
+#include "tools/drill/signals.hpp"
+#include "tools/drill/workspace.hpp"
+
+extern char** environ;
+
+namespace meshstage::tools::bench {
+
+/// In a file that every rank maps.
+struct Seat::Shared {
+  pthread_barrier_t barrier;
+  std::array<std::uint16_t, kMostRanks> ports;
+  unsigned word;
+};
+
+namespace {
+
+constexpr std::size_t kSharedBytes = 4096;
+constexpr const char* kSharedFile = "shared";
+constexpr const char* kResult = "result ";
+
+std::vector<std::string> arguments_of(const std::string& what, int rank, const Options& options,
+                                      const std::filesystem::path& directory) {
+  return {"bench",      what,
+          "--workload", options.workload,
+          "--scale",    std::to_string(options.scale),
+          "--ranks",    std::to_string(options.ranks),
+          "--changed",  std::to_string(options.changed),
+          "--threads",  std::to_string(options.threads),
+          "--repeat",   std::to_string(options.repeat),
+          "--vault",    options.vault_directory.string(),
+          "--rank",     std::to_string(rank),
+          "--meet",     directory.string()};
+}
+
+std::vector<std::string> this_environment() {
+  std::vector<std::string> result;
+  for (char** at = environ; *at != nullptr; ++at) result.emplace_back(*at);
+  return result;
+}
+
+std::string last_lines(const std::filesystem::path& file) {
+  std::ifstream in(file);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  std::string text;
+  for (std::size_t i = lines.size() - std::min<std::size_t>(lines.size(), 5); i < lines.size(); ++i)
+    text += "\n  " + lines[i];
+  return text;
+}
+
+Result decode(const std::string& text) {
+  const auto json = nlohmann::json::parse(text);
+  Result r;
+  r.what = json.at("what");
+  r.workload = json.at("workload");
+  r.bytes = json.at("bytes");
+  r.first_seconds = json.at("first_s");
+  r.times.seconds = json.at("times").get<std::vector<double>>();
+  r.limit.seconds = json.at("limits").get<std::vector<double>>();
+  r.threads = json.at("threads");
+  r.limit_threads = json.at("limit_threads");
+  r.connections = json.at("connections");
+  r.limit_connections = json.at("limit_connections");
+  r.parts = json.at("parts").get<std::map<std::string, double>>();
+  return r;
+}
+
+}  // namespace
+
+std::string encode_result(const Result& r) {
+  return kResult + nlohmann::json{{"what", r.what},
+                                  {"workload", r.workload},
+                                  {"bytes", r.bytes},
+                                  {"first_s", r.first_seconds},
+                                  {"times", r.times.seconds},
+                                  {"limits", r.limit.seconds},
+                                  {"threads", r.threads},
+                                  {"limit_threads", r.limit_threads},
+                                  {"connections", r.connections},
+                                  {"limit_connections", r.limit_connections},
+                                  {"parts", r.parts}}
+                       .dump();
+}
+
+Result run_ranks(const std::string& what, const Options& options, const Progress& progress) {
+  if (options.ranks < 2 || options.ranks > kMostRanks) {
+    throw InvalidArgument("--ranks " + std::to_string(options.ranks) + ": 2 to " +
+                          std::to_string(kMostRanks) + " can be measured");
+  }
+  drill::Signals signals;  // before there is a thread
+  const drill::Workspace workspace(options.directory);
+  auto& fs = real_file_system();
+  const auto file = fs.open(workspace.path() / kSharedFile, OpenMode::kCreateExclusive);
+  file->reserve(kSharedBytes);
+  const Mapping mapping(*file, kSharedBytes, MapAccess::kReadWrite);
+  auto* const shared = new (mapping.bytes().data()) Seat::Shared{};
+  pthread_barrierattr_t attributes;
+  ::pthread_barrierattr_init(&attributes);
+  ::pthread_barrierattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+  ::pthread_barrier_init(&shared->barrier, &attributes, static_cast<unsigned>(options.ranks));
+  ::pthread_barrierattr_destroy(&attributes);
+
+  std::vector<drill::RankProcess> ranks;
+  ranks.reserve(static_cast<std::size_t>(options.ranks));
+  for (int rank = 0; rank < options.ranks; ++rank) {
+    ranks.emplace_back(
+        rank,
+        drill::ProcessPlan{options.program, arguments_of(what, rank, options, workspace.path()),
+                           this_environment(), workspace.path() / ("log." + std::to_string(rank))});
+  }
+  std::optional<Result> result;
+  for (std::size_t running = ranks.size(); running > 0;) {
+    std::vector<pollfd> wanted{{signals.descriptor(), POLLIN, 0}};
+    for (const auto& rank : ranks) wanted.push_back({rank.report(), POLLIN, 0});
+    if (::poll(wanted.data(), wanted.size(), -1) < 0 && errno != EINTR)
+      throw_errno("poll", "", errno);
+    if (signals.take()) throw Cancelled("interrupted; all ranks were ended, nothing is left");
+    for (auto& rank : ranks) {
+      for (const auto& line : rank.read_lines()) {
+        if (rank.rank() != 0) continue;
+        if (line.starts_with(kResult)) {
+          result = decode(line.substr(std::strlen(kResult)));
+        } else {
+          progress(line);
+        }
+      }
+      if (rank.end()) continue;
+      const auto end = rank.try_reap();
+      if (!end) continue;
+      --running;
+      if (end->signalled || end->code != 0) {
+        throw IoError("rank " + std::to_string(rank.rank()) + " ended with " + end->text() + ":" +
+                      last_lines(rank.log()));
+      }
+    }
+  }
+  if (!result) throw IoError("the ranks ended without a result");
+  return *result;
+}
+
+Seat::Seat(int rank, const std::filesystem::path& directory, const Options& options)
+    : rank_(rank),
+      ranks_(options.ranks),
+      file_(real_file_system().open(directory / kSharedFile, OpenMode::kReadWrite)),
+      mapping_(*file_, kSharedBytes, MapAccess::kReadWrite) {
+  checkpointer_.job = directory.filename().string();  // as Workspace removes vaults by
+  checkpointer_.directory = directory / "files";
+  checkpointer_.vault_directory = options.vault_directory;
+  checkpointer_.persist_every = 0;
+  checkpointer_.store = "file:" + (directory / "store").string();
+  checkpointer_.environment.emplace();
+  checkpointer_.environment->rank = checkpointer_.environment->local_rank = rank;
+  checkpointer_.environment->world_size = checkpointer_.environment->local_world_size = ranks_;
+  shared().ports.at(static_cast<std::size_t>(rank)) = tcp_.port();
+  meet();
+  const int holder = (rank + ranks_ / 2) % ranks_;
+  tcp_.connect(shared().ports.at(static_cast<std::size_t>(holder)));
+  meet();
+}
+
+Seat::Shared& Seat::shared() const {
+  return *std::launder(reinterpret_cast<Shared*>(mapping_.bytes().data()));
+}
+
+void Seat::meet() { ::pthread_barrier_wait(&shared().barrier); }
+
+unsigned Seat::agree(unsigned mine) {
+  if (rank_ == 0) shared().word = mine;
+  meet();
+  const unsigned word = shared().word;
+  meet();
+  return word;
+}
+
+void Seat::lose_vault() const {
+  for (const auto& vault : list_vaults(checkpointer_.vault_directory)) {
+    if (vault.job == checkpointer_.job && vault.rank == rank_) remove_vault(vault);
+  }
+}
+
+}  // namespace meshstage::tools::bench

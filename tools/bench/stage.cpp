@@ -1,0 +1,61 @@
+#include <cstring>
+
+#include <meshstage/core/memory/copy_threads.hpp>
+#include <meshstage/core/stage/staging_plan.hpp>
+#include <meshstage/core/stage/state_dict_stager.hpp>
+
+#include "tools/bench/limits.hpp"
+
+namespace meshstage::tools::bench {
+
+Result bench_stage(const Options& options, const Progress& progress) {
+  const auto state = make_workload(options.workload, options.scale);
+  Changes changes(state, options.changed);
+  Result result;
+  result.what = "stage";
+  result.workload = options.workload;
+  result.bytes = changes.state_bytes();
+  const auto processors = available_processors();
+  result.threads =
+      options.threads != 0 ? options.threads : default_copy_threads(processors, Beside::kNothing);
+
+  progress("the first time");  // before anything else takes fresh memory, as in a trainer
+  StateDictStager stager({.copy_threads = options.threads});
+  result.first_seconds = seconds_of([&] { static_cast<void>(stager.stage(state)); });
+
+  std::optional<StagingPlan> plan;
+  result.parts["plan"] = seconds_of([&] { plan = StagingPlan::compile(state); });
+  result.parts["plan again"] = seconds_of([&] { plan = StagingPlan::compile(state, &*plan); });
+  const auto image = Storage::allocate(plan->layout().image_bytes);
+  std::memset(image.data(), 0, image.nbytes());
+  plan->write_manifest(image.bytes());
+  Crew crew("bench-copy", result.threads);
+  MemoryLimit limit(result.bytes);
+  progress("the limit");
+  result.limit_threads = fastest([&](unsigned n) { limit.copy(n); }, 2 * processors.count());
+
+  std::map<std::string, Samples> parts;
+  for (int i = 0; i < options.repeat; ++i) {
+    progress("round " + std::to_string(i + 1) + " of " + std::to_string(options.repeat));
+    changes.step();
+    result.times.add(seconds_of([&] { static_cast<void>(stager.stage(state)); }));
+    result.limit.add(seconds_of([&] { limit.copy(result.limit_threads); }));
+    std::optional<StagingSource> source;
+    parts["check"].add(seconds_of([&] { source = plan->capture(state); }));
+    Watermark plain, digested;
+    parts["copy"].add(
+        seconds_of([&] { plan->copy(*source, image.bytes(), plain, {.crew = &crew}); }));
+    auto digests = plan->block_digests();
+    parts["copy and digest"].add(seconds_of([&] {
+      plan->copy(*source, image.bytes(), digested, {.crew = &crew, .digests = &digests});
+    }));
+    parts["seal"].add(seconds_of([&] {
+      static_cast<void>(plan->seal({"bench", 0, 1, {1, 1}, {}}, image.bytes(), digested, digests));
+    }));
+    parts["limit: digest"].add(seconds_of([&] { limit.digest(result.limit_threads); }));
+  }
+  for (const auto& [name, samples] : parts) result.parts[name] = samples.median();
+  return result;
+}
+
+}  // namespace meshstage::tools::bench
