@@ -14,6 +14,7 @@
 #include "tests/support/disk_contents.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
+#include "tests/support/outcomes.hpp"
 #include "tests/support/sanitized.hpp"
 #include "tests/support/temp_directory.hpp"
 
@@ -46,7 +47,7 @@ void stage_small(InProcessJob& job, const std::vector<std::uint64_t>& steps, boo
     (void)ckpt.recover(state);
     for (const auto step : steps) {
       auto staging = ckpt.stage(state_of(rank, step, kSmall), step);
-      if (staging.outcome().get() != ms::Outcome::kComplete) throw ms::InvalidState("failed");
+      ms::test::require_complete(staging);
       while (persist && ckpt.stats().persisted < step + 1) std::this_thread::yield();
     }
     everyone.arrive_and_wait();
@@ -325,7 +326,7 @@ TEST_CASE("beyond its slots a rank needs less than 64 MiB and 1 % of its image, 
       if (ckpt.recover(state).step != expected) throw ms::InvalidState("another step");
       for (const auto step : steps) {
         auto staging = ckpt.stage(state, step);
-        if (staging.outcome().get() != ms::Outcome::kComplete) throw ms::InvalidState("failed");
+        ms::test::require_complete(staging);
       }
       for (;;) {  // what goes to disk has arrived there
         const auto s = ckpt.stats();

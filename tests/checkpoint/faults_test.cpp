@@ -13,6 +13,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
+#include "tests/support/outcomes.hpp"
 #include "tests/support/rank_errors.hpp"
 
 namespace {
@@ -79,10 +80,10 @@ TEST_CASE("a structure that changes from step to step is staged and recovered as
     stage_all(ckpt, {1, 2});
     for (const std::uint64_t step : {3, 4}) {  // larger, then small again
       auto staging = ckpt.stage(step == 3 ? grown(rank) : state_of(rank, 4, 1000), step);
-      if (staging.outcome().get() != ms::Outcome::kComplete) throw ms::InvalidState("failed");
+      ms::test::require_complete(staging);
     }
     auto staging = ckpt.stage(grown(rank), 5);
-    if (staging.outcome().get() != ms::Outcome::kComplete) throw ms::InvalidState("failed");
+    ms::test::require_complete(staging);
   }));
   job.wipe(1);
   all_good(run_ranks(all_ranks(2), [&](int rank) {

@@ -13,6 +13,7 @@
 #include "tests/nodes_replicated/sharded_job.hpp"
 #include "tests/sharded/shards.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/outcomes.hpp"
 #include "tests/support/ranks_on_mesh.hpp"
 
 using namespace meshstage;
@@ -241,7 +242,7 @@ TEST_CASE("What is held is the newest complete step, while the next one is being
         }
         seen[static_cast<std::size_t>(rank)].push_back(step - replica.id.step);
       }
-      if (staging.outcome().get(in_time()) != Outcome::kComplete) throw InvalidState("failed");
+      test::require_complete(staging, in_time());
     }
     ckpt.finish();
   });
