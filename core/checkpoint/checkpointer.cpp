@@ -13,6 +13,7 @@
 #include <meshstage/core/checkpoint/run_impl.hpp>
 #include <meshstage/core/checkpoint/training_group_impl.hpp>
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
+#include <meshstage/core/comm/supervisor.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
@@ -163,6 +164,8 @@ class Checkpointer::Impl {
     // one that itself waits for it.
     group_ = detail::with_limit(generation_.training, options_.deadline + std::chrono::seconds(1));
     agent_.begin(generation_, membership_);
+    const RankEnvironment& who = *options_.environment;
+    report_joined(who.supervisor, who.rank, generation_.number);
   }
 
   const CheckpointerOptions options_;

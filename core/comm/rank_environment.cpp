@@ -150,6 +150,7 @@ RankEnvironment RankEnvironment::detect(const std::map<std::string, std::string>
   result.job = text("MESHSTAGE_JOB");
   result.store = text("MESHSTAGE_STORE");
   result.host = text("MESHSTAGE_HOST");
+  result.supervisor = text("MESHSTAGE_SUPERVISOR");
   if (all.empty()) return result;
 
   for (const Answer& a : all) {

@@ -30,6 +30,8 @@ struct MESHSTAGE_API RankEnvironment {
   std::string store;         ///< MESHSTAGE_STORE (see open_store()), or empty.
   /// MESHSTAGE_HOST: where other hosts reach this one, a name or an address, or empty.
   std::string host;
+  /// MESHSTAGE_SUPERVISOR: the socket of the program that started this rank, or empty.
+  std::string supervisor;
   std::string source;  ///< "meshstage", "torchrun", "mpirun", "srun" or "none".
 
   /// Reads a given environment. Throws InvalidArgument, naming the variable that is missing or no

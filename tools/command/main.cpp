@@ -6,6 +6,7 @@
 #include "tools/command/help.hpp"
 #include "tools/drill/command.hpp"
 #include "tools/mesh/commands.hpp"
+#include "tools/run/command.hpp"
 #include "tools/snapshot/build_info.hpp"
 #include "tools/snapshot/commands.hpp"
 #include "tools/store/command.hpp"
@@ -19,6 +20,7 @@ int main(int argc, char** argv) {
   meshstage::tools::add_mesh_commands(app, std::cout);
   meshstage::tools::add_drill_command(app);
   meshstage::tools::add_bench_command(app, std::cout);
+  meshstage::tools::add_run_command(app);
   meshstage::tools::add_store_command(app, std::cout);
   meshstage::tools::add_snapshot_commands(app, std::cout, meshstage::tools::ask_on_terminal());
   meshstage::tools::add_help_command(app, meshstage::tools::kVersion, std::cout);

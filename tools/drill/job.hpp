@@ -14,7 +14,7 @@
 #include "tools/drill/display.hpp"
 #include "tools/drill/rank_process.hpp"
 #include "tools/drill/seat.hpp"
-#include "tools/drill/signals.hpp"
+#include "tools/process/signals.hpp"
 
 namespace meshstage::tools::drill {
 

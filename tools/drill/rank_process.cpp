@@ -8,8 +8,6 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
-#include <ctime>
-#include <utility>
 
 #include <meshstage/core/error/error.hpp>
 
@@ -46,38 +44,7 @@ struct SpawnSettings {
   }
 };
 
-std::vector<char*> pointers(std::vector<std::string>& texts) {
-  std::vector<char*> result;
-  result.reserve(texts.size() + 1);
-  for (auto& text : texts) result.push_back(text.data());
-  result.push_back(nullptr);
-  return result;
-}
-
 }  // namespace
-
-Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
-  if (this != &other) {
-    reset();
-    fd_ = std::exchange(other.fd_, -1);
-  }
-  return *this;
-}
-
-void Descriptor::reset() noexcept {
-  if (fd_ >= 0) ::close(fd_);
-  fd_ = -1;
-}
-
-std::int64_t now_ns() {
-  timespec t{};
-  ::clock_gettime(CLOCK_MONOTONIC, &t);
-  return std::int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
-}
-
-std::string End::text() const {
-  return (signalled ? "signal " : "exit code ") + std::to_string(code);
-}
 
 RankProcess::RankProcess(int rank, const ProcessPlan& plan) : rank_(rank), log_(plan.log) {
   std::array<int, 2> pipe{};
@@ -106,7 +73,7 @@ RankProcess::RankProcess(int rank, const ProcessPlan& plan) : rank_(rank), log_(
   std::vector<std::string> environment = plan.environment;
   const int error =
       ::posix_spawn(&process_.pid, plan.program.c_str(), actions, &settings.attributes,
-                    pointers(arguments).data(), pointers(environment).data());
+                    exec_array(arguments).data(), exec_array(environment).data());
   if (error != 0) {
     process_.pid = -1;
     throw_errno("posix_spawn", plan.program.string(), error);
@@ -152,7 +119,7 @@ std::optional<End> RankProcess::try_reap() {
   if (end_ || process_.pid < 0 || ::waitpid(process_.pid, &status, WNOHANG) != process_.pid) {
     return std::nullopt;
   }
-  end_ = WIFSIGNALED(status) ? End{true, WTERMSIG(status)} : End{false, WEXITSTATUS(status)};
+  end_ = End::of(status);
   return end_;
 }
 

@@ -1,38 +1,14 @@
 #pragma once
 #include <sys/types.h>
 
-#include <chrono>
-#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "tools/process/process.hpp"
+
 namespace meshstage::tools::drill {
-
-/// A file descriptor that closes itself.
-class Descriptor {
- public:
-  explicit Descriptor(int fd = -1) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
-  Descriptor& operator=(Descriptor&& other) noexcept;
-  ~Descriptor() { reset(); }
-  [[nodiscard]] int get() const noexcept { return fd_; }
-  void reset() noexcept;
-
- private:
-  int fd_;
-};
-
-/// CLOCK_MONOTONIC in nanoseconds: what the report's lines are stamped with.
-std::int64_t now_ns();
-
-/// How a process ended.
-struct End {
-  bool signalled = false;
-  int code = 0;                            ///< Exit code, or the signal.
-  [[nodiscard]] std::string text() const;  ///< "exit code 1", "signal 9"
-};
 
 struct ProcessPlan {
   std::filesystem::path program;

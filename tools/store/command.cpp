@@ -13,7 +13,7 @@
 #include <meshstage/core/error/error.hpp>
 
 #include "tools/command/command.hpp"
-#include "tools/drill/signals.hpp"
+#include "tools/process/signals.hpp"
 
 namespace meshstage::tools {
 namespace {
@@ -44,7 +44,7 @@ void raise_descriptor_limit() {
 
 void serve(const std::string& address, std::ostream& out) {
   raise_descriptor_limit();
-  drill::Signals signals;  // before there is a thread
+  Signals signals;  // before there is a thread
   const StoreServer server(listening_on(address));
   out << "MESHSTAGE_STORE=" << server.address() << std::endl;
   std::optional<int> ending;

@@ -1,0 +1,116 @@
+// Hosts, the variables of a rank, lines of output, and reports of ranks.
+#include <meshstage/core/comm/rank_environment.hpp>
+#include <meshstage/core/comm/supervisor.hpp>
+#include <meshstage/core/error/error.hpp>
+
+#include "tests/support/catch.hpp"
+#include "tools/run/environment.hpp"
+#include "tools/run/output.hpp"
+#include "tools/run/reports.hpp"
+
+using namespace meshstage;
+using namespace meshstage::tools::run;
+
+TEST_CASE("a hosts file deals the ranks host by host") {
+  const auto hosts = parse_hosts("# the cluster\na 2\n\nb slots=3  # big\nc\n", "hosts");
+  REQUIRE(hosts.size() == 3);
+  const Place b = place_of(hosts, "b");
+  CHECK(b.host == 1);
+  CHECK(b.hosts == 3);
+  CHECK(b.first_rank == 2);
+  CHECK(b.ranks == 3);
+  CHECK(b.world_size == 6);
+  CHECK(b.first_host == "a");
+  CHECK(place_of(hosts, "c").first_rank == 5);
+  CHECK_THROWS_WITH(place_of(hosts, "d"), contains_text("\"d\"") && contains_text("a, b, c"));
+}
+
+TEST_CASE("a wrong line of a hosts file is named") {
+  CHECK_THROWS_WITH(parse_hosts("a 2\nb two\n", "f"), contains_text("f:2") && contains_text("two"));
+  CHECK_THROWS_WITH(parse_hosts("a 0\n", "f"), contains_text("f:1"));
+  CHECK_THROWS_WITH(parse_hosts("a 1 2\n", "f"), contains_text("f:1"));
+  CHECK_THROWS_WITH(parse_hosts("a\nb\na\n", "f"),
+                    contains_text("f:3") && contains_text("already"));
+  CHECK_THROWS_WITH(parse_hosts("# nobody\n", "f"), contains_text("no host"));
+}
+
+TEST_CASE("what a rank is given is what the library reads, whatever launcher is above") {
+  Launch launch;
+  launch.place = place_of(parse_hosts("a 2\nb 4\n", "f"), "b");
+  launch.job = "gpt2";
+  launch.store = "tcp://a:29400";
+  launch.supervisor = "/x/supervisor";
+  launch.master_port = 29'501;
+  launch.processors = 9;
+  const Environment outer{{"SLURM_PROCID", "0"},   {"SLURM_NTASKS", "2"},
+                          {"SLURM_LOCALID", "0"},  {"OMPI_COMM_WORLD_RANK", "1"},
+                          {"PMI_RANK", "1"},       {"RANK", "7"},
+                          {"MESHSTAGE_RANK", "7"}, {"HOME", "/home/u"}};
+  const Environment mine = rank_environment(launch, 3, outer);
+  const RankEnvironment read = RankEnvironment::detect(mine);
+  CHECK(read.rank == 5);
+  CHECK(read.world_size == 6);
+  CHECK(read.local_rank == 3);
+  CHECK(read.local_world_size == 4);
+  CHECK(read.job == "gpt2");
+  CHECK(read.store == "tcp://a:29400");
+  CHECK(read.host == "b");
+  CHECK(read.supervisor == "/x/supervisor");
+  CHECK(mine.at("GROUP_RANK") == "1");
+  CHECK(mine.at("MASTER_ADDR") == "a");
+  CHECK(mine.at("MASTER_PORT") == "29501");
+  CHECK(mine.at("OMP_NUM_THREADS") == "2");
+  CHECK(mine.at("HOME") == "/home/u");
+  CHECK_FALSE(mine.contains("OMPI_COMM_WORLD_RANK"));
+}
+
+TEST_CASE("what the user has set stays where it is no number of a rank") {
+  Launch launch;
+  launch.place.ranks = launch.place.world_size = 2;
+  const Environment mine =
+      rank_environment(launch, 0, {{"OMP_NUM_THREADS", "3"}, {"MESHSTAGE_STORE", "file:/s"}});
+  CHECK(mine.at("OMP_NUM_THREADS") == "3");
+  CHECK(mine.at("MESHSTAGE_STORE") == "file:/s");
+  CHECK(mine.at("MASTER_ADDR") == "127.0.0.1");
+}
+
+TEST_CASE("output is cut into lines, whole ones and the last") {
+  std::vector<std::string> lines;
+  LineCutter cutter([&](std::string_view line) { lines.emplace_back(line); });
+  cutter.take("one\ntw");
+  cutter.take("o\n\nthr");
+  CHECK(lines == std::vector<std::string>{"one", "two", ""});
+  cutter.end();
+  cutter.end();
+  CHECK(lines.back() == "thr");
+  CHECK(lines.size() == 4);
+  cutter.take(std::string(LineCutter::kLongest + 10, 'x'));
+  CHECK(lines.size() == 5);  // does not grow for ever
+}
+
+TEST_CASE("the tail keeps the last lines") {
+  Tail tail(2);
+  for (const char* line : {"a", "b", "c"}) tail.add(line);
+  CHECK(tail.lines() == std::deque<std::string>{"b", "c"});
+}
+
+TEST_CASE("prefixes are as wide as the largest rank's") {
+  CHECK(line_prefix(3, 12, false) == "[ 3] ");
+  CHECK(line_prefix(11, 12, false) == "[11] ");
+  CHECK(line_prefix(3, 4, false) == "[3] ");
+}
+
+TEST_CASE("a report that the library sends arrives; others are ignored") {
+  Reports reports;
+  report_joined(reports.path(), 3, 17);
+  auto taken = reports.take();
+  REQUIRE(taken.size() == 1);
+  CHECK(taken[0].rank == 3);
+  CHECK(taken[0].generation == 17);
+  CHECK(reports.take().empty());
+  for (const char* wrong : {"", "joined", "joined 1", "joined -1 2", "joined 1 2 3", "left 1 2"}) {
+    INFO(wrong);
+    CHECK_FALSE(parse_joined(wrong));
+  }
+  report_joined("/nowhere/at/all", 0, 1);  // nobody listens: nothing happens
+}

@@ -1,0 +1,176 @@
+// `meshstage run` itself, with real processes.
+#include <csignal>
+#include <fstream>
+#include <regex>
+#include <sstream>
+#include <thread>
+
+#include "tests/comm/worker_process.hpp"
+#include "tests/drill/command_run.hpp"
+#include "tests/support/catch.hpp"
+
+using namespace std::chrono_literals;
+using drill_runs::Outcome;
+using drill_runs::processes_with;
+using drill_runs::TemporaryDirectory;
+
+namespace {
+
+// Runs `script` in sh as the program of `options`; $D is a fresh folder.
+struct Run {
+  TemporaryDirectory folder;
+  Outcome go(std::vector<std::string> options, const std::string& script,
+             const std::string& interrupt_when = {}) {
+    options.insert(options.begin(), "run");
+    for (const char* word : {"--", "sh", "-c"}) options.emplace_back(word);
+    options.push_back(script);
+    return drill_runs::run(MESHSTAGE_COMMAND, options, 60s, {"D=" + folder.path().string()},
+                           interrupt_when);
+  }
+  [[nodiscard]] std::size_t lines(const std::string& name) const {
+    std::ifstream in(folder.path() / name);
+    std::size_t count = 0;
+    for (std::string line; std::getline(in, line); ++count) {
+    }
+    return count;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("every rank runs once and its lines carry its number") {
+  Run r;
+  const Outcome o = r.go({"-n", "3", "--job", "j"},
+                         "echo \"$MESHSTAGE_RANK of $MESHSTAGE_WORLD_SIZE $RANK $LOCAL_RANK "
+                         "$MESHSTAGE_JOB\"; echo wrong >&2");
+  CHECK(o.code == 0);
+  for (const char* line : {"[0] 0 of 3 0 0 j\n", "[1] 1 of 3 1 1 j\n", "[2] 2 of 3 2 2 j\n"}) {
+    CHECK_THAT(o.out, contains_text(line));
+  }
+  CHECK_THAT(o.err, contains_text("[1] wrong"));
+}
+
+TEST_CASE("the dead rank alone is started anew, the others stay") {
+  Run r;
+  const Outcome o =
+      r.go({"-n", "3", "--job", "j"},
+           "echo x >>$D/starts.$RANK; while [ ! -e $D/go ]; do sleep 0.05; done & "
+           "if [ $RANK = 1 ] && [ ! -e $D/died ]; then touch $D/died; kill -9 $$; fi; "
+           "[ $RANK != 1 ] || touch $D/go; wait");
+  INFO(o.err);
+  CHECK(o.code == 0);
+  CHECK(r.lines("starts.0") == 1);
+  CHECK(r.lines("starts.1") == 2);
+  CHECK(r.lines("starts.2") == 1);
+  CHECK_THAT(o.err, contains_text("rank 1: signal 9; it is started anew"));
+}
+
+TEST_CASE("75 starts all ranks anew, with another master port") {
+  Run r;
+  const Outcome o = r.go({"-n", "2", "--job", "j"},
+                         "echo $MASTER_PORT >>$D/ports.$RANK; "
+                         "if [ -e $D/again ]; then exit 0; fi; "
+                         "if [ $RANK = 1 ]; then touch $D/again; exit 75; fi; exec sleep 50");
+  INFO(o.err);
+  CHECK(o.code == 0);
+  CHECK(r.lines("ports.0") == 2);
+  CHECK(r.lines("ports.1") == 2);
+  std::ifstream in(r.folder.path() / "ports.0");
+  std::string first, second;
+  in >> first >> second;
+  CHECK(first != second);
+}
+
+TEST_CASE("what cannot start ends the job with its last lines and its exit code") {
+  Run r;
+  const Outcome o = r.go({"-n", "2", "--job", "j"},
+                         "if [ $RANK = 1 ]; then echo no data; exit 4; fi; exec sleep 50");
+  CHECK(o.code == 4);
+  CHECK_THAT(o.err, contains_text("rank 1: exit code 4, 3 times in a row"));
+  CHECK_THAT(o.err, contains_text("the last lines of rank 1:\n  no data"));
+}
+
+TEST_CASE("a signal is passed on, and a rank's clean end after it is an end in order") {
+  Run r;
+  const Outcome o = r.go({"-n", "2", "--job", "j"},
+                         "trap 'touch $D/ended.$RANK; exit 0' INT; touch $D/trapped.$RANK; "
+                         "until [ -e $D/trapped.0 ]; do sleep 0.02; done; echo ready; "
+                         "while :; do sleep 0.05; done",
+                         "[1] ready");
+  CHECK(o.code == 0);
+  CHECK(std::filesystem::exists(r.folder.path() / "ended.0"));
+  CHECK(std::filesystem::exists(r.folder.path() / "ended.1"));
+}
+
+TEST_CASE("a rank that dies of the signal passed on is not started anew") {
+  Run r;
+  const Outcome o = r.go({"-n", "2", "--job", "j"},
+                         "echo x >>$D/starts; touch $D/up.$RANK; "
+                         "until [ -e $D/up.1 ]; do sleep 0.02; done; echo ready; exec sleep 50",
+                         "[0] ready");
+  CHECK(o.code == 128 + SIGINT);
+  CHECK(r.lines("starts") == 2);
+}
+
+TEST_CASE("what a rank left running ends with it, also what left its group") {
+  Run r;
+  const std::string mark = "4" + std::to_string(::getpid());  // seconds no other test sleeps for
+  const Outcome o = r.go({"-n", "1", "--job", "j"},
+                         "sleep " + mark + " & setsid sleep " + mark + " & sleep 0.2; exit 0");
+  CHECK(o.code == 0);
+  CHECK(processes_with("sleep " + mark).empty());
+}
+
+TEST_CASE("ranks do not outlive a launcher that was killed") {
+  const TemporaryDirectory folder;
+  const std::string mark = "5" + std::to_string(::getpid());
+  meshstage::testing::WorkerProcess launcher(MESHSTAGE_COMMAND,
+                                             {"run", "-n", "2", "--job", "j", "--", "sleep", mark});
+  const auto running = [&] {
+    std::size_t count = 0;  // the launcher's own command line names it too
+    for (const auto& line : processes_with("sleep " + mark)) count += line.starts_with("sleep");
+    return count;
+  };
+  const auto until = [&](std::size_t wanted) {
+    for (int i = 0; i < 500 && running() != wanted; ++i) std::this_thread::sleep_for(20ms);
+    return running() == wanted;
+  };
+  CHECK(until(2));
+  launcher.kill();
+  CHECK(until(0));
+}
+
+TEST_CASE("wrong arguments say what is right") {
+  const auto refused = [](const std::vector<std::string>& arguments, const std::string& what) {
+    const Outcome o = drill_runs::run(MESHSTAGE_COMMAND, arguments, 20s);
+    INFO(o.err);
+    CHECK(o.code == 2);
+    CHECK_THAT(o.err, contains_text(what));
+  };
+  refused({"run", "-n", "2"}, "program is required");
+  refused({"run", "--", "true"}, "-n RANKS or --hosts");
+  refused({"run", "-n", "0", "--", "true"}, "-n");
+  refused({"run", "-n", "2", "--restrat", "--", "true"}, "--restrat");
+  refused({"run", "-n", "2", "--restart", "some", "--", "true"}, "alone");
+  refused({"run", "-n", "2", "--job", "j", "--", "/no/such/program"}, "/no/such/program");
+  refused({"run", "--hosts", "/no/hosts", "--", "true"}, "/no/hosts");
+}
+
+TEST_CASE("ranks of a real job that die again and again come back and finish") {
+  Run r;
+  const auto option = [&](const char* name) { return (r.folder.path() / name).string(); };
+  std::vector<std::string> arguments{
+      "run",   "-n",           "3",       "--job",         "run-test", "--", MESHSTAGE_TRAINER,
+      "--dir", option("ckpt"), "--vault", option("vault"), "--steps",  "200"};
+  std::filesystem::create_directory(option("vault"));
+  const std::string script =
+      "\"$@\" & p=$!; if [ \"$RANK\" != 0 ] && [ ! -e $D/killed.$RANK ]; then touch "
+      "$D/killed.$RANK; "
+      "sleep 1; kill -9 $p; fi; wait $p";
+  arguments.insert(arguments.begin() + 6, {"sh", "-c", script, "sh"});
+  const Outcome o =
+      drill_runs::run(MESHSTAGE_COMMAND, arguments, 120s, {"D=" + r.folder.path().string()});
+  INFO(o.err);
+  CHECK(o.code == 0);
+  CHECK_THAT(o.err, contains_text("it is started anew"));
+}
