@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <optional>
 #include <vector>
@@ -132,6 +133,16 @@ void check_agree(const std::optional<Found>& a, const std::optional<Found>& b) {
                         "; set MESHSTAGE_RANK and MESHSTAGE_WORLD_SIZE to say which is meant");
 }
 
+/// What torchrun draws for itself: "none", or a random UUID.
+bool drawn_by_torchrun(const std::string& id) {
+  constexpr std::string_view kShape = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+  if (id == "none") return true;
+  return id.size() == kShape.size() &&
+         std::equal(id.begin(), id.end(), kShape.begin(), [](char c, char shape) {
+           return shape == '-' ? c == '-' : std::isxdigit(static_cast<unsigned char>(c)) != 0;
+         });
+}
+
 }  // namespace
 
 RankEnvironment RankEnvironment::detect(const std::map<std::string, std::string>& environment) {
@@ -148,6 +159,13 @@ RankEnvironment RankEnvironment::detect(const std::map<std::string, std::string>
     return entry == environment.end() ? std::string() : entry->second;
   };
   result.job = text("MESHSTAGE_JOB");
+  if (const std::string id = text("TORCHELASTIC_RUN_ID");
+      result.job.empty() && !id.empty() && !drawn_by_torchrun(id)) {
+    result.job = id;
+  }
+  if (const std::string id = text("SLURM_JOB_ID"); result.job.empty() && !id.empty()) {
+    result.job = "slurm-" + id;
+  }
   result.store = text("MESHSTAGE_STORE");
   result.host = text("MESHSTAGE_HOST");
   result.supervisor = text("MESHSTAGE_SUPERVISOR");

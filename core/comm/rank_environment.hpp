@@ -26,7 +26,9 @@ struct MESHSTAGE_API RankEnvironment {
   int world_size = 1;
   int local_rank = 0;        ///< Among the ranks of this host; `rank` if no source says.
   int local_world_size = 1;  ///< Ranks of this host; `world_size` if no source says.
-  std::string job;           ///< MESHSTAGE_JOB, or empty.
+  /// MESHSTAGE_JOB; else the run id that the user gave torchrun (TORCHELASTIC_RUN_ID, not one that
+  /// it drew, which is another at each start); else "slurm-" and SLURM_JOB_ID; or empty.
+  std::string job;
   std::string store;         ///< MESHSTAGE_STORE (see open_store()), or empty.
   /// MESHSTAGE_HOST: where other hosts reach this one, a name or an address, or empty.
   std::string host;

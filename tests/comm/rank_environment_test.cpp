@@ -55,6 +55,19 @@ TEST_CASE("without any launcher a process is rank 0 of 1, also inside an allocat
   CHECK(named.store == "/s");
 }
 
+TEST_CASE("a job that has no name of its own is called after its launcher's, where that lasts") {
+  const auto job = [](const Variables& variables) {
+    return RankEnvironment::detect(variables).job;
+  };
+  CHECK(job({{"TORCHELASTIC_RUN_ID", "gpt2"}, {"SLURM_JOB_ID", "17"}}) == "gpt2");
+  CHECK(job({{"MESHSTAGE_JOB", "j"}, {"TORCHELASTIC_RUN_ID", "gpt2"}}) == "j");
+  // What torchrun draws is another at each start.
+  CHECK(job({{"TORCHELASTIC_RUN_ID", "none"}}).empty());
+  CHECK(job({{"TORCHELASTIC_RUN_ID", "0b8dcb1c-6b4f-4b5e-9d5d-6fbb0c1d8a11"}}).empty());
+  CHECK(job({{"TORCHELASTIC_RUN_ID", "0b8dcb1c-6b4f-4b5e-9d5d-6fbb0c1d8az1"}}).ends_with("z1"));
+  CHECK(job({{"SLURM_JOB_ID", "17"}}) == "slurm-17");
+}
+
 TEST_CASE("a launcher that srun started numbers the ranks, srun only the launchers") {
   // Two nodes, srun with one task on each, torchrun with four ranks on each: the second of node 1.
   const Variables slurm{{"SLURM_JOB_ID", "17"},
