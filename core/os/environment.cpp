@@ -24,6 +24,8 @@ constexpr std::array kVariables{
                         "where ranks meet; nothing on one host: a folder beside the files"},
     EnvironmentVariable{"MESHSTAGE_HOST", "a host name or an address",
                         "where other hosts reach this one"},
+    EnvironmentVariable{"MESHSTAGE_SUPERVISOR", "a socket's path",
+                        "where `meshstage run` hears that a rank joined; it sets this itself"},
     EnvironmentVariable{"MESHSTAGE_MODULE_PATH", "folders, separated by ':'",
                         "where libmeshstage_gloo.so is sought first"},
 };

@@ -9,6 +9,7 @@
 #include <random>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/environment.hpp>
 
 #include "tools/command/command.hpp"
 #include "tools/run/launcher.hpp"
@@ -44,11 +45,6 @@ int allowed_processors() {
   return ::sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-std::string variable(const char* name) {
-  const char* const value = ::getenv(name);
-  return value == nullptr ? "" : value;
-}
-
 run::Place place(const Arguments& a) {
   if (a.hosts.empty()) {
     if (a.ranks < 1) throw InvalidArgument("-n RANKS or --hosts FILE is needed");
@@ -66,7 +62,7 @@ run::Place place(const Arguments& a) {
 // The user's, else one that no other run has.
 std::string job_of(const Arguments& a, const run::Place& place) {
   if (!a.job.empty()) return a.job;
-  const std::string inherited = variable("MESHSTAGE_JOB");
+  const std::string inherited = environment_variable("MESHSTAGE_JOB").value_or("");
   if (!inherited.empty()) return inherited;
   if (place.hosts > 1) {
     throw InvalidArgument("ranks on several hosts need a job id that all share: --job NAME");
@@ -84,7 +80,8 @@ LaunchOptions launch_options(const Arguments& a) {
   LaunchOptions options;
   options.launch.place = place(a);
   const run::Place& here = options.launch.place;
-  options.launch.store = a.store.empty() ? variable("MESHSTAGE_STORE") : a.store;
+  options.launch.store =
+      a.store.empty() ? environment_variable("MESHSTAGE_STORE").value_or("") : a.store;
   if (here.hosts > 1 && options.launch.store.empty()) {
     throw InvalidArgument(
         "ranks on several hosts need a Store that all reach: --store tcp://HOST:PORT (`meshstage "
