@@ -18,8 +18,8 @@
 #include <meshstage/core/vault/listing.hpp>
 
 #include "tools/drill/rank_process.hpp"
-#include "tools/drill/signals.hpp"
 #include "tools/drill/workspace.hpp"
+#include "tools/process/signals.hpp"
 
 extern char** environ;
 
@@ -107,7 +107,7 @@ Result run_ranks(const std::string& what, const Options& options, const Progress
     throw InvalidArgument("--ranks " + std::to_string(options.ranks) + ": 2 to " +
                           std::to_string(kMostRanks) + " can be measured");
   }
-  drill::Signals signals;  // before there is a thread
+  Signals signals;  // before there is a thread
   const drill::Workspace workspace(options.directory);
   auto& fs = real_file_system();
   const auto file = fs.open(workspace.path() / kSharedFile, OpenMode::kCreateExclusive);
