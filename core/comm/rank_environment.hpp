@@ -29,7 +29,7 @@ struct MESHSTAGE_API RankEnvironment {
   /// MESHSTAGE_JOB; else the run id that the user gave torchrun (TORCHELASTIC_RUN_ID, not one that
   /// it drew, which is another at each start); else "slurm-" and SLURM_JOB_ID; or empty.
   std::string job;
-  std::string store;         ///< MESHSTAGE_STORE (see open_store()), or empty.
+  std::string store;  ///< MESHSTAGE_STORE (see open_store()), or empty.
   /// MESHSTAGE_HOST: where other hosts reach this one, a name or an address, or empty.
   std::string host;
   /// MESHSTAGE_SUPERVISOR: the socket of the program that started this rank, or empty.
