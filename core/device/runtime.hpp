@@ -97,7 +97,7 @@ class MESHSTAGE_API DeviceEvent {
 /// destruction lets go on what was issued. Threads: one at a time.
 class MESHSTAGE_API DeviceStream {
  public:
-  DeviceStream() = default;
+  DeviceStream();
   DeviceStream(DeviceStream&&) noexcept;
   DeviceStream& operator=(DeviceStream&&) noexcept;
   ~DeviceStream();

@@ -96,8 +96,12 @@ void detail::DevicePinner::unpin(std::span<std::byte> pages) noexcept {
     ranges_.remove(piece);
     // A forked child shares the parent's registration and leaves it alone.
     if (!owner_.here()) continue;
-    backend::Failure ignored{};  // what the driver no longer knows is unlocked
-    table_.unpin(device_.index, piece.data(), &ignored);
+    // A call may fail for something that was issued earlier, before it did anything. What the
+    // driver no longer knows the second time is unlocked.
+    backend::Failure ignored{};
+    for (int tries = 0; tries < 2; ++tries) {
+      if (table_.unpin(device_.index, piece.data(), &ignored) == backend::kDone) break;
+    }
   }
 }
 
@@ -235,6 +239,7 @@ struct DeviceStream::Impl {
 };
 
 DeviceStream::DeviceStream(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+DeviceStream::DeviceStream() = default;
 DeviceStream::DeviceStream(DeviceStream&&) noexcept = default;
 DeviceStream& DeviceStream::operator=(DeviceStream&&) noexcept = default;
 DeviceStream::~DeviceStream() = default;

@@ -45,12 +45,6 @@ class Flattener {
   }
 
   std::size_t visit_tensor(const Tensor& tensor, const Dict* attributes) {
-    if (!tensor.device().is_cpu()) {
-      throw make_error<InvalidArgument>(walk_.path().shown() + " is on " +
-                                            to_string(tensor.device()) +
-                                            "; only CPU tensors can be staged",
-                                        {}, {}, walk_.path().text());
-    }
     const auto next = static_cast<std::uint32_t>(flat_.tensors.size());
     const auto [it, added] = tensors_.try_emplace(tensor.identity(), next);
     if (added) {

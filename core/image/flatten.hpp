@@ -58,9 +58,8 @@ inline constexpr std::size_t kMaxJsonDepth = 4 * kMaxTreeDepth + 16;
 /// How deeply arrays and objects are nested in a text of JSON.
 std::size_t json_depth(std::string_view text);
 
-/// Throws InvalidArgument, naming the path: a cycle, a tree or auxiliary data too deep, a tensor
-/// that is not on the CPU, external memory that overlaps at a distance that is no multiple of an
-/// element.
+/// Throws InvalidArgument, naming the path: a cycle, a tree or auxiliary data too deep, external
+/// memory that overlaps at a distance that is no multiple of an element. Reads no tensor's memory.
 FlatState flatten(const Value& state);
 
 /// A string as JSON, for text that Path::escape made (valid UTF-8, no control characters).

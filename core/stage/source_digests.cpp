@@ -6,6 +6,7 @@ namespace meshstage::detail {
 namespace {
 
 Digest digest_of(const Tensor& tensor) {
+  if (!tensor.device().is_cpu()) return {};
   const Tensor elements = tensor.contiguous();
   return digest128({elements.first_byte(), elements.nbytes()});
 }

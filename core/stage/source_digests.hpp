@@ -7,7 +7,8 @@
 
 namespace meshstage::detail {
 
-/// What the tensors of a staging hold at one moment, to be compared with what they hold later.
+/// What the tensors of a staging hold at one moment, to be compared with what they hold later;
+/// those on devices are not looked at.
 class SourceDigests {
  public:
   SourceDigests(const Value& state, const StagingSource& source);

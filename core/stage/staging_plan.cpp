@@ -37,6 +37,18 @@ void check_digests(const BlockDigests& digests, const ImageLayout& layout) {
   throw InvalidArgument("the block digests are of another plan");
 }
 
+// An image is written by the CPU.
+void require_cpu(const detail::FlatState& flat) {
+  for (const auto& t : flat.tensors) {
+    if (t.tensor.device().is_cpu()) continue;
+    throw make_error<InvalidArgument>((t.path.empty() ? std::string("the tensor") : t.path) +
+                                          " is on " + to_string(t.tensor.device()) +
+                                          "; an image is made of CPU tensors (a StateDictStager "
+                                          "brings others to the CPU)",
+                                      {}, {}, t.path);
+  }
+}
+
 // What a final image has in common with others.
 ImageShares shares_of(const ImageLayout& layout, std::span<const std::byte> image) {
   std::map<std::vector<std::size_t>, Digest> known;  // two ranks often share both ways
@@ -78,6 +90,7 @@ StagingPlan StagingPlan::compile(const Value& state, const StagingPlan* previous
                           ": no more than " + std::to_string(kMaxHeaderBytes) + " are read back");
   }
   auto flat = detail::flatten(state);
+  require_cpu(flat);
   auto impl = std::make_shared<Impl>();
   const detail::LayoutOptions how{options.block_bytes, options.own_pages_from, options.shared,
                                   options.completes, options.max_header_bytes};

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <functional>
 #include <list>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -9,6 +10,7 @@
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/stage/copy_storages_impl.hpp>
+#include <meshstage/core/stage/device_copies_impl.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/stage/source_digests.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
@@ -32,6 +34,7 @@ struct CopyThreads {
 struct Job {
   StagingSource source;
   std::vector<Storage> places;  // where its storages go
+  std::optional<detail::DeviceCopies> devices;
   std::optional<detail::SourceDigests> digests;
   Value result;
   Watermark progress;  // failed: stop
@@ -40,8 +43,25 @@ struct Job {
   void run(const CopyOptions& how) {
     const auto taken = std::move(source);
     progress.throw_if_failed();
-    detail::copy_storages(taken.storages, places, progress, how);
+    if (devices) {
+      run_beside_devices(taken, how);
+    } else {
+      detail::copy_storages(taken.storages, places, progress, how);
+    }
     if (digests) digests->check(taken);
+  }
+
+ private:
+  // What is not on a device is copied meanwhile.
+  void run_beside_devices(const StagingSource& taken, const CopyOptions& how) {
+    std::vector<Storage> from, to;
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      if (!taken.storages[i].device().is_cpu()) continue;
+      from.push_back(taken.storages[i]);
+      to.push_back(places[i]);
+    }
+    detail::copy_storages(from, to, progress, how);
+    devices->wait_all(progress);
   }
 };
 
@@ -143,6 +163,15 @@ class StateDictStager::Impl {
     return work;
   }
 
+  void before_update(const TrainerStream& stream) {
+    const std::lock_guard lock(mutex_);
+    const auto staged = staged_.find(stream.device.index);
+    if (stream.device.is_cpu() || staged == staged_.end()) return;
+    auto& runtime = DeviceRuntime::of(stream.device.type);
+    runtime.require_not_capturing(stream);
+    runtime.hold(stream, staged->second);
+  }
+
   std::size_t cached_storages() const {
     const std::lock_guard lock(mutex_);
     return cache_.storages();
@@ -166,6 +195,7 @@ class StateDictStager::Impl {
   std::shared_ptr<Job> prepare(const Value& state) {
     auto job = std::make_shared<Job>();
     auto& known = find(state, job->source);
+    const auto ready = detail::record_ready(job->source.storages, options_.streams);
     if (!known.placed(job->source) || cache_.any_dead(known.places.size())) {
       place(known, job->source);
     } else {
@@ -173,9 +203,23 @@ class StateDictStager::Impl {
     }
     if (!std::exchange(known.counted, true)) ++plans_;
     job->places = known.places;
+    if (!ready.empty()) issue(*job, ready);
     job->result = detail::replace_tensors(state, job->source.tensors, known.tensors);
     if (options_.verify_source) job->digests.emplace(state, job->source);
     return job;
+  }
+
+  // Everything that devices copy, before the call returns.
+  void issue(Job& job, std::span<const detail::DeviceReady> ready) {
+    std::vector<detail::DevicePlace> places;
+    for (std::size_t i = 0; i < job.places.size(); ++i) {
+      const auto& from = job.source.storages[i];
+      if (!from.device().is_cpu()) places.push_back({&from, job.places[i].bytes()});
+    }
+    auto keep = std::make_shared<std::pair<std::vector<Storage>, std::vector<Storage>>>(
+        job.source.storages, job.places);
+    job.devices.emplace(places, ready, streams_, std::move(keep));
+    for (const auto& one : ready) staged_[one.device.index] = job.devices->staged(one.device);
   }
 
   // The structure of `state`, which becomes the newest, and what is to be copied of it.
@@ -187,7 +231,9 @@ class StateDictStager::Impl {
       known_.splice(known_.begin(), known_, it);
       return known_.front();
     }
-    Known fresh{detail::remember(detail::flatten(state))};
+    auto flat = detail::flatten(state);
+    detail::require_devices(flat);
+    Known fresh{detail::remember(std::move(flat))};
     auto matched = detail::match(fresh.state, state);
     if (!matched) throw InvalidState("the state dict changed while it was read");
     source = std::move(*matched);
@@ -218,6 +264,8 @@ class StateDictStager::Impl {
   mutable std::mutex mutex_;  // guards what follows
   detail::StorageCache cache_;
   std::list<Known> known_;  // the newest first
+  detail::DeviceStreams streams_;
+  std::map<std::int16_t, DeviceEvent> staged_;  // the latest staging's, by index of the device
   std::uint64_t plans_ = 0;
   std::vector<std::weak_ptr<Job>> under_way_;
   std::optional<Worker> worker_;
@@ -227,6 +275,7 @@ StateDictStager::StateDictStager(StagerOptions options) : impl_(new Impl(std::mo
 StateDictStager::~StateDictStager() = default;
 Value StateDictStager::stage(const Value& state) { return impl_->stage(state); }
 Work<Value> StateDictStager::stage_async(const Value& state) { return impl_->stage_async(state); }
+void StateDictStager::before_update(const TrainerStream& stream) { impl_->before_update(stream); }
 std::size_t StateDictStager::cached_storages() const { return impl_->cached_storages(); }
 std::uint64_t StateDictStager::cached_bytes() const { return impl_->cached_bytes(); }
 std::uint64_t StateDictStager::plans() const { return impl_->plans(); }

@@ -4,9 +4,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/async/work.hpp>
+#include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/memory/pinning.hpp>
 #include <meshstage/core/memory/resource.hpp>
@@ -24,7 +26,14 @@ struct StagerOptions {
   bool pin_memory = false;
   /// Storages below so many bytes are left unpinned; the others take whole pages.
   std::size_t pin_memory_min_bytes = 4096;
+  /// A device's, say: `DeviceRuntime::of(DeviceType::kCuda).pinner(device)`. Tensors on devices are
+  /// copied at the full rate, and without blocking the caller, only into pinned storages: set
+  /// pin_memory_min_bytes to 1 for them.
   MemoryPinner* pinner = nullptr;
+
+  /// The streams on which the trainer uses its tensors on devices; the legacy default stream of a
+  /// device that is not named. Staging comes behind what was issued there before the call.
+  std::vector<TrainerStream> streams = {};
 
   /// Stage into memory that other processes can map (Tensor::is_shared(), Storage::location()).
   bool share_memory = false;
@@ -43,7 +52,8 @@ struct StagerOptions {
   unsigned copy_threads = 0;
 
   /// For finding errors: digest every tensor at the call and again when it is copied, and throw
-  /// InvalidState, naming one, if it changed in between. Reads everything twice more.
+  /// InvalidState, naming one, if it changed in between. Reads everything twice more. Tensors on
+  /// devices are not looked at.
   bool verify_source = false;
   /// Gets each warning, on the thread that calls the stager. Null: standard error.
   std::function<void(const std::string&)> warn = {};
@@ -68,6 +78,18 @@ struct StagerOptions {
 /// `max_bytes` is used up, or when the state holds what was staged before: then earlier Values are
 /// not refreshed any more, and stay as they are.
 /// No source is kept alive beyond its own staging.
+/// Tensors on devices are copied by their devices, on a stream of the stager's own, behind what was
+/// issued on the trainer's stream before the call (StagerOptions::streams); the staged ones are on
+/// the CPU. All copies are issued before the call returns, so a trainer that calls before_update()
+/// need not wait on the host:
+///
+///     ms::Work<ms::Value> work = stager.stage_async(state);
+///     forward_and_backward();
+///     stager.before_update({device, stream});    // the device waits, this thread does not
+///     optimizer_step();
+///
+/// A device that still copies when its staging has failed or was given up keeps the memory until it
+/// is done.
 /// Threads: any; calls take turns, stagings are done one after the other in the order of the calls.
 /// stage_async() starts one thread, and the first large copy its helpers; all end with the stager.
 class MESHSTAGE_API StateDictStager {
@@ -80,9 +102,11 @@ class MESHSTAGE_API StateDictStager {
 
   /// Returns when everything is copied: `state` may change from then on. Containers and Nodes of
   /// the result are new, scalars and strings as in `state`. Throws InvalidArgument (a cycle, a
-  /// tensor that is not on the CPU: with its path), OutOfMemory and, if asked to verify_source,
-  /// InvalidState; the stager stays usable. What was staged before is as it was, unless copying had
-  /// begun (InvalidState): then its bytes are unspecified.
+  /// tensor whose memory the driver does not know as its device's: with its path), OutOfMemory,
+  /// InvalidState if a trainer's stream is being captured into a graph (before anything is issued),
+  /// if a device fails and, if asked to verify_source, if a tensor changed; the stager stays
+  /// usable. What was staged before is as it was, unless copying had begun (InvalidState): then its
+  /// bytes are unspecified.
   [[nodiscard]] Value stage(const Value& state);
 
   /// The same on the stager's thread. At the call the tree is read and its scalars are taken: it
@@ -91,6 +115,11 @@ class MESHSTAGE_API StateDictStager {
   /// with the state; what fails later comes out of the Work, once. A Work given up cancels its
   /// staging: the source may still be read until another call to the stager returns.
   [[nodiscard]] Work<Value> stage_async(const Value& state);
+
+  /// What the trainer issues on its stream from now on comes behind all copies of the latest
+  /// staging from that device. Waits on the device, not here. Throws InvalidState if the stream is
+  /// being captured, or what the driver reports.
+  void before_update(const TrainerStream& stream);
 
   /// Living storages that have host memory now, and their bytes (each once).
   [[nodiscard]] std::size_t cached_storages() const;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <functional>
 #include <numeric>
+#include <utility>
 
 #include <meshstage/core/tensor/storage_groups.hpp>
 
@@ -24,7 +25,8 @@ Storage spanning(const std::vector<const Storage*>& members) {
   }
   auto owner = std::make_shared<std::vector<Storage>>();
   for (const auto* m : members) owner->push_back(*m);
-  return Storage::wrap(begin, bytes, std::move(owner), std::move(traits));
+  return Storage::wrap(begin, bytes, std::move(owner), std::move(traits),
+                       members.front()->device());
 }
 
 }  // namespace
@@ -43,8 +45,15 @@ StorageGroups group_storages(std::vector<Storage> storages) {
   }
 
   const auto less = std::less<const std::byte*>();
-  std::sort(order.begin(), order.end(),
-            [&](auto a, auto b) { return less(storages[a].data(), storages[b].data()); });
+  // Each device has addresses of its own.
+  const auto place = [&](std::uint32_t i) {
+    const auto device = storages[i].device();
+    return std::pair(device.type, device.index);
+  };
+  std::sort(order.begin(), order.end(), [&](auto a, auto b) {
+    return place(a) != place(b) ? place(a) < place(b)
+                                : less(storages[a].data(), storages[b].data());
+  });
   // By index of a storage: the group that it is in, as the index of its first member.
   std::vector<std::uint32_t> group_of(count);
   std::vector<Storage> spans(count);
@@ -74,12 +83,12 @@ StorageGroups group_storages(std::vector<Storage> storages) {
   const std::byte* end = nullptr;
   for (const auto i : order) {
     const auto& s = storages[i];
-    // Storages of no byte, and of other devices, share with nobody.
-    if (s.nbytes() == 0 || !s.device().is_cpu()) {
+    // Storages of no byte share with nobody.
+    if (s.nbytes() == 0) {
       alone(i);
       continue;
     }
-    if (!open.empty() && !less(s.data(), end)) close();
+    if (!open.empty() && (place(open.back()) != place(i) || !less(s.data(), end))) close();
     if (open.empty() || less(end, s.data() + s.nbytes())) end = s.data() + s.nbytes();
     open.push_back(i);
   }

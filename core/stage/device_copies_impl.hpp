@@ -1,0 +1,90 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <meshstage/core/device/runtime.hpp>
+#include <meshstage/core/image/flatten.hpp>
+#include <meshstage/core/stage/watermark.hpp>
+#include <meshstage/core/tensor/storage.hpp>
+
+namespace meshstage::detail {
+
+/// Behind what a trainer had issued on a device at some moment.
+struct DeviceReady {
+  Device device;
+  DeviceEvent event;
+};
+
+/// Asks the driver whether every storage of a state dict that claims to be on a device is. Throws
+/// InvalidArgument with the path of the first that is not, or whose kind of device cannot be used.
+void require_devices(const FlatState& flat);
+
+/// What trainers had issued on the devices of `sources` at this moment, one for each device.
+/// `streams` names the streams that they use there; the legacy stream where none is named. Throws
+/// InvalidState before anything is issued if one is being captured into a graph.
+std::vector<DeviceReady> record_ready(std::span<const Storage> sources,
+                                      std::span<const TrainerStream> streams);
+
+/// A run of a device's memory, and where it goes on the host.
+struct DevicePlace {
+  const Storage* from = nullptr;
+  std::span<std::byte> to;
+};
+
+/// The streams that copy for one stager or agent, one for each device, made at the first use. One
+/// thread at a time.
+class DeviceStreams {
+ public:
+  DeviceStream& of(Device device);
+
+ private:
+  std::map<std::int16_t, DeviceStream> streams_;
+};
+
+/// What devices copy of one staging into host memory. Everything is issued when this is made: small
+/// runs by one kernel first, then batches of 32 to 64 MiB in the order of the places, an event
+/// behind each. Both ends of the copies are used until done() or until wait() returned for all of
+/// them. Whatever ends this before that: `keep` holds them until they are. Threads: made by one;
+/// then one waits at a time.
+class DeviceCopies {
+ public:
+  /// `ready` is what the copies come behind. Throws what the driver reports. Where host memory is
+  /// not page-locked this returns only when those copies are done.
+  DeviceCopies(std::span<const DevicePlace> places, std::span<const DeviceReady> ready,
+               DeviceStreams& streams, std::shared_ptr<const void> keep);
+  DeviceCopies(const DeviceCopies&) = delete;
+  DeviceCopies& operator=(const DeviceCopies&) = delete;
+  ~DeviceCopies();
+
+  /// Until the first `bytes` of a place are on the host. Throws the cause soon after somebody
+  /// failed `progress`, and InvalidState if the device failed.
+  void wait(std::size_t place, std::uint64_t bytes, Watermark& progress) const;
+  void wait_all(Watermark& progress) const;
+  /// Behind all copies of a device: what changes their sources comes after. Done where it has none.
+  [[nodiscard]] DeviceEvent staged(Device device) const;
+
+ private:
+  /// Copies up to here are done when the event is.
+  struct Mark {
+    std::size_t place;
+    std::uint64_t end;  // bytes of that place
+    DeviceEvent event;
+  };
+  struct OnDevice {
+    Device device;
+    DeviceEvent gathered, last;
+    std::vector<Mark> marks;  // ascending
+  };
+  void issue(OnDevice& on, std::span<const DevicePlace> places, DeviceStream& stream);
+
+  std::vector<OnDevice> devices_;
+  std::vector<std::uint8_t> device_of_;  // by place, an index into devices_
+  std::vector<bool> gathered_;           // by place
+  std::shared_ptr<const void> keep_;
+};
+
+}  // namespace meshstage::detail
