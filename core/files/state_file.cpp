@@ -108,9 +108,11 @@ Dict load_shards(FileSystem& fs, const std::filesystem::path& path, const ShardN
   Dict all;
   for (const auto& [shard, names] : shards) {
     const auto file = MappedFile::open(fs, path.parent_path() / shard);
-    const auto refuse = [&, &shard = shard](const std::string& tensor, const std::string& what) {
+    const auto refuse = [&, &file_name = shard](const std::string& tensor,
+                                                const std::string& what) {
       return make_error<CorruptData>("the index " + path.native() + ": tensor " +
-                                         in_quotes(tensor) + " " + what + " " + in_quotes(shard),
+                                         in_quotes(tensor) + " " + what + " " +
+                                         in_quotes(file_name),
                                      {}, {}, tensor);
     };
     const auto tensors = decode_safetensors(file->bytes(), file);

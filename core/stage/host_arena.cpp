@@ -127,8 +127,8 @@ void HostArena::fill_holes(std::span<const std::uint64_t> sizes, std::vector<Pla
     std::sort(block.parts.begin(), block.parts.end(),
               [](const Part& a, const Part& b) { return a.begin < b.begin; });
     std::uint64_t end = 0;
-    const auto add = [&, &block = block](std::uint64_t next) {
-      if (next > end) holes.at(block.pinned ? 1 : 0).emplace(next - end, &block, end);
+    const auto add = [&, &in = block](std::uint64_t next) {
+      if (next > end) holes.at(in.pinned ? 1 : 0).emplace(next - end, &in, end);
     };
     for (const auto& part : block.parts) {
       add(part.begin);

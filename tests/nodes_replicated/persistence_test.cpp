@@ -107,8 +107,8 @@ TEST_CASE("What rotted in a slot is not written to disk, and no older file goes 
     o.observer = [&job](const PointEvent& e) {
       if (e.point != protocol::Point::kDecided || e.id.step != 10) return;
       for (const auto& name : job.disk().list("/vault")) {
-        if (name.ends_with("own1") && name.find("-r0-") != std::string::npos) {
-          flip(job.disk(), "/vault/" + name, 8200);  // in the second slot is the second step
+        if (name.ends_with("own0") && name.find("-r0-") != std::string::npos) {
+          flip(job.disk(), "/vault/" + name, 8200);  // steps 0 and 10 are in the first slot
         }
       }
     };

@@ -324,6 +324,7 @@ class StoreServer::Impl {
     // The number may be the next client's.
     std::erase(written_, fd);
     std::erase(gone_, fd);
+    count_ = clients_.size() - 1;  // a client that sees its end finds it counted
     // By name, for a child that was forked meanwhile holds it too.
     ::shutdown(fd, SHUT_RDWR);
     ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
