@@ -131,7 +131,7 @@ TEST_CASE("wrong arguments are one line and exit code 2") {
   CHECK(help.out.find("--meet") == std::string::npos);  // for its own processes
 }
 
-TEST_CASE("--json is one line of JSON, and without it people read the same") {
+TEST_CASE("With --json the answer is one line of JSON, and without it people read the same") {
   const auto json = command({"stage", "--workload", "small", "--scale", "0.01", "--repeat", "1",
                              "--threads", "2", "--json"});
   REQUIRE(json.code == 0);
