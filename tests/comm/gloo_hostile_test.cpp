@@ -72,7 +72,9 @@ class BareSocket {
     const sockaddr_in address = socket_address(hex);
     if (fd_ < 0 ||
         ::connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-      throw_errno("connect", "to the pair", errno);
+      const int error = errno;
+      ::close(fd_);
+      throw_errno("connect", "to the pair", error);
     }
   }
   BareSocket(const BareSocket&) = delete;
