@@ -75,6 +75,9 @@ class MESHSTAGE_API DeviceMesh {
   [[nodiscard]] DeviceMesh slice(std::string_view name, int rank) const;
   /// All of them, one for each combination of the other coordinates, in row-major order.
   [[nodiscard]] std::vector<DeviceMesh> slices(std::span<const std::string> names) const;
+  /// The part of the mesh at this coordinate of one dimension, which stays, with size 1. Throws
+  /// InvalidArgument if the dimension is shorter.
+  [[nodiscard]] DeviceMesh at(std::string_view name, std::int64_t coordinate) const;
   /// Ranks of the group of `rank` along a dimension, in order.
   [[nodiscard]] std::vector<int> group(int rank, std::string_view name) const;
   /// All groups of a dimension.

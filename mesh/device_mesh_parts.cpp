@@ -89,6 +89,34 @@ std::vector<DeviceMesh> DeviceMesh::slices(std::span<const std::string> names) c
   return out;
 }
 
+DeviceMesh DeviceMesh::at(std::string_view name, std::int64_t coordinate) const {
+  const std::size_t d = dim(name);
+  if (coordinate < 0 || coordinate >= shape_[d]) {
+    throw InvalidArgument("coordinate " + std::to_string(coordinate) + " of dimension " +
+                          text::quoted(name) + ": use 0 to " + std::to_string(shape_[d] - 1));
+  }
+  std::vector<std::int64_t> shape = shape_;
+  shape[d] = 1;
+  if (!order_) {
+    DeviceMesh out = make(std::move(shape), names_);
+    std::vector<std::int64_t> strides = strides_;
+    const std::int64_t offset = offset_ + coordinate * strides[d];
+    strides[d] = 0;
+    out.set_strides(offset, std::move(strides));
+    return out;
+  }
+  std::vector<std::size_t> others;
+  std::int64_t step = 1;  // in places, of dimension d
+  for (std::size_t e = 0; e < ndim(); ++e) {
+    if (e != d) others.push_back(e);
+    if (e > d) step *= shape_[e];
+  }
+  std::vector<int> ranks;
+  for_each_place(shape_, others, coordinate * step,
+                 [&](std::int64_t place) { ranks.push_back(unchecked_rank(place)); });
+  return from_ranks(std::move(ranks), std::move(shape), names_);
+}
+
 std::vector<int> DeviceMesh::group(int rank, std::string_view name) const {
   const std::size_t d[] = {dim(name)};
   std::vector<int> out;

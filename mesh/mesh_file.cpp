@@ -385,7 +385,7 @@ void Reader::read_partners(const Place& root) {
 
 void Reader::read_tensor(const Place& table) {
   if (!is_table(table, "[[tensor]] with name, shape, dtype and placements")) return;
-  known_keys(table, {"name", "shape", "dtype", "placements"});
+  known_keys(table, {"name", "shape", "dtype", "placements", "only"});
   bool complete = true;
   const auto required = [&](std::string_view key, const char* example) {
     const Place at = in(table, key);
@@ -427,6 +427,15 @@ void Reader::read_tensor(const Place& table) {
       return;
     }
   }
+  if (const Place at = in(table, "only"); at.node != nullptr) {
+    if (!is_table(at, "only = {pp = 1}")) return;
+    for (const auto& [key, node] : *at.node->as_table()) {
+      const std::string dim(key.str());
+      const auto coordinate = integer({&node, at.key + "." + dim}, 0, limits_.ranks - 1);
+      if (!coordinate) return;
+      tensor.only.push_back({dim, *coordinate});
+    }
+  }
   if (!good) return;
   tensor.name = *name;
   tensor.shape = *shape;
@@ -437,7 +446,14 @@ void Reader::read_tensor(const Place& table) {
   }
   if (!attempt(shape_at, [&] { (void)checked_bytes(tensor); })) return;
   if (mesh_) {
-    attempt(placements_at, [&] { Layout(mesh_->shape(), tensor.shape, tensor.placements); });
+    const Place only_at = in(table, "only");
+    for (const auto& [dim, coordinate] : tensor.only) {
+      if (!attempt(in(only_at, dim), [&] { (void)mesh_->at(dim, coordinate); })) return;
+    }
+    attempt(placements_at, [&] {
+      const TensorPlace place = place_of(*mesh_, tensor);
+      Layout(place.mesh.shape(), tensor.shape, place.placements);
+    });
   }
   tensors_.push_back(std::move(tensor));
 }

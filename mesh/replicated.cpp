@@ -197,8 +197,10 @@ std::int64_t element_bytes_of(std::string_view dtype) {
 
 TensorSpec parse_tensor_spec(std::string_view text) {
   const auto fail = [&]() {
-    throw InvalidArgument("tensor " + text::quoted(text) +
-                          ": write NAME=DTYPE[SIZES]:PLACEMENTS, such as w=f32[1024,512]:S(0),R");
+    throw InvalidArgument(
+        "tensor " + text::quoted(text) +
+        ": write NAME=DTYPE[SIZES]:PLACEMENTS, such as w=f32[1024,512]:S(0),R, and "
+        "@pp=1 behind it for one stage");
   };
   const auto equals = text.find('=');
   if (equals == std::string_view::npos || equals == 0) fail();
@@ -219,8 +221,58 @@ TensorSpec parse_tensor_spec(std::string_view text) {
     if (comma == std::string_view::npos) break;
     from = comma + 1;
   }
-  out.placements = parse_placements(rest.substr(close + 2));
+  const std::string_view placed = rest.substr(close + 2);
+  const auto at = placed.find('@');
+  out.placements = parse_placements(placed.substr(0, at));
+  for (std::size_t from = at == std::string_view::npos ? placed.size() : at + 1;
+       from < placed.size();) {
+    const auto comma = std::min(placed.find(',', from), placed.size());
+    const std::string_view part = placed.substr(from, comma - from);
+    const auto is = part.find('=');
+    const auto coordinate = is == std::string_view::npos
+                                ? std::nullopt
+                                : text::number<std::int64_t>(text::trimmed(part.substr(is + 1)));
+    if (!coordinate) fail();
+    out.only.push_back({std::string(text::trimmed(part.substr(0, is))), *coordinate});
+    from = comma + 1;
+  }
   (void)checked_bytes(out);
+  return out;
+}
+
+std::string to_string(std::span<const MeshCoordinate> only) {
+  std::string out;
+  for (const auto& [dim, coordinate] : only) {
+    out += (out.empty() ? "" : ",") + dim + "=" + std::to_string(coordinate);
+  }
+  return out;
+}
+
+TensorPlace place_of(const DeviceMesh& mesh, const TensorSpec& tensor) {
+  TensorPlace out{mesh, {}};
+  if (tensor.only.empty()) {
+    out.placements = tensor.placements;  // the layout checks their number
+    return out;
+  }
+  std::vector<bool> fixed(mesh.ndim(), false);
+  for (const auto& [dim, coordinate] : tensor.only) {
+    const std::size_t d = mesh.dim(dim);
+    if (fixed[d]) {
+      throw InvalidArgument("dimension " + text::quoted(dim) + " is named twice: name it once");
+    }
+    fixed[d] = true;
+    out.mesh = out.mesh.at(dim, coordinate);
+  }
+  const auto left = std::count(fixed.begin(), fixed.end(), false);
+  if (std::ssize(tensor.placements) != left) {
+    throw InvalidArgument(text::count(std::ssize(tensor.placements), "placement") + " for " +
+                          text::count(left, "dimension") + " beside " + to_string(tensor.only) +
+                          ": give one for each of those");
+  }
+  auto next = tensor.placements.begin();
+  for (const bool is_fixed : fixed) {
+    out.placements.push_back(is_fixed ? Placement::replicate() : *next++);
+  }
   return out;
 }
 
@@ -364,33 +416,42 @@ std::vector<std::vector<int>> completed_by(const DeviceMesh& mesh,
                                            std::span<const TensorSpec> tensors,
                                            const FailureDomains& domains, DomainLevel level) {
   // A job has hundreds of tensors, and few sets of dimensions along which they are replicated.
-  std::map<std::vector<bool>, std::vector<Layout>> alike;
+  struct Alike {
+    std::optional<DeviceMesh> mesh;
+    std::vector<Layout> layouts;
+  };
+  std::map<std::pair<std::string, std::vector<bool>>, Alike> all_alike;
   for (const TensorSpec& tensor : tensors) {
-    Layout layout(mesh.shape(), tensor.shape, tensor.placements);
+    TensorPlace place = place_of(mesh, tensor);
+    Layout layout(place.mesh.shape(), tensor.shape, place.placements);
     std::vector<bool> replicated;
     for (const Placement& p : layout.placements()) replicated.push_back(p.is_replicate());
-    auto& layouts = alike[std::move(replicated)];
+    auto& alike = all_alike[{to_string(tensor.only), std::move(replicated)}];
+    alike.mesh = std::move(place.mesh);
+    auto& layouts = alike.layouts;
     if (!layouts.empty() && layouts[0].all_have_elements()) continue;  // tells all there is
     if (layout.all_have_elements()) layouts.clear();
     layouts.push_back(std::move(layout));
   }
   std::vector<std::vector<int>> out(static_cast<std::size_t>(domains.world_size()));
   std::vector<std::int64_t> coordinate(mesh.ndim());
-  for (const auto& [replicated, layouts] : alike) {
-    const std::vector<int> at = all_shared_at(mesh, layouts[0].placements(), domains, level);
+  for (const auto& [kind, alike] : all_alike) {
+    const DeviceMesh& part = *alike.mesh;
+    const auto& layouts = alike.layouts;
+    const std::vector<int> at = all_shared_at(part, layouts[0].placements(), domains, level);
     const bool all_have = layouts[0].all_have_elements();
-    for (std::int64_t place = 0; place < mesh.size(); ++place) {
+    for (std::int64_t place = 0; place < part.size(); ++place) {
       const int keeper = at[static_cast<std::size_t>(place)];
       if (keeper < 0) continue;
       std::int64_t rest = place;
-      for (std::size_t d = mesh.ndim(); d-- > 0;) {
-        coordinate[d] = rest % mesh.shape()[d];
-        rest /= mesh.shape()[d];
+      for (std::size_t d = part.ndim(); d-- > 0;) {
+        coordinate[d] = rest % part.shape()[d];
+        rest /= part.shape()[d];
       }
       if (all_have || std::any_of(layouts.begin(), layouts.end(), [&](const Layout& layout) {
             return layout.local_numel(coordinate) > 0;
           })) {
-        out[static_cast<std::size_t>(mesh.rank_at(place))].push_back(keeper);
+        out[static_cast<std::size_t>(part.rank_at(place))].push_back(keeper);
       }
     }
   }

@@ -16,19 +16,42 @@
 /// mesh and placements, so that all ranks come to the same answer.
 namespace meshstage {
 
+/// One coordinate along a named dimension of a mesh: pp=1 is a pipeline's second stage.
+struct MeshCoordinate {
+  std::string dim;
+  std::int64_t coordinate = 0;
+  friend bool operator==(const MeshCoordinate&, const MeshCoordinate&) = default;
+};
+
 /// A tensor on a mesh, as far as planning needs it.
 struct TensorSpec {
   std::string name;
   std::vector<std::int64_t> shape;
-  Placements placements;
+  Placements placements;  ///< One for each mesh dimension that `only` does not name.
   std::string dtype = "f32";
   std::int64_t element_bytes = 4;
+  /// The tensor lies on the part of the mesh that has these coordinates; no other rank has any of
+  /// it. Empty: on the whole mesh.
+  std::vector<MeshCoordinate> only = {};
 };
+
+/// Where a tensor lies: a mesh of as many dimensions as the whole one, in which those that
+/// TensorSpec::only names have size 1, and a placement for each of them.
+struct TensorPlace {
+  DeviceMesh mesh;
+  Placements placements;
+};
+/// Throws InvalidArgument if the mesh has no such coordinates, one dimension is named twice, or
+/// there is not one placement for each other dimension (Layout checks it where `only` is empty).
+[[nodiscard]] MESHSTAGE_API TensorPlace place_of(const DeviceMesh& mesh, const TensorSpec& tensor);
+/// "pp=1,tp=0"; empty for a tensor on the whole mesh.
+[[nodiscard]] MESHSTAGE_API std::string to_string(std::span<const MeshCoordinate> only);
 
 /// Bytes of one element: bool, u8, i8, i16, i32, i64, f16, bf16, f32, f64, c64, c128. Throws
 /// InvalidArgument that lists them.
 [[nodiscard]] MESHSTAGE_API std::int64_t element_bytes_of(std::string_view dtype);
-/// "NAME=DTYPE[SIZES]:PLACEMENTS", such as "w=f32[1024,512]:S(0),R". Throws InvalidArgument.
+/// "NAME=DTYPE[SIZES]:PLACEMENTS", such as "w=f32[1024,512]:S(0),R", and behind that
+/// "@DIMENSION=COORDINATE,..." for a tensor on a part of the mesh. Throws InvalidArgument.
 [[nodiscard]] MESHSTAGE_API TensorSpec parse_tensor_spec(std::string_view text);
 /// Bytes of the whole tensor. Throws InvalidArgument if they do not fit 63 bits or a size is
 /// negative.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <string>
+#include <tuple>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
@@ -242,19 +244,23 @@ SurviveReport survive(const FailureDomains& domains, const Holders& holders, con
   out.ranks = sets.result("");
   // Tensors differ only by which dimensions replicate, and those with empty parts by how they are
   // cut. A job has many tensors, and few kinds.
-  std::map<std::pair<std::vector<std::int64_t>, std::vector<int>>, Survival> known;
+  using Kind = std::tuple<std::string, std::vector<std::int64_t>, std::vector<int>>;
+  std::map<Kind, Survival> known;
   for (const TensorSpec& tensor : tensors) {
-    const Layout layout(mesh.shape(), tensor.shape, tensor.placements);
-    std::pair<std::vector<std::int64_t>, std::vector<int>> kind;
-    if (!layout.all_have_elements()) kind.first = layout.tensor_shape();
+    const TensorPlace place = place_of(mesh, tensor);
+    const Layout layout(place.mesh.shape(), tensor.shape, place.placements);
+    Kind kind;
+    auto& [part, sizes, cuts] = kind;
+    part = to_string(tensor.only);
+    if (!layout.all_have_elements()) sizes = layout.tensor_shape();
     for (const Placement& p : layout.placements()) {
-      const bool cuts = p.is_shard() && !kind.first.empty();
-      kind.second.push_back(p.is_replicate() ? -2 : cuts ? p.dim() : -1);
+      cuts.push_back(p.is_replicate() ? -2 : p.is_shard() && !sizes.empty() ? p.dim() : -1);
     }
     auto it = known.find(kind);
     if (it == known.end()) {
-      it = known.emplace(kind, survive_tensor(domains, holders, mesh, tensor, layout, options))
-               .first;
+      it =
+          known.emplace(kind, survive_tensor(domains, holders, place.mesh, tensor, layout, options))
+              .first;
     }
     out.tensors.push_back(it->second);
     out.tensors.back().name = tensor.name;

@@ -10,6 +10,7 @@
 #include "tests/command/run_mesh.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/temp_directory.hpp"
+#include "tools/mesh/svg.hpp"
 
 using nlohmann::json;
 
@@ -181,6 +182,44 @@ TEST_CASE("mesh show and shard take a mesh file, and shard the name of one of it
   CHECK_THAT(none.err, contains_text("has no tensor 'weights'"));
 }
 
+TEST_CASE("a tensor of a mesh file lies on one pipeline stage, in every command") {
+  const TempDirectory directory;
+  const std::string file = directory.path() / "mesh.toml";
+  std::ofstream(file) << "mesh = {shape = [2, 2], names = [\"pp\", \"dp\"]}\n"
+                         "[[tensor]]\nname = \"head\"\nshape = [5, 4]\nplacements = \"S(0)\"\n"
+                         "only = {pp = 1}\n";
+  const Answer text = run_mesh({"shard", file, "--tensor", "head"});
+  INFO(text.err);
+  CHECK(text.out ==
+        "tensor 5,4 as S(0) on mesh pp=2, dp=2, at pp=1\n"
+        "  pp: only the ranks at 1 have it\n"
+        "  dp: cuts tensor dimension 0 in 2\n"
+        "  a rank has 8 to 12 of 20 elements\n"
+        "\n"
+        "        0:4\n"
+        "      ┌─────┐\n"
+        "  0:3 │  2  │\n"
+        "      ├─────┤\n"
+        "  3:5 │  3  │\n"
+        "      └─────┘\n"
+        "  numbers in the cells are ranks\n");
+  const json ranks = json::parse(
+      R"([{"coordinate": [1,0], "shape": [3,4], "offset": [0,0]},
+          {"coordinate": [1,1], "shape": [2,4], "offset": [3,0]}])");
+  const json shard = parsed(run_mesh({"shard", file, "--tensor", "head", "--json"}));
+  CHECK(shard["only"] == json{{"pp", 1}});
+  CHECK(shard["placements"] == json{"S(0)"});
+  CHECK(shard["ranks"] == ranks);
+  const json partners = parsed(run_mesh({"partners", file, "--json"}));
+  CHECK(partners["ranks"][1]["own_bytes"] == 0);
+  CHECK(partners["ranks"][2]["own_bytes"] == 48);
+  CHECK(partners["total_bytes"] == 80);
+  const Answer picture = run_mesh({"draw", file});
+  CHECK(picture.code == 0);
+  CHECK_THAT(picture.out,
+             contains_text("as S(0), at pp=1") && contains_text("the tensor is at 1 alone"));
+}
+
 TEST_CASE("mesh reshard says who sends which box to whom") {
   const std::vector<std::string> words{"reshard",  "--from", "2,2",          "--to",  "3",
                                        "--tensor", "6,4",    "--placements", "S(0),R"};
@@ -310,10 +349,15 @@ TEST_CASE("mesh partners counts what going through every rank, tensor and holder
                                    "--json"};
     for (int t = 0; t < 6; ++t) {  // some of them alike
       const char* placements[] = {"R,R", "R,S(0)", "S(0),R", "S(0),S(1)", "S(1),S(1)", "P,S(0)"};
-      const std::string text = "t" + std::to_string(t) + (below(2) == 0 ? "=f32[" : "=u8[") +
-                               std::to_string(below(3) == 0 ? 12 : below(7)) + "," +
-                               std::to_string(below(3) == 0 ? 24 : below(7)) +
-                               "]:" + placements[below(6)];
+      std::string text = "t" + std::to_string(t) + (below(2) == 0 ? "=f32[" : "=u8[") +
+                         std::to_string(below(3) == 0 ? 12 : below(7)) + "," +
+                         std::to_string(below(3) == 0 ? 24 : below(7)) + "]:";
+      if (below(3) == 0) {  // on a part of the mesh
+        text += below(2) == 0 ? "R@dim0=" : "S(1)@dim0=";
+        text += std::to_string(below(static_cast<int>(shape[0])));
+      } else {
+        text += placements[below(6)];
+      }
       tensors.push_back(meshstage::parse_tensor_spec(text));
       words.emplace_back("--tensor");
       words.push_back(text);
@@ -336,10 +380,12 @@ TEST_CASE("mesh partners counts what going through every rank, tensor and holder
     for (int r = 0; r < world; ++r) {
       const auto rank = static_cast<std::size_t>(r);
       for (const auto& t : tensors) {
+        const auto [part, placements] = meshstage::place_of(mesh, t);
+        if (!part.contains(r)) continue;
         const auto bytes =
-            meshstage::local_shard(mesh, r, t.shape, t.placements).numel() * t.element_bytes;
+            meshstage::local_shard(part, r, t.shape, placements).numel() * t.element_bytes;
         own[rank] += bytes;
-        const auto keeper = meshstage::shared_at(mesh, t.placements, domains, r);
+        const auto keeper = meshstage::shared_at(part, placements, domains, r);
         if (spare && keeper && bytes > 0) keepers[rank].insert(*keeper);
         for (const int h : got["ranks"][rank]["holders"]) {
           if (spare && keeper) {
@@ -457,6 +503,61 @@ TEST_CASE("mesh check passes a good file and lists what is wrong in a bad one") 
   const Answer refused = run_mesh({"survive", bad});
   CHECK(refused.code == 2);
   CHECK_THAT(refused.err, contains_text("and 1 more: meshstage mesh check"));
+}
+
+namespace {
+
+// The texts of a picture that leave its page, or were cut.
+std::vector<std::string> cut_texts(const std::string& svg) {
+  const auto number = [&](std::size_t from, const std::string& key) {
+    const auto at = svg.find(key + "=\"", from) + key.size() + 2;
+    return std::stod(svg.substr(at));
+  };
+  const double page = number(svg.find("<svg"), " width");
+  std::vector<std::string> cut;
+  for (auto at = svg.find("<text x="); at != std::string::npos; at = svg.find("<text x=", at + 1)) {
+    const auto from = svg.find('>', at) + 1;
+    const std::string words = svg.substr(from, svg.find("</text>", from) - from);
+    const std::string tag = svg.substr(at, from - at);
+    const double width = meshstage::tools::text_width(words, number(at, " font-size"));
+    const double left = number(at, " x") - (tag.find("middle") != std::string::npos    ? width / 2
+                                            : tag.find("\"end\"") != std::string::npos ? width
+                                                                                       : 0);
+    const bool whole = words.find("\u2026") == std::string::npos || words.starts_with("\u2026 and");
+    if (left < 0 || left + width > page || !whole) cut.push_back(words);
+  }
+  return cut;
+}
+
+}  // namespace
+
+TEST_CASE("no text of a picture is cut, and none leaves the page") {
+  const TempDirectory directory;
+  const std::string file = directory.path() / "mesh.toml";
+  std::string hosts;
+  for (int h = 0; h < 4; ++h) {
+    hosts += "[[host]]\nname = \"gpu-node-00" + std::to_string(h) +
+             ".cluster.example.org\"\nranks = \"" + std::to_string(4 * h) + "-" +
+             std::to_string(4 * h + 3) + "\"\n";
+  }
+  const std::string tensor =
+      "[[tensor]]\nname = \"model.layers.23.self_attention.query_key_value.weight\"\n"
+      "shape = [16384, 5120]\ndtype = \"bf16\"\n";
+  const std::string stages =
+      "[mesh]\nshape = [2, 2, 4]\nnames = [\"pipeline_stage\", "
+      "\"data_parallel\", \"tensor_parallel\"]\n";
+  for (const std::string& text :
+       {stages + hosts + tensor + "placements = \"S(0),S(1)\"\nonly = {pipeline_stage = 1}\n",
+        stages + "[hosts]\nranks_per_host = 1\n" + tensor + "placements = \"R,S(0),S(1)\"\n",
+        "[mesh]\nshape = [512]\n[hosts]\nranks_per_host = 8\nhosts_per_rack = 4\n[partners]\n"
+        "policy = \"across-racks\"\ncopies = 3\n" +
+            tensor + "placements = \"S(0)\"\n",
+        std::string("mesh = {shape = [16, 32]}\n")}) {
+    std::ofstream(file) << text;
+    const Answer picture = run_mesh({"draw", file});
+    REQUIRE(picture.code == 0);
+    CHECK(cut_texts(picture.out) == std::vector<std::string>());
+  }
 }
 
 TEST_CASE("mesh draw writes a picture with every rank, for files of any size") {

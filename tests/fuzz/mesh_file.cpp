@@ -29,8 +29,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const SurviveReport report = survive(d.domains, d.holders, d.mesh, d.tensors, options);
   if (report.tensors.size() != d.tensors.size()) std::abort();
   for (const TensorSpec& tensor : d.tensors) {
-    const Layout layout(d.mesh.shape(), tensor.shape, tensor.placements);
-    const LocalShard last = layout.at(*d.mesh.coordinate(d.mesh.rank_at(d.mesh.size() - 1)));
+    const TensorPlace place = place_of(d.mesh, tensor);
+    const Layout layout(place.mesh.shape(), tensor.shape, place.placements);
+    const int last_rank = place.mesh.rank_at(place.mesh.size() - 1);
+    if (!d.mesh.contains(last_rank)) std::abort();
+    const LocalShard last = layout.at(*place.mesh.coordinate(last_rank));
     for (std::size_t t = 0; t < tensor.shape.size(); ++t) {
       if (last.offset[t] < 0 || last.offset[t] + last.shape[t] > tensor.shape[t]) std::abort();
     }

@@ -60,6 +60,33 @@ TEST_CASE("a mesh file gives mesh, hosts, holders and tensors") {
   CHECK(to_string(d.tensors[1].placements) == "R,S(-1)");
 }
 
+TEST_CASE("a tensor of a mesh file can lie on one pipeline stage") {
+  const std::string head =
+      "mesh = {shape = [2, 3], names = [\"pp\", \"dp\"]}\n[[tensor]]\n"
+      "name = \"head\"\nshape = [9]\nplacements = \"S(0)\"\n";
+  const auto good = parse_mesh_file(head + "only = {pp = 1}\n");
+  for (const auto& e : good.errors) UNSCOPED_INFO(to_string(e));
+  REQUIRE(good.description.has_value());
+  const TensorSpec& tensor = good.description->tensors.at(0);
+  CHECK(tensor.only == std::vector<MeshCoordinate>{{"pp", 1}});
+  const TensorPlace place = place_of(good.description->mesh, tensor);
+  CHECK(place.mesh.ranks() == std::vector<int>{3, 4, 5});
+  CHECK(place.mesh.shape() == std::vector<std::int64_t>{1, 3});
+  CHECK(to_string(place.placements) == "R,S(0)");
+  const auto wrong = [&](const std::string& only) {
+    const auto result = parse_mesh_file(head + only + "\n");
+    REQUIRE(result.errors.size() == 1);
+    return to_string(result.errors[0]);
+  };
+  CHECK(wrong("only = {pp = 2}") ==
+        "6:14: tensor[0].only.pp: coordinate 2 of dimension 'pp'; use 0 to 1");
+  CHECK_THAT(wrong("only = {tp = 0}"), contains_text("tensor[0].only.tp"));
+  CHECK_THAT(wrong("only = 1"), contains_text("write only = {pp = 1}"));
+  CHECK_THAT(wrong("only = {}"), contains_text("tensor[0].placements"));
+  CHECK_THAT(wrong("only = {pp = 0, dp = 0}"),
+             contains_text("1 placement for 0 dimensions beside dp=0,pp=0"));
+}
+
 TEST_CASE("names in other scripts and comments may stand in a mesh file") {
   const auto result = parse_mesh_file(
       "\xef\xbb\xbf# \u00fcber\n[mesh]\nshape = [1]\n[[host]]\nname = \"k\\\"\u00f6ln\"\n"

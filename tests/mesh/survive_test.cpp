@@ -17,21 +17,21 @@ namespace {
 // Copies lack what is shared.
 bool survives(const FailureDomains& domains, const Holders& holders, const DeviceMesh& mesh,
               const TensorSpec& tensor, const SurviveOptions& options, unsigned lost) {
+  const auto [part, placements] = place_of(mesh, tensor);
   const auto up = [&](int r) { return (lost >> domains.domain_of(r, options.level) & 1) == 0; };
   // Keys: element, and for Partial the coordinates whose contribution it is.
   std::map<std::vector<std::int64_t>, bool> alive;
-  for (const int r : mesh.ranks()) {
-    const auto c = *mesh.coordinate(r);
-    const LocalShard s = local_shard(mesh, r, tensor.shape, tensor.placements);
+  for (const int r : part.ranks()) {
+    const auto c = *part.coordinate(r);
+    const LocalShard s = local_shard(part, r, tensor.shape, placements);
     bool here = up(r);
-    const bool shared =
-        options.shared && shared_at(mesh, tensor.placements, domains, r, *options.shared);
+    const bool shared = options.shared && shared_at(part, placements, domains, r, *options.shared);
     for (const int h : holders[static_cast<std::size_t>(r)]) here = here || (up(h) && !shared);
     for (std::int64_t i = 0; i < s.shape[0]; ++i) {
       for (std::int64_t j = 0; j < s.shape[1]; ++j) {
         std::vector<std::int64_t> key{s.offset[0] + i, s.offset[1] + j};
-        for (std::size_t d = 0; d < mesh.ndim(); ++d) {
-          key.push_back(tensor.placements[d].is_partial() ? c[d] : -1);
+        for (std::size_t d = 0; d < part.ndim(); ++d) {
+          key.push_back(placements[d].is_partial() ? c[d] : -1);
         }
         alive[key] = alive[key] || here;
       }
@@ -51,9 +51,10 @@ bool images_survive(const FailureDomains& domains, const Holders& holders, const
     const auto& mine = holders[static_cast<std::size_t>(r)];
     if (std::none_of(mine.begin(), mine.end(), up)) return false;
     for (const TensorSpec& tensor : tensors) {
-      if (!options.shared || !mesh.contains(r)) continue;
-      if (local_shard(mesh, r, tensor.shape, tensor.placements).empty()) continue;
-      const auto keeper = shared_at(mesh, tensor.placements, domains, r, *options.shared);
+      const auto [part, placements] = place_of(mesh, tensor);
+      if (!options.shared || !part.contains(r)) continue;
+      if (local_shard(part, r, tensor.shape, placements).empty()) continue;
+      const auto keeper = shared_at(part, placements, domains, r, *options.shared);
       if (keeper && !up(*keeper)) return false;
     }
   }
@@ -131,6 +132,11 @@ TEST_CASE("what losses are survived is what trying them all finds") {
     for (int t = 0; t < 3; ++t) {
       TensorSpec spec{"t" + std::to_string(t), {below(6), 1 + below(6)}, {}, "f32", 4};
       for (int d = 0; d < 3; ++d) {
+        if (below(6) == 0) {  // on a part of the mesh
+          const auto& name = mesh.names()[static_cast<std::size_t>(d)];
+          spec.only.push_back({name, below(static_cast<int>(mesh.size(name)))});
+          continue;
+        }
         const int kind = below(5);
         spec.placements.push_back(kind < 2   ? Placement::replicate()
                                   : kind < 4 ? Placement::shard(below(2))

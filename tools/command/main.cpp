@@ -1,9 +1,13 @@
 // The `meshstage` command. Subcommands register themselves, one line each.
+#include <unistd.h>
+
 #include <iostream>
+#include <optional>
 
 #include "tools/bench/command.hpp"
 #include "tools/command/command.hpp"
 #include "tools/command/help.hpp"
+#include "tools/command/terminal.hpp"
 #include "tools/drill/command.hpp"
 #include "tools/mesh/commands.hpp"
 #include "tools/run/command.hpp"
@@ -17,16 +21,25 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_version_flag("--version", std::string("meshstage ") + meshstage::tools::kVersion);
 
-  meshstage::tools::add_mesh_commands(app, std::cout);
-  meshstage::tools::add_drill_command(app);
-  meshstage::tools::add_bench_command(app, std::cout);
-  meshstage::tools::add_run_command(app);
-  meshstage::tools::add_store_command(app, std::cout);
-  meshstage::tools::add_snapshot_commands(app, std::cout, meshstage::tools::ask_on_terminal());
-  meshstage::tools::add_help_command(app, meshstage::tools::kVersion, std::cout);
+  // Nothing is wider than a terminal; what goes into a pipe or a file is as it is.
+  const auto width = meshstage::tools::terminal_width(STDOUT_FILENO);
+  const auto error_width = meshstage::tools::terminal_width(STDERR_FILENO);
+  std::optional<meshstage::tools::FoldingStream> folded_out;
+  std::optional<meshstage::tools::FoldingStream> folded_err;
+  if (width) folded_out.emplace(std::cout, *width);
+  if (error_width) folded_err.emplace(std::cerr, *error_width);
+  std::ostream& out = folded_out ? *folded_out : std::cout;
+  std::ostream& err = folded_err ? *folded_err : std::cerr;
 
-  const int code =
-      meshstage::tools::run_command(app, {argv + 1, argv + argc}, std::cout, std::cerr);
-  std::cout.flush();
+  meshstage::tools::add_mesh_commands(app, out, width);
+  meshstage::tools::add_drill_command(app);
+  meshstage::tools::add_bench_command(app, out);
+  meshstage::tools::add_run_command(app);
+  meshstage::tools::add_store_command(app, out);
+  meshstage::tools::add_snapshot_commands(app, out, meshstage::tools::ask_on_terminal());
+  meshstage::tools::add_help_command(app, meshstage::tools::kVersion, out);
+
+  const int code = meshstage::tools::run_command(app, {argv + 1, argv + argc}, out, err);
+  out.flush();
   return code;
 }

@@ -1,11 +1,12 @@
 #include "tools/drill/display.hpp"
 
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 
 #include <fmt/format.h>
+
+#include "tools/command/terminal.hpp"
 
 namespace meshstage::tools::drill {
 namespace {
@@ -15,12 +16,6 @@ std::string figures(const Progress& p) {
   if (p.stage_ms > 0) text += fmt::format("  stage {:.1f} ms", p.stage_ms);
   if (p.replicate_ms > 0) text += fmt::format("  replicate {:.1f} ms", p.replicate_ms);
   return text + fmt::format("  generation {}", p.generation);
-}
-
-std::size_t columns(std::FILE* out) {
-  winsize size{};
-  if (::ioctl(::fileno(out), TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
-  return size.ws_col;
 }
 
 }  // namespace
@@ -39,7 +34,8 @@ void Display::clear_bar() {
 void Display::line(const std::string& text) {
   if (mode_ == Mode::kSilent) return;
   clear_bar();
-  std::fputs((text + "\n").c_str(), out_);
+  const auto width = terminal_width(::fileno(out_));
+  std::fputs(((width ? folded(text, *width) : text) + "\n").c_str(), out_);
   std::fflush(out_);
 }
 
@@ -48,7 +44,8 @@ std::string Display::bar(const Progress& p) const {
   const std::uint64_t filled = p.steps == 0 ? 0 : std::min(kWidth, kWidth * p.step / p.steps);
   std::string text = fmt::format("  [{}{}] {}/{}  {}", std::string(filled, '#'),
                                  std::string(kWidth - filled, '.'), p.step, p.steps, figures(p));
-  text.resize(std::min(text.size(), columns(out_) - 1));  // a wrapped line cannot be drawn over
+  text.resize(std::min(text.size(), terminal_width(::fileno(out_)).value_or(80) -
+                                        1));  // a wrapped line cannot be drawn over
   return text;
 }
 

@@ -45,8 +45,10 @@ void add_job_options(CLI::App& command, JobWords& words) {
                      "half-shift (default), ring, across-hosts, across-racks or cliques");
   command.add_option("--copies", words.copies, "Copies of each rank's image on others (default 1)");
   command
-      .add_option("--tensor", words.tensors,
-                  "A tensor, NAME=DTYPE[SIZES]:PLACEMENTS: w=f32[1024,512]:S(0),R")
+      .add_option(
+          "--tensor", words.tensors,
+          "A tensor, NAME=DTYPE[SIZES]:PLACEMENTS: w=f32[1024,512]:S(0),R; on a part of the "
+          "mesh with @ behind: h=f32[512]:R@pp=1")
       ->take_all()
       ->allow_extra_args(false)
       ->delimiter('\0');
@@ -56,7 +58,7 @@ void add_job_options(CLI::App& command, JobWords& words) {
 
 }  // namespace
 
-void add_mesh_commands(CLI::App& app, std::ostream& out) {
+void add_mesh_commands(CLI::App& app, std::ostream& out, std::optional<std::size_t> width) {
   CLI::App* mesh =
       app.add_subcommand("mesh", "What a mesh means and what it survives, without a job");
   mesh->require_subcommand(1);
@@ -74,6 +76,7 @@ void add_mesh_commands(CLI::App& app, std::ostream& out) {
                     "With --json: ranks at equal distances as {\"first\", \"stride\", \"size\"}");
 
   auto shard = std::make_shared<ShardOptions>();
+  shard->width = width;
   command = add_command(*mesh, "shard", "Which rank has which block of a tensor",
                         "meshstage mesh shard --mesh 2,4 --tensor 13,7 --placements \"S(0),R\"",
                         shard, &mesh_shard, out);

@@ -33,6 +33,22 @@ Scale scale_for(int ranks) {
   return {1848, 50, 45, 12.5, 9};
 }
 
+// From a dot on, what all names of hosts end with: ".cluster.example.org".
+std::string common_suffix(const FailureDomains& domains) {
+  const std::string& first = domains.host(0).name;
+  const auto dot = first.find('.');
+  if (dot == std::string::npos || domains.hosts() < 2) return {};
+  std::string suffix = first.substr(dot);
+  for (int h = 1; h < domains.hosts() && !suffix.empty(); ++h) {
+    const std::string& name = domains.host(h).name;
+    while (!suffix.empty() && (!name.ends_with(suffix) || name.size() == suffix.size())) {
+      const auto next = suffix.find('.', 1);
+      suffix = next == std::string::npos ? std::string() : suffix.substr(next);
+    }
+  }
+  return suffix;
+}
+
 // The picture is made from top to bottom; y_ is where the next part begins.
 class Picture {
  public:
@@ -40,10 +56,12 @@ class Picture {
       : job_(job),
         tensor_(tensor),
         drawn_(std::min(job.domains.world_size(), kMostRanks)),
-        scale_(scale_for(drawn_)) {
+        scale_(scale_for(drawn_)),
+        suffix_(common_suffix(job.domains)) {
     if (tensor != nullptr) {
-      layout_.emplace(job.mesh.shape(), tensor->shape, tensor->placements);
-      if (layout_->numel() > 0) blocks_.emplace(job.mesh, *layout_);
+      place_.emplace(place_of(job.mesh, *tensor));
+      layout_.emplace(place_->mesh.shape(), tensor->shape, place_->placements);
+      if (layout_->numel() > 0) blocks_.emplace(place_->mesh, *layout_);
     }
   }
 
@@ -61,20 +79,29 @@ class Picture {
   }
 
  private:
-  void heading(double x, std::string_view words, std::string_view more) {
-    svg_.text(x, y_ + 16, 16, words, Anchor::kStart, "#222222", true);
-    svg_.text(x + text_width(words, 16) * 1.08 + 12, y_ + 16, 12, more, Anchor::kStart, kQuiet);
+  // `more` stands behind the words where it has room up to `right`, else below them.
+  void heading(double x, double right, std::string_view words, std::string_view more) {
+    const double size = fitting_size(words, 16, 9, (right - x) / 1.08);
+    svg_.text(x, y_ + 16, size, words, Anchor::kStart, "#222222", true);
+    const double behind = x + text_width(words, size) * 1.08 + 12;
+    if (behind + text_width(more, 12) <= right) {
+      svg_.text(behind, y_ + 16, 12, more, Anchor::kStart, kQuiet);
+    } else {
+      y_ += 20;
+      svg_.text(x, y_ + 16, fitting_size(more, 12, 7, right - x), more, Anchor::kStart, kQuiet);
+    }
     y_ += 30;
   }
 
   void title() {
     y_ = kMargin;
-    svg_.text(kMargin, y_ + 22, 22, fmt::format("Mesh {}", dims_words(job_.mesh)), Anchor::kStart,
+    const double room = scale_.page - 2 * kMargin;
+    const std::string mesh = fmt::format("Mesh {}", dims_words(job_.mesh));
+    svg_.text(kMargin, y_ + 22, fitting_size(mesh, 22, 9, room / 1.1), mesh, Anchor::kStart,
               "#111111", true);
     y_ += 48;
     const int world = job_.domains.world_size();
-    svg_.text(
-        kMargin, y_, 14,
+    const std::string about =
         fmt::format("{} ranks on {} host{}{} · partners: {}{}", world, job_.domains.hosts(),
                     job_.domains.hosts() == 1 ? "" : "s",
                     job_.domains.racks() > 0 ? fmt::format(" in {} rack{}", job_.domains.racks(),
@@ -82,8 +109,8 @@ class Picture {
                                              : std::string(),
                     partners_words(job_),
                     tensor_ != nullptr ? fmt::format(" · colours: blocks of {}", tensor_->name)
-                                       : std::string()),
-        Anchor::kStart, kQuiet);
+                                       : std::string());
+    svg_.text(kMargin, y_, fitting_size(about, 14, 8, room), about, Anchor::kStart, kQuiet);
     y_ += 26;
   }
 
@@ -102,7 +129,9 @@ class Picture {
   }
   [[nodiscard]] std::string rank_color(int rank) const {
     if (!blocks_ || !job_.mesh.contains(rank)) return "#eef1f5";
-    const LocalShard shard = layout_->at(*job_.mesh.coordinate(rank));
+    const auto coordinate = place_->mesh.coordinate(rank);
+    if (!coordinate) return "#ffffff";  // on another part of the mesh
+    const LocalShard shard = layout_->at(*coordinate);
     return shard.empty() ? "#ffffff" : block_color(blocks_->place(shard));
   }
 
@@ -113,18 +142,16 @@ class Picture {
     double line = y + scale_.number * 1.15;
     svg_.text(middle, line, scale_.number, std::to_string(rank), Anchor::kMiddle, "#111111", true);
     line += scale_.small * 1.35;
+    // A long list is written smaller before it is cut: a picture can be enlarged.
+    const auto small = [&](const std::string& words) {
+      const double size = fitting_size(words, scale_.small, 4.5, w - 2);
+      svg_.text(middle, line, size, fitted(words, size, w - 2), Anchor::kMiddle, "#344054");
+      line += scale_.small * 1.3;
+    };
     const auto coordinate = job_.mesh.coordinate(rank);
-    svg_.text(middle, line, scale_.small,
-              fitted(coordinate ? fmt::format("{}", fmt::join(*coordinate, ",")) : "-",
-                     scale_.small, w - 2),
-              Anchor::kMiddle, "#344054");
-    line += scale_.small * 1.3;
+    small(coordinate ? fmt::format("{}", fmt::join(*coordinate, ",")) : "-");
     const auto& holders = job_.holders[static_cast<std::size_t>(rank)];
-    if (!holders.empty()) {
-      svg_.text(middle, line, scale_.small,
-                fitted("→ " + short_ranks(holders, 12), scale_.small, w - 2), Anchor::kMiddle,
-                "#344054");
-    }
+    if (!holders.empty()) small("→ " + short_ranks(holders, 24));
   }
 
   // Ranks in one line of a host's frame.
@@ -133,9 +160,10 @@ class Picture {
   }
 
   void hosts() {
-    heading(kMargin, "Ranks by host",
-            fmt::format("in a cell: rank, coordinate ({}), → who holds its copy",
-                        fmt::join(job_.mesh.names(), ",")));
+    heading(kMargin, scale_.page - kMargin, "Ranks by host",
+            fmt::format("in a cell: rank, coordinate ({}), → who holds its copy{}",
+                        fmt::join(job_.mesh.names(), ","),
+                        suffix_.empty() ? std::string() : " · hosts' names end with " + suffix_));
     // Hosts in the order of their racks, so that a rack is one run.
     std::vector<int> order(static_cast<std::size_t>(job_.domains.hosts()));
     for (std::size_t h = 0; h < order.size(); ++h) order[h] = static_cast<int>(h);
@@ -176,9 +204,10 @@ class Picture {
         y_ += 22;
       }
       svg_.rect({x, y_, width, height}, "#fafbfc", kFrame, 6);
-      const double size = fitting_size(host.name, 12, 8.5, width - 14);
-      svg_.text(x + 8, y_ + 16, size, fitted(host.name, size, width - 14), Anchor::kStart, kQuiet,
-                true);
+      const std::string name = host.name.substr(0, host.name.size() - suffix_.size());
+      const double room = (width - 14) / 1.1;  // bold
+      const double size = fitting_size(name, 12, 5, room);
+      svg_.text(x + 8, y_ + 16, size, fitted(name, size, room), Anchor::kStart, kQuiet, true);
       for (std::size_t i = 0; i < n; ++i) {
         const std::size_t row = i / columns;
         rank_cell(host.ranks[i], x + 8 + static_cast<double>(i % columns) * scale_.cell_width,
@@ -200,8 +229,8 @@ class Picture {
 
   // For each dimension the group of the first rank, cell by cell, and whether it leaves the host.
   void dims() {
-    heading(kMargin, "Dimensions", "the first group along each");
     const double right = scale_.page / 2 - 12;
+    heading(kMargin, right, "Dimensions", "the first group along each");
     constexpr double kCell = 38;
     for (std::size_t d = 0; d < job_.mesh.ndim(); ++d) {
       const std::string& name = job_.mesh.names()[d];
@@ -210,19 +239,20 @@ class Picture {
       for (const int r : group) hosts.push_back(job_.domains.host_of(r));
       std::sort(hosts.begin(), hosts.end());
       hosts.erase(std::unique(hosts.begin(), hosts.end()), hosts.end());
-      const auto placement = layout_ ? fmt::format(" · {}: {}", fitted(tensor_->name, 12, 180),
-                                                   placement_words(layout_->placements()[d]))
-                                     : std::string();
-      svg_.text(kMargin, y_ + 13, 13, name, Anchor::kStart, "#222222", true);
-      svg_.text(
-          kMargin + text_width(name, 13) * 1.1 + 10, y_ + 13, 12,
-          fitted(fmt::format("{} group{} of {} · {}{}", job_.mesh.size() / job_.mesh.shape()[d],
-                             job_.mesh.size() == job_.mesh.shape()[d] ? "" : "s", group.size(),
-                             hosts.size() == 1 ? std::string("stays on one host")
-                                               : fmt::format("crosses {} hosts", hosts.size()),
-                             placement),
-                 12, right - kMargin - text_width(name, 13) * 1.1 - 10),
-          Anchor::kStart, kQuiet);
+      const std::string more =
+          fmt::format("{} group{} of {} · {}{}", job_.mesh.size() / job_.mesh.shape()[d],
+                      job_.mesh.size() == job_.mesh.shape()[d] ? "" : "s", group.size(),
+                      hosts.size() == 1 ? std::string("stays on one host")
+                                        : fmt::format("crosses {} hosts", hosts.size()),
+                      layout_ ? " · " + placement_words(d) : std::string());
+      const double name_size = fitting_size(name, 13, 6, (right - kMargin) / 1.1);
+      const double behind = kMargin + text_width(name, name_size) * 1.1 + 10;
+      const bool below = behind + text_width(more, 12) > right;
+      svg_.text(kMargin, y_ + 13, name_size, name, Anchor::kStart, "#222222", true);
+      if (below) y_ += 17;
+      svg_.text(below ? kMargin : behind, y_ + 13,
+                fitting_size(more, 12, 7, right - (below ? kMargin : behind)), more, Anchor::kStart,
+                kQuiet);
       y_ += 22;
       const auto fits = static_cast<std::size_t>((right - kMargin - 40) / kCell);
       const std::size_t n = std::min(group.size(), fits);
@@ -241,19 +271,23 @@ class Picture {
     }
   }
 
-  static std::string placement_words(const Placement& p) {
-    return p.is_replicate() ? "the same on each"
-           : p.is_shard()   ? fmt::format("cuts its dimension {}", p.dim())
-                            : "a contribution of each";
+  [[nodiscard]] std::string placement_words(std::size_t d) const {
+    for (const auto& [dim, coordinate] : tensor_->only) {
+      if (dim == job_.mesh.names()[d]) return fmt::format("the tensor is at {} alone", coordinate);
+    }
+    const Placement& p = layout_->placements()[d];
+    return p.is_replicate() ? "the tensor is the same on each"
+           : p.is_shard()   ? fmt::format("cuts the tensor's dimension {}", p.dim())
+                            : "each has a contribution to the tensor";
   }
 
   void ring() {
     const double left = scale_.page / 2 + 12;
-    heading(left, "Partners",
+    heading(left, scale_.page - kMargin, "Partners",
             ring_has_ranks(job_)
                 ? "an arrow leads from a rank to the holder of its copy; arcs are hosts"
                 : "an arrow leads from a host to one that holds copies of its ranks");
-    y_ = draw_ring(svg_, job_, left, y_, scale_.page - kMargin - left);
+    y_ = draw_ring(svg_, job_, suffix_, left, y_, scale_.page - kMargin - left);
   }
 
   // A tensor's blocks are drawn in panels: one for each slice, and where that has many rows or
@@ -358,9 +392,10 @@ class Picture {
   void blocks() {
     y_ += 8;
     heading(
-        kMargin, fmt::format("Tensor {}", tensor_->name),
-        fmt::format("{}[{}] as {} · a rank has {} of {} elements · numbers are ranks",
-                    tensor_->dtype, sizes_words(tensor_->shape), to_string(layout_->placements()),
+        kMargin, scale_.page - kMargin, fmt::format("Tensor {}", tensor_->name),
+        fmt::format("{}[{}] as {}{} · a rank has {} of {} elements · numbers are ranks",
+                    tensor_->dtype, sizes_words(tensor_->shape),
+                    to_string(free_placements(job_.mesh, *tensor_, *layout_)), only_words(*tensor_),
                     blocks_->least() == blocks_->most()
                         ? std::to_string(blocks_->most())
                         : fmt::format("{} to {}", blocks_->least(), blocks_->most()),
@@ -397,6 +432,8 @@ class Picture {
   const TensorSpec* tensor_;
   int drawn_;
   Scale scale_;
+  std::string suffix_;  // of all hosts' names, said once
+  std::optional<TensorPlace> place_;
   std::optional<Layout> layout_;
   std::optional<Blocks> blocks_;
   Svg svg_;

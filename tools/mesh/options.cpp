@@ -157,7 +157,8 @@ MeshDescription read_job(const JobWords& words) {
                               " stands twice: give every tensor a name of its own");
       }
     }
-    (void)Layout(job->mesh.shape(), tensor.shape, tensor.placements);
+    const TensorPlace place = place_of(job->mesh, tensor);
+    (void)Layout(place.mesh.shape(), tensor.shape, place.placements);
     job->tensors.push_back(std::move(tensor));
   }
   return std::move(*job);

@@ -59,6 +59,7 @@ struct ShardOptions {
   std::string tensor;
   std::optional<std::string> placements;  ///< nothing: those of the file's tensor
   bool json = false;
+  std::optional<std::size_t> width = {};  ///< columns of the picture at most; nothing: any
 };
 int mesh_shard(const ShardOptions& options, std::ostream& out);
 

@@ -4,6 +4,8 @@
 #include <map>
 #include <ostream>
 #include <span>
+#include <string>
+#include <tuple>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
@@ -49,6 +51,8 @@ struct Traffic {
 
 // Tensors that lie alike on the mesh, counted together.
 struct Load {
+  std::string part;  // of the mesh: empty for all of it
+  TensorPlace place;
   Layout layout;
   std::int64_t element_bytes = 0;  // of all of them; 0: each rank has `bytes`
   std::int64_t bytes = 0;
@@ -61,18 +65,24 @@ struct Load {
 // A job has hundreds of tensors, and few ways in which they lie: even ones differ by what they
 // replicate, others by their shape.
 std::vector<Load> loads(const MeshDescription& job) {
-  std::map<std::pair<std::vector<std::int64_t>, std::string>, Load> by_kind;
+  using Kind = std::tuple<std::string, std::vector<std::int64_t>, std::string>;
+  std::map<Kind, Load> by_kind;
   const std::vector<std::int64_t> first(job.mesh.ndim(), 0);
   for (const TensorSpec& tensor : job.tensors) {
-    const Layout layout(job.mesh.shape(), tensor.shape, tensor.placements);
+    const TensorPlace place = place_of(job.mesh, tensor);
+    const Layout layout(place.mesh.shape(), tensor.shape, place.placements);
     const bool even = layout.is_even();
-    std::pair<std::vector<std::int64_t>, std::string> kind;
+    Kind kind;
+    auto& [part, sizes, placements] = kind;
+    part = to_string(tensor.only);
     if (even) {
-      for (const Placement& p : layout.placements()) kind.second += p.is_replicate() ? 'R' : '-';
+      for (const Placement& p : layout.placements()) placements += p.is_replicate() ? 'R' : '-';
     } else {
-      kind = {layout.tensor_shape(), to_string(layout.placements())};
+      sizes = layout.tensor_shape();
+      placements = to_string(layout.placements());
     }
-    Load& load = by_kind.try_emplace(std::move(kind), Load{layout}).first->second;
+    Load& load = by_kind.try_emplace(std::move(kind), Load{to_string(tensor.only), place, layout})
+                     .first->second;
     if (even) {
       add(load.bytes, product(layout.local_numel(first), tensor.element_bytes));
     } else {
@@ -84,24 +94,25 @@ std::vector<Load> loads(const MeshDescription& job) {
   return out;
 }
 
-// The ranks with whom tensors are shared, by place, for each set of dimensions that replicates.
+// The ranks with whom tensors are shared, by place, for each part of the mesh and set of dimensions
+// that replicates.
 class Keepers {
  public:
   explicit Keepers(const MeshDescription& job) : job_(job) {}
   // Empty if nothing is shared.
-  const std::vector<int>& of(const Placements& placements) {
+  const std::vector<int>& of(const Load& load) {
     std::vector<bool> replicated;
-    for (const Placement& p : placements) replicated.push_back(p.is_replicate());
-    auto& known = known_[replicated];
+    for (const Placement& p : load.place.placements) replicated.push_back(p.is_replicate());
+    auto& known = known_[{load.part, replicated}];
     if (known.empty() && job_.spare_replicated) {
-      known = all_shared_at(job_.mesh, placements, job_.domains);
+      known = all_shared_at(load.place.mesh, load.place.placements, job_.domains);
     }
     return known;
   }
 
  private:
   const MeshDescription& job_;
-  std::map<std::vector<bool>, std::vector<int>> known_;
+  std::map<std::pair<std::string, std::vector<bool>>, std::vector<int>> known_;
 };
 
 Traffic count(const MeshDescription& job) {
@@ -114,14 +125,15 @@ Traffic count(const MeshDescription& job) {
   Keepers keepers(job);
   std::vector<std::int64_t> coordinate(job.mesh.ndim());
   for (const Load& load : loads(job)) {
-    const std::vector<int>& keeper = keepers.of(load.layout.placements());
-    for (std::int64_t i = 0; i < job.mesh.size(); ++i) {
+    const std::vector<int>& keeper = keepers.of(load);
+    const DeviceMesh& mesh = load.place.mesh;
+    for (std::int64_t i = 0; i < mesh.size(); ++i) {
       std::int64_t rest = i;
-      for (std::size_t d = job.mesh.ndim(); d-- > 0;) {
-        coordinate[d] = rest % job.mesh.shape()[d];
-        rest /= job.mesh.shape()[d];
+      for (std::size_t d = mesh.ndim(); d-- > 0;) {
+        coordinate[d] = rest % mesh.shape()[d];
+        rest /= mesh.shape()[d];
       }
-      const int rank = job.mesh.rank_at(i);
+      const int rank = mesh.rank_at(i);
       const auto r = static_cast<std::size_t>(rank);
       const std::int64_t bytes = load.bytes_at(coordinate);
       add(t.own[r], bytes);

@@ -51,12 +51,15 @@ struct Ring {
 };
 
 // A name outside the circle of this radius, level.
-void beside(Svg& svg, double cx, double cy, double radius, double angle, const std::string& name,
-            const char* fill) {
+void beside(Svg& svg, double cx, double cy, double radius, double half_width, double angle,
+            const std::string& name, const char* fill) {
   const double c = std::cos(angle);
   const auto anchor = std::fabs(c) < 0.3 ? Anchor::kMiddle : c > 0 ? Anchor::kStart : Anchor::kEnd;
-  svg.text(cx + c * (radius + 8), cy + std::sin(angle) * (radius + 12) + 4, 11,
-           fitted(name, 11, 90), anchor, fill);
+  const double beyond = half_width - std::fabs(c) * (radius + 8);
+  const double room = anchor == Anchor::kMiddle ? 2 * beyond : beyond;
+  const double size = fitting_size(name, 11, 5, room);
+  svg.text(cx + c * (radius + 8), cy + std::sin(angle) * (radius + 12) + 4, size,
+           fitted(name, size, room), anchor, fill);
 }
 
 std::vector<std::pair<int, int>> arrows_of(const MeshDescription& job, bool ranks) {
@@ -77,7 +80,8 @@ std::vector<std::pair<int, int>> arrows_of(const MeshDescription& job, bool rank
 
 bool ring_has_ranks(const MeshDescription& job) { return job.domains.world_size() <= kMostRanks; }
 
-double draw_ring(Svg& svg, const MeshDescription& job, double left, double top, double width) {
+double draw_ring(Svg& svg, const MeshDescription& job, std::string_view suffix, double left,
+                 double top, double width) {
   const int nodes = ring_has_ranks(job) ? job.domains.world_size() : job.domains.hosts();
   if (nodes < 2 || nodes > kMostHosts) {
     svg.text(left, top + 14, 13,
@@ -87,6 +91,10 @@ double draw_ring(Svg& svg, const MeshDescription& job, double left, double top, 
     return top + 34;
   }
   const Ring ring(job);
+  const auto name_of = [&](int host) {
+    const std::string& name = job.domains.host(host).name;
+    return name.substr(0, name.size() - suffix.size());
+  };
   const double radius = std::min(nodes <= 16 ? 130.0 : nodes <= 64 ? 210.0 : 260.0, width / 2 - 70);
   const double cx = left + width / 2;
   const double cy = top + radius + 60;
@@ -117,17 +125,17 @@ double draw_ring(Svg& svg, const MeshDescription& job, double left, double top, 
     const double a = ring.angle(static_cast<double>(p));
     svg.circle(cx + std::cos(a) * radius, cy + std::sin(a) * radius, node_radius,
                hue(ring.home[p], 0.88), hue(ring.home[p], 0.48));
-    const std::string label =
-        ring.ranks ? std::to_string(ring.node[p]) : job.domains.host(ring.node[p]).name;
+    const std::string label = ring.ranks ? std::to_string(ring.node[p]) : name_of(ring.node[p]);
     if (ring.ranks) {
       const double at = outside ? radius + node_radius + 10 : radius;
-      const double size = outside ? 8.5 : 11;
+      const double size = fitting_size(label, outside ? 8.5 : 11, 5, 2 * node_radius + 8);
       svg.text(cx + std::cos(a) * at, cy + std::sin(a) * at + size * 0.36, size,
                fitted(label, size, 2 * node_radius + 8), Anchor::kMiddle, "#222222");
     } else if (outside) {
-      svg.spoke(cx, cy, radius + node_radius + 5, a, 8.5, fitted(label, 8.5, 60), "#222222");
+      const double size = fitting_size(label, 8.5, 4, 60);
+      svg.spoke(cx, cy, radius + node_radius + 5, a, size, fitted(label, size, 60), "#222222");
     } else {
-      beside(svg, cx, cy, radius + node_radius, a, label, "#222222");
+      beside(svg, cx, cy, radius + node_radius, width / 2, a, label, "#222222");
     }
   }
   if (!ring.ranks) return cy + radius + 76;
@@ -147,7 +155,7 @@ double draw_ring(Svg& svg, const MeshDescription& job, double left, double top, 
     // Host names while they have room: one rank each and many hosts, then the cells above tell.
     const double middle = (a + b) / 2;
     if (job.domains.hosts() <= 32) {
-      beside(svg, cx, cy, arc, middle, job.domains.host(ring.home[from]).name, kQuiet);
+      beside(svg, cx, cy, arc, width / 2, middle, name_of(ring.home[from]), kQuiet);
     }
     from = to;
   }

@@ -1,4 +1,6 @@
 #pragma once
+#include <string_view>
+
 #include <meshstage/mesh/mesh_file.hpp>
 #include "tools/mesh/svg.hpp"
 
@@ -8,7 +10,9 @@ namespace meshstage::tools {
 [[nodiscard]] bool ring_has_ranks(const MeshDescription& job);
 
 /// Draws who holds whose copies as arrows across a ring of ranks or hosts, at (left, top) and
-/// `width` wide. Returns where it ends below.
-double draw_ring(Svg& svg, const MeshDescription& job, double left, double top, double width);
+/// `width` wide; hosts are named without `suffix`, with which all their names end. Returns where it
+/// ends below.
+double draw_ring(Svg& svg, const MeshDescription& job, std::string_view suffix, double left,
+                 double top, double width);
 
 }  // namespace meshstage::tools

@@ -60,6 +60,20 @@ std::string partners_words(const MeshDescription& job) {
                      job.partners.copies == 1 ? "copy" : "copies");
 }
 
+Placements free_placements(const DeviceMesh& mesh, const TensorSpec& tensor, const Layout& layout) {
+  Placements out;
+  for (std::size_t d = 0; d < mesh.ndim(); ++d) {
+    const bool fixed = std::any_of(tensor.only.begin(), tensor.only.end(),
+                                   [&](const auto& c) { return c.dim == mesh.names()[d]; });
+    if (!fixed) out.push_back(layout.placements()[d]);
+  }
+  return out;
+}
+
+std::string only_words(const TensorSpec& tensor) {
+  return tensor.only.empty() ? std::string() : ", at " + to_string(tensor.only);
+}
+
 std::string sizes_words(std::span<const std::int64_t> sizes) {
   return sizes.empty() ? "(no dimensions)" : fmt::format("{}", fmt::join(sizes, ","));
 }

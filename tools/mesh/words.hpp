@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include <meshstage/mesh/layout.hpp>
 #include <meshstage/mesh/mesh_file.hpp>
 
 /// How the commands word things for people.
@@ -21,6 +22,11 @@ namespace meshstage::tools {
 [[nodiscard]] std::string dims_words(const DeviceMesh& mesh);
 /// "half-shift, 1 copy", or "listed in the file".
 [[nodiscard]] std::string partners_words(const MeshDescription& job);
+/// "S(0),R": a layout's placements along the dimensions that TensorSpec::only does not name.
+[[nodiscard]] Placements free_placements(const DeviceMesh& mesh, const TensorSpec& tensor,
+                                         const Layout& layout);
+/// ", at pp=1"; nothing of a tensor on the whole mesh.
+[[nodiscard]] std::string only_words(const TensorSpec& tensor);
 /// "2,4".
 [[nodiscard]] std::string sizes_words(std::span<const std::int64_t> sizes);
 
