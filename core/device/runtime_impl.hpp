@@ -67,6 +67,7 @@ class EventPool {
     return event;
   }
   void give_back(device_backend::Event* event) noexcept {
+    if (!owner_.here()) return;  // another thread may have held the lock when this was forked
     const std::lock_guard lock(mutex_);
     free_.push_back(event);
   }

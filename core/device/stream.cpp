@@ -90,12 +90,13 @@ void detail::DevicePinner::pin(std::span<std::byte> pages) {
 }
 
 void detail::DevicePinner::unpin(std::span<std::byte> pages) noexcept {
+  // A forked child shares the parent's registration and leaves it alone, and the table of pieces,
+  // whose lock another thread may have held when it was forked.
+  if (!owner_.here()) return;
   for (std::size_t at = 0; at < pages.size(); at += kPinnedPieceBytes) {
     const auto piece =
         pages.subspan(at, std::min<std::size_t>(pages.size() - at, kPinnedPieceBytes));
     ranges_.remove(piece);
-    // A forked child shares the parent's registration and leaves it alone.
-    if (!owner_.here()) continue;
     // A call may fail for something that was issued earlier, before it did anything. What the
     // driver no longer knows the second time is unlocked.
     backend::Failure ignored{};

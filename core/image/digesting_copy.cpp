@@ -199,6 +199,10 @@ std::uint64_t DigestingCopy::finish() noexcept { return digest64(block_); }
 
 void DigestingCopy::write_zeros(std::size_t bytes) noexcept {
   std::memset(block_.data() + at_, 0, bytes);
+  take(bytes);
+}
+
+void DigestingCopy::take(std::size_t bytes) noexcept {
   at_ += bytes;
   if (fused_) digest_written();
 }

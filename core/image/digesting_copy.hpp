@@ -19,6 +19,8 @@ class DigestingCopy {
   /// Appends. Together no more than the block has.
   void write(std::span<const std::byte> bytes) noexcept;
   void write_zeros(std::size_t bytes) noexcept;
+  /// The next bytes are in the block already: a device has copied them there.
+  void take(std::size_t bytes) noexcept;
   /// XXH3-64 of the block, once all of it was written. All stores are fenced.
   [[nodiscard]] std::uint64_t finish() noexcept;
 

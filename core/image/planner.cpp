@@ -1,7 +1,8 @@
 // Where each storage goes in an image. What stayed since the layout before keeps its offset, so
 // that a structure that grows a little moves nothing; freed ranges are filled first; above 10 % of
-// waste everything is laid out anew. What other ranks have too comes first, in whole blocks; where
-// there is such, everything is laid out anew at every change.
+// waste everything is laid out anew. What other ranks have too comes first, in whole blocks, and
+// what is on devices last, by device; where there is such, everything is laid out anew at every
+// change.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -104,11 +105,30 @@ Placement place_anew(const FlatState& flat, const LayoutOptions& options,
   };
   for (const auto& s : shared) append(s.storage);
   p.shared_bytes = p.end = round_up(p.end, options.block_bytes);
+  std::map<std::pair<DeviceType, std::int16_t>, std::vector<std::uint32_t>> by_device;
   for (std::uint32_t i = 0; i < placed.size(); ++i) {
+    const auto device = flat.storages[i].device();
     // Storages of no byte have an entry too, which must not lie within another: all at the begin.
-    if (!placed[i] && flat.storages[i].nbytes() > 0) append(i);
+    if (!placed[i] && flat.storages[i].nbytes() > 0)
+      by_device[{device.type, device.index}].push_back(i);
+  }
+  // The CPU's first, which are copied while devices are still at theirs. A block that is a device's
+  // alone can be copied and digested there.
+  bool fills_blocks = false;  // the device before
+  for (const auto& [device, storages] : by_device) {
+    std::uint64_t bytes = 0;
+    for (const auto i : storages) bytes += room_for(flat.storages[i], options);
+    const bool fills = device.first != DeviceType::kCpu && bytes >= options.block_bytes;
+    if (fills || fills_blocks) p.end = round_up(p.end, options.block_bytes);
+    for (const auto i : storages) append(i);
+    fills_blocks = fills;
   }
   return p;
+}
+
+bool any_on_device(const FlatState& flat) {
+  return std::any_of(flat.storages.begin(), flat.storages.end(),
+                     [](const Storage& storage) { return !storage.device().is_cpu(); });
 }
 
 // Which offset each storage had before, if it is the same storage, or one of the same name and
@@ -238,8 +258,10 @@ ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
   check_dims(flat);
   const auto names = storage_names(flat);
   const auto shared = shared_storages(flat, names, options);
-  if (!shared.empty() || (previous != nullptr && previous->layout.shared_bytes != 0))
+  if (!shared.empty() || any_on_device(flat) ||
+      (previous != nullptr && previous->layout.shared_bytes != 0)) {
     previous = nullptr;
+  }
   const auto placement =
       shared.empty() ? place(flat, names, options, previous) : place_anew(flat, options, shared);
   ImageLayout layout;

@@ -26,7 +26,7 @@ struct LayoutOptions {
 
 /// Where everything goes, and the manifest that says so. Throws InvalidArgument, naming path and
 /// limit, for what decode_manifest() would refuse. `previous` may be null, and does not count
-/// where it or the new layout shares storages.
+/// where it or the new layout shares storages, or any is on a device.
 ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
                         const PreviousLayout* previous);
 

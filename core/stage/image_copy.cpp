@@ -1,12 +1,13 @@
 // An image is cut into parts of about the same bytes, wherever its storages begin and end, so that
 // ten thousand small tensors and one huge one take as long on as many threads. A part is digest
 // blocks where digests are wanted, else whole huge pages of memory. The watermark follows the first
-// part that is not done yet.
+// part that is not done yet. What devices copy is waited for where it is next, and digested there.
 #include <meshstage/core/stage/image_copy_impl.hpp>
 
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include <meshstage/core/image/copy.hpp>
@@ -36,12 +37,17 @@ class PlainTarget {
     std::memset(image_.data() + at_, 0, bytes);
     at_ += bytes;
   }
+  void take(std::uint64_t bytes) { at_ += bytes; }
 
  private:
   std::span<std::byte> image_;
   std::uint64_t at_;
   bool streaming_;
 };
+
+bool is_on_device(const ImageSegment& segment, std::span<const Storage> storages) {
+  return segment.bytes > 0 && !storages[segment.storage].device().is_cpu();
+}
 
 class ImageCopy {
  public:
@@ -63,6 +69,11 @@ class ImageCopy {
     first_end_ = origin_ + (first + 1) * unit_;
     const auto rest = layout.trailer_begin - std::min(layout.trailer_begin, first_end_);
     done_.resize(1 + (rest + unit_ - 1) / unit_);
+    places_.resize(layout.segments.size());
+    std::size_t place = 0;
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      if (is_on_device(layout.segments[i], source.storages)) places_[i] = place++;
+    }
   }
 
   void run() {
@@ -108,23 +119,40 @@ class ImageCopy {
   // Storages and values with the padding between them, as far as they lie in [at, end).
   template <class Target>
   void copy_range(std::uint64_t at, std::uint64_t end, Target& target) {
-    const auto place = [&](std::uint64_t offset, std::span<const std::byte> bytes) {
+    // Calls f with the part of [offset, offset + bytes) that is next.
+    const auto place = [&](std::uint64_t offset, std::uint64_t bytes, const auto& f) {
       if (const auto gap = std::min(end, std::max(at, offset)) - at; gap > 0) {
         target.write_zeros(gap);
         at += gap;
       }
       if (at == end) return;
       const auto from = at - offset;
-      write(bytes.subspan(from, std::min(bytes.size() - from, end - at)), target);
-      at += std::min(bytes.size() - from, end - at);
+      const auto n = std::min(bytes - from, end - at);
+      f(from, n);
+      at += n;
+    };
+    const auto from_host = [&](std::span<const std::byte> bytes) {
+      return [&, bytes](std::uint64_t from, std::uint64_t n) {
+        write(bytes.subspan(from, n), target);
+      };
     };
     auto segment =
         std::partition_point(layout_.segments.begin(), layout_.segments.end(),
                              [&](const ImageSegment& s) { return s.offset + s.bytes <= at; });
     for (; segment != layout_.segments.end() && segment->offset < end; ++segment) {
-      if (segment->bytes > 0) place(segment->offset, source_.storages[segment->storage].bytes());
+      if (segment->bytes == 0) continue;
+      const auto index = static_cast<std::size_t>(segment - layout_.segments.begin());
+      if (const auto on_device = places_[index]) {
+        place(segment->offset, segment->bytes, [&](std::uint64_t from, std::uint64_t n) {
+          options_.devices->wait(*on_device, from + n, progress_);
+          target.take(n);
+        });
+      } else {
+        place(segment->offset, segment->bytes,
+              from_host(source_.storages[segment->storage].bytes()));
+      }
     }
-    if (at < end) place(layout_.values_begin, source_.values);
+    if (at < end) place(layout_.values_begin, source_.values.size(), from_host(source_.values));
   }
 
   template <class Target>
@@ -158,12 +186,23 @@ class ImageCopy {
   const CopyOptions& options_;
   const bool large_;
   std::uint64_t unit_ = 0, origin_ = 0, first_end_ = 0;
-  std::mutex mutex_;  // guards what follows
+  std::vector<std::optional<std::size_t>> places_;  // by segment; nothing: copied here
+  std::mutex mutex_;                                // guards what follows
   std::vector<bool> done_;
   std::size_t front_ = 0;
 };
 
 }  // namespace
+
+std::vector<DevicePlace> device_places(const ImageLayout& layout, std::span<const Storage> storages,
+                                       std::span<std::byte> image) {
+  std::vector<DevicePlace> places;
+  for (const auto& segment : layout.segments) {
+    if (!is_on_device(segment, storages)) continue;
+    places.push_back({&storages[segment.storage], image.subspan(segment.offset, segment.bytes)});
+  }
+  return places;
+}
 
 void copy_image(const ImageLayout& layout, const StagingSource& source, std::span<std::byte> image,
                 Watermark& progress, const CopyOptions& options) {

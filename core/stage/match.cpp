@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include <meshstage/core/image/values.hpp>
+#include <meshstage/core/stage/device_copies.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/tree/compare.hpp>
 
@@ -26,7 +27,7 @@ class Matcher {
 
   std::optional<StagingSource> run(const Value& state) {
     if (!visit(state) || item_ != plan_.items.size()) return std::nullopt;
-    if (changed_ && !all_distinct()) return std::nullopt;
+    if (changed_ && !(all_distinct() && all_on_their_devices())) return std::nullopt;
     if (!group()) return std::nullopt;
     return std::move(source_);
   }
@@ -76,7 +77,7 @@ class Matcher {
       changed_ = true;
       if (tensor.dtype() != planned.dtype || tensor.shape() != planned.shape ||
           tensor.strides() != planned.strides || tensor.storage_offset() != planned.source_offset ||
-          !tensor.device().is_cpu() ||
+          tensor.device() != planned.device ||
           tensor.storage().nbytes() != plan_.source_bytes[planned.source]) {
         return false;
       }
@@ -128,6 +129,19 @@ class Matcher {
     return distinct(std::move(tensors)) && distinct(std::move(storages)) && distinct(containers_);
   }
 
+  // Memory at other addresses than the plan's is asked for; what is wrong with it is for who
+  // compiles a plan to say.
+  bool all_on_their_devices() {
+    for (std::size_t i = 0; i < sources_.size(); ++i) {
+      const auto& storage = sources_[i];
+      if (!storage.device().is_cpu() && storage.data() != plan_.source_begins[i] &&
+          !is_on_its_device(storage)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
   // The storages of the image, from those of the state; false if they share memory otherwise.
   bool group() {
     const bool grouped = plan_.storage_bytes.size() != plan_.source_bytes.size();
@@ -159,10 +173,13 @@ PlannedState remember(FlatState flat) {
   PlannedState plan;
   for (const auto& t : flat.tensors) {
     plan.tensors.push_back({t.tensor.dtype(), t.tensor.shape(), t.tensor.strides(),
-                            t.tensor.storage_offset(), t.source, t.offset, t.storage,
-                            t.tensor.identity(), t.tensor.weak()});
+                            t.tensor.device(), t.tensor.storage_offset(), t.source, t.offset,
+                            t.storage, t.tensor.identity(), t.tensor.weak()});
   }
-  for (const auto& s : flat.sources) plan.source_bytes.push_back(s.nbytes());
+  for (const auto& s : flat.sources) {
+    plan.source_bytes.push_back(s.nbytes());
+    plan.source_begins.push_back(s.data());
+  }
   plan.places = std::move(flat.places);
   for (const auto& s : flat.storages) {
     plan.storage_bytes.push_back(s.nbytes());

@@ -15,6 +15,7 @@ struct PlannedTensor {
   DType dtype = DType::kU8;
   Shape shape;
   Strides strides;
+  Device device;
   std::int64_t source_offset = 0;  ///< In the state dict, and its storage there.
   std::uint32_t source = 0;
   std::int64_t offset = 0;  ///< In the image, and its storage there.
@@ -30,7 +31,8 @@ struct PlannedState {
   std::vector<FlatNode> nodes;
   std::vector<PlannedTensor> tensors;
   std::vector<std::size_t> source_bytes;
-  std::vector<GroupPlace> places;  ///< By source.
+  std::vector<const std::byte*> source_begins;  ///< Where the driver knows them, on a device.
+  std::vector<GroupPlace> places;               ///< By source.
   std::vector<std::size_t> storage_bytes;
   std::vector<WeakStorage> storages;
   std::vector<const void*> containers;

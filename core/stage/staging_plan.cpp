@@ -2,12 +2,14 @@
 #include <bit>
 #include <cstring>
 #include <map>
+#include <thread>
 
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/bytes.hpp>
 #include <meshstage/core/image/planner.hpp>
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/image/trailer.hpp>
+#include <meshstage/core/stage/device_copies.hpp>
 #include <meshstage/core/stage/image_copy_impl.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
@@ -35,18 +37,6 @@ void check_digests(const BlockDigests& digests, const ImageLayout& layout) {
     return;
   }
   throw InvalidArgument("the block digests are of another plan");
-}
-
-// An image is written by the CPU.
-void require_cpu(const detail::FlatState& flat) {
-  for (const auto& t : flat.tensors) {
-    if (t.tensor.device().is_cpu()) continue;
-    throw make_error<InvalidArgument>((t.path.empty() ? std::string("the tensor") : t.path) +
-                                          " is on " + to_string(t.tensor.device()) +
-                                          "; an image is made of CPU tensors (a StateDictStager "
-                                          "brings others to the CPU)",
-                                      {}, {}, t.path);
-  }
 }
 
 // What a final image has in common with others.
@@ -90,7 +80,7 @@ StagingPlan StagingPlan::compile(const Value& state, const StagingPlan* previous
                           ": no more than " + std::to_string(kMaxHeaderBytes) + " are read back");
   }
   auto flat = detail::flatten(state);
-  require_cpu(flat);
+  detail::require_devices(flat);
   auto impl = std::make_shared<Impl>();
   const detail::LayoutOptions how{options.block_bytes, options.own_pages_from, options.shared,
                                   options.completes, options.max_header_bytes};
@@ -107,9 +97,17 @@ StagingPlan StagingPlan::compile(const Value& state, const StagingPlan* previous
   return StagingPlan(std::move(impl));
 }
 
-bool StagingPlan::matches(const Value& state) const { return capture(state).has_value(); }
+bool StagingPlan::matches(const Value& state) const { return take(state).has_value(); }
 
-std::optional<StagingSource> StagingPlan::capture(const Value& state) const {
+std::optional<StagingSource> StagingPlan::capture(const Value& state,
+                                                  std::span<const TrainerStream> streams) const {
+  auto source = take(state);
+  if (source) source->ready = detail::record_ready(source->storages, streams);
+  return source;
+}
+
+// What there is now, without a moment.
+std::optional<StagingSource> StagingPlan::take(const Value& state) const {
   auto source = detail::match(impl_->state, state);
   if (!source) return std::nullopt;
   const auto used = static_cast<std::uint64_t>(source->values.size());
@@ -142,7 +140,32 @@ void StagingPlan::copy(const StagingSource& source, std::span<std::byte> image, 
     throw_mismatch();
   }
   if (options.digests != nullptr) check_digests(*options.digests, layout);
-  detail::copy_image(layout, source, image, progress, options);
+  if (options.devices != nullptr) {
+    detail::copy_image(layout, source, image, progress, options);
+    return;
+  }
+  detail::DeviceStreams streams;
+  const auto issued = issue(source, image, streams, nullptr);
+  auto how = options;
+  how.devices = issued.get();
+  try {
+    detail::copy_image(layout, source, image, progress, how);
+  } catch (...) {
+    // The caller has the memory back then.
+    while (issued && !issued->done()) std::this_thread::yield();
+    throw;
+  }
+}
+
+std::unique_ptr<const detail::DeviceCopies> StagingPlan::issue(
+    const StagingSource& source, std::span<std::byte> image, detail::DeviceStreams& streams,
+    std::shared_ptr<const void> keep) const {
+  check_size(image, impl_->layout);
+  if (source.storages.size() != impl_->layout.segments.size()) throw_mismatch();
+  const auto places = detail::device_places(impl_->layout, source.storages, image);
+  if (places.empty()) return nullptr;
+  return std::make_unique<const detail::DeviceCopies>(places, source.ready, streams,
+                                                      std::move(keep));
 }
 
 void StagingPlan::copy(const Value& state, std::span<std::byte> image, Watermark& progress) const {
@@ -206,7 +229,7 @@ ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> 
 Value StagingPlan::rebuild(const Value& state, std::span<std::byte> image,
                            std::shared_ptr<const void> owner, StorageTraits traits) const {
   check_size(image, impl_->layout);
-  const auto source = capture(state);
+  const auto source = take(state);
   if (!source) throw_mismatch();
   std::vector<Storage> storages;
   for (const auto* segment : impl_->segments) {

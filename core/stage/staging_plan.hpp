@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <meshstage/core/async/crew.hpp>
+#include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/image/layout.hpp>
@@ -16,6 +17,11 @@
 #include <meshstage/core/tree/value.hpp>
 
 namespace meshstage {
+
+namespace detail {
+class DeviceCopies;
+class DeviceStreams;
+}  // namespace detail
 
 struct PlanOptions {
   /// Unit of the block digests, bytes; a power of two from 4096. Kept in the manifest.
@@ -36,13 +42,20 @@ struct PlanOptions {
   std::uint64_t max_header_bytes = kMaxHeaderBytes;
 };
 
+/// Behind what a trainer had issued on a device at some moment.
+struct DeviceReady {
+  Device device;
+  DeviceEvent event;
+};
+
 /// What one staging takes from a state dict at the moment of the call: strong references to its
 /// storages, and its scalars as they are then. The tree may change afterwards; the tensors' bytes
 /// must not until they are copied. Hold no longer than that: it keeps the storages alive.
 struct StagingSource {
-  std::vector<Storage> storages;  ///< In the plan's order.
-  std::vector<std::byte> values;  ///< The values entry.
-  std::vector<Tensor> tensors;    ///< Distinct tensor objects in the plan's order.
+  std::vector<Storage> storages;   ///< In the plan's order.
+  std::vector<std::byte> values;   ///< The values entry.
+  std::vector<Tensor> tensors;     ///< Distinct tensor objects in the plan's order.
+  std::vector<DeviceReady> ready;  ///< What copies from devices come behind.
 };
 
 /// How StagingPlan::copy() does its work. What is pointed to must outlive the call.
@@ -55,28 +68,44 @@ struct CopyOptions {
   /// Gets the digest of each block, made in the pass that copies it. As
   /// StagingPlan::block_digests() made it.
   BlockDigests* digests = nullptr;
+  /// What StagingPlan::issue() returned. Null: copy() issues it itself, and returns or throws only
+  /// when no device uses the image any more. No pace holds devices back.
+  const detail::DeviceCopies* devices = nullptr;
 };
 
 /// A state dict compiled into a flat list of copies, replayed while the structure stays.
-/// Every distinct storage is copied whole, once, however many views of it there are.
+/// Every distinct storage is copied whole, once, however many views of it there are. Tensors may be
+/// on devices: those of the CPU come first in the image, then those of each device, which begin
+/// and end with a digest block where they fill one.
 /// A handle to something immutable: copies are cheap, all calls may come from any thread.
 class MESHSTAGE_API StagingPlan {
  public:
   /// Lays `state` out. With `previous`, what stayed keeps its offset, freed ranges are filled, the
   /// rest is appended; above 10 % of waste everything is laid out anew. So it is always where
-  /// storages are shared, or were in `previous`.
-  /// Throws InvalidArgument, naming the path, on a cycle, a tree too deep or a tensor not on the
-  /// CPU; for whatever a reader of the image would refuse (more than kMaxDims dims, a longer
-  /// header, auxiliary data nested too deeply), naming path and limit; and for options out of
-  /// range.
+  /// storages are shared, or were in `previous`, and where any is on a device.
+  /// Throws InvalidArgument, naming the path, on a cycle, a tree too deep or a tensor whose memory
+  /// the driver does not know as its device's; for whatever a reader of the image would refuse
+  /// (more than kMaxDims dims, a longer header, auxiliary data nested too deeply), naming path and
+  /// limit; and for options out of range.
   static StagingPlan compile(const Value& state, const StagingPlan* previous = nullptr,
                              PlanOptions options = {});
 
   /// The plan fits `state`: same structure, sharing and storage sizes, and its scalars have room.
   /// Whether tensors are the same objects as at compile() does not matter, but is what is fast.
   [[nodiscard]] bool matches(const Value& state) const;
-  /// matches(), and what a copy needs, in one walk; nothing if the plan does not fit.
-  [[nodiscard]] std::optional<StagingSource> capture(const Value& state) const;
+  /// matches(), and what a copy needs, in one walk; nothing if the plan does not fit. `streams` are
+  /// those on which the trainer uses its tensors of devices (the legacy default stream of a device
+  /// that is not named): copies come behind what was issued there before this call. Throws
+  /// InvalidState before anything is issued if one of them is being captured into a graph.
+  [[nodiscard]] std::optional<StagingSource> capture(
+      const Value& state, std::span<const TrainerStream> streams = {}) const;
+  /// Issues what devices copy of `source`, on `streams`, behind source.ready; null if it has no
+  /// tensor on a device. `keep` keeps the source's storages and the image alive for as long as
+  /// devices use them, also beyond the result's life. Throws what the driver reports. Where `image`
+  /// is not page-locked it returns only when those copies are done.
+  [[nodiscard]] std::unique_ptr<const detail::DeviceCopies> issue(
+      const StagingSource& source, std::span<std::byte> image, detail::DeviceStreams& streams,
+      std::shared_ptr<const void> keep) const;
 
   [[nodiscard]] const ImageLayout& layout() const noexcept;
   /// Writes the bytes [0, data_begin). `image` has at least image_bytes bytes (in all of these).
@@ -86,14 +115,16 @@ class MESHSTAGE_API StagingPlan {
   /// Copies everything between manifest and trailer, in parts that begin in ascending order, and
   /// advances `progress` to trailer_begin as the parts before are done. Padding becomes zero. Write
   /// the manifest first: progress counts it. Throws `progress`' cause soon after somebody failed
-  /// it, and what a pace throws; then the image is torn, and no thread writes it any more.
+  /// it, what a pace throws, and InvalidState if a device failed; then the image is torn, and no
+  /// thread writes it any more (a device may: CopyOptions::devices).
   void copy(const StagingSource& source, std::span<std::byte> image, Watermark& progress,
             const CopyOptions& options) const;
   void copy(const StagingSource& source, std::span<std::byte> image, Watermark& progress,
             Pace* pace = nullptr) const {
     copy(source, image, progress, CopyOptions{.pace = pace});
   }
-  /// capture() and copy(). Throws StructureMismatch if the plan does not fit.
+  /// capture() and copy(), behind the legacy default streams. Throws StructureMismatch if the plan
+  /// does not fit.
   void copy(const Value& state, std::span<std::byte> image, Watermark& progress) const;
   /// Digests each block as soon as it is final, writes the trailer, and advances `progress` to
   /// image_bytes. May run on another thread at the same time as copy(); waits for it until
@@ -116,6 +147,7 @@ class MESHSTAGE_API StagingPlan {
 
  private:
   struct Impl;
+  [[nodiscard]] std::optional<StagingSource> take(const Value& state) const;
   void check_identity(const ImageIdentity& identity) const;
   ImageInfo write_trailer(const ImageIdentity& identity, std::span<std::byte> image,
                           Watermark& progress, const BlockDigests& digests) const;

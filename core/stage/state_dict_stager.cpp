@@ -10,7 +10,7 @@
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/stage/copy_storages_impl.hpp>
-#include <meshstage/core/stage/device_copies_impl.hpp>
+#include <meshstage/core/stage/device_copies.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/stage/source_digests.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
@@ -210,7 +210,7 @@ class StateDictStager::Impl {
   }
 
   // Everything that devices copy, before the call returns.
-  void issue(Job& job, std::span<const detail::DeviceReady> ready) {
+  void issue(Job& job, std::span<const DeviceReady> ready) {
     std::vector<detail::DevicePlace> places;
     for (std::size_t i = 0; i < job.places.size(); ++i) {
       const auto& from = job.source.storages[i];

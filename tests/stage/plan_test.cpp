@@ -261,7 +261,7 @@ TEST_CASE("a buffer too small, another structure and bad options are refused") {
   CHECK_THROWS_AS(plan.seal(identity, memory.bytes(), progress), InvalidArgument);
 }
 
-TEST_CASE("a tensor that is not on the CPU, and a cycle, are refused with their path") {
+TEST_CASE("a tensor on a device that cannot be used, and a cycle, are refused with their path") {
   const auto far = Storage::wrap(nullptr, 0, nullptr, {}, {DeviceType::kCuda, 1});
   const Dict state{{"m", List{Tensor::on_storage(far, DType::kF32, {0})}}};
   CHECK_THROWS_WITH(StagingPlan::compile(state), Catch::Matchers::Contains("m.0 is on cuda:1"));

@@ -6,22 +6,20 @@
 #include <span>
 #include <vector>
 
+#include <meshstage/core/device/batched_copies.hpp>
 #include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/image/flatten.hpp>
+#include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/stage/watermark.hpp>
 #include <meshstage/core/tensor/storage.hpp>
 
 namespace meshstage::detail {
 
-/// Behind what a trainer had issued on a device at some moment.
-struct DeviceReady {
-  Device device;
-  DeviceEvent event;
-};
-
 /// Asks the driver whether every storage of a state dict that claims to be on a device is. Throws
 /// InvalidArgument with the path of the first that is not, or whose kind of device cannot be used.
 void require_devices(const FlatState& flat);
+/// The same for one storage: whether the driver knows its memory as its device's.
+bool is_on_its_device(const Storage& storage);
 
 /// What trainers had issued on the devices of `sources` at this moment, one for each device.
 /// `streams` names the streams that they use there; the legacy stream where none is named. Throws
@@ -45,15 +43,15 @@ class DeviceStreams {
   std::map<std::int16_t, DeviceStream> streams_;
 };
 
-/// What devices copy of one staging into host memory. Everything is issued when this is made: small
-/// runs by one kernel first, then batches of 32 to 64 MiB in the order of the places, an event
-/// behind each. Both ends of the copies are used until done() or until wait() returned for all of
-/// them. Whatever ends this before that: `keep` holds them until they are. Threads: made by one;
-/// then one waits at a time.
+/// What devices copy of one staging into host memory. Everything is issued when this is made, as
+/// BatchedCopies has it. Both ends of the copies are used until done() or until wait() returned for
+/// all of them. Whatever ends this before that: `keep` holds them until they are. Threads: made by
+/// one; then any number wait.
 class DeviceCopies {
  public:
   /// `ready` is what the copies come behind. Throws what the driver reports. Where host memory is
-  /// not page-locked this returns only when those copies are done.
+  /// not page-locked this returns only when those copies are done. Without `keep` the caller keeps
+  /// both ends until done(), and this throws only when what was issued is done.
   DeviceCopies(std::span<const DevicePlace> places, std::span<const DeviceReady> ready,
                DeviceStreams& streams, std::shared_ptr<const void> keep);
   DeviceCopies(const DeviceCopies&) = delete;
@@ -64,26 +62,25 @@ class DeviceCopies {
   /// failed `progress`, and InvalidState if the device failed.
   void wait(std::size_t place, std::uint64_t bytes, Watermark& progress) const;
   void wait_all(Watermark& progress) const;
+  /// Nothing of it touches memory any more.
+  [[nodiscard]] bool done() const noexcept;
   /// Behind all copies of a device: what changes their sources comes after. Done where it has none.
   [[nodiscard]] DeviceEvent staged(Device device) const;
 
  private:
-  /// Copies up to here are done when the event is.
-  struct Mark {
-    std::size_t place;
-    std::uint64_t end;  // bytes of that place
-    DeviceEvent event;
-  };
   struct OnDevice {
     Device device;
-    DeviceEvent gathered, last;
-    std::vector<Mark> marks;  // ascending
+    std::vector<DeviceCopy> list;
+    BatchedCopies copies;
   };
-  void issue(OnDevice& on, std::span<const DevicePlace> places, DeviceStream& stream);
+  /// Which device copies a place, and which of its copies that is.
+  struct Where {
+    std::uint32_t device = 0;
+    std::uint32_t copy = 0;
+  };
 
   std::vector<OnDevice> devices_;
-  std::vector<std::uint8_t> device_of_;  // by place, an index into devices_
-  std::vector<bool> gathered_;           // by place
+  std::vector<Where> where_;  // by place
   std::shared_ptr<const void> keep_;
 };
 
