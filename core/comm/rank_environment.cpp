@@ -190,6 +190,7 @@ RankEnvironment RankEnvironment::detect(const std::map<std::string, std::string>
   result.world_size = first.size->value;
   result.local_rank = first.local_rank ? first.local_rank->value : result.rank;
   result.local_world_size = first.local_size ? first.local_size->value : result.world_size;
+  result.local_size_known = first.local_size.has_value();
   if (result.rank >= result.world_size) {
     throw InvalidArgument(quoted(*first.rank) + " does not exist with " + quoted(*first.size));
   }

@@ -35,6 +35,9 @@ struct MESHSTAGE_API RankEnvironment {
   /// MESHSTAGE_SUPERVISOR: the socket of the program that started this rank, or empty.
   std::string supervisor;
   std::string source;  ///< "meshstage", "torchrun", "mpirun", "srun" or "none".
+  /// False: no source says how many ranks this host has (RANK and WORLD_SIZE alone, srun without
+  /// its task counts), so the others may be on other hosts.
+  bool local_size_known = true;
 
   /// Reads a given environment. Throws InvalidArgument, naming the variable that is missing or no
   /// number, or both variables and values that contradict each other.
@@ -43,8 +46,11 @@ struct MESHSTAGE_API RankEnvironment {
   /// Reads this process's environment.
   [[nodiscard]] static RankEnvironment detect();
 
-  /// All ranks are on this host, so the loopback interface serves.
-  [[nodiscard]] bool single_host() const noexcept { return local_world_size == world_size; }
+  /// All ranks are known to be on this host, so the loopback interface serves. Where it is not
+  /// known, a rank is reached at its host's address (TcpTransportOptions::host), or MESHSTAGE_HOST.
+  [[nodiscard]] bool single_host() const noexcept {
+    return world_size == 1 || (local_size_known && local_world_size == world_size);
+  }
 };
 
 }  // namespace meshstage

@@ -38,6 +38,10 @@ MESHSTAGE_API Value decode_image(std::span<const std::byte> image,
 MESHSTAGE_API std::optional<Difference> compare_structure(std::span<const std::byte> image,
                                                           const Value& state);
 
+/// What compare_structure() found, in words: "model.w: shape: F32[2, 3] in the image, F32[3, 2] in
+/// the program's state dict".
+MESHSTAGE_API std::string describe_mismatch(const Difference& difference);
+
 /// Throws InvalidState naming the first tensor of `state` into which nothing can be restored: in
 /// read-only memory, or not on the CPU.
 MESHSTAGE_API void require_writable(const Value& state);

@@ -116,6 +116,10 @@ std::optional<Difference> compare_structure(std::span<const std::byte> image, co
   return compare_decoded(decode_for_reading(image), state);
 }
 
+std::string describe_mismatch(const Difference& difference) {
+  return difference.describe("the image", "the program's state dict");
+}
+
 void require_writable(const Value& state) {
   detail::Walk walk;
   std::unordered_set<const void*> seen;
@@ -134,8 +138,8 @@ void restore_into(std::span<const std::byte> image, Value& state) {
   const Value decoded = decode_for_reading(image);
   if (const auto difference = compare_decoded(decoded, state)) {
     throw make_error<StructureMismatch>(
-        "the image does not fit the state dict (image against state): " + difference->describe(),
-        {}, {}, difference->path);
+        "the image does not fit the state dict: " + describe_mismatch(*difference), {}, {},
+        difference->path);
   }
   require_writable(state);
   Assigner(state).assign(state, decoded);

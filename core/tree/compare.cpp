@@ -306,9 +306,20 @@ std::string_view to_string(Difference::What what) noexcept {
   return "?";
 }
 
-std::string Difference::describe() const {
-  return (path.empty() ? std::string("(root)") : path) + ": " + std::string(to_string(what)) +
-         ": " + left + " against " + right;
+namespace {
+
+std::string head(const Difference& difference) {
+  return (difference.path.empty() ? std::string("(root)") : difference.path) + ": " +
+         std::string(to_string(difference.what)) + ": ";
+}
+
+}  // namespace
+
+std::string Difference::describe() const { return head(*this) + left + " against " + right; }
+
+std::string Difference::describe(std::string_view left_name, std::string_view right_name) const {
+  return head(*this) + left + " in " + std::string(left_name) + ", " + right + " in " +
+         std::string(right_name);
 }
 
 }  // namespace meshstage

@@ -1,6 +1,7 @@
 #pragma once
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include <meshstage/core/tree/value.hpp>
 
@@ -29,6 +30,10 @@ struct Difference {
       right;  ///< What stands there: "F32[2, 3]", "missing", "shares storage with model.wte".
   /// "model.w: shape: F32[2, 3] against F32[3, 2]".
   [[nodiscard]] MESHSTAGE_API std::string describe() const;
+  /// The same for sides that have names: "model.w: shape: F32[2, 3] in the image, F32[3, 2] in the
+  /// program's state dict".
+  [[nodiscard]] MESHSTAGE_API std::string describe(std::string_view left_name,
+                                                   std::string_view right_name) const;
 };
 MESHSTAGE_API std::string_view to_string(Difference::What what) noexcept;
 

@@ -122,6 +122,31 @@ TEST_CASE("a launcher that srun started numbers the ranks, srun only the launche
   }
 }
 
+TEST_CASE("ranks are on one host only where a launcher says so") {
+  // Loopback would be an address that ranks of other hosts take for their own.
+  const std::vector<Variables> unsaid{
+      {{"RANK", "1"}, {"WORLD_SIZE", "2"}},
+      {{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_RANK", "1"}},
+      {{"MESHSTAGE_RANK", "1"}, {"MESHSTAGE_WORLD_SIZE", "2"}},
+      {{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}},
+      {{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "2"}, {"SLURM_LOCALID", "1"}}};
+  for (const Variables& variables : unsaid) {
+    INFO(variables.begin()->first);
+    const auto e = RankEnvironment::detect(variables);
+    CHECK(e.local_world_size == 2);
+    CHECK_FALSE(e.local_size_known);
+    CHECK_FALSE(e.single_host());
+  }
+  CHECK(RankEnvironment::detect({{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"LOCAL_WORLD_SIZE", "2"}})
+            .single_host());
+  CHECK(RankEnvironment::detect({{"RANK", "0"}, {"WORLD_SIZE", "1"}}).single_host());
+  CHECK(RankEnvironment::detect({{"SLURM_PROCID", "1"},
+                                 {"SLURM_NTASKS", "2"},
+                                 {"SLURM_LOCALID", "1"},
+                                 {"SLURM_STEP_TASKS_PER_NODE", "2"}})
+            .single_host());
+}
+
 TEST_CASE("what is said of job, store and host is passed on") {
   const auto e = RankEnvironment::detect(
       {{"MESHSTAGE_JOB", "j"}, {"MESHSTAGE_STORE", "file:/s"}, {"MESHSTAGE_HOST", "10.0.0.7"}});

@@ -81,6 +81,7 @@ TEST_CASE("a mismatch touches nothing and names the first differing path") {
     } catch (const StructureMismatch& e) {
       CHECK(e.path() == path);
       CHECK_THAT(e.what(), Contains(what));
+      CHECK_THAT(e.what(), Contains(" in the image, ") && Contains(" in the program's state dict"));
     }
     CHECK_FALSE(compare(before, target));
     CHECK(target.at("marked").template as<Tensor>().template item<float>() == bytes);
@@ -100,6 +101,18 @@ TEST_CASE("a mismatch touches nothing and names the first differing path") {
     d.set("node", std::make_shared<OpaqueNode>(
                       "app.N", std::vector<Node::Child>{{"n", 1}, {"d", Dict{{"k", 1}}}}, 2));
   });
+}
+
+TEST_CASE("a mismatch says which side is the program's") {
+  const auto image = test::make_image(Dict{{"w", Tensor::zeros({2, 3}, DType::kF32)}});
+  Dict state{{"w", Tensor::zeros({3, 2}, DType::kF32)}};
+  CHECK_THROWS_WITH(
+      restore_into(image.bytes(), state),
+      Contains("w: shape: F32[2, 3] in the image, F32[3, 2] in the program's state dict"));
+  Dict more{{"w", Tensor::zeros({2, 3}, DType::kF32)}, {"new", 1}};
+  CHECK_THROWS_WITH(
+      restore_into(image.bytes(), more),
+      Contains("new: keys: missing in the image, ") && Contains("in the program's state dict"));
 }
 
 TEST_CASE("the order of keys and the kinds of scalars do not matter for restoring") {

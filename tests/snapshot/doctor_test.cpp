@@ -105,7 +105,13 @@ TEST_CASE("doctor names each thing that is wrong, with its remedy") {
          f.environment = {
              {"RANK", "0"}, {"WORLD_SIZE", "8"}, {"LOCAL_RANK", "0"}, {"LOCAL_WORLD_SIZE", "4"}};
        },
-       "several hosts", "meshstage store"},
+       "are on several hosts", "meshstage store"},
+      {"store", Level::kWarning,
+       [](auto& f) { f.environment = {{"RANK", "0"}, {"WORLD_SIZE", "8"}}; },
+       "may be on several hosts", "meshstage store"},
+      {"environment", Level::kWarning,
+       [](auto& f) { f.environment = {{"RANK", "0"}, {"WORLD_SIZE", "8"}}; },
+       "on how many hosts they are is not said", "MESHSTAGE_HOST"},
       {"store", Level::kProblem,
        [](auto& f) {
          f.environment["MESHSTAGE_STORE"] = "127.0.0.1:29500";

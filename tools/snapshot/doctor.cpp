@@ -185,6 +185,15 @@ Check environment(const HostFacts& f) {
     c.text =
         fmt::format("rank {} of {}, {} on this host ({})", e.rank, e.world_size, e.local_world_size,
                     e.source == "none" ? "no launcher's variables" : "from " + e.source);
+    if (!e.local_size_known && e.world_size > 1) {
+      c.level = Level::kWarning;
+      c.text = fmt::format("rank {} of {} (from {}); on how many hosts they are is not said",
+                           e.rank, e.world_size, e.source);
+      c.remedy =
+          "this host's own address is given to the others; set MESHSTAGE_HOST where that is the "
+          "wrong one, or the number of ranks on this host (LOCAL_WORLD_SIZE, "
+          "MESHSTAGE_LOCAL_WORLD_SIZE)";
+    }
     if (!e.job.empty() && !is_valid_job_name(e.job)) {
       c.level = Level::kProblem;
       c.text = "MESHSTAGE_JOB=\"" + printable(e.job, 80) + "\" is no job name";
@@ -206,12 +215,14 @@ Check store(const HostFacts& f) {
   if (address.empty()) {
     c.text = "a folder below the job's directory";
     try {
-      if (RankEnvironment::detect(f.environment).single_host()) return c;
+      const auto e = RankEnvironment::detect(f.environment);
+      if (e.single_host()) return c;
+      c.text += e.local_size_known ? ", and the ranks are on several hosts"
+                                   : ", and the ranks may be on several hosts";
     } catch (const InvalidArgument&) {
       return c;  // said of the environment
     }
     c.level = Level::kWarning;
-    c.text += ", and the ranks are on several hosts";
     c.remedy =
         "unless all hosts share that folder: MESHSTAGE_STORE=file:/shared/dir, tcp://host:port "
         "(a `meshstage store`) or redis://host:port";
