@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <iostream>
 #include <mutex>
 #include <random>
 #include <utility>
@@ -15,6 +14,8 @@
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/comm/supervisor.hpp>
 #include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/replicate/agent.hpp>
+#include <meshstage/core/replicate/report.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
 namespace meshstage {
@@ -163,7 +164,7 @@ class Checkpointer::Impl {
     // A second longer than the silence that ends a rank: so it is the silent one that is named, not
     // one that itself waits for it.
     group_ = detail::with_limit(generation_.training, options_.deadline + std::chrono::seconds(1));
-    agent_.begin(generation_, membership_);
+    agent_.begin(generation_);
     const RankEnvironment& who = *options_.environment;
     report_joined(who.supervisor, who.rank, generation_.number);
   }
@@ -185,11 +186,7 @@ class Checkpointer::Impl {
     const LogLine line{
         LogLine::Level::kWarning,
         "meshstage: job " + o.job + ", rank " + std::to_string(o.environment->rank) + ": " + text};
-    if (o.log) {
-      o.log(line);
-    } else {
-      std::cerr << line.text + "\n";
-    }
+    write_line(o.log, line);
   }
   void warn(const std::string& text) const { say(options_, text); }
   [[nodiscard]] std::string world() const {
@@ -220,8 +217,9 @@ class Checkpointer::Impl {
             "rank and at every restart");
       }
       o.job = unique_job();
-      std::cerr << "meshstage: no job id was given, so this job is \"" + o.job +
-                       "\" and no restart will find its images\n";
+      write_line(o.log,
+                 {LogLine::Level::kWarning, "meshstage: no job id was given, so this job is \"" +
+                                                o.job + "\" and no restart will find its images"});
     }
     if (!is_valid_job_name(o.job)) {
       throw InvalidArgument("job id \"" + o.job + "\": [A-Za-z0-9._-]{1,64} is needed");
@@ -246,30 +244,14 @@ class Checkpointer::Impl {
     return o;
   }
 
-  [[nodiscard]] AgentOptions agent_options() const {
-    AgentOptions a;
-    a.job = options_.job;
-    a.rank = options_.environment->rank;
-    a.world_size = options_.environment->world_size;
-    a.local_world_size = options_.environment->local_world_size;
-    a.holders = options_.holders;
-    a.directory = options_.directory;
-    a.vault_directory = options_.vault_directory;
-    a.deadline = options_.deadline;
-    a.recover_deadline = options_.forming_deadline;
-    a.persist_every = options_.persist_every;
-    a.block_bytes = options_.block_bytes;
-    a.when_busy = options_.when_busy;
-    a.shared = options_.shared;
-    a.pace = options_.pace;
-    a.verify_source = options_.verify_source;
-    a.observer = [passed = passed_, theirs = options_.observer](const PointEvent& event) {
+  /// What the agent is given: the points that it passes are noted for lines about long recoveries.
+  [[nodiscard]] CheckpointerOptions agent_options() const {
+    CheckpointerOptions o = options_;
+    o.observer = [passed = passed_, theirs = options_.observer](const PointEvent& event) {
       passed->note(event);
       if (theirs) theirs(event);
     };
-    a.log = options_.log;
-    a.fs = options_.file_system;
-    return a;
+    return o;
   }
 };
 

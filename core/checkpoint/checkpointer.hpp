@@ -1,87 +1,19 @@
 #pragma once
-#include <chrono>
 #include <cstdint>
-#include <filesystem>
-#include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include <meshstage/core/async/origin.hpp>
-#include <meshstage/core/async/work.hpp>
 #include <meshstage/core/checkpoint/run.hpp>
-#include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/comm/process_group.hpp>
-#include <meshstage/core/comm/rank_environment.hpp>
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/replicate/agent.hpp>
+#include <meshstage/core/replicate/options.hpp>
+#include <meshstage/core/replicate/results.hpp>
+#include <meshstage/core/tree/node.hpp>
 #include <meshstage/core/tree/value.hpp>
 
 namespace meshstage {
-
-/// Everything has a default that suffices on one host; `job` alone makes a restart find its images.
-struct CheckpointerOptions {
-  /// Names the job on its hosts and in its Store: [A-Za-z0-9._-]{1,64}. Empty: MESHSTAGE_JOB, else
-  /// the launcher's job id, else a unique id is made and printed (and then no restart can find it).
-  std::string job = {};
-  /// Where complete steps are persisted, shared or local to the host: absolute, "ckpt" below the
-  /// working directory, or "~/ckpt". Empty: derived from user and job.
-  std::filesystem::path directory = {};
-  /// Where the images live: a tmpfs, or any directory with room for four images.
-  std::filesystem::path vault_directory = "/dev/shm";
-  /// A peer that is silent for so long is taken for dead; also bounds every wait on peers.
-  std::chrono::milliseconds deadline{30'000};
-  /// How long rejoin() and the constructor wait for every rank to be there, and the constructor for
-  /// the Store (a scheduler needs its time).
-  std::chrono::milliseconds forming_deadline{300'000};
-  /// Every n-th complete step goes to disk, own image and whole replicas. 0: never.
-  std::uint64_t persist_every = 10;
-  /// Unit of digests and of transfer, bytes: a power of two from 4096 on, the same on every rank
-  /// (checked).
-  std::uint64_t block_bytes = std::uint64_t{4} << 20;
-  WhenBusy when_busy = WhenBusy::kWait;
-  /// holders[r] = the ranks that hold a replica of r's images: as many copies as the list is long.
-  /// The same on every rank (checked); mesh's make_holders() gives such lists, across hosts or
-  /// racks. A restart may have others, but a copy is then found at its owner and its new holders
-  /// alone. Empty: {(r + W/2) mod W}. A job survives the loss of all but one of each
-  /// rank's owner and holders. Memory: two replicas of each ward besides the two own images.
-  std::vector<std::vector<int>> holders = {};
-  /// What the mesh already replicates need not travel: a tensor that a rank in another failure
-  /// domain has too, byte for byte, is left out of the replicas, which spares the network and the
-  /// holders' memory, and is recovered from that rank's own image. dtensor::shared_tensors() finds
-  /// such tensors by their placements; any function will do that all ranks agree on (the ranks are
-  /// checked). Its word is not taken: a step counts only if the bytes were the same on both; if
-  /// they were not it fails, a warning says so, and from then on those tensors are left in. A lost
-  /// rank then takes a holder and those who have its tensors, so that fewer losses at once are
-  /// survived
-  /// (`meshstage mesh survive --spare-replicated`), one host's always; and holders write no files
-  /// of replicas, which would not stand alone. Empty (the default): replicas are whole. Stats say
-  /// what was spared.
-  SharedTensors shared = {};
-  /// Holds staging back, so that it leaves memory bandwidth to the training: a BandwidthCap, say.
-  /// Must outlive the Checkpointer. Null: as fast as the memory is.
-  Pace* pace = nullptr;
-  /// For finding errors: digest every tensor at stage() and again when it is copied. One that
-  /// changed in between fails the step on every rank, and its rank's staged() throws InvalidState
-  /// naming the tensor. Reads everything twice more.
-  bool verify_source = false;
-  /// Rank, world size and so on; detected from the launcher's variables unless given.
-  std::optional<RankEnvironment> environment = {};
-  /// Where ranks meet: "file:/shared/dir". Empty: MESHSTAGE_STORE, else a directory below
-  /// `directory`.
-  std::string store = {};
-  /// The transport; null for sockets and Gloo. In-process tests give an in-process one.
-  std::shared_ptr<Transport> transport = {};
-  /// The Store itself, instead of the name above.
-  std::shared_ptr<Store> store_object = {};
-  /// Which peers group() reaches; kAll costs a connection for each pair of ranks.
-  TrainingLinks training_links = TrainingLinks::kTree;
-  /// Where vault and files live; null for the real one. Must outlive the Checkpointer.
-  FileSystem* file_system = nullptr;
-  Observer observer = {};
-  std::function<void(const LogLine&)> log = {};
-};
 
 /// The facade: stages, replicates, persists and recovers one rank's state dict.
 ///

@@ -62,18 +62,10 @@ std::vector<int> merged(std::vector<int> a, const std::vector<int>& b) {
   return a;
 }
 
-DeathCause parse_cause(const std::string& text) {
-  const auto space = text.find(' ');
-  DeathCause cause;
-  cause.rank = text.starts_with('-') ? -1 : static_cast<int>(leading_number(text));
-  if (space != std::string::npos) cause.reason = text.substr(space + 1);
-  return cause;
-}
-
 /// The first cause stays; returns the one that is there.
 DeathCause note_cause(Store& store, const std::string& key, int rank, const std::string& reason,
                       Deadline deadline) {
-  return parse_cause(store.compare_and_create(key, std::to_string(rank) + " " + reason, deadline));
+  return decode_cause(store.compare_and_create(key, encode_cause({rank, reason}), deadline));
 }
 
 /// The Store as a transport sees it while it connects: remembers the addresses that it publishes.
@@ -120,6 +112,22 @@ class PublishedIn final : public Store {
 std::string describe(const DeathCause& cause) {
   if (cause.rank < 0) return cause.reason;
   return "rank " + std::to_string(cause.rank) + " " + cause.reason;
+}
+
+std::string cause_key(const std::string& job, std::uint64_t generation) {
+  return job + "/gen/" + twenty_digits(generation) + "/cause";
+}
+
+std::string encode_cause(const DeathCause& cause) {
+  return std::to_string(cause.rank) + " " + cause.reason;
+}
+
+DeathCause decode_cause(const std::string& text) {
+  const auto space = text.find(' ');
+  DeathCause cause;
+  cause.rank = text.starts_with('-') ? -1 : static_cast<int>(leading_number(text));
+  if (space != std::string::npos) cause.reason = text.substr(space + 1);
+  return cause;
 }
 
 void Generation::abort(std::exception_ptr cause) const noexcept {
@@ -457,8 +465,8 @@ std::optional<Generation> Membership::connect(std::uint64_t number, Forming& for
     }
     result.training = detail::with_named_losses(
         options_.transport->connect_group(request, published, deadline, token),
-        [store = options_.store, k = key(number, "cause")](int lost, const std::string& reason,
-                                                           Deadline by) {
+        [store = options_.store, k = cause_key(options_.job, number)](
+            int lost, const std::string& reason, Deadline by) {
           return note_cause(*store, k, lost, reason, by);
         });
 
@@ -510,12 +518,12 @@ void Membership::remove_superseded(std::uint64_t number, Deadline deadline) {
 
 DeathCause Membership::declare_death(std::uint64_t generation, int rank, const std::string& reason,
                                      Deadline deadline) {
-  return note_cause(*options_.store, key(generation, "cause"), rank, reason, deadline);
+  return note_cause(*options_.store, cause_key(options_.job, generation), rank, reason, deadline);
 }
 
 std::optional<DeathCause> Membership::cause_of(std::uint64_t generation, Deadline deadline) {
-  const auto text = options_.store->get(key(generation, "cause"), deadline);
-  return text ? std::optional(parse_cause(*text)) : std::nullopt;
+  const auto text = options_.store->get(cause_key(options_.job, generation), deadline);
+  return text ? std::optional(decode_cause(*text)) : std::nullopt;
 }
 
 bool Membership::fenced(std::uint64_t generation, Deadline deadline) {

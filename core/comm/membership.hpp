@@ -61,6 +61,11 @@ struct DeathCause {
 /// "rank 2 died: end of file", or the reason alone where no rank is to blame.
 [[nodiscard]] std::string describe(const DeathCause& cause);
 
+/// Where the Store keeps the first death of a generation, and how: "<rank> <reason>".
+[[nodiscard]] std::string cause_key(const std::string& job, std::uint64_t generation);
+[[nodiscard]] std::string encode_cause(const DeathCause& cause);
+[[nodiscard]] DeathCause decode_cause(const std::string& text);
+
 /// Forms generations over the Store: rule 6 and rule 7 of the protocol.
 ///
 /// Keys, below `<job>/`:

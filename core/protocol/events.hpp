@@ -54,6 +54,7 @@ struct StageRequested {
 /// The trainer leaves this step out (the one before is not finished): a no vote.
 struct StageSkipped {
   std::uint64_t step = 0;
+  std::string why{};  ///< Empty: it was busy.
 };
 struct OwnSealed {
   ImageId id;

@@ -157,6 +157,10 @@ Round* open_round(Turn& turn, ImageId id) {
     fail_here(turn, round, "this rank did not stage it");
     return nullptr;
   }
+  if (!round.requested && turn.s.wants_finish) {
+    fail_here(turn, round, "this rank called finish() and did not stage it");
+    return nullptr;
+  }
   return &round;
 }
 
@@ -263,7 +267,7 @@ void on(Turn& turn, const StageSkipped& event) {
   Round* round = request(turn, event.step, true);
   if (round == nullptr) return;
   round->own = Part::kFailed;
-  fail_here(turn, *round, "this rank skipped it");
+  fail_here(turn, *round, event.why.empty() ? "this rank skipped it" : event.why);
 }
 
 void on(Turn& turn, const OwnSealed& event) {
@@ -439,6 +443,12 @@ void on(Turn& turn, int from, const Failed& failed) {
   }
   if (failed.id <= turn.s.base) return turn.stale("an older step is complete");
   fail(turn, round_of(turn, failed.id), failed.rank, failed.why, from);
+}
+
+void fail_unrequested(Turn& turn, const std::string& why) {
+  for (Round& round : turn.s.rounds) {
+    if (!round.requested) fail_here(turn, round, why);
+  }
 }
 
 void decide_noted_round(Turn& turn) {

@@ -195,6 +195,7 @@ void on(Turn& turn, const FinishRequested&) {
     }
   }
   s.wants_finish = true;
+  fail_unrequested(turn, "this rank called finish() and did not stage it");
   tally_finish(turn);
 }
 

@@ -71,6 +71,8 @@ void on(Turn& turn, int from, const Complete& complete);
 void on(Turn& turn, int from, const Failed& failed);
 /// The Store has its note: decides the round that waited for it, if one did.
 void decide_noted_round(Turn& turn);
+/// Votes no on every open step that this rank's trainer has not staged (and will not).
+void fail_unrequested(Turn& turn, const std::string& why);
 
 // recovery.cpp: rule 5.
 void on(Turn& turn, const SlotsVerified& event);

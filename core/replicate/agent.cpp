@@ -1,97 +1,210 @@
 #include <meshstage/core/replicate/agent.hpp>
 
 #include <algorithm>
-#include <iostream>
+#include <deque>
 #include <sstream>
-#include <tuple>
 #include <utility>
 #include <variant>
 
+#include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/replicate/agent_impl.hpp>
+#include <meshstage/core/protocol/transition.hpp>
+#include <meshstage/core/replicate/copier.hpp>
+#include <meshstage/core/replicate/engine.hpp>
+#include <meshstage/core/replicate/exchange.hpp>
+#include <meshstage/core/replicate/inbox.hpp>
+#include <meshstage/core/replicate/loans.hpp>
+#include <meshstage/core/replicate/own_step.hpp>
+#include <meshstage/core/replicate/persister.hpp>
+#include <meshstage/core/replicate/restorer.hpp>
+#include <meshstage/core/replicate/slots.hpp>
+#include <meshstage/core/replicate/store_worker.hpp>
+#include <meshstage/core/replicate/streams.hpp>
+#include <meshstage/core/replicate/trainer.hpp>
+#include <meshstage/core/replicate/verifier.hpp>
 
 namespace meshstage {
-namespace {
 
-std::uint64_t tag_of_job(const std::string& job) {
-  return digest64(std::as_bytes(std::span(job.data(), job.size())));
-}
+using namespace replicate;
 
-}  // namespace
-
-std::string_view to_string(Source source) noexcept {
-  switch (source) {
-    case Source::kNothing:
-      return "nothing";
-    case Source::kOwnMemory:
-      return "own memory";
-    case Source::kHolderMemory:
-      return "holder memory";
-    case Source::kDisk:
-      return "disk";
+class Agent::Impl {
+ public:
+  Impl(CheckpointerOptions options, std::shared_ptr<Store> store)
+      : engine_(std::move(options),
+                [this](std::exception_ptr failure) { failed(std::move(failure)); }),
+        files_(engine_.fs, engine_.options.directory, engine_.options.job, engine_.rank),
+        store_(engine_, std::move(store)) {
+    engine_.feed = [this](protocol::Event event) { feed(std::move(event)); };
+    engine_.lose = [this](int peer, ErrorKind kind, std::string why) {
+      lose(peer, kind, std::move(why));
+    };
+    engine_.lose_in_transfer = [this](int peer, ErrorKind kind, std::string why) {
+      // Whoever has finished closes its groups, perhaps before this rank hears that all have; every
+      // step is decided by then. A death is still told by the links.
+      if (!engine_.state.wants_finish) lose(peer, kind, std::move(why));
+    };
+    engine_.lose_store = [this](std::string why) {
+      store_lost_ = true;
+      feed(protocol::Broken{engine_.rank, ErrorKind::kPeerLost, std::move(why)});
+    };
   }
-  return "unknown";
-}
-
-std::string_view to_string(Outcome outcome) noexcept {
-  switch (outcome) {
-    case Outcome::kComplete:
-      return "complete";
-    case Outcome::kFailed:
-      return "failed";
-    case Outcome::kSkipped:
-      return "skipped";
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl() {
+    leave();
+    persister_.stop();
+    engine_.loop.stop();
   }
-  return "unknown";
-}
 
-std::exception_ptr Loss::error() const {
-  try {
-    throw_error(kind, why, rank < 0 ? std::nullopt : std::optional<int>(rank));
-  } catch (...) {
-    return std::current_exception();
+  // --- the trainer's thread
+  void begin(const Generation& generation);
+  void leave() noexcept;
+  [[nodiscard]] std::string agreement() const;
+  [[nodiscard]] std::uint64_t highest_generation();
+
+  Engine engine_;
+  const Persistence files_;
+
+ private:
+  // --- the loop's thread
+  void feed(protocol::Event event);
+  void failed(std::exception_ptr failure) noexcept;
+  void hear(int from, std::span<const std::byte> received);
+  void check_generation(const char* what, int from, std::uint64_t generation) const;
+  void lose(int peer, ErrorKind kind, std::string why);
+  void lost_link(int peer, LostReason reason, const std::string& detail);
+  void report_lost(const protocol::ReportLost& action);
+  void note_death(const protocol::NoteDeath& action);
+  void note_first(ImageId id);
+  void refused(const protocol::Refuse& action);
+  void abort_transfers();
+  void remove_vault();
+
+  // One action, one call of the part it is for.
+  void perform(const protocol::Send& a) {
+    engine_.say(a.to, protocol::encode(engine_.wire, engine_.rank, a.message));
   }
-}
-
-Agent::Impl::Impl(AgentOptions options, std::shared_ptr<Store> store)
-    : options_(std::move(options)),
-      store_(std::move(store)),
-      fs_(options_.fs != nullptr ? *options_.fs : real_file_system()),
-      vault_(Vault::attach({.job = options_.job,
-                            .rank = options_.rank,
-                            .directory = options_.vault_directory,
-                            .fs = options_.fs})),
-      config_(protocol::make_config(options_.rank, options_.world_size, options_.holders, {},
-                                    options_.shared.ranks)),
-      wire_{tag_of_job(options_.job), options_.world_size},
-      files_(fs_, options_.directory, options_.job, options_.rank),
-      state_(protocol::make_state(config_)) {
-  for (const int peer : data_peers()) {
-    send_[peer] = std::make_unique<Worker>("ms-send");
-    receive_[peer] = std::make_unique<Worker>("ms-recv");
+  void perform(const protocol::VerifySlots&) { restorer_.verify_slots(); }
+  void perform(const protocol::VerifyDisk& a) { restorer_.verify_disk(a); }
+  void perform(const protocol::Fetch& a) { restorer_.fetch(a); }
+  void perform(const protocol::Serve& a) { restorer_.serve(a); }
+  void perform(const protocol::ServeCommon& a) { loans_.serve(a); }
+  void perform(const protocol::StopSharing& a) { loans_.stop_sharing(a); }
+  void perform(const protocol::CheckStructure& a) { restorer_.check_structure(a); }
+  void perform(const protocol::RestoreTrainer& a) { restorer_.restore(a); }
+  void perform(const protocol::RecoveredNothing&) { restorer_.nothing(); }
+  void perform(const protocol::RecoverFailed& a) { restorer_.failed(a); }
+  void perform(const protocol::WriteOwn& a) { own_.write(a); }
+  void perform(const protocol::SendImage& a) { own_.send(a); }
+  void perform(const protocol::AcceptReplica& a) { inbox_.accept(a); }
+  void perform(const protocol::ExpectDigest& a) { inbox_.expect(a); }
+  void perform(const protocol::AbortRound& a) { inbox_.abort(a); }
+  void perform(const protocol::AbortTransfers&) { abort_transfers(); }
+  void perform(const protocol::NoteFirstComplete& a) { note_first(a.id); }
+  void perform(const protocol::Announce& a) {
+    if (a.verdict == protocol::Verdict::kComplete) {
+      // What is due on disk holds its slots before the next stage() can ask for them.
+      persister_.complete(a.id);
+      inbox_.complete(a.id);
+    }
+    own_.announce(a);
   }
-}
+  void perform(const protocol::NoteDeath& a) { note_death(a); }
+  void perform(const protocol::ReportLost& a) { report_lost(a); }
+  void perform(const protocol::Prune& a) { persister_.prune(a.older_than); }
+  void perform(const protocol::RemoveVault&) { remove_vault(); }
+  void perform(const protocol::Refuse& a) { refused(a); }
+  void perform(const protocol::Reached& a) { engine_.report.reach(a.point, a.id); }
 
-Agent::Impl::~Impl() {
+  // The loop's thread only:
+  std::deque<protocol::Event> events_;
+  bool feeding_ = false;
+  bool losing_ = false;      ///< The Store was asked for the cause of a death.
+  bool store_lost_ = false;  ///< The loss is that of the Store.
+  bool closing_ = false;     ///< Everyone finished: links that end are in order.
+  // The trainer's thread only:
+  bool in_generation_ = false;
+
+  // The parts, each after what it uses. Their threads end before the loop's, which ends last.
+  StoreWorker store_;
+  Slots slots_{engine_};
+  Streams streams_{engine_};
+  Verifier verifier_{engine_, files_};
+  Copier copier_{engine_};
+  Persister persister_{engine_, slots_, files_};
+  OwnStep own_{engine_, slots_, copier_, streams_};
+  Inbox inbox_{engine_, slots_, streams_, verifier_};
+  Loans loans_{engine_, streams_, verifier_};
+  Restorer restorer_{engine_, store_, verifier_, streams_, inbox_};
+
+ public:
+  Trainer trainer_{engine_, own_, slots_};
+};
+
+// --- entering and leaving a generation -----------------------------------------------------------
+
+void Agent::Impl::begin(const Generation& generation) {
   leave();
-  persist_->stop();
-  loop_->stop();
+  engine_.vault.note_generation(generation.number);
+  engine_.generation = generation;
+  engine_.report.set_generation(generation.number);
+  engine_.gate.open();
+  copier_.enter();
+  engine_.loop.run([this, number = generation.number] {
+    engine_.present = number;
+    losing_ = store_lost_ = false;
+    persister_.enter();
+  });
+  engine_.scope.open();
+  in_generation_ = true;
+  engine_.post(protocol::Formed{generation.number});
+  if (!generation.links) return;
+  // Behind Formed in the loop's queue: whatever a faster peer has sent already waits in the links.
+  const auto to_loop = [this](std::function<void()> task) {
+    try {
+      if (auto ticket = engine_.scope.enter()) engine_.to_loop(std::move(ticket), std::move(task));
+    } catch (...) {  // the links' thread: a message that is lost ends the generation
+      engine_.loop.fail(std::current_exception());
+    }
+  };
+  generation.links->set_handlers(
+      {.on_message =
+           [this, to_loop](int peer, std::span<const std::byte> message) {
+             to_loop([this, peer, bytes = std::vector(message.begin(), message.end())] {
+               hear(peer, bytes);
+             });
+           },
+       .on_lost =
+           [this, to_loop](int peer, LostReason reason, const std::string& detail) {
+             to_loop([this, peer, reason, detail] { lost_link(peer, reason, detail); });
+           }});
 }
 
-std::vector<int> Agent::Impl::data_peers() const {
-  std::set<int> peers;
-  const auto& holders = config_->holders;
-  for (const int holder : holders[static_cast<std::size_t>(options_.rank)]) peers.insert(holder);
-  for (const int ward : config_->wards) {
-    peers.insert(ward);
-    for (const int other : holders[static_cast<std::size_t>(ward)]) peers.insert(other);
-  }
-  for (const int other : config_->completers[static_cast<std::size_t>(options_.rank)]) {
-    peers.insert(other);
-  }
-  peers.insert(config_->relying.begin(), config_->relying.end());
-  peers.erase(options_.rank);
-  return {peers.begin(), peers.end()};
+void Agent::Impl::leave() noexcept {
+  if (!in_generation_) return;
+  // Until the next begin() there is nothing that the trainer could do.
+  engine_.gate.lose({ErrorKind::kCancelled, -1, "the generation was left"});
+  const auto cause = engine_.gate.loss()->error();
+  engine_.generation.abort(cause);
+  copier_.leave();
+  engine_.loop.run([&] {
+    own_.let_go(cause);
+    slots_.forget_waiting();
+  });
+  // A rank that sees this one's links end reads in the Store which death was the first.
+  store_.settle(Deadline::after(engine_.options.deadline));
+  engine_.generation.close();  // rule 8: after this nothing writes into a receive target
+  engine_.scope.close();
+  engine_.loop.run([&] {
+    engine_.present = 0;
+    own_.leave(cause);
+    inbox_.leave();
+    loans_.leave();
+    streams_.leave();
+    slots_.leave();
+  });
+  engine_.generation = {};
+  in_generation_ = false;
 }
 
 std::string Agent::Impl::agreement() const {
@@ -104,128 +217,63 @@ std::string Agent::Impl::agreement() const {
     return digest64(std::as_bytes(std::span(all)));
   };
   std::ostringstream text;
-  text << "blocks of " << options_.block_bytes << " bytes, holders " << std::hex
-       << digest(config_->holders);
-  if (!options_.shared.ranks.empty()) text << ", shared with " << digest(config_->completers);
+  text << "blocks of " << engine_.options.block_bytes << " bytes, holders " << std::hex
+       << digest(engine_.config->holders);
+  if (!engine_.options.shared.ranks.empty()) {
+    text << ", shared with " << digest(engine_.config->completers);
+  }
   return text.str();
 }
 
-std::uint64_t Agent::Impl::highest_generation() const {
-  std::uint64_t highest = vault_.max_generation();
+std::uint64_t Agent::Impl::highest_generation() {
+  std::uint64_t highest = engine_.vault.max_generation();
   try {
     highest = std::max(highest, files_.highest_generation());
   } catch (const Error& e) {
-    warn(std::string("the directory of images cannot be read: ") + e.what());
+    engine_.report.warn(std::string("the directory of images cannot be read: ") + e.what());
   }
   return highest;
 }
 
-// --- entering and leaving a generation -----------------------------------------------------------
+// --- events --------------------------------------------------------------------------------------
 
-void Agent::Impl::begin(const Generation& generation, Membership& membership) {
-  leave();
-  vault_.note_generation(generation.number);
-  pace_.enter();
-  {
-    const std::lock_guard lock(mutex_);
-    loss_.reset();
-    command_ = {};
-    recovered_ = false;
-    in_flight_ = false;
-  }
-  generation_ = generation;
-  generation_number_ = generation.number;
-  membership_ = &membership;
-  complete_in_generation_ = 0;
-  const std::uint64_t epoch = ++epoch_;
-  post_event(protocol::Formed{generation.number});
-  if (!generation_.links) return;
-  // Behind Formed in the loop's queue: whatever a faster peer has sent already waits in the links.
-  generation_.links->set_handlers(
-      {.on_message =
-           [this, epoch](int peer, std::span<const std::byte> message) {
-             post([this, epoch, peer, bytes = std::vector(message.begin(), message.end())] {
-               if (epoch == epoch_) hear(peer, bytes);
-             });
-           },
-       .on_lost =
-           [this, epoch](int peer, LostReason reason, const std::string& detail) {
-             post([this, epoch, peer, reason, detail] {
-               if (epoch == epoch_) lost_link(peer, reason, detail);
-             });
-           }});
-}
-
-void Agent::Impl::leave() noexcept {
-  if (membership_ == nullptr) return;
-  const Loss cause = [this] {
-    const std::lock_guard lock(mutex_);
-    return loss_.value_or(Loss{ErrorKind::kCancelled, -1, "the generation was left"});
-  }();
-  generation_.abort(cause.error());
-  pace_.leave();
-  // The job that is being staged may wait for a slot, a sender for it: let go of both.
-  post([this, error = cause.error()] {
-    for (const auto& job : {pending_job_, job_}) {
-      if (job && job->image.empty()) job->watermark.fail(error);
+void Agent::Impl::feed(protocol::Event event) {
+  events_.push_back(std::move(event));
+  if (feeding_) return;  // an action brought it: after the other actions
+  struct Feeding {
+    Impl& impl;
+    explicit Feeding(Impl& i) : impl(i) { impl.feeding_ = true; }
+    ~Feeding() {
+      impl.feeding_ = false;
+      impl.events_.clear();
     }
-    waiting_.clear();
-  });
-  loop_->drain();
-  generation_.close();  // rule 8: after this nothing writes into a receive target
-  for (auto& [peer, worker] : send_) worker->drain();
-  for (auto& [peer, worker] : receive_) worker->drain();
-  copy_->drain();
-  for (int i = 0; i < 2; ++i) {  // what has arrived may still be verified
-    loop_->drain();
-    verify_->drain();
-  }
-  loop_->drain();
-  ++epoch_;
-  loop_->post([this, error = cause.error()] {
-    for (const auto& job : {std::exchange(pending_job_, nullptr), std::exchange(job_, nullptr)}) {
-      if (!job) continue;
-      job->accepted.set_error(error);
-      job->staged.set_error(error);
-      job->outcome.set_error(error);
-    }
-    incoming_.clear();
-    announced_.clear();
-    starts_.clear();
-    asked_.clear();
-    wants_.clear();
-    completions_.clear();
-    refused_fetches_.clear();
-    waiting_.clear();
-    aborted_.clear();
-  });
-  loop_->drain();
-  membership_ = nullptr;
-  generation_ = {};
-}
-
-// --- the loop ------------------------------------------------------------------------------------
-
-void Agent::Impl::post(std::function<void()> task) {
-  loop_->post([this, epoch = epoch_.load(), run = std::move(task)] {
-    if (epoch == epoch_) run();
-  });
-}
-
-void Agent::Impl::post_event(protocol::Event event) {
-  post([this, e = std::move(event)] { feed(e); });
-}
-
-void Agent::Impl::feed(const protocol::Event& event) {
+  } feeding(*this);
   std::vector<protocol::Action> actions;
-  protocol::transition(state_, event, actions);
-  for (const auto& action : actions) {
-    std::visit([this](const auto& what) { perform(what); }, action);
+  while (!events_.empty()) {
+    const protocol::Event next = std::move(events_.front());
+    events_.pop_front();
+    actions.clear();
+    protocol::transition(engine_.state, next, actions);
+    for (const auto& action : actions) {
+      std::visit([this](const auto& what) { perform(what); }, action);
+    }
   }
 }
 
-void Agent::Impl::say(int to, std::vector<std::byte> message) const {
-  generation_.links->send(to, protocol::with_digest(std::move(message)));
+/// Something was thrown that no part expects, perhaps in the middle of a transition. The generation
+/// ends here and for all; the next one reads everything anew.
+void Agent::Impl::failed(std::exception_ptr failure) noexcept {
+  if (engine_.present == 0) return;
+  try {
+    const std::string why =
+        "rank " + std::to_string(engine_.rank) + " cannot go on: " + text_of(failure);
+    engine_.report.warn(why);
+    feed(protocol::Broken{-1, ErrorKind::kPeerLost, why});
+  } catch (...) {  // not even that: this rank ends its generation without a word
+    engine_.state.mode = protocol::Mode::kBroken;
+    engine_.gate.lose_without_memory();
+    engine_.generation.abort(failure);
+  }
 }
 
 void Agent::Impl::hear(int from, std::span<const std::byte> received) {
@@ -234,43 +282,43 @@ void Agent::Impl::hear(int from, std::span<const std::byte> received) {
     // What it was is not known, so somebody would wait for it for ever. Nobody is dead.
     lose(-1, ErrorKind::kPeerLost,
          "a control message from rank " + std::to_string(from) + " to rank " +
-             std::to_string(options_.rank) + " was damaged on its way");
+             std::to_string(engine_.rank) + " was damaged on its way");
     return;
   }
   const std::span<const std::byte> bytes = *message;
   try {
     if (exchange::is_stream_start(bytes)) {
-      const auto start = exchange::decode_stream_start(bytes, from, options_.world_size);
+      const auto start = exchange::decode_stream_start(bytes, from, engine_.world_size);
       check_generation("stream start", from, start.generation);
-      stream_in(from, start);
-      return;
+      return inbox_.stream(from, start);
     }
     if (exchange::is_want(bytes)) {
-      hear_want(from, bytes);
-      return;
+      auto want = exchange::decode_want(bytes, from);
+      check_generation("want", from, want.generation);
+      return loans_.want(from, std::move(want));
     }
-    protocol::Message decoded = protocol::decode(wire_, from, bytes);
+    protocol::Message decoded = protocol::decode(engine_.wire, from, bytes);
     check_generation(protocol::name_of(decoded.body), from, decoded.generation);
     feed(protocol::Received{from, std::move(decoded)});
   } catch (const CorruptData& e) {
-    warn(std::string("a message was refused: ") + e.what());
+    engine_.report.warn(std::string("a message was refused: ") + e.what());
   }
 }
 
 /// Links belong to one generation: nothing of another one comes over them.
 void Agent::Impl::check_generation(const char* what, int from, std::uint64_t generation) const {
-  if (generation == generation_.number) return;
+  if (generation == engine_.present) return;
   throw make_error<CorruptData>(std::string(what) + " from rank " + std::to_string(from) +
                                     ": generation " + std::to_string(generation) + ", this is " +
-                                    std::to_string(generation_.number),
+                                    std::to_string(engine_.present),
                                 from);
 }
 
 void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& detail) {
   if (closing_) return;
-  const auto& [parent, children] = std::tie(config_->parent, config_->children);
-  const bool neighbour =
-      peer == parent || std::find(children.begin(), children.end(), peer) != children.end();
+  const auto& children = engine_.config->children;
+  const bool neighbour = peer == engine_.config->parent ||
+                         std::find(children.begin(), children.end(), peer) != children.end();
   if (reason == LostReason::kClosed && !neighbour) {
     // An orderly goodbye overtakes what travels along the tree: a last outcome, or Finish. Whoever
     // left too early is told of by its neighbours, behind these.
@@ -286,7 +334,7 @@ void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& deta
     case LostReason::kProtocol:
       // No rank is to blame, and no place to be taken: both ends live.
       lose(-1, ErrorKind::kPeerLost,
-           "a broken link between rank " + std::to_string(options_.rank) + " and rank " +
+           "a broken link between rank " + std::to_string(engine_.rank) + " and rank " +
                std::to_string(peer) + ": " + detail + "; nobody died, all rejoin");
       return;
     case LostReason::kClosed:
@@ -295,185 +343,152 @@ void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& deta
   }
 }
 
-void Agent::Impl::lose(int peer, ErrorKind kind, const std::string& why) {
-  if (state_.mode == protocol::Mode::kBroken || state_.mode == protocol::Mode::kFinished) return;
-  protocol::Broken broken{peer, kind, why};
-  // An end-of-file may be the second sign of a death that somebody else saw first (rule 7).
-  try {
-    if (const auto cause = membership_->cause_of(generation_.number);
-        cause && cause->rank != peer) {
-      broken = {cause->rank, ErrorKind::kPeerLost, cause->reason};
-    }
-  } catch (const Error& e) {
-    warn(std::string("cannot read the cause of a death: ") + e.what());
+/// What was seen may be the second sign of a death that somebody else saw first (rule 7), so the
+/// Store is asked which it was. A Store that does not answer at once is not waited for.
+void Agent::Impl::lose(int peer, ErrorKind kind, std::string why) {
+  constexpr std::chrono::milliseconds kPatience{250};
+  if (engine_.state.mode == protocol::Mode::kBroken ||
+      engine_.state.mode == protocol::Mode::kFinished || losing_) {
+    return;
   }
-  feed(broken);
+  losing_ = true;
+  const std::uint64_t generation = engine_.present;
+  store_.ask(
+      "reading the cause of a death",
+      [key = cause_key(engine_.options.job, generation)](Store& store, Deadline by) {
+        return store.get(key, by);
+      },
+      Deadline::after(kPatience),
+      [this, generation, peer, kind, seen = std::move(why)](const StoreWorker::Answer& answer) {
+        if (generation != engine_.present) return;
+        if (answer.error) {
+          engine_.report.warn("cannot read the cause of a death: " + text_of(answer.error));
+        }
+        protocol::Broken broken{peer, kind, seen};
+        if (answer.value) {
+          const DeathCause cause = decode_cause(*answer.value);
+          if (cause.rank != peer) broken = {cause.rank, ErrorKind::kPeerLost, cause.reason};
+        }
+        feed(broken);
+      });
 }
 
-void Agent::Impl::log(LogLine::Level level, const std::string& text) const {
-  LogLine line{level, "meshstage: job " + options_.job + ", generation " +
-                          std::to_string(generation_number_) + ", rank " +
-                          std::to_string(options_.rank) + ": " + text};
-  if (options_.log) {
-    options_.log(line);
-  } else if (level == LogLine::Level::kWarning) {
-    std::cerr << line.text + "\n";
+// --- actions that are no part's ------------------------------------------------------------------
+
+void Agent::Impl::abort_transfers() {
+  if (engine_.generation.data) {
+    engine_.generation.data->abort(Loss{ErrorKind::kPeerLost, -1, "the generation broke"}.error());
   }
+  slots_.forget_waiting();
 }
 
-void Agent::Impl::reach(protocol::Point point, ImageId id, int peer, std::uint64_t chunk,
-                        std::uint64_t chunks) const {
-  if (!options_.observer) return;
-  options_.observer({.point = point,
-                     .name = to_string(point),
-                     .rank = options_.rank,
-                     .generation = generation_number_,
-                     .id = id,
-                     .peer = peer,
-                     .chunk = chunk,
-                     .chunks = chunks});
+void Agent::Impl::note_death(const protocol::NoteDeath& action) {
+  const DeathCause cause{action.rank, action.why};
+  store_.ask(
+      "noting a death",
+      [key = cause_key(engine_.options.job, action.generation), text = encode_cause(cause)](
+          Store& store, Deadline by) {
+        return std::optional(store.compare_and_create(key, text, by));
+      },
+      Deadline::after(engine_.options.deadline),
+      [this, rank = action.rank](const auto& answer) {
+        if (!answer.error) return;
+        engine_.report.warn("cannot note the death of rank " + std::to_string(rank) + ": " +
+                            text_of(answer.error));
+      });
 }
 
-ImageIdentity Agent::Impl::identity(int owner, ImageId id, ImageId base) const {
-  return {options_.job, owner, options_.world_size, id, base};
+void Agent::Impl::note_first(ImageId id) {
+  store_.ask(
+      "noting the first complete step",
+      [key = restorer_.note_key(), text = std::to_string(id.generation) + " " +
+                                          std::to_string(id.step)](Store& store, Deadline by) {
+        return std::optional(store.compare_and_create(key, text, by));
+      },
+      Deadline::after(engine_.options.deadline),
+      [this, generation = engine_.present](const StoreWorker::Answer& answer) {
+        if (generation != engine_.present) return;
+        if (!answer.error) return feed(protocol::NoteWritten{});
+        engine_.lose_store("cannot write to the Store: " + text_of(answer.error));
+      });
 }
 
-transfer::Shape Agent::Impl::shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
-                                      bool replica) const {
-  return {sizes.image_bytes,
-          sizes.manifest_bytes,
-          options_.block_bytes,
-          with_manifest,
-          replica ? sizes.shared_bytes : 0,
-          sizes.shares};
-}
-
-transfer::Link Agent::Impl::link_to(int peer, ImageId id, protocol::Point point) {
-  return {*generation_.data, peer, 0, options_.deadline,
-          [this, peer, id, point](std::uint64_t piece, std::uint64_t pieces) {
-            reach(point, id, peer, piece, pieces);
-          }};
-}
-
-void Agent::Impl::signal() {
-  const std::lock_guard lock(mutex_);
-  changed_.notify_all();
-}
-
-// --- actions of every phase ----------------------------------------------------------------------
-
-void Agent::Impl::perform(const protocol::Send& action) {
-  say(action.to, protocol::encode(wire_, options_.rank, action.message));
-}
-
-void Agent::Impl::perform(const protocol::AbortTransfers&) {
-  if (generation_.data) {
-    generation_.data->abort(Loss{ErrorKind::kPeerLost, -1, "the generation broke"}.error());
-  }
-  waiting_.clear();
-}
-
-void Agent::Impl::perform(const protocol::NoteDeath& action) {
-  try {
-    membership_->declare_death(action.generation, action.rank, action.why);
-  } catch (const Error& e) {
-    warn("cannot note the death of rank " + std::to_string(action.rank) + ": " + e.what());
-  }
-}
-
-void Agent::Impl::perform(const protocol::ReportLost& action) {
+void Agent::Impl::report_lost(const protocol::ReportLost& action) {
   Loss loss{action.kind, action.rank, describe(DeathCause{action.rank, action.why})};
-  if (store_failed_) {
+  if (store_lost_) {
     loss.kind = ErrorKind::kIo;
     loss.why = action.why;
-  } else if (action.rank == options_.rank) {
+  } else if (action.rank == engine_.rank) {
     loss.kind = ErrorKind::kInvalidState;
     loss.why = "fenced: the others went on without rank " + std::to_string(action.rank) +
                " (this process " + action.why + "); end it, its replacement has its place";
   }
-  for (const auto& job : {pending_job_, job_}) {
-    if (!job) continue;
-    job->accepted.set_error(loss.error());
-    job->outcome.set_error(loss.error());
-    if (job->image.empty()) job->staged.set_error(loss.error());
-    job->decided = true;
-  }
   const auto error = loss.error();
-  {
-    const std::lock_guard lock(mutex_);
-    if (!loss_) loss_ = std::move(loss);
-    changed_.notify_all();
-  }
-  generation_.abort(error);
+  engine_.gate.lose(loss);
+  own_.lose(error);
+  engine_.generation.abort(error);
 }
 
-void Agent::Impl::perform(const protocol::Refuse& action) {
+void Agent::Impl::refused(const protocol::Refuse& action) {
   switch (action.reason) {
     case protocol::Refuse::Reason::kBusy:
     case protocol::Refuse::Reason::kNotReady:
     case protocol::Refuse::Reason::kNotAbove:
-      if (pending_job_) {
-        // The generation may have broken after stage() looked.
-        const std::lock_guard lock(mutex_);
-        pending_job_->accepted.set_error(
-            loss_ ? loss_->error()
-                  : std::make_exception_ptr(InvalidState("stage() refused: " + action.why)));
-        pending_job_.reset();
-      } else {
-        warn(action.why);
-      }
+      if (!own_.refuse(action)) engine_.report.warn(action.why);
       return;
     case protocol::Refuse::Reason::kMalformed:
-      warn("refused: " + action.why);
+      engine_.report.warn("refused: " + action.why);
       return;
     case protocol::Refuse::Reason::kStale:
-      log(LogLine::Level::kInfo, "ignored: " + action.why);
+      engine_.report.info("ignored: " + action.why);
       return;
   }
 }
 
-void Agent::Impl::perform(const protocol::Reached& action) { reach(action.point, action.id); }
-
-void Agent::Impl::perform(const protocol::Prune& action) {
-  persist_->post([this, older = action.older_than] {
-    try {
-      files_.prune_older(older);
-    } catch (const Error& e) {
-      warn(std::string("cannot remove older images: ") + e.what());
-    }
-  });
-}
-
-void Agent::Impl::perform(const protocol::RemoveVault&) {
+/// Everyone finished, so nothing needs what may still be on its way: a failed step's replica, say.
+/// The vault goes when nothing uses its slots any more.
+void Agent::Impl::remove_vault() {
   closing_ = true;
-  try {
-    vault_.remove_all();
-  } catch (const Error& e) {
-    warn(std::string("cannot remove the vault: ") + e.what());
+  if (engine_.generation.data) {
+    engine_.generation.data->abort(Loss{ErrorKind::kCancelled, -1, "the job is over"}.error());
   }
-  const std::lock_guard lock(mutex_);
-  finished_ = true;
-  changed_.notify_all();
+  streams_.when_idle([this] {
+    slots_.when_free([this] {
+      if (slots_.any_in_use()) return false;
+      inbox_.leave();
+      slots_.post([this] {
+        try {
+          engine_.vault.remove_all();
+        } catch (...) {  // finish() has succeeded all the same
+          engine_.report.warn("cannot remove the vault: " + text_of(std::current_exception()));
+        }
+        engine_.gate.finished();
+      });
+      return true;
+    });
+  });
 }
 
 // --- the public face -----------------------------------------------------------------------------
 
-Agent::Agent(AgentOptions options, std::shared_ptr<Store> store)
+Agent::Agent(CheckpointerOptions options, std::shared_ptr<Store> store)
     : impl_(std::make_unique<Impl>(std::move(options), std::move(store))) {}
 Agent::~Agent() = default;
 std::string Agent::agreement() const { return impl_->agreement(); }
-std::vector<int> Agent::data_peers() const { return impl_->data_peers(); }
+std::vector<int> Agent::data_peers() const { return impl_->engine_.data_peers(); }
 std::uint64_t Agent::highest_generation() const { return impl_->highest_generation(); }
-void Agent::begin(const Generation& generation, Membership& membership) {
-  impl_->begin(generation, membership);
-}
+void Agent::begin(const Generation& generation) { impl_->begin(generation); }
 void Agent::leave() noexcept { impl_->leave(); }
-Recovered Agent::recover(Value& state) { return impl_->recover(state); }
-Staging Agent::stage(const Value& state, std::uint64_t step) { return impl_->stage(state, step); }
-void Agent::finish() { impl_->finish(); }
-const std::vector<int>& Agent::wards() const noexcept { return impl_->wards(); }
-Replica Agent::held(int ward, const NodeRegistry& registry) { return impl_->held(ward, registry); }
-void Agent::throw_if_lost() const { impl_->throw_if_lost(); }
-Stats Agent::stats() const { return impl_->stats(); }
+Recovered Agent::recover(Value& state) { return impl_->trainer_.recover(state); }
+Staging Agent::stage(const Value& state, std::uint64_t step) {
+  return impl_->trainer_.stage(state, step);
+}
+void Agent::finish() { impl_->trainer_.finish(); }
+const std::vector<int>& Agent::wards() const noexcept { return impl_->engine_.config->wards; }
+Replica Agent::held(int ward, const NodeRegistry& registry) {
+  return impl_->trainer_.held(ward, registry);
+}
+void Agent::throw_if_lost() const { impl_->engine_.gate.throw_if_lost(); }
+Stats Agent::stats() const { return impl_->engine_.gate.stats(); }
 
 }  // namespace meshstage

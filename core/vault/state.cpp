@@ -165,10 +165,10 @@ void VaultState::check_growth(SlotKey key, const Slot& slot, std::uint64_t bytes
   check_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory));
 }
 
-void VaultState::grow(SlotKey key, Slot& slot, std::uint64_t bytes) const {
+Mapping VaultState::grow(SlotKey key, const Slot& slot, std::uint64_t bytes) const {
   const std::uint64_t have = slot.mapping.bytes().size();
   const std::uint64_t target = file_bytes_for(bytes);
-  if (target <= have) return;
+  if (target <= have) return {};
   try {
     slot.file->reserve(target);
   } catch (const SystemError& e) {
@@ -178,11 +178,12 @@ void VaultState::grow(SlotKey key, Slot& slot, std::uint64_t bytes) const {
     throw_no_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory),
                   e.what());
   }
-  slot.mapping = Mapping(*slot.file, target, MapAccess::kReadWrite);
+  Mapping grown(*slot.file, target, MapAccess::kReadWrite);
   // The pages are there; now this process's way to them, so that the first copy need not stop at
   // each. Not before they are reserved: a file of this size without pages would be a trap for who
   // adopts it.
-  first_touch(slot.mapping.bytes());
+  first_touch(grown.bytes());
+  return grown;
 }
 
 }  // namespace meshstage::detail

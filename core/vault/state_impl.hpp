@@ -13,10 +13,11 @@
 
 namespace meshstage::detail {
 
-/// Guarded by VaultState::mutex, but for the image's bytes, which belong to the leases.
+/// Guarded by VaultState::mutex, but for the image's bytes, which belong to the leases, and the
+/// file and the size of the mapping, which only the writer changes.
 struct Slot {
   std::unique_ptr<File> file;
-  Mapping mapping;  // header page + image; replaced only while nobody has a lease
+  Mapping mapping;  // header page + image; replaced by its only writer, with the mutex held
   int readers = 0;
   bool writing = false;
 
@@ -63,11 +64,14 @@ struct VaultState {
   std::shared_ptr<Slot> ensure_slot(SlotKey key) MESHSTAGE_REQUIRES(mutex);
   /// Throws InvalidState if somebody has a lease on it.
   void check_free(SlotKey key, const Slot& slot) const;
+
+  // With the slot marked as being written, or with the mutex held:
   /// Throws OutOfMemory if there is no room for what is missing; nothing has changed then.
   void check_growth(SlotKey key, const Slot& slot, std::uint64_t bytes) const;
-  /// Room for so many bytes behind the header, reserved. Throws OutOfMemory; the file's size is as
-  /// it was then.
-  void grow(SlotKey key, Slot& slot, std::uint64_t bytes) const;
+  /// Reserves room for so many bytes behind the header; returns the mapping that has it, to be put
+  /// into the slot with the mutex held, or an empty one if there was room. Throws OutOfMemory; the
+  /// file's size is as it was then.
+  [[nodiscard]] Mapping grow(SlotKey key, const Slot& slot, std::uint64_t bytes) const;
 };
 
 /// Opening and closing lock files of other owners, and becoming one, happens one at a time in a

@@ -71,29 +71,38 @@ WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity, std::u
                           " does not belong into a slot of rank " + std::to_string(key.owner_rank) +
                           ", job \"" + state_->options.job + "\"");
   }
-  const MutexLock lock(state_->mutex);
-  state_->check_owned();
-  const auto slot = state_->ensure_slot(key);
-  state_->check_free(key, *slot);
-  state_->check_growth(key, *slot, bytes);
-
   WriteLease lease;
-  if (SlotInfo before = state_->info(key, *slot); before.state == SlotState::kSealed) {
-    lease.previous_ = std::move(before.image);
+  {
+    const MutexLock lock(state_->mutex);
+    state_->check_owned();
+    const auto slot = state_->ensure_slot(key);
+    state_->check_free(key, *slot);
+    // From here on nobody else leases the slot. Room for a large image takes seconds, so it is made
+    // without the mutex.
+    slot->writing = true;
+    lease.vault_ = state_;
+    lease.slot_ = slot;
+    lease.key_ = key;
+    lease.identity_ = identity;
   }
-  state_->control.raise_generation(std::max(identity.id.generation, identity.base.generation));
-  detail::SlotHeader header;
-  header.state = SlotState::kWriting;
-  header.image.identity = identity;
-  header.image.image_bytes = bytes;
-  state_->write_header(*slot, header);
-  state_->grow(key, *slot, bytes);
-
-  slot->writing = true;
-  lease.vault_ = state_;
-  lease.slot_ = slot;
-  lease.key_ = key;
-  lease.identity_ = identity;
+  detail::Slot& slot = *lease.slot_;
+  state_->check_growth(key, slot, bytes);
+  {
+    const MutexLock lock(state_->mutex);
+    if (SlotInfo before = state_->info(key, slot); before.state == SlotState::kSealed) {
+      lease.previous_ = std::move(before.image);
+    }
+    state_->control.raise_generation(std::max(identity.id.generation, identity.base.generation));
+    detail::SlotHeader header;
+    header.state = SlotState::kWriting;
+    header.image.identity = identity;
+    header.image.image_bytes = bytes;
+    state_->write_header(slot, header);
+  }
+  if (Mapping grown = state_->grow(key, slot, bytes); grown.valid()) {
+    const MutexLock lock(state_->mutex);
+    slot.mapping = std::move(grown);
+  }
   lease.bytes_ = bytes;
   return lease;
 }

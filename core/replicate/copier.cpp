@@ -1,0 +1,82 @@
+#include <meshstage/core/replicate/copier.hpp>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/image/replica.hpp>
+
+namespace meshstage::replicate {
+
+void PaceOfGeneration::leave() noexcept {
+  left_.fail(std::make_exception_ptr(Cancelled("the generation was left")));
+}
+
+Copier::Copier(Engine& engine)
+    : engine_(engine), pace_(engine.options.pace), worker_("ms-copy", engine.boundary()) {}
+
+void Copier::copy(std::shared_ptr<StageJob> job, ImageIdentity identity,
+                  std::function<void(const protocol::Event&)> done) {
+  auto ticket = engine_.scope.enter();
+  if (!ticket) return;
+  worker_.post(
+      [this, job = std::move(job), who = std::move(identity), tell = std::move(done), ticket] {
+        const protocol::Event event = write(*job, who);
+        engine_.to_loop(ticket, [tell, event] { tell(event); });
+      });
+}
+
+protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
+  try {
+    const auto& layout = job.plan->layout();
+    const auto& before = job.lease.previous();
+    if (!before || before->manifest_digest != layout.manifest_digest) {
+      job.plan->write_manifest(job.image);
+    }
+    job.watermark.advance(layout.data_begin);
+    job.plan->copy(job.source, job.image, job.watermark, &pace_);
+    if (job.digests) job.digests->check(job.source);
+    job.source = {};  // lets go of the trainer's storages
+    engine_.gate.count([&](Stats& stats) { stats.stage_seconds = seconds_since(job.requested); });
+    job.staged.set_value();
+    const ImageInfo info = job.plan->seal(identity, job.image, job.watermark);
+    auto event = sealed_event(job, info);
+    job.lease.seal(info);
+    return event;
+  } catch (...) {  // this thread's boundary: the step fails, and the trainer is told by what
+    const auto error = std::current_exception();
+    job.source = {};
+    job.staged.set_error(error);
+    job.watermark.fail(error);
+    job.lease.abandon();
+    return protocol::OwnFailed{job.id, text_of(error)};
+  }
+}
+
+protocol::OwnSealed Copier::sealed_event(const StageJob& job, const ImageInfo& info) const {
+  protocol::OwnSealed event{job.id, info.image_digest, {}, {}};
+  if (info.shares == 0) return event;
+  const auto shares = read_shares(job.image);
+  const auto find = [](const std::vector<ImageShare>& list, int rank) {
+    const auto it = std::find_if(list.begin(), list.end(),
+                                 [&](const ImageShare& share) { return share.rank == rank; });
+    return it == list.end() ? Digest{} : it->digest;
+  };
+  const auto& layout = job.plan->layout();
+  for (const int rank : engine_.config->completers[static_cast<std::size_t>(engine_.rank)]) {
+    protocol::Common common{job.id, 0, find(shares.left_out, rank)};
+    for (const auto& part : layout.shared) {
+      if (part.rank != rank) continue;
+      for (const auto i : part.segments) common.bytes += layout.segments[i].bytes;
+    }
+    event.left_out.push_back(common);
+  }
+  for (const int rank : engine_.config->relying) {
+    event.common.push_back(find(shares.completes, rank));
+  }
+  return event;
+}
+
+}  // namespace meshstage::replicate

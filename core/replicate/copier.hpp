@@ -1,0 +1,53 @@
+#pragma once
+#include <functional>
+#include <memory>
+
+#include <meshstage/core/async/worker.hpp>
+#include <meshstage/core/protocol/events.hpp>
+#include <meshstage/core/replicate/engine.hpp>
+#include <meshstage/core/replicate/stage_job.hpp>
+#include <meshstage/core/stage/pace.hpp>
+
+namespace meshstage::replicate {
+
+/// The trainer's pace (null: none) while the generation lasts. Leaving the generation ends the
+/// pacing, so the rest is copied at full speed.
+/// Threads: before() on the copying thread, the others from any.
+class PaceOfGeneration final : public Pace {
+ public:
+  explicit PaceOfGeneration(Pace* pace) : pace_(pace) {}
+  void before(std::uint64_t bytes, Watermark&) override {
+    if (pace_ != nullptr && !left_.failed()) pace_->before(bytes, left_);
+  }
+  void enter() noexcept { left_.reset(); }
+  void leave() noexcept;
+
+ private:
+  Pace* pace_;
+  Watermark left_;
+};
+
+/// Copies the trainer's tensors into the own slot (`ms-copy`), and seals it. Whatever is thrown
+/// meanwhile, by a user's Pace too, fails the step and reaches the trainer by staged().
+/// Threads: the loop's; enter() and leave() the trainer's.
+class Copier {
+ public:
+  explicit Copier(Engine& engine);
+
+  /// The job has its slot. `done` runs on the loop, with OwnSealed or OwnFailed.
+  void copy(std::shared_ptr<StageJob> job, ImageIdentity identity,
+            std::function<void(const protocol::Event&)> done);
+  /// A generation begins, or ends: then what is left is copied without pacing.
+  void enter() noexcept { pace_.enter(); }
+  void leave() noexcept { pace_.leave(); }
+
+ private:
+  [[nodiscard]] protocol::Event write(StageJob& job, const ImageIdentity& identity);
+  [[nodiscard]] protocol::OwnSealed sealed_event(const StageJob& job, const ImageInfo& info) const;
+
+  Engine& engine_;
+  PaceOfGeneration pace_;
+  Worker worker_;
+};
+
+}  // namespace meshstage::replicate

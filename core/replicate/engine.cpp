@@ -1,0 +1,78 @@
+#include <meshstage/core/replicate/engine.hpp>
+
+#include <set>
+#include <span>
+#include <utility>
+
+#include <meshstage/core/image/blocks.hpp>
+
+namespace meshstage::replicate {
+namespace {
+
+std::uint64_t tag_of_job(const std::string& job) {
+  return digest64(std::as_bytes(std::span(job.data(), job.size())));
+}
+
+}  // namespace
+
+Engine::Engine(CheckpointerOptions given, FailureHandler on_failure)
+    : options(std::move(given)),
+      rank(options.environment->rank),
+      world_size(options.environment->world_size),
+      fs(options.file_system != nullptr ? *options.file_system : real_file_system()),
+      config(protocol::make_config(rank, world_size, options.holders, {}, options.shared.ranks)),
+      wire{tag_of_job(options.job), world_size},
+      state(protocol::make_state(config)),
+      loop(std::move(on_failure)),
+      report(options.job, rank, options.log, options.observer, boundary()),
+      vault(Vault::attach({.job = options.job,
+                           .rank = rank,
+                           .directory = options.vault_directory,
+                           .fs = options.file_system})) {}
+
+void Engine::to_loop(TaskScope::Ticket ticket, std::function<void()> task) {
+  loop.post([held = std::move(ticket), run = std::move(task)] { run(); });
+}
+
+void Engine::post(protocol::Event event) {
+  if (auto ticket = scope.enter()) {
+    to_loop(std::move(ticket), [this, e = std::move(event)] { feed(e); });
+  }
+}
+
+FailureHandler Engine::boundary() {
+  return [this](std::exception_ptr failure) { loop.fail(std::move(failure)); };
+}
+
+void Engine::say(int to, std::vector<std::byte> message) const {
+  generation.links->send(to, protocol::with_digest(std::move(message)));
+}
+
+ImageIdentity Engine::identity(int owner, ImageId id, ImageId base) const {
+  return {options.job, owner, world_size, id, base};
+}
+
+transfer::Shape Engine::shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
+                                 bool replica) const {
+  return {sizes.image_bytes,
+          sizes.manifest_bytes,
+          options.block_bytes,
+          with_manifest,
+          replica ? sizes.shared_bytes : 0,
+          sizes.shares};
+}
+
+std::vector<int> Engine::data_peers() const {
+  std::set<int> peers;
+  const auto add = [&](const std::vector<int>& ranks) { peers.insert(ranks.begin(), ranks.end()); };
+  const auto at = [](int r) { return static_cast<std::size_t>(r); };
+  add(config->holders[at(rank)]);
+  add(config->wards);
+  for (const int ward : config->wards) add(config->holders[at(ward)]);
+  add(config->completers[at(rank)]);
+  add(config->relying);
+  peers.erase(rank);
+  return {peers.begin(), peers.end()};
+}
+
+}  // namespace meshstage::replicate

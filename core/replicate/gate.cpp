@@ -1,0 +1,178 @@
+#include <meshstage/core/replicate/gate.hpp>
+
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::replicate {
+
+std::exception_ptr Loss::error() const {
+  try {
+    throw_error(kind, why, rank < 0 ? std::nullopt : std::optional<int>(rank));
+  } catch (...) {
+    return std::current_exception();
+  }
+}
+
+void TrainerGate::open() {
+  const MutexLock lock(mutex_);
+  loss_.reset();
+  command_ = {};
+  gave_up_ = in_flight_ = recovered_ = false;
+  sending_ = 0;
+}
+
+void TrainerGate::lose(const Loss& loss) {
+  const MutexLock lock(mutex_);
+  if (!loss_) loss_ = loss;
+  changed_.notify_all();
+}
+
+void TrainerGate::lose_without_memory() noexcept {
+  const MutexLock lock(mutex_);
+  if (!loss_) loss_.emplace();
+  changed_.notify_all();
+}
+
+std::optional<Loss> TrainerGate::loss() const {
+  const MutexLock lock(mutex_);
+  return loss_;
+}
+
+void TrainerGate::rethrow_loss() const {
+  if (loss_) std::rethrow_exception(loss_->error());
+}
+
+void TrainerGate::throw_if_lost() const {
+  const MutexLock lock(mutex_);
+  rethrow_loss();
+}
+
+void TrainerGate::finished() {
+  const MutexLock lock(mutex_);
+  finished_ = true;
+  changed_.notify_all();
+}
+
+bool TrainerGate::enter_step(std::uint64_t step, WhenBusy when,
+                             std::chrono::milliseconds patience) {
+  MutexLock lock(mutex_);
+  if (finished_) throw InvalidState("stage() after finish()");
+  rethrow_loss();
+  if (!recovered_) throw InvalidState("stage() before recover() in this generation");
+  if (in_flight_ && when == WhenBusy::kSkip) {
+    ++stats_.skipped;
+    return false;
+  }
+  const auto free = [this]() MESHSTAGE_REQUIRES(mutex_) { return loss_ || !in_flight_; };
+  if (!changed_.wait_until(lock, Deadline::after(patience), free)) {
+    throw make_error<PeerSilent>("step " + std::to_string(step) +
+                                     " cannot be staged: the step before has no outcome after " +
+                                     std::to_string(patience.count()) + " ms",
+                                 {}, step);
+  }
+  rethrow_loss();
+  in_flight_ = true;
+  return true;
+}
+
+void TrainerGate::leave_step() {
+  const MutexLock lock(mutex_);
+  in_flight_ = false;
+  changed_.notify_all();
+}
+
+void TrainerGate::check_recover() const {
+  const MutexLock lock(mutex_);
+  if (finished_) throw InvalidState("recover() after finish()");
+  if (gave_up_) rethrow_loss();
+  if (recovered_) {
+    throw InvalidState("this generation has recovered; rejoin() before the next recover()");
+  }
+}
+
+void TrainerGate::command(RecoverCommand command) {
+  const MutexLock lock(mutex_);
+  if (gave_up_) return;
+  command_ = std::move(command);
+  changed_.notify_all();
+}
+
+RecoverCommand TrainerGate::next_command(Deadline deadline, std::chrono::milliseconds length) {
+  using Kind = RecoverCommand::Kind;
+  MutexLock lock(mutex_);
+  const auto told = [this]() MESHSTAGE_REQUIRES(mutex_) {
+    return loss_ || command_.kind != Kind::kNone;
+  };
+  if (!changed_.wait_until(lock, deadline, told)) {
+    loss_ = Loss{ErrorKind::kPeerSilent, -1,
+                 "recover() did not end within " + std::to_string(length.count()) +
+                     " ms; does every rank call it?"};
+    gave_up_ = true;
+    rethrow_loss();
+  }
+  // What all agreed on before the loss is restored all the same; the next call throws.
+  if (loss_ && command_.kind != Kind::kRestore && command_.kind != Kind::kFailed) rethrow_loss();
+  return std::exchange(command_, {});
+}
+
+void TrainerGate::recovered() {
+  const MutexLock lock(mutex_);
+  recovered_ = true;
+}
+
+void TrainerGate::check_recovered(const char* what) const {
+  const MutexLock lock(mutex_);
+  if (finished_) throw InvalidState(std::string(what) + " after finish()");
+  rethrow_loss();
+  if (!recovered_) {
+    throw InvalidState(std::string(what) + " before recover() in this generation");
+  }
+}
+
+void TrainerGate::change(int& counter, int by) {
+  const MutexLock lock(mutex_);
+  counter += by;
+  changed_.notify_all();
+}
+
+template <class Ready>
+void TrainerGate::wait(MutexLock& lock, Deadline deadline, const char* what, Ready ready) {
+  const auto over = [&]() MESHSTAGE_REQUIRES(mutex_) { return loss_ || ready(); };
+  if (!changed_.wait_until(lock, deadline, over)) throw Timeout(std::string("finish(): ") + what);
+  rethrow_loss();
+}
+
+bool TrainerGate::wait_idle(Deadline deadline) {
+  MutexLock lock(mutex_);
+  if (finished_) return true;
+  rethrow_loss();
+  // What is read from a slot when all have finished would keep its vault.
+  wait(lock, deadline, "the last step has no outcome", [this]() MESHSTAGE_REQUIRES(mutex_) {
+    return !in_flight_ && sending_ == 0 && persisting_ == 0;
+  });
+  return false;
+}
+
+void TrainerGate::wait_finished(Deadline deadline) {
+  MutexLock lock(mutex_);
+  wait(lock, deadline, "some rank did not call finish()",
+       [this]() MESHSTAGE_REQUIRES(mutex_) { return finished_; });
+}
+
+Stats TrainerGate::stats() const {
+  const MutexLock lock(mutex_);
+  return stats_;
+}
+
+void TrainerGate::keep_apart(int rank) {
+  const MutexLock lock(mutex_);
+  apart_.insert(rank);
+}
+
+std::set<int> TrainerGate::apart() const {
+  const MutexLock lock(mutex_);
+  return apart_;
+}
+
+}  // namespace meshstage::replicate

@@ -1,0 +1,76 @@
+#include <meshstage/core/replicate/loans.hpp>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::replicate {
+
+Loans::Loans(Engine& engine, Streams& streams, Verifier& verifier)
+    : engine_(engine), streams_(streams), verifier_(verifier) {}
+
+void Loans::serve(const protocol::ServeCommon& action) {
+  to_serve_[action.to] = action;
+  serve_if_asked(action.to);
+}
+
+void Loans::want(int from, exchange::Want want) {
+  const auto& relying = engine_.config->relying;
+  if (!std::binary_search(relying.begin(), relying.end(), from) ||
+      engine_.state.mode != protocol::Mode::kRecovering) {
+    throw make_error<CorruptData>(
+        "want from rank " + std::to_string(from) + ", which this rank is not to complete", from);
+  }
+  wants_[from] = std::move(want);
+  serve_if_asked(from);
+}
+
+void Loans::serve_if_asked(int to) {
+  const auto told = to_serve_.find(to);
+  const auto asked = wants_.find(to);
+  if (told == to_serve_.end() || asked == wants_.end()) return;
+  const protocol::ServeCommon action = told->second;
+  const exchange::Want want = std::move(asked->second);
+  to_serve_.erase(told);
+  wants_.erase(asked);
+  const auto fail = [this, to](ErrorKind kind, const std::string& why) {
+    engine_.feed(protocol::FetchFailed{to, kind, why});
+  };
+  if (want.id != action.id) {
+    return fail(ErrorKind::kCorruptData, "rank " + std::to_string(to) + " wants " +
+                                             to_string(want.id) + " completed, not " +
+                                             to_string(action.id));
+  }
+  verifier_.lent(
+      want, action.slot, to,
+      [this, to, id = want.id](const Verifier::Source& source) {
+        Outgoing stream;
+        stream.to = to;
+        stream.start = {engine_.generation.number, to, id, {}, exchange::Content::kCommon};
+        stream.start.shape.block_bytes = engine_.options.block_bytes;
+        stream.start.shape.with_manifest = false;
+        for (const auto& range : source.ranges) stream.start.shape.image_bytes += range.bytes;
+        stream.image = [bytes = source.bytes] { return bytes; };
+        stream.ranges = source.ranges;
+        stream.keep = source.keep;
+        streams_.send(std::move(stream), [] {});
+      },
+      fail);
+}
+
+void Loans::stop_sharing(const protocol::StopSharing& action) {
+  engine_.report.warn("rank " + std::to_string(action.with) +
+                      " has other bytes than this rank in tensors that are said to be the same on "
+                      "both, at " +
+                      to_string(action.id) + "; replicas leave them in from now on");
+  engine_.gate.keep_apart(action.with);
+}
+
+void Loans::leave() {
+  wants_.clear();
+  to_serve_.clear();
+}
+
+}  // namespace meshstage::replicate

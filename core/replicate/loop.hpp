@@ -1,0 +1,52 @@
+#pragma once
+#include <deque>
+#include <exception>
+#include <functional>
+#include <map>
+
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/async/thread.hpp>
+
+namespace meshstage::replicate {
+
+/// The engine's thread (`ms-agent`). It runs tasks in the order in which they were posted, and
+/// timed tasks when their time has come. Only this thread touches the protocol's state, so no task
+/// may block: tasks answer votes and deaths. Threads: all calls from any, except where a comment
+/// says otherwise.
+class Loop {
+ public:
+  /// `on_failure` gets what a task threw, or what fail() was given. It runs on the loop's thread.
+  explicit Loop(FailureHandler on_failure);
+  Loop(const Loop&) = delete;
+  Loop& operator=(const Loop&) = delete;
+  ~Loop();
+
+  /// Runs `task` after all that were posted before. After stop() the task is dropped (destroyed).
+  void post(std::function<void()> task);
+  /// Runs `task` once the time has come; never() drops it.
+  void post_at(Deadline when, std::function<void()> task);
+  /// Gives `failure` to the handler, before any further task. Allocates nothing. A second failure
+  /// that comes before the handler ran is dropped.
+  void fail(std::exception_ptr failure) noexcept;
+  /// Runs `task` on the loop and waits for its end. Not from the loop's thread.
+  void run(const std::function<void()>& task);
+  /// Drops tasks that have not started, waits for the one that runs, joins. Idempotent. Not from
+  /// the loop's thread.
+  void stop() noexcept;
+
+ private:
+  void serve();
+
+  const FailureHandler on_failure_;
+  Mutex mutex_;
+  CondVar changed_;
+  std::deque<std::function<void()>> queue_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::multimap<Deadline::Clock::time_point, std::function<void()>> timed_
+      MESHSTAGE_GUARDED_BY(mutex_);
+  std::exception_ptr failure_ MESHSTAGE_GUARDED_BY(mutex_);
+  bool stopping_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  Thread thread_;  // last: it uses all of the above
+};
+
+}  // namespace meshstage::replicate

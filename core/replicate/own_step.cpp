@@ -1,0 +1,183 @@
+#include <meshstage/core/replicate/own_step.hpp>
+
+#include <string>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::replicate {
+
+OwnStep::OwnStep(Engine& engine, Slots& slots, Copier& copier, Streams& streams)
+    : engine_(engine), slots_(slots), copier_(copier), streams_(streams) {}
+
+void OwnStep::request(const std::shared_ptr<StageJob>& job) {
+  pending_ = job;
+  engine_.feed(protocol::StageRequested{job->step, job->sizes});
+  if (pending_ == job) pending_.reset();  // answered by nothing: the generation is over
+}
+
+void OwnStep::write(const protocol::WriteOwn& action) {
+  const auto job = std::exchange(pending_, nullptr);
+  job->id = action.id;
+  job->slot = action.slot;
+  job_ = job;
+  job->accepted.set_value();
+  const ImageIdentity identity = engine_.identity(engine_.rank, action.id, action.base);
+  slots_.when_free([this, job, identity]() -> bool {
+    const SlotKey key{engine_.rank, job->slot};
+    if (slots_.in_use(key)) {  // an older image there is still being sent or persisted
+      const auto stuck = slots_.stuck(key);
+      if (!stuck) return false;
+      leave_out(*job, *stuck);
+      return true;
+    }
+    slots_.begin_write(key, identity, job->sizes.image_bytes,
+                       [this, job, identity](WriteLease& lease, const std::exception_ptr& error) {
+                         if (error) return fail(*job, error);
+                         if (left_) return;  // leave() tells the trainer
+                         job->lease = std::move(lease);
+                         copy(job, identity);
+                       });
+    return true;
+  });
+}
+
+void OwnStep::copy(const std::shared_ptr<StageJob>& job, const ImageIdentity& identity) {
+  job->image = job->lease.image();
+  const SlotKey key{engine_.rank, job->slot};
+  slots_.hold(key);
+  copier_.copy(job, identity, [this, job, key](const protocol::Event& event) {
+    job->written = true;
+    slots_.release(key);
+    engine_.feed(event);
+    settle(*job);
+  });
+  slots_.retry();  // a holder may have been ready before
+}
+
+void OwnStep::leave_out(StageJob& job, const std::string& why) {
+  job.source = {};
+  job.staged.set_value();  // nothing of it was or will be read
+  end_unwritten(job, std::make_exception_ptr(Cancelled(why)), why);
+}
+
+void OwnStep::fail(StageJob& job, const std::exception_ptr& error) {
+  job.staged.set_error(error);
+  end_unwritten(job, error, text_of(error));
+}
+
+void OwnStep::end_unwritten(StageJob& job, const std::exception_ptr& error,
+                            const std::string& why) {
+  job.watermark.fail(error);
+  job.written = true;
+  engine_.feed(protocol::OwnFailed{job.id, why});
+  settle(job);
+}
+
+void OwnStep::send(const protocol::SendImage& action) {
+  const auto job = job_;
+  if (!job || job->id != action.id) return;  // superseded: the receiver hears Failed
+  slots_.when_free([this, job, action]() -> bool {
+    // The holder may be ready before the own slot is (its older image is still being persisted).
+    // Sending then must not hold the slot, or writing would wait for sending, and that for writing.
+    if (job->image.empty() && !job->written) return false;
+    const SlotKey key{engine_.rank, job->slot};
+    slots_.hold(key);
+    const auto shape = engine_.shape_of(job->sizes, action.need_manifest, true);
+    const std::uint64_t manifest = shape.with_manifest ? 0 : shape.manifest_bytes;
+    engine_.gate.count([&](Stats& stats) {
+      stats.replica_bytes_sent += shape.image_bytes - shape.shared_bytes - manifest;
+      stats.replica_bytes_spared += shape.shared_bytes;
+    });
+    Outgoing stream;
+    stream.to = action.holder;
+    stream.start = {engine_.generation.number, engine_.rank, action.id, shape};
+    stream.image = [job] { return std::span<const std::byte>(job->image); };
+    stream.wait_final = [job](std::uint64_t until) {
+      // What failed in copying fails the step, not the stream: the receiver takes every piece.
+      try {
+        job->watermark.wait(until);
+      } catch (...) {  // whatever ended the copying
+        if (job->image.empty()) throw Cancelled("the step never got a slot");
+      }
+    };
+    streams_.send(std::move(stream), [this, key] { slots_.release(key); });
+    return true;
+  });
+}
+
+void OwnStep::announce(const protocol::Announce& action) {
+  if (!job_ || job_->id != action.id) {
+    // A step that this rank left out, or that failed before it got a slot.
+    if (pending_ && pending_->step == action.id.step) {
+      const auto job = std::exchange(pending_, nullptr);
+      job->accepted.set_value();
+      job->staged.set_value();  // nothing of it was or will be read
+      job->outcome.set_value(Outcome::kFailed);
+      job->decided = job->written = true;
+      settle(*job);
+    }
+    return;
+  }
+  const auto job = job_;
+  if (job->decided) return;
+  job->decided = true;
+  // kOpen: the loss that follows is what its Staging throws.
+  if (action.verdict == protocol::Verdict::kOpen) return;
+  const bool complete = action.verdict == protocol::Verdict::kComplete;
+  engine_.gate.count([&](Stats& stats) {
+    ++(complete ? stats.complete : stats.failed);
+    if (complete) stats.replicate_seconds = seconds_since(job->requested);
+  });
+  if (!complete) {
+    engine_.report.warn("step " + std::to_string(action.id.step) + " failed: rank " +
+                        std::to_string(action.rank) + " voted no: " + action.why);
+  }
+  settle(*job);
+  job->outcome.set_value(complete ? Outcome::kComplete : Outcome::kFailed);
+}
+
+bool OwnStep::refuse(const protocol::Refuse& action) {
+  if (!pending_) return false;
+  const auto job = std::exchange(pending_, nullptr);
+  // The generation may have broken after stage() looked.
+  const auto loss = engine_.gate.loss();
+  job->accepted.set_error(
+      loss ? loss->error()
+           : std::make_exception_ptr(InvalidState("stage() refused: " + action.why)));
+  return true;
+}
+
+void OwnStep::settle(const StageJob& job) {
+  if (job.decided && job.written) engine_.gate.leave_step();
+}
+
+void OwnStep::lose(const std::exception_ptr& loss) {
+  for (const auto& job : {pending_, job_}) {
+    if (!job) continue;
+    job->accepted.set_error(loss);
+    job->outcome.set_error(loss);
+    if (job->image.empty()) job->staged.set_error(loss);
+    job->decided = true;
+  }
+}
+
+void OwnStep::let_go(const std::exception_ptr& loss) {
+  left_ = true;
+  // The job may wait for a slot, a sender for it.
+  for (const auto& job : {pending_, job_}) {
+    if (job && job->image.empty()) job->watermark.fail(loss);
+  }
+}
+
+void OwnStep::leave(const std::exception_ptr& loss) {
+  left_ = false;
+  for (const auto& job : {std::exchange(pending_, nullptr), std::exchange(job_, nullptr)}) {
+    if (!job) continue;
+    job->accepted.set_error(loss);
+    job->staged.set_error(loss);
+    job->outcome.set_error(loss);
+  }
+}
+
+}  // namespace meshstage::replicate

@@ -1,0 +1,88 @@
+#include <meshstage/core/replicate/persister.hpp>
+
+#include <string>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/replicate/stage_job.hpp>
+
+namespace meshstage::replicate {
+
+Persister::Persister(Engine& engine, Slots& slots, const Persistence& files)
+    : engine_(engine), slots_(slots), files_(files), worker_("ms-persist", engine.boundary()) {}
+
+std::vector<SlotKey> Persister::slots_with(ImageId id) const {
+  std::vector<SlotKey> keys;
+  const auto add = [&](int owner, const protocol::SlotPair& pair) {
+    for (int index = 0; index < 2; ++index) {
+      const auto& slot = pair[static_cast<std::size_t>(index)];
+      if (slot.state == protocol::Slot::State::kSealed && slot.id == id) {
+        keys.push_back({owner, index});
+      }
+    }
+  };
+  add(engine_.rank, engine_.state.own);
+  for (std::size_t ward = 0; ward < engine_.state.held.size(); ++ward) {
+    add(engine_.config->wards[ward], engine_.state.held[ward]);
+  }
+  return keys;
+}
+
+void Persister::complete(ImageId id) {
+  const std::uint64_t every = engine_.options.persist_every;
+  if (every == 0 || complete_in_generation_++ % every != 0) return;
+  const auto keys = slots_with(id);
+  for (const SlotKey key : keys) slots_.hold_for_disk(key);
+  engine_.gate.persisting_begins();
+  worker_.post([this, id, keys, generation = engine_.present] {
+    const auto begun = std::chrono::steady_clock::now();
+    bool good = true;
+    for (const SlotKey key : keys) {
+      if (!write(key, id)) good = false;
+    }
+    // In whatever generation this ends, the slots are given back.
+    engine_.loop.post([this, id, keys, good, generation, seconds = seconds_since(begun)] {
+      written(id, keys, good, seconds, generation);
+    });
+  });
+}
+
+bool Persister::write(SlotKey key, ImageId id) {
+  try {
+    const ReadLease lease = engine_.vault.read(key);
+    // A file stands alone: what leaves something out is none.
+    if (key.owner_rank != engine_.rank && lease.info().shared_bytes != 0) return true;
+    // Older files go when all ranks have this one: it must not be what rotted in a slot.
+    (void)verify_image(lease.image());
+    files_.publish(lease.info(), lease.image());
+    return true;
+  } catch (...) {  // this thread's boundary: the step stays complete in memory
+    engine_.report.warn(
+        "step " + std::to_string(id.step) +
+        " is complete in memory but not on disk: " + text_of(std::current_exception()));
+    return false;
+  }
+}
+
+void Persister::written(ImageId id, const std::vector<SlotKey>& keys, bool good, double seconds,
+                        std::uint64_t generation) {
+  for (const SlotKey key : keys) slots_.release_from_disk(key);
+  if (good && generation == engine_.present) engine_.feed(protocol::Persisted{id});
+  engine_.gate.count([&](Stats& stats) {
+    ++(good ? stats.persisted : stats.persist_failed);
+    stats.persist_seconds = seconds;
+  });
+  engine_.gate.persisting_ends();
+}
+
+void Persister::prune(ImageId older_than) {
+  worker_.post([this, older_than] {
+    try {
+      files_.prune_older(older_than);
+    } catch (...) {  // they are in the way of nothing
+      engine_.report.warn("cannot remove older images: " + text_of(std::current_exception()));
+    }
+  });
+}
+
+}  // namespace meshstage::replicate

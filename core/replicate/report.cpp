@@ -1,0 +1,92 @@
+#include <meshstage/core/replicate/report.hpp>
+
+#include <cstdio>
+#include <iostream>
+#include <new>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage {
+
+std::string text_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& e) {
+    return e.what();
+  } catch (...) {
+    return "an exception of an unknown type";
+  }
+}
+
+bool write_line(const LogSink& log, const LogLine& line) noexcept {
+  try {
+    if (!log) {
+      if (line.level == LogLine::Level::kWarning) std::cerr << line.text + "\n";
+      return true;
+    }
+    log(line);
+    return true;
+  } catch (...) {  // the boundary of a user's callback
+    try {
+      std::cerr << line.text +
+                       "\nmeshstage: the log callback threw: " + text_of(std::current_exception()) +
+                       "; warnings go to standard error from now on\n";
+    } catch (...) {  // NOLINT(bugprone-empty-catch): no memory for the text; nobody is left to tell
+    }
+    return false;
+  }
+}
+
+namespace replicate {
+
+Reporter::Reporter(std::string job, int rank, LogSink log, Observer observer,
+                   FailureHandler on_failure)
+    : job_(std::move(job)),
+      rank_(rank),
+      log_(std::move(log)),
+      observer_(std::move(observer)),
+      on_failure_(std::move(on_failure)) {}
+
+void Reporter::write(LogLine::Level level, const std::string& text) noexcept {
+  try {
+    const LogLine line{level, "meshstage: job " + job_ + ", generation " +
+                                  std::to_string(generation_) + ", rank " + std::to_string(rank_) +
+                                  ": " + text};
+    if (log_failed_) {
+      write_line({}, line);
+    } else if (!write_line(log_, line)) {
+      log_failed_ = true;
+    }
+  } catch (const std::bad_alloc&) {
+    std::fputs("meshstage: no memory for a log line\n", stderr);
+  }
+}
+
+void Reporter::reach(protocol::Point point, ImageId id, int peer, std::uint64_t chunk,
+                     std::uint64_t chunks) noexcept {
+  if (!observer_ || observer_failed_) return;
+  try {
+    observer_({.point = point,
+               .name = to_string(point),
+               .rank = rank_,
+               .generation = generation_,
+               .id = id,
+               .peer = peer,
+               .chunk = chunk,
+               .chunks = chunks});
+  } catch (...) {  // the boundary of a user's callback
+    if (observer_failed_.exchange(true)) return;
+    const auto error = std::current_exception();
+    try {
+      throw_error(ErrorKind::kInvalidState, "the observer threw at the point " +
+                                                std::string(to_string(point)) + ": " +
+                                                text_of(error) + "; it is not called again");
+    } catch (...) {
+      report_failure(on_failure_, "an observer", std::current_exception());
+    }
+  }
+}
+
+}  // namespace replicate
+}  // namespace meshstage

@@ -1,0 +1,54 @@
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <string>
+
+#include <meshstage/core/async/thread.hpp>
+#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/replicate/observer.hpp>
+#include <meshstage/core/replicate/results.hpp>
+
+namespace meshstage {
+
+using LogSink = std::function<void(const LogLine&)>;
+
+/// Gives `line` to `log`; without one a warning goes to standard error. If `log` throws, the line
+/// and what it threw go to standard error, and this returns false.
+bool write_line(const LogSink& log, const LogLine& line) noexcept;
+
+/// What was thrown, in words.
+std::string text_of(const std::exception_ptr& error);
+
+namespace replicate {
+
+/// The user's two callbacks: log lines and named points. Neither can end a thread: a log that threw
+/// is not called again (its lines go to standard error), and an observer that threw is not called
+/// again either, and ends the generation.
+/// Threads: any.
+class Reporter {
+ public:
+  /// `on_failure` gets what the observer threw.
+  Reporter(std::string job, int rank, LogSink log, Observer observer, FailureHandler on_failure);
+
+  void set_generation(std::uint64_t generation) noexcept { generation_ = generation; }
+  void info(const std::string& text) noexcept { write(LogLine::Level::kInfo, text); }
+  void warn(const std::string& text) noexcept { write(LogLine::Level::kWarning, text); }
+  void reach(protocol::Point point, ImageId id, int peer = -1, std::uint64_t chunk = 0,
+             std::uint64_t chunks = 0) noexcept;
+
+ private:
+  void write(LogLine::Level level, const std::string& text) noexcept;
+
+  const std::string job_;
+  const int rank_;
+  const LogSink log_;
+  const Observer observer_;
+  const FailureHandler on_failure_;
+  std::atomic<std::uint64_t> generation_{0};
+  std::atomic<bool> log_failed_{false}, observer_failed_{false};
+};
+
+}  // namespace replicate
+}  // namespace meshstage

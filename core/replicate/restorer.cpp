@@ -1,0 +1,131 @@
+#include <meshstage/core/replicate/restorer.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::replicate {
+namespace {
+
+/// "<generation> <step>", as the first complete step was noted.
+ImageId parse_note(const std::string& text) {
+  ImageId id;
+  const char* end = text.data() + text.size();
+  const auto first = std::from_chars(text.data(), end, id.generation);
+  if (first.ec == std::errc() && first.ptr != end && *first.ptr == ' ' &&
+      std::from_chars(first.ptr + 1, end, id.step).ec == std::errc()) {
+    return id;
+  }
+  throw make_error<CorruptData>("the Store's note of the first complete step reads \"" + text +
+                                "\"");
+}
+
+}  // namespace
+
+Restorer::Restorer(Engine& engine, StoreWorker& store, Verifier& verifier, Streams& streams,
+                   Inbox& inbox)
+    : engine_(engine), store_(store), verifier_(verifier), streams_(streams), inbox_(inbox) {}
+
+void Restorer::verify_slots() {
+  found_ = {};
+  own_source_ = Source::kOwnMemory;
+  own_source_rank_ = engine_.rank;
+  store_.ask(
+      "reading the Store's note",
+      [key = note_key()](Store& store, Deadline by) { return store.get(key, by); },
+      Deadline::after(engine_.options.deadline),
+      [this, generation = engine_.present](const StoreWorker::Answer& answer) {
+        if (generation != engine_.present) return;
+        auto error = answer.error;
+        ImageId evidence;
+        try {
+          if (answer.value) evidence = parse_note(*answer.value);
+        } catch (const Error&) {
+          error = std::current_exception();
+        }
+        if (error) return engine_.lose_store("cannot read the Store: " + text_of(error));
+        verifier_.slots(
+            evidence, [this](const protocol::SlotsVerified& verified) { engine_.feed(verified); });
+      });
+}
+
+void Restorer::verify_disk(const protocol::VerifyDisk& action) {
+  verifier_.disk(action.newer_than,
+                 [this](const Persistence::Found& found, const std::string& damage) {
+                   found_ = found;
+                   engine_.feed(protocol::FilesVerified{found.claims, found.newest_named, damage});
+                 });
+}
+
+std::optional<std::filesystem::path> Restorer::file_of(const protocol::Claim& claim) const {
+  const auto it = std::find(found_.claims.begin(), found_.claims.end(), claim);
+  if (it == found_.claims.end()) return std::nullopt;
+  return found_.paths[static_cast<std::size_t>(it - found_.claims.begin())];
+}
+
+void Restorer::fetch(const protocol::Fetch& action) {
+  const protocol::Claim& source = action.source;
+  if (source.owner == engine_.rank) {
+    own_source_ = is_file(source) ? Source::kDisk : Source::kHolderMemory;
+    own_source_rank_ = source.at;
+  }
+  inbox_.fetch(action, file_of(source));
+}
+
+void Restorer::serve(const protocol::Serve& action) {
+  const protocol::Claim& source = action.source;
+  const auto fail = [this, owner = source.owner](ErrorKind kind, const std::string& why) {
+    engine_.feed(protocol::FetchFailed{owner, kind, why});
+  };
+  const auto file = is_file(source) ? file_of(source) : std::filesystem::path();
+  if (!file) return fail(ErrorKind::kNotFound, "the file was not verified by this rank");
+  verifier_.open(
+      source, *file,
+      [this, action](const Verifier::Source& image) {
+        const protocol::Claim& claim = action.source;
+        Outgoing stream;
+        stream.to = action.to;
+        stream.start = {engine_.generation.number, claim.owner, claim.id,
+                        engine_.shape_of(claim.sizes, true, sends_replica(claim, action.to))};
+        stream.image = [bytes = image.bytes] { return bytes; };
+        stream.keep = image.keep;
+        streams_.send(std::move(stream), [] {});
+      },
+      fail);
+}
+
+void Restorer::check_structure(const protocol::CheckStructure& action) {
+  RecoverCommand command;
+  command.kind = RecoverCommand::Kind::kCheck;
+  command.slot = action.slot;
+  engine_.gate.command(std::move(command));
+}
+
+void Restorer::restore(const protocol::RestoreTrainer& action) {
+  inbox_.established();
+  RecoverCommand command;
+  command.kind = RecoverCommand::Kind::kRestore;
+  command.slot = action.slot;
+  command.id = action.id;
+  command.source = own_source_;
+  command.from_rank = own_source_rank_;
+  engine_.gate.command(std::move(command));
+}
+
+void Restorer::nothing() {
+  RecoverCommand command;
+  command.kind = RecoverCommand::Kind::kNothing;
+  engine_.gate.command(std::move(command));
+}
+
+void Restorer::failed(const protocol::RecoverFailed& action) {
+  engine_.gate.lose({action.failure.kind, action.failure.rank, action.failure.why});
+  RecoverCommand command;
+  command.kind = RecoverCommand::Kind::kFailed;
+  command.failure = action.failure;
+  engine_.gate.command(std::move(command));
+}
+
+}  // namespace meshstage::replicate

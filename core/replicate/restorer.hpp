@@ -1,0 +1,47 @@
+#pragma once
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include <meshstage/core/protocol/actions.hpp>
+#include <meshstage/core/replicate/engine.hpp>
+#include <meshstage/core/replicate/inbox.hpp>
+#include <meshstage/core/replicate/persistence.hpp>
+#include <meshstage/core/replicate/store_worker.hpp>
+#include <meshstage/core/replicate/streams.hpp>
+#include <meshstage/core/replicate/verifier.hpp>
+
+namespace meshstage::replicate {
+
+/// A recovery at this rank: what it has, what it serves to others, what its trainer is to do. What
+/// it fetches comes by the Inbox.
+/// Threads: the loop's.
+class Restorer {
+ public:
+  Restorer(Engine& engine, StoreWorker& store, Verifier& verifier, Streams& streams, Inbox& inbox);
+
+  void verify_slots();
+  void verify_disk(const protocol::VerifyDisk& action);
+  void fetch(const protocol::Fetch& action);
+  void serve(const protocol::Serve& action);
+  void check_structure(const protocol::CheckStructure& action);
+  void restore(const protocol::RestoreTrainer& action);
+  void nothing();
+  void failed(const protocol::RecoverFailed& action);
+  /// The Store's note of the first complete step lies under that key.
+  [[nodiscard]] std::string note_key() const { return engine_.options.job + "/complete/first"; }
+
+ private:
+  [[nodiscard]] std::optional<std::filesystem::path> file_of(const protocol::Claim& claim) const;
+
+  Engine& engine_;
+  StoreWorker& store_;
+  Verifier& verifier_;
+  Streams& streams_;
+  Inbox& inbox_;
+  Persistence::Found found_;  ///< What verify_disk() found, for fetch() and serve().
+  Source own_source_ = Source::kOwnMemory;
+  int own_source_rank_ = -1;
+};
+
+}  // namespace meshstage::replicate

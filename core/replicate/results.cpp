@@ -1,0 +1,31 @@
+#include <meshstage/core/replicate/results.hpp>
+
+namespace meshstage {
+
+std::string_view to_string(Source source) noexcept {
+  switch (source) {
+    case Source::kNothing:
+      return "nothing";
+    case Source::kOwnMemory:
+      return "own memory";
+    case Source::kHolderMemory:
+      return "holder memory";
+    case Source::kDisk:
+      return "disk";
+  }
+  return "unknown";
+}
+
+std::string_view to_string(Outcome outcome) noexcept {
+  switch (outcome) {
+    case Outcome::kComplete:
+      return "complete";
+    case Outcome::kFailed:
+      return "failed";
+    case Outcome::kSkipped:
+      return "skipped";
+  }
+  return "unknown";
+}
+
+}  // namespace meshstage

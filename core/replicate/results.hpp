@@ -1,0 +1,84 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include <meshstage/core/async/work.hpp>
+#include <meshstage/core/error/export.hpp>
+#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/tree/value.hpp>
+
+namespace meshstage {
+
+/// One line for a person.
+struct LogLine {
+  enum class Level : std::uint8_t { kInfo, kWarning } level = Level::kInfo;
+  std::string text;  ///< Starts with job, generation, step and rank.
+};
+
+/// Where this rank's part of a recovered step came from.
+enum class Source : std::uint8_t { kNothing, kOwnMemory, kHolderMemory, kDisk };
+/// "nothing", "own memory", "holder memory", "disk".
+MESHSTAGE_API std::string_view to_string(Source source) noexcept;
+
+struct Recovered {
+  std::uint64_t step = 0;  ///< 0 where there was nothing to recover.
+  ImageId id;              ///< kNoImage where there was nothing.
+  Source source = Source::kNothing;
+  int from_rank = -1;            ///< Whose memory or disk; this rank for own memory and own disk.
+  std::uint64_t generation = 0;  ///< The generation in which training goes on.
+};
+
+/// What became of a staged step.
+enum class Outcome : std::uint8_t {
+  kComplete,  ///< Every rank has sealed its image and its wards' replicas.
+  kFailed,    ///< Some rank voted no; the step before stays the newest.
+  kSkipped,   ///< This rank left the step out (WhenBusy::kSkip).
+};
+/// "complete", "failed", "skipped".
+MESHSTAGE_API std::string_view to_string(Outcome outcome) noexcept;
+
+/// One staged step on its way. Move-only; may be dropped at any time: the step goes on.
+class Staging {
+ public:
+  Staging() = default;
+  Staging(Work<void> staged, Work<Outcome> outcome, std::uint64_t step)
+      : staged_(std::move(staged)), outcome_(std::move(outcome)), step_(step) {}
+
+  /// Ready when the trainer may change its tensors. An empty Staging is ready.
+  /// Throws what went wrong while copying.
+  [[nodiscard]] Work<void>& staged() noexcept { return staged_; }
+  /// Ready when this rank knows the outcome. Throws RejoinNeeded if the generation
+  /// ended before.
+  [[nodiscard]] Work<Outcome>& outcome() noexcept { return outcome_; }
+  [[nodiscard]] std::uint64_t step() const noexcept { return step_; }
+
+ private:
+  Work<void> staged_;
+  Work<Outcome> outcome_;
+  std::uint64_t step_ = 0;
+};
+
+/// Figures since the agent was made. Times are seconds of the newest step.
+struct Stats {
+  std::uint64_t complete = 0, failed = 0, skipped = 0, persisted = 0, persist_failed = 0;
+  double stage_seconds = 0;      ///< From stage() to staged().
+  double replicate_seconds = 0;  ///< From stage() to the outcome.
+  double persist_seconds = 0;
+  std::uint64_t image_bytes = 0;  ///< Of this rank's newest image.
+  std::uint64_t vault_bytes = 0;  ///< All slots of this rank's vault.
+  /// Bytes of this rank's images that went to holders in rounds, and those that were left out
+  /// because other ranks have them; fetches in a recovery do not count.
+  std::uint64_t replica_bytes_sent = 0;
+  std::uint64_t replica_bytes_spared = 0;
+};
+
+/// What a holder has of one of its wards.
+struct Replica {
+  int owner = 0;
+  ImageId id;  ///< The newest complete step.
+  /// The owner's state dict as it was staged: memory of its own, the caller may keep it.
+  Value state;
+};
+
+}  // namespace meshstage

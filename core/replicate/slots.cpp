@@ -1,0 +1,90 @@
+#include <meshstage/core/replicate/slots.hpp>
+
+#include <memory>
+#include <utility>
+
+namespace meshstage::replicate {
+
+Slots::Slots(Engine& engine) : engine_(engine), worker_("ms-slots", engine.boundary()) {}
+
+void Slots::drop_if_unused(SlotKey key) {
+  const auto it = users_.find(key);
+  if (it->second.others + it->second.disk > 0) return;
+  users_.erase(it);
+  retry();
+}
+
+void Slots::release(SlotKey key) {
+  --users_[key].others;
+  drop_if_unused(key);
+}
+
+void Slots::hold_for_disk(SlotKey key) {
+  Users& users = users_[key];
+  if (users.disk++ > 0) return;
+  users.disk_since = Deadline::Clock::now();
+  engine_.loop.post_at(patience_with(users), [this] { retry(); });
+}
+
+void Slots::release_from_disk(SlotKey key) {
+  --users_[key].disk;
+  drop_if_unused(key);
+}
+
+Deadline Slots::patience_with(const Users& users) const {
+  return Deadline::at(users.disk_since).plus(engine_.options.deadline / 2);
+}
+
+std::optional<std::string> Slots::stuck(SlotKey key) const {
+  const auto it = users_.find(key);
+  if (it == users_.end() || it->second.disk == 0 || !patience_with(it->second).expired()) {
+    return std::nullopt;
+  }
+  const auto since = Deadline::Clock::now() - it->second.disk_since;
+  return "its slot has been written to disk for " +
+         std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(since).count()) +
+         " ms; until " + engine_.options.directory.string() + " answers, steps fail";
+}
+
+void Slots::when_free(std::function<bool()> attempt) {
+  if (!attempt()) waiting_.push_back(std::move(attempt));
+}
+
+void Slots::retry() {
+  for (auto& attempt : std::exchange(waiting_, {})) when_free(std::move(attempt));
+}
+
+void Slots::leave() {
+  waiting_.clear();
+  for (auto& [key, users] : users_) users.others = 0;
+  std::erase_if(users_, [](const auto& entry) { return entry.second.disk == 0; });
+}
+
+void Slots::begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes, Then then) {
+  auto ticket = engine_.scope.enter();
+  if (!ticket) return;
+  hold(key);
+  worker_.post([this, key, who = std::move(identity), bytes, tell = std::move(then), ticket] {
+    const auto lease = std::make_shared<WriteLease>();
+    std::exception_ptr error;
+    try {
+      *lease = engine_.vault.begin_write(key, who, bytes);
+      engine_.gate.count(
+          [held = engine_.vault.bytes_held()](Stats& stats) { stats.vault_bytes = held; });
+    } catch (...) {  // whatever it is, the image that asked ends by it
+      error = std::current_exception();
+    }
+    engine_.to_loop(ticket, [this, key, tell, lease, error] {
+      tell(*lease, error);
+      give_back(std::move(*lease));
+      release(key);
+    });
+  });
+}
+
+void Slots::give_back(WriteLease lease) {
+  if (!lease.valid()) return;
+  worker_.post([held = std::make_shared<WriteLease>(std::move(lease))] { held->abandon(); });
+}
+
+}  // namespace meshstage::replicate

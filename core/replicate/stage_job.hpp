@@ -1,0 +1,45 @@
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include <meshstage/core/async/work.hpp>
+#include <meshstage/core/protocol/messages.hpp>
+#include <meshstage/core/replicate/results.hpp>
+#include <meshstage/core/stage/source_digests.hpp>
+#include <meshstage/core/stage/staging_plan.hpp>
+#include <meshstage/core/stage/watermark.hpp>
+#include <meshstage/core/vault/slot.hpp>
+
+namespace meshstage::replicate {
+
+/// One step on its way from the trainer to the holders. The trainer's thread makes it, the loop
+/// gives it a slot, the copying thread writes the image, the sending threads read it.
+struct StageJob {
+  std::uint64_t step = 0;
+  std::shared_ptr<const StagingPlan> plan;
+  StagingSource source;  ///< Scalars as they were at stage(), and the sources kept alive.
+  std::optional<detail::SourceDigests> digests;  ///< Of the source at stage(), if asked for.
+  protocol::ImageSizes sizes;
+  std::chrono::steady_clock::time_point requested = std::chrono::steady_clock::now();
+  Promise<void> accepted;  ///< The protocol took the request, or refused it.
+  Promise<void> staged;
+  Promise<Outcome> outcome;
+  // Set by the loop when the job gets its slot, before the copying thread sees it:
+  ImageId id;
+  int slot = -1;
+  WriteLease lease;  ///< From then on the copying thread's.
+  std::span<std::byte> image;
+  Watermark watermark;
+  // The loop's thread only:
+  bool decided = false;  ///< The outcome is known (or the generation broke).
+  bool written = false;  ///< Nothing of the copying is left to come.
+};
+
+[[nodiscard]] inline double seconds_since(std::chrono::steady_clock::time_point t) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
+}
+
+}  // namespace meshstage::replicate

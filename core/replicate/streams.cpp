@@ -1,0 +1,161 @@
+#include <meshstage/core/replicate/streams.hpp>
+
+#include <new>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/transfer/image.hpp>
+#include <meshstage/core/transfer/ranges.hpp>
+
+namespace meshstage::replicate {
+
+Streams::Streams(Engine& engine) : engine_(engine) {
+  for (const int peer : engine.data_peers()) {
+    send_[peer] = std::make_unique<Worker>("ms-send", engine.boundary());
+    receive_[peer] = std::make_unique<Worker>("ms-recv", engine.boundary());
+  }
+}
+
+transfer::Link Streams::link_to(int peer, ImageId id, protocol::Point point) const {
+  return {*engine_.generation.data, peer, 0, engine_.options.deadline,
+          [this, peer, id, point](std::uint64_t piece, std::uint64_t pieces) {
+            engine_.report.reach(point, id, peer, piece, pieces);
+          }};
+}
+
+/// A transfer may see a death before the links do, and a connection may end without one: either way
+/// no image can travel in this generation any more.
+void Streams::lost(const TaskScope::Ticket& ticket, int peer, ErrorKind kind,
+                   std::string why) const {
+  engine_.to_loop(ticket, [this, peer, kind, text = std::move(why)] {
+    engine_.lose_in_transfer(peer, kind, text);
+  });
+}
+
+// --- the threads that send -----------------------------------------------------------------------
+
+void Streams::send(Outgoing stream, std::function<void()> done) {
+  auto ticket = engine_.scope.enter();
+  if (!ticket) return done();
+  engine_.gate.sending_begins();
+  ++active_;
+  const int to = stream.to;
+  send_.at(to)->post([this, to, what = std::make_shared<Outgoing>(std::move(stream)),
+                      end = std::move(done), ticket]() mutable {
+    try {
+      send_now(*what);
+    } catch (const PeerLost& e) {
+      lost(ticket, e.rank().value_or(to), e.kind(),
+           std::string("was lost while an image travelled: ") + e.what());
+    } catch (const PeerSilent& e) {
+      lost(ticket, to, e.kind(), std::string("took no piece of an image: ") + e.what());
+    } catch (const Error& e) {
+      // The generation is broken (who noticed says so), or the step never got a slot.
+      engine_.report.info("an image to rank " + std::to_string(to) + " was not sent: " + e.what());
+    } catch (...) {  // the stream may have ended within a piece: so does the generation
+      engine_.loop.fail(std::current_exception());
+    }
+    what.reset();  // with the lease on what was sent
+    engine_.to_loop(ticket, [this, tell = std::move(end)] {
+      tell();
+      engine_.gate.sending_ends();
+      ended();
+    });
+  });
+}
+
+void Streams::send_now(const Outgoing& stream) const {
+  const auto& start = stream.start;
+  const auto wait_final = [&](std::uint64_t until) {
+    if (stream.wait_final) stream.wait_final(until);
+  };
+  wait_final(start.shape.manifest_bytes);  // it has a slot, and copying has begun
+  engine_.say(stream.to, exchange::encode(start));
+  const auto link = link_to(stream.to, start.id, protocol::Point::kChunkSent);
+  if (start.content == exchange::Content::kCommon) {
+    transfer::send_ranges(link, stream.image(), stream.ranges, start.shape.block_bytes);
+  } else {
+    transfer::send_image(link, stream.image(), start.shape, wait_final);
+  }
+}
+
+// --- the threads that receive --------------------------------------------------------------------
+
+void Streams::receive(Arriving stream, Arrived arrived, Failed failed) {
+  auto ticket = engine_.scope.enter();
+  if (!ticket) return;
+  ++active_;
+  const int from = stream.from;
+  receive_.at(from)->post([this, from, what = std::move(stream), ok = std::move(arrived),
+                           bad = std::move(failed), ticket] {
+    const auto fail = [&](ErrorKind kind, const std::string& why) {
+      engine_.to_loop(ticket, [bad, kind, why] { bad(kind, why); });
+    };
+    try {
+      const ImageInfo info = receive_now(what);
+      engine_.to_loop(ticket, [ok, info] { ok(info); });
+    } catch (const PeerLost& e) {
+      lost(ticket, e.rank().value_or(from), e.kind(),
+           std::string("was lost while an image travelled: ") + e.what());
+    } catch (const PeerSilent& e) {
+      lost(ticket, from, e.kind(), std::string("sent no piece of its image: ") + e.what());
+    } catch (const Error& e) {
+      fail(e.kind(), e.what());
+    } catch (const std::bad_alloc&) {
+      fail(ErrorKind::kOutOfMemory, "no memory for the digests of its blocks");
+    }
+    engine_.to_loop(ticket, [this] { ended(); });
+  });
+}
+
+ImageInfo Streams::receive_now(const Arriving& stream) const {
+  const auto& start = stream.start;
+  const auto link = link_to(stream.from, start.id, protocol::Point::kChunkReceived);
+  if (start.content == exchange::Content::kCommon) {
+    transfer::receive_ranges(link, stream.image, stream.ranges, start.shape.block_bytes);
+    return {};
+  }
+  if (!stream.prove) {
+    transfer::receive_pieces(link, stream.image, start.shape);
+    return {};
+  }
+  return transfer::receive_image(link, stream.image, start.shape, stream.manifest_digest,
+                                 stream.identity);
+}
+
+void Streams::drain(int from, const exchange::StreamStart& start) {
+  auto ticket = engine_.scope.enter();
+  if (!ticket) return;
+  ++active_;
+  receive_.at(from)->post([this, from, start, ticket] {
+    try {
+      transfer::drain_image(link_to(from, start.id, protocol::Point::kChunkReceived), start.shape);
+    } catch (const PeerLost& e) {
+      lost(ticket, e.rank().value_or(from), e.kind(),
+           std::string("was lost while an image travelled: ") + e.what());
+    } catch (const Error& e) {
+      engine_.report.info("an unwanted image of rank " + std::to_string(from) +
+                          " ended: " + e.what());
+    }
+    engine_.to_loop(ticket, [this] { ended(); });
+  });
+}
+
+// --- the loop's thread ---------------------------------------------------------------------------
+
+void Streams::when_idle(std::function<void()> task) {
+  if (active_ == 0) return task();
+  idle_ = std::move(task);
+}
+
+void Streams::ended() {
+  if (--active_ > 0 || !idle_) return;
+  std::exchange(idle_, nullptr)();
+}
+
+void Streams::leave() {
+  active_ = 0;
+  idle_ = nullptr;
+}
+
+}  // namespace meshstage::replicate

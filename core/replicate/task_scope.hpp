@@ -1,0 +1,49 @@
+#pragma once
+#include <cstddef>
+#include <memory>
+#include <utility>
+
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/async/mutex.hpp>
+
+namespace meshstage::replicate {
+
+/// Counts the tasks that something consists of: of one generation, say. Each task, and whatever it
+/// starts, keeps a ticket; close() waits until no ticket is left.
+/// Threads: any. It must outlive its tickets.
+class TaskScope {
+ public:
+  /// Copies count as one; the last of them to go ends the task. Null: the scope was closed.
+  using Ticket = std::shared_ptr<TaskScope>;
+
+  void open() {
+    const MutexLock lock(mutex_);
+    open_ = true;
+  }
+  [[nodiscard]] Ticket enter() {
+    const MutexLock lock(mutex_);
+    if (!open_) return nullptr;
+    Ticket ticket(this, [](TaskScope* scope) { scope->end(); });
+    ++tasks_;
+    return ticket;
+  }
+  /// Gives no more tickets, and waits until all are gone. False if some are left at the deadline.
+  bool close(Deadline deadline = Deadline::never()) {
+    MutexLock lock(mutex_);
+    open_ = false;
+    return changed_.wait_until(lock, deadline,
+                               [this]() MESHSTAGE_REQUIRES(mutex_) { return tasks_ == 0; });
+  }
+
+ private:
+  void end() {
+    const MutexLock lock(mutex_);
+    if (--tasks_ == 0) changed_.notify_all();
+  }
+  Mutex mutex_;
+  CondVar changed_;
+  std::size_t tasks_ MESHSTAGE_GUARDED_BY(mutex_) = 0;
+  bool open_ MESHSTAGE_GUARDED_BY(mutex_) = true;
+};
+
+}  // namespace meshstage::replicate

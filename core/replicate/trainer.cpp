@@ -1,0 +1,323 @@
+#include <meshstage/core/replicate/trainer.hpp>
+
+#include <algorithm>
+#include <exception>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/image/replica.hpp>
+#include <meshstage/core/memory/fast_copy.hpp>
+#include <meshstage/core/memory/room.hpp>
+#include <meshstage/core/replicate/exchange.hpp>
+
+namespace meshstage::replicate {
+
+Trainer::Trainer(Engine& engine, OwnStep& own, Slots& slots)
+    : engine_(engine), own_(own), slots_(slots) {}
+
+// --- stage() -------------------------------------------------------------------------------------
+
+Staging Trainer::stage(const Value& state, std::uint64_t step) {
+  if (!engine_.gate.enter_step(step, engine_.options.when_busy, engine_.options.deadline)) {
+    engine_.post(protocol::StageSkipped{step, {}});
+    Promise<Outcome> outcome;
+    outcome.set_value(Outcome::kSkipped);
+    return {Work<void>(), outcome.work(), step};
+  }
+  std::shared_ptr<StageJob> job;
+  try {
+    job = make_job(state, step);
+  } catch (...) {  // whatever it is, the other ranks wait for this step: they are told at once
+    engine_.post(protocol::StageSkipped{
+        step, "it could not be staged there: " + text_of(std::current_exception())});
+    engine_.gate.leave_step();
+    throw;
+  }
+  Staging staging(job->staged.work(), job->outcome.work(), step);
+  Work<void> accepted = job->accepted.work();
+  try {
+    engine_.to_loop(engine_.scope.enter(),
+                    [this, request = std::move(job)] { own_.request(request); });
+    accepted.wait();
+  } catch (...) {
+    engine_.gate.leave_step();
+    throw;
+  }
+  return staging;
+}
+
+std::shared_ptr<StageJob> Trainer::make_job(const Value& state, std::uint64_t step) {
+  auto job = std::make_shared<StageJob>();
+  job->step = step;
+  const std::set<int> apart = engine_.gate.apart();
+  auto source = plan_ && plan_apart_ == apart ? plan_->capture(state) : std::nullopt;
+  if (!source) {
+    plan_ = std::make_shared<const StagingPlan>(
+        StagingPlan::compile(state, plan_.get(), plan_options(state, apart)));
+    plan_apart_ = apart;
+    source = plan_->capture(state);
+    if (!source) throw InvalidState("the state dict changed while stage() read it");
+  }
+  // Not with the plan: who was refused and tries again is refused again.
+  const ImageLayout& layout = plan_->layout();
+  const std::pair room{layout.image_bytes, layout.image_bytes - layout.shared_bytes};
+  if (room != room_for_) {
+    check_room_for(room.first, room.second);
+    room_for_ = room;
+  }
+  job->plan = plan_;
+  job->source = std::move(*source);
+  if (engine_.options.verify_source) job->digests.emplace(state, job->source);
+  job->sizes = {layout.image_bytes, layout.data_begin, layout.manifest_digest, layout.shared_bytes,
+                static_cast<std::uint32_t>(layout.shared.size() + layout.completes.size())};
+  engine_.gate.count([&](Stats& stats) { stats.image_bytes = layout.image_bytes; });
+  return job;
+}
+
+PlanOptions Trainer::plan_options(const Value& state, const std::set<int>& apart) const {
+  PlanOptions plan{.block_bytes = engine_.options.block_bytes};
+  const auto& shared = engine_.options.shared;
+  if (!shared.paths) return plan;
+  const int me = engine_.rank;
+  const auto paths = [&](int owner, int at) {
+    return exchange::names_for_a_want(shared.paths(state, owner, at));
+  };
+  for (const int other : engine_.config->completers[static_cast<std::size_t>(me)]) {
+    if (!apart.contains(other)) plan.shared.push_back({other, paths(me, other)});
+  }
+  std::map<std::string_view, int> taken;
+  for (const auto& part : plan.shared) {
+    for (const auto& name : part.names) {
+      const auto [it, first] = taken.emplace(name, part.rank);
+      if (first) continue;
+      throw InvalidArgument("the tensor \"" + name + "\" is left out on account of rank " +
+                            std::to_string(it->second) + " and of rank " +
+                            std::to_string(part.rank) + ": SharedTensors::paths names it for one");
+    }
+  }
+  for (const int owner : engine_.config->relying) {
+    plan.completes.push_back({owner, paths(owner, me)});
+  }
+  return plan;
+}
+
+void Trainer::check_room_for(std::uint64_t image_bytes, std::uint64_t replica_bytes) {
+  // Two own slots and two for each ward; what this vault holds already is not needed again.
+  const std::uint64_t all =
+      2 * (image_bytes + 4096) + 2 * engine_.config->wards.size() * (replica_bytes + 4096);
+  const std::uint64_t held = engine_.vault.bytes_held();
+  if (all <= held) return;
+  check_room({.what = "the vault (two own images of " + std::to_string(image_bytes) +
+                      " bytes each, and two replicas of each ward, taken to be as large as this "
+                      "rank's own of " +
+                      std::to_string(replica_bytes) + ")",
+              .bytes_per_rank = all - held,
+              .local_ranks = engine_.options.environment->local_world_size},
+             read_room_limits(engine_.fs, engine_.options.vault_directory));
+}
+
+// --- recover() -----------------------------------------------------------------------------------
+
+Recovered Trainer::recover(Value& state) {
+  const auto length = engine_.options.forming_deadline;
+  const Deadline deadline = Deadline::after(length);
+  engine_.gate.check_recover();
+  ReadLease image;  // from the comparison to the restoring, which then asks the system for nothing
+  while (true) {
+    RecoverCommand now;
+    try {
+      now = engine_.gate.next_command(deadline, length);
+    } catch (const PeerSilent& e) {
+      // This rank goes no further in this generation, so no rank does. (Stale after a silence.)
+      engine_.post(protocol::Broken{
+          -1, ErrorKind::kPeerSilent,
+          "rank " + std::to_string(engine_.rank) + " gave up recovering: " + e.what()});
+      throw;
+    }
+    switch (now.kind) {
+      case RecoverCommand::Kind::kNone:
+        break;
+      case RecoverCommand::Kind::kCheck:
+        image = compare(now, state);
+        break;
+      case RecoverCommand::Kind::kRestore:
+      case RecoverCommand::Kind::kNothing: {
+        const Recovered result = restore(now, image, state);
+        image.release();
+        try {
+          engine_.vault.free_superseded();
+        } catch (const SystemError& e) {  // tried again by the next recover(), or finish()
+          engine_.report.warn(std::string("what a replaced process left cannot be removed: ") +
+                              e.what());
+        }
+        engine_.gate.recovered();
+        return result;
+      }
+      case RecoverCommand::Kind::kFailed: {
+        const protocol::Failure& f = now.failure;
+        throw_error(f.kind, f.why, f.rank < 0 ? std::nullopt : std::optional<int>(f.rank), {},
+                    f.path);
+      }
+    }
+  }
+}
+
+ReadLease Trainer::compare(const RecoverCommand& command, const Value& state) {
+  ReadLease image;
+  try {
+    image = engine_.vault.read({engine_.rank, command.slot});
+    protocol::StructureChecked answer;
+    if (const auto difference = compare_structure(image.image(), state)) {
+      answer.path = difference->path;
+      answer.mismatch = difference->describe() + " (staged as rank " +
+                        std::to_string(engine_.rank) + " of " +
+                        std::to_string(image.info().identity.world_size) + " ranks, recovered by " +
+                        std::to_string(engine_.world_size) + ")";
+    }
+    if (answer.mismatch.empty()) require_writable(state);
+    engine_.post(std::move(answer));
+  } catch (const Error& e) {  // the others wait for this rank: they hear of it, too
+    engine_.post(protocol::FetchFailed{engine_.rank, e.kind(), e.what()});
+  } catch (const std::exception& e) {  // from a user's node, or no memory
+    engine_.post(protocol::FetchFailed{engine_.rank, ErrorKind::kInvalidState, e.what()});
+  }
+  return image;
+}
+
+Recovered Trainer::restore(const RecoverCommand& command, const ReadLease& image, Value& state) {
+  Recovered result;
+  result.generation = engine_.generation.number;
+  if (command.kind == RecoverCommand::Kind::kRestore) {
+    restore_into(image.image(), state);
+    result.id = command.id;
+    result.step = command.id.step;
+    result.source = command.source;
+    result.from_rank = command.from_rank;
+  }
+  return result;
+}
+
+// --- finish() ------------------------------------------------------------------------------------
+
+void Trainer::finish() {
+  const Deadline deadline = Deadline::after(engine_.options.forming_deadline);
+  if (engine_.gate.wait_idle(deadline)) return;
+  engine_.post(protocol::FinishRequested{});
+  engine_.gate.wait_finished(deadline);
+}
+
+// --- held() --------------------------------------------------------------------------------------
+
+namespace {
+
+/// Fills in what a ward's replica leaves out, as far as this rank has it. Throws InvalidState
+/// naming a tensor that another rank has.
+void complete_replica(const ReadLease& own, const ImageInfo& info, std::span<std::byte> image) {
+  const auto parts = shared_parts(image, info);
+  for (const auto& part : parts) {
+    const int ward = info.identity.rank;
+    if (part.rank != own.key().owner_rank) {
+      throw make_error<InvalidState>("the replica of rank " + std::to_string(ward) +
+                                         " leaves out " + std::to_string(part.pieces.size()) +
+                                         " tensors that rank " + std::to_string(part.rank) +
+                                         " has, \"" + part.pieces.front().name +
+                                         "\" the first; only a recovery puts them together",
+                                     ward, info.identity.id.step, part.pieces.front().name);
+    }
+    std::vector<std::string> names;
+    for (const auto& piece : part.pieces) names.push_back(piece.name);
+    const auto ranges = find_ranges(own.image(), names);
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+      const auto& piece = part.pieces[i];
+      if (!ranges[i] || ranges[i]->bytes != piece.bytes) {
+        throw make_error<CorruptData>("this rank has no " + piece.name + " of " +
+                                          std::to_string(piece.bytes) + " bytes to complete rank " +
+                                          std::to_string(ward) + "'s replica with",
+                                      ward, info.identity.id.step, piece.name);
+      }
+      fast_copy(image.subspan(piece.offset, piece.bytes),
+                own.image().subspan(ranges[i]->offset, piece.bytes));
+    }
+  }
+  clear_shared_padding(parts, info, image);
+}
+
+/// The slot of a pair that holds the sealed image of that step, or -1.
+int slot_with(const protocol::SlotPair& pair, ImageId id) {
+  for (int index = 0; index < 2; ++index) {
+    const auto& slot = pair[static_cast<std::size_t>(index)];
+    if (slot.state == protocol::Slot::State::kSealed && slot.id == id) return index;
+  }
+  return -1;
+}
+
+}  // namespace
+
+std::vector<SlotKey> Trainer::hold_replica(int ward) {
+  Promise<std::vector<SlotKey>> found;
+  Work<std::vector<SlotKey>> keys = found.work();
+  engine_.loop.post([this, ward, found]() mutable {
+    // The generation may have broken since the call began: then its loss is the answer.
+    if (const auto loss = engine_.gate.loss()) {
+      found.set_error(loss->error());
+      return;
+    }
+    const protocol::State& state = engine_.state;
+    const auto& wards = engine_.config->wards;
+    const auto index = std::lower_bound(wards.begin(), wards.end(), ward) - wards.begin();
+    std::vector<SlotKey> held;
+    if (state.base.exists()) {
+      const int replica = slot_with(state.held[static_cast<std::size_t>(index)], state.base);
+      const int own = slot_with(state.own, state.base);
+      if (replica >= 0) held.push_back({ward, replica});
+      if (replica >= 0 && own >= 0) held.push_back({engine_.rank, own});
+    }
+    if (held.empty()) {
+      found.set_error(std::make_exception_ptr(
+          NotFound("no complete step of rank " + std::to_string(ward) + " is held yet")));
+      return;
+    }
+    for (const SlotKey key : held) slots_.hold(key);
+    found.set_value(std::move(held));
+  });
+  return keys.get();
+}
+
+Replica Trainer::held(int ward, const NodeRegistry& registry) {
+  const auto& all = engine_.config->wards;
+  if (!std::binary_search(all.begin(), all.end(), ward)) {
+    std::string names;
+    for (const int w : all) names += (names.empty() ? "" : ", ") + std::to_string(w);
+    throw InvalidArgument("rank " + std::to_string(engine_.rank) + " holds no replica of rank " +
+                          std::to_string(ward) +
+                          (names.empty() ? "; it holds none" : "; its wards are " + names));
+  }
+  engine_.gate.check_recovered("held()");
+  const auto keys = hold_replica(ward);
+  const std::shared_ptr<void> at_end(nullptr, [this, keys](void*) {
+    try {
+      engine_.loop.post([this, keys] {
+        for (const SlotKey key : keys) slots_.release(key);
+      });
+    } catch (const std::bad_alloc&) {  // they would be held for ever
+      engine_.loop.fail(std::current_exception());
+    }
+  });
+  const ReadLease replica = engine_.vault.read(keys.front());
+  const ImageInfo& info = replica.info();
+  const auto copy = Storage::allocate(info.image_bytes);
+  place_replica(replica.image(), info, copy.bytes());
+  if (info.shared_bytes != 0) {
+    if (keys.size() < 2) throw NotFound("no image of this rank's own of that step is there");
+    complete_replica(engine_.vault.read(keys.back()), info, copy.bytes());
+  }
+  (void)verify_image(copy.bytes());
+  return {ward, info.identity.id,
+          decode_image(copy.bytes(), std::make_shared<Storage>(copy), registry,
+                       StorageTraits{.read_only = false})};
+}
+
+}  // namespace meshstage::replicate

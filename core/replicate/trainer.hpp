@@ -1,0 +1,47 @@
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include <meshstage/core/replicate/engine.hpp>
+#include <meshstage/core/replicate/own_step.hpp>
+#include <meshstage/core/replicate/slots.hpp>
+#include <meshstage/core/stage/staging_plan.hpp>
+#include <meshstage/core/tree/node.hpp>
+
+namespace meshstage::replicate {
+
+/// What the trainer's thread does itself: planning and capturing a step, comparing and restoring an
+/// image, copying out what is held. It waits at the gate for the rest.
+/// Threads: the trainer's.
+class Trainer {
+ public:
+  Trainer(Engine& engine, OwnStep& own, Slots& slots);
+
+  /// As Checkpointer::recover, stage, finish, held.
+  Recovered recover(Value& state);
+  Staging stage(const Value& state, std::uint64_t step);
+  void finish();
+  [[nodiscard]] Replica held(int ward, const NodeRegistry& registry);
+
+ private:
+  [[nodiscard]] std::shared_ptr<StageJob> make_job(const Value& state, std::uint64_t step);
+  [[nodiscard]] PlanOptions plan_options(const Value& state, const std::set<int>& apart) const;
+  void check_room_for(std::uint64_t image_bytes, std::uint64_t replica_bytes);
+  [[nodiscard]] ReadLease compare(const RecoverCommand& command, const Value& state);
+  [[nodiscard]] Recovered restore(const RecoverCommand& command, const ReadLease& image,
+                                  Value& state);
+  /// The slots that hold a ward's replica and, to complete it, this rank's image of the same step.
+  [[nodiscard]] std::vector<SlotKey> hold_replica(int ward);
+
+  Engine& engine_;
+  OwnStep& own_;
+  Slots& slots_;
+  std::shared_ptr<const StagingPlan> plan_;
+  std::set<int> plan_apart_;                          ///< Whom the plan shares nothing with.
+  std::pair<std::uint64_t, std::uint64_t> room_for_;  ///< Image and replica bytes that had room.
+};
+
+}  // namespace meshstage::replicate

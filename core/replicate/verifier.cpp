@@ -1,0 +1,218 @@
+#include <meshstage/core/replicate/verifier.hpp>
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/memory/fast_copy.hpp>
+#include <meshstage/core/transfer/image.hpp>
+
+namespace meshstage::replicate {
+namespace {
+
+/// What a slot holds, proven just now. Throws CorruptData.
+protocol::Claim claim_of(const ReadLease& lease, int at) {
+  const SlotKey key = lease.key();
+  const bool own = key.owner_rank == at;
+  const ImageInfo verified = own ? verify_image(lease.image()) : verify_replica(lease.image());
+  if (verified != lease.info()) throw CorruptData("header and image disagree");
+  return protocol::claim_of(verified, checked_shares(lease.image(), verified), at,
+                            own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot,
+                            key.index);
+}
+
+/// Adds what is wrong with one image to what is wrong with those before it.
+void add_damage(std::string& to, const std::string& what) { to += (to.empty() ? "" : "; ") + what; }
+
+std::string place_of(SlotKey key, int at) {
+  const bool own = key.owner_rank == at;
+  return "rank " + std::to_string(at) + "'s " + (own ? "own image" : "replica of rank ") +
+         (own ? "" : std::to_string(key.owner_rank)) + " in slot " + std::to_string(key.index);
+}
+
+}  // namespace
+
+Verifier::Verifier(Engine& engine, const Persistence& files)
+    : engine_(engine), files_(files), worker_("ms-verify", engine.boundary()) {}
+
+template <class Result>
+void Verifier::run(std::function<Result()> work, std::function<void(const Result&)> then,
+                   Failed failed) {
+  auto ticket = engine_.scope.enter();
+  if (!ticket) return;
+  worker_.post(
+      [this, call = std::move(work), ok = std::move(then), bad = std::move(failed), ticket] {
+        const auto fail = [&](ErrorKind kind, const std::string& why) {
+          engine_.to_loop(ticket, [bad, kind, why] { bad(kind, why); });
+        };
+        try {
+          auto result = std::make_shared<const Result>(call());
+          engine_.to_loop(ticket, [ok, result] { ok(*result); });
+        } catch (const Error& e) {
+          fail(e.kind(), e.what());
+        } catch (const std::bad_alloc&) {
+          fail(ErrorKind::kOutOfMemory, "no memory for proving an image");
+        }
+      });
+}
+
+void Verifier::slots(ImageId evidence, std::function<void(const protocol::SlotsVerified&)> then) {
+  run<protocol::SlotsVerified>(
+      [this, evidence] { return verify_slots(evidence); }, std::move(then),
+      [this](ErrorKind, const std::string& why) {
+        engine_.lose(-1, ErrorKind::kPeerLost,
+                     "rank " + std::to_string(engine_.rank) + " cannot read its vault: " + why);
+      });
+}
+
+protocol::SlotsVerified Verifier::verify_slots(ImageId evidence) {
+  protocol::SlotsVerified result;
+  result.evidence = evidence;
+  for (const auto& [key, info] : engine_.vault.slots()) {
+    result.evidence = std::max(result.evidence, info.image.identity.base);
+    if (!info.damaged.empty()) {
+      const std::string what =
+          place_of(key, engine_.rank) + ": the header is not trusted: " + info.damaged;
+      engine_.report.warn(what);
+      add_damage(result.damage, what);
+    }
+    if (info.state != SlotState::kSealed) continue;
+    try {
+      result.claims.push_back(claim_of(engine_.vault.read(key), engine_.rank));
+    } catch (const Error& e) {
+      const std::string what = place_of(key, engine_.rank) + ": " + e.what();
+      engine_.report.warn("not used: " + what);
+      add_damage(result.damage, what);
+    }
+  }
+  return result;
+}
+
+void Verifier::disk(
+    ImageId newer_than,
+    std::function<void(const Persistence::Found&, const std::string& damage)> then) {
+  using Result = std::pair<Persistence::Found, std::string>;
+  run<Result>(
+      [this, newer_than] {
+        Result result;
+        try {
+          result.first = files_.verify(newer_than, [&](const std::string& text) {
+            engine_.report.warn(text);
+            add_damage(result.second, text);
+          });
+        } catch (const Error& e) {
+          engine_.report.warn(std::string("the directory of images cannot be read: ") + e.what());
+        }
+        return result;
+      },
+      [tell = std::move(then)](const Result& result) { tell(result.first, result.second); },
+      [this](ErrorKind, const std::string& why) {
+        engine_.lose(-1, ErrorKind::kPeerLost,
+                     "rank " + std::to_string(engine_.rank) +
+                         " cannot read its directory of images: " + why);
+      });
+}
+
+void Verifier::load(std::filesystem::path path, std::span<std::byte> target,
+                    protocol::ImageSizes sizes, std::function<void(const ImageInfo&)> then,
+                    Failed failed) {
+  run<ImageInfo>(
+      [this, path = std::move(path), target, sizes] {
+        const auto file = MappedFile::open(engine_.fs, path);
+        if (file->bytes().size() != sizes.image_bytes)
+          throw CorruptData(path.string() + " changed");
+        const std::uint64_t left_out = sizes.image_bytes - target.size();
+        fast_copy(target.first(sizes.manifest_bytes), file->bytes().first(sizes.manifest_bytes));
+        fast_copy(target.subspan(sizes.manifest_bytes),
+                  file->bytes().subspan(sizes.manifest_bytes + left_out));
+        return left_out == 0 ? verify_image(target) : verify_replica(target);
+      },
+      std::move(then), std::move(failed));
+}
+
+void Verifier::missing(std::span<const std::byte> image, protocol::ImageSizes sizes, ImageId id,
+                       std::function<void(const std::vector<Missing>&)> then, Failed failed) {
+  run<std::vector<Missing>>(
+      [this, image, sizes, id] {
+        const ImageInfo info = read_info(image);
+        if (digest128(image.first(info.manifest_bytes)) != sizes.manifest_digest) {
+          throw CorruptData("its manifest is not the one that was announced");
+        }
+        std::vector<Missing> all;
+        for (const auto& part : shared_parts(image, info)) {
+          Missing missing{part.rank, {engine_.generation.number, id, {}}, ranges_of(part)};
+          for (const auto& piece : part.pieces) {
+            missing.want.storages.push_back({piece.name, piece.bytes});
+          }
+          all.push_back(std::move(missing));
+        }
+        return all;
+      },
+      std::move(then), std::move(failed));
+}
+
+void Verifier::completed(int from, std::span<std::byte> image, Digest manifest,
+                         ImageIdentity identity, std::function<void(const ImageInfo&)> then,
+                         Failed failed) {
+  run<ImageInfo>(
+      [from, image, manifest, who = std::move(identity)] {
+        const ImageInfo info = read_info(image);
+        clear_shared_padding(shared_parts(image, info), info, image);
+        return transfer::prove_image(from, image, manifest, who);
+      },
+      std::move(then), std::move(failed));
+}
+
+void Verifier::open(const protocol::Claim& claim, std::filesystem::path path,
+                    std::function<void(const Source&)> then, Failed failed) {
+  run<Source>(
+      [this, claim, path = std::move(path)] {
+        Source source;
+        if (is_file(claim)) {
+          const auto file = MappedFile::open(engine_.fs, path);
+          source.bytes = file->bytes();
+          source.keep = file;
+        } else {
+          const auto lease =
+              std::make_shared<ReadLease>(engine_.vault.read({claim.owner, claim.slot}));
+          source.bytes = lease->image();
+          source.keep = lease;
+        }
+        const auto& sizes = claim.sizes;
+        if (source.bytes.size() !=
+            sizes.image_bytes - (claim.needs_others() ? sizes.shared_bytes : 0)) {
+          throw CorruptData("the image changed its size");
+        }
+        return source;
+      },
+      std::move(then), std::move(failed));
+}
+
+void Verifier::lent(exchange::Want want, int slot, int to, std::function<void(const Source&)> then,
+                    Failed failed) {
+  run<Source>(
+      [this, want = std::move(want), slot, to] {
+        const auto lease = std::make_shared<ReadLease>(engine_.vault.read({engine_.rank, slot}));
+        std::vector<std::string> names;
+        for (const auto& storage : want.storages) names.push_back(storage.name);
+        const auto found = find_ranges(lease->image(), names);
+        Source source{lease->image(), lease, {}};
+        for (std::size_t i = 0; i < found.size(); ++i) {
+          if (!found[i] || found[i]->bytes != want.storages[i].bytes) {
+            throw make_error<CorruptData>(
+                "rank " + std::to_string(engine_.rank) + " has no " + names[i] + " of " +
+                std::to_string(want.storages[i].bytes) + " bytes in its image of " +
+                to_string(want.id) + ", which rank " + std::to_string(to) + " wants");
+          }
+          source.ranges.push_back(*found[i]);
+        }
+        return source;
+      },
+      std::move(then), std::move(failed));
+}
+
+}  // namespace meshstage::replicate

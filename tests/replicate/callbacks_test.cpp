@@ -1,0 +1,138 @@
+// A user's callbacks that throw: each is reported once, and ends a step or a generation in order.
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include <meshstage/core/replicate/report.hpp>
+#include <meshstage/core/stage/pace.hpp>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/in_process_job.hpp"
+#include "tests/support/job_steps.hpp"
+#include "tests/support/rank_errors.hpp"
+
+namespace {
+
+namespace ms = meshstage;
+using ms::test::all_good;
+using ms::test::all_ranks;
+using ms::test::InProcessJob;
+using ms::test::recover_fresh;
+using ms::test::recover_to;
+using ms::test::run_ranks;
+using ms::test::stage_all;
+using ms::test::state_of;
+
+void require(bool what, const std::string& text) {
+  if (!what) throw ms::InvalidState(text);
+}
+
+class ThrowingPace final : public ms::Pace {
+ public:
+  void before(std::uint64_t, ms::Watermark&) override {
+    if (throws) throw 42;
+  }
+  std::atomic<bool> throws{false};
+};
+
+std::size_t count(const std::string& text, const std::string& part) {
+  std::size_t times = 0;
+  for (auto at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++times;
+  return times;
+}
+
+}  // namespace
+
+TEST_CASE("a log that throws is called no more, and the job goes on") {
+  InProcessJob job(2);
+  std::atomic<int> calls{0};
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    auto o = job.options(rank);
+    if (rank == 1) {
+      o.log = [&](const ms::LogLine&) {
+        ++calls;
+        throw std::runtime_error("no more lines");
+      };
+    }
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1});
+    for (const std::uint64_t step : {1, 0}) {  // each is refused with a line
+      if (rank == 0) continue;
+      try {
+        (void)ckpt.stage(state_of(rank, step), step);
+      } catch (const ms::InvalidState&) {  // NOLINT(bugprone-empty-catch): as it should
+      }
+    }
+    if (rank == 0) (void)ckpt.stage(state_of(rank, 2), 2);  // passed by below: a warning at both
+    stage_all(ckpt, {3});
+    ckpt.finish();
+  }));
+  CHECK(calls <= 1);
+}
+
+TEST_CASE("an observer that throws ends the generation, and is called no more") {
+  using ms::protocol::Point;
+  for (const auto point : {Point::kOwnSealed, Point::kChunkReceived, Point::kChunkSent}) {
+    INFO(to_string(point));
+    InProcessJob job(2);
+    std::atomic<int> throws{0};
+    all_good(run_ranks(all_ranks(2), [&](int rank) {
+      auto o = job.options(rank);
+      if (rank == 1) {
+        o.observer = [&](const ms::PointEvent& event) {
+          if (event.point != point || event.id.step != 2) return;
+          ++throws;
+          throw std::runtime_error("the observer's own");
+        };
+      }
+      ms::Checkpointer ckpt(std::move(o));
+      (void)recover_to(ckpt, 0);
+      stage_all(ckpt, {1});
+      std::string what = "nothing";
+      try {
+        for (std::uint64_t step = 2;; ++step) {
+          auto staging = ckpt.stage(state_of(rank, step), step);
+          (void)staging.outcome().get(ms::Deadline::after(std::chrono::seconds(20)));
+        }
+      } catch (const ms::PeerLost& e) {
+        what = e.what();
+        require(!e.rank(), "a rank is to blame");
+      }
+      require(what.find("rank 1 cannot go on") != std::string::npos &&
+                  what.find("the observer's own") != std::string::npos,
+              what);
+      ckpt.rejoin();
+      require(recover_fresh(ckpt).step >= 1, "nothing was recovered");
+      stage_all(ckpt, {10});
+      ckpt.finish();
+    }));
+    CHECK(throws == 1);
+    CHECK(count(job.log(), "cannot go on") == 1);
+  }
+}
+
+TEST_CASE("a pace that throws fails the step, and its rank's staged() says by what") {
+  InProcessJob job(2);
+  ThrowingPace pace;
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    auto o = job.options(rank);
+    if (rank == 1) o.pace = &pace;
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1});
+    if (rank == 1) pace.throws = true;
+    auto staging = ckpt.stage(state_of(rank, 2), 2);
+    bool threw = false;
+    try {
+      staging.staged().wait();
+    } catch (const int& thrown) {
+      threw = thrown == 42;
+    }
+    require(threw == (rank == 1), "staged() of rank " + std::to_string(rank));
+    require(staging.outcome().get() == ms::Outcome::kFailed, "the step is complete");
+    if (rank == 1) pace.throws = false;
+    stage_all(ckpt, {3});
+    ckpt.finish();
+  }));
+}

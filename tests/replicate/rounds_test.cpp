@@ -1,0 +1,166 @@
+// What one trainer does, or fails to do, and what becomes of the other ranks' steps.
+#include <cerrno>
+#include <future>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/os/faulty_file_system.hpp>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/in_process_job.hpp"
+#include "tests/support/job_steps.hpp"
+#include "tests/support/rank_errors.hpp"
+
+namespace {
+
+namespace ms = meshstage;
+using ms::test::all_good;
+using ms::test::all_ranks;
+using ms::test::InProcessJob;
+using ms::test::recover_to;
+using ms::test::run_ranks;
+using ms::test::stage_all;
+using ms::test::state_of;
+
+void require(bool what, const std::string& text) {
+  if (!what) throw ms::InvalidState(text);
+}
+
+template <class E, class Call>
+std::string thrown(Call&& call) {
+  try {
+    call();
+  } catch (const E& e) {
+    return e.what();
+  } catch (const std::exception& e) {
+    return std::string("something else: ") + e.what();
+  }
+  return "nothing";
+}
+
+}  // namespace
+
+TEST_CASE("three ranks, two copies, one leaves out every other step: nobody is lost") {
+  constexpr std::uint64_t kSteps = 3000;
+  InProcessJob job(3);
+  std::vector<ms::Stats> stats(3);
+  all_good(run_ranks(all_ranks(3), [&](int rank) {
+    auto o = job.options(rank);
+    o.holders = {{1, 2}, {2, 0}, {0, 1}};
+    o.persist_every = 0;
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 0);
+    const ms::Dict state = state_of(rank, 0, 100);
+    for (std::uint64_t step = 1; step <= kSteps; ++step) {
+      if (rank == 2 && step % 2 == 1) continue;
+      auto staging = ckpt.stage(state, step);
+      const auto outcome = staging.outcome().get();
+      require(step % 2 == 1 || outcome == ms::Outcome::kComplete,
+              "step " + std::to_string(step) + " failed");
+    }
+    stats[static_cast<std::size_t>(rank)] = ckpt.stats();
+    ckpt.finish();
+  }));
+  for (const auto& s : stats) CHECK(s.complete == kSteps / 2 + 1);  // and step 0
+}
+
+TEST_CASE("a stage() that throws is that rank's no, told at once") {
+  InProcessJob job(2);
+  std::promise<void> threw;
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    auto o = job.options(rank);
+    ms::FaultyFileSystem fs(*o.file_system);
+    o.file_system = &fs;
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1});
+    if (rank == 0) {
+      // A larger state asks for room anew.
+      fs.fail(ms::FileOperation::kFreeSpace, 1, EIO);
+      const auto error = thrown<ms::Error>([&] { (void)ckpt.stage(state_of(rank, 2, 50'000), 2); });
+      require(error != "nothing", "stage() threw nothing");
+      threw.set_value();
+    } else {
+      threw.get_future().wait();
+      auto staging = ckpt.stage(state_of(rank, 2), 2);
+      require(staging.outcome().get() == ms::Outcome::kFailed, "step 2 is complete");
+    }
+    stage_all(ckpt, {3});
+    ckpt.finish();
+  }));
+}
+
+TEST_CASE("finish() fails the steps that its rank never staged") {
+  const int leaves_out = GENERATE(0, 1, 2);
+  InProcessJob job(3);
+  std::promise<void> staged;
+  const auto offered = staged.get_future().share();
+  const bool first = GENERATE(true, false);  // finish() comes before the others stage
+  all_good(run_ranks(all_ranks(3), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1});
+    if (rank == leaves_out) {
+      if (!first) offered.wait();
+      ckpt.finish();
+      return;
+    }
+    auto staging = ckpt.stage(state_of(rank, 2), 2);
+    if (rank == (leaves_out + 1) % 3) staged.set_value();
+    require(staging.outcome().get(ms::Deadline::after(std::chrono::seconds(20))) ==
+                ms::Outcome::kFailed,
+            "step 2 is complete");
+    ckpt.finish();
+  }));
+  INFO(job.log());
+  CHECK(job.disk().list("/vault") == std::vector<std::string>{});
+}
+
+TEST_CASE("after a recover() that gave up every call throws that, until all rejoin") {
+  InProcessJob job(2);
+  std::promise<void> gave_up;
+  const auto over = gave_up.get_future().share();
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    {
+      ms::Checkpointer before(job.options(rank));
+      (void)recover_to(before, 0);
+      stage_all(before, {1});
+    }
+    auto o = job.options(rank);
+    if (rank == 0) o.forming_deadline = std::chrono::seconds(2);
+    ms::Checkpointer ckpt(std::move(o));
+    ms::Dict state = state_of(rank, 0);
+    if (rank == 0) {
+      const auto recover = [&] { (void)ckpt.recover(state); };
+      const auto first = thrown<ms::PeerSilent>(recover);
+      require(first.find("does every rank call it?") != std::string::npos, first);
+      require(thrown<ms::PeerSilent>(recover) == first, "recover() threw another error");
+      require(thrown<ms::PeerSilent>([&] { (void)ckpt.stage(state, 2); }) == first, "stage() did");
+      require(thrown<ms::PeerSilent>([&] { (void)ckpt.finish(); }) == first, "finish() did");
+      gave_up.set_value();
+    } else {
+      over.wait();
+      const auto error = thrown<ms::PeerSilent>([&] { (void)ckpt.recover(state); });
+      require(error.find("rank 0 gave up recovering") != std::string::npos, error);
+    }
+    (void)recover_to(ckpt.rejoin(), 1);
+    stage_all(ckpt, {2});
+    ckpt.finish();
+  }));
+}
+
+TEST_CASE("held() of a rank whose peers have left says so") {
+  for (int round = 0; round < 60; ++round) {
+    InProcessJob job(2);
+    all_good(run_ranks(all_ranks(2), [&](int rank) {
+      ms::Checkpointer ckpt(job.options(rank));
+      (void)recover_to(ckpt, 0);
+      stage_all(ckpt, {1});
+      if (rank == 0) return;
+      const auto error = thrown<ms::PeerLost>([&] {
+        while (true) require(ckpt.held(0).id.step == 1, "another step is held");
+      });
+      require(error.find("rank 0") != std::string::npos, error);
+    }));
+  }
+}
