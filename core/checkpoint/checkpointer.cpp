@@ -100,43 +100,33 @@ class Checkpointer::Impl {
   Impl& operator=(const Impl&) = delete;
   ~Impl() { agent_.leave(); }
 
-  /// As Agent::recover, with a line for a person where it takes longer than a second.
+  /// As Agent::recover, with a line for a person where it takes longer than a second. Where it
+  /// finds nothing, all ranks stage step 0; that may fail without any rank's death, so often and no
+  /// more.
   Recovered recover(Value& state) {
-    const detail::Progress waiting(std::chrono::seconds(1), [this](std::chrono::seconds waited) {
-      warn("recovering in generation " + std::to_string(generation_.number) + " for " +
-           std::to_string(waited.count()) + " s; passed last: " + passed_->text());
-    });
-    const Recovered recovered = agent_.recover(state);
-    if (!recovered.id.exists()) begin_with_step_zero(state);
-    return recovered;
+    constexpr int kMostBlameless = 3;
+    try {
+      const Recovered recovered = recover_once(state);
+      blameless_ = 0;
+      return recovered;
+    } catch (const PeerLost& e) {
+      if (e.rank() || ++blameless_ < kMostBlameless) throw;
+      throw InvalidState("recover() gives up: " + std::to_string(blameless_) +
+                         " times in a row it ended and no rank is to blame; the last time: " +
+                         e.what() + "; the warnings say on which rank, and why");
+    }
+  }
+
+  /// Ends the generation on every rank, by no rank's death, and throws so.
+  [[noreturn]] void end_generation(const std::string& why) {
+    agent_.end_generation(why);
+    agent_.throw_if_lost();
+    throw PeerLost(why);  // it was being left
   }
 
   /// Outside a generation, because forming it failed: throws why, again.
   void check_formed() const {
     if (unformed_) std::rethrow_exception(unformed_);
-  }
-
-  /// A recovery found nothing, so every rank's tensors are those that its program began with, and
-  /// stay so until all ranks have step 0: recover() does not return before. Whatever dies from here
-  /// on, survivors and replacements go on from the same bits.
-  void begin_with_step_zero(const Value& state) {
-    Staging first = agent_.stage(state, 0);
-    try {
-      if (first.outcome().get(Deadline::after(options_.forming_deadline)) == Outcome::kComplete) {
-        failed_beginnings_ = 0;
-        return;
-      }
-    } catch (const Timeout&) {
-      throw PeerSilent("step 0 has no outcome after " +
-                       std::to_string(options_.forming_deadline.count()) +
-                       " ms; does every rank call recover()?");
-    }
-    constexpr int kMostBeginnings = 3;
-    if (++failed_beginnings_ < kMostBeginnings) {
-      throw PeerLost("step 0 failed, no rank is to blame; all ranks rejoin and try again");
-    }
-    throw InvalidState("step 0 failed " + std::to_string(failed_beginnings_) +
-                       " times in a row; the warnings say which rank, and why");
   }
 
   void form(Deadline deadline) {
@@ -179,8 +169,35 @@ class Checkpointer::Impl {
   std::optional<std::uint64_t> trained_;  ///< Where a run() of this generation ended.
 
  private:
-  int failed_beginnings_ = 0;
+  int blameless_ = 0;  ///< Recoveries in a row that ended without a death.
   std::exception_ptr unformed_;
+
+  Recovered recover_once(Value& state) {
+    const detail::Progress waiting(std::chrono::seconds(1), [this](std::chrono::seconds waited) {
+      warn("recovering in generation " + std::to_string(generation_.number) + " for " +
+           std::to_string(waited.count()) + " s; passed last: " + passed_->text());
+    });
+    const Recovered recovered = agent_.recover(state);
+    if (!recovered.id.exists()) begin_with_step_zero(state);
+    return recovered;
+  }
+
+  /// A recovery found nothing, so every rank's tensors are those that its program began with, and
+  /// stay so until all ranks have step 0: recover() does not return before. Whatever dies from here
+  /// on, survivors and replacements go on from the same bits.
+  void begin_with_step_zero(const Value& state) {
+    Staging first = agent_.stage(state, 0);
+    try {
+      const Outcome outcome = first.outcome().get(Deadline::after(options_.forming_deadline));
+      if (outcome == Outcome::kComplete) return;
+    } catch (const Timeout&) {
+      throw PeerSilent("step 0 has no outcome after " +
+                       std::to_string(options_.forming_deadline.count()) +
+                       " ms; does every rank call recover()?");
+    }
+    // Another rank may not have staged it yet; it is not to take this one's leaving for a death.
+    end_generation("step 0 failed, no rank is to blame; all ranks rejoin and try again");
+  }
 
   static void say(const CheckpointerOptions& o, const std::string& text) {
     const LogLine line{
@@ -280,8 +297,12 @@ Checkpointer& Checkpointer::rejoin() {
 
 std::uint64_t Checkpointer::run(Dict& state, std::uint64_t steps, const RunBody& body,
                                 const RunOptions& options) {
-  return detail::run(*this, impl_->trained_, state, steps, body, options,
-                     impl_->options_.deadline + std::chrono::seconds(1));
+  return detail::run(
+      {.ckpt = *this,
+       .trained = impl_->trained_,
+       .patience = impl_->options_.deadline + std::chrono::seconds(1),
+       .end_generation = [this](const std::string& why) { impl_->end_generation(why); }},
+      state, steps, body, options);
 }
 
 std::shared_ptr<ProcessGroup> Checkpointer::group() const {

@@ -59,8 +59,8 @@ class MESHSTAGE_API Checkpointer {
   /// training begins with: it is staged as step 0, and recover() returns when that is complete,
   /// with Source::kNothing. So until the first recover() has returned, leave the state alone.
   /// Throws StructureMismatch (first differing path; nothing was touched), Unrecoverable (names the
-  /// ranks without an image), OutOfMemory, RejoinNeeded, and InvalidState if step 0 failed three
-  /// times in a row.
+  /// ranks without an image), OutOfMemory, RejoinNeeded, and InvalidState if three
+  /// recoveries in a row ended by no rank's death (step 0 failed, say).
   Recovered recover(Dict& state);
 
   /// Starts staging `state` as `step`, which must be larger than any before in this generation.

@@ -32,16 +32,16 @@ void RunStep::before_update() {
 /// One call of Checkpointer::run().
 class Run {
  public:
-  /// `trained`: the step at which an earlier run() of this generation ended, if there was one.
-  Run(Checkpointer& ckpt, std::optional<std::uint64_t>& trained, Dict& state, std::uint64_t steps,
-      const RunBody& body, const RunOptions& options, std::chrono::milliseconds patience)
-      : ckpt_(ckpt),
-        trained_(trained),
+  Run(detail::RunSeams seams, Dict& state, std::uint64_t steps, const RunBody& body,
+      const RunOptions& options)
+      : ckpt_(seams.ckpt),
+        trained_(seams.trained),
         state_(state),
         steps_(steps),
         body_(body),
         options_(options),
-        patience_(patience) {}
+        patience_(seams.patience),
+        end_generation_(std::move(seams.end_generation)) {}
 
   std::uint64_t run() {
     while (true) {
@@ -109,8 +109,8 @@ class Run {
     settle();
     last_ = ckpt_.stage(state_, step);
     if (settle() == Outcome::kComplete) return;
-    throw PeerLost("the last step, " + std::to_string(step) +
-                   ", failed; no rank is to blame, all ranks train it again");
+    end_generation_("the last step, " + std::to_string(step) +
+                    ", failed; no rank is to blame, all ranks train it again");
   }
 
   /// Waits for the outcome of what was staged last.
@@ -156,16 +156,16 @@ class Run {
   const RunBody& body_;
   const RunOptions& options_;
   const std::chrono::milliseconds patience_;
+  const std::function<void(const std::string&)> end_generation_;
   Staging last_;
   int losses_ = 0;  ///< Generations that ended since a step was complete.
   int failed_ = 0;  ///< Staged steps that failed since then.
 };
 
-std::uint64_t detail::run(Checkpointer& ckpt, std::optional<std::uint64_t>& trained, Dict& state,
-                          std::uint64_t steps, const RunBody& body, const RunOptions& options,
-                          std::chrono::milliseconds patience) {
+std::uint64_t detail::run(RunSeams seams, Dict& state, std::uint64_t steps, const RunBody& body,
+                          const RunOptions& options) {
   if (options.stage_every == 0) throw InvalidArgument("RunOptions::stage_every is 0");
-  return Run(ckpt, trained, state, steps, body, options, patience).run();
+  return Run(std::move(seams), state, steps, body, options).run();
 }
 
 }  // namespace meshstage

@@ -5,7 +5,7 @@
 
 #include <meshstage/core/comm/process_group.hpp>
 #include <meshstage/core/error/export.hpp>
-#include <meshstage/core/replicate/agent.hpp>
+#include <meshstage/core/replicate/results.hpp>
 
 namespace meshstage {
 

@@ -28,6 +28,7 @@ struct Rules {
   bool structure_first = true;    ///< 5e: one mismatch stops all
   bool quarantine = true;         ///< 8: a broken generation's transfers write nowhere any more
   bool finish_together = true;    ///< 9: vaults are removed when everyone finishes
+  bool finish_is_a_no = true;     ///< 9: whoever finishes votes no on what it has not staged
   bool prune_together = true;     ///< 10: files are pruned when everyone has the newer step
   friend bool operator==(const Rules&, const Rules&) = default;
 };

@@ -157,7 +157,7 @@ Round* open_round(Turn& turn, ImageId id) {
     fail_here(turn, round, "this rank did not stage it");
     return nullptr;
   }
-  if (!round.requested && turn.s.wants_finish) {
+  if (!round.requested && turn.s.wants_finish && turn.rule().finish_is_a_no) {
     fail_here(turn, round, "this rank called finish() and did not stage it");
     return nullptr;
   }

@@ -195,7 +195,9 @@ void on(Turn& turn, const FinishRequested&) {
     }
   }
   s.wants_finish = true;
-  fail_unrequested(turn, "this rank called finish() and did not stage it");
+  if (turn.rule().finish_is_a_no) {
+    fail_unrequested(turn, "this rank called finish() and did not stage it");
+  }
   tally_finish(turn);
 }
 

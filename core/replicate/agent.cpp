@@ -484,6 +484,7 @@ Staging Agent::stage(const Value& state, std::uint64_t step) {
   return impl_->trainer_.stage(state, step);
 }
 void Agent::finish() { impl_->trainer_.finish(); }
+void Agent::end_generation(const std::string& why) { impl_->trainer_.end_generation(why); }
 const std::vector<int>& Agent::wards() const noexcept { return impl_->engine_.config->wards; }
 Replica Agent::held(int ward, const NodeRegistry& registry) {
   return impl_->trainer_.held(ward, registry);

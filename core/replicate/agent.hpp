@@ -48,6 +48,11 @@ class MESHSTAGE_API Agent {
   Recovered recover(Value& state);
   Staging stage(const Value& state, std::uint64_t step);
   void finish();
+  /// Ends the generation on every rank although nobody died. Every call throws PeerLost with `why`
+  /// and without a rank, here when this returns, and on the other ranks even if they hear first
+  /// that this rank has left (the Store names the cause). A generation that had ended keeps its own
+  /// cause.
+  void end_generation(const std::string& why);
   /// As Checkpointer::wards, held.
   [[nodiscard]] const std::vector<int>& wards() const noexcept;
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry);

@@ -209,6 +209,13 @@ void Trainer::finish() {
   engine_.gate.wait_finished(deadline);
 }
 
+// --- end_generation() ----------------------------------------------------------------------------
+
+void Trainer::end_generation(const std::string& why) {
+  engine_.post(protocol::Broken{-1, ErrorKind::kPeerLost, why});
+  engine_.loop.run([] {});  // behind the event
+}
+
 // --- held() --------------------------------------------------------------------------------------
 
 namespace {

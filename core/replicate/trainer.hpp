@@ -20,10 +20,11 @@ class Trainer {
  public:
   Trainer(Engine& engine, OwnStep& own, Slots& slots);
 
-  /// As Checkpointer::recover, stage, finish, held.
+  /// As Checkpointer::recover, stage, finish, held; end_generation as Agent's.
   Recovered recover(Value& state);
   Staging stage(const Value& state, std::uint64_t step);
   void finish();
+  void end_generation(const std::string& why);
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry);
 
  private:

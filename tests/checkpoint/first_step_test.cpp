@@ -1,11 +1,11 @@
 // Before a job's first complete step: nobody's recover() returns before step 0 is complete, so
 // whoever dies, survivors and replacements begin with the same bits. tests/examples kills real
 // ranks at each point of that.
-#include <cerrno>
+#include <atomic>
 #include <string>
 #include <vector>
 
-#include <meshstage/core/os/faulty_file_system.hpp>
+#include <meshstage/core/stage/pace.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
@@ -23,6 +23,14 @@ using ms::test::recover_to;
 using ms::test::run_ranks;
 using ms::test::stage_all;
 using ms::test::state_of;
+
+class FailingPace final : public ms::Pace {
+ public:
+  void before(std::uint64_t, ms::Watermark&) override {
+    if (fails) throw ms::OutOfMemory("no memory to copy into");
+  }
+  std::atomic<bool> fails{false};
+};
 
 }  // namespace
 
@@ -103,13 +111,11 @@ TEST_CASE("a step 0 that fails on one rank is tried again by all ranks, three ti
   std::vector<int> attempts(2);
   const auto errors = run_ranks(all_ranks(2), [&](int rank) {
     auto options = job.options(rank);
-    ms::FaultyFileSystem faulty(*options.file_system);
-    if (rank == 1) options.file_system = &faulty;
+    FailingPace pace;  // copying fails, so nothing of the step is left for the next recovery
+    if (rank == 1) options.pace = &pace;
     ms::Checkpointer ckpt(options);
     while (true) {
-      if (attempts[static_cast<std::size_t>(rank)]++ < failing) {
-        faulty.fail(ms::FileOperation::kReserve, 1, ENOSPC);  // rank 1's slot
-      }
+      pace.fails = attempts[static_cast<std::size_t>(rank)]++ < failing;
       try {
         (void)recover_to(ckpt, 0);
         break;
@@ -127,6 +133,6 @@ TEST_CASE("a step 0 that fails on one rank is tried again by all ranks, three ti
     return;
   }
   for (const auto& error : errors) {
-    CHECK_THAT(error, contains_text("invalid state: step 0 failed 3 times in a row"));
+    CHECK_THAT(error, contains_text("invalid state: recover() gives up: 3 times in a row"));
   }
 }

@@ -111,6 +111,15 @@ TEST_CASE("two ranks: more hosts are lost than is survived, with files") {
   require_safe(bounds);
 }
 
+TEST_CASE("two and three ranks: some finish before they have staged what others stage; a crash") {
+  const int world = GENERATE(2, 3);
+  Bounds bounds = ranks(world, 2);
+  bounds.early_ends = world - 1;
+  bounds.crashes = world == 2 ? 1 : 0;
+  bounds.finish = true;
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks: a crash around finish()") {
   Bounds bounds = ranks(2, 1);
   bounds.crashes = 1;

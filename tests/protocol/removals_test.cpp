@@ -60,7 +60,7 @@ void require_needed(const std::string& rule) {
   REQUIRE(replay(bounds, result.trace).violation() == "");
 }
 
-static_assert(kRules.size() == 18, "each rule has its test here");
+static_assert(kRules.size() == 19, "each rule has its test here");
 
 }  // namespace
 
@@ -97,6 +97,18 @@ TEST_CASE("without comparing structure first a promise breaks") {
 }
 TEST_CASE("without quarantine a promise breaks") { require_needed("quarantine"); }
 TEST_CASE("without finishing together a promise breaks") { require_needed("finish-together"); }
+TEST_CASE("without a no from whoever finishes, the others wait for ever") {
+  Bounds bounds;
+  bounds.world = 2;
+  bounds.steps = 2;
+  bounds.early_ends = 1;
+  bounds.finish = true;
+  REQUIRE(explore(bounds).violation == "");
+  bounds.rules.finish_is_a_no = false;
+  const Result result = explore(bounds);
+  std::cout << "without finish-is-a-no: " << summary(bounds, result) << std::endl;
+  REQUIRE(result.violation.find("waits for ever: g1 step") != std::string::npos);
+}
 TEST_CASE("without pruning together a promise breaks") { require_needed("prune-together"); }
 
 TEST_CASE("a found trace is shortened, reads as a sequence, and replays") {
@@ -123,7 +135,8 @@ TEST_CASE("every run is told so that it can be read again, and no two choices re
   bounds.world = 3;
   bounds.steps = 3;
   bounds.crashes = bounds.timeouts = bounds.lost_messages = bounds.local_failures = 2;
-  bounds.host_losses = bounds.skips = bounds.mismatches = bounds.flips = bounds.zombies = 1;
+  bounds.host_losses = bounds.skips = bounds.early_ends = bounds.mismatches = bounds.flips =
+      bounds.zombies = 1;
   bounds.disk = bounds.finish = true;
   bounds.differences = 1;
   bounds.completers = {{2}, {0}, {1}};

@@ -245,6 +245,7 @@ std::string summary(const Bounds& b, const Result& result) {
   add(b.timeouts, "timeouts");
   add(b.local_failures, "local failures");
   add(b.skips, "skips");
+  add(b.early_ends, "early ends");
   add(b.mismatches, "mismatches");
   add(b.flips, "flips");
   add(b.zombies, "zombies");

@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 18> kRules = {{
+inline constexpr std::array<NamedRule, 19> kRules = {{
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
     {"stage-beside-base", &protocol::Rules::stage_beside_base},
@@ -30,6 +30,7 @@ inline constexpr std::array<NamedRule, 18> kRules = {{
     {"structure-first", &protocol::Rules::structure_first},
     {"quarantine", &protocol::Rules::quarantine},
     {"finish-together", &protocol::Rules::finish_together},
+    {"finish-is-a-no", &protocol::Rules::finish_is_a_no},
     {"prune-together", &protocol::Rules::prune_together},
 }};
 

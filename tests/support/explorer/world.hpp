@@ -26,6 +26,7 @@ struct Bounds {
   int timeouts = 0;       ///< a rank gives its generation up though nobody died
   int local_failures = 0;  ///< an own image, replica or fetch fails
   int skips = 0;           ///< a trainer leaves a step out because the last one is unfinished
+  int early_ends = 0;      ///< a trainer calls finish() before it has staged all steps
   int mismatches = 0;      ///< a trainer comes back with another structure
   int flips = 0;           ///< a sealed image changes by itself
   int zombies = 0;         ///< a process is stopped, replaced, and goes on
@@ -199,7 +200,7 @@ class World {
   using Kind = Choice::Kind;
   struct Budget {
     int crashes, host_losses, losses_beyond, lost_messages, timeouts, local_failures, skips,
-        mismatches, flips, zombies, differences;
+        mismatches, flips, zombies, differences, early_ends;
   };
   struct CarryOut;
   struct CrashAt {

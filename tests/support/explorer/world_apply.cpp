@@ -176,6 +176,10 @@ void World::step(const Choice& choice) {
       break;
     }
     case Kind::kFinish:
+      if (node.next_step <= bounds_->steps) {
+        --left_.early_ends;
+        node.next_step = bounds_->steps + 1;
+      }
       if (!node.zombie) wants_finish_ |= std::uint64_t{1} << static_cast<unsigned>(node.rank);
       feed(node, FinishRequested{});
       break;

@@ -87,6 +87,9 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
     } else if (left_.skips > 0 && would_accept(node, StageSkipped{step})) {
       out.push_back({Kind::kSkip, me});
     }
+    if (left_.early_ends > 0 && would_accept(node, FinishRequested{})) {
+      out.push_back({Kind::kFinish, me});
+    }
   } else if (bounds_->finish && would_accept(node, FinishRequested{})) {
     out.push_back({Kind::kFinish, me});
   }
