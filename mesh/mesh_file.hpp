@@ -20,7 +20,7 @@ struct MeshDescription {
   PartnerOptions partners;
   Holders holders;  ///< by the policy, or as the file lists them
   bool explicit_holders = false;
-  /// Copies of images lack what shared_at() finds on another host.
+  /// Copies of images borrow what lender_of() finds on another host.
   bool spare_replicated = false;
   std::vector<TensorSpec> tensors;
 };

@@ -321,7 +321,7 @@ bool same_shard(const DeviceMesh& mesh, std::span<const Placement> placements, i
   return true;
 }
 
-std::optional<int> shared_at(const DeviceMesh& mesh, std::span<const Placement> placements,
+std::optional<int> lender_of(const DeviceMesh& mesh, std::span<const Placement> placements,
                              const FailureDomains& domains, int rank, DomainLevel level) {
   check_fit(mesh, placements);
   const Elsewhere elsewhere(mesh, domains, level);
@@ -337,8 +337,8 @@ std::optional<int> shared_at(const DeviceMesh& mesh, std::span<const Placement> 
   return out;
 }
 
-std::vector<int> all_shared_at(const DeviceMesh& mesh, std::span<const Placement> placements,
-                               const FailureDomains& domains, DomainLevel level) {
+std::vector<int> lenders_by_place(const DeviceMesh& mesh, std::span<const Placement> placements,
+                                  const FailureDomains& domains, DomainLevel level) {
   check_fit(mesh, placements);
   Elsewhere elsewhere(mesh, domains, level);
   const Dims dims = elsewhere.replicated(placements);
@@ -361,8 +361,8 @@ std::vector<int> all_shared_at(const DeviceMesh& mesh, std::span<const Placement
 
 // A set S is the first to reach another domain among the sets of some Replicate dimensions if and
 // only if no smaller set within S reaches one: then it is so for those of S, and else never.
-std::vector<std::vector<int>> shared_ranks(const DeviceMesh& mesh, const FailureDomains& domains,
-                                           DomainLevel level) {
+std::vector<std::vector<int>> possible_lenders(const DeviceMesh& mesh,
+                                               const FailureDomains& domains, DomainLevel level) {
   std::vector<std::vector<int>> out(static_cast<std::size_t>(domains.world_size()));
   Elsewhere elsewhere(mesh, domains, level);
   if (!elsewhere.several_domains()) return out;
@@ -412,9 +412,9 @@ std::vector<std::vector<int>> shared_ranks(const DeviceMesh& mesh, const Failure
   return out;
 }
 
-std::vector<std::vector<int>> completed_by(const DeviceMesh& mesh,
-                                           std::span<const TensorSpec> tensors,
-                                           const FailureDomains& domains, DomainLevel level) {
+std::vector<std::vector<int>> lenders_of(const DeviceMesh& mesh,
+                                         std::span<const TensorSpec> tensors,
+                                         const FailureDomains& domains, DomainLevel level) {
   // A job has hundreds of tensors, and few sets of dimensions along which they are replicated.
   struct Alike {
     std::optional<DeviceMesh> mesh;
@@ -438,11 +438,11 @@ std::vector<std::vector<int>> completed_by(const DeviceMesh& mesh,
   for (const auto& [kind, alike] : all_alike) {
     const DeviceMesh& part = *alike.mesh;
     const auto& layouts = alike.layouts;
-    const std::vector<int> at = all_shared_at(part, layouts[0].placements(), domains, level);
+    const std::vector<int> at = lenders_by_place(part, layouts[0].placements(), domains, level);
     const bool all_have = layouts[0].all_have_elements();
     for (std::int64_t place = 0; place < part.size(); ++place) {
-      const int keeper = at[static_cast<std::size_t>(place)];
-      if (keeper < 0) continue;
+      const int lender = at[static_cast<std::size_t>(place)];
+      if (lender < 0) continue;
       std::int64_t rest = place;
       for (std::size_t d = part.ndim(); d-- > 0;) {
         coordinate[d] = rest % part.shape()[d];
@@ -451,7 +451,7 @@ std::vector<std::vector<int>> completed_by(const DeviceMesh& mesh,
       if (all_have || std::any_of(layouts.begin(), layouts.end(), [&](const Layout& layout) {
             return layout.local_numel(coordinate) > 0;
           })) {
-        out[static_cast<std::size_t>(part.rank_at(place))].push_back(keeper);
+        out[static_cast<std::size_t>(part.rank_at(place))].push_back(lender);
       }
     }
   }

@@ -70,9 +70,9 @@ struct TensorPlace {
 [[nodiscard]] MESHSTAGE_API bool same_shard(const DeviceMesh& mesh,
                                             std::span<const Placement> placements, int a, int b);
 
-/// Shared tensors: what `rank` has of a tensor need not be in the copies of its image if another
-/// rank that has the same elements stands in another failure domain and keeps them for it, in its
-/// own image. This is that rank; nothing if there is none, or the mesh has no such `rank`.
+/// Borrowed tensors: the copies of the image of `rank` leave out its part of a tensor if a rank in
+/// another failure domain, the lender, has the same elements in its own image. Returns the lender;
+/// nothing if there is none, or the mesh has no such `rank`.
 ///
 /// So that a rank depends on few others whatever its tensors, the sets of Replicate dimensions are
 /// looked at small ones first, and then in the mesh's order: the first that reaches another domain
@@ -81,24 +81,23 @@ struct TensorPlace {
 ///
 /// Throws InvalidArgument unless there is one placement for each dimension, if a rank that is
 /// looked at has no host, and for kRack if racks are not known.
-[[nodiscard]] MESHSTAGE_API std::optional<int> shared_at(const DeviceMesh& mesh,
+[[nodiscard]] MESHSTAGE_API std::optional<int> lender_of(const DeviceMesh& mesh,
                                                          std::span<const Placement> placements,
                                                          const FailureDomains& domains, int rank,
                                                          DomainLevel level = DomainLevel::kHost);
 /// The same for every rank of the mesh, by place in its row-major order; -1 where there is none.
 /// Takes time in proportion to the ranks, whatever the domains are, for each set of dimensions that
 /// has to be looked at: few, unless hosts lie across the mesh without order.
-[[nodiscard]] MESHSTAGE_API std::vector<int> all_shared_at(const DeviceMesh& mesh,
-                                                           std::span<const Placement> placements,
-                                                           const FailureDomains& domains,
-                                                           DomainLevel level = DomainLevel::kHost);
-/// For every rank of the world all ranks that shared_at() can give for any placements, ascending;
-/// none for a rank that is not on the mesh. Time as all_shared_at().
-[[nodiscard]] MESHSTAGE_API std::vector<std::vector<int>> shared_ranks(
+[[nodiscard]] MESHSTAGE_API std::vector<int> lenders_by_place(
+    const DeviceMesh& mesh, std::span<const Placement> placements, const FailureDomains& domains,
+    DomainLevel level = DomainLevel::kHost);
+/// For every rank of the world all ranks that lender_of() can give for any placements, ascending;
+/// none for a rank that is not on the mesh. Time as lenders_by_place().
+[[nodiscard]] MESHSTAGE_API std::vector<std::vector<int>> possible_lenders(
     const DeviceMesh& mesh, const FailureDomains& domains, DomainLevel level = DomainLevel::kHost);
-/// For every rank of the world the ranks that shared_at() gives for those of these tensors of which
-/// it has elements, ascending: what completes a copy of its image from which they are left out.
-[[nodiscard]] MESHSTAGE_API std::vector<std::vector<int>> completed_by(
+/// For every rank of the world the ranks that lender_of() gives for those of these tensors of which
+/// it has elements, ascending: the ranks from which copies of its image borrow.
+[[nodiscard]] MESHSTAGE_API std::vector<std::vector<int>> lenders_of(
     const DeviceMesh& mesh, std::span<const TensorSpec> tensors, const FailureDomains& domains,
     DomainLevel level = DomainLevel::kHost);
 

@@ -195,12 +195,13 @@ Survival survive_tensor(const FailureDomains& domains, const Holders& holders,
     ranks.clear();
     copies.for_each(unused, [&](std::int64_t copy) { ranks.push_back(mesh.rank_at(part + copy)); });
     for (const int rank : ranks) set.push_back(domains.domain_of(rank, options.level));
-    // One that has it elsewhere is enough for all to have one: shared_at() looks at them all.
-    const bool shared = options.shared && std::any_of(ranks.begin(), ranks.end(), [&](int rank) {
-                          return domains.domain_of(rank, *options.shared) !=
-                                 domains.domain_of(ranks.front(), *options.shared);
-                        });
-    if (!shared) {
+    // One that has it elsewhere is enough for all to have one: lender_of() looks at them all.
+    const bool borrowed =
+        options.borrowed && std::any_of(ranks.begin(), ranks.end(), [&](int rank) {
+          return domains.domain_of(rank, *options.borrowed) !=
+                 domains.domain_of(ranks.front(), *options.borrowed);
+        });
+    if (!borrowed) {
       for (const int rank : ranks) {
         for (const int h : holders[static_cast<std::size_t>(rank)]) {
           set.push_back(domains.domain_of(h, options.level));
@@ -226,8 +227,8 @@ SurviveReport survive(const FailureDomains& domains, const Holders& holders, con
   SurviveReport out;
   out.domains = domains.count(options.level);
   DomainSets sets(out.domains, options);
-  std::vector<std::vector<int>> completed(static_cast<std::size_t>(world));
-  if (options.shared) completed = completed_by(mesh, tensors, domains, *options.shared);
+  std::vector<std::vector<int>> lenders(static_cast<std::size_t>(world));
+  if (options.borrowed) lenders = lenders_of(mesh, tensors, domains, *options.borrowed);
   std::vector<int> set;
   for (int r = 0; r < world; ++r) {
     const int here = domains.domain_of(r, options.level);
@@ -236,8 +237,8 @@ SurviveReport survive(const FailureDomains& domains, const Holders& holders, con
       set.push_back(domains.domain_of(h, options.level));
     }
     sets.add(set, r);
-    for (const int keeper : completed[static_cast<std::size_t>(r)]) {
-      set.assign({here, domains.domain_of(keeper, options.level)});
+    for (const int lender : lenders[static_cast<std::size_t>(r)]) {
+      set.assign({here, domains.domain_of(lender, options.level)});
       sets.add(set, r);
     }
   }

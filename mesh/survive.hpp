@@ -14,9 +14,9 @@ namespace meshstage {
 struct SurviveOptions {
   /// What is lost at once.
   DomainLevel level = DomainLevel::kHost;
-  /// Copies of images lack what shared_at() finds in another domain of this level. Nothing (the
+  /// Copies of images borrow what lender_of() finds in another domain of this level. Nothing (the
   /// default): copies are whole.
-  std::optional<DomainLevel> shared = {};
+  std::optional<DomainLevel> borrowed = {};
   /// Losses above the smallest fatal size are counted by listing the fatal ones, if that takes at
   /// most so many entries (a loss with two reasons is listed twice, and counted once).
   std::uint64_t enumerate_at_most = 200'000;
@@ -55,9 +55,9 @@ struct Survival {
 
 struct SurviveReport {
   int domains = 0;
-  /// Each rank's image: whole in its own memory, and in its holders' copies. Without shared tensors
-  /// that is as much as to say: what is its own (random state, counters, anything that is not a
-  /// tensor on the mesh).
+  /// Each rank's image: whole in its own memory, and in its holders' copies. Without borrowed
+  /// tensors that is as much as to say: what is its own (random state, counters, anything that is
+  /// not a tensor on the mesh).
   Survival ranks;
   std::vector<Survival> tensors;
 };
@@ -73,11 +73,10 @@ struct SurviveReport {
 /// larger fatal losses (all sets that contain a D) are listed where they are few enough, and else
 /// called not enumerated.
 ///
-/// With shared tensors the copies of rank r's image are completed by the ranks t =
-/// completed_by()[r] alone. So a loss F leaves r's image somewhere unless F contains r's domain,
-/// and either those of all its holders or that of one t: the sets D of an image are {r and its
-/// holders} and, for each t, {r, t}. No copy has a shared part of a tensor: its D is that of the
-/// ranks that have it.
+/// With borrowed tensors the copies of rank r's image need each lender t of lenders_of()[r]. So a
+/// loss F leaves r's image somewhere unless F contains r's domain, and either those of all its
+/// holders or that of one t: the sets D of an image are {r and its holders} and, for each t, {r,
+/// t}. No copy has a borrowed part of a tensor: its D is that of the ranks that have it.
 ///
 /// Throws InvalidArgument if holders, mesh and domains do not fit each other.
 [[nodiscard]] MESHSTAGE_API SurviveReport survive(const FailureDomains& domains,

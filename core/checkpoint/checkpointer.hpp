@@ -32,7 +32,7 @@ namespace meshstage {
 ///     } catch (const ms::RejoinNeeded&) { ckpt.rejoin(); }
 ///
 /// Host memory: four times the state's bytes for each rank (two own slots, two for its ward), less
-/// what replicas leave out.
+/// what replicas borrow.
 /// Threads: one caller (the trainer's thread). Owns one agent thread, one copying thread, one
 /// exchange thread, one persisting thread and its backend's, and one that tells how long it waits
 /// while a generation is formed or a step recovered; all end with it.
@@ -47,7 +47,7 @@ class MESHSTAGE_API Checkpointer {
  public:
   /// Collective. Attaches the vault and forms a generation with all ranks.
   /// Throws InvalidArgument (options, environment), Timeout (ranks that did not come, or no Store
-  /// answered), InvalidState (ranks whose world size, holders, completers or block size differ),
+  /// answered), InvalidState (ranks whose world size, holders, lenders or block size differ),
   /// OutOfMemory.
   explicit Checkpointer(CheckpointerOptions options);
   Checkpointer(const Checkpointer&) = delete;
@@ -104,8 +104,8 @@ class MESHSTAGE_API Checkpointer {
   /// while one is being staged. `registry` decodes node types (dtensor::register_nodes and its
   /// like); a type that is not in it becomes an OpaqueNode. Throws InvalidArgument if `ward` is
   /// none of wards(), NotFound if no step is complete yet, CorruptData if the replica has rotted,
-  /// InvalidState before recover() and for a replica that leaves out what a third rank has
-  /// (CheckpointerOptions::shared), OutOfMemory, and RejoinNeeded as the others.
+  /// InvalidState before recover() and for a replica that borrows from a third rank
+  /// (CheckpointerOptions::borrowed), OutOfMemory, and RejoinNeeded as the others.
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry = {});
 
   /// Collective; the orderly end of a job: waits for what is in flight (persisting too), agrees,

@@ -140,11 +140,11 @@ ImageInfo read_replica_info(std::span<const std::byte> replica) {
   return detail::read_trailer(replica, detail::Form::kReplica).info;
 }
 
-ImageShares read_shares(std::span<const std::byte> image) {
-  return detail::decode_shares(detail::read_trailer(image));
+Loans read_loans(std::span<const std::byte> image) {
+  return detail::decode_loans(detail::read_trailer(image));
 }
-ImageShares read_replica_shares(std::span<const std::byte> replica) {
-  return detail::decode_shares(detail::read_trailer(replica, detail::Form::kReplica));
+Loans read_replica_loans(std::span<const std::byte> replica) {
+  return detail::decode_loans(detail::read_trailer(replica, detail::Form::kReplica));
 }
 
 ImageInfo verify_image(std::span<const std::byte> image) {

@@ -21,8 +21,8 @@ class MESHSTAGE_API BlockDigests {
   BlockDigests() = default;
   /// `digested_bytes`: from the data section's begin to the trailer's, in the whole image.
   /// `first_block`: the blocks before are not to come, as in a replica, which begins with block
-  /// shared_bytes / block_bytes. Throws InvalidArgument if block_bytes is 0, or first_block beyond
-  /// the last block.
+  /// borrowed_bytes / block_bytes. Throws InvalidArgument if block_bytes is 0, or first_block
+  /// beyond the last block.
   BlockDigests(std::uint64_t block_bytes, std::uint64_t digested_bytes,
                std::size_t first_block = 0);
 
@@ -60,8 +60,8 @@ MESHSTAGE_API ImageInfo check_replica_blocks(std::span<const std::byte> replica,
                                              const BlockDigests& digests);
 
 /// Bytes of the trailer of an image whose data up to the trailer are `digested_bytes`.
-/// `shares`: ImageInfo::shares.
+/// `loans`: ImageInfo::loans.
 MESHSTAGE_API std::uint64_t trailer_size(std::uint64_t digested_bytes, std::uint64_t block_bytes,
-                                         std::uint32_t shares = 0);
+                                         std::uint32_t loans = 0);
 
 }  // namespace meshstage

@@ -54,11 +54,12 @@ struct Digest {
 /// 32 lower-case hex digits, high half first (as xxhsum -H2 prints it).
 MESHSTAGE_API std::string to_hex(const Digest& digest);
 
-/// What an image has in common with another rank's of the same step, byte for byte.
-struct ImageShare {
+/// Storages that lie byte for byte in the images of two ranks at the same step. The *borrower*'s
+/// replicas leave them out, because the *lender*'s own image has them.
+struct Loan {
   int rank = 0;   ///< The other rank.
   Digest digest;  ///< Of the storages' bytes, by name ascending: the same in both images.
-  friend bool operator==(const ImageShare&, const ImageShare&) = default;
+  friend bool operator==(const Loan&, const Loan&) = default;
 };
 
 /// What a whole, sealed image says of itself.
@@ -71,12 +72,14 @@ struct ImageInfo {
   Digest manifest_digest;  ///< Of bytes [0, manifest_bytes); the same while the structure stays.
   Digest image_digest;     ///< Of the trailer, hence of everything.
   /// Front of the data section with the storages that another rank has too, whole blocks: what a
-  /// replica leaves out (replica.hpp). 0 if nothing is shared.
-  std::uint64_t shared_bytes = 0;
-  /// How many ImageShares the trailer has; 0 if nothing is shared.
-  std::uint32_t shares = 0;
-  /// Bytes of the image's replica: manifest, then what lies behind the shared bytes.
-  [[nodiscard]] std::uint64_t replica_bytes() const noexcept { return image_bytes - shared_bytes; }
+  /// replica leaves out (replica.hpp). 0 if nothing is borrowed.
+  std::uint64_t borrowed_bytes = 0;
+  /// How many Loans the trailer has, borrowed and lent together.
+  std::uint32_t loans = 0;
+  /// Bytes of the image's replica: manifest, then what lies behind the borrowed bytes.
+  [[nodiscard]] std::uint64_t replica_bytes() const noexcept {
+    return image_bytes - borrowed_bytes;
+  }
   friend bool operator==(const ImageInfo&, const ImageInfo&) = default;
 };
 

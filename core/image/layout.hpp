@@ -17,19 +17,19 @@ struct ImageSegment {
       name;  ///< Of its safetensors entry: the first path that covers it, or a reserved one.
 };
 
-/// Storages of this rank that `rank` has too, byte for byte at every step. They lie at the front of
-/// an image's data section, so that a replica can leave them out.
-struct SharedStorages {
+/// Storages that this rank and `rank` both have, byte for byte at every step. The borrowed ones lie
+/// at the front of the image's data section, so that a replica can leave them out.
+struct LoanNames {
   int rank = 0;
   std::vector<std::string> names;  ///< As ImageSegment::name, in any order.
-  friend bool operator==(const SharedStorages&, const SharedStorages&) = default;
+  friend bool operator==(const LoanNames&, const LoanNames&) = default;
 };
 
-/// A smaller storage costs more apart from the others than a replica without it spares.
-inline constexpr std::uint64_t kLeastSharedBytes = 4096;
+/// A smaller storage is not borrowed: laying it apart would cost more than a replica saves.
+inline constexpr std::uint64_t kLeastBorrowedBytes = 4096;
 
-/// What became of a SharedStorages in a layout.
-struct SharedSegments {
+/// What became of a LoanNames in a layout.
+struct LoanSegments {
   int rank = 0;
   std::vector<std::size_t> segments;  ///< Indices into ImageLayout::segments, by name ascending.
 };
@@ -37,7 +37,7 @@ struct SharedSegments {
 /// Where everything lies in an image (all offsets from its begin, in bytes) and its manifest. Made
 /// by StagingPlan from the structure of a state dict; the same for every step while that stays.
 ///     [0, data_begin)                    manifest: the safetensors header, padded with spaces
-///     [data_begin, + shared_bytes)       the shared storages by rank and name, zeros to a block
+///     [data_begin, + borrowed_bytes)     the borrowed storages by rank and name, zeros to a block
 ///     [.., values_begin)                 the storages, 64-byte aligned, padding between
 ///     [values_begin, trailer_begin)      scalars, strings and bytes
 ///     [trailer_begin, image_bytes)       identity and digests
@@ -49,10 +49,10 @@ struct ImageLayout {
   std::uint64_t block_bytes = 0;       ///< Unit of the block digests.
   std::uint64_t storage_bytes = 0;     ///< Sum of the segments: what the state dict itself has.
   std::vector<ImageSegment> segments;  ///< Ascending by offset.
-  std::uint64_t shared_bytes = 0;      ///< A multiple of block_bytes; 0 if nothing is shared.
-  std::vector<SharedSegments> shared;  ///< By rank ascending; none without segments.
-  /// What replicas of other ranks leave out, and this image has; by rank ascending.
-  std::vector<SharedSegments> completes;
+  std::uint64_t borrowed_bytes = 0;    ///< A multiple of block_bytes; 0 if nothing is borrowed.
+  std::vector<LoanSegments> borrowed;  ///< By rank ascending; none without segments.
+  /// What this image lends to replicas of other ranks; by borrower ascending.
+  std::vector<LoanSegments> lent;
   std::vector<std::byte> manifest;  ///< The bytes [0, data_begin).
   Digest manifest_digest;           ///< Of these.
 

@@ -32,9 +32,9 @@ void append_bytes_entry(std::string& json, std::string_view name, std::uint64_t 
 }
 
 // One range for each rank: its segments are neighbours.
-std::string shared_ranges(const ImageLayout& layout) {
+std::string borrowed_ranges(const ImageLayout& layout) {
   std::string json = "[";
-  for (const auto& part : layout.shared) {
+  for (const auto& part : layout.borrowed) {
     const auto& first = layout.segments[part.segments.front()];
     const auto& last = layout.segments[part.segments.back()];
     if (json.size() > 1) json += ',';
@@ -49,7 +49,7 @@ std::string shared_ranges(const ImageLayout& layout) {
 std::string structure(const FlatState& flat, const ImageLayout& layout) {
   std::vector<const ImageSegment*> by_storage(flat.storages.size());
   for (const auto& segment : layout.segments) by_storage[segment.storage] = &segment;
-  std::string json = "{\"format\":" + std::to_string(version_for(layout.shared_bytes)) +
+  std::string json = "{\"format\":" + std::to_string(version_for(layout.borrowed_bytes)) +
                      ",\"block_bytes\":" + std::to_string(layout.block_bytes) + ",\"storages\":[";
   for (std::size_t i = 0; i < by_storage.size(); ++i) {
     if (i > 0) json += ',';
@@ -68,7 +68,7 @@ std::string structure(const FlatState& flat, const ImageLayout& layout) {
     json += "]";
   }
   json += "]";
-  if (layout.shared_bytes != 0) json += ",\"shared\":" + shared_ranges(layout);
+  if (layout.borrowed_bytes != 0) json += ",\"shared\":" + borrowed_ranges(layout);
   return json + ",\"tree\":" + flat.tree + "}";
 }
 
@@ -76,7 +76,7 @@ std::string structure(const FlatState& flat, const ImageLayout& layout) {
 
 std::string describe_unknown_version(std::uint64_t version) {
   return "format version " + std::to_string(version) + "; this library reads versions " +
-         std::to_string(kFormatVersion) + " and " + std::to_string(kSharingVersion);
+         std::to_string(kFormatVersion) + " and " + std::to_string(kBorrowingVersion);
 }
 
 std::vector<StorageName> storage_names(const FlatState& flat) {

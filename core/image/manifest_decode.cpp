@@ -106,17 +106,17 @@ std::vector<Manifest::Range> storage_ranges(const json& j, const SafetensorsInde
   return ranges;
 }
 
-// Where the part of each sharing rank lies: ascending by rank and offset, apart, from 0.
-std::vector<Manifest::Range> part_ranges(const json& j, std::vector<SharedPart>& parts) {
+// Where the part of each lender lies: ascending by rank and offset, apart, from 0.
+std::vector<Manifest::Range> part_ranges(const json& j, std::vector<BorrowedPart>& parts) {
   std::vector<Manifest::Range> ranges;
   for (const auto& p : list(j, "\"shared\"")) {
-    if (!p.is_array() || p.size() != 3) refuse("a shared part is not [rank, begin, end]");
-    const auto rank = unsigned_of(p[0], "a sharing rank");
-    const Manifest::Range range{unsigned_of(p[1], "a shared part's begin"),
-                                unsigned_of(p[2], "a shared part's end")};
+    if (!p.is_array() || p.size() != 3) refuse("a borrowed part is not [rank, begin, end]");
+    const auto rank = unsigned_of(p[0], "a lender");
+    const Manifest::Range range{unsigned_of(p[1], "a borrowed part's begin"),
+                                unsigned_of(p[2], "a borrowed part's end")};
     if (rank > static_cast<std::uint64_t>(INT32_MAX) ||
         (!parts.empty() && rank <= static_cast<std::uint64_t>(parts.back().rank))) {
-      refuse("the sharing ranks do not ascend");
+      refuse("the lenders do not ascend");
     }
     if (range.begin >= range.end || (ranges.empty() && range.begin != 0) ||
         (!ranges.empty() && range.begin < ranges.back().end)) {
@@ -130,17 +130,17 @@ std::vector<Manifest::Range> part_ranges(const json& j, std::vector<SharedPart>&
   return ranges;
 }
 
-// What other ranks have too. Every storage that begins in the shared bytes lies in one of the
+// What other ranks have too. Every storage that begins in the borrowed bytes lies in one of the
 // parts, which begin and end with storages.
-void read_shared(const json& j, const SafetensorsIndex& index, Manifest& m) {
-  const auto ranges = part_ranges(j, m.shared);
+void read_borrowed(const json& j, const SafetensorsIndex& index, Manifest& m) {
+  const auto ranges = part_ranges(j, m.borrowed);
   const auto end = ranges.back().end;
   const auto values_begin = m.values.begin - m.data_begin;
   const auto over = end % m.block_bytes;
   const auto padding = over == 0 ? 0 : m.block_bytes - over;
   if (end > values_begin || padding > values_begin - end)
-    refuse("the shared bytes, in whole blocks, reach beyond the storages");
-  m.shared_bytes = end + padding;
+    refuse("the borrowed bytes, in whole blocks, reach beyond the storages");
+  m.borrowed_bytes = end + padding;
 
   std::vector<Manifest::Range> storages;  // in the data section, ascending
   for (const auto& s : m.storages) {
@@ -150,19 +150,19 @@ void read_shared(const json& j, const SafetensorsIndex& index, Manifest& m) {
             [](const auto& a, const auto& b) { return a.begin < b.begin; });
   std::size_t part = 0;
   for (const auto& s : storages) {
-    if (s.begin >= m.shared_bytes) break;
+    if (s.begin >= m.borrowed_bytes) break;
     while (part < ranges.size() && s.begin >= ranges[part].end) ++part;
     if (part == ranges.size() || s.begin < ranges[part].begin || s.end > ranges[part].end)
       refuse("the storage at [" + std::to_string(s.begin) + ", " + std::to_string(s.end) +
-             ") lies in the shared bytes, but in no rank's part");
-    m.shared[part].pieces.push_back(
+             ") lies in the borrowed bytes, but in no rank's part");
+    m.borrowed[part].pieces.push_back(
         {entry_at(index, s)->name, m.data_begin + s.begin, s.end - s.begin});
   }
   for (std::size_t i = 0; i < ranges.size(); ++i) {
-    const auto& pieces = m.shared[i].pieces;
+    const auto& pieces = m.borrowed[i].pieces;
     if (pieces.empty() || pieces.front().offset != m.data_begin + ranges[i].begin ||
         pieces.back().offset + pieces.back().bytes != m.data_begin + ranges[i].end) {
-      refuse("the part of rank " + std::to_string(m.shared[i].rank) +
+      refuse("the part of rank " + std::to_string(m.borrowed[i].rank) +
              " does not begin and end with storages");
     }
   }
@@ -183,7 +183,7 @@ Manifest decode(std::span<const std::byte> front, std::uint64_t image_bytes) {
   const auto root = parse_structure(*text);
   if (!root.is_object()) refuse("its structure is not an object");
   const auto format = unsigned_of(member(root, "format"), "\"format\"");
-  if (format != kFormatVersion && format != kSharingVersion)
+  if (format != kFormatVersion && format != kBorrowingVersion)
     refuse(describe_unknown_version(format));
   Manifest m;
   m.data_begin = index.data_begin();
@@ -198,9 +198,9 @@ Manifest decode(std::span<const std::byte> front, std::uint64_t image_bytes) {
   if (m.trailer.end != image_bytes || m.values.end != m.trailer.begin) {
     refuse("values and trailer are not the last two entries");
   }
-  if (root.contains("shared") != (format == kSharingVersion))
+  if (root.contains("shared") != (format == kBorrowingVersion))
     refuse("\"shared\" belongs to version 2, and to no other");
-  if (format == kSharingVersion) read_shared(root["shared"], index, m);
+  if (format == kBorrowingVersion) read_borrowed(root["shared"], index, m);
   m.tree = member(root, "tree");
   return m;
 }

@@ -15,11 +15,11 @@
 
 namespace meshstage::detail {
 
-/// The versions that this code reads. It writes the first unless storages are shared.
+/// The versions that this code reads. It writes the first unless storages are borrowed.
 inline constexpr std::uint32_t kFormatVersion = 1;
-inline constexpr std::uint32_t kSharingVersion = 2;
-constexpr std::uint32_t version_for(std::uint64_t shared_bytes) noexcept {
-  return shared_bytes == 0 ? kFormatVersion : kSharingVersion;
+inline constexpr std::uint32_t kBorrowingVersion = 2;
+constexpr std::uint32_t version_for(std::uint64_t borrowed_bytes) noexcept {
+  return borrowed_bytes == 0 ? kFormatVersion : kBorrowingVersion;
 }
 /// "format version 9; this library reads versions 1 and 2".
 std::string describe_unknown_version(std::uint64_t version);
@@ -61,8 +61,8 @@ struct Manifest {
   std::uint64_t block_bytes = 0;
   std::vector<Range> storages;
   std::vector<View> views;
-  std::uint64_t shared_bytes = 0;  ///< From data_begin on; a multiple of block_bytes.
-  std::vector<SharedPart> shared;
+  std::uint64_t borrowed_bytes = 0;  ///< From data_begin on; a multiple of block_bytes.
+  std::vector<BorrowedPart> borrowed;
   Range values, trailer;
   nlohmann::json tree;
 };

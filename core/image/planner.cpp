@@ -28,11 +28,11 @@ constexpr std::uint64_t kPage = 4096;
 struct Placement {
   std::vector<std::uint64_t> offsets;
   std::uint64_t end = 0;
-  std::uint64_t shared_bytes = 0;
+  std::uint64_t borrowed_bytes = 0;
 };
 
 // A storage that another rank has too.
-struct Shared {
+struct LoanStorage {
   int rank = 0;
   std::string_view name;
   std::uint32_t storage = 0;
@@ -47,54 +47,55 @@ std::uint64_t room_for(const Storage& storage, const LayoutOptions& options) {
   return round_up(storage.nbytes(), unit_of(storage, options));
 }
 
-// By rank, then name. None if they fill no block: the padding would cost more than is spared.
-std::vector<Shared> shared_storages(const FlatState& flat, const std::vector<StorageName>& names,
-                                    const LayoutOptions& options) {
+// By rank, then name. None if they fill no block: the padding would cost more than a replica saves.
+std::vector<LoanStorage> borrowed_storages(const FlatState& flat,
+                                           const std::vector<StorageName>& names,
+                                           const LayoutOptions& options) {
   std::unordered_map<std::string_view, std::uint32_t> free;  // not given to a rank yet
   for (std::uint32_t i = 0; i < names.size(); ++i) {
-    if (flat.storages[i].nbytes() >= kLeastSharedBytes) free.emplace(names[i].name, i);
+    if (flat.storages[i].nbytes() >= kLeastBorrowedBytes) free.emplace(names[i].name, i);
   }
   std::map<int, std::vector<std::string_view>> wanted;
-  for (const auto& part : options.shared)
+  for (const auto& part : options.borrowed)
     wanted[part.rank].insert(wanted[part.rank].end(), part.names.begin(), part.names.end());
-  std::vector<Shared> shared;
+  std::vector<LoanStorage> borrowed;
   std::uint64_t bytes = 0;
   for (auto& [rank, list] : wanted) {
     std::sort(list.begin(), list.end());
     for (const auto name : list) {
       const auto it = free.find(name);
       if (it == free.end()) continue;
-      shared.push_back({rank, it->first, it->second});
+      borrowed.push_back({rank, it->first, it->second});
       bytes += flat.storages[it->second].nbytes();
       free.erase(it);
     }
   }
-  if (bytes < options.block_bytes) shared.clear();
-  return shared;
+  if (bytes < options.block_bytes) borrowed.clear();
+  return borrowed;
 }
 
 // By rank, then name; a storage may complete several ranks.
-std::vector<Shared> completed_storages(const FlatState& flat, const std::vector<StorageName>& names,
+std::vector<LoanStorage> lent_storages(const FlatState& flat, const std::vector<StorageName>& names,
                                        const LayoutOptions& options) {
-  if (options.completes.empty()) return {};
+  if (options.lent.empty()) return {};
   std::unordered_map<std::string_view, std::uint32_t> by_name;
   for (std::uint32_t i = 0; i < names.size(); ++i) {
-    if (flat.storages[i].nbytes() >= kLeastSharedBytes) by_name.emplace(names[i].name, i);
+    if (flat.storages[i].nbytes() >= kLeastBorrowedBytes) by_name.emplace(names[i].name, i);
   }
   std::set<std::pair<int, std::string_view>> wanted;
-  for (const auto& part : options.completes) {
+  for (const auto& part : options.lent) {
     for (const auto& name : part.names) wanted.emplace(part.rank, name);
   }
-  std::vector<Shared> completed;
+  std::vector<LoanStorage> lent;
   for (const auto& [rank, name] : wanted) {
     const auto it = by_name.find(name);
-    if (it != by_name.end()) completed.push_back({rank, it->first, it->second});
+    if (it != by_name.end()) lent.push_back({rank, it->first, it->second});
   }
-  return completed;
+  return lent;
 }
 
 Placement place_anew(const FlatState& flat, const LayoutOptions& options,
-                     const std::vector<Shared>& shared) {
+                     const std::vector<LoanStorage>& borrowed) {
   Placement p;
   p.offsets.resize(flat.storages.size());
   std::vector<bool> placed(flat.storages.size());
@@ -103,8 +104,8 @@ Placement place_anew(const FlatState& flat, const LayoutOptions& options,
     p.end = p.offsets[i] + room_for(flat.storages[i], options);
     placed[i] = true;
   };
-  for (const auto& s : shared) append(s.storage);
-  p.shared_bytes = p.end = round_up(p.end, options.block_bytes);
+  for (const auto& s : borrowed) append(s.storage);
+  p.borrowed_bytes = p.end = round_up(p.end, options.block_bytes);
   std::map<std::pair<DeviceType, std::int16_t>, std::vector<std::uint32_t>> by_device;
   for (std::uint32_t i = 0; i < placed.size(); ++i) {
     const auto device = flat.storages[i].device();
@@ -202,13 +203,14 @@ Placement place(const FlatState& flat, const std::vector<StorageName>& names,
   return waste > again.end / 10 ? anew : again;
 }
 
-// Segments by the rank that has them too. Those of a rank are neighbours, by name ascending.
-std::vector<SharedSegments> shared_segments(const std::vector<Shared>& shared,
-                                            const std::vector<ImageSegment>& segments) {
+// Segments by the rank at the other end of the loan. Those of a rank are neighbours, by name
+// ascending.
+std::vector<LoanSegments> loan_segments(const std::vector<LoanStorage>& borrowed,
+                                        const std::vector<ImageSegment>& segments) {
   std::vector<std::size_t> by_storage(segments.size());
   for (std::size_t i = 0; i < segments.size(); ++i) by_storage[segments[i].storage] = i;
-  std::vector<SharedSegments> parts;
-  for (const auto& s : shared) {
+  std::vector<LoanSegments> parts;
+  for (const auto& s : borrowed) {
     if (parts.empty() || parts.back().rank != s.rank) parts.push_back({s.rank, {}});
     parts.back().segments.push_back(by_storage[s.storage]);
   }
@@ -257,15 +259,15 @@ ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
                         const PreviousLayout* previous) {
   check_dims(flat);
   const auto names = storage_names(flat);
-  const auto shared = shared_storages(flat, names, options);
-  if (!shared.empty() || any_on_device(flat) ||
-      (previous != nullptr && previous->layout.shared_bytes != 0)) {
+  const auto borrowed = borrowed_storages(flat, names, options);
+  if (!borrowed.empty() || any_on_device(flat) ||
+      (previous != nullptr && previous->layout.borrowed_bytes != 0)) {
     previous = nullptr;
   }
-  const auto placement =
-      shared.empty() ? place(flat, names, options, previous) : place_anew(flat, options, shared);
+  const auto placement = borrowed.empty() ? place(flat, names, options, previous)
+                                          : place_anew(flat, options, borrowed);
   ImageLayout layout;
-  layout.shared_bytes = placement.shared_bytes;
+  layout.borrowed_bytes = placement.borrowed_bytes;
   layout.block_bytes = options.block_bytes;
   for (std::uint32_t i = 0; i < flat.storages.size(); ++i) {
     layout.segments.push_back({i, placement.offsets[i], flat.storages[i].nbytes(), names[i].name});
@@ -275,14 +277,14 @@ ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
   const auto key = [](const ImageSegment& s) { return std::tuple(s.offset, s.bytes, s.storage); };
   std::sort(layout.segments.begin(), layout.segments.end(),
             [&](const auto& a, const auto& b) { return key(a) < key(b); });
-  layout.shared = shared_segments(shared, layout.segments);
-  layout.completes = shared_segments(completed_storages(flat, names, options), layout.segments);
+  layout.borrowed = loan_segments(borrowed, layout.segments);
+  layout.lent = loan_segments(lent_storages(flat, names, options), layout.segments);
   layout.values_begin = placement.end;
   layout.trailer_begin = layout.values_begin + values_room(flat, previous);
   layout.image_bytes =
       layout.trailer_begin +
       trailer_size(layout.trailer_begin, options.block_bytes,
-                   static_cast<std::uint32_t>(layout.shared.size() + layout.completes.size()));
+                   static_cast<std::uint32_t>(layout.borrowed.size() + layout.lent.size()));
 
   const auto json = encode_manifest(flat, names, layout);
   // Some headroom, so that a little growth of the structure does not move the data.

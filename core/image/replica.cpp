@@ -9,8 +9,8 @@
 
 namespace meshstage {
 
-std::vector<SharedPart> shared_parts(std::span<const std::byte> image_or_replica,
-                                     const ImageInfo& info) {
+std::vector<BorrowedPart> borrowed_parts(std::span<const std::byte> image_or_replica,
+                                         const ImageInfo& info) {
   const auto refuse = [&](const std::string& why) {
     throw make_error<CorruptData>("image of " + to_string(info.identity) + ": " + why,
                                   info.identity.rank, info.identity.id.step);
@@ -19,37 +19,38 @@ std::vector<SharedPart> shared_parts(std::span<const std::byte> image_or_replica
     refuse("ends within its manifest of " + std::to_string(info.manifest_bytes) + " bytes");
   auto manifest =
       detail::decode_manifest(image_or_replica.first(info.manifest_bytes), info.image_bytes);
-  if (manifest.data_begin != info.manifest_bytes || manifest.shared_bytes != info.shared_bytes ||
-      (info.shared_bytes != 0 && manifest.block_bytes != info.block_bytes)) {
-    refuse("its manifest says that " + std::to_string(manifest.shared_bytes) +
-           " bytes are shared, in blocks of " + std::to_string(manifest.block_bytes) +
-           ", its trailer " + std::to_string(info.shared_bytes) + " in blocks of " +
+  if (manifest.data_begin != info.manifest_bytes ||
+      manifest.borrowed_bytes != info.borrowed_bytes ||
+      (info.borrowed_bytes != 0 && manifest.block_bytes != info.block_bytes)) {
+    refuse("its manifest says that " + std::to_string(manifest.borrowed_bytes) +
+           " bytes are borrowed, in blocks of " + std::to_string(manifest.block_bytes) +
+           ", its trailer " + std::to_string(info.borrowed_bytes) + " in blocks of " +
            std::to_string(info.block_bytes));
   }
-  for (const auto& part : manifest.shared) {
+  for (const auto& part : manifest.borrowed) {
     if (part.rank == info.identity.rank || part.rank >= info.identity.world_size)
-      refuse("it shares with rank " + std::to_string(part.rank));
+      refuse("it borrows from rank " + std::to_string(part.rank));
   }
-  return std::move(manifest.shared);
+  return std::move(manifest.borrowed);
 }
 
-ImageShares checked_shares(std::span<const std::byte> image_or_replica, const ImageInfo& info) {
+Loans checked_loans(std::span<const std::byte> image_or_replica, const ImageInfo& info) {
   const bool whole = image_or_replica.size() == info.image_bytes;
-  auto shares = whole ? read_shares(image_or_replica) : read_replica_shares(image_or_replica);
+  auto loans = whole ? read_loans(image_or_replica) : read_replica_loans(image_or_replica);
   std::vector<int> said, named;
-  for (const auto& share : shares.left_out) said.push_back(share.rank);
-  if (info.shared_bytes != 0) {
-    for (const auto& part : shared_parts(image_or_replica, info)) named.push_back(part.rank);
+  for (const auto& loan : loans.borrowed) said.push_back(loan.rank);
+  if (info.borrowed_bytes != 0) {
+    for (const auto& part : borrowed_parts(image_or_replica, info)) named.push_back(part.rank);
   }
   if (said != named) {
-    throw make_error<CorruptData>("image of " + to_string(info.identity) +
-                                      ": manifest and trailer disagree on who shares with it",
-                                  info.identity.rank, info.identity.id.step);
+    throw make_error<CorruptData>(
+        "image of " + to_string(info.identity) + ": manifest and trailer disagree on its lenders",
+        info.identity.rank, info.identity.id.step);
   }
-  return shares;
+  return loans;
 }
 
-std::vector<ImageRange> ranges_of(const SharedPart& part) {
+std::vector<ImageRange> ranges_of(const BorrowedPart& part) {
   std::vector<ImageRange> ranges;
   for (const auto& piece : part.pieces) ranges.push_back({piece.offset, piece.bytes});
   return ranges;
@@ -75,9 +76,9 @@ namespace {
 
 void require_room(const ImageInfo& info, std::span<const std::byte> image) {
   if (image.size() < info.image_bytes || info.manifest_bytes > info.image_bytes ||
-      info.shared_bytes > info.image_bytes - info.manifest_bytes) {
+      info.borrowed_bytes > info.image_bytes - info.manifest_bytes) {
     throw InvalidArgument("an image of " + std::to_string(info.image_bytes) + " bytes, " +
-                          std::to_string(info.shared_bytes) + " of them shared, does not fit " +
+                          std::to_string(info.borrowed_bytes) + " of them borrowed, does not fit " +
                           std::to_string(image.size()));
   }
 }
@@ -92,22 +93,22 @@ void place_replica(std::span<const std::byte> replica, const ImageInfo& info,
                           std::to_string(info.replica_bytes()));
   }
   detail::copy_bytes(image, replica.first(info.manifest_bytes));
-  detail::copy_bytes(image.subspan(info.manifest_bytes + info.shared_bytes),
+  detail::copy_bytes(image.subspan(info.manifest_bytes + info.borrowed_bytes),
                      replica.subspan(info.manifest_bytes));
 }
 
-void clear_shared_padding(std::span<const SharedPart> parts, const ImageInfo& info,
-                          std::span<std::byte> image) {
+void clear_borrowed_padding(std::span<const BorrowedPart> parts, const ImageInfo& info,
+                            std::span<std::byte> image) {
   require_room(info, image);
   auto at = info.manifest_bytes;
-  const auto end = info.manifest_bytes + info.shared_bytes;
+  const auto end = info.manifest_bytes + info.borrowed_bytes;
   const auto zero_to = [&](std::uint64_t offset) {
     std::memset(image.data() + at, 0, offset - at);
   };
   for (const auto& part : parts) {
     for (const auto& piece : part.pieces) {
       if (piece.offset < at || piece.offset > end || piece.bytes > end - piece.offset) {
-        throw InvalidArgument("the shared storage " + piece.name + " of " +
+        throw InvalidArgument("the borrowed storage " + piece.name + " of " +
                               std::to_string(piece.bytes) + " bytes at " +
                               std::to_string(piece.offset) + " does not lie in the gap");
       }

@@ -16,10 +16,10 @@ constexpr std::uint64_t kEndMagic = 0x31444E45'474D534DU;  // "MSMGEND1"
 constexpr std::size_t kVersionAt = 8, kJobBytesAt = 12, kJobAt = 16, kRankAt = 80, kWorldAt = 84,
                       kIdAt = 88, kBaseAt = 104, kImageBytesAt = 120, kDataBeginAt = 128,
                       kBlockBytesAt = 136, kBlockCountAt = 144, kManifestDigestAt = 152,
-                      kSharedBytesAt = 168, kSharesAt = 176, kTableAt = 192;
-// A share: kind, rank, digest.
-constexpr std::size_t kShareBytes = 24;
-constexpr std::uint32_t kLeftOut = 0, kCompletes = 1;
+                      kBorrowedBytesAt = 168, kLoansAt = 176, kTableAt = 192;
+// A loan: kind, rank, digest.
+constexpr std::size_t kLoanBytes = 24;
+constexpr std::uint32_t kBorrowed = 0, kLent = 1;
 // From the end: trailer bytes, magic, digest.
 constexpr std::size_t kFooterBytes = 32;
 
@@ -36,7 +36,7 @@ Digest load_digest(std::span<const std::byte> bytes, std::size_t at) {
 [[noreturn]] void refuse(const std::string& why) { throw CorruptData("image trailer: " + why); }
 
 std::uint32_t trailer_version(const ImageInfo& info) {
-  return info.shared_bytes == 0 && info.shares == 0 ? kFormatVersion : kSharingVersion;
+  return info.borrowed_bytes == 0 && info.loans == 0 ? kFormatVersion : kBorrowingVersion;
 }
 
 std::uint64_t block_count(std::uint64_t digested, std::uint64_t block) {
@@ -62,7 +62,7 @@ ImageIdentity read_identity(std::span<const std::byte> trailer) {
 }  // namespace
 
 void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> block_digests,
-                   const ImageShares& shares, ImageInfo& info) {
+                   const Loans& loans, ImageInfo& info) {
   const auto& identity = info.identity;
   if (identity.job.size() > kMaxJobBytes) {
     throw InvalidArgument("a job name of " + std::to_string(identity.job.size()) +
@@ -72,9 +72,9 @@ void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> bl
     throw InvalidArgument("rank " + std::to_string(identity.rank) + " of " +
                           std::to_string(identity.world_size));
   }
-  info.shares = static_cast<std::uint32_t>(shares.left_out.size() + shares.completes.size());
-  const std::size_t shares_at = kTableAt + 8 * block_digests.size();
-  const std::size_t bytes = shares_at + kShareBytes * info.shares + kFooterBytes;
+  info.loans = static_cast<std::uint32_t>(loans.borrowed.size() + loans.lent.size());
+  const std::size_t loans_at = kTableAt + 8 * block_digests.size();
+  const std::size_t bytes = loans_at + kLoanBytes * info.loans + kFooterBytes;
   const auto t = image.subspan(info.image_bytes - bytes, bytes);
   std::memset(t.data(), 0, kTableAt);
   store(t, 0, kMagic);
@@ -92,20 +92,20 @@ void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> bl
   store(t, kBlockBytesAt, info.block_bytes);
   store(t, kBlockCountAt, static_cast<std::uint64_t>(block_digests.size()));
   store_digest(t, kManifestDigestAt, info.manifest_digest);
-  store(t, kSharedBytesAt, info.shared_bytes);
-  store(t, kSharesAt, static_cast<std::uint64_t>(info.shares));
+  store(t, kBorrowedBytesAt, info.borrowed_bytes);
+  store(t, kLoansAt, static_cast<std::uint64_t>(info.loans));
   std::memcpy(t.data() + kTableAt, block_digests.data(), block_digests.size_bytes());
-  std::size_t at = shares_at;
-  const auto put = [&](std::uint32_t kind, const std::vector<ImageShare>& list) {
-    for (const auto& share : list) {
+  std::size_t at = loans_at;
+  const auto put = [&](std::uint32_t kind, const std::vector<Loan>& list) {
+    for (const auto& loan : list) {
       store(t, at, kind);
-      store(t, at + 4, static_cast<std::int32_t>(share.rank));
-      store_digest(t, at + 8, share.digest);
-      at += kShareBytes;
+      store(t, at + 4, static_cast<std::int32_t>(loan.rank));
+      store_digest(t, at + 8, loan.digest);
+      at += kLoanBytes;
     }
   };
-  put(kLeftOut, shares.left_out);
-  put(kCompletes, shares.completes);
+  put(kBorrowed, loans.borrowed);
+  put(kLent, loans.lent);
   store(t, bytes - 32, static_cast<std::uint64_t>(bytes));
   store(t, bytes - 24, kEndMagic);
   info.image_digest = digest128(t.first(bytes - 16));
@@ -121,18 +121,18 @@ namespace {
 
 // What is said of the length, against the length that there is.
 void check_length(const ImageInfo& info, std::uint64_t size, Form form) {
-  const bool sound = info.shared_bytes <= info.image_bytes;
+  const bool sound = info.borrowed_bytes <= info.image_bytes;
   if (size == (form == Form::kImage || !sound ? info.image_bytes : info.replica_bytes())) return;
-  const auto shared =
-      " the " + std::to_string(info.shared_bytes) + " bytes that it shares with other ranks";
+  const auto borrowed =
+      " the " + std::to_string(info.borrowed_bytes) + " bytes that it borrows from other ranks";
   if (form == Form::kImage && sound && size == info.replica_bytes())
-    refuse_sizes(info, "this is its replica, without" + shared + ", not the whole image");
+    refuse_sizes(info, "this is its replica, without" + borrowed + ", not the whole image");
   if (form == Form::kReplica && size == info.image_bytes)
-    refuse_sizes(info, "this is the whole image, with" + shared + ", not its replica");
+    refuse_sizes(info, "this is the whole image, with" + borrowed + ", not its replica");
   refuse_sizes(info, "says it has " + std::to_string(info.image_bytes) + " bytes" +
-                         (info.shared_bytes == 0
+                         (info.borrowed_bytes == 0
                               ? ""
-                              : ", " + std::to_string(info.shared_bytes) + " of them shared") +
+                              : ", " + std::to_string(info.borrowed_bytes) + " of them borrowed") +
                          ", not " + std::to_string(size));
 }
 
@@ -145,13 +145,13 @@ void check_sizes(const Trailer& trailer, std::uint64_t bytes, std::uint64_t coun
   }
   const auto digested = trailer.begin - info.manifest_bytes;
   if (info.block_bytes == 0 || count > bytes / 8 ||
-      bytes != kTableAt + 8 * count + kShareBytes * info.shares + kFooterBytes ||
+      bytes != kTableAt + 8 * count + kLoanBytes * info.loans + kFooterBytes ||
       count != block_count(digested, info.block_bytes)) {
     refuse_sizes(info, std::to_string(count) + " blocks of " + std::to_string(info.block_bytes) +
                            " bytes do not fit it");
   }
-  if (info.shared_bytes % info.block_bytes != 0 || info.shared_bytes > digested) {
-    refuse_sizes(info, "says it shares " + std::to_string(info.shared_bytes) + " bytes, of " +
+  if (info.borrowed_bytes % info.block_bytes != 0 || info.borrowed_bytes > digested) {
+    refuse_sizes(info, "says it borrows " + std::to_string(info.borrowed_bytes) + " bytes, of " +
                            std::to_string(digested) + " in blocks of " +
                            std::to_string(info.block_bytes));
   }
@@ -180,23 +180,23 @@ Trailer read_trailer(std::span<const std::byte> image, Form form) {
   if (digest128(t.first(bytes - 16)) != info.image_digest)
     refuse("its digest does not match its bytes");
   const auto version = load<std::uint32_t>(t, kVersionAt);
-  if (version != kFormatVersion && version != kSharingVersion)
+  if (version != kFormatVersion && version != kBorrowingVersion)
     refuse(describe_unknown_version(version));
   info.identity = read_identity(t);
   info.image_bytes = load<std::uint64_t>(t, kImageBytesAt);
   info.manifest_bytes = load<std::uint64_t>(t, kDataBeginAt);
   info.block_bytes = load<std::uint64_t>(t, kBlockBytesAt);
   info.manifest_digest = load_digest(t, kManifestDigestAt);
-  info.shared_bytes = load<std::uint64_t>(t, kSharedBytesAt);
-  const auto shares = load<std::uint64_t>(t, kSharesAt);
-  if (shares > bytes / kShareBytes) {
-    refuse_sizes(info, std::to_string(shares) + " shares do not fit its trailer of " +
+  info.borrowed_bytes = load<std::uint64_t>(t, kBorrowedBytesAt);
+  const auto loans = load<std::uint64_t>(t, kLoansAt);
+  if (loans > bytes / kLoanBytes) {
+    refuse_sizes(info, std::to_string(loans) + " loans do not fit its trailer of " +
                            std::to_string(bytes) + " bytes");
   }
-  info.shares = static_cast<std::uint32_t>(shares);
+  info.loans = static_cast<std::uint32_t>(loans);
   if (version != trailer_version(info)) {
-    refuse_sizes(info, "says it shares " + std::to_string(info.shared_bytes) + " bytes, and has " +
-                           std::to_string(shares) + " shares, which version " +
+    refuse_sizes(info, "says it borrows " + std::to_string(info.borrowed_bytes) +
+                           " bytes, and has " + std::to_string(loans) + " loans, which version " +
                            std::to_string(version) + " cannot");
   }
   check_length(info, size, form);
@@ -207,40 +207,39 @@ Trailer read_trailer(std::span<const std::byte> image, Form form) {
   if (load<std::uint64_t>(image, 0) != info.manifest_bytes - 8)
     refuse_sizes(info, "its header says another length than its trailer");
   trailer.digests = t.subspan(kTableAt, 8 * count);
-  trailer.shares = t.subspan(kTableAt + 8 * count, kShareBytes * info.shares);
+  trailer.loans = t.subspan(kTableAt + 8 * count, kLoanBytes * info.loans);
   return trailer;
 }
 
-ImageShares decode_shares(const Trailer& trailer) {
+Loans decode_loans(const Trailer& trailer) {
   const auto& info = trailer.info;
-  ImageShares shares;
-  for (std::size_t at = 0; at < trailer.shares.size(); at += kShareBytes) {
-    const auto kind = load<std::uint32_t>(trailer.shares, at);
-    const ImageShare share{load<std::int32_t>(trailer.shares, at + 4),
-                           load_digest(trailer.shares, at + 8)};
-    if (kind > kCompletes) refuse_sizes(info, "a share of kind " + std::to_string(kind));
-    auto& list = kind == kLeftOut ? shares.left_out : shares.completes;
-    if (share.rank < 0 || share.rank >= info.identity.world_size ||
-        share.rank == info.identity.rank || (!list.empty() && share.rank <= list.back().rank)) {
-      refuse_sizes(info, "a share with rank " + std::to_string(share.rank) +
+  Loans loans;
+  for (std::size_t at = 0; at < trailer.loans.size(); at += kLoanBytes) {
+    const auto kind = load<std::uint32_t>(trailer.loans, at);
+    const Loan loan{load<std::int32_t>(trailer.loans, at + 4), load_digest(trailer.loans, at + 8)};
+    if (kind > kLent) refuse_sizes(info, "a loan of kind " + std::to_string(kind));
+    auto& list = kind == kBorrowed ? loans.borrowed : loans.lent;
+    if (loan.rank < 0 || loan.rank >= info.identity.world_size || loan.rank == info.identity.rank ||
+        (!list.empty() && loan.rank <= list.back().rank)) {
+      refuse_sizes(info, "a loan with rank " + std::to_string(loan.rank) +
                              ": itself, none of its world, or out of order");
     }
-    list.push_back(share);
+    list.push_back(loan);
   }
-  if (shares.left_out.empty() != (info.shared_bytes == 0)) {
-    refuse_sizes(info, std::to_string(info.shared_bytes) + " bytes are shared with " +
-                           std::to_string(shares.left_out.size()) + " ranks");
+  if (loans.borrowed.empty() != (info.borrowed_bytes == 0)) {
+    refuse_sizes(info, std::to_string(info.borrowed_bytes) + " bytes are borrowed from " +
+                           std::to_string(loans.borrowed.size()) + " ranks");
   }
-  return shares;
+  return loans;
 }
 
 }  // namespace detail
 
 std::uint64_t trailer_size(std::uint64_t digested_bytes, std::uint64_t block_bytes,
-                           std::uint32_t shares) {
+                           std::uint32_t loans) {
   if (block_bytes == 0) throw InvalidArgument("blocks of 0 bytes");
   return detail::kTableAt + 8 * detail::block_count(digested_bytes, block_bytes) +
-         detail::kShareBytes * shares + detail::kFooterBytes;
+         detail::kLoanBytes * loans + detail::kFooterBytes;
 }
 
 }  // namespace meshstage

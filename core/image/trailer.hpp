@@ -11,7 +11,7 @@ namespace meshstage::detail {
 /// Writes the trailer at the image's end; `info` is complete but for image_digest, which is set.
 /// Throws InvalidArgument for an identity that does not fit.
 void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> block_digests,
-                   const ImageShares& shares, ImageInfo& info);
+                   const Loans& loans, ImageInfo& info);
 
 /// What some bytes are: a whole image, or its replica.
 enum class Form : std::uint8_t { kImage, kReplica };
@@ -22,11 +22,11 @@ struct Trailer {
   std::uint64_t begin = 0;             ///< From the whole image's begin.
   std::span<const std::byte> digests;  ///< 8 bytes each, of every block of the whole image.
   std::uint64_t gap = 0;               ///< Bytes left out behind the manifest: 0 in a whole image.
-  std::span<const std::byte> shares;   ///< kShareBytes each (FORMAT.md).
+  std::span<const std::byte> loans;    ///< kLoanBytes each (FORMAT.md).
 };
 /// Throws CorruptData, also for an image of the other form.
 Trailer read_trailer(std::span<const std::byte> bytes, Form form = Form::kImage);
 /// Throws CorruptData.
-ImageShares decode_shares(const Trailer& trailer);
+Loans decode_loans(const Trailer& trailer);
 
 }  // namespace meshstage::detail

@@ -27,8 +27,8 @@ struct VerifyDisk {
 };
 /// Bring `source` into the slot `slot`: of own images if source.owner is this rank, else of those
 /// held for source.owner. From another rank's Serve, or from the own disk if source.at is this
-/// rank; an own image that needs_others() also from the ServeCommon of all in
-/// source.left_out. Mark the slot WRITING at once; answer Fetched or FetchFailed.
+/// rank; an own image that needs_lenders() also from the ServeLent of all in
+/// source.borrowed. Mark the slot WRITING at once; answer Fetched or FetchFailed.
 struct Fetch {
   Claim source;
   int slot = 0;
@@ -39,16 +39,16 @@ struct Serve {
   Claim source;
   int to = 0;
 };
-/// Complete the replica that rank `to` has been told to Fetch as its own image, from the own image
-/// in `slot`. No answer if it works; FetchFailed if it cannot.
-struct ServeCommon {
+/// Send rank `to`, which has been told to Fetch a replica as its own image, what that replica
+/// borrows from this rank's own image in `slot`. No answer if it works; FetchFailed if it cannot.
+struct ServeLent {
   ImageId id;
   int slot = 0;
   int to = 0;
 };
-/// What this rank's replicas leave out on account of `with` differs there: leave it in from now on.
-struct StopSharing {
-  int with = 0;
+/// What this rank's replicas borrow from `from` differs there: borrow nothing from it any more.
+struct StopBorrowing {
+  int from = 0;
   ImageId id;
 };
 /// Compare the sealed own slot with the trainer's state dict as soon as recover() brings one;
@@ -149,7 +149,7 @@ struct Reached {
   ImageId id{};
 };
 
-using Action = std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeCommon, StopSharing,
+using Action = std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeLent, StopBorrowing,
                             CheckStructure, RestoreTrainer, RecoveredNothing, RecoverFailed,
                             WriteOwn, AcceptReplica, ExpectDigest, SendImage, AbortRound,
                             AbortTransfers, NoteFirstComplete, Announce, NoteDeath, ReportLost,

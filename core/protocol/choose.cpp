@@ -34,34 +34,33 @@ std::map<ImageId, std::set<int>> owners_by_id(std::span<const Claim> claims, int
   return owners;
 }
 
-/// Which of the claims are complete (see complete_claims).
-std::vector<bool> completeness(std::span<const Claim> claims) {
+/// Which of the claims are whole (see whole_claims).
+std::vector<bool> wholeness(std::span<const Claim> claims) {
   std::map<std::pair<ImageId, int>, std::vector<const Claim*>> copies;  // by image and owner
   for (const Claim& claim : claims) copies[{claim.id, claim.owner}].push_back(&claim);
-  const auto completed = [&](const Claim& claim, const ImageShare& wanted) {
-    const ImageShare mine{claim.owner, wanted.digest};
-    bool there = !claim.needs_others();
+  const auto lent = [&](const Claim& claim, const Loan& wanted) {
+    const Loan mine{claim.owner, wanted.digest};
+    bool there = !claim.needs_lenders();
     for (const Claim* by : copies[{claim.id, wanted.rank}]) {
-      const auto& common = by->completes;
-      if (std::find(common.begin(), common.end(), mine) == common.end()) return false;
+      const auto& lent_there = by->lent;
+      if (std::find(lent_there.begin(), lent_there.end(), mine) == lent_there.end()) return false;
       there = there || by->place == Place::kOwnSlot;
     }
     return there;
   };
-  std::vector<bool> complete;
-  complete.reserve(claims.size());
+  std::vector<bool> whole;
+  whole.reserve(claims.size());
   for (const Claim& claim : claims) {
-    const auto& shares = claim.left_out;
-    complete.push_back(std::all_of(shares.begin(), shares.end(), [&](const ImageShare& wanted) {
-      return completed(claim, wanted);
-    }));
+    const auto& loans = claim.borrowed;
+    whole.push_back(std::all_of(loans.begin(), loans.end(),
+                                [&](const Loan& wanted) { return lent(claim, wanted); }));
   }
-  return complete;
+  return whole;
 }
 
 }  // namespace
 
-Claim claim_of(const ImageInfo& info, ImageShares shares, int at, Place place, int slot) {
+Claim claim_of(const ImageInfo& info, Loans loans, int at, Place place, int slot) {
   Claim claim;
   claim.at = at;
   claim.owner = info.identity.rank;
@@ -70,19 +69,19 @@ Claim claim_of(const ImageInfo& info, ImageShares shares, int at, Place place, i
   claim.world_size = info.identity.world_size;
   claim.id = info.identity.id;
   claim.base = info.identity.base;
-  claim.sizes = {info.image_bytes, info.manifest_bytes, info.manifest_digest, info.shared_bytes,
-                 info.shares};
+  claim.sizes = {info.image_bytes, info.manifest_bytes, info.manifest_digest, info.borrowed_bytes,
+                 info.loans};
   claim.image_digest = info.image_digest;
-  claim.left_out = std::move(shares.left_out);
-  claim.completes = std::move(shares.completes);
+  claim.borrowed = std::move(loans.borrowed);
+  claim.lent = std::move(loans.lent);
   return claim;
 }
 
-std::vector<Claim> complete_claims(std::span<const Claim> claims) {
-  const auto complete = completeness(claims);
+std::vector<Claim> whole_claims(std::span<const Claim> claims) {
+  const auto whole = wholeness(claims);
   std::vector<Claim> result;
   for (std::size_t i = 0; i < claims.size(); ++i) {
-    if (complete[i]) result.push_back(claims[i]);
+    if (whole[i]) result.push_back(claims[i]);
   }
   return result;
 }
@@ -107,9 +106,9 @@ ImageId choose(std::span<const Claim> claims, int world_size, bool generations_a
 std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
                                      const std::vector<std::vector<int>>& holders,
                                      bool restore_holders, bool generations_apart,
-                                     const CanComplete& can_complete) {
+                                     const CanBorrow& can_borrow) {
   const int world_size = static_cast<int>(holders.size());
-  const auto complete = completeness(claims);
+  const auto whole = wholeness(claims);
   std::vector<std::vector<std::size_t>> copies(holders.size());  // indices of claims, by owner
   for (std::size_t i = 0; i < claims.size(); ++i) {
     const Claim& claim = claims[i];
@@ -125,14 +124,14 @@ std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
       const Claim* nearest = nullptr;
       const auto distance = [&](const Claim* c) {
         const bool file = c->place == Place::kOwnFile || c->place == Place::kHeldFile;
-        return std::tuple(file ? (c->at == to ? 2 : 3) : 0, c->needs_others(),
+        return std::tuple(file ? (c->at == to ? 2 : 3) : 0, c->needs_lenders(),
                           static_cast<int>(c->place), c->at);
       };
       for (const std::size_t i : found) {
         const Claim* claim = &claims[i];
         const bool slot = claim->place == Place::kOwnSlot || claim->place == Place::kHeldSlot;
         if (slot && claim->at == to) return;  // already where it belongs
-        if (to == owner && (!complete[i] || (can_complete && !can_complete(*claim)))) continue;
+        if (to == owner && (!whole[i] || (can_borrow && !can_borrow(*claim)))) continue;
         if (nearest == nullptr || distance(claim) < distance(nearest)) nearest = claim;
       }
       if (nearest != nullptr) transfers.push_back({*nearest, to});

@@ -16,8 +16,8 @@ struct ImageSizes {
   std::uint64_t image_bytes = 0;     ///< the whole image
   std::uint64_t manifest_bytes = 0;  ///< its beginning up to the data section
   Digest manifest_digest{};          ///< a slot with this manifest need not be sent it again
-  std::uint64_t shared_bytes = 0;    ///< as ImageInfo::shared_bytes: what a replica leaves out
-  std::uint32_t shares = 0;          ///< as ImageInfo::shares
+  std::uint64_t borrowed_bytes = 0;  ///< as ImageInfo::borrowed_bytes: what a replica leaves out
+  std::uint32_t loans = 0;           ///< as ImageInfo::loans
   friend bool operator==(const ImageSizes&, const ImageSizes&) = default;
 };
 
@@ -43,40 +43,40 @@ struct Claim {
   ImageId base{};
   ImageSizes sizes{};
   Digest image_digest{};
-  /// What replicas of this image leave out, by the rank whose own image completes them.
-  std::vector<ImageShare> left_out{};
-  /// The ranks whose replicas this image completes.
-  std::vector<ImageShare> completes{};
-  /// Whether this copy leaves something out: those in the memory of holders do.
-  [[nodiscard]] bool needs_others() const noexcept {
-    return place == Place::kHeldSlot && !left_out.empty();
+  /// What replicas of this image borrow, by lender.
+  std::vector<Loan> borrowed{};
+  /// What this image lends to replicas of other ranks, by borrower.
+  std::vector<Loan> lent{};
+  /// Whether this copy borrows something: those in the memory of holders do.
+  [[nodiscard]] bool needs_lenders() const noexcept {
+    return place == Place::kHeldSlot && !borrowed.empty();
   }
   friend bool operator==(const Claim&, const Claim&) = default;
 };
 
 /// The claim to an image, or a replica, that says this of itself.
-[[nodiscard]] MESHSTAGE_API Claim claim_of(const ImageInfo& info, ImageShares shares, int at,
-                                           Place place, int slot);
+[[nodiscard]] MESHSTAGE_API Claim claim_of(const ImageInfo& info, Loans loans, int at, Place place,
+                                           int slot);
 
 /// One image that has to travel before redundancy is whole again. `source.at == to` is a load from
 /// the rank's own disk. The destination writes it into a slot of its choice: an own slot if
 /// `to == source.owner`, else one it holds for `source.owner`. An owner that fetches a replica gets
-/// what that leaves out from those who complete it.
+/// what that borrows from its lenders.
 struct Transfer {
   Claim source;
   int to = 0;
   friend bool operator==(const Transfer&, const Transfer&) = default;
 };
 
-/// The claims from which an image can be had: whole ones, and replicas for which there is the own
-/// image of each rank that completes them. Without those of images that differ, by what they say of
-/// themselves, from the image that is to complete their replicas: they were never complete, and
-/// could not be made redundant again.
-MESHSTAGE_API std::vector<Claim> complete_claims(std::span<const Claim> claims);
+/// The claims from which a whole image can be had: those that borrow nothing, and replicas for
+/// which there is the own image of each lender. Left out are claims whose loans differ from what
+/// their lender's image says it lends: such an image was never complete, and could not be made
+/// redundant again.
+MESHSTAGE_API std::vector<Claim> whole_claims(std::span<const Claim> claims);
 
 /// The newest image id, generation first, of which every rank 0 .. world_size - 1 has at least one
 /// copy; kNoImage if there is none. Complete marks play no part (rule 5b).
-/// \param claims complete ones.
+/// \param claims whole ones.
 /// \param generations_apart false for the explorer only: what happens without rule 1.
 MESHSTAGE_API ImageId choose(std::span<const Claim> claims, int world_size,
                              bool generations_apart = true);
@@ -84,23 +84,23 @@ MESHSTAGE_API ImageId choose(std::span<const Claim> claims, int world_size,
 /// Whether two ids are the same image: yes if they are equal. (`generations_apart` as above.)
 MESHSTAGE_API bool same_image(ImageId a, ImageId b, bool generations_apart = true);
 
-/// Whether the owner of a claim is linked to all who are to complete it.
-using CanComplete = std::function<bool(const Claim&)>;
+/// Whether the owner of a claim is linked to all its lenders.
+using CanBorrow = std::function<bool(const Claim&)>;
 
 /// Every owner and every holder that lacks `id`, with its nearest source: the owner's memory, a
-/// holder's memory, the destination's own disk, another's disk. Owners are sent complete claims
-/// only, and of these what it `can_complete` (null: all); for a holder a replica does that leaves
-/// out the same.
+/// holder's memory, the destination's own disk, another's disk. Owners are sent whole claims
+/// only, and of these what it `can_borrow` (null: all); for a holder a replica does that borrows
+/// the same.
 /// \param holders holders[r] are the ranks that hold r's replica.
 /// \param restore_holders for the explorer only: what happens if only owners are restored.
 MESHSTAGE_API std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
                                                    const std::vector<std::vector<int>>& holders,
                                                    bool restore_holders = true,
                                                    bool generations_apart = true,
-                                                   const CanComplete& can_complete = {});
+                                                   const CanBorrow& can_borrow = {});
 
 /// The ranks to name when nothing is covered: those without a copy of the id that lacks the fewest
-/// (the newest such); all ranks if there is no claim. `claims`: complete ones.
+/// (the newest such); all ranks if there is no claim. `claims`: whole ones.
 MESHSTAGE_API std::vector<int> ranks_without_image(std::span<const Claim> claims, int world_size);
 
 }  // namespace meshstage::protocol

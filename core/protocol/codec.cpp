@@ -17,7 +17,7 @@ constexpr std::uint32_t kMagic = 0x4d50534d;  // "MSPM" as bytes
 constexpr std::size_t kMaxText = 4096;
 /// Of a claim at least, in any version.
 constexpr std::size_t kClaimBytes = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 32 + 16;
-constexpr std::size_t kShareBytes = 4 + 16;
+constexpr std::size_t kLoanBytes = 4 + 16;
 
 /// Appends little-endian.
 class Writer {
@@ -51,14 +51,14 @@ class Writer {
     number(value.image_bytes);
     number(value.manifest_bytes);
     digest(value.manifest_digest);
-    number(value.shared_bytes);
-    number(value.shares);
+    number(value.borrowed_bytes);
+    number(value.loans);
   }
-  void shares(const std::vector<ImageShare>& list) {
+  void loans(const std::vector<Loan>& list) {
     count(list.size());
-    for (const ImageShare& share : list) {
-      rank(share.rank);
-      digest(share.digest);
+    for (const Loan& loan : list) {
+      rank(loan.rank);
+      digest(loan.digest);
     }
   }
   void claim(const Claim& value) {
@@ -71,8 +71,8 @@ class Writer {
     id(value.base);
     sizes(value.sizes);
     digest(value.image_digest);
-    shares(value.left_out);
-    shares(value.completes);
+    loans(value.borrowed);
+    loans(value.lent);
   }
   std::vector<std::byte> take() { return std::move(bytes_); }
 
@@ -169,22 +169,22 @@ class Reader {
     }
     value.manifest_digest = digest("manifest digest");
     if (version_ < 2) return value;
-    value.shared_bytes = number<std::uint64_t>("shared bytes");
-    if (value.shared_bytes > value.image_bytes - value.manifest_bytes) {
-      bad("shared bytes", std::to_string(value.shared_bytes) + " is more than the image has");
+    value.borrowed_bytes = number<std::uint64_t>("borrowed bytes");
+    if (value.borrowed_bytes > value.image_bytes - value.manifest_bytes) {
+      bad("borrowed bytes", std::to_string(value.borrowed_bytes) + " is more than the image has");
     }
-    value.shares = number<std::uint32_t>("shares");
+    value.loans = number<std::uint32_t>("loans");
     return value;
   }
-  std::vector<ImageShare> shares(const char* field) {
-    std::vector<ImageShare> list;
+  std::vector<Loan> loans(const char* field) {
+    std::vector<Loan> list;
     if (version_ < 2) return list;
-    list.resize(count(field, kShareBytes));
-    for (ImageShare& share : list) {
+    list.resize(count(field, kLoanBytes));
+    for (Loan& loan : list) {
       // As a claim's owner: an image of a larger world is reported to the root.
-      share.rank = number<std::int32_t>(field);
-      if (share.rank < 0) bad(field, "rank " + std::to_string(share.rank));
-      share.digest = digest(field);
+      loan.rank = number<std::int32_t>(field);
+      if (loan.rank < 0) bad(field, "rank " + std::to_string(loan.rank));
+      loan.digest = digest(field);
     }
     return list;
   }
@@ -209,8 +209,8 @@ class Reader {
     if (value.base >= value.id) bad("claim's base", "not older than the image");
     value.sizes = sizes();
     value.image_digest = digest("claim's image digest");
-    value.left_out = shares("claim's completers");
-    value.completes = shares("claim's common tensors");
+    value.borrowed = loans("claim's lenders");
+    value.lent = loans("claim's borrowers");
     return value;
   }
   ErrorKind error_kind(const char* field) {
@@ -348,12 +348,12 @@ void read(Reader& r, Death& m) {
   m.why = r.text("why");
 }
 
-void write(Writer& w, const Common& m) {
+void write(Writer& w, const Borrow& m) {
   w.id(m.id);
   w.number(m.bytes);
   w.digest(m.digest);
 }
-void read(Reader& r, Common& m) {
+void read(Reader& r, Borrow& m) {
   m.id = r.id("id");
   m.bytes = r.number<std::uint64_t>("bytes");
   m.digest = r.digest("digest");

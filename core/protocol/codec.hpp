@@ -21,7 +21,7 @@
 /// is a message lost, and ends the generation; the second is refused, and changes nothing.
 namespace meshstage::protocol {
 
-/// 2: what replicas leave out, and who completes them.
+/// 2: what replicas borrow, and from whom.
 inline constexpr std::uint16_t kWireVersion = 2;
 /// The oldest version that is still read. (A job's ranks run one build all the same: what they send
 /// is of this version.)

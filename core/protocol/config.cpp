@@ -18,7 +18,7 @@ std::vector<std::vector<int>> default_holders(int world_size) {
 
 std::shared_ptr<const Config> make_config(int rank, int world_size,
                                           std::vector<std::vector<int>> holders, Rules rules,
-                                          std::vector<std::vector<int>> completers) {
+                                          std::vector<std::vector<int>> lenders) {
   const auto require = [](bool good, const std::string& why) {
     if (!good) throw InvalidArgument("replication: " + why);
   };
@@ -26,7 +26,7 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
   require(rank >= 0 && rank < world_size,
           "rank " + std::to_string(rank) + " is not in [0, " + std::to_string(world_size) + ")");
   if (holders.empty()) holders = default_holders(world_size);
-  completers.resize(completers.empty() ? static_cast<std::size_t>(world_size) : completers.size());
+  lenders.resize(lenders.empty() ? static_cast<std::size_t>(world_size) : lenders.size());
   auto config = std::make_shared<Config>();
   // Those for whom this rank is in the list, ascending.
   const auto check = [&](const std::vector<std::vector<int>>& lists, const std::string& what) {
@@ -50,11 +50,11 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
     return mine;
   };
   config->wards = check(holders, "holder");
-  config->relying = check(completers, "completer");
+  config->borrowers = check(lenders, "lender");
   config->rank = rank;
   config->world_size = world_size;
   config->holders = std::move(holders);
-  config->completers = std::move(completers);
+  config->lenders = std::move(lenders);
   config->rules = rules;
   config->parent = rank == 0 ? -1 : (rank - 1) / 2;
   for (const int child : {2 * rank + 1, 2 * rank + 2}) {
@@ -62,8 +62,8 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
   }
   auto& peers = config->peers;
   peers = config->holders[static_cast<std::size_t>(rank)];
-  for (const auto* more : {&config->wards, &config->completers[static_cast<std::size_t>(rank)],
-                           &config->relying, &config->children}) {
+  for (const auto* more : {&config->wards, &config->lenders[static_cast<std::size_t>(rank)],
+                           &config->borrowers, &config->children}) {
     peers.insert(peers.end(), more->begin(), more->end());
   }
   if (config->parent >= 0) peers.push_back(config->parent);

@@ -14,14 +14,14 @@ struct Rules {
   bool verify_claims = true;        ///< 5a: claim only what was verified just now
   bool stage_beside_base = true;    ///< 2: a new step goes to the slot that does not hold its base
   bool vote_needs_replicas = true;  ///< 2: yes only when the wards' replicas are sealed too
-  bool vote_needs_common = true;  ///< 2: yes only when what completes others' replicas is the same
-  bool promise = true;            ///< 3: nothing is staged before the outcome of the last is known
+  bool vote_needs_lent = true;      ///< 2: yes only when what it lends is what they borrow
+  bool promise = true;  ///< 3: nothing is staged before the outcome of the last is known
   bool receiver_knows_outcome =
       true;                       ///< 3: an offer is accepted on what it says of the round before
   bool all_must_vote = true;      ///< 4: one rank without a yes is enough to keep a step incomplete
   bool note_first = true;         ///< 5: the Store's note precedes the first complete
   bool newest_covered = true;     ///< 5b: the newest covered step, not the newest marked complete
-  bool complete_claims = true;    ///< 5b: a replica counts only with what completes it
+  bool whole_claims = true;       ///< 5b: a replica counts only with what it borrows
   bool restore_holders = true;    ///< 5c: redundancy is whole again at owner and holder
   bool fetch_beside_base = true;  ///< 5c: a fetch spares the chosen step's base
   bool agree_first = true;        ///< 5d: everyone is ready before anyone restores or stages
@@ -38,25 +38,25 @@ struct Config {
   int rank = 0;
   int world_size = 1;
   std::vector<std::vector<int>> holders;  ///< holders[r]: the ranks that hold r's replica
-  /// completers[r]: the ranks whose own images may complete r's replicas; empty: nobody's.
-  std::vector<std::vector<int>> completers;
+  /// lenders[r]: the ranks from whose own images r's replicas may borrow; empty: from nobody's.
+  std::vector<std::vector<int>> lenders;
   Rules rules;
   // Derived:
-  std::vector<int> wards;     ///< the ranks whose replica this rank holds, ascending
-  std::vector<int> relying;   ///< the ranks whose replicas this rank may complete, ascending
-  int parent = -1;            ///< -1 at the root, rank 0
-  std::vector<int> children;  ///< at most two
-  /// All it talks to, ascending: tree neighbours, holders and wards, completers and relying.
+  std::vector<int> wards;      ///< the ranks whose replica this rank holds, ascending
+  std::vector<int> borrowers;  ///< the ranks whose replicas may borrow from this one, ascending
+  int parent = -1;             ///< -1 at the root, rank 0
+  std::vector<int> children;   ///< at most two
+  /// All it talks to, ascending: tree neighbours, holders and wards, lenders and borrowers.
   std::vector<int> peers;
 };
 
 /// r's holder is (r + W/2) mod W; nobody's where W = 1.
 [[nodiscard]] MESHSTAGE_API std::vector<std::vector<int>> default_holders(int world_size);
 
-/// Checks and derives. An empty `holders` means default_holders, empty `completers` nobody.
+/// Checks and derives. An empty `holders` means default_holders, empty `lenders` nobody.
 /// \throws InvalidArgument naming the rank: out of range, holder of itself, named twice.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<const Config> make_config(
     int rank, int world_size, std::vector<std::vector<int>> holders = {}, Rules rules = {},
-    std::vector<std::vector<int>> completers = {});
+    std::vector<std::vector<int>> lenders = {});
 
 }  // namespace meshstage::protocol

@@ -59,12 +59,12 @@ struct StageSkipped {
 struct OwnSealed {
   ImageId id;
   Digest image_digest{};
-  /// What the replicas leave out, in the order of Config::completers of this rank. May be shorter:
-  /// nothing is left out on account of the others.
-  std::vector<Common> left_out{};
-  /// The digests of what others' replicas may leave out, in the order of Config::relying. May be
-  /// shorter: nothing of the others is known.
-  std::vector<Digest> common{};
+  /// What the replicas borrow, in the order of Config::lenders of this rank. May be shorter:
+  /// nothing is borrowed from the others.
+  std::vector<Borrow> borrowed{};
+  /// The digests of what this image lends, in the order of Config::borrowers. May be shorter:
+  /// nothing is known of the others.
+  std::vector<Digest> lent{};
 };
 struct OwnFailed {
   ImageId id;

@@ -10,7 +10,7 @@
 
 /// What ranks say to each other. Plain values; codec.hpp turns them into bytes and back.
 /// "Tree" messages travel between a rank and its parent (r - 1) / 2 or its children 2r + 1 and
-/// 2r + 2; "partner" messages between an owner and its holders, or those who complete its replicas.
+/// 2r + 2; "partner" messages between an owner and its holders, or lenders.
 /// Assumed of a link: messages of one pair in one generation arrive in order, or not at all
 /// (after a lost one, none that follow).
 namespace meshstage::protocol {
@@ -37,15 +37,15 @@ struct Sealed {
   friend bool operator==(const Sealed&, const Sealed&) = default;
 };
 
-/// Owner to a rank that completes its replicas (Config::completers): the own image is sealed, and
-/// this is in common.
-struct Common {
+/// Owner to lender (Config::lenders): the own image is sealed, and its replicas borrow this.
+struct Borrow {
   ImageId id;
-  std::uint64_t bytes = 0;  ///< left out of the replicas; 0: nothing
+  std::uint64_t bytes = 0;  ///< 0: nothing
   Digest digest{};          ///< of those
-  friend bool operator==(const Common&, const Common&) = default;
+  friend bool operator==(const Borrow&, const Borrow&) = default;
 };
-/// The answer where it is not: leave nothing out any more on this rank's account. The step fails.
+/// Lender to owner: these bytes differ here; borrow nothing from this rank any more. The step
+/// fails.
 struct Differ {
   ImageId id;
   friend bool operator==(const Differ&, const Differ&) = default;
@@ -150,7 +150,7 @@ struct Death {
 
 using Body =
     std::variant<Offer, Accept, Sealed, Yes, Complete, Failed, Have, AskDisk, Choice, Ready,
-                 Established, GiveUp, OnDisk, AllOnDisk, WantFinish, Finish, Death, Common, Differ>;
+                 Established, GiveUp, OnDisk, AllOnDisk, WantFinish, Finish, Death, Borrow, Differ>;
 
 /// A message says to which generation it belongs; a rank of another one ignores it (rule 1).
 struct Message {

@@ -40,14 +40,14 @@ bool keeps(const Turn& turn, int at, int owner) {
   return at == owner || std::find(holders.begin(), holders.end(), at) != holders.end();
 }
 
-/// The first rank that is to complete that replica and, by this rank's options, is no completer of
-/// its owner; -1 if there is none. Only owners and their completers are linked to one another.
+/// The first rank from which that replica borrows and which, by this rank's options, is no lender
+/// of its owner; -1 if there is none. Only owners and their lenders are linked to one another.
 int stranger(const Turn& turn, const Claim& claim) {
-  if (!claim.needs_others() || claim.owner < 0 || claim.owner >= turn.config().world_size)
+  if (!claim.needs_lenders() || claim.owner < 0 || claim.owner >= turn.config().world_size)
     return -1;
-  const auto& known = turn.config().completers[static_cast<std::size_t>(claim.owner)];
-  for (const ImageShare& share : claim.left_out) {
-    if (std::find(known.begin(), known.end(), share.rank) == known.end()) return share.rank;
+  const auto& known = turn.config().lenders[static_cast<std::size_t>(claim.owner)];
+  for (const Loan& loan : claim.borrowed) {
+    if (std::find(known.begin(), known.end(), loan.rank) == known.end()) return loan.rank;
   }
   return -1;
 }
@@ -56,7 +56,7 @@ bool reaches(const Turn& turn, const Claim& claim) {
   return keeps(turn, claim.at, claim.owner) && stranger(turn, claim) < 0;
 }
 
-/// The claims that can be fetched. The others come from a job that had other holders, or shared
+/// The claims that can be fetched. The others come from a job that had other holders, or borrowed
 /// tensors with others.
 std::vector<Claim> within_reach(const Turn& turn) {
   std::vector<Claim> claims = turn.s.recovery.claims;
@@ -66,7 +66,7 @@ std::vector<Claim> within_reach(const Turn& turn) {
 
 /// Those from which an image can be had.
 std::vector<Claim> complete(const Turn& turn, std::vector<Claim> claims) {
-  return turn.rule().complete_claims ? complete_claims(claims) : claims;
+  return turn.rule().whole_claims ? whole_claims(claims) : claims;
 }
 
 /// There is a newer step than can be recovered with these options: what is lost by going on without
@@ -84,11 +84,10 @@ Failure out_of_reach(const Turn& turn, ImageId newer) {
     failure.rank = claim.owner;
     failure.why = to_string(newer) + " needs the image of rank " + std::to_string(claim.owner) +
                   " that rank " + std::to_string(claim.at) + " has, ";
-    failure.why +=
-        keeps(turn, claim.at, claim.owner)
-            ? "which leaves out what rank " + std::to_string(other) +
-                  " has, with which it shares nothing any more; start with the shared tensors"
-            : std::string("which is its holder no more; start with the holders");
+    failure.why += keeps(turn, claim.at, claim.owner)
+                       ? "which borrows from rank " + std::to_string(other) +
+                             ", its lender no more; start with the borrowed tensors"
+                       : std::string("which is its holder no more; start with the holders");
     failure.why += " of before, or remove that vault (meshstage clean) to go back to an older step";
     break;
   }
@@ -173,10 +172,9 @@ void learn_choice(Turn& turn, const Choice& choice) {
     } else if (source.at == rank) {
       turn.act(Serve{source, transfer.to});
     }
-    const auto& by = source.left_out;
-    if (transfer.to != source.owner || !source.needs_others() ||
-        std::none_of(by.begin(), by.end(),
-                     [&](const ImageShare& share) { return share.rank == rank; })) {
+    const auto& by = source.borrowed;
+    if (transfer.to != source.owner || !source.needs_lenders() ||
+        std::none_of(by.begin(), by.end(), [&](const Loan& loan) { return loan.rank == rank; })) {
       continue;
     }
     if (verified < 0) {
@@ -185,12 +183,12 @@ void learn_choice(Turn& turn, const Choice& choice) {
                              rank,
                              {},
                              {},
-                             "rank " + std::to_string(rank) + " is to complete the image of rank " +
+                             "rank " + std::to_string(rank) + " is to lend to the image of rank " +
                                  std::to_string(transfer.to) + ", " + to_string(choice.id) +
                                  ", and has none of its own of that step"},
                      -1);
     }
-    turn.act(ServeCommon{choice.id, verified, transfer.to});
+    turn.act(ServeLent{choice.id, verified, transfer.to});
   }
 }
 
@@ -215,16 +213,16 @@ void choose_at_root(Turn& turn) {
   if (!turn.rule().newest_covered) {
     std::erase_if(claims, [&](const Claim& c) { return c.id > recovery.evidence; });
   }
-  const std::vector<Claim> complete_ones = complete(turn, claims);
+  const std::vector<Claim> whole = complete(turn, claims);
   Choice choice;
-  choice.id = choose(complete_ones, world, apart);
+  choice.id = choose(whole, world, apart);
   if (const ImageId newer = choose(complete(turn, recovery.claims), world, apart);
       newer > choice.id) {
     return give_up(turn, out_of_reach(turn, newer), -1);
   }
   if (!choice.id.exists() && recovery.evidence.exists()) {
     Failure failure;
-    failure.ranks = ranks_without_image(complete_ones, world);
+    failure.ranks = ranks_without_image(whole, world);
     failure.why = to_string(recovery.evidence) +
                   " was complete, but no step has an image of every "
                   "rank any more; missing in memory and on disk: rank";
@@ -237,8 +235,8 @@ void choose_at_root(Turn& turn) {
     const auto it = std::find_if(claims.begin(), claims.end(),
                                  [&](const Claim& claim) { return claim.id == choice.id; });
     if (it != claims.end()) choice.base = it->base;
-    // Among all that its keepers have: a replica that nobody completes any more is where it
-    // belongs.
+    // Among all that its owner and holders have: a replica that cannot be made whole is still where
+    // it belongs.
     claims = recovery.claims;
     std::erase_if(claims, [&](const Claim& c) { return !keeps(turn, c.at, c.owner); });
     choice.transfers =
@@ -347,8 +345,8 @@ void on(Turn& turn, int from, const Choice& choice) {
     const int other = transfer.to == owner ? stranger(turn, transfer.source) : -1;
     if (other >= 0) {
       return turn.malformed("a choice that has rank " + std::to_string(other) +
-                            " complete a replica of rank " + std::to_string(owner) +
-                            ", with which it shares nothing");
+                            " lend to a replica of rank " + std::to_string(owner) +
+                            ", which borrows nothing from it");
     }
   }
   learn_choice(turn, choice);

@@ -33,7 +33,7 @@ Round& round_of(Turn& turn, ImageId id) {
   Round fresh;
   fresh.id = id;
   fresh.wards.resize(turn.config().wards.size());
-  fresh.heard.resize(turn.config().relying.size());
+  fresh.borrows.resize(turn.config().borrowers.size());
   rounds.insert(it, std::move(fresh));
   if (rounds.size() > kRememberedRounds) {
     const auto over = std::find_if(rounds.begin(), rounds.end(), [&](const Round& round) {
@@ -86,9 +86,9 @@ void try_vote(Turn& turn, Round& round) {
                     [](const WardPart& ward) { return ward.part == Part::kSealed; });
     if (round.own != Part::kSealed) return;
     if (!replicas && turn.rule().vote_needs_replicas) return;
-    const bool all_heard = std::all_of(round.heard.begin(), round.heard.end(),
-                                       [](const auto& common) { return common.has_value(); });
-    if (!all_heard && turn.rule().vote_needs_common) return;
+    const bool all_known = std::all_of(round.borrows.begin(), round.borrows.end(),
+                                       [](const auto& borrow) { return borrow.has_value(); });
+    if (!all_known && turn.rule().vote_needs_lent) return;
     round.voted = true;
     turn.reach(Point::kVoted, round.id);
   }
@@ -207,15 +207,15 @@ Round* end_replica(Turn& turn, int rank, ImageId id, bool sealed) {
   return round;
 }
 
-/// Whether what a rank's replicas leave out on this rank's account is the same here, if both are
-/// known by now. If it is not the step fails, and that rank hears of it.
-void compare_common(Turn& turn, Round& round, std::size_t index) {
-  const auto& heard = round.heard[index];
-  if (round.own != Part::kSealed || !heard || heard->bytes == 0 || !turn.rule().vote_needs_common) {
+/// Compares what a rank's replicas borrow from this one with what lies here, once both are known.
+/// If they differ the step fails, and that rank is told.
+void compare_lent(Turn& turn, Round& round, std::size_t index) {
+  const auto& borrow = round.borrows[index];
+  if (round.own != Part::kSealed || !borrow || borrow->bytes == 0 || !turn.rule().vote_needs_lent) {
     return;
   }
-  if (index < round.common.size() && round.common[index] == heard->digest) return;
-  const int rank = turn.config().relying[index];
+  if (index < round.lent.size() && round.lent[index] == borrow->digest) return;
+  const int rank = turn.config().borrowers[index];
   turn.send(rank, Differ{round.id});
   fail_here(turn, round,
             "this rank has other bytes than rank " + std::to_string(rank) +
@@ -285,14 +285,14 @@ void on(Turn& turn, const OwnSealed& event) {
   }
   // Of a step that has failed, too: what differs is left in by the next one, however many pairs of
   // ranks it concerns.
-  const auto& completers = turn.config().completers[turn.config().rank];
-  for (std::size_t i = 0; i < completers.size(); ++i) {
-    Common common = i < event.left_out.size() ? event.left_out[i] : Common{};
-    common.id = event.id;
-    turn.send(completers[i], common);
+  const auto& lenders = turn.config().lenders[turn.config().rank];
+  for (std::size_t i = 0; i < lenders.size(); ++i) {
+    Borrow borrow = i < event.borrowed.size() ? event.borrowed[i] : Borrow{};
+    borrow.id = event.id;
+    turn.send(lenders[i], borrow);
   }
-  round->common = event.common;
-  for (std::size_t i = 0; i < round->heard.size(); ++i) compare_common(turn, *round, i);
+  round->lent = event.lent;
+  for (std::size_t i = 0; i < round->borrows.size(); ++i) compare_lent(turn, *round, i);
   try_vote(turn, *round);
 }
 
@@ -384,31 +384,31 @@ void on(Turn& turn, const ReplicaFailed& event) {
   accept_waiting(turn, static_cast<std::size_t>(ward_index(turn, event.ward)));
 }
 
-// --- what completes others' replicas ---
+// --- what replicas borrow ---
 
-void on(Turn& turn, int from, const Common& common) {
-  const int index = relying_index(turn, from);
+void on(Turn& turn, int from, const Borrow& borrow) {
+  const int index = borrower_index(turn, from);
   if (index < 0) {
-    return turn.malformed("common from rank " + std::to_string(from) +
-                          ", which does not rely on this rank");
+    return turn.malformed("borrow from rank " + std::to_string(from) +
+                          ", which is no borrower of this rank");
   }
-  Round* round = find_round(turn.s, common.id);
-  if (round == nullptr || round->verdict == Verdict::kOpen) round = open_round(turn, common.id);
+  Round* round = find_round(turn.s, borrow.id);
+  if (round == nullptr || round->verdict == Verdict::kOpen) round = open_round(turn, borrow.id);
   if (round == nullptr) return;
-  auto& heard = round->heard[static_cast<std::size_t>(index)];
-  if (heard) return turn.malformed("the same common twice");
-  heard = common;
-  compare_common(turn, *round, static_cast<std::size_t>(index));
+  auto& known = round->borrows[static_cast<std::size_t>(index)];
+  if (known) return turn.malformed("the same borrow twice");
+  known = borrow;
+  compare_lent(turn, *round, static_cast<std::size_t>(index));
   try_vote(turn, *round);
 }
 
 void on(Turn& turn, int from, const Differ& differ) {
-  const auto& completers = turn.config().completers[turn.config().rank];
-  if (std::find(completers.begin(), completers.end(), from) == completers.end()) {
+  const auto& lenders = turn.config().lenders[turn.config().rank];
+  if (std::find(lenders.begin(), lenders.end(), from) == lenders.end()) {
     return turn.malformed("differ from rank " + std::to_string(from) +
-                          ", which completes no replica of this rank");
+                          ", which is no lender of this rank");
   }
-  turn.act(StopSharing{from, differ.id});
+  turn.act(StopBorrowing{from, differ.id});
 }
 
 // --- the agreement ---

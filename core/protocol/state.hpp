@@ -65,9 +65,9 @@ struct Round {
   bool voted = false;           ///< this rank's own yes: the promise
   bool reported = false;        ///< the subtree's yes was sent up (root: the note is being written)
   std::vector<WardPart> wards;  ///< in the order of Config::wards
-  std::vector<Digest> common;   ///< once sealed: what completes others' replicas (see OwnSealed)
-  /// What they have in common with this rank, by their word, in the order of Config::relying.
-  std::vector<std::optional<Common>> heard;
+  std::vector<Digest> lent;     ///< once sealed: what this image lends (see OwnSealed)
+  /// What their replicas borrow from this rank, in the order of Config::borrowers.
+  std::vector<std::optional<Borrow>> borrows;
   friend bool operator==(const Round&, const Round&) = default;
 };
 

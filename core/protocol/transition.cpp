@@ -26,8 +26,8 @@ int ward_index(const Turn& turn, int rank) {
   return it == list.end() ? -1 : static_cast<int>(it - list.begin());
 }
 
-int relying_index(const Turn& turn, int rank) {
-  const auto& list = turn.config().relying;
+int borrower_index(const Turn& turn, int rank) {
+  const auto& list = turn.config().borrowers;
   const auto it = std::find(list.begin(), list.end(), rank);
   return it == list.end() ? -1 : static_cast<int>(it - list.begin());
 }
@@ -223,7 +223,7 @@ bool implies_established(const Body& body) {
          std::holds_alternative<Sealed>(body) || std::holds_alternative<Yes>(body) ||
          std::holds_alternative<Complete>(body) || std::holds_alternative<Failed>(body) ||
          std::holds_alternative<OnDisk>(body) || std::holds_alternative<WantFinish>(body) ||
-         std::holds_alternative<Common>(body) || std::holds_alternative<Differ>(body);
+         std::holds_alternative<Borrow>(body) || std::holds_alternative<Differ>(body);
 }
 
 void on(Turn& turn, const Received& event) {

@@ -47,8 +47,8 @@ struct Turn {
 int child_index(const Turn& turn, int rank);
 /// Which of this rank's wards that is, or -1.
 int ward_index(const Turn& turn, int rank);
-/// Which of the ranks that rely on this one that is, or -1.
-int relying_index(const Turn& turn, int rank);
+/// Which of this rank's borrowers that is, or -1.
+int borrower_index(const Turn& turn, int rank);
 /// The slot of the pair to overwrite while `keep` must stay: the one that does not hold it; if
 /// neither does, a worthless one before an older one.
 int slot_beside(const SlotPair& pair, ImageId keep);
@@ -64,7 +64,7 @@ void on(Turn& turn, const ReplicaFailed& event);
 void on(Turn& turn, int from, const Offer& offer);
 void on(Turn& turn, int from, const Accept& accept);
 void on(Turn& turn, int from, const Sealed& sealed);
-void on(Turn& turn, int from, const Common& common);
+void on(Turn& turn, int from, const Borrow& borrow);
 void on(Turn& turn, int from, const Differ& differ);
 void on(Turn& turn, int from, const Yes& yes);
 void on(Turn& turn, int from, const Complete& complete);

@@ -13,7 +13,7 @@
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/inbox.hpp>
-#include <meshstage/core/replicate/loans.hpp>
+#include <meshstage/core/replicate/lender.hpp>
 #include <meshstage/core/replicate/own_step.hpp>
 #include <meshstage/core/replicate/persister.hpp>
 #include <meshstage/core/replicate/restorer.hpp>
@@ -88,8 +88,8 @@ class Agent::Impl {
   void perform(const protocol::VerifyDisk& a) { restorer_.verify_disk(a); }
   void perform(const protocol::Fetch& a) { restorer_.fetch(a); }
   void perform(const protocol::Serve& a) { restorer_.serve(a); }
-  void perform(const protocol::ServeCommon& a) { loans_.serve(a); }
-  void perform(const protocol::StopSharing& a) { loans_.stop_sharing(a); }
+  void perform(const protocol::ServeLent& a) { lender_.serve(a); }
+  void perform(const protocol::StopBorrowing& a) { lender_.stop_borrowing(a); }
   void perform(const protocol::CheckStructure& a) { restorer_.check_structure(a); }
   void perform(const protocol::RestoreTrainer& a) { restorer_.restore(a); }
   void perform(const protocol::RecoveredNothing&) { restorer_.nothing(); }
@@ -134,7 +134,7 @@ class Agent::Impl {
   Persister persister_{engine_, slots_, files_};
   OwnStep own_{engine_, slots_, copier_, streams_};
   Inbox inbox_{engine_, slots_, streams_, verifier_};
-  Loans loans_{engine_, streams_, verifier_};
+  Lender lender_{engine_, streams_, verifier_};
   Restorer restorer_{engine_, store_, verifier_, streams_, inbox_};
 
  public:
@@ -199,7 +199,7 @@ void Agent::Impl::leave() noexcept {
     engine_.present = 0;
     own_.leave(cause);
     inbox_.leave();
-    loans_.leave();
+    lender_.leave();
     streams_.leave();
     slots_.leave();
   });
@@ -219,8 +219,8 @@ std::string Agent::Impl::agreement() const {
   std::ostringstream text;
   text << "blocks of " << engine_.options.block_bytes << " bytes, holders " << std::hex
        << digest(engine_.config->holders);
-  if (!engine_.options.shared.ranks.empty()) {
-    text << ", shared with " << digest(engine_.config->completers);
+  if (!engine_.options.borrowed.lenders.empty()) {
+    text << ", lenders " << digest(engine_.config->lenders);
   }
   return text.str();
 }
@@ -295,7 +295,7 @@ void Agent::Impl::hear(int from, std::span<const std::byte> received) {
     if (exchange::is_want(bytes)) {
       auto want = exchange::decode_want(bytes, from);
       check_generation("want", from, want.generation);
-      return loans_.want(from, std::move(want));
+      return lender_.want(from, std::move(want));
     }
     protocol::Message decoded = protocol::decode(engine_.wire, from, bytes);
     check_generation(protocol::name_of(decoded.body), from, decoded.generation);

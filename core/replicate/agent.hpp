@@ -28,10 +28,10 @@ class MESHSTAGE_API Agent {
   ~Agent();
 
   /// The ranks this one exchanges images with, ascending: its holders, its wards, the other holders
-  /// of its wards (which restore a holder when the owner is gone), those who complete its replicas
-  /// and those whose replicas it completes.
+  /// of its wards (which restore a holder when the owner is gone), its lenders and its
+  /// borrowers.
   [[nodiscard]] std::vector<int> data_peers() const;
-  /// What all ranks' options must have in common: "blocks of 4194304 bytes, holders 1f0c...".
+  /// What must be the same in all ranks' options: "blocks of 4194304 bytes, holders 1f0c...".
   [[nodiscard]] std::string agreement() const;
   /// The highest generation this rank's vault has seen, or that a file of the job on its disk
   /// names: all memory and the Store may be gone, and what is on disk then must be the older.

@@ -57,24 +57,24 @@ protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
 
 protocol::OwnSealed Copier::sealed_event(const StageJob& job, const ImageInfo& info) const {
   protocol::OwnSealed event{job.id, info.image_digest, {}, {}};
-  if (info.shares == 0) return event;
-  const auto shares = read_shares(job.image);
-  const auto find = [](const std::vector<ImageShare>& list, int rank) {
-    const auto it = std::find_if(list.begin(), list.end(),
-                                 [&](const ImageShare& share) { return share.rank == rank; });
+  if (info.loans == 0) return event;
+  const auto loans = read_loans(job.image);
+  const auto find = [](const std::vector<Loan>& list, int rank) {
+    const auto it =
+        std::find_if(list.begin(), list.end(), [&](const Loan& loan) { return loan.rank == rank; });
     return it == list.end() ? Digest{} : it->digest;
   };
   const auto& layout = job.plan->layout();
-  for (const int rank : engine_.config->completers[static_cast<std::size_t>(engine_.rank)]) {
-    protocol::Common common{job.id, 0, find(shares.left_out, rank)};
-    for (const auto& part : layout.shared) {
+  for (const int rank : engine_.config->lenders[static_cast<std::size_t>(engine_.rank)]) {
+    protocol::Borrow borrow{job.id, 0, find(loans.borrowed, rank)};
+    for (const auto& part : layout.borrowed) {
       if (part.rank != rank) continue;
-      for (const auto i : part.segments) common.bytes += layout.segments[i].bytes;
+      for (const auto i : part.segments) borrow.bytes += layout.segments[i].bytes;
     }
-    event.left_out.push_back(common);
+    event.borrowed.push_back(borrow);
   }
-  for (const int rank : engine_.config->relying) {
-    event.common.push_back(find(shares.completes, rank));
+  for (const int rank : engine_.config->borrowers) {
+    event.lent.push_back(find(loans.lent, rank));
   }
   return event;
 }

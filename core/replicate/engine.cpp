@@ -20,7 +20,8 @@ Engine::Engine(CheckpointerOptions given, FailureHandler on_failure)
       rank(options.environment->rank),
       world_size(options.environment->world_size),
       fs(options.file_system != nullptr ? *options.file_system : real_file_system()),
-      config(protocol::make_config(rank, world_size, options.holders, {}, options.shared.ranks)),
+      config(
+          protocol::make_config(rank, world_size, options.holders, {}, options.borrowed.lenders)),
       wire{tag_of_job(options.job), world_size},
       state(protocol::make_state(config)),
       loop(std::move(on_failure)),
@@ -58,8 +59,8 @@ transfer::Shape Engine::shape_of(const protocol::ImageSizes& sizes, bool with_ma
           sizes.manifest_bytes,
           options.block_bytes,
           with_manifest,
-          replica ? sizes.shared_bytes : 0,
-          sizes.shares};
+          replica ? sizes.borrowed_bytes : 0,
+          sizes.loans};
 }
 
 std::vector<int> Engine::data_peers() const {
@@ -69,8 +70,8 @@ std::vector<int> Engine::data_peers() const {
   add(config->holders[at(rank)]);
   add(config->wards);
   for (const int ward : config->wards) add(config->holders[at(ward)]);
-  add(config->completers[at(rank)]);
-  add(config->relying);
+  add(config->lenders[at(rank)]);
+  add(config->borrowers);
   peers.erase(rank);
   return {peers.begin(), peers.end()};
 }

@@ -75,7 +75,7 @@ struct Engine {
   [[nodiscard]] transfer::Shape shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
                                          bool replica) const;
   /// The ranks this one exchanges images with, ascending: its holders, its wards, the other holders
-  /// of its wards, those who complete its replicas and those whose replicas it completes.
+  /// of its wards, its lenders and its borrowers.
   [[nodiscard]] std::vector<int> data_peers() const;
 };
 

@@ -68,8 +68,8 @@ std::vector<std::byte> encode(const StreamStart& start) {
   put(out, start.shape.manifest_bytes);
   put(out, start.shape.block_bytes);
   put(out, std::uint64_t{start.shape.with_manifest ? 1U : 0U});
-  put(out, start.shape.shared_bytes);
-  put(out, std::uint64_t{start.shape.shares});
+  put(out, start.shape.borrowed_bytes);
+  put(out, std::uint64_t{start.shape.loans});
   put(out, static_cast<std::uint64_t>(start.content));
   return out;
 }
@@ -99,12 +99,12 @@ StreamStart decode_stream_start(std::span<const std::byte> bytes, int from, int 
   const auto with_manifest = take<std::uint64_t>(bytes);
   if (with_manifest > 1) throw refuse("with-manifest is " + std::to_string(with_manifest));
   start.shape.with_manifest = with_manifest == 1;
-  start.shape.shared_bytes = take<std::uint64_t>(bytes);
-  const auto shares = take<std::uint64_t>(bytes);
-  if (shares > std::numeric_limits<std::uint32_t>::max()) {
-    throw refuse("shares " + std::to_string(shares));
+  start.shape.borrowed_bytes = take<std::uint64_t>(bytes);
+  const auto loans = take<std::uint64_t>(bytes);
+  if (loans > std::numeric_limits<std::uint32_t>::max()) {
+    throw refuse("loans " + std::to_string(loans));
   }
-  start.shape.shares = static_cast<std::uint32_t>(shares);
+  start.shape.loans = static_cast<std::uint32_t>(loans);
   const auto content = take<std::uint64_t>(bytes);
   if (content > 1) throw refuse("content is " + std::to_string(content));
   start.content = static_cast<Content>(content);

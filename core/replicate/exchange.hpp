@@ -15,9 +15,9 @@ using transfer::Shape;
 
 /// What the pieces of a stream are.
 enum class Content : std::uint8_t {
-  kImage,   ///< An image or a replica.
-  kCommon,  ///< What completes the receiver's own image: the ranges of a Want, one behind the
-            ///< other.
+  kImage,  ///< An image or a replica.
+  kLent,   ///< What the receiver's own image borrows: the ranges of a Want, one behind the
+           ///< other.
 };
 
 /// Sent over the control link just before the pieces of one image: "they come now". Until it has
@@ -27,14 +27,14 @@ struct StreamStart {
   std::uint64_t generation = 0;
   int owner = 0;  ///< Whose image.
   ImageId id;
-  Shape shape;  ///< kCommon: so many image_bytes, in blocks; nothing else.
+  Shape shape;  ///< kLent: so many image_bytes, in blocks; nothing else.
   Content content = Content::kImage;
   friend bool operator==(const StreamStart&, const StreamStart&) = default;
 };
 
 /// u32 magic "MSPX" | u16 version | u16 0 | u64 generation | u64 owner | u64 id generation | u64
 /// step | u64 image bytes | u64 manifest bytes | u64 block bytes | u64 with manifest (0 or 1) | u64
-/// shared bytes | u64 shares | u64 content; little-endian.
+/// borrowed bytes | u64 loans | u64 content; little-endian.
 [[nodiscard]] std::vector<std::byte> encode(const StreamStart& start);
 /// True if the bytes begin as a StreamStart does (else they are something else).
 [[nodiscard]] bool is_stream_start(std::span<const std::byte> bytes) noexcept;
@@ -49,8 +49,8 @@ struct Named {
   friend bool operator==(const Named&, const Named&) = default;
 };
 
-/// Sent by an owner that fetches a replica to a rank that completes it: "send me these of your own
-/// image of that step". Answered by a stream of kCommon.
+/// Sent by an owner that fetches a replica to a lender: "send me these of your own image of that
+/// step". Answered by a stream of kLent.
 struct Want {
   std::uint64_t generation = 0;
   ImageId id;
@@ -65,8 +65,8 @@ struct Want {
 /// Throws CorruptData naming the field.
 [[nodiscard]] Want decode_want(std::span<const std::byte> bytes, int from);
 
-/// Of these names as many as fit one message, first in order: an owner leaves out no more on one
-/// rank's account, and that rank counts on no more.
+/// Of these names as many as fit one message, first in order: a borrower borrows no more from one
+/// lender, and that lender expects no more.
 [[nodiscard]] std::vector<std::string> names_for_a_want(std::vector<std::string> names);
 
 }  // namespace meshstage::exchange

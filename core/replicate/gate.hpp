@@ -87,7 +87,7 @@ class TrainerGate {
   }
   [[nodiscard]] Stats stats() const;
 
-  /// Nothing is left out any more on that rank's account.
+  /// Nothing is borrowed from that rank any more.
   void keep_apart(int rank);
   [[nodiscard]] std::set<int> apart() const;
 

@@ -68,7 +68,7 @@ void Inbox::accept(const protocol::AcceptReplica& action) {
     }
     if (old != incoming_.end()) forget(old);
     slots_.begin_write(key, engine_.identity(action.ward, action.id, action.base),
-                       action.sizes.image_bytes - action.sizes.shared_bytes,
+                       action.sizes.image_bytes - action.sizes.borrowed_bytes,
                        [this, action](WriteLease& lease, const std::exception_ptr& error) {
                          if (!error && !aborted_.contains(action.id))
                            return begin(action, std::move(lease));
@@ -143,7 +143,7 @@ void Inbox::fetch(const protocol::Fetch& action, std::optional<std::filesystem::
     const SlotKey key{from.owner, action.slot};
     if (slots_.in_use(key)) return false;
     const std::uint64_t bytes =
-        from.sizes.image_bytes - (from.owner == engine_.rank ? 0 : from.sizes.shared_bytes);
+        from.sizes.image_bytes - (from.owner == engine_.rank ? 0 : from.sizes.borrowed_bytes);
     slots_.begin_write(
         key, engine_.identity(from.owner, from.id, from.base), bytes,
         [this, from, file](WriteLease& lease, const std::exception_ptr& error) {
@@ -161,8 +161,8 @@ void Inbox::fetch(const protocol::Fetch& action, std::optional<std::filesystem::
           in.base = from.base;
           in.sizes = from.sizes;
           in.fetch = true;
-          in.in_parts = from.owner == engine_.rank && from.needs_others();
-          for (const auto& share : from.left_out) in.lenders.push_back(share.rank);
+          in.in_parts = from.owner == engine_.rank && from.needs_lenders();
+          for (const auto& loan : from.borrowed) in.lenders.push_back(loan.rank);
           in.expected = from.image_digest;
           in.lease = std::move(lease);
           const auto target = in.lease.image();
@@ -201,11 +201,11 @@ void Inbox::ask_lenders(int owner, ImageId id) {
             [](const Verifier::Missing& part, int lender) { return part.lender == lender; });
         if (!as_announced || all.empty()) {
           return not_arrived(owner, id, ErrorKind::kCorruptData,
-                             "it leaves out what other ranks have than was announced");
+                             "it borrows from other ranks than was announced");
         }
         for (const auto& part : all) {
           now->missing[part.lender] = part.ranges;
-          asks_.add(part.lender, owner, exchange::Content::kCommon, id,
+          asks_.add(part.lender, owner, exchange::Content::kLent, id,
                     shape_of(part.ranges, engine_.options.block_bytes));
           engine_.say(part.lender, exchange::encode(part.want));
         }
@@ -213,12 +213,12 @@ void Inbox::ask_lenders(int owner, ImageId id) {
       failing(owner, id));
 }
 
-void Inbox::common_arrived(int from, int owner, ImageId id) {
+void Inbox::lent_arrived(int from, int owner, ImageId id) {
   Incoming* in = find(owner, id);
   if (in == nullptr) return;
   in->missing.erase(from);
   if (!in->missing.empty()) return;
-  verifier_.completed(
+  verifier_.prove(
       in->from, in->lease.image(), in->sizes.manifest_digest,
       engine_.identity(owner, in->id, in->base),
       [this, owner, id](const ImageInfo& info) { arrived(owner, id, info); }, failing(owner, id));
@@ -266,8 +266,8 @@ void Inbox::begin_stream(int from, const exchange::StreamStart& start) {
     return;
   }
   Incoming* in = find(start.owner, start.id);
-  if (in != nullptr && start.content == exchange::Content::kCommon) {
-    return receive_common(*in, from, start);
+  if (in != nullptr && start.content == exchange::Content::kLent) {
+    return receive_lent(*in, from, start);
   }
   // Given up here while its first piece was already on the way.
   if (in == nullptr || in->from != from || in->streaming) return streams_.drain(from, start);
@@ -288,7 +288,7 @@ void Inbox::begin_stream(int from, const exchange::StreamStart& start) {
       failing(in->owner, in->id));
 }
 
-void Inbox::receive_common(Incoming& in, int from, const exchange::StreamStart& start) {
+void Inbox::receive_lent(Incoming& in, int from, const exchange::StreamStart& start) {
   const auto missing = in.missing.find(from);
   if (missing == in.missing.end()) return;
   Arriving stream;
@@ -299,7 +299,7 @@ void Inbox::receive_common(Incoming& in, int from, const exchange::StreamStart& 
   streams_.receive(
       std::move(stream),
       [this, from, owner = in.owner, id = in.id](const ImageInfo&) {
-        common_arrived(from, owner, id);
+        lent_arrived(from, owner, id);
       },
       failing(in.owner, in.id));
 }

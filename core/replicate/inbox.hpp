@@ -52,7 +52,7 @@ class Inbox {
     bool with_manifest = true;
     bool streaming = false;    ///< Its stream began; from here every piece is taken.
     bool sealing = false;      ///< It is proven, and being sealed.
-    bool in_parts = false;     ///< A fetched replica that lenders complete.
+    bool in_parts = false;     ///< A fetched replica that borrows.
     std::vector<int> lenders;  ///< Of it, ascending, by what all agreed on.
     std::map<int, std::vector<ImageRange>> missing;  ///< By lender: what is not here yet.
     WriteLease lease;
@@ -65,9 +65,9 @@ class Inbox {
   void begin(const protocol::AcceptReplica& action, WriteLease lease);
   void take_starts(int from);
   void begin_stream(int from, const exchange::StreamStart& start);
-  void receive_common(Incoming& in, int from, const exchange::StreamStart& start);
+  void receive_lent(Incoming& in, int from, const exchange::StreamStart& start);
   void ask_lenders(int owner, ImageId id);
-  void common_arrived(int from, int owner, ImageId id);
+  void lent_arrived(int from, int owner, ImageId id);
   void arrived(int owner, ImageId id, const ImageInfo& info);
   void seal_if_proven(Incoming& in);
   void sealed(int owner, ImageId id);

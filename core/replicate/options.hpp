@@ -13,9 +13,9 @@
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/comm/transport.hpp>
 #include <meshstage/core/os/file_system.hpp>
+#include <meshstage/core/replicate/borrowed_tensors.hpp>
 #include <meshstage/core/replicate/observer.hpp>
 #include <meshstage/core/replicate/results.hpp>
-#include <meshstage/core/replicate/shared_tensors.hpp>
 #include <meshstage/core/stage/pace.hpp>
 
 namespace meshstage {
@@ -53,18 +53,16 @@ struct CheckpointerOptions {
   /// alone. Empty: {(r + W/2) mod W}. A job survives the loss of all but one of each
   /// rank's owner and holders. Memory: two replicas of each ward besides the two own images.
   std::vector<std::vector<int>> holders = {};
-  /// What the mesh already replicates need not travel: a tensor that a rank in another failure
-  /// domain has too, byte for byte, is left out of the replicas, which spares the network and the
-  /// holders' memory, and is recovered from that rank's own image. dtensor::shared_tensors() finds
-  /// such tensors by their placements; any function will do that all ranks agree on (the ranks are
-  /// checked). Its word is not taken: a step counts only if the bytes were the same on both; if
-  /// they were not it fails, a warning says so, and from then on those tensors are left in. A lost
-  /// rank then takes a holder and those who have its tensors, so that fewer losses at once are
-  /// survived
-  /// (`meshstage mesh survive --spare-replicated`), one host's always; and holders write no files
-  /// of replicas, which would not stand alone. Empty (the default): replicas are whole. Stats say
-  /// what was spared.
-  SharedTensors shared = {};
+  /// What the mesh already replicates need not travel: replicas borrow a tensor that a rank in
+  /// another failure domain, the lender, has byte for byte. That saves the network and the holders'
+  /// memory; a lost rank gets the tensor from the lender's own image. dtensor::borrowed_tensors()
+  /// finds such tensors by their placements; any function will do that all ranks agree on (the
+  /// lenders are compared). Each step compares the bytes: if they differ the step fails, a warning
+  /// says so, and from then on those tensors are not borrowed. A lost rank takes a holder and all
+  /// its lenders, so fewer losses of two hosts are survived (`meshstage mesh survive
+  /// --spare-replicated` counts them); the loss of one host always is. Holders write no files of
+  /// replicas that borrow. Empty (the default): replicas are whole. Stats count what was borrowed.
+  BorrowedTensors borrowed = {};
   /// Holds staging back, so that it leaves memory bandwidth to the training: a BandwidthCap, say.
   /// Must outlive the Checkpointer. Null: as fast as the memory is.
   Pace* pace = nullptr;

@@ -86,8 +86,8 @@ void OwnStep::send(const protocol::SendImage& action) {
     const auto shape = engine_.shape_of(job->sizes, action.need_manifest, true);
     const std::uint64_t manifest = shape.with_manifest ? 0 : shape.manifest_bytes;
     engine_.gate.count([&](Stats& stats) {
-      stats.replica_bytes_sent += shape.image_bytes - shape.shared_bytes - manifest;
-      stats.replica_bytes_spared += shape.shared_bytes;
+      stats.replica_bytes_sent += shape.image_bytes - shape.borrowed_bytes - manifest;
+      stats.replica_bytes_borrowed += shape.borrowed_bytes;
     });
     Outgoing stream;
     stream.to = action.holder;

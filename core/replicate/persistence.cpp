@@ -39,7 +39,7 @@ Persistence::Found Persistence::verify(
         throw CorruptData("it holds " + to_string(who));
       }
       const auto claim = protocol::claim_of(
-          info, checked_shares(mapped->bytes(), info), rank_,
+          info, checked_loans(mapped->bytes(), info), rank_,
           who.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile, 0);
       // The same image may be there twice: as own file and, in a shared directory, as a replica.
       const bool known = std::any_of(found.claims.begin(), found.claims.end(), [&](const auto& c) {

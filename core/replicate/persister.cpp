@@ -51,7 +51,7 @@ bool Persister::write(SlotKey key, ImageId id) {
   try {
     const ReadLease lease = engine_.vault.read(key);
     // A file stands alone: what leaves something out is none.
-    if (key.owner_rank != engine_.rank && lease.info().shared_bytes != 0) return true;
+    if (key.owner_rank != engine_.rank && lease.info().borrowed_bytes != 0) return true;
     // Older files go when all ranks have this one: it must not be what rotted in a slot.
     (void)verify_image(lease.image());
     files_.publish(lease.info(), lease.image());

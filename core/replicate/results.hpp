@@ -67,10 +67,10 @@ struct Stats {
   double persist_seconds = 0;
   std::uint64_t image_bytes = 0;  ///< Of this rank's newest image.
   std::uint64_t vault_bytes = 0;  ///< All slots of this rank's vault.
-  /// Bytes of this rank's images that went to holders in rounds, and those that were left out
-  /// because other ranks have them; fetches in a recovery do not count.
+  /// Bytes of this rank's images that went to holders in rounds, and those that they
+  /// borrowed from lenders instead; fetches in a recovery do not count.
   std::uint64_t replica_bytes_sent = 0;
-  std::uint64_t replica_bytes_spared = 0;
+  std::uint64_t replica_bytes_borrowed = 0;
 };
 
 /// What a holder has of one of its wards.

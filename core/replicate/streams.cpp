@@ -72,7 +72,7 @@ void Streams::send_now(const Outgoing& stream) const {
   wait_final(start.shape.manifest_bytes);  // it has a slot, and copying has begun
   engine_.say(stream.to, exchange::encode(start));
   const auto link = link_to(stream.to, start.id, protocol::Point::kChunkSent);
-  if (start.content == exchange::Content::kCommon) {
+  if (start.content == exchange::Content::kLent) {
     transfer::send_ranges(link, stream.image(), stream.ranges, start.shape.block_bytes);
   } else {
     transfer::send_image(link, stream.image(), start.shape, wait_final);
@@ -111,7 +111,7 @@ void Streams::receive(Arriving stream, Arrived arrived, Failed failed) {
 ImageInfo Streams::receive_now(const Arriving& stream) const {
   const auto& start = stream.start;
   const auto link = link_to(stream.from, start.id, protocol::Point::kChunkReceived);
-  if (start.content == exchange::Content::kCommon) {
+  if (start.content == exchange::Content::kLent) {
     transfer::receive_ranges(link, stream.image, stream.ranges, start.shape.block_bytes);
     return {};
   }

@@ -23,7 +23,7 @@ struct Outgoing {
   /// Blocks until the bytes up to that offset are final; null: all are. What it throws before the
   /// first piece ends the stream before it began.
   std::function<void(std::uint64_t)> wait_final;
-  std::vector<ImageRange> ranges;    ///< Content::kCommon: of the image, one behind the other.
+  std::vector<ImageRange> ranges;    ///< Content::kLent: of the image, one behind the other.
   std::shared_ptr<const void> keep;  ///< Let go of when the last piece has left.
 };
 
@@ -32,7 +32,7 @@ struct Arriving {
   int from = -1;
   exchange::StreamStart start;
   std::span<std::byte> image;
-  std::vector<ImageRange> ranges;  ///< Content::kCommon: where in `image` they belong.
+  std::vector<ImageRange> ranges;  ///< Content::kLent: where in `image` they belong.
   bool prove = true;  ///< False: pieces of a replica that others complete are not proven yet.
   Digest manifest_digest{};
   ImageIdentity identity;

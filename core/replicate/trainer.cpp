@@ -63,7 +63,7 @@ std::shared_ptr<StageJob> Trainer::make_job(const Value& state, std::uint64_t st
   }
   // Not with the plan: who was refused and tries again is refused again.
   const ImageLayout& layout = plan_->layout();
-  const std::pair room{layout.image_bytes, layout.image_bytes - layout.shared_bytes};
+  const std::pair room{layout.image_bytes, layout.image_bytes - layout.borrowed_bytes};
   if (room != room_for_) {
     check_room_for(room.first, room.second);
     room_for_ = room;
@@ -71,35 +71,37 @@ std::shared_ptr<StageJob> Trainer::make_job(const Value& state, std::uint64_t st
   job->plan = plan_;
   job->source = std::move(*source);
   if (engine_.options.verify_source) job->digests.emplace(state, job->source);
-  job->sizes = {layout.image_bytes, layout.data_begin, layout.manifest_digest, layout.shared_bytes,
-                static_cast<std::uint32_t>(layout.shared.size() + layout.completes.size())};
+  job->sizes = {layout.image_bytes, layout.data_begin, layout.manifest_digest,
+                layout.borrowed_bytes,
+                static_cast<std::uint32_t>(layout.borrowed.size() + layout.lent.size())};
   engine_.gate.count([&](Stats& stats) { stats.image_bytes = layout.image_bytes; });
   return job;
 }
 
 PlanOptions Trainer::plan_options(const Value& state, const std::set<int>& apart) const {
   PlanOptions plan{.block_bytes = engine_.options.block_bytes};
-  const auto& shared = engine_.options.shared;
-  if (!shared.paths) return plan;
+  const auto& borrowed = engine_.options.borrowed;
+  if (!borrowed.paths) return plan;
   const int me = engine_.rank;
   const auto paths = [&](int owner, int at) {
-    return exchange::names_for_a_want(shared.paths(state, owner, at));
+    return exchange::names_for_a_want(borrowed.paths(state, owner, at));
   };
-  for (const int other : engine_.config->completers[static_cast<std::size_t>(me)]) {
-    if (!apart.contains(other)) plan.shared.push_back({other, paths(me, other)});
+  for (const int other : engine_.config->lenders[static_cast<std::size_t>(me)]) {
+    if (!apart.contains(other)) plan.borrowed.push_back({other, paths(me, other)});
   }
   std::map<std::string_view, int> taken;
-  for (const auto& part : plan.shared) {
+  for (const auto& part : plan.borrowed) {
     for (const auto& name : part.names) {
       const auto [it, first] = taken.emplace(name, part.rank);
       if (first) continue;
-      throw InvalidArgument("the tensor \"" + name + "\" is left out on account of rank " +
-                            std::to_string(it->second) + " and of rank " +
-                            std::to_string(part.rank) + ": SharedTensors::paths names it for one");
+      throw InvalidArgument("the tensor \"" + name + "\" is borrowed from rank " +
+                            std::to_string(it->second) + " and from rank " +
+                            std::to_string(part.rank) +
+                            ": BorrowedTensors::paths names it for one");
     }
   }
-  for (const int owner : engine_.config->relying) {
-    plan.completes.push_back({owner, paths(owner, me)});
+  for (const int owner : engine_.config->borrowers) {
+    plan.lent.push_back({owner, paths(owner, me)});
   }
   return plan;
 }
@@ -220,17 +222,17 @@ void Trainer::end_generation(const std::string& why) {
 
 namespace {
 
-/// Fills in what a ward's replica leaves out, as far as this rank has it. Throws InvalidState
-/// naming a tensor that another rank has.
-void complete_replica(const ReadLease& own, const ImageInfo& info, std::span<std::byte> image) {
-  const auto parts = shared_parts(image, info);
+/// Copies what a ward's replica borrows from this rank's own image. Throws InvalidState, naming a
+/// tensor, if the replica borrows from another rank, too.
+void fill_replica(const ReadLease& own, const ImageInfo& info, std::span<std::byte> image) {
+  const auto parts = borrowed_parts(image, info);
   for (const auto& part : parts) {
     const int ward = info.identity.rank;
     if (part.rank != own.key().owner_rank) {
-      throw make_error<InvalidState>("the replica of rank " + std::to_string(ward) +
-                                         " leaves out " + std::to_string(part.pieces.size()) +
-                                         " tensors that rank " + std::to_string(part.rank) +
-                                         " has, \"" + part.pieces.front().name +
+      throw make_error<InvalidState>("the replica of rank " + std::to_string(ward) + " borrows " +
+                                         std::to_string(part.pieces.size()) +
+                                         " tensors from rank " + std::to_string(part.rank) +
+                                         ", \"" + part.pieces.front().name +
                                          "\" the first; only a recovery puts them together",
                                      ward, info.identity.id.step, part.pieces.front().name);
     }
@@ -241,15 +243,15 @@ void complete_replica(const ReadLease& own, const ImageInfo& info, std::span<std
       const auto& piece = part.pieces[i];
       if (!ranges[i] || ranges[i]->bytes != piece.bytes) {
         throw make_error<CorruptData>("this rank has no " + piece.name + " of " +
-                                          std::to_string(piece.bytes) + " bytes to complete rank " +
-                                          std::to_string(ward) + "'s replica with",
+                                          std::to_string(piece.bytes) + " bytes to lend to rank " +
+                                          std::to_string(ward) + "'s replica",
                                       ward, info.identity.id.step, piece.name);
       }
       fast_copy(image.subspan(piece.offset, piece.bytes),
                 own.image().subspan(ranges[i]->offset, piece.bytes));
     }
   }
-  clear_shared_padding(parts, info, image);
+  clear_borrowed_padding(parts, info, image);
 }
 
 /// The slot of a pair that holds the sealed image of that step, or -1.
@@ -317,9 +319,9 @@ Replica Trainer::held(int ward, const NodeRegistry& registry) {
   const ImageInfo& info = replica.info();
   const auto copy = Storage::allocate(info.image_bytes);
   place_replica(replica.image(), info, copy.bytes());
-  if (info.shared_bytes != 0) {
+  if (info.borrowed_bytes != 0) {
     if (keys.size() < 2) throw NotFound("no image of this rank's own of that step is there");
-    complete_replica(engine_.vault.read(keys.back()), info, copy.bytes());
+    fill_replica(engine_.vault.read(keys.back()), info, copy.bytes());
   }
   (void)verify_image(copy.bytes());
   return {ward, info.identity.id,

@@ -34,14 +34,14 @@ class Trainer {
   [[nodiscard]] ReadLease compare(const RecoverCommand& command, const Value& state);
   [[nodiscard]] Recovered restore(const RecoverCommand& command, const ReadLease& image,
                                   Value& state);
-  /// The slots that hold a ward's replica and, to complete it, this rank's image of the same step.
+  /// The slots that hold a ward's replica and, if it borrows, this rank's image of the same step.
   [[nodiscard]] std::vector<SlotKey> hold_replica(int ward);
 
   Engine& engine_;
   OwnStep& own_;
   Slots& slots_;
   std::shared_ptr<const StagingPlan> plan_;
-  std::set<int> plan_apart_;                          ///< Whom the plan shares nothing with.
+  std::set<int> plan_apart_;                          ///< Lenders that the plan leaves alone.
   std::pair<std::uint64_t, std::uint64_t> room_for_;  ///< Image and replica bytes that had room.
 };
 

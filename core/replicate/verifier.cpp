@@ -20,7 +20,7 @@ protocol::Claim claim_of(const ReadLease& lease, int at) {
   const bool own = key.owner_rank == at;
   const ImageInfo verified = own ? verify_image(lease.image()) : verify_replica(lease.image());
   if (verified != lease.info()) throw CorruptData("header and image disagree");
-  return protocol::claim_of(verified, checked_shares(lease.image(), verified), at,
+  return protocol::claim_of(verified, checked_loans(lease.image(), verified), at,
                             own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot,
                             key.index);
 }
@@ -143,7 +143,7 @@ void Verifier::missing(std::span<const std::byte> image, protocol::ImageSizes si
           throw CorruptData("its manifest is not the one that was announced");
         }
         std::vector<Missing> all;
-        for (const auto& part : shared_parts(image, info)) {
+        for (const auto& part : borrowed_parts(image, info)) {
           Missing missing{part.rank, {engine_.generation.number, id, {}}, ranges_of(part)};
           for (const auto& piece : part.pieces) {
             missing.want.storages.push_back({piece.name, piece.bytes});
@@ -155,13 +155,12 @@ void Verifier::missing(std::span<const std::byte> image, protocol::ImageSizes si
       std::move(then), std::move(failed));
 }
 
-void Verifier::completed(int from, std::span<std::byte> image, Digest manifest,
-                         ImageIdentity identity, std::function<void(const ImageInfo&)> then,
-                         Failed failed) {
+void Verifier::prove(int from, std::span<std::byte> image, Digest manifest, ImageIdentity identity,
+                     std::function<void(const ImageInfo&)> then, Failed failed) {
   run<ImageInfo>(
       [from, image, manifest, who = std::move(identity)] {
         const ImageInfo info = read_info(image);
-        clear_shared_padding(shared_parts(image, info), info, image);
+        clear_borrowed_padding(borrowed_parts(image, info), info, image);
         return transfer::prove_image(from, image, manifest, who);
       },
       std::move(then), std::move(failed));
@@ -184,7 +183,7 @@ void Verifier::open(const protocol::Claim& claim, std::filesystem::path path,
         }
         const auto& sizes = claim.sizes;
         if (source.bytes.size() !=
-            sizes.image_bytes - (claim.needs_others() ? sizes.shared_bytes : 0)) {
+            sizes.image_bytes - (claim.needs_lenders() ? sizes.borrowed_bytes : 0)) {
           throw CorruptData("the image changed its size");
         }
         return source;

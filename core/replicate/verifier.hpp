@@ -41,9 +41,9 @@ class Verifier {
   };
   void missing(std::span<const std::byte> image, protocol::ImageSizes sizes, ImageId id,
                std::function<void(const std::vector<Missing>&)> then, Failed failed);
-  /// Proves an image that was completed since.
-  void completed(int from, std::span<std::byte> image, Digest manifest, ImageIdentity identity,
-                 std::function<void(const ImageInfo&)> then, Failed failed);
+  /// Proves an image whose borrowed storages have come.
+  void prove(int from, std::span<std::byte> image, Digest manifest, ImageIdentity identity,
+             std::function<void(const ImageInfo&)> then, Failed failed);
 
   /// Bytes that stay where they are as long as `keep` lives.
   struct Source {
@@ -73,7 +73,7 @@ class Verifier {
 }
 /// Holders are sent replicas, owners what there is.
 [[nodiscard]] inline bool sends_replica(const protocol::Claim& source, int to) {
-  return to != source.owner || source.needs_others();
+  return to != source.owner || source.needs_lenders();
 }
 
 }  // namespace meshstage::replicate

@@ -39,9 +39,9 @@ void check_digests(const BlockDigests& digests, const ImageLayout& layout) {
   throw InvalidArgument("the block digests are of another plan");
 }
 
-// What a final image has in common with others.
-ImageShares shares_of(const ImageLayout& layout, std::span<const std::byte> image) {
-  std::map<std::vector<std::size_t>, Digest> known;  // two ranks often share both ways
+// What a final image borrows and lends.
+Loans loans_of(const ImageLayout& layout, std::span<const std::byte> image) {
+  std::map<std::vector<std::size_t>, Digest> known;  // two ranks often lend both ways
   const auto digest = [&](const std::vector<std::size_t>& segments) {
     const auto [it, fresh] = known.try_emplace(segments);
     if (fresh) {
@@ -52,12 +52,11 @@ ImageShares shares_of(const ImageLayout& layout, std::span<const std::byte> imag
     }
     return it->second;
   };
-  ImageShares shares;
-  for (const auto& part : layout.shared)
-    shares.left_out.push_back({part.rank, digest(part.segments)});
-  for (const auto& part : layout.completes)
-    shares.completes.push_back({part.rank, digest(part.segments)});
-  return shares;
+  Loans loans;
+  for (const auto& part : layout.borrowed)
+    loans.borrowed.push_back({part.rank, digest(part.segments)});
+  for (const auto& part : layout.lent) loans.lent.push_back({part.rank, digest(part.segments)});
+  return loans;
 }
 
 }  // namespace
@@ -68,10 +67,10 @@ StagingPlan StagingPlan::compile(const Value& state, const StagingPlan* previous
     throw InvalidArgument("block_bytes = " + std::to_string(options.block_bytes) +
                           ": must be a power of two from 4096");
   }
-  for (const auto* list : {&options.shared, &options.completes}) {
+  for (const auto* list : {&options.borrowed, &options.lent}) {
     for (const auto& part : *list) {
       if (part.rank >= 0) continue;
-      throw InvalidArgument("storages shared with rank " + std::to_string(part.rank) +
+      throw InvalidArgument("storages borrowed from or lent to rank " + std::to_string(part.rank) +
                             ": ranks count from 0");
     }
   }
@@ -82,8 +81,8 @@ StagingPlan StagingPlan::compile(const Value& state, const StagingPlan* previous
   auto flat = detail::flatten(state);
   detail::require_devices(flat);
   auto impl = std::make_shared<Impl>();
-  const detail::LayoutOptions how{options.block_bytes, options.own_pages_from, options.shared,
-                                  options.completes, options.max_header_bytes};
+  const detail::LayoutOptions how{options.block_bytes, options.own_pages_from, options.borrowed,
+                                  options.lent, options.max_header_bytes};
   impl->own_pages_from = options.own_pages_from;
   if (previous == nullptr || previous->impl_->own_pages_from != options.own_pages_from) {
     impl->layout = detail::make_layout(flat, how, nullptr);
@@ -176,12 +175,12 @@ void StagingPlan::copy(const Value& state, std::span<std::byte> image, Watermark
 
 void StagingPlan::check_identity(const ImageIdentity& identity) const {
   const auto& layout = impl_->layout;
-  for (const auto* list : {&layout.shared, &layout.completes}) {
+  for (const auto* list : {&layout.borrowed, &layout.lent}) {
     for (const auto& part : *list) {
       if (part.rank != identity.rank && part.rank < identity.world_size) continue;
-      throw InvalidArgument("rank " + std::to_string(identity.rank) + " of " +
-                            std::to_string(identity.world_size) + " shares storages with rank " +
-                            std::to_string(part.rank));
+      throw InvalidArgument(
+          "rank " + std::to_string(identity.rank) + " of " + std::to_string(identity.world_size) +
+          " borrows storages from or lends them to rank " + std::to_string(part.rank));
     }
   }
 }
@@ -195,9 +194,9 @@ ImageInfo StagingPlan::write_trailer(const ImageIdentity& identity, std::span<st
   info.manifest_bytes = layout.data_begin;
   info.block_bytes = layout.block_bytes;
   info.manifest_digest = layout.manifest_digest;
-  info.shared_bytes = layout.shared_bytes;
-  detail::write_trailer(image.first(layout.image_bytes), digests.digests(),
-                        shares_of(layout, image), info);
+  info.borrowed_bytes = layout.borrowed_bytes;
+  detail::write_trailer(image.first(layout.image_bytes), digests.digests(), loans_of(layout, image),
+                        info);
   progress.advance(layout.image_bytes);
   return info;
 }

@@ -29,14 +29,14 @@ struct PlanOptions {
   /// Storages of at least so many bytes share no page of 4096 bytes with others, so that they can
   /// be page-locked by themselves. 0: none of them.
   std::uint64_t own_pages_from = 0;
-  /// Storages that other ranks have too: they come first in the image, and are left out of its
-  /// replicas. Ignored are names that are no storage's, storages below kLeastSharedBytes, a name
-  /// under a second rank (the lowest counts), and all of them if they fill no block.
-  std::vector<SharedStorages> shared = {};
-  /// Storages that replicas of other ranks leave out because this rank has them: the image says
-  /// what they were (ImageShares). Ignored are names as above; a storage may be named several
-  /// times.
-  std::vector<SharedStorages> completes = {};
+  /// Storages that the image's replicas borrow, by lender: they come first in the image, and its
+  /// replicas leave them out. Ignored are names that are no storage's, storages below
+  /// kLeastBorrowedBytes, a name under a second rank (the lowest counts), and all of them if they
+  /// fill no block.
+  std::vector<LoanNames> borrowed = {};
+  /// Storages that the image lends to replicas of other ranks, by borrower: its trailer says what
+  /// they were (Loans). Ignored are names as above; a storage may be named several times.
+  std::vector<LoanNames> lent = {};
   /// The longest header that the image may have, bytes: at most kMaxHeaderBytes, the default;
   /// kMaxPythonHeaderBytes if Python's safetensors must be able to read the image as a file.
   std::uint64_t max_header_bytes = kMaxHeaderBytes;
@@ -82,7 +82,7 @@ class MESHSTAGE_API StagingPlan {
  public:
   /// Lays `state` out. With `previous`, what stayed keeps its offset, freed ranges are filled, the
   /// rest is appended; above 10 % of waste everything is laid out anew. So it is always where
-  /// storages are shared, or were in `previous`, and where any is on a device.
+  /// storages are borrowed, or were in `previous`, and where any is on a device.
   /// Throws InvalidArgument, naming the path, on a cycle, a tree too deep or a tensor whose memory
   /// the driver does not know as its device's; for whatever a reader of the image would refuse
   /// (more than kMaxDims dims, a longer header, auxiliary data nested too deeply), naming path and
@@ -128,8 +128,8 @@ class MESHSTAGE_API StagingPlan {
   void copy(const Value& state, std::span<std::byte> image, Watermark& progress) const;
   /// Digests each block as soon as it is final, writes the trailer, and advances `progress` to
   /// image_bytes. May run on another thread at the same time as copy(); waits for it until
-  /// `deadline`. Throws InvalidArgument for an identity that no image has, one that shares with
-  /// itself or with a rank beyond its world included.
+  /// `deadline`. Throws InvalidArgument for an identity that no image has, one that borrows from or
+  /// lends to itself or with a rank beyond its world included.
   ImageInfo seal(const ImageIdentity& identity, std::span<std::byte> image, Watermark& progress,
                  Deadline deadline = Deadline::never()) const;
   /// The same, with the digests that copy() made: what is left is the trailer. Throws

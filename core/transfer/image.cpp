@@ -16,7 +16,7 @@ std::uint64_t digested_bytes(const Shape& shape) {
   const std::uint64_t data_bytes = shape.image_bytes - shape.manifest_bytes;
   std::uint64_t digested = data_bytes;
   for (int round = 0; round < 4; ++round) {
-    const std::uint64_t trailer = trailer_size(digested, shape.block_bytes, shape.shares);
+    const std::uint64_t trailer = trailer_size(digested, shape.block_bytes, shape.loans);
     if (trailer > data_bytes) throw CorruptData("an image too small for its trailer");
     digested = data_bytes - trailer;
   }
@@ -26,14 +26,14 @@ std::uint64_t digested_bytes(const Shape& shape) {
 /// Where a piece lies in the memory of an image or of its replica.
 template <class Byte>
 std::span<Byte> place_of(std::span<Byte> image, const Shape& shape, const Piece& piece) {
-  const std::uint64_t gap = image.size() == shape.image_bytes ? 0 : shape.shared_bytes;
+  const std::uint64_t gap = image.size() == shape.image_bytes ? 0 : shape.borrowed_bytes;
   return image.subspan(piece.offset - (piece.offset < shape.manifest_bytes ? 0 : gap), piece.bytes);
 }
 
 void check_memory(std::size_t bytes, const Shape& shape) {
-  if (bytes == shape.image_bytes || bytes == shape.image_bytes - shape.shared_bytes) return;
+  if (bytes == shape.image_bytes || bytes == shape.image_bytes - shape.borrowed_bytes) return;
   throw InvalidArgument("an image of " + std::to_string(shape.image_bytes) + " bytes, " +
-                        std::to_string(shape.shared_bytes) + " of which do not travel, in " +
+                        std::to_string(shape.borrowed_bytes) + " of which do not travel, in " +
                         std::to_string(bytes) + " bytes of memory");
 }
 
@@ -80,20 +80,21 @@ void drain_image(const Link& link, const Shape& shape) {
 
 ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shape& shape,
                         const Digest& manifest_digest, const ImageIdentity& expected) {
-  if (image.size() != shape.image_bytes - shape.shared_bytes) {
-    throw InvalidArgument("an image of " + std::to_string(shape.image_bytes - shape.shared_bytes) +
+  if (image.size() != shape.image_bytes - shape.borrowed_bytes) {
+    throw InvalidArgument("an image of " +
+                          std::to_string(shape.image_bytes - shape.borrowed_bytes) +
                           " bytes is received into " + std::to_string(image.size()));
   }
   const auto pieces = pieces_of(shape);
   // A job may come back with another block size than its images were made with. Then pieces need
   // not be blocks, and the image is digested once it is there.
-  const bool whole = shape.shared_bytes == 0;
+  const bool whole = shape.borrowed_bytes == 0;
   const auto digested = digested_bytes(shape);
   const bool by_blocks =
-      shape.shared_bytes % shape.block_bytes == 0 && shape.shared_bytes <= digested;
+      shape.borrowed_bytes % shape.block_bytes == 0 && shape.borrowed_bytes <= digested;
   BlockDigests digests;
   if (by_blocks) {
-    digests = BlockDigests(shape.block_bytes, digested, shape.shared_bytes / shape.block_bytes);
+    digests = BlockDigests(shape.block_bytes, digested, shape.borrowed_bytes / shape.block_bytes);
   }
   // Blocks are digested while later ones are still on their way. Nothing is judged before every
   // piece has come: the sender's stream must end at a piece's end, whatever is wrong with it.

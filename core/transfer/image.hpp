@@ -28,10 +28,10 @@ void drain_image(const Link& link, const Shape& shape);
                                       const ImageIdentity& expected);
 
 /// Receives a replica to its places in the memory of a whole image, and proves nothing: what it
-/// leaves out is still to come.
+/// borrows is still to come.
 void receive_pieces(const Link& link, std::span<std::byte> image, const Shape& shape);
 
-/// The proof of receive_image() for a whole image that was completed since.
+/// The proof of receive_image() for an image that is whole now.
 [[nodiscard]] ImageInfo prove_image(int from, std::span<const std::byte> image,
                                     const Digest& manifest_digest, const ImageIdentity& expected);
 

@@ -14,8 +14,8 @@ void check(const Shape& shape) {
                           " bytes with a manifest of " + std::to_string(shape.manifest_bytes) +
                           " in blocks of " + std::to_string(shape.block_bytes) + " makes no sense");
   }
-  if (shape.shared_bytes > shape.image_bytes - shape.manifest_bytes) {
-    throw InvalidArgument(std::to_string(shape.shared_bytes) + " bytes left out of an image of " +
+  if (shape.borrowed_bytes > shape.image_bytes - shape.manifest_bytes) {
+    throw InvalidArgument(std::to_string(shape.borrowed_bytes) + " borrowed bytes in an image of " +
                           std::to_string(shape.image_bytes) + " make no sense");
   }
 }
@@ -29,7 +29,7 @@ std::vector<Piece> pieces_of(const Shape& shape) {
     }
   };
   if (shape.with_manifest) add(0, shape.manifest_bytes);
-  add(shape.manifest_bytes + shape.shared_bytes, shape.image_bytes);
+  add(shape.manifest_bytes + shape.borrowed_bytes, shape.image_bytes);
   return pieces;
 }
 

@@ -28,8 +28,9 @@ struct Shape {
   std::uint64_t manifest_bytes = 0;
   std::uint64_t block_bytes = 0;
   bool with_manifest = true;  ///< False if the receiver's slot already holds the same manifest.
-  std::uint64_t shared_bytes = 0;  ///< 0, or ImageInfo::shared_bytes: a replica travels, without.
-  std::uint32_t shares = 0;        ///< As ImageInfo::shares.
+  std::uint64_t borrowed_bytes =
+      0;                    ///< 0, or ImageInfo::borrowed_bytes: a replica travels, without.
+  std::uint32_t loans = 0;  ///< As ImageInfo::loans.
   friend bool operator==(const Shape&, const Shape&) = default;
 };
 
@@ -38,7 +39,7 @@ void check(const Shape& shape);
 
 /// The pieces in the order of their offsets (in the whole image): the manifest (unless the receiver
 /// has it), then one for each block of the data section, the last of them with the trailer; in a
-/// replica those behind the shared bytes. Throws as check().
+/// replica those behind the borrowed bytes. Throws as check().
 [[nodiscard]] std::vector<Piece> pieces_of(const Shape& shape);
 
 /// One end's transfer. `on_piece(i, n)` is called when piece i of n (from 1) has left or arrived.

@@ -38,8 +38,8 @@ constexpr std::size_t kWriterPidAt = 112;
 constexpr std::size_t kWriterStartTimeAt = 120;
 constexpr std::size_t kJobLengthAt = 128;
 constexpr std::size_t kJobAt = 132;
-constexpr std::size_t kSharedBytesAt = 200;
-constexpr std::size_t kSharesAt = 208;
+constexpr std::size_t kBorrowedBytesAt = 200;
+constexpr std::size_t kLoansAt = 208;
 
 template <class T>
 void put(HeaderPage& page, std::size_t at, const T& value) {
@@ -68,7 +68,7 @@ void put_digest(HeaderPage& page, std::size_t at, const Digest& digest) {
   put(page, at + 8, digest.high);
 }
 
-bool shares(const ImageInfo& image) { return image.shared_bytes != 0 || image.shares != 0; }
+bool loans(const ImageInfo& image) { return image.borrowed_bytes != 0 || image.loans != 0; }
 
 SlotInfo damaged(std::string why) {
   SlotInfo info;
@@ -80,9 +80,9 @@ SlotInfo damaged(std::string why) {
 
 bool has_sound_sizes(const ImageInfo& image) noexcept {
   if (image.manifest_bytes > image.image_bytes) return false;
-  if (image.shared_bytes == 0) return true;
-  return image.block_bytes != 0 && image.shared_bytes % image.block_bytes == 0 &&
-         image.shared_bytes <= image.image_bytes - image.manifest_bytes;
+  if (image.borrowed_bytes == 0) return true;
+  return image.block_bytes != 0 && image.borrowed_bytes % image.block_bytes == 0 &&
+         image.borrowed_bytes <= image.image_bytes - image.manifest_bytes;
 }
 
 HeaderPage encode_header(const SlotHeader& header) {
@@ -91,7 +91,7 @@ HeaderPage encode_header(const SlotHeader& header) {
   assert(job.size() <= kMaxJobBytes);
   HeaderPage page{};
   put(page, kMagicAt, kMagic);
-  put(page, kVersionAt, shares(image) ? kSharingHeaderVersion : kHeaderVersion);
+  put(page, kVersionAt, loans(image) ? kBorrowingHeaderVersion : kHeaderVersion);
   put(page, kStateAt, static_cast<std::uint32_t>(header.state));
   put(page, kGenerationAt, image.identity.id.generation);
   put(page, kStepAt, image.identity.id.step);
@@ -106,8 +106,8 @@ HeaderPage encode_header(const SlotHeader& header) {
   put_digest(page, kImageDigestAt, image.image_digest);
   put(page, kWriterPidAt, header.writer_pid);
   put(page, kWriterStartTimeAt, header.writer_start_time);
-  put(page, kSharedBytesAt, image.shared_bytes);
-  put(page, kSharesAt, image.shares);
+  put(page, kBorrowedBytesAt, image.borrowed_bytes);
+  put(page, kLoansAt, image.loans);
   put(page, kJobLengthAt, static_cast<std::uint32_t>(job.size()));
   if (!job.empty()) std::memcpy(page.data() + kJobAt, job.data(), job.size());
   put_digest(page, kDigestAt, digest_of(page));
@@ -122,10 +122,10 @@ SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page) {
   if (get_digest(page, kDigestAt) != digest_of(page))
     return damaged("the header does not match its digest");
   const auto version = get<std::uint32_t>(page, kVersionAt);
-  if (version != kHeaderVersion && version != kSharingHeaderVersion) {
+  if (version != kHeaderVersion && version != kBorrowingHeaderVersion) {
     return damaged("the header has format version " + std::to_string(version) +
                    ", this program reads " + std::to_string(kHeaderVersion) + " and " +
-                   std::to_string(kSharingHeaderVersion));
+                   std::to_string(kBorrowingHeaderVersion));
   }
   const auto state = get<std::uint32_t>(page, kStateAt);
   if (state > static_cast<std::uint32_t>(SlotState::kSealed))
@@ -147,13 +147,13 @@ SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page) {
   info.image.block_bytes = get<std::uint64_t>(page, kBlockBytesAt);
   info.image.manifest_digest = get_digest(page, kManifestDigestAt);
   info.image.image_digest = get_digest(page, kImageDigestAt);
-  info.image.shared_bytes = get<std::uint64_t>(page, kSharedBytesAt);
-  info.image.shares = get<std::uint32_t>(page, kSharesAt);
+  info.image.borrowed_bytes = get<std::uint64_t>(page, kBorrowedBytesAt);
+  info.image.loans = get<std::uint32_t>(page, kLoansAt);
   info.writer_pid = get<std::int64_t>(page, kWriterPidAt);
-  if (shares(info.image) != (version == kSharingHeaderVersion) ||
-      (info.image.shared_bytes != 0 && !has_sound_sizes(info.image))) {
-    return damaged("the header's " + std::to_string(info.image.shared_bytes) +
-                   " shared bytes do not fit its version or its image");
+  if (loans(info.image) != (version == kBorrowingHeaderVersion) ||
+      (info.image.borrowed_bytes != 0 && !has_sound_sizes(info.image))) {
+    return damaged("the header's " + std::to_string(info.image.borrowed_bytes) +
+                   " borrowed bytes do not fit its version or its image");
   }
   return info;
 }

@@ -10,9 +10,9 @@
 namespace meshstage::detail {
 
 inline constexpr std::size_t kHeaderBytes = 4096;
-/// Readers accept both. The second is written where an image shares bytes with other ranks.
+/// Readers accept both. The second is written where an image borrows or lends.
 inline constexpr std::uint32_t kHeaderVersion = 1;
-inline constexpr std::uint32_t kSharingHeaderVersion = 2;
+inline constexpr std::uint32_t kBorrowingHeaderVersion = 2;
 using HeaderPage = std::array<std::byte, kHeaderBytes>;
 
 struct SlotHeader {
@@ -22,7 +22,7 @@ struct SlotHeader {
   std::uint64_t writer_start_time = 0;
 };
 
-/// The manifest, and behind it whole shared blocks, lie within the image.
+/// The manifest, and behind it whole borrowed blocks, lie within the image.
 [[nodiscard]] bool has_sound_sizes(const ImageInfo& image) noexcept;
 
 /// `image.identity.job` has at most kMaxJobBytes bytes.

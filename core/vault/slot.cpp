@@ -30,11 +30,12 @@ void WriteLease::seal(const ImageInfo& info) {
   if (!slot_) throw InvalidState("seal() on a write lease that is over");
   if (info.identity != identity_ || !detail::has_sound_sizes(info) ||
       stored_bytes(key_, vault_->options.rank, info) != bytes_) {
-    throw InvalidArgument(
-        "the slot was begun for " + to_string(identity_) + " of " + std::to_string(bytes_) +
-        " bytes, not for " + to_string(info.identity) + " of " + std::to_string(info.image_bytes) +
-        (info.shared_bytes == 0 ? ""
-                                : ", " + std::to_string(info.shared_bytes) + " of them shared"));
+    throw InvalidArgument("the slot was begun for " + to_string(identity_) + " of " +
+                          std::to_string(bytes_) + " bytes, not for " + to_string(info.identity) +
+                          " of " + std::to_string(info.image_bytes) +
+                          (info.borrowed_bytes == 0
+                               ? ""
+                               : ", " + std::to_string(info.borrowed_bytes) + " of them borrowed"));
   }
   const auto vault = std::move(vault_);  // the lease is over, whatever happens below
   const auto slot = std::move(slot_);

@@ -99,7 +99,7 @@ std::vector<Hostile> bodies(const Forger& f, bool from_parent) {
       {offer({g, 1}, ms::kNoImage, sizes), "an older step is complete"},
       {offer(next, base, {std::uint64_t{1} << 63U, 1, {}}), "image bytes: 9223372036854775808"},
       {offer(next, base, {100, 200, {}}), "manifest bytes: 200 is more than the image's 100"},
-      {offer(next, base, {8192, 4096, {}, 4097, 1}), "shared bytes: 4097 is more"},
+      {offer(next, base, {8192, 4096, {}, 4097, 1}), "borrowed bytes: 4097 is more"},
       {offer({0, 3}, ms::kNoImage, sizes), "id: no image has generation 0"},
       {f.message(wire::Sealed{{g, 44}, {1, 2}}), "the step is over"},
       {f.message(wire::Accept{{g, 44}, true}), "nothing of that step is to be sent"},
@@ -115,8 +115,8 @@ std::vector<Hostile> bodies(const Forger& f, bool from_parent) {
                                                        : "complete, but not from the parent"},
       {f.message(wire::AllOnDisk{base}), "all-on-disk"},
       {f.message(wire::Finish{}), "finish that this rank did not ask for"},
-      {f.message(wire::Common{next, 100, {1, 2}}), "which does not rely on this rank"},
-      {f.message(wire::Differ{next}), "which completes no replica of this rank"},
+      {f.message(wire::Borrow{next, 100, {1, 2}}), "which is no borrower of this rank"},
+      {f.message(wire::Differ{next}), "which is no lender of this rank"},
       {f.message(wire::Have{false, {claim}, base}), from_parent ? "no child" : "out of turn"},
   };
   if (from_parent) {
@@ -165,8 +165,8 @@ std::vector<Hostile> starts(const Forger& f) {
   bytes = ms::exchange::encode(f.start());
   bytes.resize(bytes.size() + 7);
   all.push_back({bytes, "length: 7 bytes too many"});
-  add([](Start& s) { s.shape.shared_bytes = 4097; }, "4097 bytes left out of an image of 8192");
-  add([](Start& s) { s.content = ms::exchange::Content::kCommon; },
+  add([](Start& s) { s.shape.borrowed_bytes = 4097; }, "4097 borrowed bytes in an image of 8192");
+  add([](Start& s) { s.content = ms::exchange::Content::kLent; },
       "which this rank did not ask for");
   return all;
 }
@@ -177,8 +177,8 @@ std::vector<Hostile> wants(const Forger& f) {
     return ms::exchange::encode(
         ms::exchange::Want{generation, {f.generation(), 2}, {{"model.weight", 20000}}});
   };
-  // Nobody relies on anybody here, and nothing is being recovered.
-  all.push_back({want(f.generation()), "which this rank is not to complete"});
+  // Nobody borrows from anybody here, and nothing is being recovered.
+  all.push_back({want(f.generation()), "to which this rank does not lend"});
   all.push_back({want(f.generation() + 7), "want from rank " + std::to_string(f.rank()) +
                                                ": generation " +
                                                std::to_string(f.generation() + 7)});
@@ -394,15 +394,15 @@ TEST_CASE("a fetched image that changes on the wire ends the recovery alike, the
 namespace {
 
 /// Rank 0 has "both" too.
-ms::Dict sharing_state(int rank, std::uint64_t step) {
+ms::Dict borrowing_state(int rank, std::uint64_t step) {
   return {{"both", ms::test::state_of(0, step).at("model").at("bias")},
           {"own", ms::test::state_of(rank, step)}};
 }
 
-void recover_sharing(ms::Checkpointer& ckpt, std::uint64_t step) {
-  ms::Dict state = sharing_state(ckpt.rank(), 0);
+void recover_borrowing(ms::Checkpointer& ckpt, std::uint64_t step) {
+  ms::Dict state = borrowing_state(ckpt.rank(), 0);
   if (ckpt.recover(state).step != step) throw ms::InvalidState("recovered another step");
-  const auto different = ms::test::difference(state, sharing_state(ckpt.rank(), step));
+  const auto different = ms::test::difference(state, borrowing_state(ckpt.rank(), step));
   if (!different.empty()) throw ms::InvalidState("recovered another state: " + different);
 }
 
@@ -412,10 +412,11 @@ TEST_CASE("a want for what a rank has not ends the recovery alike, the next one 
   const auto [what, refusal] = GENERATE(table<std::string, std::string>(
       {{"name", "rank 0 has no coth of 20000 bytes in its image of generation 1, step 2"},
        {"size", "rank 0 has no both of 19999 bytes"},
-       {"step", "rank 1 wants generation 1, step 1 completed, not generation 1, step 2"}}));
+       {"step",
+        "rank 1 wants what it borrows of generation 1, step 1, not of generation 1, step 2"}}));
   MeddledJob job(2);
-  job.shared.ranks = {{}, {0}};
-  job.shared.paths = [](const ms::Value&, int, int) { return std::vector<std::string>{"both"}; };
+  job.borrowed.lenders = {{}, {0}};
+  job.borrowed.paths = [](const ms::Value&, int, int) { return std::vector<std::string>{"both"}; };
   std::atomic<int> meddled{0};
   std::atomic<bool> meddling{false};
   job.meddler.message = [&, how = what](int from, int to, Bytes& bytes) {
@@ -429,16 +430,16 @@ TEST_CASE("a want for what a rank has not ends the recovery alike, the next one 
     ++meddled;
   };
   job.live([&](int rank, ms::Checkpointer& ckpt) {
-    recover_sharing(ckpt, 0);
+    recover_borrowing(ckpt, 0);
     for (const std::uint64_t step : {1U, 2U}) {
-      auto staging = ckpt.stage(sharing_state(rank, step), step);
+      auto staging = ckpt.stage(borrowing_state(rank, step), step);
       if (staging.outcome().get(ms::Deadline::after(std::chrono::seconds(20))) !=
           ms::Outcome::kComplete) {
         throw ms::InvalidState("a step failed");
       }
     }
-    if (rank == 1 && ckpt.stats().replica_bytes_spared == 0) {
-      throw ms::InvalidState("nothing was left out");
+    if (rank == 1 && ckpt.stats().replica_bytes_borrowed == 0) {
+      throw ms::InvalidState("nothing was borrowed");
     }
   });
   job.wipe(1);
@@ -446,19 +447,19 @@ TEST_CASE("a want for what a rank has not ends the recovery alike, the next one 
   std::vector<std::string> said(2);
   std::barrier everyone(2);
   job.live([&](int rank, ms::Checkpointer& ckpt) {
-    ms::Dict state = sharing_state(rank, 7);
+    ms::Dict state = borrowing_state(rank, 7);
     try {
       (void)ckpt.recover(state);
     } catch (const ms::CorruptData& e) {
       said[static_cast<std::size_t>(rank)] = e.what();
     }
-    if (!ms::test::difference(state, sharing_state(rank, 7)).empty()) {
+    if (!ms::test::difference(state, borrowing_state(rank, 7)).empty()) {
       throw ms::InvalidState("the trainer's state was touched");
     }
     everyone.arrive_and_wait();
     meddling = false;
     everyone.arrive_and_wait();
-    recover_sharing(ckpt.rejoin(), 2);
+    recover_borrowing(ckpt.rejoin(), 2);
     ckpt.finish();
   });
   CHECK(meddled == 1);

@@ -281,7 +281,7 @@ TEST_CASE("mesh partners counts the bytes each rank and host sends and holds") {
                                  {"host", "host0"},
                                  {"holders", {3}},
                                  {"wards", {3}},
-                                 {"completed_by", json::array()},
+                                 {"lenders", json::array()},
                                  {"own_bytes", 210},
                                  {"sent_bytes", 210},
                                  {"held_bytes", 210}}));
@@ -294,43 +294,43 @@ TEST_CASE("mesh partners counts the bytes each rank and host sends and holds") {
   CHECK(got["seconds"] == 0.63);
 }
 
-TEST_CASE("mesh partners leaves out of copies what another host has too, and says how much") {
+TEST_CASE("in mesh partners copies borrow what another host has too, and says how much") {
   const std::vector<std::string> words{
       "partners", "--mesh",           "2,4",      "--ranks-per-host", "4",
       "--tensor", "w=f32[64]:R,S(0)", "--tensor", "x=f32[64]:S(0),R", "--json"};
   const json all = parsed(run_mesh(words));
   CHECK(all["total_bytes"] == 8 * (64 + 128));
-  CHECK(all["spared_bytes"] == 0);
-  CHECK(all["ranks"][5]["completed_by"] == json::array());
-  auto spare = words;
-  spare.emplace_back("--spare-replicated");
+  CHECK(all["borrowed_bytes"] == 0);
+  CHECK(all["ranks"][5]["lenders"] == json::array());
+  auto borrow = words;
+  borrow.emplace_back("--spare-replicated");
   // Rank r + 4, on the other host, has r's part of w; all that have the same of x are on one host.
-  const json less = parsed(run_mesh(spare));
+  const json less = parsed(run_mesh(borrow));
   CHECK(less["total_bytes"] == 8 * 128);
-  CHECK(less["spared_bytes"] == 8 * 64);
-  CHECK(less["spared_memory_bytes"] == 2 * 8 * 64);
+  CHECK(less["borrowed_bytes"] == 8 * 64);
+  CHECK(less["borrowed_memory_bytes"] == 2 * 8 * 64);
   CHECK(less["busiest_link_bytes"] == 4 * 128);
   CHECK(less["ranks"][5]["own_bytes"] == 64 + 128);
   CHECK(less["ranks"][5]["sent_bytes"] == 128);
   CHECK(less["ranks"][5]["held_bytes"] == 128);
-  CHECK(less["ranks"][5]["completed_by"] == json({1}));
+  CHECK(less["ranks"][5]["lenders"] == json({1}));
   CHECK(less["hosts"][1]["held_bytes"] == 4 * 128);
   // Whoever holds the copies: two of them lack it twice.
-  for (const char* option : {"--policy", "ring", "--copies", "2"}) spare.emplace_back(option);
-  const json ring = parsed(run_mesh(spare));
-  CHECK(ring["spared_bytes"] == 2 * 8 * 64);
+  for (const char* option : {"--policy", "ring", "--copies", "2"}) borrow.emplace_back(option);
+  const json ring = parsed(run_mesh(borrow));
+  CHECK(ring["borrowed_bytes"] == 2 * 8 * 64);
   CHECK(ring["total_bytes"] == 2 * 8 * 128);
-  CHECK(ring["ranks"][5]["completed_by"] == json({1}));
-  spare.erase(std::find(spare.begin(), spare.end(), "--json"));
-  CHECK_THAT(run_mesh(spare).out,
-             contains_text("holds copies of  completed by  own") &&
+  CHECK(ring["ranks"][5]["lenders"] == json({1}));
+  borrow.erase(std::find(borrow.begin(), borrow.end(), "--json"));
+  CHECK_THAT(run_mesh(borrow).out,
+             contains_text("holds copies of  borrows from  own") &&
                  contains_text("has it too: 1 KiB of each step's sending, 2 KiB of host memory"));
 }
 
 TEST_CASE("mesh partners counts what going through every rank, tensor and holder counts") {
   std::mt19937 random(17);
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
-  std::int64_t spared_in_all = 0;
+  std::int64_t borrowed_in_all = 0;
   for (int round = 0; round < 60; ++round) {
     const std::vector<std::int64_t> shape{1 + below(3), 1 + below(4)};
     const auto mesh = meshstage::DeviceMesh::from_shape(shape);
@@ -362,8 +362,8 @@ TEST_CASE("mesh partners counts what going through every rank, tensor and holder
       words.emplace_back("--tensor");
       words.push_back(text);
     }
-    const bool spare = below(2) == 0;
-    if (spare) words.emplace_back("--spare-replicated");
+    const bool borrow = below(2) == 0;
+    if (borrow) words.emplace_back("--spare-replicated");
     const json got = parsed(run_mesh(words));
     INFO(joined(json(words)));
     const auto world_size = static_cast<std::size_t>(world);
@@ -374,8 +374,8 @@ TEST_CASE("mesh partners counts what going through every rank, tensor and holder
     std::vector<std::int64_t> link_out(world_size);  // by host
     std::vector<std::int64_t> link_in(world_size);
     std::int64_t total = 0;
-    std::int64_t spared = 0;
-    std::vector<std::set<int>> keepers(world_size);
+    std::int64_t borrowed = 0;
+    std::vector<std::set<int>> lenders(world_size);
     const auto domains = meshstage::FailureDomains::uniform(world, per_host);
     for (int r = 0; r < world; ++r) {
       const auto rank = static_cast<std::size_t>(r);
@@ -385,11 +385,11 @@ TEST_CASE("mesh partners counts what going through every rank, tensor and holder
         const auto bytes =
             meshstage::local_shard(part, r, t.shape, placements).numel() * t.element_bytes;
         own[rank] += bytes;
-        const auto keeper = meshstage::shared_at(part, placements, domains, r);
-        if (spare && keeper && bytes > 0) keepers[rank].insert(*keeper);
+        const auto lender = meshstage::lender_of(part, placements, domains, r);
+        if (borrow && lender && bytes > 0) lenders[rank].insert(*lender);
         for (const int h : got["ranks"][rank]["holders"]) {
-          if (spare && keeper) {
-            spared += bytes;
+          if (borrow && lender) {
+            borrowed += bytes;
             continue;
           }
           held[static_cast<std::size_t>(h)] += bytes;
@@ -405,17 +405,17 @@ TEST_CASE("mesh partners counts what going through every rank, tensor and holder
       CHECK(got["ranks"][r]["own_bytes"] == own[r]);
       CHECK(got["ranks"][r]["sent_bytes"] == sent[r]);
       CHECK(got["ranks"][r]["held_bytes"] == held[r]);
-      CHECK(got["ranks"][r]["completed_by"] == json(keepers[r]));
+      CHECK(got["ranks"][r]["lenders"] == json(lenders[r]));
     }
     for (std::size_t h = 0; h < got["hosts"].size(); ++h) {
       CHECK(got["hosts"][h]["link_out_bytes"] == link_out[h]);
       CHECK(got["hosts"][h]["link_in_bytes"] == link_in[h]);
     }
     CHECK(got["total_bytes"] == total);
-    CHECK(got["spared_bytes"] == spared);
-    spared_in_all += spared;
+    CHECK(got["borrowed_bytes"] == borrowed);
+    borrowed_in_all += borrowed;
   }
-  CHECK(spared_in_all > 10000);
+  CHECK(borrowed_in_all > 10000);
 }
 
 TEST_CASE("a copy on the same host costs no link, and is said to protect from no host") {
@@ -447,7 +447,7 @@ TEST_CASE("mesh survive says what is always survived, and asks for enough by its
   CHECK(big["ranks"]["counts"][2]["how"] == "not enumerated");
 }
 
-TEST_CASE("mesh survive counts on no copy for what copies lack, by option and by file") {
+TEST_CASE("mesh survive counts on no copy for what copies borrow, by option and by file") {
   // Three hosts elsewhere hold copies; the next host but one has each rank's part of w.
   const std::vector<std::string> words{
       "survive",  "--mesh", "2,4",      "--ranks-per-host", "2",     "--policy", "across-hosts",
@@ -455,16 +455,16 @@ TEST_CASE("mesh survive counts on no copy for what copies lack, by option and by
   const json whole = parsed(run_mesh(words));
   CHECK(whole["always_survived"] == 3);
   CHECK(whole["spare_replicated"] == false);
-  auto spare = words;
-  spare.emplace_back("--spare-replicated");
-  const json shared = parsed(run_mesh(spare));
-  CHECK(shared["always_survived"] == 1);
-  CHECK(shared["spare_replicated"] == true);
-  CHECK(shared["ranks"]["first_lost"] == json({"host0", "host2"}));
-  CHECK(shared["tensors"][0]["always_survived"] == 1);
-  spare.erase(std::find(spare.begin(), spare.end(), "--json"));
-  for (const char* option : {"--require", "2"}) spare.emplace_back(option);
-  const Answer refused = run_mesh(spare);
+  auto borrow = words;
+  borrow.emplace_back("--spare-replicated");
+  const json borrowed = parsed(run_mesh(borrow));
+  CHECK(borrowed["always_survived"] == 1);
+  CHECK(borrowed["spare_replicated"] == true);
+  CHECK(borrowed["ranks"]["first_lost"] == json({"host0", "host2"}));
+  CHECK(borrowed["tensors"][0]["always_survived"] == 1);
+  borrow.erase(std::find(borrow.begin(), borrow.end(), "--json"));
+  for (const char* option : {"--require", "2"}) borrow.emplace_back(option);
+  const Answer refused = run_mesh(borrow);
   CHECK(refused.code == 1);
   CHECK_THAT(refused.out, contains_text("each rank's image") && contains_text("NOT ENOUGH: 2"));
   const TempDirectory directory;
@@ -472,7 +472,7 @@ TEST_CASE("mesh survive counts on no copy for what copies lack, by option and by
   std::ofstream(file) << "[mesh]\nshape = [2, 4]\n[hosts]\nranks_per_host = 2\n[partners]\n"
                          "policy = \"across-hosts\"\ncopies = 3\nspare_replicated = true\n"
                          "[[tensor]]\nname = \"w\"\nshape = [64]\nplacements = \"R,S(0)\"\n";
-  CHECK(parsed(run_mesh({"survive", file, "--json"})) == shared);
+  CHECK(parsed(run_mesh({"survive", file, "--json"})) == borrowed);
   CHECK(run_mesh({"check", file}).code == 0);
   CHECK(run_mesh({"draw", file}).code == 0);
 }

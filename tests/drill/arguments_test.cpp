@@ -170,7 +170,7 @@ TEST_CASE("Several ranks may go down at once, and what is left is persisted wher
   CHECK(parse({"--ranks", "5", "--kill", "1+3@60"}).arguments.persist_every == 4);
 }
 
-TEST_CASE("Who is lost with a rank that has what its copies lack is left with disk alone") {
+TEST_CASE("Who is lost with a lender of its copies is left with disk alone") {
   const std::vector<std::string> ring{"--mesh", "2,2", "--partners", "ring"};
   const auto with = [&ring](const std::vector<std::string>& more) {
     std::vector<std::string> words = ring;
@@ -181,17 +181,17 @@ TEST_CASE("Who is lost with a rank that has what its copies lack is left with di
   };
   const Arguments spare = with({"--spare-replicated", "--lose", "1+3@60"});
   CHECK(spare.holders().at(1) == std::vector<int>{2});
-  CHECK(spare.completers() == std::vector<std::vector<int>>{{2}, {3}, {0}, {1}});
+  CHECK(spare.lenders() == std::vector<std::vector<int>>{{2}, {3}, {0}, {1}});
   CHECK(spare.persist_every == 1);
   CHECK(with({"--lose", "1+3@60"}).persist_every == 4);  // copies are whole
-  CHECK(with({"--lose", "1+3@60"}).completers() == std::vector<std::vector<int>>(4));
+  CHECK(with({"--lose", "1+3@60"}).lenders() == std::vector<std::vector<int>>(4));
   CHECK(with({"--spare-replicated", "--lose", "1@60"}).persist_every == 4);
   CHECK(with({"--spare-replicated", "--lose", "0+3@60"}).persist_every == 1);  // 0 holds 3's
   CHECK(with({"--spare-replicated", "--lose", "0+3@60", "--copies", "2"}).persist_every == 4);
   CHECK(with({"--spare-replicated", "--kill", "1+3@60"}).persist_every == 4);
   // Where moments are cut over all ranks nobody has them too, and parameters are the next one's.
   const Parsed flat = parse({"--mesh", "4", "--spare-replicated", "--ranks-per-host", "2"});
-  CHECK(flat.arguments.completers() == std::vector<std::vector<int>>{{2}, {2}, {0}, {0}});
+  CHECK(flat.arguments.lenders() == std::vector<std::vector<int>>{{2}, {2}, {0}, {0}});
 }
 
 TEST_CASE("A mesh says how many ranks there are") {

@@ -134,7 +134,7 @@ TEST_CASE("A rank may die at every point before any step is complete") {
   }
 }
 
-TEST_CASE("A rank may die at every named point where copies lack what another rank has") {
+TEST_CASE("A rank may die at every named point where copies borrow from another rank") {
   // In a ring of four rank 2 holds what rank 1 leaves there, and rank 3 has the rest: it is owner,
   // holder of rank 2's copy and completes rank 1's. Several deaths in each drill, one after
   // another.

@@ -128,7 +128,7 @@ TEST_CASE(
   const json spare = lose({"--spare-replicated"});
   // Parameters and moments are the same on ranks 1 and 3; the losses of each rank are not.
   const auto& bytes = spare.at("replica_bytes");
-  CHECK(bytes.at("spared").get<double>() > 10 * bytes.at("sent").get<double>());
+  CHECK(bytes.at("borrowed").get<double>() > 10 * bytes.at("sent").get<double>());
   // Two images and two copies a rank; now the copies are next to nothing.
   CHECK(spare.at("vault_bytes").get<double>() < 0.6 * whole.at("vault_bytes").get<double>());
   const json kill = spare.at("kills").at(0);
@@ -137,7 +137,7 @@ TEST_CASE(
   CHECK(kill.at("recovered_step") == 15);
 }
 
-TEST_CASE("An owner lost with the rank that has what its copies lack comes back from disk") {
+TEST_CASE("An owner lost with a lender of its copies comes back from disk") {
   // Ranks 1 and 3 have it for each other; rank 2, which holds a copy of 1, lives on.
   const json object = identical({"--mesh", "2,2", "--spare-replicated", "--partners", "ring",
                                  "--steps", "20", "--every", "4", "--lose", "1+3@15"});

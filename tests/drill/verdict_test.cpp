@@ -141,10 +141,10 @@ TEST_CASE("The object of --json has the documented fields, in order") {
         R"("step_ms":{"median":4.0},"vault_bytes":700})");
   arguments.spare_replicated = true;
   verdict.result.sent_bytes = 20;
-  verdict.result.spared_bytes = 300;
+  verdict.result.borrowed_bytes = 300;
   CHECK(
       nlohmann::ordered_json::parse(to_json_text(arguments, verdict)).at("replica_bytes").dump() ==
-      R"({"sent":20,"spared":300})");
+      R"({"sent":20,"borrowed":300})");
   verdict.difference = "rank 0, loss of step 3: 1 against 2";
   CHECK_FALSE(nlohmann::json::parse(to_json_text(arguments, verdict)).at("identical").get<bool>());
   CHECK_FALSE(verdict.good());

@@ -80,30 +80,30 @@ void check_decoding(const Storage& image) {
 
 constexpr int kRank = 2, kWorld = 4;
 
-/// A trailer that was written, and whether its ranks are such as may share.
+/// A trailer that was written, and whether its ranks are such as may lend.
 struct Sealed {
   ImageInfo info;
-  ImageShares shares;
+  Loans loans;
   bool sound = true;
 };
 
-/// A share for each rank that the manifest shares with, and as many more as there is room for;
+/// A loan for each rank from which the manifest borrows, and as many more as there is room for;
 /// nothing if there is other room than for whole ones.
-std::optional<Sealed> shares_in(const Storage& image, const detail::Manifest& manifest,
-                                std::uint64_t room) {
-  constexpr std::uint64_t kShareBytes = 24;
+std::optional<Sealed> loans_in(const Storage& image, const detail::Manifest& manifest,
+                               std::uint64_t room) {
+  constexpr std::uint64_t kLoanBytes = 24;
   Sealed sealed;
-  const std::uint64_t count = room / kShareBytes;
-  if (room % kShareBytes != 0 || count < manifest.shared.size() ||
-      count - manifest.shared.size() >= static_cast<std::uint64_t>(kWorld)) {
+  const std::uint64_t count = room / kLoanBytes;
+  if (room % kLoanBytes != 0 || count < manifest.borrowed.size() ||
+      count - manifest.borrowed.size() >= static_cast<std::uint64_t>(kWorld)) {
     return std::nullopt;
   }
-  for (const auto& part : manifest.shared) {
-    sealed.shares.left_out.push_back({part.rank, digest_ranges(image.bytes(), ranges_of(part))});
+  for (const auto& part : manifest.borrowed) {
+    sealed.loans.borrowed.push_back({part.rank, digest_ranges(image.bytes(), ranges_of(part))});
     sealed.sound = sealed.sound && part.rank != kRank && part.rank < kWorld;
   }
-  for (int rank = 0; sealed.shares.completes.size() < count - manifest.shared.size(); ++rank) {
-    if (rank != kRank) sealed.shares.completes.push_back({rank, {5, 6}});
+  for (int rank = 0; sealed.loans.lent.size() < count - manifest.borrowed.size(); ++rank) {
+    if (rank != kRank) sealed.loans.lent.push_back({rank, {5, 6}});
   }
   return sealed;
 }
@@ -122,7 +122,7 @@ std::optional<Sealed> seal(const Storage& image) {
   const std::uint64_t room = image.nbytes() - manifest.trailer.begin;
   const std::uint64_t least = trailer_size(digested, manifest.block_bytes);
   if (blocks > 1000 || room < least) return std::nullopt;
-  auto sealed = shares_in(image, manifest, room - least);
+  auto sealed = loans_in(image, manifest, room - least);
   if (!sealed) return std::nullopt;
   BlockDigests digests(manifest.block_bytes, digested);
   for (std::size_t i = 0; i < digests.block_count(); ++i) {
@@ -135,8 +135,8 @@ std::optional<Sealed> seal(const Storage& image) {
   info.manifest_bytes = manifest.data_begin;
   info.block_bytes = manifest.block_bytes;
   info.manifest_digest = digest128(image.bytes().first(manifest.data_begin));
-  info.shared_bytes = manifest.shared_bytes;
-  detail::write_trailer(image.bytes(), digests.digests(), sealed->shares, info);
+  info.borrowed_bytes = manifest.borrowed_bytes;
+  detail::write_trailer(image.bytes(), digests.digests(), sealed->loans, info);
   return sealed;
 }
 
@@ -154,12 +154,12 @@ void check_noticed(const Storage& image, std::size_t at, Verify verify = verify_
   image.data()[at] ^= std::byte{0x40};
 }
 
-using Shares = ImageShares (*)(std::span<const std::byte>);
+using ReadLoans = Loans (*)(std::span<const std::byte>);
 
 /// What was written is read, unless it makes no sense.
-void check_shares(std::span<const std::byte> bytes, const Sealed& sealed, Shares read) {
+void check_loans(std::span<const std::byte> bytes, const Sealed& sealed, ReadLoans read) {
   try {
-    if (read(bytes) != sealed.shares || !sealed.sound) std::abort();
+    if (read(bytes) != sealed.loans || !sealed.sound) std::abort();
   } catch (const CorruptData&) {
     if (sealed.sound) std::abort();
   }
@@ -168,15 +168,15 @@ void check_shares(std::span<const std::byte> bytes, const Sealed& sealed, Shares
 /// Bytes that nobody sealed, as a replica.
 void check_as_replica(std::span<const std::byte> bytes) {
   try {
-    (void)read_replica_shares(bytes);
+    (void)read_replica_loans(bytes);
   } catch (const CorruptData&) {
   }
   try {
     const ImageInfo info = verify_replica(bytes);
-    for (const auto& part : shared_parts(bytes, info)) {
+    for (const auto& part : borrowed_parts(bytes, info)) {
       for (const auto& piece : part.pieces) {
         if (piece.offset < info.manifest_bytes || piece.bytes == 0 ||
-            piece.offset + piece.bytes > info.manifest_bytes + info.shared_bytes) {
+            piece.offset + piece.bytes > info.manifest_bytes + info.borrowed_bytes) {
           std::abort();
         }
       }
@@ -186,30 +186,30 @@ void check_as_replica(std::span<const std::byte> bytes) {
 }
 
 /// The replica of a sound image verifies, tells each changed byte, and makes the image again with
-/// what was left out.
+/// what it borrows.
 void check_replica(const Storage& image, const Sealed& sealed) {
   const ImageInfo& info = sealed.info;
   const auto replica = Storage::allocate(info.replica_bytes());
-  const auto gap_end = info.manifest_bytes + info.shared_bytes;
+  const auto gap_end = info.manifest_bytes + info.borrowed_bytes;
   std::memcpy(replica.data(), image.data(), info.manifest_bytes);
   std::memcpy(replica.data() + info.manifest_bytes, image.data() + gap_end,
               image.nbytes() - gap_end);
   if (verify_replica(replica.bytes()) != info) std::abort();
-  check_shares(replica.bytes(), sealed, read_replica_shares);
+  check_loans(replica.bytes(), sealed, read_replica_loans);
   for (std::size_t k = 0; k < 4; ++k)
     check_noticed(replica, replica.nbytes() * k / 4, verify_replica);
-  std::vector<SharedPart> parts;
+  std::vector<BorrowedPart> parts;
   try {
-    parts = shared_parts(replica.bytes(), info);
-  } catch (const CorruptData&) {  // ranks that this one cannot share with
+    parts = borrowed_parts(replica.bytes(), info);
+  } catch (const CorruptData&) {  // ranks that this one cannot borrow from
     return;
   }
   const auto whole = Storage::allocate(image.nbytes());
   place_replica(replica.bytes(), info, whole.bytes());
   std::memcpy(whole.data() + info.manifest_bytes, image.data() + info.manifest_bytes,
-              info.shared_bytes);
+              info.borrowed_bytes);
   if (std::memcmp(whole.data(), image.data(), whole.nbytes()) != 0) std::abort();
-  clear_shared_padding(parts, info, whole.bytes());
+  clear_borrowed_padding(parts, info, whole.bytes());
   for (const auto& part : parts) {
     for (const auto& piece : part.pieces) {
       if (std::memcmp(whole.data() + piece.offset, image.data() + piece.offset, piece.bytes) != 0) {
@@ -225,7 +225,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const Storage image = image_of(std::as_bytes(std::span(data, size)));
   try {
     (void)verify_image(image.bytes());
-    (void)read_shares(image.bytes());
+    (void)read_loans(image.bytes());
   } catch (const CorruptData&) {
   }
   check_as_replica(image.bytes());
@@ -234,7 +234,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (!sealed) return 0;
   const ImageInfo& info = sealed->info;
   if (verify_image(image.bytes()) != info || read_info(image.bytes()) != info) std::abort();
-  check_shares(image.bytes(), *sealed, read_shares);
+  check_loans(image.bytes(), *sealed, read_loans);
   for (std::size_t k = 0; k < 8; ++k) check_noticed(image, image.nbytes() * k / 8);
   check_noticed(image, info.manifest_bytes);
   check_noticed(image, image.nbytes() - 1);

@@ -75,12 +75,12 @@ class Driver {
       check_slot(a.source.owner, a.slot);
       if (good) return feed(Fetched{a.source.owner});
       feed(FetchFailed{a.source.owner, ErrorKind::kIo, "no"});
-    } else if constexpr (std::is_same_v<A, ServeCommon>) {
+    } else if constexpr (std::is_same_v<A, ServeLent>) {
       check_slot(state_.config->rank, a.slot);
-      if (!names(state_.config->relying, a.to)) std::abort();
+      if (!names(state_.config->borrowers, a.to)) std::abort();
       if (!good) feed(FetchFailed{a.to, ErrorKind::kCorruptData, "no"});
-    } else if constexpr (std::is_same_v<A, StopSharing>) {
-      if (!names(completers(), a.with)) std::abort();
+    } else if constexpr (std::is_same_v<A, StopBorrowing>) {
+      if (!names(lenders(), a.from)) std::abort();
     } else if constexpr (std::is_same_v<A, CheckStructure>) {
       check_slot(state_.config->rank, a.slot);
       feed(StructureChecked{good ? "" : "w", good ? "" : "differs"});
@@ -107,15 +107,15 @@ class Driver {
   static bool names(const std::vector<int>& ranks, int rank) {
     return std::find(ranks.begin(), ranks.end(), rank) != ranks.end();
   }
-  [[nodiscard]] const std::vector<int>& completers() const {
-    return state_.config->completers[static_cast<std::size_t>(state_.config->rank)];
+  [[nodiscard]] const std::vector<int>& lenders() const {
+    return state_.config->lenders[static_cast<std::size_t>(state_.config->rank)];
   }
-  /// What every rank says that it has in common with others.
-  static constexpr Digest kShared{1, 2};
+  /// What every rank says that it borrows and lends.
+  static constexpr Digest kLent{1, 2};
   [[nodiscard]] OwnSealed own_sealed(ImageId id) const {
     OwnSealed event{id, {7, 8}, {}, {}};
-    event.left_out.assign(completers().size(), {id, 100, kShared});
-    event.common.assign(state_.config->relying.size(), kShared);
+    event.borrowed.assign(lenders().size(), {id, 100, kLent});
+    event.lent.assign(state_.config->borrowers.size(), kLent);
     return event;
   }
   [[nodiscard]] std::vector<Claim> claims(Place place) const {
@@ -126,8 +126,8 @@ class Driver {
     claim.id = {1, 85};
     claim.base = {1, 80};
     claim.sizes = {8192, 4096, {1, 2}};
-    for (const int rank : state_.config->relying) claim.completes.push_back({rank, kShared});
-    claim.sizes.shares = static_cast<std::uint32_t>(claim.completes.size());
+    for (const int rank : state_.config->borrowers) claim.lent.push_back({rank, kLent});
+    claim.sizes.loans = static_cast<std::uint32_t>(claim.lent.size());
     return {claim};
   }
 

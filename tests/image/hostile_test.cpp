@@ -1,8 +1,8 @@
 // Bytes that nobody staged: whatever they are, CorruptData or a sound state dict, never a crash.
 #include <random>
 
+#include "tests/support/borrowing.hpp"
 #include "tests/support/catch.hpp"
-#include "tests/support/sharing.hpp"
 
 using namespace meshstage;
 using Catch::Matchers::Contains;
@@ -40,7 +40,7 @@ bool decodes(std::span<const std::byte> bytes) {
   }
   try {
     const auto info = verify_replica(copy.bytes());
-    static_cast<void>(shared_parts(copy.bytes(), info));
+    static_cast<void>(borrowed_parts(copy.bytes(), info));
   } catch (const CorruptData&) {
   }
   return decoded;
@@ -65,7 +65,7 @@ TEST_CASE("an image cut short anywhere is refused") {
 
 TEST_CASE("random damage never crashes the decoders") {
   const bool sharing = GENERATE(false, true);
-  const auto image = sharing ? test::sharing_image() : test::make_image(small_state());
+  const auto image = sharing ? test::borrowing_image() : test::make_image(small_state());
   const auto& layout = image.plan.layout();
   std::mt19937_64 random(42);
   std::size_t refused = 0;

@@ -2,22 +2,22 @@
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/replica.hpp>
 
+#include "tests/support/borrowing.hpp"
 #include "tests/support/catch.hpp"
-#include "tests/support/sharing.hpp"
 
 using namespace meshstage;
 using Catch::Matchers::Contains;
 
 namespace {
 
-/// The replica's bytes put where they belong, the shared storages from the ranks' own images.
+/// The replica's bytes put where they belong, the borrowed storages from the ranks' own images.
 Storage put_together(const Storage& replica, const std::vector<test::TestImage>& others) {
   const auto info = verify_replica(replica.bytes());
   auto whole = Storage::allocate(info.image_bytes);
   std::memset(whole.data(), 0xEE, whole.nbytes());
   place_replica(replica.bytes(), info, whole.bytes());
-  const auto parts = shared_parts(replica.bytes(), info);
-  clear_shared_padding(parts, info, whole.bytes());
+  const auto parts = borrowed_parts(replica.bytes(), info);
+  clear_borrowed_padding(parts, info, whole.bytes());
   for (const auto& part : parts) {
     std::vector<std::string> names;
     for (const auto& piece : part.pieces) names.push_back(piece.name);
@@ -36,24 +36,25 @@ Storage put_together(const Storage& replica, const std::vector<test::TestImage>&
 }  // namespace
 
 TEST_CASE("a replica and the other ranks' own images make the whole image again, byte for byte") {
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   const auto replica = test::replica_of(image);
-  CHECK(image.info.shared_bytes == 20480);  // 5000 and 8192 of rank 0, 4096 of rank 3, each aligned
+  CHECK(image.info.borrowed_bytes ==
+        20480);  // 5000 and 8192 of rank 0, 4096 of rank 3, each aligned
   CHECK(replica.nbytes() == image.bytes().size() - 20480);
   CHECK(image.info.replica_bytes() == replica.nbytes());
   CHECK(read_replica_info(replica.bytes()) == image.info);
   CHECK(verify_replica(replica.bytes()) == image.info);
   CHECK(verify_image(image.bytes()) == image.info);
 
-  const auto parts = shared_parts(replica.bytes(), image.info);
-  CHECK(parts == shared_parts(image.bytes(), image.info));
+  const auto parts = borrowed_parts(replica.bytes(), image.info);
+  CHECK(parts == borrowed_parts(image.bytes(), image.info));
   const auto begin = image.info.manifest_bytes;
   CHECK(parts ==
-        std::vector<SharedPart>{{0, {{"both.a", begin, 5000}, {"both.b", begin + 5056, 8192}}},
-                                {3, {{"last", begin + 13248, 4096}}}});
+        std::vector<BorrowedPart>{{0, {{"both.a", begin, 5000}, {"both.b", begin + 5056, 8192}}},
+                                  {3, {{"last", begin + 13248, 4096}}}});
 
   // The others have the same storages, elsewhere in images of another structure.
-  const auto state = test::sharing_state();
+  const auto state = test::borrowing_state();
   const auto others = test::other_images(state);
   const auto whole = put_together(replica, others);
   CHECK(std::memcmp(whole.data(), image.bytes().data(), whole.nbytes()) == 0);
@@ -61,18 +62,18 @@ TEST_CASE("a replica and the other ranks' own images make the whole image again,
   CHECK_FALSE(compare(state, decode_image(whole.bytes(), nullptr)));
 }
 
-TEST_CASE("the replica of an image that shares nothing is the image itself") {
-  const auto image = test::make_image(test::sharing_state());
-  CHECK(image.info.shared_bytes == 0);
+TEST_CASE("the replica of an image that borrows nothing is the image itself") {
+  const auto image = test::make_image(test::borrowing_state());
+  CHECK(image.info.borrowed_bytes == 0);
   CHECK(image.info.replica_bytes() == image.info.image_bytes);
   CHECK(verify_replica(image.bytes()) == image.info);
-  CHECK(shared_parts(image.bytes(), image.info).empty());
+  CHECK(borrowed_parts(image.bytes(), image.info).empty());
   const auto whole = put_together(test::replica_of(image), {});
   CHECK(std::memcmp(whole.data(), image.bytes().data(), whole.nbytes()) == 0);
 }
 
 TEST_CASE("neither form is taken for the other") {
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   const auto replica = test::replica_of(image);
   CHECK_THAT(test::refusal([&] { (void)verify_image(replica.bytes()); }),
              Contains("this is its replica"));
@@ -102,7 +103,7 @@ TEST_CASE("neither form is taken for the other") {
 }
 
 TEST_CASE("a flipped byte anywhere in a replica is noticed, and a tensor's is named") {
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   auto replica = test::replica_of(image);
   const auto flipped = [&](std::size_t at) {
     replica.data()[at] ^= std::byte{0x10};
@@ -120,13 +121,13 @@ TEST_CASE("a flipped byte anywhere in a replica is noticed, and a tensor's is na
   };
   for (std::size_t at = 0; at < replica.nbytes(); at += 61) flipped(at);
   const auto own = find_ranges(image.bytes(), std::vector<std::string>{"own"}).at(0).value();
-  CHECK(flipped(own.offset - image.info.shared_bytes + own.bytes - 1) == "own");
+  CHECK(flipped(own.offset - image.info.borrowed_bytes + own.bytes - 1) == "own");
   CHECK(verify_replica(replica.bytes()) == image.info);
   CHECK_THROWS_AS(verify_replica(replica.bytes().first(replica.nbytes() - 1)), CorruptData);
 }
 
-TEST_CASE("a trailer whose shared bytes make no sense is refused in both forms") {
-  const auto image = test::sharing_image();
+TEST_CASE("a trailer whose borrowed bytes make no sense is refused in both forms") {
+  const auto image = test::borrowing_image();
   const auto digested = image.plan.layout().digested_bytes();
   const auto check = [&](std::size_t at, std::uint64_t value, std::size_t bytes, const char* why) {
     INFO("field " << at << " = " << value);
@@ -137,29 +138,29 @@ TEST_CASE("a trailer whose shared bytes make no sense is refused in both forms")
   };
   check(8, 1, 4, "version 1 cannot");
   check(8, 3, 4, "versions 1 and 2");
-  check(168, 4097, 8, "shares 4097 bytes");
-  check(168, (digested / 4096 + 1) * 4096, 8, "shares");
-  check(168, ~std::uint64_t{0}, 8, "shares");
-  check(168, std::uint64_t{1} << 63U, 8, "shares");
+  check(168, 4097, 8, "borrows 4097 bytes");
+  check(168, (digested / 4096 + 1) * 4096, 8, "borrows");
+  check(168, ~std::uint64_t{0}, 8, "borrows");
+  check(168, std::uint64_t{1} << 63U, 8, "borrows");
   // A smaller number is sound by itself, of a whole image; the manifest says another.
   const auto fewer = test::with_trailer_field(image.memory, 168, 4096, 8);
   const auto info = verify_image(fewer.bytes());
-  CHECK_THAT(test::refusal([&] { (void)shared_parts(fewer.bytes(), info); }),
-             Contains("its manifest says that 20480 bytes are shared"));
-  // One that shares nothing says 0 there.
-  const auto plain = test::make_image(test::sharing_state());
+  CHECK_THAT(test::refusal([&] { (void)borrowed_parts(fewer.bytes(), info); }),
+             Contains("its manifest says that 20480 bytes are borrowed"));
+  // One that borrows nothing says 0 there.
+  const auto plain = test::make_image(test::borrowing_state());
   const auto more = test::with_trailer_field(plain.memory, 168, 4096, 8);
   CHECK_THAT(test::refusal([&] { (void)verify_image(more.bytes()); }),
              Contains("version 1 cannot"));
 }
 
-TEST_CASE("a manifest whose shared parts make no sense is refused with what is wrong") {
+TEST_CASE("a manifest whose borrowed parts make no sense is refused with what is wrong") {
   const auto refused = [](const std::string& from, const std::string& to, const char* why) {
-    const auto image = test::sharing_image();
+    const auto image = test::borrowing_image();
     const auto bytes =
         test::with_structure(image, [&](std::string& json) { test::replace(json, from, to); });
     INFO(from << " -> " << to);
-    CHECK_THAT(test::refusal([&] { (void)shared_parts(bytes.bytes(), image.info); }),
+    CHECK_THAT(test::refusal([&] { (void)borrowed_parts(bytes.bytes(), image.info); }),
                Contains(why));
     CHECK_THROWS_WITH(decode_image(bytes.bytes(), nullptr), Contains(why));
   };
@@ -188,25 +189,25 @@ TEST_CASE("a manifest whose shared parts make no sense is refused with what is w
 }
 
 TEST_CASE("parts of a rank that cannot have them, and of another block size, are refused") {
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   auto info = image.info;
   info.identity.rank = 0;
-  CHECK_THAT(test::refusal([&] { (void)shared_parts(image.bytes(), info); }),
-             Contains("shares with rank 0"));
+  CHECK_THAT(test::refusal([&] { (void)borrowed_parts(image.bytes(), info); }),
+             Contains("borrows from rank 0"));
   info = image.info;
   info.identity.world_size = 3;
-  CHECK_THAT(test::refusal([&] { (void)shared_parts(image.bytes(), info); }),
-             Contains("shares with rank 3"));
+  CHECK_THAT(test::refusal([&] { (void)borrowed_parts(image.bytes(), info); }),
+             Contains("borrows from rank 3"));
   info = image.info;
   info.block_bytes = 2048;
-  CHECK_THAT(test::refusal([&] { (void)shared_parts(image.bytes(), info); }),
+  CHECK_THAT(test::refusal([&] { (void)borrowed_parts(image.bytes(), info); }),
              Contains("blocks of 2048"));
-  CHECK_THAT(test::refusal([&] { (void)shared_parts(image.bytes().first(100), image.info); }),
+  CHECK_THAT(test::refusal([&] { (void)borrowed_parts(image.bytes().first(100), image.info); }),
              Contains("within its manifest"));
 }
 
 TEST_CASE("find_ranges knows storages only, and placing refuses other sizes") {
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   const auto found = find_ranges(
       image.bytes(), std::vector<std::string>{"missing", "__meshstage__.values", "last",
                                               "__meshstage__.trailer", "__meshstage__.pad.0", ""});
@@ -219,8 +220,8 @@ TEST_CASE("find_ranges knows storages only, and placing refuses other sizes") {
   CHECK_THROWS_AS(
       place_replica(replica.bytes(), image.info, whole.bytes().first(image.info.image_bytes - 1)),
       InvalidArgument);
-  const auto clear = [&](std::vector<SharedPart> parts) {
-    clear_shared_padding(parts, image.info, whole.bytes());
+  const auto clear = [&](std::vector<BorrowedPart> parts) {
+    clear_borrowed_padding(parts, image.info, whole.bytes());
   };
   const auto begin = image.info.manifest_bytes;
   CHECK_THROWS_AS(clear({{0, {{"x", begin - 1, 1}}}}), InvalidArgument);
@@ -229,8 +230,8 @@ TEST_CASE("find_ranges knows storages only, and placing refuses other sizes") {
 }
 
 TEST_CASE("a digest of ranges is the same over different layouts, and tells what differs") {
-  const auto state = test::sharing_state();
-  const auto image = test::sharing_image();
+  const auto state = test::borrowing_state();
+  const auto image = test::borrowing_image();
   const auto plain = test::make_image(state, 8192);
   const std::vector<std::string> names{"both.a", "both.b", "last", "own"};
   const auto ranges_in = [&](std::span<const std::byte> bytes) {

@@ -1,6 +1,6 @@
-// write_image FILE [plain | full | sharing | example]: writes an image of the GPT-2 state to FILE,
-// scaled down unless `full`, for the check that Python's safetensors reads it. `sharing`: with
-// storages at its front that another rank has too.
+// write_image FILE [plain | full | borrowing | example]: writes an image of the GPT-2 state to
+// FILE, scaled down unless `full`, for the check that Python's safetensors reads it. `borrowing`:
+// with storages at its front that its replicas borrow.
 #include <cstring>
 #include <fstream>
 #include <iostream>
@@ -9,7 +9,7 @@
 
 int main(int argc, char** argv) {
   if (argc < 2) {
-    std::cerr << "usage: write_image FILE [plain | full | sharing | example]\n";
+    std::cerr << "usage: write_image FILE [plain | full | borrowing | example]\n";
     return 2;
   }
   const std::string what = argc > 2 ? argv[2] : "";
@@ -31,10 +31,10 @@ int main(int argc, char** argv) {
                             {"part", Tensor::arange<std::int32_t>(10).narrow(0, 2, 5)},
                             {"a.b", List{Tensor::scalar(std::int64_t{-5})}}});
   }
-  const auto image = what == "sharing"
+  const auto image = what == "borrowing"
                          ? test::make_image(state, 4096, 85, {{0, {"model.wte%2Eweight"}}})
                          : test::make_image(state, 4 << 20);
-  if ((what == "sharing") != (image.info.shared_bytes != 0)) return 1;
+  if ((what == "borrowing") != (image.info.borrowed_bytes != 0)) return 1;
   std::ofstream file(argv[1], std::ios::binary);
   file.write(reinterpret_cast<const char*>(image.bytes().data()),
              static_cast<std::streamsize>(image.bytes().size()));

@@ -14,7 +14,7 @@ namespace {
 
 // Every element of the tensor, by brute force: is it somewhere after these domains are lost? In the
 // memory of a rank that is left and has it, or in the copy that a holder that is left has of it.
-// Copies lack what is shared.
+// Copies leave out what is borrowed.
 bool survives(const FailureDomains& domains, const Holders& holders, const DeviceMesh& mesh,
               const TensorSpec& tensor, const SurviveOptions& options, unsigned lost) {
   const auto [part, placements] = place_of(mesh, tensor);
@@ -25,8 +25,9 @@ bool survives(const FailureDomains& domains, const Holders& holders, const Devic
     const auto c = *part.coordinate(r);
     const LocalShard s = local_shard(part, r, tensor.shape, placements);
     bool here = up(r);
-    const bool shared = options.shared && shared_at(part, placements, domains, r, *options.shared);
-    for (const int h : holders[static_cast<std::size_t>(r)]) here = here || (up(h) && !shared);
+    const bool borrowed =
+        options.borrowed && lender_of(part, placements, domains, r, *options.borrowed);
+    for (const int h : holders[static_cast<std::size_t>(r)]) here = here || (up(h) && !borrowed);
     for (std::int64_t i = 0; i < s.shape[0]; ++i) {
       for (std::int64_t j = 0; j < s.shape[1]; ++j) {
         std::vector<std::int64_t> key{s.offset[0] + i, s.offset[1] + j};
@@ -52,10 +53,10 @@ bool images_survive(const FailureDomains& domains, const Holders& holders, const
     if (std::none_of(mine.begin(), mine.end(), up)) return false;
     for (const TensorSpec& tensor : tensors) {
       const auto [part, placements] = place_of(mesh, tensor);
-      if (!options.shared || !part.contains(r)) continue;
+      if (!options.borrowed || !part.contains(r)) continue;
       if (local_shard(part, r, tensor.shape, placements).empty()) continue;
-      const auto keeper = shared_at(part, placements, domains, r, *options.shared);
-      if (keeper && !up(*keeper)) return false;
+      const auto lender = lender_of(part, placements, domains, r, *options.borrowed);
+      if (lender && !up(*lender)) return false;
     }
   }
   return true;
@@ -97,8 +98,8 @@ TEST_CASE("what losses are survived is what trying them all finds") {
   std::mt19937 random(2024);
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
   int tensors_differ = 0;
-  int sharing_costs = 0;
-  int sharing_is_free = 0;
+  int borrowing_costs = 0;
+  int borrowing_is_free = 0;
   std::map<DomainLevel, int> levels;
   for (int round = 0; round < 500; ++round) {
     std::vector<std::int64_t> shape{1 + below(3), 1 + below(3), 1 + below(2)};
@@ -150,7 +151,7 @@ TEST_CASE("what losses are survived is what trying them all finds") {
                                                   : DomainLevel::kHost;
     };
     SurviveOptions options{.level = any_level()};
-    if (round % 2 == 0) options.shared = any_level();
+    if (round % 2 == 0) options.borrowed = any_level();
     ++levels[options.level];
     const auto report = survive(domains, holders, mesh, tensors, options);
     const int n = domains.count(options.level);
@@ -158,12 +159,12 @@ TEST_CASE("what losses are survived is what trying them all finds") {
     check_against(report.ranks, n, [&](unsigned lost) {
       return images_survive(domains, holders, mesh, tensors, options, lost);
     });
-    if (options.shared) {
+    if (options.borrowed) {
       const auto whole = survive(domains, holders, mesh, tensors, {.level = options.level});
       CHECK(report.ranks.always_survived <= whole.ranks.always_survived);
-      sharing_costs += report.ranks.always_survived < whole.ranks.always_survived;
-      sharing_is_free += report.ranks.always_survived == whole.ranks.always_survived &&
-                         whole.ranks.always_survived > 0;
+      borrowing_costs += report.ranks.always_survived < whole.ranks.always_survived;
+      borrowing_is_free += report.ranks.always_survived == whole.ranks.always_survived &&
+                           whole.ranks.always_survived > 0;
     }
     REQUIRE(report.tensors.size() == tensors.size());
     for (std::size_t t = 0; t < tensors.size(); ++t) {
@@ -177,8 +178,8 @@ TEST_CASE("what losses are survived is what trying them all finds") {
     }
   }
   CHECK(tensors_differ > 50);
-  CHECK(sharing_costs > 10);
-  CHECK(sharing_is_free > 10);
+  CHECK(borrowing_costs > 10);
+  CHECK(borrowing_is_free > 10);
   for (const auto level : {DomainLevel::kRank, DomainLevel::kHost, DomainLevel::kRack}) {
     CHECK(levels[level] > 20);
   }
@@ -200,7 +201,7 @@ TEST_CASE("one copy on another host survives one host, and names the first pair 
   CHECK(report.tensors[1].first_lost == std::vector<int>{0, 1, 2, 3});
 }
 
-TEST_CASE("a shared tensor makes the loss of a rank and of its keeper fatal") {
+TEST_CASE("a borrowed tensor makes the loss of a rank and of its lender fatal") {
   // Four hosts of two; three ranks elsewhere hold each rank's copies, and dp goes two hosts on.
   const auto domains = FailureDomains::uniform(8, 2);
   const auto mesh = DeviceMesh::from_shape({2, 4}, {"dp", "tp"});
@@ -210,14 +211,14 @@ TEST_CASE("a shared tensor makes the loss of a rank and of its keeper fatal") {
   const auto whole = survive(domains, holders, mesh, tensors);
   CHECK(whole.ranks.always_survived == 3);
   CHECK(whole.tensors[0].always_survived == 3);
-  const auto shared = survive(domains, holders, mesh, tensors, {.shared = DomainLevel::kHost});
-  CHECK(shared.ranks.always_survived == 1);
-  CHECK(shared.ranks.first_lost == std::vector<int>{0, 2});
-  CHECK(shared.ranks.lost_rank == 0);
-  CHECK(shared.ranks.counts[1].survived == 4);  // of 6 pairs; 0,2 and 1,3 are fatal
-  CHECK(shared.ranks.counts[1].how == Knowledge::kProven);
-  CHECK(shared.tensors[0].always_survived == 1);
-  CHECK(shared.tensors[1].always_survived == 3);
+  const auto borrowed = survive(domains, holders, mesh, tensors, {.borrowed = DomainLevel::kHost});
+  CHECK(borrowed.ranks.always_survived == 1);
+  CHECK(borrowed.ranks.first_lost == std::vector<int>{0, 2});
+  CHECK(borrowed.ranks.lost_rank == 0);
+  CHECK(borrowed.ranks.counts[1].survived == 4);  // of 6 pairs; 0,2 and 1,3 are fatal
+  CHECK(borrowed.ranks.counts[1].how == Knowledge::kProven);
+  CHECK(borrowed.tensors[0].always_survived == 1);
+  CHECK(borrowed.tensors[1].always_survived == 3);
 }
 
 TEST_CASE("what is too much to list is called not enumerated, never survived") {

@@ -16,14 +16,14 @@ namespace {
 constexpr ImageId kStep{1, 5};
 const Digest kFirst{1, 10}, kLast{2, 20}, kMine{3, 30};
 
-/// Rank r's holder is r + 1. Rank 1 completes the replicas of ranks 0 and 2, rank 0 those of 1.
+/// Rank r's holder is r + 1. Rank 1 lends to ranks 0 and 2, rank 0 to rank 1.
 std::shared_ptr<const Config> config_of(int rank) {
   return make_config(rank, 3, {{1}, {2}, {0}}, {}, {{1}, {0}, {1}});
 }
 
 OwnSealed own_sealed() { return {kStep, {7, 7}, {{kStep, 1000, kMine}}, {kFirst, kLast}}; }
 
-Common common(const Digest& digest, std::uint64_t bytes = 1000) { return {kStep, bytes, digest}; }
+Borrow borrow(const Digest& digest, std::uint64_t bytes = 1000) { return {kStep, bytes, digest}; }
 
 /// Rank 1, its ward's replica of kStep sealed, its own image still being staged.
 State staging_rank() {
@@ -61,18 +61,18 @@ Claim claim(int at, int owner, Place place, int slot = 0) {
   return c;
 }
 
-/// Rank 2's replica at rank 0, which leaves out what rank `by` has.
+/// Rank 2's replica at rank 0, which borrows from rank `by`.
 Claim leaves_out(int by) {
   Claim c = claim(0, 2, Place::kHeldSlot);
-  c.sizes.shared_bytes = 1000;
-  c.left_out = {{by, kLast}};
+  c.sizes.borrowed_bytes = 1000;
+  c.borrowed = {{by, kLast}};
   return c;
 }
 
-/// Rank 1's own image in slot 1, which completes that replica.
-Claim completing(const Digest& digest = kLast) {
+/// Rank 1's own image in slot 1, from which that replica borrows.
+Claim lending(const Digest& digest = kLast) {
   Claim c = claim(1, 1, Place::kOwnSlot, 1);
-  c.completes = {{2, digest}};
+  c.lent = {{2, digest}};
   return c;
 }
 
@@ -92,50 +92,50 @@ std::vector<Action> choose_transfers(State& state, std::vector<Transfer> transfe
 
 }  // namespace
 
-TEST_CASE("the vote waits for the word of every rank that relies on this one") {
+TEST_CASE("the vote waits for the word of every borrower") {
   State state = staging_rank();
   REQUIRE(sent<Yes>(tell(state, own_sealed()), 0) == nullptr);
   SECTION("in the order of ranks") {
-    REQUIRE(hear(state, 0, common(kFirst)).empty());
-    REQUIRE(sent<Yes>(hear(state, 2, common(kLast)), 0) != nullptr);
+    REQUIRE(hear(state, 0, borrow(kFirst)).empty());
+    REQUIRE(sent<Yes>(hear(state, 2, borrow(kLast)), 0) != nullptr);
   }
   SECTION("in any other") {
-    REQUIRE(hear(state, 2, common(kLast)).empty());
-    REQUIRE(sent<Yes>(hear(state, 0, common(kFirst)), 0) != nullptr);
+    REQUIRE(hear(state, 2, borrow(kLast)).empty());
+    REQUIRE(sent<Yes>(hear(state, 0, borrow(kFirst)), 0) != nullptr);
   }
 }
 
 TEST_CASE("word that comes before the own image is sealed is compared when it is") {
   State state = staging_rank();
-  REQUIRE(hear(state, 0, common(kFirst)).empty());
+  REQUIRE(hear(state, 0, borrow(kFirst)).empty());
   SECTION("the same") {
-    REQUIRE(hear(state, 2, common(kLast)).empty());
+    REQUIRE(hear(state, 2, borrow(kLast)).empty());
     REQUIRE(sent<Yes>(tell(state, own_sealed()), 0) != nullptr);
   }
   SECTION("not the same") {
-    REQUIRE(hear(state, 2, common(kFirst)).empty());
+    REQUIRE(hear(state, 2, borrow(kFirst)).empty());
     require_differs(tell(state, own_sealed()), 2);
   }
 }
 
-TEST_CASE("different bytes fail the step, and who relies on them is told") {
+TEST_CASE("different bytes fail the step, and the borrower is told") {
   State state = staging_rank();
   SECTION("another digest") {
     tell(state, own_sealed());
-    require_differs(hear(state, 0, common(kLast)), 0);
+    require_differs(hear(state, 0, borrow(kLast)), 0);
   }
   SECTION("nothing of them known here") {
     OwnSealed sealed = own_sealed();
-    sealed.common = {kFirst};
+    sealed.lent = {kFirst};
     tell(state, sealed);
-    require_differs(hear(state, 2, common(kLast)), 2);
+    require_differs(hear(state, 2, borrow(kLast)), 2);
   }
   SECTION("a replica that is still on its way is given up") {
     state = ready_rank(config_of(1));
     tell(state, StageRequested{kStep.step, {}});
     hear(state, 0, Offer{kStep, kNoImage, {}});
     tell(state, own_sealed());
-    const auto out = hear(state, 2, common(kMine));
+    const auto out = hear(state, 2, borrow(kMine));
     require_differs(out, 2);
     REQUIRE(first<AbortRound>(out) != nullptr);
   }
@@ -145,60 +145,60 @@ TEST_CASE("different bytes fail the step, and who relies on them is told") {
 TEST_CASE("of a step that has failed all differences are found, and nothing else is said") {
   State state = staging_rank();
   tell(state, own_sealed());
-  require_differs(hear(state, 2, common(kMine)), 2);
-  const auto out = hear(state, 0, common(kMine));  // the other who relies on this rank, too late
+  require_differs(hear(state, 2, borrow(kMine)), 2);
+  const auto out = hear(state, 0, borrow(kMine));  // the other borrower, too late
   REQUIRE(sent<Differ>(out, 0) != nullptr);
   CHECK(out.size() == 1);
-  require_refused(state, message(0, common(kMine)), kMalformed);  // twice
+  require_refused(state, message(0, borrow(kMine)), kMalformed);  // twice
 }
 
 TEST_CASE("who leaves nothing out has nothing to be compared") {
   State state = staging_rank();
   OwnSealed sealed = own_sealed();
-  sealed.common.clear();
+  sealed.lent.clear();
   tell(state, sealed);
-  REQUIRE(hear(state, 0, common(kMine, 0)).empty());
-  REQUIRE(sent<Yes>(hear(state, 2, common(kMine, 0)), 0) != nullptr);
+  REQUIRE(hear(state, 0, borrow(kMine, 0)).empty());
+  REQUIRE(sent<Yes>(hear(state, 2, borrow(kMine, 0)), 0) != nullptr);
 }
 
-TEST_CASE("who completes this rank's replicas is told what they leave out, with the seal") {
+TEST_CASE("a lender is told what this rank's replicas borrow, with the seal") {
   State state = staging_rank();
   SECTION("something") {
     const auto out = tell(state, own_sealed());
-    REQUIRE(sent<Common>(out, 0) != nullptr);
-    CHECK(*sent<Common>(out, 0) == Common{kStep, 1000, kMine});
-    CHECK(sent<Common>(out, 2) == nullptr);  // completes nothing of this rank
+    REQUIRE(sent<Borrow>(out, 0) != nullptr);
+    CHECK(*sent<Borrow>(out, 0) == Borrow{kStep, 1000, kMine});
+    CHECK(sent<Borrow>(out, 2) == nullptr);  // lends nothing to this rank
     CHECK(sent<Sealed>(out, 2) != nullptr);
   }
   SECTION("nothing") {
     OwnSealed sealed = own_sealed();
-    sealed.left_out.clear();
+    sealed.borrowed.clear();
     const auto out = tell(state, sealed);
-    REQUIRE(sent<Common>(out, 0) != nullptr);
-    CHECK(*sent<Common>(out, 0) == Common{kStep, 0, {}});
+    REQUIRE(sent<Borrow>(out, 0) != nullptr);
+    CHECK(*sent<Borrow>(out, 0) == Borrow{kStep, 0, {}});
   }
   SECTION("of a step that has failed, too, which holders need no more") {
     hear(state, 0, Failed{kStep, 0, "elsewhere"});
     const auto out = tell(state, own_sealed());
-    CHECK(sent<Common>(out, 0) != nullptr);
+    CHECK(sent<Borrow>(out, 0) != nullptr);
     CHECK(sent<Sealed>(out, 2) == nullptr);
   }
 }
 
 TEST_CASE("a word that no correct rank sends is refused") {
   State state = staging_rank();
-  hear(state, 0, common(kFirst));
-  require_refused(state, message(0, common(kFirst)), kMalformed);  // twice
-  require_refused(state, message(0, Common{{3, 5}, 1, kFirst}), kMalformed);
-  State other = ready_rank(config_of(2));  // on whom nobody relies
-  require_refused(other, message(1, common(kFirst)), kMalformed);
-  require_refused(other, message(0, common(kFirst)), kMalformed);
+  hear(state, 0, borrow(kFirst));
+  require_refused(state, message(0, borrow(kFirst)), kMalformed);  // twice
+  require_refused(state, message(0, Borrow{{3, 5}, 1, kFirst}), kMalformed);
+  State other = ready_rank(config_of(2));  // which has no borrower
+  require_refused(other, message(1, borrow(kFirst)), kMalformed);
+  require_refused(other, message(0, borrow(kFirst)), kMalformed);
 }
 
 TEST_CASE("word of a step that this rank has passed by fails that step") {
   State state = ready_rank(config_of(1));
   tell(state, StageRequested{6, {}});
-  const auto out = hear(state, 2, common(kLast));
+  const auto out = hear(state, 2, borrow(kLast));
   REQUIRE(sent<Failed>(out, 0) != nullptr);
   CHECK(sent<Failed>(out, 0)->id == kStep);
   CHECK(sent<Differ>(out, 2) == nullptr);
@@ -206,18 +206,18 @@ TEST_CASE("word of a step that this rank has passed by fails that step") {
 
 TEST_CASE("word of a step before this rank's trainer comes to it is kept") {
   State state = ready_rank(config_of(1));
-  REQUIRE(hear(state, 2, common(kFirst)).empty());
+  REQUIRE(hear(state, 2, borrow(kFirst)).empty());
   tell(state, StageRequested{kStep.step, {}});
   require_differs(tell(state, own_sealed()), 2);
 }
 
-TEST_CASE("whoever is told of a difference stops sharing, whatever became of the step") {
+TEST_CASE("a borrower that is told of a difference borrows no more, whatever became of the step") {
   const auto stops = [](State& state) {
     const State before = state;
     const auto out = hear(state, 0, Differ{kStep});
-    REQUIRE(first<StopSharing>(out) != nullptr);
-    CHECK(first<StopSharing>(out)->with == 0);
-    CHECK(first<StopSharing>(out)->id == kStep);
+    REQUIRE(first<StopBorrowing>(out) != nullptr);
+    CHECK(first<StopBorrowing>(out)->from == 0);
+    CHECK(first<StopBorrowing>(out)->id == kStep);
     CHECK(out.size() == 1);
     CHECK(state == before);
   };
@@ -231,12 +231,12 @@ TEST_CASE("whoever is told of a difference stops sharing, whatever became of the
   stops(state);
   state = staging_rank();
   tell(state, own_sealed());
-  hear(state, 2, common(kLast));
-  hear(state, 0, common(kFirst));
+  hear(state, 2, borrow(kLast));
+  hear(state, 0, borrow(kFirst));
   hear(state, 0, Complete{kStep});
   REQUIRE(state.base == kStep);  // and nothing of it is remembered
   stops(state);
-  // From a rank that completes nothing of this one.
+  // From a rank that lends nothing to this one.
   require_refused(state, message(2, Differ{kStep}), kMalformed);
   tell(state, Broken{2, ErrorKind::kPeerLost, "killed"});
   require_refused(state, message(0, Differ{kStep}), kStale);
@@ -252,23 +252,22 @@ TEST_CASE("word from a rank that knows the recovery to be agreed says so to this
     return state;
   };
   State state = waiting();
-  require_refused(state, message(2, common(kLast)), kMalformed);
+  require_refused(state, message(2, borrow(kLast)), kMalformed);
   require_refused(state, message(0, Differ{kStep}), kMalformed);
   hear(state, 0, protocol::Choice{});
-  REQUIRE(first<RecoveredNothing>(hear(state, 2, common(kLast))) != nullptr);
+  REQUIRE(first<RecoveredNothing>(hear(state, 2, borrow(kLast))) != nullptr);
   REQUIRE(state.mode == Mode::kReady);
   state = waiting();
   hear(state, 0, protocol::Choice{});
   const auto out = hear(state, 0, Differ{kStep});
   REQUIRE(first<RecoveredNothing>(out) != nullptr);
-  REQUIRE(first<StopSharing>(out) != nullptr);
+  REQUIRE(first<StopBorrowing>(out) != nullptr);
 }
 
-TEST_CASE(
-    "who has its own image of the step completes the replica of a rank that fetches its own") {
-  State state = choosing_rank(config_of(1), {completing()});
+TEST_CASE("a lender with its own image of the step serves a borrower that fetches its own") {
+  State state = choosing_rank(config_of(1), {lending()});
   const auto out = choose_transfers(state, {{leaves_out(1), 2}});
-  const auto* serve = first<ServeCommon>(out);
+  const auto* serve = first<ServeLent>(out);
   REQUIRE(serve != nullptr);
   CHECK(serve->id == kStep);
   CHECK(serve->slot == 1);
@@ -281,32 +280,32 @@ TEST_CASE(
   CHECK(first<RecoverFailed>(failed)->failure.why == "no such storage");
 }
 
-TEST_CASE("nothing is completed that is whole, goes to a holder or is another's to complete") {
+TEST_CASE("a lender serves nothing that is whole, goes to a holder or is another's to lend") {
   Claim whole = leaves_out(1);
   whole.place = Place::kOwnFile;
   whole.at = 2;
   const auto config = make_config(1, 3, {{2}, {2}, {0, 1}}, {}, {{1}, {0}, {0, 1}});
-  State state = choosing_rank(config, {completing()});
+  State state = choosing_rank(config, {lending()});
   SECTION("a file has all of it") {
-    CHECK(first<ServeCommon>(choose_transfers(state, {{whole, 2}})) == nullptr);
+    CHECK(first<ServeLent>(choose_transfers(state, {{whole, 2}})) == nullptr);
   }
   SECTION("a holder keeps the replica as it is") {
     const auto out = choose_transfers(state, {{leaves_out(1), 1}});
-    CHECK(first<ServeCommon>(out) == nullptr);
+    CHECK(first<ServeLent>(out) == nullptr);
     CHECK(first<Fetch>(out) != nullptr);
   }
-  SECTION("another rank completes it") {
-    CHECK(first<ServeCommon>(choose_transfers(state, {{leaves_out(0), 2}})) == nullptr);
+  SECTION("another rank lends") {
+    CHECK(first<ServeLent>(choose_transfers(state, {{leaves_out(0), 2}})) == nullptr);
   }
   REQUIRE(state.mode == Mode::kRecovering);
 }
 
-TEST_CASE("who is to complete a replica and has no own image of the step gives up") {
+TEST_CASE("a lender without its own image of the step gives up") {
   std::vector<Claim> has;
   std::vector<Transfer> transfers{{leaves_out(1), 2}};
   SECTION("none") {}
   SECTION("one of another step") {
-    has = {completing()};
+    has = {lending()};
     has[0].id.step = 4;
   }
   SECTION("it fetches its own in the same recovery") {
@@ -314,31 +313,31 @@ TEST_CASE("who is to complete a replica and has no own image of the step gives u
   }
   State state = choosing_rank(config_of(1), has);
   const auto out = choose_transfers(state, transfers);
-  CHECK(first<ServeCommon>(out) == nullptr);
+  CHECK(first<ServeLent>(out) == nullptr);
   REQUIRE(first<RecoverFailed>(out) != nullptr);
   const Failure& failure = first<RecoverFailed>(out)->failure;
   CHECK(failure.kind == ErrorKind::kInvalidState);
   CHECK(failure.rank == 1);
-  CHECK_THAT(failure.why, Contains("rank 1 is to complete the image of rank 2"));
+  CHECK_THAT(failure.why, Contains("rank 1 is to lend to the image of rank 2"));
   for (const int peer : {0, 2}) REQUIRE(sent<GiveUp>(out, peer) != nullptr);
 }
 
-TEST_CASE("a choice that has a stranger complete a replica is malformed") {
-  State state = choosing_rank(config_of(1), {completing()});
+TEST_CASE("a choice that has a stranger lend to a replica is malformed") {
+  State state = choosing_rank(config_of(1), {lending()});
   const auto choice = [&](Claim source, int to) {
     return message(0, protocol::Choice{kStep, kNoImage, {{std::move(source), to}}}, 2);
   };
   require_refused(state, choice(leaves_out(0), 2),
-                  kMalformed);  // rank 0 completes none of rank 2's
+                  kMalformed);  // rank 0 lends nothing to rank 2
   Claim both = leaves_out(1);
-  both.left_out.insert(both.left_out.begin(), ImageShare{0, kFirst});
+  both.borrowed.insert(both.borrowed.begin(), Loan{0, kFirst});
   require_refused(state, choice(both, 2), kMalformed);
   Claim beyond = leaves_out(7);
   require_refused(state, choice(beyond, 2), kMalformed);
-  REQUIRE(first<ServeCommon>(tell(state, choice(leaves_out(1), 2))) != nullptr);
+  REQUIRE(first<ServeLent>(tell(state, choice(leaves_out(1), 2))) != nullptr);
 }
 
-TEST_CASE("the root counts a replica only with what completes it, within reach") {
+TEST_CASE("the root counts a replica only with what it borrows, within reach") {
   const auto recover = [](std::shared_ptr<const Config> config, const Claim& at_first) {
     State state = make_state(std::move(config));
     tell(state, Formed{2});
@@ -349,8 +348,8 @@ TEST_CASE("the root counts a replica only with what completes it, within reach")
     hear(state, 1, Have{true, {}, kNoImage}, 2);
     return hear(state, 2, Have{true, {}, kNoImage}, 2);
   };
-  SECTION("completed") {
-    const auto out = recover(config_of(0), completing());
+  SECTION("the lender has it") {
+    const auto out = recover(config_of(0), lending());
     for (const int child : {1, 2}) {
       const auto* choice = sent<protocol::Choice>(out, child);
       REQUIRE(choice != nullptr);
@@ -360,22 +359,22 @@ TEST_CASE("the root counts a replica only with what completes it, within reach")
     }
   }
   SECTION("the image that is to complete it has other bytes") {
-    const auto out = recover(config_of(0), completing(kFirst));
+    const auto out = recover(config_of(0), lending(kFirst));
     REQUIRE(first<RecoverFailed>(out) != nullptr);
     CHECK(first<RecoverFailed>(out)->failure.ranks == std::vector<int>{2});
   }
   SECTION("the image that is to complete it is on disk alone") {
-    auto file = completing();
+    auto file = lending();
     file.place = Place::kOwnFile;
     const auto out = recover(config_of(0), file);
     REQUIRE(first<RecoverFailed>(out) != nullptr);
     CHECK(first<RecoverFailed>(out)->failure.ranks == std::vector<int>{2});
   }
-  SECTION("this job shares nothing any more") {
-    const auto out = recover(make_config(0, 3, {{1}, {2}, {0}}), completing());
+  SECTION("this job borrows nothing any more") {
+    const auto out = recover(make_config(0, 3, {{1}, {2}, {0}}), lending());
     REQUIRE(first<RecoverFailed>(out) != nullptr);
     CHECK(first<RecoverFailed>(out)->failure.rank == 2);
     CHECK_THAT(first<RecoverFailed>(out)->failure.why,
-               Contains("leaves out what rank 1 has, with which it shares nothing any more"));
+               Contains("which borrows from rank 1, its lender no more"));
   }
 }

@@ -23,9 +23,9 @@ Claim claim(int at, int owner, Place place, ImageId id, int slot = 0) {
 
 /// What make_config refuses with; empty if it does not.
 std::string refusal(int rank, int world_size, std::vector<std::vector<int>> holders = {},
-                    std::vector<std::vector<int>> completers = {}) {
+                    std::vector<std::vector<int>> lenders = {}) {
   try {
-    (void)make_config(rank, world_size, std::move(holders), {}, std::move(completers));
+    (void)make_config(rank, world_size, std::move(holders), {}, std::move(lenders));
     return {};
   } catch (const InvalidArgument& error) {
     return error.what();
@@ -39,19 +39,19 @@ bool says(const std::string& text, const std::string& part) {
 Claim own(int rank, ImageId id) { return claim(rank, rank, Place::kOwnSlot, id); }
 Claim held(int at, int owner, ImageId id) { return claim(at, owner, Place::kHeldSlot, id); }
 
-using Shares = std::vector<ImageShare>;
+using LoanList = std::vector<Loan>;
 const ImageId kId{1, 5};
 const Digest kSame{1, 2}, kOther{1, 3};
 
 /// Rank 2's replica at that rank, which leaves that out.
-Claim leaving_out(int at, Shares left_out) {
+Claim borrowing(int at, LoanList borrowed) {
   Claim c = held(at, 2, kId);
-  c.left_out = std::move(left_out);
+  c.borrowed = std::move(borrowed);
   return c;
 }
-Claim completing(int rank, Shares completes, Place place = Place::kOwnSlot) {
+Claim lending(int rank, LoanList lent, Place place = Place::kOwnSlot) {
   Claim c = claim(rank, rank, place, kId);
-  c.completes = std::move(completes);
+  c.lent = std::move(lent);
   return c;
 }
 Claim moved(Claim c, int at, Place place) {
@@ -129,23 +129,23 @@ TEST_CASE("the ranks without an image are those of the step that lacks the fewes
   REQUIRE(ranks_without_image({}, 3) == std::vector<int>{0, 1, 2});
 }
 
-TEST_CASE("a replica is complete with the own image of each rank that completes it") {
-  const Claim replica = leaving_out(0, {{1, kSame}, {3, kOther}});
-  const Claim one = completing(1, {{0, kOther}, {2, kSame}});
-  const Claim three = completing(3, {{2, kOther}});
+TEST_CASE("a replica is whole with the own image of each lender") {
+  const Claim replica = borrowing(0, {{1, kSame}, {3, kOther}});
+  const Claim one = lending(1, {{0, kOther}, {2, kSame}});
+  const Claim three = lending(3, {{2, kOther}});
   const auto check = [&](std::vector<Claim> claims, bool complete) {
     auto expected = claims;
     if (!complete) std::erase(expected, replica);
-    CHECK(complete_claims(claims) == expected);
+    CHECK(whole_claims(claims) == expected);
   };
   check({replica, one, three}, true);
   check({three, own(0, kId), one, replica}, true);
   check({replica}, false);
   check({replica, one}, false);
   check({three, replica}, false);
-  // What they have in common by one's word only, or with another rank.
+  // A loan by one's word only, or with another rank.
   check({replica, one, own(3, kId)}, false);
-  check({replica, completing(1, {{0, kSame}}), three}, false);
+  check({replica, lending(1, {{0, kSame}}), three}, false);
   // Of another step or generation.
   auto later = three;
   later.id.step = 6;
@@ -159,40 +159,40 @@ TEST_CASE("a replica is complete with the own image of each rank that completes 
 }
 
 TEST_CASE("images that differ where they should not count for nothing, whole ones too") {
-  const Claim replica = leaving_out(0, {{1, kSame}});
+  const Claim replica = borrowing(0, {{1, kSame}});
   const Claim whole = moved(replica, 2, Place::kOwnSlot);
   const Claim file = moved(replica, 2, Place::kOwnFile);
-  const Claim differs = completing(1, {{2, kOther}});
+  const Claim differs = lending(1, {{2, kOther}});
   const std::vector<Claim> claims{own(0, kId), replica, whole, file, differs};
-  CHECK(complete_claims(claims) == std::vector<Claim>{own(0, kId), differs});
-  CHECK(choose(complete_claims(claims), 3) == kNoImage);
+  CHECK(whole_claims(claims) == std::vector<Claim>{own(0, kId), differs});
+  CHECK(choose(whole_claims(claims), 3) == kNoImage);
   // Also where only a file says so, or one copy among several.
   for (const Claim& other :
        {moved(differs, 1, Place::kOwnFile), moved(differs, 0, Place::kHeldSlot)}) {
-    CHECK(complete_claims(std::vector<Claim>{whole, other}) == std::vector<Claim>{other});
-    const Claim good = completing(1, {{2, kSame}});
-    CHECK(complete_claims(std::vector<Claim>{replica, good, other}) ==
+    CHECK(whole_claims(std::vector<Claim>{whole, other}) == std::vector<Claim>{other});
+    const Claim good = lending(1, {{2, kSame}});
+    CHECK(whole_claims(std::vector<Claim>{replica, good, other}) ==
           std::vector<Claim>{good, other});
   }
   // A whole one needs nobody.
-  CHECK(complete_claims(std::vector<Claim>{whole, file}) == std::vector<Claim>{whole, file});
+  CHECK(whole_claims(std::vector<Claim>{whole, file}) == std::vector<Claim>{whole, file});
 }
 
-TEST_CASE("an older step is chosen where a newer one lacks what completes it") {
+TEST_CASE("an older step is chosen where a newer one lacks what it borrows") {
   std::vector<Claim> claims{own(0, {1, 4}),
                             own(1, {1, 4}),
                             own(2, {1, 4}),
                             own(0, kId),
-                            completing(1, {{2, kOther}}),
-                            leaving_out(0, {{1, kSame}})};
-  CHECK(choose(complete_claims(claims), 3) == ImageId{1, 4});
-  claims[4] = completing(1, {{2, kSame}});
-  CHECK(choose(complete_claims(claims), 3) == kId);
+                            lending(1, {{2, kOther}}),
+                            borrowing(0, {{1, kSame}})};
+  CHECK(choose(whole_claims(claims), 3) == ImageId{1, 4});
+  claims[4] = lending(1, {{2, kSame}});
+  CHECK(choose(whole_claims(claims), 3) == kId);
 }
 
-TEST_CASE("an owner is sent a replica only if it is complete, a holder in any case") {
+TEST_CASE("an owner is sent a replica only if it can be made whole, a holder in any case") {
   const std::vector<std::vector<int>> holders{{1}, {2}, {0, 1}};
-  const Claim replica = leaving_out(0, {{1, kSame}});
+  const Claim replica = borrowing(0, {{1, kSame}});
   const Claim file = moved(replica, 2, Place::kOwnFile);
   const auto to = [&](std::vector<Claim> claims, int rank) {
     std::vector<Claim> sources;
@@ -201,7 +201,7 @@ TEST_CASE("an owner is sent a replica only if it is complete, a holder in any ca
     }
     return sources;
   };
-  const Claim one = completing(1, {{2, kSame}});
+  const Claim one = lending(1, {{2, kSame}});
   CHECK(to({own(0, kId), one, replica}, 2) == std::vector<Claim>{replica});
   CHECK(to({own(0, kId), replica}, 2).empty());
   CHECK(to({own(0, kId), replica}, 1) == std::vector<Claim>{replica});
@@ -216,27 +216,26 @@ TEST_CASE("an owner is sent a replica only if it is complete, a holder in any ca
         std::vector<Claim>{moved(replica, 2, Place::kOwnSlot)});
 }
 
-TEST_CASE("completers are among the peers, and who relies on a rank is known to it") {
-  const std::vector<std::vector<int>> completers{{}, {}, {}, {0, 4}, {}, {3}, {}, {3, 5}};
-  const auto config = make_config(3, 8, {}, {}, completers);
-  CHECK(config->relying == std::vector<int>{5, 7});
-  CHECK(config->completers == completers);
+TEST_CASE("lenders are among the peers, and a rank knows its borrowers") {
+  const std::vector<std::vector<int>> lenders{{}, {}, {}, {0, 4}, {}, {3}, {}, {3, 5}};
+  const auto config = make_config(3, 8, {}, {}, lenders);
+  CHECK(config->borrowers == std::vector<int>{5, 7});
+  CHECK(config->lenders == lenders);
   CHECK(config->peers == std::vector<int>{0, 1, 4, 5, 7});
   const auto none = make_config(3, 8);
-  CHECK(none->relying.empty());
-  CHECK(none->completers.size() == 8);
+  CHECK(none->borrowers.empty());
+  CHECK(none->lenders.size() == 8);
   CHECK(none->peers == std::vector<int>{1, 7});
-  // The order in which they are given stays: that of OwnSealed::left_out.
+  // The order in which they are given stays: that of OwnSealed::borrowed.
   const auto turned = make_config(0, 3, {}, {}, {{2, 1}, {}, {}});
-  CHECK(turned->completers[0] == std::vector<int>{2, 1});
-  CHECK(make_config(2, 3, {}, {}, {{2, 1}, {}, {}})->relying == std::vector<int>{0});
+  CHECK(turned->lenders[0] == std::vector<int>{2, 1});
+  CHECK(make_config(2, 3, {}, {}, {{2, 1}, {}, {}})->borrowers == std::vector<int>{0});
 
-  REQUIRE(says(refusal(0, 2, {}, {{0}, {}}), "a completer of rank 0 is that rank itself"));
-  REQUIRE(
-      says(refusal(0, 2, {}, {{}, {2}}), "completer of rank 1 is rank 2, which does not exist"));
+  REQUIRE(says(refusal(0, 2, {}, {{0}, {}}), "a lender of rank 0 is that rank itself"));
+  REQUIRE(says(refusal(0, 2, {}, {{}, {2}}), "lender of rank 1 is rank 2, which does not exist"));
   REQUIRE(says(refusal(0, 2, {}, {{-1}, {}}), "rank -1, which does not exist"));
-  REQUIRE(says(refusal(0, 3, {}, {{1, 2, 1}, {}, {}}), "a completer of rank 0 is named twice"));
-  REQUIRE(says(refusal(0, 3, {}, {{1}}), "completers are given for 1 ranks, the world has 3"));
+  REQUIRE(says(refusal(0, 3, {}, {{1, 2, 1}, {}, {}}), "a lender of rank 0 is named twice"));
+  REQUIRE(says(refusal(0, 3, {}, {{1}}), "lenders are given for 1 ranks, the world has 3"));
 }
 
 TEST_CASE("a configuration that cannot work is refused by name") {

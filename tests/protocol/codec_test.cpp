@@ -28,12 +28,12 @@ Claim any_claim() {
   return claim;
 }
 
-Claim sharing_claim() {
+Claim borrowing_claim() {
   Claim claim = any_claim();
-  claim.sizes.shared_bytes = 1ULL << 30U;
-  claim.sizes.shares = 3;
-  claim.left_out = {{0, {5, 6}}, {2, {7, 8}}};
-  claim.completes = {{0, {9, 10}}};
+  claim.sizes.borrowed_bytes = 1ULL << 30U;
+  claim.sizes.loans = 3;
+  claim.borrowed = {{0, {5, 6}}, {2, {7, 8}}};
+  claim.lent = {{0, {9, 10}}};
   return claim;
 }
 
@@ -60,11 +60,11 @@ std::vector<Body> all_bodies() {
           Complete{id},
           Failed{id, 3, "no room: 1 of 2 bytes"},
           Have{false, {any_claim(), any_claim()}, base},
-          Have{false, {sharing_claim(), any_claim(), sharing_claim()}, base},
+          Have{false, {borrowing_claim(), any_claim(), borrowing_claim()}, base},
           Have{true, {file_claim()}, kNoImage, "rank 1: block 3 does not match its digest"},
           AskDisk{kNoImage},
           Choice{id, base, {{any_claim(), 2}}},
-          Choice{id, base, {{sharing_claim(), 1}, {any_claim(), 2}}},
+          Choice{id, base, {{borrowing_claim(), 1}, {any_claim(), 2}}},
           Ready{},
           Established{id},
           GiveUp{failure},
@@ -73,7 +73,7 @@ std::vector<Body> all_bodies() {
           WantFinish{},
           Finish{},
           Death{-1, ErrorKind::kPeerSilent, "silent"},
-          Common{id, 1ULL << 40U, {11, 12}},
+          Borrow{id, 1ULL << 40U, {11, 12}},
           Differ{id}};
 }
 
@@ -102,7 +102,7 @@ std::vector<std::byte> with(std::vector<std::byte> bytes, std::size_t at, int va
 // Where a claim's fields end that version 1 has, and where its second part is.
 constexpr std::size_t kSizesEnd = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 32;
 constexpr std::size_t kMoreSizes = 8 + 4;
-constexpr std::size_t kNoShares = 4 + 4;
+constexpr std::size_t kNoLoans = 4 + 4;
 constexpr std::size_t kFirstClaim = kWireHeaderBytes + 1 + 4;  // of a Have
 
 void erase(std::vector<std::byte>& bytes, std::size_t at, std::size_t count) {
@@ -110,37 +110,37 @@ void erase(std::vector<std::byte>& bytes, std::size_t at, std::size_t count) {
   bytes.erase(from, from + static_cast<std::ptrdiff_t>(count));
 }
 
-/// A message in which nothing is shared, as version 1 has it.
+/// A message in which nothing is borrowed, as version 1 has it.
 std::vector<std::byte> as_version_1(const Body& body) {
   auto bytes = with(bytes_of(body), 4, 1);
-  const auto erase_shares = [&](std::size_t claim) {
+  const auto erase_loans = [&](std::size_t claim) {
     erase(bytes, claim + kSizesEnd, kMoreSizes);
-    erase(bytes, claim + kSizesEnd + 16, kNoShares);  // behind the image's digest
+    erase(bytes, claim + kSizesEnd + 16, kNoLoans);  // behind the image's digest
   };
   if (std::holds_alternative<Offer>(body)) erase(bytes, bytes.size() - kMoreSizes, kMoreSizes);
   if (const auto* have = std::get_if<Have>(&body)) {
     for (std::size_t i = 0; i < have->claims.size(); ++i)
-      erase_shares(kFirstClaim + i * (kSizesEnd + 16));
+      erase_loans(kFirstClaim + i * (kSizesEnd + 16));
   }
   if (const auto* choice = std::get_if<Choice>(&body)) {
     for (std::size_t i = 0; i < choice->transfers.size(); ++i)
-      erase_shares(kWireHeaderBytes + 36 + i * (kSizesEnd + 20));
+      erase_loans(kWireHeaderBytes + 36 + i * (kSizesEnd + 20));
   }
   return bytes;
 }
 
-bool shares_nothing(const Body& body) {
+bool borrows_nothing(const Body& body) {
   const auto plain = [](const Claim& claim) {
-    return claim.sizes.shares == 0 && claim.left_out.empty() && claim.completes.empty();
+    return claim.sizes.loans == 0 && claim.borrowed.empty() && claim.lent.empty();
   };
-  if (const auto* offer = std::get_if<Offer>(&body)) return offer->sizes.shares == 0;
+  if (const auto* offer = std::get_if<Offer>(&body)) return offer->sizes.loans == 0;
   if (const auto* have = std::get_if<Have>(&body))
     return std::all_of(have->claims.begin(), have->claims.end(), plain);
   if (const auto* choice = std::get_if<Choice>(&body)) {
     return std::all_of(choice->transfers.begin(), choice->transfers.end(),
                        [&](const Transfer& transfer) { return plain(transfer.source); });
   }
-  return !std::holds_alternative<Common>(body) && !std::holds_alternative<Differ>(body);
+  return !std::holds_alternative<Borrow>(body) && !std::holds_alternative<Differ>(body);
 }
 
 }  // namespace
@@ -189,10 +189,10 @@ TEST_CASE("a message cut short anywhere is refused, and so is one with more behi
   }
 }
 
-TEST_CASE("messages of version 1 are read, and share nothing") {
+TEST_CASE("messages of version 1 are read, and borrow nothing") {
   std::size_t kinds = 0;
   for (const Body& body : all_bodies()) {
-    if (!shares_nothing(body)) continue;
+    if (!borrows_nothing(body)) continue;
     const auto bytes = as_version_1(body);
     REQUIRE(decode(kContext, 2, bytes) == Message{9, body});
     kinds |= std::size_t{1} << body.index();
@@ -209,26 +209,25 @@ TEST_CASE("messages of version 1 are read, and share nothing") {
       says(refusal(with(bytes_of(Yes{{2, 85}}), 4, 3)), "version: 3, this library reads 1 to 2"));
 }
 
-TEST_CASE("shares that cannot be are refused by name") {
+TEST_CASE("loans that cannot be are refused by name") {
   REQUIRE(says(refusal(bytes_of(Offer{{2, 85}, {}, {1000, 100, {}, 901, 1}})),
-               "offer from rank 2: shared bytes: 901 is more than the image has"));
-  REQUIRE(says(refusal(bytes_of(Offer{{2, 85}, {}, {1000, 100, {}, ~0ULL, 1}})), "shared bytes"));
-  Claim claim = sharing_claim();
-  claim.sizes.shared_bytes = claim.sizes.image_bytes;
-  REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "shared bytes"));
-  claim = sharing_claim();
-  claim.left_out[1].rank = -1;
-  REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "claim's completers: rank -1"));
-  claim = sharing_claim();
-  claim.completes[0].rank = -2;
-  REQUIRE(says(refusal(bytes_of(Choice{{2, 85}, {}, {{claim, 0}}})),
-               "claim's common tensors: rank -2"));
+               "offer from rank 2: borrowed bytes: 901 is more than the image has"));
+  REQUIRE(says(refusal(bytes_of(Offer{{2, 85}, {}, {1000, 100, {}, ~0ULL, 1}})), "borrowed bytes"));
+  Claim claim = borrowing_claim();
+  claim.sizes.borrowed_bytes = claim.sizes.image_bytes;
+  REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "borrowed bytes"));
+  claim = borrowing_claim();
+  claim.borrowed[1].rank = -1;
+  REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "claim's lenders: rank -1"));
+  claim = borrowing_claim();
+  claim.lent[0].rank = -2;
+  REQUIRE(says(refusal(bytes_of(Choice{{2, 85}, {}, {{claim, 0}}})), "claim's borrowers: rank -2"));
   // Counts against what follows, before anything is allocated.
   const auto have = bytes_of(Have{false, {any_claim()}, {}});
-  const std::size_t left_out = kFirstClaim + kSizesEnd + kMoreSizes + 16;
-  REQUIRE(says(refusal(with(have, left_out, 200)), "claim's completers: 200 of them do not fit"));
-  REQUIRE(says(refusal(with(have, left_out + 3, 255)), "claim's completers: 4278190080 of them"));
-  REQUIRE(says(refusal(with(have, left_out + 4, 2)), "claim's common tensors: 2 of them"));
+  const std::size_t borrowed = kFirstClaim + kSizesEnd + kMoreSizes + 16;
+  REQUIRE(says(refusal(with(have, borrowed, 200)), "claim's lenders: 200 of them do not fit"));
+  REQUIRE(says(refusal(with(have, borrowed + 3, 255)), "claim's lenders: 4278190080 of them"));
+  REQUIRE(says(refusal(with(have, borrowed + 4, 2)), "claim's borrowers: 2 of them"));
 }
 
 TEST_CASE("what is wrong with a message is named") {
@@ -268,8 +267,8 @@ TEST_CASE("an image of a larger world reaches the root, which names both sizes")
   Claim claim = any_claim();
   claim.owner = 7;
   claim.world_size = 8;
-  claim.left_out = {{6, {1, 2}}};
-  claim.completes = {{5, {3, 4}}};
+  claim.borrowed = {{6, {1, 2}}};
+  claim.lent = {{5, {3, 4}}};
   const Message message{9, Have{false, {claim}, {}}};
   REQUIRE(decode(kContext, 2, encode(kContext, 2, message)) == message);
 }

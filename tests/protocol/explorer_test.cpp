@@ -190,12 +190,12 @@ TEST_CASE("three ranks: a failure") {
   require_safe(bounds);
 }
 
-// Replicas that leave out what another rank has: on the holder itself where there are two ranks, on
+// Replicas that borrow from another rank: from the holder itself where there are two ranks, from
 // a third rank where there are three (rank r's holder is r + 1).
 
-TEST_CASE("two ranks that complete each other's replicas: a difference, a crash, a lost host") {
+TEST_CASE("two ranks that lend to each other's replicas: a difference, a crash, a lost host") {
   Bounds bounds = ranks(2, 2);
-  bounds.completers = {{1}, {0}};
+  bounds.lenders = {{1}, {0}};
   bounds.differences = 1;
   bounds.crashes = meshstage::test::kSanitized ? 0 : 1;
   require_safe(bounds);
@@ -204,34 +204,34 @@ TEST_CASE("two ranks that complete each other's replicas: a difference, a crash,
   require_safe(bounds);
 }
 
-TEST_CASE("two ranks that complete each other's replicas: lost messages, rot and files") {
+TEST_CASE("two ranks that lend to each other's replicas: lost messages, rot and files") {
   Bounds bounds = ranks(2, 1);
-  bounds.completers = {{1}, {0}};
+  bounds.lenders = {{1}, {0}};
   bounds.lost_messages = bounds.flips = 1;
   bounds.crashes = meshstage::test::kSanitized ? 0 : 1;
   bounds.disk = true;
   require_safe(bounds);
 }
 
-TEST_CASE("two ranks, one of which completes the other's replicas: more is lost than survived") {
+TEST_CASE("two ranks, one of which lends to the other's replicas: more is lost than survived") {
   Bounds bounds = ranks(2, 1);
-  bounds.completers = {{1}, {}};
+  bounds.lenders = {{1}, {}};
   bounds.losses_beyond = 2;
   bounds.disk = true;
   bounds.skips = 1;
   require_safe(bounds);
 }
 
-TEST_CASE("three ranks whose replicas a third completes: a lost host") {
+TEST_CASE("three ranks whose replicas borrow from a third: a lost host") {
   Bounds bounds = ranks(3, 1);
-  bounds.completers = {{2}, {0}, {1}};
+  bounds.lenders = {{2}, {0}, {1}};
   bounds.host_losses = meshstage::test::kSanitized ? 0 : 1;
   require_safe(bounds);
 }
 
-TEST_CASE("three ranks whose replicas a third completes: a difference") {
+TEST_CASE("three ranks whose replicas borrow from a third: a difference") {
   Bounds bounds = ranks(3, 1);
-  bounds.completers = {{2}, {0}, {1}};
+  bounds.lenders = {{2}, {0}, {1}};
   bounds.differences = 1;
   require_safe(bounds);
 }
@@ -257,12 +257,12 @@ TEST_CASE("random runs of up to 64 ranks with every fault keep every promise") {
         for (int r = 0; r < world; ++r)
           bounds.holders.push_back({(r + 1) % world, (r + 2) % world});
       }
-      for (const bool shared : {false, true}) {  // with the next rank but one, and with the last
-        bounds.differences = shared ? 2 : 0;
-        bounds.completers.clear();
-        for (int r = 0; shared && r < world; ++r) {
-          bounds.completers.push_back({(r + (world == 2 ? 1 : 2)) % world});
-          if (world > 3) bounds.completers.back().push_back((r + world - 1) % world);
+      for (const bool borrowed : {false, true}) {  // with the next rank but one, and with the last
+        bounds.differences = borrowed ? 2 : 0;
+        bounds.lenders.clear();
+        for (int r = 0; borrowed && r < world; ++r) {
+          bounds.lenders.push_back({(r + (world == 2 ? 1 : 2)) % world});
+          if (world > 3) bounds.lenders.back().push_back((r + world - 1) % world);
         }
         const Result result = walk(bounds, static_cast<std::uint64_t>(world), runs, 100'000);
         std::cout << runs << " walks, " << summary(bounds, result) << std::endl;

@@ -35,8 +35,8 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "structure-first") b.mismatches = 1;
   if (rule == "finish-together") b.steps = 1, b.finish = true;
   if (rule == "prune-together") b.world = 3, b.disk = true;
-  if (rule == "vote-needs-common") b.steps = b.differences = 1, b.completers = {{1}, {0}};
-  if (rule == "complete-claims") b.differences = 1, b.completers = {{1}, {0}};
+  if (rule == "vote-needs-lent") b.steps = b.differences = 1, b.lenders = {{1}, {0}};
+  if (rule == "complete-claims") b.differences = 1, b.lenders = {{1}, {0}};
   return b;
 }
 
@@ -74,10 +74,10 @@ TEST_CASE("without staging beside the base a promise breaks") {
 TEST_CASE("without replicas behind a vote a promise breaks") {
   require_needed("vote-needs-replicas");
 }
-TEST_CASE("without comparing what is in common a promise breaks") {
-  require_needed("vote-needs-common");
+TEST_CASE("without comparing what is borrowed a promise breaks") {
+  require_needed("vote-needs-lent");
 }
-TEST_CASE("without counting replicas only with what completes them a promise breaks") {
+TEST_CASE("without counting replicas only with what they borrow a promise breaks") {
   require_needed("complete-claims");
 }
 TEST_CASE("without the voter's promise a promise breaks") { require_needed("promise"); }
@@ -139,7 +139,7 @@ TEST_CASE("every run is told so that it can be read again, and no two choices re
       bounds.zombies = 1;
   bounds.disk = bounds.finish = true;
   bounds.differences = 1;
-  bounds.completers = {{2}, {0}, {1}};
+  bounds.lenders = {{2}, {0}, {1}};
   for (const bool quarantine : {true, false}) {
     bounds.rules.quarantine = quarantine;
     std::mt19937_64 random(quarantine ? 5U : 6U);

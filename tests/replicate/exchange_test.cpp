@@ -20,7 +20,7 @@ using Bytes = std::vector<std::byte>;
 constexpr std::uint64_t kMost = std::uint64_t{1} << 56U;
 
 StreamStart any_start() {
-  return {3, 1, {3, 17}, {4096 * 21, 4096, 8192, true, 16384, 2}, Content::kCommon};
+  return {3, 1, {3, 17}, {4096 * 21, 4096, 8192, true, 16384, 2}, Content::kLent};
 }
 
 Want any_want() {
@@ -64,8 +64,9 @@ TEST_CASE("sizes that contradict each other are refused") {
   CHECK_THAT(refused({4096, 8192, 4096}), Contains("manifest of 8192"));
   CHECK_THAT(refused({kMost + 1, 4096, 4096}), Contains("makes no sense"));
   CHECK_THAT(refused({~std::uint64_t{0}, 4096, 4096}), Contains("makes no sense"));
-  CHECK_THAT(refused({8192, 4096, 4096, true, 8192}), Contains("8192 bytes left out of an image"));
-  CHECK_THAT(refused({8192, 4096, 4096, true, ~std::uint64_t{0} - 4095}), Contains("left out"));
+  CHECK_THAT(refused({8192, 4096, 4096, true, 8192}), Contains("8192 borrowed bytes in an image"));
+  CHECK_THAT(refused({8192, 4096, 4096, true, ~std::uint64_t{0} - 4095}),
+             Contains("borrowed bytes"));
 }
 
 TEST_CASE("a stream start and a want survive the wire") {
@@ -112,8 +113,7 @@ TEST_CASE("a field that makes no sense is named") {
   CHECK_THAT(start_refusal(with(start, 16, 2)), Contains("owner 2 of 2 ranks"));
   CHECK_THAT(start_refusal(with(start, 16, ~std::uint64_t{0})), Contains("of 2 ranks"));
   CHECK_THAT(start_refusal(with(start, 64, 2)), Contains("with-manifest is 2"));
-  CHECK_THAT(start_refusal(with(start, 80, std::uint64_t{1} << 32U)),
-             Contains("shares 4294967296"));
+  CHECK_THAT(start_refusal(with(start, 80, std::uint64_t{1} << 32U)), Contains("loans 4294967296"));
   CHECK_THAT(start_refusal(with(start, 88, 2)), Contains("content is 2"));
 
   const auto want = encode(any_want());  // count at 32; bytes, length and name from 40
@@ -130,7 +130,7 @@ TEST_CASE("a field that makes no sense is named") {
   CHECK_THAT(want_refusal(with(want, 48, ~std::uint64_t{0})), Contains("a name of"));
 }
 
-TEST_CASE("what is left out on one rank's account can be asked for in one message") {
+TEST_CASE("what is borrowed from one lender can be asked for in one message") {
   std::vector<std::string> names;
   for (int i = 0; i < 300'000; ++i) names.push_back(std::string(40, 'n') + std::to_string(i));
   auto shuffled = names;

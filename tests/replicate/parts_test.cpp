@@ -71,7 +71,7 @@ TEST_CASE("an ask ends when its stream begins, or with its round, and never befo
   Asks asks;
   asks.add(1, 1, Content::kImage, id(1), shape(10));
   CHECK_FALSE(asks.take(2, 1, Content::kImage, id(1)));
-  CHECK_FALSE(asks.take(1, 1, Content::kCommon, id(1)));
+  CHECK_FALSE(asks.take(1, 1, Content::kLent, id(1)));
   CHECK_FALSE(asks.take(1, 1, Content::kImage, id(2)));
   CHECK(asks.take(1, 1, Content::kImage, id(1)) == shape(10));
   CHECK_FALSE(asks.take(1, 1, Content::kImage, id(1)));  // once

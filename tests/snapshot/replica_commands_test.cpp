@@ -2,8 +2,8 @@
 #include <meshstage/core/image/safetensors.hpp>
 
 #include "tests/snapshot/snapshot_support.hpp"
+#include "tests/support/borrowing.hpp"
 #include "tests/support/catch.hpp"
-#include "tests/support/sharing.hpp"
 
 using namespace meshstage;
 using namespace meshstage::test;
@@ -13,7 +13,7 @@ namespace {
 /// Vaults of ranks 1 and 2 of job "job": rank 2's image of step 85, and its replica at rank 1.
 struct Vaults {
   TempDirectory temp;
-  TestImage image = sharing_image();
+  TestImage image = borrowing_image();
   Storage replica = replica_of(image);
   Vault holder = Vault::attach({.job = "job", .rank = 1, .directory = temp.path()});
   Vault owner = Vault::attach({.job = "job", .rank = 2, .directory = temp.path()});
@@ -53,12 +53,12 @@ TEST_CASE("verify finds a flipped bit in a replica, and a replica with another h
   SECTION("a tensor's") {
     const auto index = SafetensorsIndex::parse(v.image.bytes());
     const auto at = index.data_begin() + index.find("own")->begin + 10;
-    v.replica.data()[at - v.image.info.shared_bytes] ^= std::byte{4};
+    v.replica.data()[at - v.image.info.borrowed_bytes] ^= std::byte{4};
   }
   SECTION("the trailer's") { v.replica.data()[v.replica.nbytes() - 100] ^= std::byte{4}; }
   SECTION("the manifest's") { v.replica.data()[100] ^= std::byte{4}; }
   SECTION("another step's replica under this one's header") {
-    v.replica = replica_of(make_image(sharing_state(), 4096, 90, sharing()));
+    v.replica = replica_of(make_image(borrowing_state(), 4096, 90, borrowed_names()));
   }
   put(v.holder, {2, 0}, v.image.info, v.replica.bytes());
   const auto answer = run({"verify", v.temp.path().string()});
@@ -72,30 +72,31 @@ TEST_CASE("verify finds a flipped bit in a replica, and a replica with another h
 TEST_CASE("inspect says which tensors are not in a replica, and who has them") {
   const Vaults v;
   const auto json = v.in({"inspect", "job/2@85:1", "--json"}).json();
-  REQUIRE(json.at("replica_without_shared") == true);
-  REQUIRE(json.at("shared").size() == 2);
-  REQUIRE(json.at("shared")[0].at("rank") == 0);
-  REQUIRE(json.at("shared")[0].at("storages")[1].at("name") == "both.b");
-  REQUIRE(json.at("shared")[1].at("storages")[0].at("bytes") == 4096);
+  REQUIRE(json.at("replica_without_borrowed") == true);
+  REQUIRE(json.at("borrowed").size() == 2);
+  REQUIRE(json.at("borrowed")[0].at("rank") == 0);
+  REQUIRE(json.at("borrowed")[0].at("storages")[1].at("name") == "both.b");
+  REQUIRE(json.at("borrowed")[1].at("storages")[0].at("bytes") == 4096);
   std::vector<std::string> left;
   for (const auto& e : json.at("entries")) {
-    if (e.contains("left_to_rank"))
+    if (e.contains("lender"))
       left.push_back(e.at("path").get<std::string>() + ":" +
-                     std::to_string(e.at("left_to_rank").get<int>()));
+                     std::to_string(e.at("lender").get<int>()));
   }
   REQUIRE(left == std::vector<std::string>{"both.b:0", "both.a:0", "last:3"});
   const auto text = v.in({"inspect", "job/2@85:1"});
   INFO(text.out);
   REQUIRE(contains(text.out, "2 storages of"));
-  REQUIRE(contains(text.out, "not in this replica: rank 0 has them too"));
-  REQUIRE(contains(text.out, "not here: rank 3 has it"));
+  REQUIRE(contains(text.out, "borrowed from rank 0, not in this replica"));
+  REQUIRE(contains(text.out, "not here: borrowed from rank 3"));
 
   const auto own = v.in({"inspect", "job/2@85", "--json"}).json();
   REQUIRE(own.at("name") == "job/2@3.85");
-  REQUIRE(own.at("replica_without_shared") == false);
-  REQUIRE(own.at("shared").size() == 2);
-  REQUIRE_FALSE(contains(own.dump(), "left_to_rank"));
-  REQUIRE(contains(v.in({"inspect", "job/2@85"}).out, "left out of replicas: rank 3 has it too"));
+  REQUIRE(own.at("replica_without_borrowed") == false);
+  REQUIRE(own.at("borrowed").size() == 2);
+  REQUIRE_FALSE(contains(own.dump(), "lender"));
+  REQUIRE(
+      contains(v.in({"inspect", "job/2@85"}).out, "borrowed from rank 3, left out of replicas"));
 }
 
 TEST_CASE(

@@ -55,7 +55,7 @@ class MeddledJob {
   CheckpointerOptions options(int rank) {
     auto o = inner_.options(rank);
     o.transport = meddler.wrap(o.transport);
-    o.shared = shared;
+    o.borrowed = borrowed;
     lines.attach(o);
     return o;
   }
@@ -76,7 +76,7 @@ class MeddledJob {
   MemoryFileSystem& disk() { return inner_.disk(); }
 
   Meddler meddler;
-  SharedTensors shared;  ///< Set before the first options().
+  BorrowedTensors borrowed;  ///< Set before the first options().
   Lines lines;
 
  private:

@@ -36,8 +36,8 @@ inline TestImage make_image(const Value& state, const PlanOptions& options,
 }
 
 inline TestImage make_image(const Value& state, std::uint64_t block_bytes = 4096,
-                            std::uint64_t step = 85, std::vector<SharedStorages> shared = {}) {
-  return make_image(state, {.block_bytes = block_bytes, .shared = std::move(shared)},
+                            std::uint64_t step = 85, std::vector<LoanNames> borrowed = {}) {
+  return make_image(state, {.block_bytes = block_bytes, .borrowed = std::move(borrowed)},
                     identity_of_step(step));
 }
 

@@ -22,7 +22,7 @@ TEST_CASE("the pieces are what travels, each byte once") {
       // Whole blocks of this size, or of another that the image was made with.
       const auto data = shape.image_bytes - shape.manifest_bytes;
       const auto block = round % 3 == 1 ? shape.block_bytes : 1 + random() % 9000;
-      shape.shared_bytes = random() % (data / block + 1) * block;
+      shape.borrowed_bytes = random() % (data / block + 1) * block;
     }
     std::vector<int> times(shape.image_bytes, 0);
     std::uint64_t before = 0;
@@ -39,7 +39,7 @@ TEST_CASE("the pieces are what travels, each byte once") {
       const auto to = times.begin() + static_cast<std::ptrdiff_t>(end);
       return std::count(from, to, wanted) == to - from;
     };
-    const auto gap_end = shape.manifest_bytes + shape.shared_bytes;
+    const auto gap_end = shape.manifest_bytes + shape.borrowed_bytes;
     CHECK(count(0, shape.manifest_bytes, shape.with_manifest ? 1 : 0));
     CHECK(count(shape.manifest_bytes, gap_end, 0));
     CHECK(count(gap_end, shape.image_bytes, 1));

@@ -1,4 +1,4 @@
-// Images, replicas and what completes them, from one memory to another over a process group.
+// Images, replicas and what they borrow, from one memory to another over a process group.
 #include <cstring>
 #include <functional>
 
@@ -8,8 +8,8 @@
 #include <meshstage/core/transfer/ranges.hpp>
 
 #include "tests/conformance/ranks.hpp"
+#include "tests/support/borrowing.hpp"
 #include "tests/support/catch.hpp"
-#include "tests/support/sharing.hpp"
 
 using namespace meshstage;
 using namespace meshstage::transfer;
@@ -46,8 +46,9 @@ bool equal(std::span<const std::byte> a, std::span<const std::byte> b) {
 }
 
 Shape shape_of(const ImageInfo& info, bool replica, std::uint64_t block_bytes = 4096) {
-  return {info.image_bytes, info.manifest_bytes, block_bytes, true, replica ? info.shared_bytes : 0,
-          info.shares};
+  return {
+      info.image_bytes, info.manifest_bytes, block_bytes, true, replica ? info.borrowed_bytes : 0,
+      info.loans};
 }
 
 void at_once(std::uint64_t) {}
@@ -67,7 +68,7 @@ End receiving(std::span<std::byte> into, const Shape& shape, const ImageInfo& ex
 }  // namespace
 
 TEST_CASE("an image and its replica arrive as they were, from either's memory") {
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   const auto replica = test::replica_of(image);
   const bool as_replica = GENERATE(false, true);
   // Blocks of another size than the image's, too: a job came back with another option.
@@ -87,9 +88,9 @@ TEST_CASE("an image and its replica arrive as they were, from either's memory") 
 TEST_CASE(
     "a replica that is little more than its trailer arrives in smaller pieces than its blocks") {
   const auto image = test::make_image(Dict{{"both", test::bytes_tensor(4 << 20, 1)}},
-                                      {.block_bytes = 1U << 20U, .shared = {{0, {"both"}}}},
+                                      {.block_bytes = 1U << 20U, .borrowed = {{0, {"both"}}}},
                                       test::identity_of_step(85));
-  REQUIRE(image.info.shared_bytes == 4U << 20U);
+  REQUIRE(image.info.borrowed_bytes == 4U << 20U);
   const auto replica = test::replica_of(image);
   const auto shape = shape_of(image.info, true);
   const auto there = filled(replica.nbytes());
@@ -100,7 +101,7 @@ TEST_CASE(
 }
 
 TEST_CASE("a manifest that is there already does not travel again") {
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   const auto replica = test::replica_of(image);
   auto shape = shape_of(image.info, true);
   shape.with_manifest = false;
@@ -120,7 +121,7 @@ TEST_CASE("a manifest that is there already does not travel again") {
 }
 
 TEST_CASE("a sender waits for what it sends to be final, counted in the whole image") {
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   const auto shape = shape_of(image.info, true);
   for (const auto& from : {image.memory, test::replica_of(image)}) {
     std::vector<std::uint64_t> ends;
@@ -136,23 +137,23 @@ TEST_CASE("a sender waits for what it sends to be final, counted in the whole im
   }
 }
 
-TEST_CASE("a replica in a whole image's memory is completed by other ranks' images, and proven") {
-  const auto image = test::sharing_image();
+TEST_CASE("a replica in a whole image's memory borrows from other ranks' images, and is proven") {
+  const auto image = test::borrowing_image();
   const auto replica = test::replica_of(image);
-  const auto others = test::other_images(test::sharing_state());
+  const auto others = test::other_images(test::borrowing_state());
   const auto shape = shape_of(image.info, true);
   const auto whole = filled(image.info.image_bytes);
   const auto source = GENERATE(false, true);
   between(sending(source ? replica.bytes() : image.bytes(), shape),
           [&](Link& link) { receive_pieces(link, whole.bytes(), shape); });
-  const auto gap = whole.bytes().subspan(image.info.manifest_bytes, image.info.shared_bytes);
+  const auto gap = whole.bytes().subspan(image.info.manifest_bytes, image.info.borrowed_bytes);
   CHECK(std::all_of(gap.begin(), gap.end(), [](std::byte b) { return b == std::byte{0xEE}; }));
 
   const auto proof = [&] {
     return prove_image(0, whole.bytes(), image.info.manifest_digest, image.info.identity);
   };
   CHECK_THROWS_AS(proof(), CorruptData);
-  const auto parts = shared_parts(whole.bytes(), image.info);
+  const auto parts = borrowed_parts(whole.bytes(), image.info);
   for (const auto& part : parts) {
     std::vector<std::string> names;
     for (const auto& piece : part.pieces) names.push_back(piece.name);
@@ -163,7 +164,7 @@ TEST_CASE("a replica in a whole image's memory is completed by other ranks' imag
             [&](Link& link) { receive_ranges(link, whole.bytes(), ranges_of(part), 4096); });
   }
   CHECK_THROWS_AS(proof(), CorruptData);
-  clear_shared_padding(parts, image.info, whole.bytes());
+  clear_borrowed_padding(parts, image.info, whole.bytes());
   CHECK(proof() == image.info);
   CHECK(equal(whole.bytes(), image.bytes()));
 
@@ -175,7 +176,7 @@ TEST_CASE("a replica in a whole image's memory is completed by other ranks' imag
 }
 
 TEST_CASE("what arrives and is not what was announced is refused once all of it has come") {
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   const std::uint64_t block = GENERATE(4096U, 8192U);
   const auto shape = shape_of(image.info, true, block);
   const auto refused = [&](const Storage& from, const ImageInfo& expected) {
@@ -189,7 +190,7 @@ TEST_CASE("what arrives and is not what was announced is refused once all of it 
   };
   auto damaged = test::replica_of(image);
   const auto own = find_ranges(image.bytes(), std::vector<std::string>{"own"}).at(0).value();
-  damaged.data()[own.offset - image.info.shared_bytes] ^= std::byte{1};
+  damaged.data()[own.offset - image.info.borrowed_bytes] ^= std::byte{1};
   CHECK_THAT(refused(damaged, image.info), Contains("it holds own"));
   damaged = test::replica_of(image);
   damaged.data()[100] ^= std::byte{1};
@@ -203,7 +204,7 @@ TEST_CASE("what arrives and is not what was announced is refused once all of it 
 }
 
 TEST_CASE("memory of neither an image's size nor its replica's takes no part") {
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   const auto replica = test::replica_of(image);
   const auto whole = shape_of(image.info, false);
   const auto part = shape_of(image.info, true);

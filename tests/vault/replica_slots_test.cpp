@@ -11,8 +11,8 @@
 
 #include <cstring>
 
+#include "tests/support/borrowing.hpp"
 #include "tests/support/catch.hpp"
-#include "tests/support/sharing.hpp"
 
 using namespace meshstage;
 using Catch::Matchers::Contains;
@@ -35,7 +35,7 @@ void put(Vault& vault, const ImageInfo& info, std::span<const std::byte> bytes) 
 
 TEST_CASE("a held slot has the replica's bytes, an own one the image's") {
   MemoryFileSystem fs;
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   const auto replica = test::replica_of(image);
   auto holder = attach(fs, 1);
   put(holder, image.info, replica.bytes());
@@ -69,7 +69,7 @@ TEST_CASE("a held slot has the replica's bytes, an own one the image's") {
 
 TEST_CASE("a replica outlives its vault's process, and its manifest the next begin_write()") {
   MemoryFileSystem fs;
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   const auto replica = test::replica_of(image);
   {
     auto first = attach(fs, 1);
@@ -84,12 +84,12 @@ TEST_CASE("a replica outlives its vault's process, and its manifest the next beg
   CHECK(lease.previous() == image.info);
   CHECK(digest128(lease.image().first(image.info.manifest_bytes)) == image.info.manifest_digest);
   CHECK(vault.slot(kWard).image.image_bytes == replica.nbytes());
-  CHECK(vault.slot(kWard).image.shared_bytes == 0);
+  CHECK(vault.slot(kWard).image.borrowed_bytes == 0);
 }
 
 TEST_CASE("a slot is sealed only with the size that its place asks for") {
   MemoryFileSystem fs;
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   auto holder = attach(fs, 1);
   auto owner = attach(fs, 2);
   const auto refused = [&](Vault& vault, std::uint64_t bytes, const ImageInfo& info) {
@@ -100,41 +100,41 @@ TEST_CASE("a slot is sealed only with the size that its place asks for") {
   refused(holder, image.info.image_bytes, image.info);
   refused(owner, image.info.replica_bytes(), image.info);
   auto info = image.info;
-  info.shared_bytes += 4096;
+  info.borrowed_bytes += 4096;
   refused(holder, image.info.replica_bytes(), info);
   info = image.info;
-  info.shared_bytes = info.image_bytes / 4096 * 4096;  // the manifest's bytes among them
+  info.borrowed_bytes = info.image_bytes / 4096 * 4096;  // the manifest's bytes among them
   refused(holder, info.replica_bytes(), info);
   info = image.info;
-  info.shared_bytes -= 1;  // no whole blocks
+  info.borrowed_bytes -= 1;  // no whole blocks
   refused(holder, info.replica_bytes(), info);
   info = image.info;
   info.block_bytes = 0;
   refused(holder, info.replica_bytes(), info);
 }
 
-TEST_CASE("a slot has an image that shares nothing itself and completes others, as it is") {
+TEST_CASE("a slot has an image that borrows nothing and lends to others, as it is") {
   MemoryFileSystem fs;
   const auto image = test::make_image(
-      test::sharing_state(), {.block_bytes = 4096, .completes = {{0, {"both.a"}}, {1, {"last"}}}},
+      test::borrowing_state(), {.block_bytes = 4096, .lent = {{0, {"both.a"}}, {1, {"last"}}}},
       test::identity_of_step(85));
-  REQUIRE(image.info.shares == 2);
+  REQUIRE(image.info.loans == 2);
   auto holder = attach(fs, 1);
   put(holder, image.info, image.bytes());
   CHECK(holder.slot(kWard).image == image.info);
   CHECK(stored_bytes(kWard, 1, image.info) == image.bytes().size());
   const auto held = holder.read(kWard);
   CHECK(verify_replica(held.image()) == image.info);
-  CHECK(read_replica_shares(held.image()) == read_shares(image.bytes()));
+  CHECK(read_replica_loans(held.image()) == read_loans(image.bytes()));
   auto page = detail::encode_header({SlotState::kSealed, image.info, 1, 1});
   CHECK(page[8] == std::byte{2});
   CHECK(page[208] == std::byte{2});
   CHECK(detail::decode_header(page).image == image.info);
 }
 
-TEST_CASE("a slot header whose shared bytes make no sense is not trusted") {
+TEST_CASE("a slot header whose borrowed bytes make no sense is not trusted") {
   MemoryFileSystem fs;
-  const auto image = test::sharing_image();
+  const auto image = test::borrowing_image();
   auto vault = attach(fs, 1);
   put(vault, image.info, test::replica_of(image).bytes());
   std::string path;
@@ -153,23 +153,23 @@ TEST_CASE("a slot header whose shared bytes make no sense is not trusted") {
   CHECK(header[8] == std::byte{2});
   CHECK(damage(image.info) == "trusted");
   auto info = image.info;
-  info.shared_bytes =
-      0;  // a whole image, for which there is no room; it completes others' replicas
+  info.borrowed_bytes =
+      0;  // a whole image, for which there is no room; it lends to others' replicas
   CHECK(detail::encode_header({SlotState::kSealed, info, 1, 1})[8] == std::byte{2});
-  info.shares = 0;
+  info.loans = 0;
   CHECK(detail::encode_header({SlotState::kSealed, info, 1, 1})[8] == std::byte{1});
   info.image_bytes = vault.slot(kWard).capacity + 1;
   CHECK_THAT(damage(info), Contains("does not fit the slot"));
-  const auto with = [&](std::uint64_t shared, std::uint64_t block) {
+  const auto with = [&](std::uint64_t borrowed, std::uint64_t block) {
     auto other = image.info;
-    other.shared_bytes = shared;
+    other.borrowed_bytes = borrowed;
     other.block_bytes = block;
     return damage(other);
   };
-  CHECK_THAT(with(20481, 4096), Contains("20481 shared bytes"));
-  CHECK_THAT(with(20480, 0), Contains("20480 shared bytes"));
-  CHECK_THAT(with(image.info.image_bytes / 4096 * 4096, 4096), Contains("shared bytes"));
-  CHECK_THAT(with(std::uint64_t{1} << 63U, 4096), Contains("shared bytes"));
+  CHECK_THAT(with(20481, 4096), Contains("20481 borrowed bytes"));
+  CHECK_THAT(with(20480, 0), Contains("20480 borrowed bytes"));
+  CHECK_THAT(with(image.info.image_bytes / 4096 * 4096, 4096), Contains("borrowed bytes"));
+  CHECK_THAT(with(std::uint64_t{1} << 63U, 4096), Contains("borrowed bytes"));
   CHECK_THAT(with(4096, 4096), Contains("does not fit the slot"));
   // A version that says otherwise than the field.
   for (const auto version : {std::uint32_t{1}, std::uint32_t{3}}) {

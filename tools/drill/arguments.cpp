@@ -42,7 +42,7 @@ std::optional<std::uint64_t> parse_number(std::string_view text) {
 
 [[noreturn]] void refuse(const std::string& what) { throw InvalidArgument(what); }
 
-/// Whether some rank goes together with all its holders, or with one that completes what they
+/// Whether some rank goes together with all its holders, or with a lender of what they
 /// have, so that no memory has its image.
 bool leaves_disk_alone(const Fault& fault, const Arguments& a) {
   const auto goes = [&fault](int rank) {
@@ -50,11 +50,11 @@ bool leaves_disk_alone(const Fault& fault, const Arguments& a) {
            std::find(fault.with.begin(), fault.with.end(), rank) != fault.with.end();
   };
   const Holders holders = a.holders();
-  const auto completers = a.completers();
+  const auto lenders = a.lenders();
   for (std::size_t owner = 0; owner < holders.size(); ++owner) {
     if (goes(static_cast<int>(owner)) &&
         (std::all_of(holders[owner].begin(), holders[owner].end(), goes) ||
-         std::any_of(completers[owner].begin(), completers[owner].end(), goes))) {
+         std::any_of(lenders[owner].begin(), lenders[owner].end(), goes))) {
       return true;
     }
   }
@@ -104,14 +104,14 @@ Holders Arguments::holders() const {
   return make_holders(FailureDomains::uniform(ranks, ranks_per_host), partners);
 }
 
-std::vector<std::vector<int>> Arguments::completers() const {
+std::vector<std::vector<int>> Arguments::lenders() const {
   std::vector<std::vector<int>> out(static_cast<std::size_t>(ranks));
   if (!spare_replicated) return out;
   const auto device_mesh = DeviceMesh::from_shape(mesh);
   const auto domains = FailureDomains::uniform(ranks, ranks_per_host);
   const trainer::StatePlacements placements(device_mesh.ndim());
   for (const auto* each : {&placements.parameter, &placements.moment}) {
-    const auto at = all_shared_at(device_mesh, *each, domains);
+    const auto at = lenders_by_place(device_mesh, *each, domains);
     for (std::size_t rank = 0; rank < at.size(); ++rank) {
       if (at[rank] >= 0) out[rank].push_back(at[rank]);
     }
@@ -194,8 +194,8 @@ void ArgumentParser::add_to(CLI::App& command) {
       ->type_name("SIZES");
   command.add_flag(
       "--spare-replicated", given_.spare_replicated,
-      "With --mesh: copies lack what the mesh repeats on another\nhost, neither sent nor held; a "
-      "lost rank gets it from\nthere; the bytes spared are printed");
+      "With --mesh: copies borrow what the mesh repeats on another\nhost, neither sent nor held; a "
+      "lost rank gets it from\nthere; the bytes borrowed are printed");
   command
       .add_option("--copies", given_.partners.copies,
                   "Ranks that hold a copy of each rank's images")

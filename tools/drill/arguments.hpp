@@ -50,14 +50,14 @@ struct Arguments {
   std::uint64_t persist_every = 0;
   std::uint64_t timeout_s = 300;   ///< For each of the two runs.
   std::vector<std::int64_t> mesh;  ///< Of the optimizer's moments; empty: none.
-  bool spare_replicated = false;   ///< Replicas lack what the mesh repeats on another host.
+  bool spare_replicated = false;   ///< Replicas borrow what the mesh repeats on another host.
   PartnerOptions partners;
   int ranks_per_host = 1;
   /// Who holds whose images.
   [[nodiscard]] Holders holders() const;
-  /// For every rank those that have what its replicas lack, and so complete them; none of one that
-  /// comes back without them. All empty without spare_replicated.
-  [[nodiscard]] std::vector<std::vector<int>> completers() const;
+  /// For every rank the lenders of its replicas; none for one that comes back without borrowed
+  /// tensors. All empty without spare_replicated.
+  [[nodiscard]] std::vector<std::vector<int>> lenders() const;
 };
 
 /// The options of `meshstage drill` as typed; complete() checks them.

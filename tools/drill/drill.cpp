@@ -107,8 +107,8 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
                     whole.first_loss, r.final_loss, r.seconds, median(r.stage_ms),
                     median(r.replicate_ms), median(r.step_ms), megabytes(r.vault_bytes)));
     if (arguments.spare_replicated) {
-      display.line(fmt::format("  replicas: {} sent, {} spared because other hosts have them",
-                               megabytes(r.sent_bytes), megabytes(r.spared_bytes)));
+      display.line(fmt::format("  replicas: {} sent, {} borrowed because other hosts have them",
+                               megabytes(r.sent_bytes), megabytes(r.borrowed_bytes)));
     }
     verdict.difference = compare_all(arguments.ranks, whole_directory, job.directory);
     return verdict;
@@ -142,7 +142,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"step_ms", {{"median", median(r.step_ms)}}},
                       {"vault_bytes", r.vault_bytes}};
   if (arguments.spare_replicated) {
-    object["replica_bytes"] = {{"sent", r.sent_bytes}, {"spared", r.spared_bytes}};
+    object["replica_bytes"] = {{"sent", r.sent_bytes}, {"borrowed", r.borrowed_bytes}};
   }
   return object.dump(2);
 }

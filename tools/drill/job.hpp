@@ -46,10 +46,10 @@ struct JobResult {
   std::vector<double> stage_ms, replicate_ms, step_ms;
   double first_loss = 0;
   double final_loss = 0;
-  std::uint64_t state_bytes = 0;   ///< Of one rank.
-  std::uint64_t vault_bytes = 0;   ///< Of all ranks, at its largest.
-  std::uint64_t sent_bytes = 0;    ///< Of images, to their holders, by all ranks.
-  std::uint64_t spared_bytes = 0;  ///< What they lack, for other ranks have it.
+  std::uint64_t state_bytes = 0;     ///< Of one rank.
+  std::uint64_t vault_bytes = 0;     ///< Of all ranks, at its largest.
+  std::uint64_t sent_bytes = 0;      ///< Of images, to their holders, by all ranks.
+  std::uint64_t borrowed_bytes = 0;  ///< What their replicas borrowed instead.
   double seconds = 0;
 };
 

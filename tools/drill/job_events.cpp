@@ -80,9 +80,9 @@ void Job::handle(Seat& seat, const Event& event) {
                                           static_cast<std::uint64_t>(seats_.size()));
     // Each process counts from 0.
     const auto sent = event.get<std::uint64_t>("replica_bytes_sent", 0);
-    const auto spared = event.get<std::uint64_t>("replica_bytes_spared", 0);
+    const auto borrowed = event.get<std::uint64_t>("replica_bytes_borrowed", 0);
     result_.sent_bytes += sent - std::exchange(seat.sent_bytes, sent);
-    result_.spared_bytes += spared - std::exchange(seat.spared_bytes, spared);
+    result_.borrowed_bytes += borrowed - std::exchange(seat.borrowed_bytes, borrowed);
   } else if (what == "state") {
     result_.state_bytes = event.get<std::uint64_t>("bytes", 0);
   } else if (what == "recovered") {

@@ -53,14 +53,14 @@ struct Seat {
   std::string point;
   std::string doing = "starting";
   std::string failure;
-  std::uint64_t sent_bytes = 0, spared_bytes = 0;
+  std::uint64_t sent_bytes = 0, borrowed_bytes = 0;
   // Threads and descriptors, after its newest recovery and after its first.
   std::map<std::string, std::uint64_t> resources, resources_before;
   bool finished = false;
   std::size_t death = 0;  // 1 + index of the death that waits for a replacement
 
   void forget_process() {
-    sent_bytes = spared_bytes = 0;
+    sent_bytes = borrowed_bytes = 0;
     resources.clear();
     resources_before.clear();
     begun = trained = recovered_step = recovered_generation = 0;

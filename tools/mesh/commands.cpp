@@ -53,7 +53,7 @@ void add_job_options(CLI::App& command, JobWords& words) {
       ->allow_extra_args(false)
       ->delimiter('\0');
   command.add_flag("--spare-replicated", words.spare_replicated,
-                   "Copies lack the tensors that another host has too");
+                   "Copies borrow the tensors that another host has too");
 }
 
 }  // namespace

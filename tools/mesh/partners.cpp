@@ -44,9 +44,10 @@ struct Traffic {
   std::vector<std::int64_t> sent;  // by rank: to all its holders
   std::vector<std::int64_t> held;  // by rank: copies of its wards
   std::vector<HostTraffic> hosts;
-  std::int64_t total = 0;   // sent by all
-  std::int64_t spared = 0;  // what all copies lack, neither sent nor held: another host has it too
-  std::int64_t spared_memory = 0;  // of the two slots of each copy
+  std::int64_t total = 0;  // sent by all
+  std::int64_t borrowed =
+      0;  // what all copies leave out, neither sent nor held: another host has it too
+  std::int64_t borrowed_memory = 0;  // of the two slots of each copy
 };
 
 // Tensors that lie alike on the mesh, counted together.
@@ -94,18 +95,17 @@ std::vector<Load> loads(const MeshDescription& job) {
   return out;
 }
 
-// The ranks with whom tensors are shared, by place, for each part of the mesh and set of dimensions
-// that replicates.
-class Keepers {
+// The lenders, by place, for each part of the mesh and set of dimensions that replicates.
+class Lenders {
  public:
-  explicit Keepers(const MeshDescription& job) : job_(job) {}
-  // Empty if nothing is shared.
+  explicit Lenders(const MeshDescription& job) : job_(job) {}
+  // Empty if nothing is borrowed.
   const std::vector<int>& of(const Load& load) {
     std::vector<bool> replicated;
     for (const Placement& p : load.place.placements) replicated.push_back(p.is_replicate());
     auto& known = known_[{load.part, replicated}];
     if (known.empty() && job_.spare_replicated) {
-      known = all_shared_at(load.place.mesh, load.place.placements, job_.domains);
+      known = lenders_by_place(load.place.mesh, load.place.placements, job_.domains);
     }
     return known;
   }
@@ -122,10 +122,10 @@ Traffic count(const MeshDescription& job) {
   t.sent.assign(world, 0);
   t.held.assign(world, 0);
   t.hosts.resize(static_cast<std::size_t>(job.domains.hosts()));
-  Keepers keepers(job);
+  Lenders lenders(job);
   std::vector<std::int64_t> coordinate(job.mesh.ndim());
   for (const Load& load : loads(job)) {
-    const std::vector<int>& keeper = keepers.of(load);
+    const std::vector<int>& lender = lenders.of(load);
     const DeviceMesh& mesh = load.place.mesh;
     for (std::int64_t i = 0; i < mesh.size(); ++i) {
       std::int64_t rest = i;
@@ -137,8 +137,8 @@ Traffic count(const MeshDescription& job) {
       const auto r = static_cast<std::size_t>(rank);
       const std::int64_t bytes = load.bytes_at(coordinate);
       add(t.own[r], bytes);
-      if (!keeper.empty() && keeper[static_cast<std::size_t>(i)] >= 0) {
-        for (std::size_t copy = 0; copy < job.holders[r].size(); ++copy) add(t.spared, bytes);
+      if (!lender.empty() && lender[static_cast<std::size_t>(i)] >= 0) {
+        for (std::size_t copy = 0; copy < job.holders[r].size(); ++copy) add(t.borrowed, bytes);
         continue;
       }
       const int from = job.domains.host_of(rank);
@@ -158,13 +158,13 @@ Traffic count(const MeshDescription& job) {
       }
     }
   }
-  t.spared_memory = product(t.spared, 2);
+  t.borrowed_memory = product(t.borrowed, 2);
   return t;
 }
 
-// Who completes the copies of each rank's image; nobody where nothing is shared.
-std::vector<std::vector<int>> completing(const MeshDescription& job) {
-  if (job.spare_replicated) return completed_by(job.mesh, job.tensors, job.domains);
+// The lenders of each rank; none where nothing is borrowed.
+std::vector<std::vector<int>> lenders_in(const MeshDescription& job) {
+  if (job.spare_replicated) return lenders_of(job.mesh, job.tensors, job.domains);
   return std::vector<std::vector<int>>(static_cast<std::size_t>(job.domains.world_size()));
 }
 
@@ -187,7 +187,7 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
   }
   json.key("spare_replicated").value(job.spare_replicated);
   const auto wards = wards_of(job.holders);
-  const auto completed = completing(job);
+  const auto lenders = lenders_in(job);
   json.key("ranks").begin_list();
   for (std::size_t r = 0; r < job.holders.size(); ++r) {
     json.begin_object();
@@ -195,7 +195,7 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
     json.key("host").value(job.domains.host(job.domains.host_of(static_cast<int>(r))).name);
     json.key("holders").list(job.holders[r]);
     json.key("wards").list(wards[r]);
-    json.key("completed_by").list(completed[r]);
+    json.key("lenders").list(lenders[r]);
     json.key("own_bytes").value(t.own[r]);
     json.key("sent_bytes").value(t.sent[r]);
     json.key("held_bytes").value(t.held[r]);
@@ -216,8 +216,8 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
   }
   json.end_list();
   json.key("total_bytes").value(t.total);
-  json.key("spared_bytes").value(t.spared);
-  json.key("spared_memory_bytes").value(t.spared_memory);
+  json.key("borrowed_bytes").value(t.borrowed);
+  json.key("borrowed_memory_bytes").value(t.borrowed_memory);
   json.key("busiest_link_bytes").value(busiest(t));
   if (bandwidth > 0) {
     json.key("gigabytes_per_second").value(bandwidth);
@@ -238,17 +238,17 @@ void partners_table(const MeshDescription& job, const Traffic& t, double bandwid
                      text::count(job.domains.hosts(), "host"), rack_words(job.domains),
                      partners_words(job));
   const auto wards = wards_of(job.holders);
-  const auto completed = completing(job);
+  const auto lenders = lenders_in(job);
   const bool bytes = !job.tensors.empty();
   std::vector<std::string> header{"rank", "host", "holders", "holds copies of"};
-  if (job.spare_replicated) header.emplace_back("completed by");
+  if (job.spare_replicated) header.emplace_back("borrows from");
   if (bytes) header.insert(header.end(), {"own", "sends", "holds"});
   Table ranks(header);
   for (std::size_t r = 0; r < std::min(world, kTableRanks); ++r) {
     std::vector<std::string> row{std::to_string(r),
                                  job.domains.host(job.domains.host_of(static_cast<int>(r))).name,
                                  short_ranks(job.holders[r], 24), short_ranks(wards[r], 24)};
-    if (job.spare_replicated) row.push_back(short_ranks(completed[r], 24));
+    if (job.spare_replicated) row.push_back(short_ranks(lenders[r], 24));
     if (bytes) {
       row.push_back(bytes_words(static_cast<double>(t.own[r])));
       row.push_back(bytes_words(static_cast<double>(t.sent[r])));
@@ -305,9 +305,9 @@ void partners_table(const MeshDescription& job, const Traffic& t, double bandwid
                      bytes_words(static_cast<double>(t.total)), bytes_words(need));
   if (job.spare_replicated) {
     out << fmt::format(
-        "spared, because another host has it too: {} of each step's sending, {} of host memory\n",
-        bytes_words(static_cast<double>(t.spared)),
-        bytes_words(static_cast<double>(t.spared_memory)));
+        "borrowed, because another host has it too: {} of each step's sending, {} of host memory\n",
+        bytes_words(static_cast<double>(t.borrowed)),
+        bytes_words(static_cast<double>(t.borrowed_memory)));
   }
   out << fmt::format("the busiest host's link carries {} one way",
                      bytes_words(static_cast<double>(busiest(t))));

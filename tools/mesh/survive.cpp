@@ -137,7 +137,8 @@ void report_table(const MeshDescription& job, DomainLevel level, const SurviveRe
       std::any_of(report.tensors.begin(), report.tensors.end(),
                   [&](const Survival& s) { return s.always_survived > always; });
   if (job.spare_replicated) {
-    out << "copies lack the tensors that another host has too: recover() takes those from there\n";
+    out << "copies borrow the tensors that another host has too: recover() takes those from "
+           "there\n";
   }
   if (some_survive_more) {
     out << "a tensor that survives more is still in some rank's memory; recover() needs every "
@@ -160,7 +161,7 @@ int mesh_survive(const SurviveWords& options, std::ostream& out) {
   const MeshDescription job = read_job(options.job);
   SurviveOptions how;
   how.level = level;
-  if (job.spare_replicated) how.shared = DomainLevel::kHost;
+  if (job.spare_replicated) how.borrowed = DomainLevel::kHost;
   const SurviveReport report = survive(job.domains, job.holders, job.mesh, job.tensors, how);
   int always = report.ranks.always_survived;
   for (const Survival& s : report.tensors) always = std::min(always, s.always_survived);

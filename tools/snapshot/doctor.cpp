@@ -47,7 +47,7 @@ Check memory(const HostFacts& f) {
   if (m.mem_available < f.memory_total / 10) {
     c.level = Level::kWarning;
     c.remedy =
-        "less than a tenth is free: each rank needs four times its state, less what copies lack";
+        "less than a tenth is free: each rank needs four times its state, less what copies borrow";
   }
   return c;
 }

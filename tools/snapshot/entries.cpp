@@ -179,8 +179,8 @@ std::string Entry::note() const {
   } else if (shares_with) {
     text = "shares storage with " + printable(*shares_with);
   }
-  if (left_to)
-    text += fmt::format("{}not here: rank {} has it", text.empty() ? "" : "; ", *left_to);
+  if (lender)
+    text += fmt::format("{}not here: borrowed from rank {}", text.empty() ? "" : "; ", *lender);
   return text;
 }
 
@@ -195,7 +195,7 @@ nlohmann::ordered_json Entry::to_json() const {
     json["storage"] = storage;
     json["storage_bytes"] = storage_bytes;
     if (shares_with) json["shares_storage_with"] = *shares_with;
-    if (left_to) json["left_to_rank"] = *left_to;
+    if (lender) json["lender"] = *lender;
   } else if (value.is_scalar()) {
     json["value"] = scalar_json(value);
   } else {
@@ -213,9 +213,9 @@ std::vector<Entry> list_entries(const Value& state, Repeat repeat) {
 namespace {
 
 /// Says of the tensors of a replica which are not in it.
-void mark_left_out(std::vector<Entry>& entries, const Snapshot& snapshot) {
+void mark_borrowed(std::vector<Entry>& entries, const Snapshot& snapshot) {
   std::unordered_map<const std::byte*, int> ranks;
-  for (const auto& part : snapshot.shared) {
+  for (const auto& part : snapshot.borrowed) {
     for (const auto& piece : part.pieces)
       ranks.emplace(snapshot.bytes.data() + piece.offset, part.rank);
   }
@@ -223,7 +223,7 @@ void mark_left_out(std::vector<Entry>& entries, const Snapshot& snapshot) {
     const auto* tensor = entry.value.get_if<Tensor>();
     if (tensor == nullptr || tensor->storage().nbytes() == 0) continue;
     if (const auto it = ranks.find(tensor->storage().data()); it != ranks.end())
-      entry.left_to = it->second;
+      entry.lender = it->second;
   }
 }
 
@@ -232,7 +232,7 @@ void mark_left_out(std::vector<Entry>& entries, const Snapshot& snapshot) {
 std::vector<Entry> list_entries(const Snapshot& snapshot, Repeat repeat) {
   if (snapshot.image) {
     auto entries = list_entries(snapshot.state(), repeat);
-    if (snapshot.without_shared()) mark_left_out(entries, snapshot);
+    if (snapshot.without_borrowed()) mark_borrowed(entries, snapshot);
     return entries;
   }
   const Value state = snapshot.state();

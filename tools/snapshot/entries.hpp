@@ -35,12 +35,12 @@ struct Entry {
   std::size_t storage = 0;            ///< Number of its storage, in the order of the tree.
   std::uint64_t storage_bytes = 0;
   std::optional<std::string> shares_with;  ///< The first tensor on the same storage.
-  std::optional<int> left_to;              ///< The rank that has it; here, in a replica, it is not.
+  std::optional<int> lender;               ///< The rank that has it; here, in a replica, it is not.
 
   [[nodiscard]] bool is_tensor() const noexcept { return kind == "tensor"; }
   /// "F32[2, 3] strides [1, 2]", "dict of 4", "int 7".
   [[nodiscard]] std::string describe() const;
-  /// "shares storage with model.wte", "not here: rank 1 has it", or empty.
+  /// "shares storage with model.wte", "not here: borrowed from rank 1", or empty.
   [[nodiscard]] std::string note() const;
   [[nodiscard]] nlohmann::ordered_json to_json() const;
 };

@@ -36,9 +36,9 @@ Json id_json(ImageId id) {
 }
 
 /// What other ranks have too.
-Json shared_json(const Snapshot& snapshot) {
+Json borrowed_json(const Snapshot& snapshot) {
   Json json = Json::array();
-  for (const auto& part : snapshot.shared) {
+  for (const auto& part : snapshot.borrowed) {
     Json storages = Json::array();
     for (const auto& piece : part.pieces)
       storages.push_back({{"name", piece.name}, {"bytes", piece.bytes}});
@@ -60,8 +60,8 @@ Json head_json(const Snapshot& snapshot, const Totals& totals) {
     json["manifest_bytes"] = snapshot.image->manifest_bytes;
     json["manifest_digest"] = to_hex(snapshot.image->manifest_digest);
     json["image_digest"] = to_hex(snapshot.image->image_digest);
-    json["replica_without_shared"] = snapshot.without_shared();
-    json["shared"] = shared_json(snapshot);
+    json["replica_without_borrowed"] = snapshot.without_borrowed();
+    json["borrowed"] = borrowed_json(snapshot);
   } else {
     json["metadata"] = Json::object();
     for (const auto& [key, text] : snapshot.index.metadata()) json["metadata"][key] = text;
@@ -82,14 +82,12 @@ void print_head(const Snapshot& snapshot, const Totals& totals, std::ostream& ou
         << "; digest: " << to_hex(snapshot.image->image_digest);
   }
   out << "\n";
-  for (const auto& part : snapshot.shared) {
+  for (const auto& part : snapshot.borrowed) {
     std::uint64_t bytes = 0;
     for (const auto& piece : part.pieces) bytes += piece.bytes;
     const auto what = count_text(part.pieces.size(), "storage");
-    out << what << " of " << size_text(bytes)
-        << (snapshot.without_shared() ? " not in this replica: rank "
-                                      : " left out of replicas: rank ")
-        << part.rank << " has " << (part.pieces.size() == 1 ? "it" : "them") << " too\n";
+    out << what << " of " << size_text(bytes) << " borrowed from rank " << part.rank
+        << (snapshot.without_borrowed() ? ", not in this replica\n" : ", left out of replicas\n");
   }
   if (snapshot.image) return;
   for (const auto& [key, text] : snapshot.index.metadata()) {

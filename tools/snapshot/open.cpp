@@ -115,15 +115,15 @@ std::uint64_t read_structure(SlotCopy& copy, const ImageInfo& info) {
   return trailer.begin;
 }
 
-/// The manifest need not be read where nothing is shared.
-std::vector<SharedPart> shared_in(std::span<const std::byte> image_or_replica,
-                                  const ImageInfo& info) {
-  if (info.shared_bytes == 0) return {};
-  return shared_parts(image_or_replica, info);
+/// The manifest need not be read where nothing is borrowed.
+std::vector<BorrowedPart> borrowed_in(std::span<const std::byte> image_or_replica,
+                                      const ImageInfo& info) {
+  if (info.borrowed_bytes == 0) return {};
+  return borrowed_parts(image_or_replica, info);
 }
 
 /// "model.wte and 2 more (12.0 MiB), which rank 1 has".
-std::string shared_text(const std::vector<SharedPart>& parts) {
+std::string borrowed_text(const std::vector<BorrowedPart>& parts) {
   std::string text;
   for (const auto& part : parts) {
     std::uint64_t bytes = 0;
@@ -139,11 +139,11 @@ std::string shared_text(const std::vector<SharedPart>& parts) {
 [[noreturn]] void refuse_replica(const VaultListing& vault, const OpenSlot& slot) {
   SlotCopy copy(slot, SlotCopy::Form::kStored);
   copy.read({0, slot.info.manifest_bytes});
-  const auto parts = shared_parts(copy.bytes(), slot.info);
+  const auto parts = borrowed_parts(copy.bytes(), slot.info);
   slot.check_unchanged();
   const auto& i = slot.info.identity;
   throw make_error<InvalidArgument>(
-      image_name(i, vault.rank) + " is a replica without " + shared_text(parts) + "; name rank " +
+      image_name(i, vault.rank) + " is a replica without " + borrowed_text(parts) + "; name rank " +
           std::to_string(i.rank) + "'s own image (" + image_name(i, i.rank) +
           ", or a file), or let the job recover it first",
       i.rank, i.id.step);
@@ -183,7 +183,7 @@ std::optional<Candidate> choose(const HostImages& images, const ImageName& name,
              .key = key,
              .file = nullptr,
              .holder = vault.rank,
-             .whole = vault.rank == key.owner_rank || info.image.shared_bytes == 0});
+             .whole = vault.rank == key.owner_rank || info.image.borrowed_bytes == 0});
     }
   }
   for (const auto& file : images.files) {
@@ -227,12 +227,12 @@ Snapshot open_file(const fs::path& path) {
                     .owner = file,
                     .index = SafetensorsIndex::parse(file->bytes()),
                     .image = {},
-                    .shared = {},
+                    .borrowed = {},
                     .slot = nullptr,
                     .path = path};
   if (is_image(snapshot.index)) {
     snapshot.image = read_info(snapshot.bytes);
-    snapshot.shared = shared_in(snapshot.bytes, *snapshot.image);
+    snapshot.borrowed = borrowed_in(snapshot.bytes, *snapshot.image);
   }
   return snapshot;
 }
@@ -259,7 +259,7 @@ Snapshot open_slot(const VaultListing& vault, SlotKey key, Content content) {
           .owner = copy.owner(),
           .index = SafetensorsIndex::parse(copy.bytes()),
           .image = info,
-          .shared = shared_in(copy.bytes(), info),
+          .borrowed = borrowed_in(copy.bytes(), info),
           .slot = slot,
           .path = {}};
 }
@@ -308,7 +308,7 @@ ImageInfo verify_slot(const VaultListing& vault, SlotKey key) {
       throw CorruptData(slot_text(vault, key) + ": its header says " +
                         to_string(slot->info.identity) + ", the image " + to_string(info.identity));
     }
-    static_cast<void>(shared_in(copy.bytes(), info));  // what is not here can be found elsewhere
+    static_cast<void>(borrowed_in(copy.bytes(), info));  // what is not here can be found elsewhere
     BlockDigests digests(info.block_bytes, trailer_begin - data_begin,
                          slot->left_out / info.block_bytes);
     std::vector<std::byte> block(std::min(info.block_bytes, slot->info.image_bytes));

@@ -39,14 +39,14 @@ struct Snapshot {
   std::shared_ptr<const void> owner;  ///< Keeps bytes.
   SafetensorsIndex index;
   std::optional<ImageInfo> image;        ///< Nothing for a safetensors file that is no image.
-  std::vector<SharedPart> shared;        ///< What other ranks have of the image too.
+  std::vector<BorrowedPart> borrowed;    ///< What other ranks have of the image too.
   std::shared_ptr<const OpenSlot> slot;  ///< If it came out of a vault; else it came from `path`.
   std::filesystem::path path;
 
   /// The state dict: an image's, or a flat dict of the file's tensors; views of bytes.
   [[nodiscard]] Value state() const;
-  /// The shared storages are not in it, and read as zeros.
-  [[nodiscard]] bool without_shared() const noexcept { return slot && slot->left_out != 0; }
+  /// The borrowed storages are not in it, and read as zeros.
+  [[nodiscard]] bool without_borrowed() const noexcept { return slot && slot->left_out != 0; }
   /// "image of job "gpt2", rank 2 of 4, generation 3, step 85".
   [[nodiscard]] std::string describe() const;
 };

@@ -8,7 +8,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include <meshstage/dtensor/shared_tensors.hpp>
+#include <meshstage/dtensor/borrowed_tensors.hpp>
 #include <meshstage/mesh/partners.hpp>
 
 #include "tools/trainer/training.hpp"
@@ -61,7 +61,7 @@ struct Command {
         ->delimiter(',');
     app.add_flag(
         "--spare-replicated", spare,
-        "With --mesh: copies leave out what the mesh repeats on another host; a lost rank gets it "
+        "With --mesh: copies borrow what the mesh repeats on another host; a lost rank gets it "
         "from there");
     app.add_option("--save", t.save, "Write the final state to this file (safetensors)");
     app.add_flag("--quiet", t.quiet, "Print nothing but errors");
@@ -135,7 +135,7 @@ struct Command {
       if (chosen) c.holders = meshstage::make_holders(domains, options);
       if (spare) {
         if (training.mesh.empty()) throw std::runtime_error("--spare-replicated needs a --mesh");
-        c.shared = meshstage::dtensor::shared_tensors(
+        c.borrowed = meshstage::dtensor::borrowed_tensors(
             meshstage::DeviceMesh::from_shape(training.mesh), domains);
       }
     }

@@ -216,7 +216,7 @@ void Training::settle(bool wait) {
                    .add("replicate_ms", stats.replicate_seconds * 1e3)
                    .add("vault_bytes", stats.vault_bytes)
                    .add("replica_bytes_sent", stats.replica_bytes_sent)
-                   .add("replica_bytes_spared", stats.replica_bytes_spared));
+                   .add("replica_bytes_borrowed", stats.replica_bytes_borrowed));
 }
 
 void Training::say_step(double milliseconds) {

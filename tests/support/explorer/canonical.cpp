@@ -40,7 +40,7 @@ void put_slot(std::string& out, const Slot& slot) {
   put_id(out, slot.base);
 }
 
-// Of sizes and digests what follows from id and owner is left out; the shares follow from the rest.
+// Of sizes and digests what follows from id and owner is left out; the loans follow from the rest.
 void put_claim(std::string& out, const Claim& claim) {
   put_rank(out, claim.at);
   put_rank(out, claim.owner);
@@ -48,7 +48,7 @@ void put_claim(std::string& out, const Claim& claim) {
   put_number(out, static_cast<std::uint64_t>(claim.slot));
   put_id(out, claim.id);
   put_id(out, claim.base);
-  put_number(out, claim.sizes.shared_bytes);
+  put_number(out, claim.sizes.borrowed_bytes);
   put_number(out, claim.image_digest.low);
 }
 
@@ -75,23 +75,23 @@ void put_round(std::string& out, const Round& round) {
                       (round.reported ? 16U : 0U));
   put_list(out, round.wards, [](std::string& o, const WardPart& ward) {
     put_enum(o, ward.part);
-    put_number(o, ward.sizes.shared_bytes);
+    put_number(o, ward.sizes.borrowed_bytes);
     put_number(o, ward.image_digest ? ward.image_digest->low + 1 : 0);
   });
-  put_number(out, round.common.empty() ? 0 : round.common.front().low + 1);
-  for (const auto& heard : round.heard) {
-    put_number(out, heard ? 2 * heard->digest.low + heard->bytes + 1 : 0);
+  put_number(out, round.lent.empty() ? 0 : round.lent.front().low + 1);
+  for (const auto& borrow : round.borrows) {
+    put_number(out, borrow ? 2 * borrow->digest.low + borrow->bytes + 1 : 0);
   }
 }
 
 struct PutBody {
   std::string& out;
   void operator()(const protocol::Offer& m) const {
-    put_id(out, m.id), put_id(out, m.base), put_number(out, m.sizes.shared_bytes);
+    put_id(out, m.id), put_id(out, m.base), put_number(out, m.sizes.borrowed_bytes);
   }
   void operator()(const Accept& m) const { put_id(out, m.id); }
   void operator()(const Sealed& m) const { put_id(out, m.id), put_number(out, m.image_digest.low); }
-  void operator()(const Common& m) const {
+  void operator()(const Borrow& m) const {
     put_id(out, m.id), put_number(out, m.bytes), put_number(out, m.digest.low);
   }
   void operator()(const Differ& m) const { put_id(out, m.id); }
@@ -161,10 +161,10 @@ void put(std::string& out, const Job& job) {
   put_id(out, job.id);
   put_id(out, job.base);
   put_number(out, (job.digest_known ? 1U : 0U) | (job.sending ? 2U : 0U) | (job.aborted ? 4U : 0U));
-  put_number(out, job.left_out);
-  put_number(out, static_cast<std::uint64_t>(job.common));
+  put_number(out, job.lenders);
+  put_number(out, static_cast<std::uint64_t>(job.loan));
   if (job.kind != Job::Kind::kFetch) return;
-  put_number(out, job.completed);
+  put_number(out, job.lent);
   put_claim(out, job.source);
 }
 
@@ -177,8 +177,8 @@ void put(std::string& out, const MemorySlot& slot) {
   if (!slot.whole) return;
   put_id(out, slot.content);
   put_rank(out, slot.content_owner);
-  put_number(out, slot.left_out);
-  put_number(out, static_cast<std::uint64_t>(slot.common));
+  put_number(out, slot.lenders);
+  put_number(out, static_cast<std::uint64_t>(slot.loan));
 }
 
 std::string World::bytes() const {
@@ -201,11 +201,11 @@ std::string World::bytes() const {
     put_list(out, node.files, [](std::string& o, const File& file) {
       put_rank(o, file.owner);
       put_id(o, file.id);
-      put_number(o, file.left_out);
-      put_number(o, static_cast<std::uint64_t>(file.common));
+      put_number(o, file.lenders);
+      put_number(o, static_cast<std::uint64_t>(file.loan));
     });
     put_number(out, static_cast<std::uint64_t>(node.next_step));
-    put_number(out, node.unshared);
+    put_number(out, node.unborrowed);
   }
   // Only the order within one pair and generation matters.
   using Place = std::tuple<int, int, std::uint64_t, std::size_t>;
@@ -224,7 +224,7 @@ std::string World::bytes() const {
   }
   put_list(out, offered_, [](std::string& o, const Offered& f) {
     put_rank(o, f.from), put_rank(o, f.to), put_rank(o, f.owner);
-    put_number(o, 2 * f.generation + (f.common ? 1 : 0));
+    put_number(o, 2 * f.generation + (f.lent ? 1 : 0));
     put_id(o, f.id);
   });
   put_list(out, dead_links_, [](std::string& o, const DeadLink& link) {

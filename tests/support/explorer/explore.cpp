@@ -250,7 +250,7 @@ std::string summary(const Bounds& b, const Result& result) {
   add(b.flips, "flips");
   add(b.zombies, "zombies");
   add(b.differences, "differences");
-  if (!b.completers.empty()) text += ", replicas that others complete";
+  if (!b.lenders.empty()) text += ", replicas that borrow";
   if (b.disk) text += ", disk";
   if (b.finish) text += ", finish";
   char figures[160];

@@ -2,7 +2,7 @@
 //
 //     meshstage_explorer --world 3 --steps 2 --crashes 1 --host-losses 1
 //     meshstage_explorer --world 8 --steps 4 --crashes 3 --walk 1000 --seed 7 --without promise
-//     meshstage_explorer --world 3 --steps 1 --host-losses 1 --completers 2
+//     meshstage_explorer --world 3 --steps 1 --host-losses 1 --lenders 2
 //     meshstage_explorer --world 2 --steps 2 --crashes 1 --without promise >run.txt
 //     meshstage_explorer --replay run.txt
 //
@@ -29,7 +29,7 @@ constexpr const char* kUsage =
     "usage: meshstage_explorer [--world N] [--steps N] [--crashes N] [--host-losses N]\n"
     "  [--losses-beyond N] [--lost-messages N] [--timeouts N] [--local-failures N] [--skips N] "
     "[--mismatches N]\n"
-    "  [--flips N] [--zombies N] [--differences N] [--completers SHIFT] [--disk] [--finish]\n"
+    "  [--flips N] [--zombies N] [--differences N] [--lenders SHIFT] [--disk] [--finish]\n"
     "  [--early-ends N] (with --finish)\n"
     "  [--safety-only] [--without RULE] [--max-states N]\n"
     "  [--walk RUNS --seed N --walk-steps N]\n"
@@ -48,7 +48,7 @@ struct Command {
 Command parse(const std::vector<std::string>& words) {
   Command c;
   Bounds& bounds = c.bounds;
-  int completer_shift = 0;  // rank r's replicas leave out what rank r + shift has
+  int lender_shift = 0;  // rank r's replicas borrow from rank r + shift
   const struct {
     const char* name;
     int* target;
@@ -66,7 +66,7 @@ Command parse(const std::vector<std::string>& words) {
                  {"--flips", &bounds.flips},
                  {"--zombies", &bounds.zombies},
                  {"--differences", &bounds.differences},
-                 {"--completers", &completer_shift},
+                 {"--lenders", &lender_shift},
                  {"--walk", &c.runs},
                  {"--walk-steps", &c.walk_steps}};
   const struct {
@@ -107,8 +107,8 @@ Command parse(const std::vector<std::string>& words) {
     }
     if (!known) throw std::invalid_argument(option);
   }
-  for (int r = 0; completer_shift != 0 && r < bounds.world; ++r) {
-    bounds.completers.push_back({(r + completer_shift) % bounds.world});
+  for (int r = 0; lender_shift != 0 && r < bounds.world; ++r) {
+    bounds.lenders.push_back({(r + lender_shift) % bounds.world});
   }
   return c;
 }

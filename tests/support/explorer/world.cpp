@@ -13,7 +13,7 @@ World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) 
   for (int rank = 0; rank < b.world; ++rank) {
     Node node;
     node.rank = rank;
-    node.state = make_state(make_config(rank, b.world, b.holders, b.rules, b.completers));
+    node.state = make_state(make_config(rank, b.world, b.holders, b.rules, b.lenders));
     node.held.resize(node.state.held.size());
     nodes_.push_back(std::move(node));
   }
@@ -56,9 +56,9 @@ void World::begin_slot(Node& node, const Job& job) {
   node.jobs.push_back(job);
 }
 
-void World::seal_slot(MemorySlot& slot, const Job& job, int common) {
+void World::seal_slot(MemorySlot& slot, const Job& job, int loan) {
   slot = {
-      MemorySlot::Header::kSealed, job.id, job.base, true, job.id, job.owner, job.left_out, common};
+      MemorySlot::Header::kSealed, job.id, job.base, true, job.id, job.owner, job.lenders, loan};
 }
 
 const MemorySlot* World::own_image(int rank, ImageId id) const {
@@ -71,33 +71,33 @@ const MemorySlot* World::own_image(int rank, ImageId id) const {
   return nullptr;
 }
 
-bool World::completable(const MemorySlot& replica, int without) const {
+bool World::has_lenders(const MemorySlot& replica, int without) const {
   for (int rank = 0; rank < bounds_->world; ++rank) {
-    if ((replica.left_out & bit(rank)) == 0) continue;
+    if ((replica.lenders & bit(rank)) == 0) continue;
     const MemorySlot* by = rank == without ? nullptr : own_image(rank, replica.id);
-    if (by == nullptr || by->common != replica.common) return false;
+    if (by == nullptr || by->loan != replica.loan) return false;
   }
   return true;
 }
 
-Ranks World::left_out_by(const Node& node) const {
+Ranks World::borrowed_by(const Node& node) const {
   Ranks ranks = 0;
-  for (const int rank : node.state.config->completers[static_cast<std::size_t>(node.rank)]) {
+  for (const int rank : node.state.config->lenders[static_cast<std::size_t>(node.rank)]) {
     ranks |= bit(rank);
   }
-  return ranks & ~node.unshared;
+  return ranks & ~node.unborrowed;
 }
 
-/// What an image says of itself, as far as it shares something.
-void World::add_shares(Claim& claim) const {
-  const auto& completers = bounds_->completers;
-  for (int rank = 0; rank < static_cast<int>(completers.size()); ++rank) {
-    if ((claim.sizes.shared_bytes & bit(rank)) != 0) {
-      claim.left_out.push_back({rank, claim.image_digest});
+/// What an image says of itself, as far as it borrows or lends something.
+void World::add_loans(Claim& claim) const {
+  const auto& lenders = bounds_->lenders;
+  for (int rank = 0; rank < static_cast<int>(lenders.size()); ++rank) {
+    if ((claim.sizes.borrowed_bytes & bit(rank)) != 0) {
+      claim.borrowed.push_back({rank, claim.image_digest});
     }
-    const auto& list = completers[static_cast<std::size_t>(rank)];
+    const auto& list = lenders[static_cast<std::size_t>(rank)];
     if (std::find(list.begin(), list.end(), claim.owner) != list.end()) {
-      claim.completes.push_back({rank, claim.image_digest});
+      claim.lent.push_back({rank, claim.image_digest});
     }
   }
 }
@@ -107,9 +107,9 @@ std::vector<Claim> World::slot_claims(const Node& node, bool verify) const {
   const auto add = [&](const MemorySlot& slot, int owner, Place place, int index) {
     if (slot.header != MemorySlot::Header::kSealed || (verify && !slot.whole)) return;
     Claim claim{node.rank, owner, place, index, bounds_->world, slot.id, slot.base, {}, {}};
-    claim.sizes.shared_bytes = slot.left_out;
-    claim.image_digest.low = static_cast<std::uint64_t>(slot.common);
-    add_shares(claim);
+    claim.sizes.borrowed_bytes = slot.lenders;
+    claim.image_digest.low = static_cast<std::uint64_t>(slot.loan);
+    add_loans(claim);
     claims.push_back(std::move(claim));
   };
   for (int i = 0; i < 2; ++i) add(node.own[i], node.rank, Place::kOwnSlot, i);
@@ -137,8 +137,8 @@ ImageId World::newest_covered(int without, bool memory, bool disk) const {
   struct Copy {
     ImageId id;
     int owner;
-    Ranks left_out;
-    int common;
+    Ranks lenders;
+    int loan;
     auto operator<=>(const Copy&) const = default;
   };
   std::vector<Copy> copies;
@@ -148,8 +148,8 @@ ImageId World::newest_covered(int without, bool memory, bool disk) const {
       for (const MemorySlot& slot : pair) {
         const bool good = slot.header == MemorySlot::Header::kSealed && slot.whole &&
                           slot.content == slot.id && slot.content_owner == owner &&
-                          (owner == rank || completable(slot, without));
-        if (good) copies.push_back({slot.id, owner, slot.left_out, slot.common});
+                          (owner == rank || has_lenders(slot, without));
+        if (good) copies.push_back({slot.id, owner, slot.lenders, slot.loan});
       }
     };
     if (memory && rank != without) {
@@ -160,7 +160,7 @@ ImageId World::newest_covered(int without, bool memory, bool disk) const {
     }
     if (!disk) continue;
     for (const File& file : node.files) {
-      copies.push_back({file.id, file.owner, file.left_out, file.common});
+      copies.push_back({file.id, file.owner, file.lenders, file.loan});
     }
   }
   std::sort(copies.begin(), copies.end());
@@ -168,7 +168,7 @@ ImageId World::newest_covered(int without, bool memory, bool disk) const {
   // What differs from the image that is to complete its replicas counts for nothing.
   const auto fits = [&](const Copy* all, const Copy& copy) {
     for (int rank = 0; rank < bounds_->world; ++rank) {
-      if ((copy.left_out & bit(rank)) != 0 && all[rank].common != copy.common) return false;
+      if ((copy.lenders & bit(rank)) != 0 && all[rank].loan != copy.loan) return false;
     }
     return true;
   };
@@ -216,7 +216,7 @@ void World::end_process(Node& node, bool lose_memory) {
   node.alive = false;
   node.pending = node.gave_up = false;
   node.jobs.clear();
-  node.unshared = 0;
+  node.unborrowed = 0;
   const auto config = node.state.config;
   clear_messages_to(node);
   std::erase_if(letters_, [&](const auto& letter) {

@@ -30,13 +30,13 @@ struct Bounds {
   int mismatches = 0;      ///< a trainer comes back with another structure
   int flips = 0;           ///< a sealed image changes by itself
   int zombies = 0;         ///< a process is stopped, replaced, and goes on
-  int differences = 0;     ///< an image has other bytes in what it has in common with another
+  int differences = 0;     ///< an image has other bytes in what it borrows or lends
   bool disk = false;       ///< ranks may persist complete steps
   bool finish = false;     ///< trainers call finish() after the last step
   Rules rules{};
   std::vector<std::vector<int>> holders;  ///< empty: the default
-  /// completers[r]: each has something that the replicas of r leave out; empty: replicas are whole.
-  std::vector<std::vector<int>> completers;
+  /// lenders[r]: the ranks from which the replicas of r borrow; empty: replicas are whole.
+  std::vector<std::vector<int>> lenders;
 };
 
 /// One thing that happens. What a, b and c mean depends on the kind.
@@ -56,7 +56,7 @@ struct Choice {
     kFinish,         ///< a's trainer calls finish()
     kBroken,         ///< a notices that its generation is broken
     // What goes wrong:
-    kOwnDiffers,  ///< as kOwnSealed, with other bytes in what it has in common with others
+    kOwnDiffers,  ///< as kOwnSealed, with other bytes in what it borrows or lends
     kOwnFailed,
     kReplicaFailed,
     kFetchFailed,
@@ -91,16 +91,16 @@ struct MemorySlot {
   bool whole = false;  ///< the bytes are the image `id` of `owner`
   ImageId content{};   ///< whose bytes they are, if whole
   int content_owner = -1;
-  Ranks left_out = 0;  ///< whose own images have what replicas of this image leave out
-  int common = 0;      ///< the bytes in common with others: equal numbers, equal bytes
+  Ranks lenders = 0;  ///< from whose own images replicas of this image borrow
+  int loan = 0;       ///< the bytes borrowed and lent: equal numbers, equal bytes
 };
 using MemorySlots = std::array<MemorySlot, 2>;
 
 struct File {
   int owner = 0;
   ImageId id{}, base{};
-  Ranks left_out = 0;
-  int common = 0;
+  Ranks lenders = 0;
+  int loan = 0;
   friend auto operator<=>(const File&, const File&) = default;
 };
 
@@ -115,10 +115,10 @@ struct Job {
   bool digest_known = false;  ///< replica
   bool sending = false;       ///< replica: the owner streams it; fetch: the source serves it
   bool aborted = false;
-  Ranks left_out = 0;   ///< as the image's
-  int common = 0;       ///< replica, fetch: as the image's, once known
-  Ranks completed = 0;  ///< fetch: who serves what the replica leaves out
-  Claim source{};       ///< fetch
+  Ranks lenders = 0;  ///< as the image's
+  int loan = 0;       ///< replica, fetch: as the image's, once known
+  Ranks lent = 0;     ///< fetch: the lenders that serve it
+  Claim source{};     ///< fetch
 };
 
 /// One process of a rank, and the memory of its host.
@@ -126,14 +126,14 @@ struct Node {
   int rank = 0;
   bool alive = true;
   bool zombie = false;
-  bool pending = false;  ///< a generation was formed that it has not heard of
+  bool pending = false;  ///< a generation was formed that it has not borrow of
   State state;
   std::vector<Job> jobs;
   MemorySlots own{};
   std::vector<MemorySlots> held;
   std::vector<File> files;  ///< sorted
   int next_step = 1;
-  Ranks unshared = 0;    ///< on whose account replicas leave nothing out any more
+  Ranks unborrowed = 0;  ///< from whom replicas borrow nothing any more
   bool gave_up = false;  ///< by GiveUp, which precedes the end-of-file on each of its links
   std::optional<Failure> failure;  ///< of its newest recovery; no part of the world's identity
 };
@@ -150,7 +150,7 @@ struct Offered {
   int from = 0, to = 0, owner = 0;
   std::uint64_t generation = 0;
   ImageId id{};
-  bool common = false;  ///< a ServeCommon
+  bool lent = false;  ///< a ServeLent
   friend auto operator<=>(const Offered&, const Offered&) = default;
 };
 
@@ -213,7 +213,7 @@ class World {
   bool carry_out(Node& node, const Action& action);
   /// Begins to write a slot; wrong if something of this generation still writes it.
   void begin_slot(Node& node, const Job& job);
-  void seal_slot(MemorySlot& slot, const Job& job, int common);
+  void seal_slot(MemorySlot& slot, const Job& job, int loan);
   void end_process(Node& node, bool lose_memory);
   void clear_messages_to(const Node& node);
   bool end_job(const Choice& choice);
@@ -230,16 +230,16 @@ class World {
   [[nodiscard]] const MemorySlot* source_of(const Job& job) const;
   /// What own image of that id that rank has in memory, whole; nullptr if none.
   [[nodiscard]] const MemorySlot* own_image(int rank, ImageId id) const;
-  /// Whether all that a replica leaves out is there, but for the memory of `without`.
-  [[nodiscard]] bool completable(const MemorySlot& replica, int without) const;
+  /// Whether all that a replica borrows is there, but for the memory of `without`.
+  [[nodiscard]] bool has_lenders(const MemorySlot& replica, int without) const;
   /// Whose own images complete this rank's next image's replicas.
-  [[nodiscard]] Ranks left_out_by(const Node& node) const;
+  [[nodiscard]] Ranks borrowed_by(const Node& node) const;
   /// Whether something from or to this rank was lost in its generation, which it may notice.
   [[nodiscard]] bool link_dead(const Node& node) const;
   [[nodiscard]] bool someone_gone(const Node& node) const;
   [[nodiscard]] bool may_form() const;
   [[nodiscard]] bool would_accept(const Node& node, const Event& event) const;
-  void add_shares(Claim& claim) const;
+  void add_loans(Claim& claim) const;
   [[nodiscard]] std::vector<Claim> slot_claims(const Node& node, bool verify) const;
   [[nodiscard]] ImageId evidence(const Node& node) const;
   /// The newest image id with a whole copy of every rank, in memory (but that of `without`) or, if

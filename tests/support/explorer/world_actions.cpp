@@ -23,9 +23,9 @@ void World::feed(Node& node, const Event& event) {
           const Place place = f.owner == node.rank ? Place::kOwnFile : Place::kHeldFile;
           found.claims.push_back(
               {node.rank, f.owner, place, 0, bounds_->world, f.id, f.base, {}, {}});
-          found.claims.back().sizes.shared_bytes = f.left_out;
-          found.claims.back().image_digest.low = static_cast<std::uint64_t>(f.common);
-          add_shares(found.claims.back());
+          found.claims.back().sizes.borrowed_bytes = f.lenders;
+          found.claims.back().image_digest.low = static_cast<std::uint64_t>(f.loan);
+          add_loans(found.claims.back());
         }
         todo.emplace_back(std::move(found));
       } else if (const auto* accept = std::get_if<AcceptReplica>(&action)) {
@@ -99,7 +99,7 @@ struct World::CarryOut {
   bool operator()(const WriteOwn& a) const {
     world.say(node, "writes " + name(a.id) + " into own slot " + std::to_string(a.slot));
     Job job{Job::Kind::kOwn, generation, node.rank, a.slot, a.id, a.base};
-    job.left_out = a.sizes.shared_bytes;
+    job.lenders = a.sizes.borrowed_bytes;
     world.begin_slot(node, job);
     return true;
   }
@@ -107,7 +107,7 @@ struct World::CarryOut {
     world.say(node, "writes " + name(a.id) + " of rank " + std::to_string(a.ward) +
                         " into held slot " + std::to_string(a.slot));
     Job job{Job::Kind::kReplica, generation, a.ward, a.slot, a.id, a.base};
-    job.left_out = a.sizes.shared_bytes;
+    job.lenders = a.sizes.borrowed_bytes;
     world.begin_slot(node, job);
     return true;
   }
@@ -115,7 +115,7 @@ struct World::CarryOut {
     for (Job& job : node.jobs) {
       if (job.kind == Job::Kind::kReplica && job.owner == a.ward && job.id == a.id) {
         job.digest_known = true;
-        job.common = static_cast<int>(a.image_digest.low);
+        job.loan = static_cast<int>(a.image_digest.low);
       }
     }
     return true;
@@ -139,14 +139,14 @@ struct World::CarryOut {
                         std::to_string(a.slot));
     Job job{Job::Kind::kFetch, generation, a.source.owner, a.slot, a.source.id, a.source.base};
     job.source = a.source;
-    job.left_out = a.source.sizes.shared_bytes;
-    job.common = static_cast<int>(a.source.image_digest.low);
-    for (const ImageShare& share : a.source.left_out) {
+    job.lenders = a.source.sizes.borrowed_bytes;
+    job.loan = static_cast<int>(a.source.image_digest.low);
+    for (const Loan& loan : a.source.borrowed) {
       const auto ready =
           std::find(world.offered_.begin(), world.offered_.end(),
-                    Offered{share.rank, node.rank, node.rank, generation, a.source.id, true});
+                    Offered{loan.rank, node.rank, node.rank, generation, a.source.id, true});
       if (!own || ready == world.offered_.end()) continue;
-      job.completed |= bit(share.rank);
+      job.lent |= bit(loan.rank);
       world.offered_.erase(ready);
     }
     const auto served =
@@ -173,19 +173,19 @@ struct World::CarryOut {
     }
     return true;
   }
-  bool operator()(const ServeCommon& a) const {
+  bool operator()(const ServeLent& a) const {
     const MemorySlot& slot = node.own[static_cast<std::size_t>(a.slot)];
     if (slot.header != MemorySlot::Header::kSealed || slot.id != a.id) {
       world.wrong("rank " + std::to_string(node.rank) + " is to complete an image of " +
                   name(a.id) + " from a slot that has another");
     }
-    world.say(node, "completes " + name(a.id) + " of rank " + std::to_string(a.to));
+    world.say(node, "lends what is borrowed of " + name(a.id) + " to rank " + std::to_string(a.to));
     if (Node* to = world.live_node(a.to, generation)) {
       for (Job& job : to->jobs) {
         if (job.kind != Job::Kind::kFetch || job.owner != a.to || job.generation != generation) {
           continue;
         }
-        job.completed |= bit(node.rank);
+        job.lent |= bit(node.rank);
         return true;
       }
     }
@@ -193,9 +193,9 @@ struct World::CarryOut {
     world.offered_.insert(std::lower_bound(world.offered_.begin(), world.offered_.end(), o), o);
     return true;
   }
-  bool operator()(const StopSharing& a) const {
-    world.say(node, "leaves nothing out any more on account of rank " + std::to_string(a.with));
-    node.unshared |= bit(a.with);
+  bool operator()(const StopBorrowing& a) const {
+    world.say(node, "borrows nothing any more from rank " + std::to_string(a.from));
+    node.unborrowed |= bit(a.from);
     return true;
   }
   bool operator()(const CheckStructure&) const {

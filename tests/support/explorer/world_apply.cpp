@@ -27,16 +27,16 @@ bool World::end_job(const Choice& choice) {
       if (choice.kind != Kind::kOwnFailed) {
         const bool differs = choice.kind == Kind::kOwnDiffers;
         if (differs) --left_.differences;
-        const int common = differs ? node.rank + 1 : 0;  // like nobody else's
-        seal_slot(node.own[job->slot], *job, common);
-        const Digest digest{0, static_cast<std::uint64_t>(common)};
+        const int loan = differs ? node.rank + 1 : 0;  // like nobody else's
+        seal_slot(node.own[job->slot], *job, loan);
+        const Digest digest{0, static_cast<std::uint64_t>(loan)};
         OwnSealed sealed{job->id, digest};
         const Config& config = *node.state.config;
-        for (const int rank : config.completers[static_cast<std::size_t>(node.rank)]) {
-          const bool left_out = (job->left_out & bit(rank)) != 0;
-          sealed.left_out.push_back({job->id, left_out ? 1U : 0U, digest});
+        for (const int rank : config.lenders[static_cast<std::size_t>(node.rank)]) {
+          const bool borrowed = (job->lenders & bit(rank)) != 0;
+          sealed.borrowed.push_back({job->id, borrowed ? 1U : 0U, digest});
         }
-        sealed.common.assign(config.relying.size(), digest);
+        sealed.lent.assign(config.borrowers.size(), digest);
         feed(node, sealed);
       } else {
         if (!job->aborted) --left_.local_failures;
@@ -60,7 +60,7 @@ bool World::end_job(const Choice& choice) {
           carry_out(*owner, Reached{Point::kChunkSent, job->id});
         }
         if (!carry_out(node, Reached{Point::kChunkReceived, job->id})) return true;
-        seal_slot(slot, *job, job->common);
+        seal_slot(slot, *job, job->loan);
         feed(node, ReplicaSealed{job->owner, job->id});
       }
       return true;
@@ -79,7 +79,7 @@ bool World::end_job(const Choice& choice) {
       } else {
         const MemorySlot* source = source_of(*job);
         const bool whole = source == nullptr || source->whole;
-        seal_slot(slot, *job, job->common);
+        seal_slot(slot, *job, job->loan);
         slot.whole = whole;
         feed(node, Fetched{job->owner});
       }
@@ -151,7 +151,7 @@ void World::step(const Choice& choice) {
     }
     case Kind::kStage:
       feed(node, StageRequested{static_cast<std::uint64_t>(node.next_step++),
-                                {0, 0, {}, left_out_by(node)}});
+                                {0, 0, {}, borrowed_by(node)}});
       break;
     case Kind::kSkip:
       --left_.skips;
@@ -160,10 +160,10 @@ void World::step(const Choice& choice) {
     case Kind::kPersist: {
       const auto write = [&](const MemorySlots& pair, int owner) {
         for (const MemorySlot& slot : pair) {
-          const bool is_whole = owner == node.rank || slot.left_out == 0;
+          const bool is_whole = owner == node.rank || slot.lenders == 0;
           if (slot.header == MemorySlot::Header::kSealed && slot.whole && is_whole &&
               slot.id == node.state.base) {
-            node.files.push_back({owner, slot.id, slot.base, slot.left_out, slot.common});
+            node.files.push_back({owner, slot.id, slot.base, slot.lenders, slot.loan});
           }
         }
       };
@@ -224,7 +224,7 @@ void World::step(const Choice& choice) {
       Node old = node;
       old.zombie = true;
       old.files.clear();
-      node.unshared = 0;
+      node.unborrowed = 0;
       node.jobs.clear();
       node.own = {};
       std::fill(node.held.begin(), node.held.end(), MemorySlots{});

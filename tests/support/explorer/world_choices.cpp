@@ -24,9 +24,9 @@ bool World::fetch_broken(const Node& node, const Job& job) const {
   if (!good) return true;
   if (job.owner != node.rank) return false;
   for (int rank = 0; rank < bounds_->world; ++rank) {
-    if ((job.completed & bit(rank)) == 0) continue;
+    if ((job.lent & bit(rank)) == 0) continue;
     const MemorySlot* by = own_image(rank, job.id);
-    if (by == nullptr || by->common != job.common) return true;
+    if (by == nullptr || by->loan != job.loan) return true;
   }
   return false;
 }
@@ -36,7 +36,7 @@ bool World::can_finish(const Node& node, const Job& job) const {
   if (job.kind == Job::Kind::kReplica) return job.digest_known && job.sending;
   if (job.kind != Job::Kind::kFetch) return true;
   const bool replica = job.owner == node.rank && job.source.place == Place::kHeldSlot;
-  if (replica && (job.left_out & ~job.completed) != 0) return false;
+  if (replica && (job.lenders & ~job.lent) != 0) return false;
   return job.sending && !fetch_broken(node, job);
 }
 
@@ -48,7 +48,7 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
     switch (job.kind) {
       case Job::Kind::kOwn:
         out.push_back({Kind::kOwnSealed, me});
-        if (left_.differences > 0 && (job.left_out != 0 || !node.state.config->relying.empty())) {
+        if (left_.differences > 0 && (job.lenders != 0 || !node.state.config->borrowers.empty())) {
           out.push_back({Kind::kOwnDiffers, me});
         }
         if (may_fail) out.push_back({Kind::kOwnFailed, me});
@@ -220,7 +220,7 @@ std::string to_string(const Choice& choice) {
     case Choice::Kind::kBroken:
       return a + " notices that somebody is gone";
     case Choice::Kind::kOwnDiffers:
-      return a + " seals its own image, which DIFFERS in what it has in common";
+      return a + " seals its own image, which DIFFERS in what it borrows or lends";
     case Choice::Kind::kOwnFailed:
       return a + " FAILS to stage";
     case Choice::Kind::kReplicaFailed:

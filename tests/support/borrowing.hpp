@@ -52,7 +52,7 @@ inline Tensor bytes_tensor(std::int64_t n, std::uint8_t first) {
 }
 
 /// Some that rank 0 has too, some that rank 3 has, some of its own, and scalars.
-inline Dict sharing_state() {
+inline Dict borrowing_state() {
   return {{"own", bytes_tensor(6000, 1)},
           {"both", Dict{{"b", bytes_tensor(8192, 2)}, {"a", bytes_tensor(5000, 3)}}},
           {"last", bytes_tensor(4096, 4)},
@@ -61,13 +61,13 @@ inline Dict sharing_state() {
           {"step", 7}};
 }
 
-inline std::vector<SharedStorages> sharing() {
+inline std::vector<LoanNames> borrowed_names() {
   return {{3, {"last", "small", "missing"}}, {0, {"both.b", "both.a"}}};
 }
 
 /// Of rank 2 of 4, in blocks of 4096 bytes unless said.
-inline TestImage sharing_image(std::uint64_t block_bytes = 4096) {
-  return make_image(sharing_state(), block_bytes, 85, sharing());
+inline TestImage borrowing_image(std::uint64_t block_bytes = 4096) {
+  return make_image(borrowing_state(), block_bytes, 85, borrowed_names());
 }
 
 /// The replica of an image, in memory of its own.
@@ -75,7 +75,8 @@ inline Storage replica_of(const TestImage& image) {
   auto replica = Storage::allocate(image.info.replica_bytes());
   const auto manifest = image.info.manifest_bytes;
   std::memcpy(replica.data(), image.bytes().data(), manifest);
-  std::memcpy(replica.data() + manifest, image.bytes().data() + manifest + image.info.shared_bytes,
+  std::memcpy(replica.data() + manifest,
+              image.bytes().data() + manifest + image.info.borrowed_bytes,
               replica.nbytes() - manifest);
   return replica;
 }

@@ -1,9 +1,9 @@
-// What the trailer says an image has in common with other ranks' images.
+// What the trailer says an image borrows and lends.
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/replica.hpp>
 
+#include "tests/support/borrowing.hpp"
 #include "tests/support/catch.hpp"
-#include "tests/support/sharing.hpp"
 
 using namespace meshstage;
 using Catch::Matchers::Contains;
@@ -20,9 +20,9 @@ test::TestImage image_of(int rank, const Dict& state, const PlanOptions& options
 }
 
 /// Rank 0's, who has "both" in another place, in larger blocks.
-test::TestImage first_rank(std::vector<SharedStorages> completes, const Dict& others) {
+test::TestImage first_rank(std::vector<LoanNames> lends, const Dict& others) {
   const Dict state{{"more", test::bytes_tensor(700, 9)}, {"both", others.at("both")}};
-  return image_of(0, state, {.block_bytes = 8192, .completes = std::move(completes)});
+  return image_of(0, state, {.block_bytes = 8192, .lent = std::move(lends)});
 }
 
 Digest digest_of(const test::TestImage& image, const std::vector<std::string>& names) {
@@ -31,8 +31,8 @@ Digest digest_of(const test::TestImage& image, const std::vector<std::string>& n
   return digest_ranges(image.bytes(), ranges);
 }
 
-/// Where the trailer's shares begin in it.
-std::size_t shares_at(const test::TestImage& image) {
+/// Where the trailer's loans begin in it.
+std::size_t loans_at(const test::TestImage& image) {
   const auto digested = image.plan.layout().digested_bytes();
   return 192 + 8 * ((digested + image.info.block_bytes - 1) / image.info.block_bytes);
 }
@@ -50,146 +50,145 @@ bool same_bytes(const test::TestImage& a, const test::TestImage& b) {
 
 }  // namespace
 
-TEST_CASE("who leaves something out and who completes it say the same digest of it") {
-  const auto state = test::sharing_state();
+TEST_CASE("borrower and lender say the same digest of what is borrowed") {
+  const auto state = test::borrowing_state();
   // The names in any order: it is by name that both go.
   const auto owner = image_of(
-      2, state, {.block_bytes = 4096, .shared = {{3, {"last"}}, {0, {"both.b", "both.a"}}}});
+      2, state, {.block_bytes = 4096, .borrowed = {{3, {"last"}}, {0, {"both.b", "both.a"}}}});
   const auto first = first_rank({{2, {"both.b", "both.a"}}}, state);
-  const auto last = image_of(3, {{"last", state.at("last")}},
-                             {.block_bytes = 4096, .completes = {{2, {"last"}}}});
+  const auto last =
+      image_of(3, {{"last", state.at("last")}}, {.block_bytes = 4096, .lent = {{2, {"last"}}}});
   REQUIRE(find_ranges(owner.bytes(), kBoth) != find_ranges(first.bytes(), kBoth));
 
-  CHECK(owner.info.shares == 2);
-  const auto shares = read_shares(owner.bytes());
-  CHECK(shares == ImageShares{{{0, digest_of(owner, kBoth)}, {3, digest_of(owner, {"last"})}}, {}});
-  CHECK(read_replica_shares(test::replica_of(owner).bytes()) == shares);
-  CHECK(read_shares(first.bytes()) == ImageShares{{}, {{2, shares.left_out[0].digest}}});
-  CHECK(read_shares(last.bytes()) == ImageShares{{}, {{2, shares.left_out[1].digest}}});
+  CHECK(owner.info.loans == 2);
+  const auto loans = read_loans(owner.bytes());
+  CHECK(loans == Loans{{{0, digest_of(owner, kBoth)}, {3, digest_of(owner, {"last"})}}, {}});
+  CHECK(read_replica_loans(test::replica_of(owner).bytes()) == loans);
+  CHECK(read_loans(first.bytes()) == Loans{{}, {{2, loans.borrowed[0].digest}}});
+  CHECK(read_loans(last.bytes()) == Loans{{}, {{2, loans.borrowed[1].digest}}});
 
-  auto other = test::sharing_state();
+  auto other = test::borrowing_state();
   other.at("both").at("b").as<Tensor>().data<std::uint8_t>()[8191] ^= 1U;
-  const auto differs = read_shares(first_rank({{2, kBoth}}, other).bytes());
-  CHECK(differs.completes.at(0).rank == 2);
-  CHECK(differs.completes.at(0).digest != shares.left_out[0].digest);
+  const auto differs = read_loans(first_rank({{2, kBoth}}, other).bytes());
+  CHECK(differs.lent.at(0).rank == 2);
+  CHECK(differs.lent.at(0).digest != loans.borrowed[0].digest);
 }
 
-TEST_CASE("an image that only completes others is its own replica, and of version 2") {
-  const auto state = test::sharing_state();
+TEST_CASE("an image that only lends is its own replica, and of version 2") {
+  const auto state = test::borrowing_state();
   const auto image = first_rank({{2, kBoth}}, state);
-  CHECK(image.info.shared_bytes == 0);
-  CHECK(image.info.shares == 1);
+  CHECK(image.info.borrowed_bytes == 0);
+  CHECK(image.info.loans == 1);
   CHECK(trailer_version(image) == 2);
   const std::string_view manifest(reinterpret_cast<const char*>(image.bytes().data()),
                                   image.info.manifest_bytes);
   CHECK(manifest.find(R"(\"format\":1,)") != std::string_view::npos);
   CHECK(verify_image(image.bytes()) == image.info);
   CHECK(verify_replica(image.bytes()) == image.info);
-  CHECK(shared_parts(image.bytes(), image.info).empty());
-  CHECK(read_replica_shares(image.bytes()) == read_shares(image.bytes()));
+  CHECK(borrowed_parts(image.bytes(), image.info).empty());
+  CHECK(read_replica_loans(image.bytes()) == read_loans(image.bytes()));
   CHECK(image.info.replica_bytes() == image.bytes().size());
 
-  // The share is all that it has more than the image without.
+  // The loan is all that it has more than the image without.
   const auto plain = first_rank({}, state);
-  CHECK(plain.info.shares == 0);
+  CHECK(plain.info.loans == 0);
   CHECK(trailer_version(plain) == 1);
-  CHECK(read_shares(plain.bytes()) == ImageShares{});
+  CHECK(read_loans(plain.bytes()) == Loans{});
   const auto trailer = plain.plan.layout().trailer_begin;
   CHECK(image.plan.layout().trailer_begin == trailer);
   CHECK(image.bytes().size() == plain.bytes().size() + 24);
 }
 
 TEST_CASE("one storage may complete several ranks, and the own replicas leave it out besides") {
-  const auto state = test::sharing_state();
+  const auto state = test::borrowing_state();
   const auto image =
       image_of(0, state,
                {.block_bytes = 4096,
-                .shared = {{2, kBoth}},
-                .completes = {{3, {"both.a"}}, {2, {"both.b"}}, {1, {"both.a"}}, {2, {"both.a"}}}});
-  const auto shares = read_shares(image.bytes());
-  CHECK(shares.left_out == std::vector<ImageShare>{{2, digest_of(image, kBoth)}});
+                .borrowed = {{2, kBoth}},
+                .lent = {{3, {"both.a"}}, {2, {"both.b"}}, {1, {"both.a"}}, {2, {"both.a"}}}});
+  const auto loans = read_loans(image.bytes());
+  CHECK(loans.borrowed == std::vector<Loan>{{2, digest_of(image, kBoth)}});
   const auto a = digest_of(image, {"both.a"});
-  CHECK(shares.completes ==
-        std::vector<ImageShare>{{1, a}, {2, shares.left_out[0].digest}, {3, a}});
+  CHECK(loans.lent == std::vector<Loan>{{1, a}, {2, loans.borrowed[0].digest}, {3, a}});
   CHECK(verify_image(image.bytes()) == image.info);
   CHECK(verify_replica(test::replica_of(image).bytes()) == image.info);
 }
 
 TEST_CASE("what is too small, or nowhere, or fills no block leaves an image of version 1") {
-  const auto state = test::sharing_state();
+  const auto state = test::borrowing_state();
   const auto plain = image_of(2, state, {.block_bytes = 4096});
   CHECK(trailer_version(plain) == 1);
   CHECK(same_bytes(plain, image_of(2, state,
                                    {.block_bytes = 4096,
-                                    .shared = {{0, {"small"}}, {3, {"none", "missing"}}},
-                                    .completes = {{0, {"small", "none"}}, {3, {"missing"}}}})));
+                                    .borrowed = {{0, {"small"}}, {3, {"none", "missing"}}},
+                                    .lent = {{0, {"small", "none"}}, {3, {"missing"}}}})));
   CHECK(same_bytes(image_of(2, state, {.block_bytes = 32768}),
-                   image_of(2, state, {.block_bytes = 32768, .shared = test::sharing()})));
+                   image_of(2, state, {.block_bytes = 32768, .borrowed = test::borrowed_names()})));
 }
 
-TEST_CASE("a plan made after another completes what it is told to, at the offsets of before") {
-  const auto state = test::sharing_state();
+TEST_CASE("a plan made after another lends what it is told to, at the offsets of before") {
+  const auto state = test::borrowing_state();
   const auto before = StagingPlan::compile(state, nullptr, {.block_bytes = 4096});
   const auto after =
-      StagingPlan::compile(state, &before, {.block_bytes = 4096, .completes = {{0, kBoth}}});
+      StagingPlan::compile(state, &before, {.block_bytes = 4096, .lent = {{0, kBoth}}});
   CHECK(after.layout().image_bytes == before.layout().image_bytes + 24);
-  CHECK(after.layout().completes.size() == 1);
+  CHECK(after.layout().lent.size() == 1);
   const auto again = StagingPlan::compile(state, &after, {.block_bytes = 4096});
   CHECK(again.layout().manifest == before.layout().manifest);
 }
 
-TEST_CASE("an image completes no rank that there cannot be") {
-  const auto state = test::sharing_state();
-  const auto completing = [&](int rank) {
-    return image_of(2, state, {.block_bytes = 4096, .completes = {{rank, kBoth}}});
+TEST_CASE("an image lends to no rank that there cannot be") {
+  const auto state = test::borrowing_state();
+  const auto lending = [&](int rank) {
+    return image_of(2, state, {.block_bytes = 4096, .lent = {{rank, kBoth}}});
   };
-  CHECK_THROWS_AS(completing(2), InvalidArgument);
-  CHECK_THROWS_AS(completing(4), InvalidArgument);
-  CHECK_THROWS_AS(completing(-1), InvalidArgument);
+  CHECK_THROWS_AS(lending(2), InvalidArgument);
+  CHECK_THROWS_AS(lending(4), InvalidArgument);
+  CHECK_THROWS_AS(lending(-1), InvalidArgument);
 }
 
-TEST_CASE("shares that make no sense are refused with what is wrong") {
-  const auto image = test::sharing_image();  // leaves out what ranks 0 and 3 have
-  const auto at = shares_at(image);
+TEST_CASE("loans that make no sense are refused with what is wrong") {
+  const auto image = test::borrowing_image();  // borrows from ranks 0 and 3
+  const auto at = loans_at(image);
   const auto refused = [](const Storage& bytes) {
-    return test::refusal([&] { (void)read_shares(bytes.bytes()); });
+    return test::refusal([&] { (void)read_loans(bytes.bytes()); });
   };
   const auto with = [&](std::size_t field, std::uint64_t value, std::size_t bytes) {
     const auto replica = test::with_trailer_field(test::replica_of(image), field, value, bytes);
-    CHECK_THROWS_AS(read_replica_shares(replica.bytes()), CorruptData);
+    CHECK_THROWS_AS(read_replica_loans(replica.bytes()), CorruptData);
     return refused(test::with_trailer_field(image.memory, field, value, bytes));
   };
   REQUIRE(refused(image.memory) == "nothing");
   // How many there are: more than fit, and other than there is room for.
   for (const auto count : {std::uint64_t{1} << 32U, ~std::uint64_t{0}, std::uint64_t{100}}) {
-    CHECK_THAT(with(176, count, 8), Contains(std::to_string(count) + " shares do not fit"));
+    CHECK_THAT(with(176, count, 8), Contains(std::to_string(count) + " loans do not fit"));
   }
   for (const auto count : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{3}}) {
     CHECK_THAT(with(176, count, 8), Contains("bytes do not fit it"));
   }
-  CHECK_THAT(with(at, 2, 4), Contains("a share of kind 2"));
-  CHECK_THAT(with(at + 24, ~std::uint64_t{0}, 4), Contains("a share of kind 4294967295"));
+  CHECK_THAT(with(at, 2, 4), Contains("a loan of kind 2"));
+  CHECK_THAT(with(at + 24, ~std::uint64_t{0}, 4), Contains("a loan of kind 4294967295"));
   for (const int rank : {2, 4, -1, 3}) {  // itself, beyond the world, none, not ascending
     CHECK_THAT(with(at + 4, static_cast<std::uint32_t>(rank), 4),
-               Contains("a share with rank " + std::to_string(rank)));
+               Contains("a loan with rank " + std::to_string(rank)));
   }
-  CHECK_THAT(with(at + 28, 0, 4), Contains("a share with rank 0"));
+  CHECK_THAT(with(at + 28, 0, 4), Contains("a loan with rank 0"));
 
-  // Left out by the word of one field and not by the other's.
-  CHECK_THAT(with(168, 0, 8), Contains("0 bytes are shared with 2 ranks"));
-  auto completing = test::with_trailer_field(image.memory, at, 1, 4);
-  completing = test::with_trailer_field(completing, at + 24, 1, 4);
-  CHECK_THAT(refused(completing), Contains("20480 bytes are shared with 0 ranks"));
-  const auto first = first_rank({{2, kBoth}}, test::sharing_state());
+  // Borrowed by the word of one field and not by the other's.
+  CHECK_THAT(with(168, 0, 8), Contains("0 bytes are borrowed from 2 ranks"));
+  auto lending = test::with_trailer_field(image.memory, at, 1, 4);
+  lending = test::with_trailer_field(lending, at + 24, 1, 4);
+  CHECK_THAT(refused(lending), Contains("20480 bytes are borrowed from 0 ranks"));
+  const auto first = first_rank({{2, kBoth}}, test::borrowing_state());
   CHECK_THAT(refused(test::with_trailer_field(first.memory, 168, 8192, 8)),
-             Contains("8192 bytes are shared with 0 ranks"));
+             Contains("8192 bytes are borrowed from 0 ranks"));
 
   // Versions that cannot say it, or that have nothing to say.
   CHECK_THAT(refused(test::with_trailer_field(first.memory, 8, 1, 4)),
-             Contains("1 shares, which version 1 cannot"));
-  const auto plain = test::make_image(test::sharing_state());
+             Contains("1 loans, which version 1 cannot"));
+  const auto plain = test::make_image(test::borrowing_state());
   CHECK_THAT(refused(test::with_trailer_field(plain.memory, 8, 2, 4)),
-             Contains("0 shares, which version 2 cannot"));
+             Contains("0 loans, which version 2 cannot"));
   CHECK_THAT(refused(test::with_trailer_field(plain.memory, 176, 1, 8)),
-             Contains("1 shares, which version 1 cannot"));
+             Contains("1 loans, which version 1 cannot"));
 }

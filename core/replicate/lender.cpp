@@ -1,4 +1,4 @@
-#include <meshstage/core/replicate/loans.hpp>
+#include <meshstage/core/replicate/lender.hpp>
 
 #include <algorithm>
 #include <string>
@@ -8,30 +8,30 @@
 
 namespace meshstage::replicate {
 
-Loans::Loans(Engine& engine, Streams& streams, Verifier& verifier)
+Lender::Lender(Engine& engine, Streams& streams, Verifier& verifier)
     : engine_(engine), streams_(streams), verifier_(verifier) {}
 
-void Loans::serve(const protocol::ServeCommon& action) {
+void Lender::serve(const protocol::ServeLent& action) {
   to_serve_[action.to] = action;
   serve_if_asked(action.to);
 }
 
-void Loans::want(int from, exchange::Want want) {
-  const auto& relying = engine_.config->relying;
-  if (!std::binary_search(relying.begin(), relying.end(), from) ||
+void Lender::want(int from, exchange::Want want) {
+  const auto& borrowers = engine_.config->borrowers;
+  if (!std::binary_search(borrowers.begin(), borrowers.end(), from) ||
       engine_.state.mode != protocol::Mode::kRecovering) {
     throw make_error<CorruptData>(
-        "want from rank " + std::to_string(from) + ", which this rank is not to complete", from);
+        "want from rank " + std::to_string(from) + ", to which this rank does not lend", from);
   }
   wants_[from] = std::move(want);
   serve_if_asked(from);
 }
 
-void Loans::serve_if_asked(int to) {
+void Lender::serve_if_asked(int to) {
   const auto told = to_serve_.find(to);
   const auto asked = wants_.find(to);
   if (told == to_serve_.end() || asked == wants_.end()) return;
-  const protocol::ServeCommon action = told->second;
+  const protocol::ServeLent action = told->second;
   const exchange::Want want = std::move(asked->second);
   to_serve_.erase(told);
   wants_.erase(asked);
@@ -39,16 +39,16 @@ void Loans::serve_if_asked(int to) {
     engine_.feed(protocol::FetchFailed{to, kind, why});
   };
   if (want.id != action.id) {
-    return fail(ErrorKind::kCorruptData, "rank " + std::to_string(to) + " wants " +
-                                             to_string(want.id) + " completed, not " +
-                                             to_string(action.id));
+    return fail(ErrorKind::kCorruptData, "rank " + std::to_string(to) +
+                                             " wants what it borrows of " + to_string(want.id) +
+                                             ", not of " + to_string(action.id));
   }
   verifier_.lent(
       want, action.slot, to,
       [this, to, id = want.id](const Verifier::Source& source) {
         Outgoing stream;
         stream.to = to;
-        stream.start = {engine_.generation.number, to, id, {}, exchange::Content::kCommon};
+        stream.start = {engine_.generation.number, to, id, {}, exchange::Content::kLent};
         stream.start.shape.block_bytes = engine_.options.block_bytes;
         stream.start.shape.with_manifest = false;
         for (const auto& range : source.ranges) stream.start.shape.image_bytes += range.bytes;
@@ -60,15 +60,15 @@ void Loans::serve_if_asked(int to) {
       fail);
 }
 
-void Loans::stop_sharing(const protocol::StopSharing& action) {
-  engine_.report.warn("rank " + std::to_string(action.with) +
+void Lender::stop_borrowing(const protocol::StopBorrowing& action) {
+  engine_.report.warn("rank " + std::to_string(action.from) +
                       " has other bytes than this rank in tensors that are said to be the same on "
                       "both, at " +
                       to_string(action.id) + "; replicas leave them in from now on");
-  engine_.gate.keep_apart(action.with);
+  engine_.gate.keep_apart(action.from);
 }
 
-void Loans::leave() {
+void Lender::leave() {
   wants_.clear();
   to_serve_.clear();
 }

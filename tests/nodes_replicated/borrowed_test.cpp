@@ -1,11 +1,11 @@
-// What a rank in another failure domain has too is left out of replicas, recovered from there, and
-// nobody's word is taken for it.
+// Replicas borrow what a rank in another failure domain has too; a lost rank gets it from there,
+// and nobody's word is taken for it.
 #include <algorithm>
 #include <atomic>
 #include <sstream>
 
+#include <meshstage/dtensor/borrowed_tensors.hpp>
 #include <meshstage/dtensor/node.hpp>
-#include <meshstage/dtensor/shared_tensors.hpp>
 
 #include "tests/nodes_replicated/sharded_job.hpp"
 #include "tests/support/catch.hpp"
@@ -49,14 +49,14 @@ using Change = std::function<void(CheckpointerOptions&)>;
 // host.
 constexpr std::uint64_t kDpBytes = std::uint64_t{64} * 64 * 4 + std::uint64_t{64} * 32 * 4;
 void on_two_hosts(CheckpointerOptions& o) {
-  o.shared = dtensor::shared_tensors(mesh(), FailureDomains::uniform(kWorld, 2));
+  o.borrowed = dtensor::borrowed_tensors(mesh(), FailureDomains::uniform(kWorld, 2));
 }
 // Each rank alone: what is replicated along tp is left to the neighbour in that dimension.
 constexpr std::uint64_t kAllBytes = kDpBytes + std::uint64_t{32} * 64 * 4;
 void on_four_hosts(CheckpointerOptions& o) {
-  o.shared = dtensor::shared_tensors(mesh(), FailureDomains::uniform(kWorld, 1));
+  o.borrowed = dtensor::borrowed_tensors(mesh(), FailureDomains::uniform(kWorld, 1));
 }
-// The same with holders that share nothing along dp.
+// The same with holders that borrow nothing along dp.
 void in_a_ring(CheckpointerOptions& o) {
   on_four_hosts(o);
   o.holders = kRing;
@@ -126,18 +126,18 @@ std::vector<std::string> refusals(InProcessJob& job, const Change& change) {
 
 }  // namespace
 
-TEST_CASE("What another host has is left out of the replicas, on the wire and in memory") {
-  const auto check = [](const Change& change, std::uint64_t shared) {
+TEST_CASE("Replicas borrow what another host has, on the wire and in memory") {
+  const auto check = [](const Change& change, std::uint64_t borrowed) {
     InProcessJob whole_job(kWorld), job(kWorld);
     const auto whole = run_to(whole_job, 4, [](CheckpointerOptions&) {});
     const auto stats = run_to(job, 4, change);
     for (std::size_t r = 0; r < kWorld; ++r) {
       INFO("rank " << r);
-      CHECK(stats[r].replica_bytes_spared == 5 * shared);  // of steps 0 to 4
-      CHECK(whole[r].replica_bytes_spared == 0);
-      // Two replicas in each vault, each without what is shared; own images say a little more.
-      CHECK(stats[r].vault_bytes + 2 * shared <= whole[r].vault_bytes + 2 * 4096);
-      CHECK(stats[r].replica_bytes_sent + 5 * shared <= 5 * stats[r].image_bytes);
+      CHECK(stats[r].replica_bytes_borrowed == 5 * borrowed);  // of steps 0 to 4
+      CHECK(whole[r].replica_bytes_borrowed == 0);
+      // Two replicas in each vault, each without what is borrowed; own images say a little more.
+      CHECK(stats[r].vault_bytes + 2 * borrowed <= whole[r].vault_bytes + 2 * 4096);
+      CHECK(stats[r].replica_bytes_sent + 5 * borrowed <= 5 * stats[r].image_bytes);
       CHECK(stats[r].failed == 0);
     }
   };
@@ -184,7 +184,7 @@ TEST_CASE("Redundancy is whole again after a recovery: the next loss is survived
   }
 }
 
-TEST_CASE("A rank and one who completes its replicas lost together are refused by name") {
+TEST_CASE("A rank and one of its lenders lost together are refused by name") {
   InProcessJob job(kWorld);
   (void)run_to(job, 3, in_a_ring);
   job.wipe(0);
@@ -236,7 +236,7 @@ TEST_CASE("What a holder has is looked at whole where it has the rest, else refu
     CHECK(replicas.at(0).id.step == 2);
   }
   CHECK_THROWS_WITH(held_by_all(in_a_ring),
-                    Contains("leaves out") && Contains("only a recovery puts them together"));
+                    Contains("borrows") && Contains("only a recovery puts them together"));
 }
 
 TEST_CASE("What is said to be the same and is not fails a step, then is left in") {
@@ -244,7 +244,7 @@ TEST_CASE("What is said to be the same and is not fails a step, then is left in"
   // Rank 0's "plain" is said to be rank 2's, too.
   const Change lying = [](CheckpointerOptions& o) {
     on_two_hosts(o);
-    o.shared.paths = [honest = o.shared.paths](const Value& state, int owner, int at) {
+    o.borrowed.paths = [honest = o.borrowed.paths](const Value& state, int owner, int at) {
       auto paths = honest(state, owner, at);
       if (owner == 0 && at == 2) paths.emplace_back("plain");
       return paths;
@@ -258,8 +258,8 @@ TEST_CASE("What is said to be the same and is not fails a step, then is left in"
     CHECK(seen == std::vector<Outcome>(4, good));
   }
   // The others go on as before. Whether they still send the step that fails is a race.
-  CHECK(stats[1].replica_bytes_spared >= 2 * kDpBytes);
-  CHECK(stats[0].replica_bytes_spared <= 2 * (kDpBytes + 5000 * 4 + 4096));
+  CHECK(stats[1].replica_bytes_borrowed >= 2 * kDpBytes);
+  CHECK(stats[0].replica_bytes_borrowed <= 2 * (kDpBytes + 5000 * 4 + 4096));
   CHECK_THAT(job.log(), Contains("rank 2 has other bytes than this rank in tensors"));
   job.wipe(0);
   std::vector<Source> sources;
@@ -267,12 +267,12 @@ TEST_CASE("What is said to be the same and is not fails a step, then is left in"
 }
 
 TEST_CASE(
-    "A job that comes back sharing nothing recovers what needs nobody else, or says why not") {
+    "A job that comes back borrowing nothing recovers what needs nobody else, or says why not") {
   const Change apart = [](CheckpointerOptions& o) { o.holders = kRing; };
   {
     InProcessJob job(kWorld);
     (void)run_to(job, 3, in_a_ring);
-    // Nothing is fetched: replicas that nobody completes any more are where they belong.
+    // Nothing is fetched: replicas without a lender stay where they are.
     std::atomic<int> fetches{0};
     std::vector<std::unique_ptr<Checkpointer>> stay(kWorld);
     const auto errors = run_ranks(all_ranks(kWorld), [&](int rank) {
@@ -296,13 +296,13 @@ TEST_CASE(
   (void)run_to(job, 3, in_a_ring);
   job.wipe(0);
   for (const auto& error : refusals(job, apart)) {
-    CHECK_THAT(error, Contains("shares nothing any more"));
+    CHECK_THAT(error, Contains("its lender no more"));
   }
   std::vector<Source> sources;  // nothing is lost: with the options of before it works
   CHECK(recover_on_all(job, state_of, 3, sources, in_a_ring) == kSame);
 }
 
-TEST_CASE("Ranks that do not share the same do not form") {
+TEST_CASE("Ranks whose lenders differ do not form") {
   InProcessJob job(kWorld);
   const auto errors = run_ranks(all_ranks(kWorld), [&](int rank) {
     auto o = job.options(rank);
@@ -310,9 +310,9 @@ TEST_CASE("Ranks that do not share the same do not form") {
     rank == 3 ? on_two_hosts(o) : on_four_hosts(o);
     const Checkpointer ckpt(o);
   });
-  // Whoever comes second to say how it shares hears what the first has said.
+  // The second rank to publish its options finds those of the first.
   CHECK(std::none_of(errors.begin(), errors.end(), [](const auto& e) { return e.empty(); }));
   CHECK(std::any_of(errors.begin(), errors.end(), [](const std::string& e) {
-    return e.find("shared with") != std::string::npos;
+    return e.find(", lenders ") != std::string::npos;
   }));
 }

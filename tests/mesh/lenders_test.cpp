@@ -45,10 +45,11 @@ std::optional<int> by_definition(const DeviceMesh& mesh, const Placements& place
 }  // namespace
 
 TEST_CASE(
-    "shared_at is its definition, for all ranks at once too, and shared_ranks are its answers") {
+    "lender_of is its definition, for all ranks at once too, and possible_lenders are its "
+    "answers") {
   std::mt19937 random(31);
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
-  std::map<std::size_t, int> answers;  // ranks by how many they share with
+  std::map<std::size_t, int> answers;  // ranks by how many lenders they have
   int several = 0;                     // answers that no dimension alone gives
   for (int round = 0; round < 300; ++round) {
     std::vector<std::int64_t> shape;
@@ -89,12 +90,12 @@ TEST_CASE(
                              : below(2) == 0      ? Placement::shard(0)
                                                   : Placement::partial());
       }
-      const auto at_once = all_shared_at(mesh, placements, domains, level);
+      const auto at_once = lenders_by_place(mesh, placements, domains, level);
       REQUIRE(at_once.size() == static_cast<std::size_t>(size));
       for (std::int64_t p = 0; p < size; ++p) {
         const int rank = mesh.rank_at(p);
         const auto expected = by_definition(mesh, placements, domains, rank, level);
-        CHECK(shared_at(mesh, placements, domains, rank, level) == expected);
+        CHECK(lender_of(mesh, placements, domains, rank, level) == expected);
         CHECK(at_once[static_cast<std::size_t>(p)] == expected.value_or(-1));
         if (!expected) continue;
         CHECK(same_shard(mesh, placements, rank, *expected));
@@ -105,10 +106,10 @@ TEST_CASE(
         }
         several += differ > 1;
       }
-      CHECK_FALSE(shared_at(mesh, placements, domains, world, level));
-      CHECK_FALSE(shared_at(mesh, placements, domains, -1, level));
+      CHECK_FALSE(lender_of(mesh, placements, domains, world, level));
+      CHECK_FALSE(lender_of(mesh, placements, domains, -1, level));
     }
-    const auto got = shared_ranks(mesh, domains, level);
+    const auto got = possible_lenders(mesh, domains, level);
     REQUIRE(got.size() == all.size());
     for (std::size_t r = 0; r < all.size(); ++r) {
       CHECK(got[r] == std::vector<int>(all[r].begin(), all[r].end()));
@@ -119,36 +120,37 @@ TEST_CASE(
   CHECK(several > 100);
 }
 
-TEST_CASE("a rank shares with the next one elsewhere, and with the same whatever else replicates") {
+TEST_CASE(
+    "a rank borrows from the next one elsewhere, and from the same whatever else replicates") {
   // Two hosts of four: dp goes from host to host, tp stays on one.
   const auto mesh = DeviceMesh::from_shape({2, 4}, {"dp", "tp"});
   const auto domains = FailureDomains::uniform(8, 4);
-  CHECK(shared_at(mesh, parse_placements("R,S(0)"), domains, 1) == 5);
-  CHECK(shared_at(mesh, parse_placements("R,R"), domains, 1) == 5);
-  CHECK(shared_at(mesh, parse_placements("S(0),R"), domains, 1) == std::nullopt);
-  CHECK(shared_at(mesh, parse_placements("P,S(0)"), domains, 1) == std::nullopt);
-  CHECK(shared_at(mesh, parse_placements("S(0),R"), domains, 1, DomainLevel::kRank) == 2);
-  CHECK(shared_ranks(mesh, domains)[6] == std::vector<int>{2});
+  CHECK(lender_of(mesh, parse_placements("R,S(0)"), domains, 1) == 5);
+  CHECK(lender_of(mesh, parse_placements("R,R"), domains, 1) == 5);
+  CHECK(lender_of(mesh, parse_placements("S(0),R"), domains, 1) == std::nullopt);
+  CHECK(lender_of(mesh, parse_placements("P,S(0)"), domains, 1) == std::nullopt);
+  CHECK(lender_of(mesh, parse_placements("S(0),R"), domains, 1, DomainLevel::kRank) == 2);
+  CHECK(possible_lenders(mesh, domains)[6] == std::vector<int>{2});
   // Around the end, and over those of the own host.
   const auto line = DeviceMesh::from_shape({8});
-  CHECK(shared_at(line, parse_placements("R"), domains, 1) == 4);
-  CHECK(shared_at(line, parse_placements("R"), domains, 6) == 0);
-  CHECK(shared_at(line, parse_placements("R"), FailureDomains::uniform(8, 8), 6) == std::nullopt);
-  CHECK_THROWS_AS(shared_at(line, parse_placements("R,R"), domains, 0), InvalidArgument);
-  CHECK_THROWS_AS(shared_at(line, parse_placements("R"), domains, 0, DomainLevel::kRack),
+  CHECK(lender_of(line, parse_placements("R"), domains, 1) == 4);
+  CHECK(lender_of(line, parse_placements("R"), domains, 6) == 0);
+  CHECK(lender_of(line, parse_placements("R"), FailureDomains::uniform(8, 8), 6) == std::nullopt);
+  CHECK_THROWS_AS(lender_of(line, parse_placements("R,R"), domains, 0), InvalidArgument);
+  CHECK_THROWS_AS(lender_of(line, parse_placements("R"), domains, 0, DomainLevel::kRack),
                   InvalidArgument);
-  CHECK_THROWS_AS(shared_at(line, parse_placements("R"), FailureDomains::uniform(4, 2), 2),
+  CHECK_THROWS_AS(lender_of(line, parse_placements("R"), FailureDomains::uniform(4, 2), 2),
                   InvalidArgument);
-  CHECK_THROWS_AS(shared_ranks(line, FailureDomains::uniform(4, 2)), InvalidArgument);
+  CHECK_THROWS_AS(possible_lenders(line, FailureDomains::uniform(4, 2)), InvalidArgument);
 }
 
-TEST_CASE("an image is completed by those who have tensors of which the rank has elements") {
+TEST_CASE("the lenders of an image are those who have tensors of which the rank has elements") {
   const auto mesh = DeviceMesh::from_shape({2, 4}, {"dp", "tp"});
   const auto domains = FailureDomains::uniform(10, 2);
   const auto of = [&](const std::vector<std::string>& words) {
     std::vector<TensorSpec> tensors;
     for (const auto& w : words) tensors.push_back(parse_tensor_spec(w));
-    return completed_by(mesh, tensors, domains);
+    return lenders_of(mesh, tensors, domains);
   };
   using Lists = std::vector<std::vector<int>>;
   CHECK(of({}) == Lists(10));
@@ -169,10 +171,10 @@ TEST_CASE("a million ranks, all but one of them on one host, take no more than a
   for (int r = 0; r < 999999; ++r) hosts[0].ranks.push_back(r);
   const auto domains = FailureDomains::from_hosts(hosts);
   const auto mesh = DeviceMesh::from_shape({100, 100, 100});
-  const auto at = all_shared_at(mesh, parse_placements("R,R,R"), domains);
+  const auto at = lenders_by_place(mesh, parse_placements("R,R,R"), domains);
   CHECK(std::all_of(at.begin(), at.end() - 1, [](int rank) { return rank == 999999; }));
   CHECK(at.back() == 9999);
-  const auto ranks = shared_ranks(mesh, domains);
+  const auto ranks = possible_lenders(mesh, domains);
   CHECK(ranks[0] == std::vector<int>{999999});
   CHECK(ranks[999999] == std::vector<int>{9999, 990099, 999900});
 }

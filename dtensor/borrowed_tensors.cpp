@@ -1,4 +1,4 @@
-#include <meshstage/dtensor/shared_tensors.hpp>
+#include <meshstage/dtensor/borrowed_tensors.hpp>
 
 #include <algorithm>
 #include <functional>
@@ -56,19 +56,20 @@ class Finder {
 
 }  // namespace
 
-SharedTensors shared_tensors(const DeviceMesh& mesh, const FailureDomains& domains,
-                             DomainLevel level) {
-  const auto ranks =
-      std::make_shared<const std::vector<std::vector<int>>>(shared_ranks(mesh, domains, level));
-  SharedTensors out;
-  out.ranks = *ranks;
-  out.paths = [ranks, domains, level](const Value& state, int owner, int at) {
-    if (owner < 0 || owner >= domains.world_size()) return std::vector<std::string>();
-    const auto& known = (*ranks)[static_cast<std::size_t>(owner)];
-    if (!std::binary_search(known.begin(), known.end(), at)) return std::vector<std::string>();
+BorrowedTensors borrowed_tensors(const DeviceMesh& mesh, const FailureDomains& domains,
+                                 DomainLevel level) {
+  const auto lenders =
+      std::make_shared<const std::vector<std::vector<int>>>(possible_lenders(mesh, domains, level));
+  BorrowedTensors out;
+  out.lenders = *lenders;
+  out.paths = [lenders, domains, level](const Value& state, int borrower, int lender) {
+    if (borrower < 0 || borrower >= domains.world_size()) return std::vector<std::string>();
+    const auto& known = (*lenders)[static_cast<std::size_t>(borrower)];
+    if (!std::binary_search(known.begin(), known.end(), lender)) return std::vector<std::string>();
     Finder finder([&](const DTensor& tensor) {
-      return (tensor.rank() == owner || tensor.rank() == at) && tensor.to_local().numel() > 0 &&
-             shared_at(tensor.mesh(), tensor.placements(), domains, owner, level) == at;
+      return (tensor.rank() == borrower || tensor.rank() == lender) &&
+             tensor.to_local().numel() > 0 &&
+             lender_of(tensor.mesh(), tensor.placements(), domains, borrower, level) == lender;
     });
     finder.visit(state);
     return finder.take();

@@ -1,6 +1,6 @@
-// What ranks have in common by the placements of their DTensors.
+// What ranks borrow by the placements of their DTensors.
+#include <meshstage/dtensor/borrowed_tensors.hpp>
 #include <meshstage/dtensor/node.hpp>
-#include <meshstage/dtensor/shared_tensors.hpp>
 #include <meshstage/mesh/replicated.hpp>
 
 #include <meshstage/core/error/error.hpp>
@@ -39,12 +39,13 @@ Dict state_of(int rank) {
 
 }  // namespace
 
-TEST_CASE("shared tensors are those that the next rank on another host has, as both ranks see it") {
-  const SharedTensors shared = dtensor::shared_tensors(mesh(), hosts());
-  CHECK(shared.ranks == std::vector<std::vector<int>>{{2}, {3}, {0}, {1}});
+TEST_CASE(
+    "borrowed tensors are those that the next rank on another host has, as both ranks see it") {
+  const BorrowedTensors borrowed = dtensor::borrowed_tensors(mesh(), hosts());
+  CHECK(borrowed.lenders == std::vector<std::vector<int>>{{2}, {3}, {0}, {1}});
   const auto both = [&](int owner, int at) {
-    const auto theirs = shared.paths(state_of(owner), owner, at);
-    CHECK(shared.paths(state_of(at), owner, at) == theirs);
+    const auto theirs = borrowed.paths(state_of(owner), owner, at);
+    CHECK(borrowed.paths(state_of(at), owner, at) == theirs);
     return theirs;
   };
   CHECK(both(0, 2) == Paths{"everywhere.local", "along dp.local", "list.0.0.local"});
@@ -54,37 +55,38 @@ TEST_CASE("shared tensors are those that the next rank on another host has, as b
   CHECK(both(0, 3).empty());  // not the next
   CHECK(both(0, 0).empty());
   for (const int nobody : {-1, 4}) {
-    CHECK(shared.paths(state_of(0), 0, nobody).empty());
-    CHECK(shared.paths(state_of(0), nobody, 0).empty());
+    CHECK(borrowed.paths(state_of(0), 0, nobody).empty());
+    CHECK(borrowed.paths(state_of(0), nobody, 0).empty());
   }
   // Another rank's part in the state says nothing of these two.
-  CHECK(shared.paths(state_of(1), 0, 2).empty());
+  CHECK(borrowed.paths(state_of(1), 0, 2).empty());
   // If ranks are what is lost, tp reaches another one too.
-  const SharedTensors each = dtensor::shared_tensors(mesh(), hosts(), DomainLevel::kRank);
-  CHECK(each.ranks[0] == std::vector<int>{1, 2});
+  const BorrowedTensors each = dtensor::borrowed_tensors(mesh(), hosts(), DomainLevel::kRank);
+  CHECK(each.lenders[0] == std::vector<int>{1, 2});
   CHECK(each.paths(state_of(0), 0, 1) == Paths{"along tp.local"});
   CHECK(each.paths(state_of(1), 0, 1) == Paths{"along tp.local"});
-  CHECK(dtensor::shared_tensors(mesh(), FailureDomains::uniform(4, 4)).ranks ==
+  CHECK(dtensor::borrowed_tensors(mesh(), FailureDomains::uniform(4, 4)).lenders ==
         std::vector<std::vector<int>>(4));
 }
 
-TEST_CASE("a tensor on a mesh of its own is shared with the ranks that are linked, and no others") {
-  const SharedTensors shared = dtensor::shared_tensors(mesh(), hosts());
+TEST_CASE(
+    "a tensor on a mesh of its own is borrowed from the ranks that are linked, and no others") {
+  const BorrowedTensors borrowed = dtensor::borrowed_tensors(mesh(), hosts());
   const auto column = [](int rank) {
     return Dict{{"w", on(mesh().slice("dp", rank), rank, {8}, "R")}};
   };
-  CHECK(shared.paths(column(1), 1, 3) == Paths{"w.local"});
-  CHECK(shared.paths(column(3), 1, 3) == Paths{"w.local"});
-  CHECK(shared.paths(column(1), 0, 2).empty());  // the mesh lacks rank 0
+  CHECK(borrowed.paths(column(1), 1, 3) == Paths{"w.local"});
+  CHECK(borrowed.paths(column(3), 1, 3) == Paths{"w.local"});
+  CHECK(borrowed.paths(column(1), 0, 2).empty());  // the mesh lacks rank 0
   // All ranks in one dimension: the next of another host than rank 1's is 2, which is not linked.
   const auto line = mesh().flatten();
-  CHECK(shared_at(line, parse_placements("R"), hosts(), 1) == 2);
+  CHECK(lender_of(line, parse_placements("R"), hosts(), 1) == 2);
   for (const int at : {0, 2, 3}) {
-    CHECK(shared.paths(Dict{{"w", on(line, 1, {8}, "R")}}, 1, at).empty());
+    CHECK(borrowed.paths(Dict{{"w", on(line, 1, {8}, "R")}}, 1, at).empty());
   }
-  CHECK(shared.paths(Dict{{"w", on(line, 0, {8}, "R")}}, 0, 2) == Paths{"w.local"});
+  CHECK(borrowed.paths(Dict{{"w", on(line, 0, {8}, "R")}}, 0, 2) == Paths{"w.local"});
   // A mesh that has more ranks than there are hosts for.
   const auto more = DeviceMesh::from_shape({6});
-  CHECK_THROWS_AS(shared.paths(Dict{{"w", on(more, 2, {8}, "R")}}, 2, 0), InvalidArgument);
-  CHECK_THROWS_AS(dtensor::shared_tensors(more, hosts()), InvalidArgument);
+  CHECK_THROWS_AS(borrowed.paths(Dict{{"w", on(more, 2, {8}, "R")}}, 2, 0), InvalidArgument);
+  CHECK_THROWS_AS(dtensor::borrowed_tensors(more, hosts()), InvalidArgument);
 }
