@@ -7,8 +7,8 @@
 
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/comm/reduce.hpp>
-#include <meshstage/core/comm/tree.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/rank_tree.hpp>
 
 namespace meshstage::collectives {
 

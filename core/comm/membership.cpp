@@ -11,8 +11,8 @@
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/comm/named_losses_impl.hpp>
-#include <meshstage/core/comm/tree.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/rank_tree.hpp>
 
 namespace meshstage {
 

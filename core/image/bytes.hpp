@@ -1,17 +1,13 @@
 #pragma once
-#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <span>
 #include <type_traits>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/little_endian.hpp>
 
 namespace meshstage::detail {
-
-static_assert(std::endian::native == std::endian::little,
-              "images are little-endian; swap here where the host is not");
 
 template <class T>
   requires std::is_integral_v<T>
@@ -19,15 +15,13 @@ T load(std::span<const std::byte> bytes, std::size_t at) {
   if (at > bytes.size() || bytes.size() - at < sizeof(T)) {
     throw CorruptData("ends within a number at byte " + std::to_string(at));
   }
-  T value;
-  std::memcpy(&value, bytes.data() + at, sizeof(T));
-  return value;
+  return little_endian::load<T>(bytes.data() + at);
 }
 
 template <class T>
   requires std::is_integral_v<T>
 void store(std::span<std::byte> bytes, std::size_t at, T value) {
-  std::memcpy(bytes.subspan(at, sizeof(T)).data(), &value, sizeof(T));
+  little_endian::store(bytes.subspan(at, sizeof(T)).data(), value);
 }
 
 /// Rounded up to a multiple of `to`. Wraps for values near 2^64: check those first.

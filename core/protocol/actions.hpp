@@ -94,6 +94,17 @@ struct SendImage {
   ImageId id;
   bool need_manifest = true;
 };
+/// The pieces of that image come from rank `from` now: take them, into the slot they were asked for
+/// or into none.
+struct ReceiveStream {
+  int from = 0;
+  StreamStart start;
+};
+/// Rank `from` asks for these of the image that ServeLent names, before or after it.
+struct TakeWant {
+  int from = 0;
+  Want want;
+};
 /// This step has failed: stop copying, sending and receiving it; started writes still answer.
 struct AbortRound {
   ImageId id;
@@ -153,6 +164,6 @@ using Action = std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeLe
                             CheckStructure, RestoreTrainer, RecoveredNothing, RecoverFailed,
                             WriteOwn, AcceptReplica, ExpectDigest, SendImage, AbortRound,
                             AbortTransfers, NoteFirstComplete, Announce, NoteDeath, ReportLost,
-                            Prune, RemoveVault, Refuse, Reached>;
+                            Prune, RemoveVault, Refuse, Reached, ReceiveStream, TakeWant>;
 
 }  // namespace meshstage::protocol

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include <meshstage/core/protocol/choose.hpp>
+#include <meshstage/core/protocol/codec.hpp>
 
 namespace meshstage::protocol {
 
@@ -84,6 +85,19 @@ std::vector<Claim> whole_claims(std::span<const Claim> claims) {
     if (whole[i]) result.push_back(claims[i]);
   }
   return result;
+}
+
+ImageId leave_out_oldest(std::vector<Claim>& claims, std::size_t most_bytes) {
+  std::map<ImageId, std::size_t> bytes;  // of all claims to an image
+  for (const Claim& claim : claims) bytes[claim.id] += encoded_bytes(claim);
+  std::size_t all = 0;
+  for (auto it = bytes.rbegin(); it != bytes.rend(); ++it) {
+    all += it->second;
+    if (all <= most_bytes) continue;
+    std::erase_if(claims, [&](const Claim& claim) { return claim.id <= it->first; });
+    return it->first;
+  }
+  return kNoImage;
 }
 
 bool same_image(ImageId a, ImageId b, bool generations_apart) {

@@ -74,6 +74,11 @@ struct Transfer {
 /// redundant again.
 MESHSTAGE_API std::vector<Claim> whole_claims(std::span<const Claim> claims);
 
+/// Leaves out claims, those of the oldest image first and each image's all together, until the rest
+/// is not more than `most_bytes`, as messages have them. Returns the newest id that was left out;
+/// kNoImage: none was.
+MESHSTAGE_API ImageId leave_out_oldest(std::vector<Claim>& claims, std::size_t most_bytes);
+
 /// The newest image id, generation first, of which every rank 0 .. world_size - 1 has at least one
 /// copy; kNoImage if there is none. Complete marks play no part (rule 5b).
 /// \param claims whole ones.

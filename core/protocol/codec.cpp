@@ -1,10 +1,10 @@
 #include <cstring>
 #include <limits>
 #include <string>
-#include <type_traits>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/little_endian.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/protocol/codec.hpp>
 
@@ -15,8 +15,8 @@ namespace {
 constexpr std::uint32_t kMagic = 0x4d50534d;  // "MSPM" as bytes
 /// Texts for people are cut to this, so that no error can make a message too long for its link.
 constexpr std::size_t kMaxText = 4096;
-/// Of a claim at least, in any version.
-constexpr std::size_t kClaimBytes = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 32 + 16;
+/// Of a claim, without its two lists of loans.
+constexpr std::size_t kClaimBytes = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 44 + 16 + 8;
 constexpr std::size_t kLoanBytes = 4 + 16;
 
 /// Appends little-endian.
@@ -24,12 +24,7 @@ class Writer {
  public:
   template <class T>
   void number(T value) {
-    using U = std::make_unsigned_t<T>;
-    auto bits = static_cast<U>(value);
-    for (std::size_t i = 0; i < sizeof(T); ++i) {
-      bytes_.push_back(static_cast<std::byte>(bits & 0xffU));
-      if constexpr (sizeof(T) > 1) bits = static_cast<U>(bits >> 8U);
-    }
+    little_endian::append(bytes_, value);
   }
   void rank(int value) { number(static_cast<std::int32_t>(value)); }
   void flag(bool value) { number(static_cast<std::uint8_t>(value ? 1 : 0)); }
@@ -38,6 +33,12 @@ class Writer {
     const std::size_t length = std::min(value.size(), kMaxText);
     count(length);
     for (std::size_t i = 0; i < length; ++i) bytes_.push_back(static_cast<std::byte>(value[i]));
+  }
+  /// Of any length and any bytes.
+  void name(const std::string& value) {
+    count(value.size());
+    const auto bytes = std::as_bytes(std::span(value));
+    bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
   }
   void id(ImageId value) {
     number(value.generation);
@@ -87,7 +88,6 @@ class Reader {
       : context_(context), sender_(sender), bytes_(bytes) {}
 
   void message_is(const char* name) { message_ = name; }
-  void version_is(std::uint16_t version) { version_ = version; }
 
   [[noreturn]] void bad(const char* field, const std::string& what) const {
     throw make_error<CorruptData>("control message " + std::string(message_) + " from rank " +
@@ -97,14 +97,10 @@ class Reader {
 
   template <class T>
   T number(const char* field) {
-    using U = std::make_unsigned_t<T>;
     if (bytes_.size() < sizeof(T)) bad(field, "the message ends before it");
-    U value = 0;
-    for (std::size_t i = 0; i < sizeof(T); ++i) {
-      value = static_cast<U>(value | static_cast<U>(static_cast<U>(bytes_[i]) << (8 * i)));
-    }
+    const T value = little_endian::load<T>(bytes_.data());
     bytes_ = bytes_.subspan(sizeof(T));
-    return static_cast<T>(value);
+    return value;
   }
   int rank(const char* field, bool may_be_none = false) {
     const auto value = number<std::int32_t>(field);
@@ -133,8 +129,14 @@ class Reader {
     return value;
   }
   std::string text(const char* field) {
+    const std::string value = name(field);
+    if (value.size() > kMaxText) {
+      bad(field, std::to_string(value.size()) + " bytes are too long a text");
+    }
+    return value;
+  }
+  std::string name(const char* field) {
     const std::size_t length = count(field, 1);
-    if (length > kMaxText) bad(field, std::to_string(length) + " bytes are too long a text");
     std::string value(length, '\0');
     if (length != 0) std::memcpy(value.data(), bytes_.data(), length);
     bytes_ = bytes_.subspan(length);
@@ -168,7 +170,6 @@ class Reader {
                                 std::to_string(value.image_bytes));
     }
     value.manifest_digest = digest("manifest digest");
-    if (version_ < 2) return value;
     value.borrowed_bytes = number<std::uint64_t>("borrowed bytes");
     if (value.borrowed_bytes > value.image_bytes - value.manifest_bytes) {
       bad("borrowed bytes", std::to_string(value.borrowed_bytes) + " is more than the image has");
@@ -178,7 +179,6 @@ class Reader {
   }
   std::vector<Loan> loans(const char* field) {
     std::vector<Loan> list;
-    if (version_ < 2) return list;
     list.resize(count(field, kLoanBytes));
     for (Loan& loan : list) {
       // As a claim's owner: an image of a larger world is reported to the root.
@@ -224,7 +224,6 @@ class Reader {
   const WireContext& context_;
   int sender_;
   std::span<const std::byte> bytes_;
-  std::uint16_t version_ = kWireVersion;
   const char* message_ = "header";
 };
 
@@ -277,6 +276,7 @@ void write(Writer& w, const Have& m) {
   for (const Claim& claim : m.claims) w.claim(claim);
   w.id(m.evidence);
   w.text(m.damage);
+  w.id(m.beyond);
 }
 void read(Reader& r, Have& m) {
   m.disk = r.flag("disk");
@@ -288,6 +288,7 @@ void read(Reader& r, Have& m) {
   }
   m.evidence = r.id("evidence", true);
   m.damage = r.text("damage");
+  m.beyond = r.id("beyond", true);
 }
 void write(Writer& w, const AskDisk& m) { w.id(m.newer_than); }
 void read(Reader& r, AskDisk& m) { m.newer_than = r.id("newer than", true); }
@@ -361,6 +362,60 @@ void read(Reader& r, Borrow& m) {
 void write(Writer& w, const Differ& m) { w.id(m.id); }
 void read(Reader& r, Differ& m) { m.id = r.id("id"); }
 
+void write(Writer& w, const StreamStart& m) {
+  w.rank(m.owner);
+  w.id(m.id);
+  w.number(static_cast<std::uint8_t>(m.content));
+  w.flag(m.with_manifest);
+  w.number(m.image_bytes);
+  w.number(m.manifest_bytes);
+  w.number(m.block_bytes);
+  w.number(m.borrowed_bytes);
+  w.number(m.loans);
+}
+void read(Reader& r, StreamStart& m) {
+  m.owner = r.rank("owner");
+  m.id = r.id("id");
+  m.content = static_cast<Content>(r.small("content", 1));
+  m.with_manifest = r.flag("with manifest");
+  m.image_bytes = r.number<std::uint64_t>("image bytes");
+  m.manifest_bytes = r.number<std::uint64_t>("manifest bytes");
+  m.block_bytes = r.number<std::uint64_t>("block bytes");
+  m.borrowed_bytes = r.number<std::uint64_t>("borrowed bytes");
+  m.loans = r.number<std::uint32_t>("loans");
+  if (m.image_bytes > kMostImageBytes) r.bad("image bytes", std::to_string(m.image_bytes));
+  if (m.block_bytes == 0) r.bad("block bytes", "0");
+  if (m.manifest_bytes > m.image_bytes) {
+    r.bad("manifest bytes",
+          std::to_string(m.manifest_bytes) + " of an image of " + std::to_string(m.image_bytes));
+  }
+  if (m.borrowed_bytes > m.image_bytes - m.manifest_bytes) {
+    r.bad("borrowed bytes",
+          std::to_string(m.borrowed_bytes) + " of an image of " + std::to_string(m.image_bytes));
+  }
+}
+void write(Writer& w, const Want& m) {
+  w.id(m.id);
+  w.count(m.storages.size());
+  for (const NamedStorage& storage : m.storages) {
+    w.number(storage.bytes);
+    w.name(storage.name);
+  }
+}
+void read(Reader& r, Want& m) {
+  m.id = r.id("id");
+  m.storages.resize(r.count("storages", kNamedStorageBytes));
+  std::uint64_t all = 0;
+  for (NamedStorage& storage : m.storages) {
+    storage.bytes = r.number<std::uint64_t>("storage's bytes");
+    if (storage.bytes == 0 || storage.bytes > kMostImageBytes - all) {
+      r.bad("storage's bytes", std::to_string(storage.bytes));
+    }
+    all += storage.bytes;
+    storage.name = r.name("storage's name");
+  }
+}
+
 template <std::size_t I = 0>
 Body read_body(Reader& reader, std::size_t kind) {
   if constexpr (I == std::variant_size_v<Body>) {
@@ -376,11 +431,12 @@ Body read_body(Reader& reader, std::size_t kind) {
 
 }  // namespace
 
+std::size_t encoded_bytes(const Claim& claim) noexcept {
+  return kClaimBytes + kLoanBytes * (claim.borrowed.size() + claim.lent.size());
+}
+
 std::vector<std::byte> with_digest(std::vector<std::byte> message) {
-  Writer digest;
-  digest.number(digest64(message));
-  const auto bytes = digest.take();
-  message.insert(message.end(), bytes.begin(), bytes.end());
+  little_endian::append(message, digest64(message));
   return message;
 }
 
@@ -388,10 +444,7 @@ std::optional<std::span<const std::byte>> without_digest(
     std::span<const std::byte> bytes) noexcept {
   if (bytes.size() < kWireDigestBytes) return std::nullopt;
   const auto message = bytes.first(bytes.size() - kWireDigestBytes);
-  std::uint64_t digest = 0;
-  for (std::size_t i = 0; i < kWireDigestBytes; ++i) {
-    digest |= static_cast<std::uint64_t>(bytes[message.size() + i]) << (8 * i);
-  }
+  const auto digest = little_endian::load<std::uint64_t>(bytes.data() + message.size());
   if (digest != digest64(message)) return std::nullopt;
   return message;
 }
@@ -413,12 +466,10 @@ Message decode(const WireContext& context, int sender, std::span<const std::byte
   Reader reader(context, sender, bytes);
   if (reader.number<std::uint32_t>("magic") != kMagic) reader.bad("magic", "not a control message");
   const auto version = reader.number<std::uint16_t>("version");
-  if (version < kOldestWireVersion || version > kWireVersion) {
+  if (version != kWireVersion) {
     reader.bad("version", std::to_string(version) + ", this library reads " +
-                              std::to_string(kOldestWireVersion) + " to " +
                               std::to_string(kWireVersion) + "; use one build on all ranks");
   }
-  reader.version_is(version);
   const auto kind = reader.number<std::uint16_t>("kind");
   if (reader.number<std::uint64_t>("job") != context.job_tag) reader.bad("job", "another job's");
   const auto world = reader.number<std::uint32_t>("world size");

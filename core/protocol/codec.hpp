@@ -16,17 +16,22 @@
 /// Strings and lists carry a u32 count, checked against what can still follow before anything is
 /// allocated. Nothing may follow the body.
 ///
-/// On the link each message (these, and those of exchange.hpp) is followed by a u64, the digest64
-/// of its bytes: what changed on the way is told from what a peer should not have said. The first
-/// is a message lost, and ends the generation; the second is refused, and changes nothing.
+/// On the link each message is followed by a u64, the digest64 of its bytes: what changed on the
+/// way is told from what a peer should not have said. The first is a message lost, and ends the
+/// generation; the second is refused, and changes nothing.
 namespace meshstage::protocol {
 
-/// 2: what replicas borrow, and from whom.
-inline constexpr std::uint16_t kWireVersion = 2;
-/// The oldest version that is still read. (A job's ranks run one build all the same: what they send
-/// is of this version.)
-inline constexpr std::uint16_t kOldestWireVersion = 1;
+/// A job's ranks run one build, so no older version is read. 3: stream starts and wants are
+/// messages.
+inline constexpr std::uint16_t kWireVersion = 3;
 inline constexpr std::size_t kWireHeaderBytes = 32;
+/// What a claim takes in a message.
+[[nodiscard]] MESHSTAGE_API std::size_t encoded_bytes(const Claim& claim) noexcept;
+/// A Want's body: so much, and so much for each storage, and the names.
+inline constexpr std::size_t kWantBytes = 16 + 4;
+inline constexpr std::size_t kNamedStorageBytes = 8 + 4;
+/// No image is larger, so sizes from the wire cannot make sums wrap.
+inline constexpr std::uint64_t kMostImageBytes = std::uint64_t{1} << 56U;
 
 /// Who talks: put into each message and checked in each that arrives.
 struct WireContext {

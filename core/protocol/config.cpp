@@ -3,6 +3,7 @@
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/rank_tree.hpp>
 #include <meshstage/core/protocol/config.hpp>
 
 namespace meshstage::protocol {
@@ -27,6 +28,8 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
           "rank " + std::to_string(rank) + " is not in [0, " + std::to_string(world_size) + ")");
   if (holders.empty()) holders = default_holders(world_size);
   lenders.resize(lenders.empty() ? static_cast<std::size_t>(world_size) : lenders.size());
+  require(world_size <= kMostRanks, std::to_string(world_size) + " ranks; at most " +
+                                        std::to_string(kMostRanks) + " are supported");
   auto config = std::make_shared<Config>();
   // Those for whom this rank is in the list, ascending.
   const auto check = [&](const std::vector<std::vector<int>>& lists, const std::string& what) {
@@ -56,10 +59,8 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
   config->holders = std::move(holders);
   config->lenders = std::move(lenders);
   config->rules = rules;
-  config->parent = rank == 0 ? -1 : (rank - 1) / 2;
-  for (const int child : {2 * rank + 1, 2 * rank + 2}) {
-    if (child < world_size) config->children.push_back(child);
-  }
+  config->parent = tree::parent(rank).value_or(-1);
+  config->children = tree::children(rank, world_size);
   auto& peers = config->peers;
   peers = config->holders[static_cast<std::size_t>(rank)];
   for (const auto* more : {&config->wards, &config->lenders[static_cast<std::size_t>(rank)],

@@ -17,12 +17,13 @@ struct Rules {
   bool vote_needs_lent = true;      ///< 2: yes only when what it lends is what they borrow
   bool promise = true;  ///< 3: nothing is staged before the outcome of the last is known
   bool receiver_knows_outcome =
-      true;                       ///< 3: an offer is accepted on what it says of the round before
-  bool all_must_vote = true;      ///< 4: one rank without a yes is enough to keep a step incomplete
-  bool note_first = true;         ///< 5: the Store's note precedes the first complete
-  bool newest_covered = true;     ///< 5b: the newest covered step, not the newest marked complete
-  bool whole_claims = true;       ///< 5b: a replica counts only with what it borrows
-  bool restore_holders = true;    ///< 5c: redundancy is whole again at owner and holder
+      true;                     ///< 3: an offer is accepted on what it says of the round before
+  bool all_must_vote = true;    ///< 4: one rank without a yes is enough to keep a step incomplete
+  bool note_first = true;       ///< 5: the Store's note precedes the first complete
+  bool beyond_unknown = true;   ///< 5b: nothing is chosen that is not newer than what was left out
+  bool newest_covered = true;   ///< 5b: the newest covered step, not the newest marked complete
+  bool whole_claims = true;     ///< 5b: a replica counts only with what it borrows
+  bool restore_holders = true;  ///< 5c: redundancy is whole again at owner and holder
   bool fetch_beside_base = true;  ///< 5c: a fetch spares the chosen step's base
   bool agree_first = true;        ///< 5d: everyone is ready before anyone restores or stages
   bool structure_first = true;    ///< 5e: one mismatch stops all
@@ -32,6 +33,11 @@ struct Rules {
   bool prune_together = true;     ///< 10: files are pruned when everyone has the newer step
   friend bool operator==(const Rules&, const Rules&) = default;
 };
+
+/// Below a link's longest message, with room for the rest of a Have.
+inline constexpr std::size_t kMostClaimBytes = std::size_t{12} << 20U;
+/// In this many ranks' recovery the claims to one step's images and their copies still fit.
+inline constexpr int kMostRanks = 16'384;
 
 /// Who the ranks are; never changes within a job. Made by make_config.
 struct Config {
@@ -48,6 +54,8 @@ struct Config {
   std::vector<int> children;   ///< at most two
   /// All it talks to, ascending: tree neighbours, holders and wards, lenders and borrowers.
   std::vector<int> peers;
+  /// Claims of more bytes than this go up no further, the oldest images' first (Have::beyond).
+  std::size_t most_claim_bytes = kMostClaimBytes;
 };
 
 /// r's holder is (r + W/2) mod W; nobody's where W = 1.

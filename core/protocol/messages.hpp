@@ -71,6 +71,42 @@ struct Failed {
   friend bool operator==(const Failed&, const Failed&) = default;
 };
 
+// --- images on their way, between an owner, its holders and those who complete its replicas ---
+
+/// What the pieces of a stream are.
+enum class Content : std::uint8_t {
+  kImage,  ///< an image or a replica
+  kLent,   ///< what the receiver's own image borrows: the ranges of a Want, one after another
+};
+/// Sender to receiver, just before the pieces of one image: they come now. Until it has arrived the
+/// receiver posts no receive, so an image that never comes leaves none behind; after it the
+/// receiver takes every piece, if need be into scratch memory, so that the stream stays in step.
+struct StreamStart {
+  int owner = 0;  ///< whose image
+  ImageId id;
+  Content content = Content::kImage;
+  bool with_manifest = true;      ///< false: the receiver's slot has the same manifest already
+  std::uint64_t image_bytes = 0;  ///< kLent: of all ranges together, and nothing below but blocks
+  std::uint64_t manifest_bytes = 0;
+  std::uint64_t block_bytes = 0;
+  std::uint64_t borrowed_bytes = 0;  ///< a replica travels, without these; 0: a whole image
+  std::uint32_t loans = 0;           ///< as ImageInfo's
+  friend bool operator==(const StreamStart&, const StreamStart&) = default;
+};
+/// A storage by its name in an image's header.
+struct NamedStorage {
+  std::string name;
+  std::uint64_t bytes = 0;
+  friend bool operator==(const NamedStorage&, const NamedStorage&) = default;
+};
+/// A borrower that fetches a replica of its image, to a lender: send these storages of your own
+/// image of that step. Answered by a stream of kLent.
+struct Want {
+  ImageId id;
+  std::vector<NamedStorage> storages;  ///< in the order in which they are to come
+  friend bool operator==(const Want&, const Want&) = default;
+};
+
 // --- recovery, tree ---
 
 /// To the parent: what the sender and everything below it has. The first time slots, then files.
@@ -82,6 +118,9 @@ struct Have {
   ImageId evidence;
   /// What was found damaged, for people: the error of a recovery that finds nothing whole.
   std::string damage{};
+  /// The newest image of which claims were left out on the way, for want of room in a message: what
+  /// is not newer may be covered though the claims do not show it. kNoImage: all are here.
+  ImageId beyond{};
   friend bool operator==(const Have&, const Have&) = default;
 };
 /// To the children: say which files newer than this you have (kNoImage: all).
@@ -148,9 +187,9 @@ struct Death {
   friend bool operator==(const Death&, const Death&) = default;
 };
 
-using Body =
-    std::variant<Offer, Accept, Sealed, Yes, Complete, Failed, Have, AskDisk, Choice, Ready,
-                 Established, GiveUp, OnDisk, AllOnDisk, WantFinish, Finish, Death, Borrow, Differ>;
+using Body = std::variant<Offer, Accept, Sealed, Yes, Complete, Failed, Have, AskDisk, Choice,
+                          Ready, Established, GiveUp, OnDisk, AllOnDisk, WantFinish, Finish, Death,
+                          Borrow, Differ, StreamStart, Want>;
 
 /// A message says to which generation it belongs; a rank of another one ignores it (rule 1).
 struct Message {

@@ -198,8 +198,12 @@ void choose_at_root(Turn& turn) {
   Recovery& recovery = s.recovery;
   const int world = turn.config().world_size;
   const bool apart = turn.rule().generations_apart;
+  const auto unknown = [&](ImageId id) {
+    return turn.rule().beyond_unknown && id <= recovery.beyond && recovery.beyond.exists();
+  };
   if (recovery.phase == Phase::kSlots) {
-    return ask_disk(turn, choose(complete(turn, within_reach(turn)), world, apart));
+    const ImageId covered = choose(complete(turn, within_reach(turn)), world, apart);
+    return ask_disk(turn, unknown(covered) ? kNoImage : covered);
   }
   for (const Claim& claim : recovery.claims) {
     if (claim.world_size == world) continue;
@@ -219,6 +223,14 @@ void choose_at_root(Turn& turn) {
   if (const ImageId newer = choose(complete(turn, recovery.claims), world, apart);
       newer > choice.id) {
     return give_up(turn, out_of_reach(turn, newer), -1);
+  }
+  if (unknown(choice.id)) {
+    Failure failure{ErrorKind::kInvalidState, -1, {}, {}, {}};
+    failure.why = "the ranks hold more images and files than can be compared: no step newer than " +
+                  to_string(recovery.beyond) +
+                  " has an image of every rank, and what is older was left out; remove files of "
+                  "other steps from the ranks' directories (meshstage list shows them)";
+    return give_up(turn, failure, -1);
   }
   if (!choice.id.exists() && recovery.evidence.exists()) {
     Failure failure;
@@ -254,8 +266,10 @@ void tally_claims(Turn& turn) {
   if (!recovery.mine || recovery.below != turn.everyone_below()) return;
   if (turn.root()) return choose_at_root(turn);
   const bool disk = recovery.phase == Phase::kFiles;
+  recovery.beyond =
+      std::max(recovery.beyond, leave_out_oldest(recovery.claims, turn.config().most_claim_bytes));
   turn.send(turn.config().parent, Have{disk, std::exchange(recovery.claims, {}), recovery.evidence,
-                                       std::exchange(recovery.damage, {})});
+                                       std::exchange(recovery.damage, {}), recovery.beyond});
   if (disk) enter(recovery, Phase::kChoice);
 }
 
@@ -314,6 +328,7 @@ void on(Turn& turn, int from, const Have& have) {
     return turn.malformed("have from rank " + std::to_string(from) + " out of turn");
   }
   recovery.below = static_cast<std::uint8_t>(recovery.below | 1U << child);
+  recovery.beyond = std::max(recovery.beyond, have.beyond);
   take_claims(turn, have.claims, have.evidence, have.damage);
 }
 

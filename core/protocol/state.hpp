@@ -88,6 +88,7 @@ struct Recovery {
   std::vector<Claim> claims;  ///< root: all so far; others: of the phase, until sent up
   ImageId evidence{};         ///< newest step known to have been complete (see Have)
   std::string damage{};       ///< as the claims (see Have)
+  ImageId beyond{};           ///< as the claims (see Have)
   Choice choice;
   int fetching = 0;   ///< own transfers not yet there
   int own_slot = -1;  ///< where the chosen image lies

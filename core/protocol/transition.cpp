@@ -226,6 +226,18 @@ bool implies_established(const Body& body) {
          std::holds_alternative<Borrow>(body) || std::holds_alternative<Differ>(body);
 }
 
+void on(Turn& turn, int from, const StreamStart& start) { turn.act(ReceiveStream{from, start}); }
+
+void on(Turn& turn, int from, const Want& want) {
+  const auto& borrowers = turn.config().borrowers;
+  if (!std::binary_search(borrowers.begin(), borrowers.end(), from) ||
+      turn.s.mode != Mode::kRecovering) {
+    return turn.malformed("want from rank " + std::to_string(from) +
+                          ", to which this rank does not lend");
+  }
+  turn.act(TakeWant{from, want});
+}
+
 void on(Turn& turn, const Received& event) {
   State& s = turn.s;
   const Message& message = event.message;

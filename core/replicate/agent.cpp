@@ -81,9 +81,7 @@ class Agent::Impl {
   void remove_vault();
 
   // One action, one call of the part it is for.
-  void perform(const protocol::Send& a) {
-    engine_.say(a.to, protocol::encode(engine_.wire, engine_.rank, a.message));
-  }
+  void perform(const protocol::Send& a) { engine_.say(a.to, a.message.generation, a.message.body); }
   void perform(const protocol::VerifySlots&) { restorer_.verify_slots(); }
   void perform(const protocol::VerifyDisk& a) { restorer_.verify_disk(a); }
   void perform(const protocol::Fetch& a) { restorer_.fetch(a); }
@@ -99,6 +97,8 @@ class Agent::Impl {
   void perform(const protocol::AcceptReplica& a) { inbox_.accept(a); }
   void perform(const protocol::ExpectDigest& a) { inbox_.expect(a); }
   void perform(const protocol::AbortRound& a) { inbox_.abort(a); }
+  void perform(const protocol::ReceiveStream& a) { inbox_.stream(a.from, a.start); }
+  void perform(const protocol::TakeWant& a) { lender_.want(a.from, a.want); }
   void perform(const protocol::AbortTransfers&) { abort_transfers(); }
   void perform(const protocol::NoteFirstComplete& a) { note_first(a.id); }
   void perform(const protocol::Announce& a) {
@@ -287,16 +287,6 @@ void Agent::Impl::hear(int from, std::span<const std::byte> received) {
   }
   const std::span<const std::byte> bytes = *message;
   try {
-    if (exchange::is_stream_start(bytes)) {
-      const auto start = exchange::decode_stream_start(bytes, from, engine_.world_size);
-      check_generation("stream start", from, start.generation);
-      return inbox_.stream(from, start);
-    }
-    if (exchange::is_want(bytes)) {
-      auto want = exchange::decode_want(bytes, from);
-      check_generation("want", from, want.generation);
-      return lender_.want(from, std::move(want));
-    }
     protocol::Message decoded = protocol::decode(engine_.wire, from, bytes);
     check_generation(protocol::name_of(decoded.body), from, decoded.generation);
     feed(protocol::Received{from, std::move(decoded)});

@@ -45,8 +45,9 @@ FailureHandler Engine::boundary() {
   return [this](std::exception_ptr failure) { loop.fail(std::move(failure)); };
 }
 
-void Engine::say(int to, std::vector<std::byte> message) const {
-  generation.links->send(to, protocol::with_digest(std::move(message)));
+void Engine::say(int to, std::uint64_t of_generation, const protocol::Body& body) const {
+  generation.links->send(
+      to, protocol::with_digest(protocol::encode(wire, rank, {of_generation, body})));
 }
 
 ImageIdentity Engine::identity(int owner, ImageId id, ImageId base) const {

@@ -68,8 +68,9 @@ struct Engine {
   /// For threads of this engine: what their tasks throw ends the generation.
   [[nodiscard]] FailureHandler boundary();
 
-  /// Any thread. Sends a control message.
-  void say(int to, std::vector<std::byte> message) const;
+  /// Any thread. Sends a control message of that generation, or of the present one.
+  void say(int to, std::uint64_t of_generation, const protocol::Body& body) const;
+  void say(int to, const protocol::Body& body) const { say(to, generation.number, body); }
   [[nodiscard]] ImageIdentity identity(int owner, ImageId id, ImageId base) const;
   /// Of a replica, or of a whole image.
   [[nodiscard]] transfer::Shape shape_of(const protocol::ImageSizes& sizes, bool with_manifest,

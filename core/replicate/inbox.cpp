@@ -207,7 +207,7 @@ void Inbox::ask_lenders(int owner, ImageId id) {
           now->missing[part.lender] = part.ranges;
           asks_.add(part.lender, owner, exchange::Content::kLent, id,
                     shape_of(part.ranges, engine_.options.block_bytes));
-          engine_.say(part.lender, exchange::encode(part.want));
+          engine_.say(part.lender, part.want);
         }
       },
       failing(owner, id));
@@ -250,12 +250,12 @@ void Inbox::take_starts(int from) {
 
 void Inbox::begin_stream(int from, const exchange::StreamStart& start) {
   const auto asked = asks_.take(from, start.owner, start.content, start.id);
-  if (!asked || *asked != start.shape) {
+  if (!asked || *asked != exchange::shape_of(start)) {
     // No receive is posted for what may never come, nor for sizes that nobody agreed to.
     const std::string what =
         "the image of rank " + std::to_string(start.owner) + ", " + to_string(start.id) +
         (!asked ? ", which this rank did not ask for"
-                : ", in other sizes (" + std::to_string(start.shape.image_bytes) +
+                : ", in other sizes (" + std::to_string(start.image_bytes) +
                       " bytes) than agreed (" + std::to_string(asked->image_bytes) + ")");
     engine_.report.warn("a message was refused: stream start from rank " + std::to_string(from) +
                         ": " + what);

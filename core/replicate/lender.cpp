@@ -17,12 +17,6 @@ void Lender::serve(const protocol::ServeLent& action) {
 }
 
 void Lender::want(int from, exchange::Want want) {
-  const auto& borrowers = engine_.config->borrowers;
-  if (!std::binary_search(borrowers.begin(), borrowers.end(), from) ||
-      engine_.state.mode != protocol::Mode::kRecovering) {
-    throw make_error<CorruptData>(
-        "want from rank " + std::to_string(from) + ", to which this rank does not lend", from);
-  }
   wants_[from] = std::move(want);
   serve_if_asked(from);
 }
@@ -48,10 +42,11 @@ void Lender::serve_if_asked(int to) {
       [this, to, id = want.id](const Verifier::Source& source) {
         Outgoing stream;
         stream.to = to;
-        stream.start = {engine_.generation.number, to, id, {}, exchange::Content::kLent};
-        stream.start.shape.block_bytes = engine_.options.block_bytes;
-        stream.start.shape.with_manifest = false;
-        for (const auto& range : source.ranges) stream.start.shape.image_bytes += range.bytes;
+        transfer::Shape shape;
+        shape.block_bytes = engine_.options.block_bytes;
+        shape.with_manifest = false;
+        for (const auto& range : source.ranges) shape.image_bytes += range.bytes;
+        stream.start = exchange::stream_start(to, id, shape, exchange::Content::kLent);
         stream.image = [bytes = source.bytes] { return bytes; };
         stream.ranges = source.ranges;
         stream.keep = source.keep;

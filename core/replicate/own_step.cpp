@@ -91,7 +91,7 @@ void OwnStep::send(const protocol::SendImage& action) {
     });
     Outgoing stream;
     stream.to = action.holder;
-    stream.start = {engine_.generation.number, engine_.rank, action.id, shape};
+    stream.start = exchange::stream_start(engine_.rank, action.id, shape);
     stream.image = [job] { return std::span<const std::byte>(job->image); };
     stream.wait_final = [job](std::uint64_t until) {
       // What failed in copying fails the step, not the stream: the receiver takes every piece.

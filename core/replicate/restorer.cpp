@@ -87,8 +87,9 @@ void Restorer::serve(const protocol::Serve& action) {
         const protocol::Claim& claim = action.source;
         Outgoing stream;
         stream.to = action.to;
-        stream.start = {engine_.generation.number, claim.owner, claim.id,
-                        engine_.shape_of(claim.sizes, true, sends_replica(claim, action.to))};
+        stream.start = exchange::stream_start(
+            claim.owner, claim.id,
+            engine_.shape_of(claim.sizes, true, sends_replica(claim, action.to)));
         stream.image = [bytes = image.bytes] { return bytes; };
         stream.keep = image.keep;
         streams_.send(std::move(stream), [] {});

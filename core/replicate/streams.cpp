@@ -69,13 +69,14 @@ void Streams::send_now(const Outgoing& stream) const {
   const auto wait_final = [&](std::uint64_t until) {
     if (stream.wait_final) stream.wait_final(until);
   };
-  wait_final(start.shape.manifest_bytes);  // it has a slot, and copying has begun
-  engine_.say(stream.to, exchange::encode(start));
+  const auto shape = exchange::shape_of(start);
+  wait_final(shape.manifest_bytes);  // it has a slot, and copying has begun
+  engine_.say(stream.to, start);
   const auto link = link_to(stream.to, start.id, protocol::Point::kChunkSent);
   if (start.content == exchange::Content::kLent) {
-    transfer::send_ranges(link, stream.image(), stream.ranges, start.shape.block_bytes);
+    transfer::send_ranges(link, stream.image(), stream.ranges, start.block_bytes);
   } else {
-    transfer::send_image(link, stream.image(), start.shape, wait_final);
+    transfer::send_image(link, stream.image(), shape, wait_final);
   }
 }
 
@@ -112,15 +113,15 @@ ImageInfo Streams::receive_now(const Arriving& stream) const {
   const auto& start = stream.start;
   const auto link = link_to(stream.from, start.id, protocol::Point::kChunkReceived);
   if (start.content == exchange::Content::kLent) {
-    transfer::receive_ranges(link, stream.image, stream.ranges, start.shape.block_bytes);
+    transfer::receive_ranges(link, stream.image, stream.ranges, start.block_bytes);
     return {};
   }
   if (!stream.prove) {
-    transfer::receive_pieces(link, stream.image, start.shape);
+    transfer::receive_pieces(link, stream.image, exchange::shape_of(start));
     return {};
   }
-  return transfer::receive_image(link, stream.image, start.shape, stream.manifest_digest,
-                                 stream.identity);
+  return transfer::receive_image(link, stream.image, exchange::shape_of(start),
+                                 stream.manifest_digest, stream.identity);
 }
 
 void Streams::drain(int from, const exchange::StreamStart& start) {
@@ -129,7 +130,8 @@ void Streams::drain(int from, const exchange::StreamStart& start) {
   ++active_;
   receive_.at(from)->post([this, from, start, ticket] {
     try {
-      transfer::drain_image(link_to(from, start.id, protocol::Point::kChunkReceived), start.shape);
+      transfer::drain_image(link_to(from, start.id, protocol::Point::kChunkReceived),
+                            exchange::shape_of(start));
     } catch (const PeerLost& e) {
       lost(ticket, e.rank().value_or(from), e.kind(),
            std::string("was lost while an image travelled: ") + e.what());

@@ -144,7 +144,7 @@ void Verifier::missing(std::span<const std::byte> image, protocol::ImageSizes si
         }
         std::vector<Missing> all;
         for (const auto& part : borrowed_parts(image, info)) {
-          Missing missing{part.rank, {engine_.generation.number, id, {}}, ranges_of(part)};
+          Missing missing{part.rank, {id, {}}, ranges_of(part)};
           for (const auto& piece : part.pieces) {
             missing.want.storages.push_back({piece.name, piece.bytes});
           }

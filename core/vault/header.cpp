@@ -5,10 +5,11 @@
 #include <cassert>
 #include <cstring>
 #include <limits>
-#include <type_traits>
 
 // XXH3 is a stable format: the digest may be stored.
 #include <xxhash.h>
+
+#include <meshstage/core/error/little_endian.hpp>
 
 namespace meshstage::detail {
 
@@ -43,15 +44,12 @@ constexpr std::size_t kLoansAt = 208;
 
 template <class T>
 void put(HeaderPage& page, std::size_t at, const T& value) {
-  static_assert(std::is_trivially_copyable_v<T>);
-  std::memcpy(page.data() + at, &value, sizeof value);
+  little_endian::store(page.data() + at, value);
 }
 
 template <class T>
 T get(std::span<const std::byte, kHeaderBytes> page, std::size_t at) {
-  T value;
-  std::memcpy(&value, page.data() + at, sizeof value);
-  return value;
+  return little_endian::load<T>(page.data() + at);
 }
 
 Digest digest_of(std::span<const std::byte, kHeaderBytes> page) {

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include <meshstage/core/protocol/codec.hpp>
-#include <meshstage/core/replicate/exchange.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/job_steps.hpp"
@@ -28,8 +27,8 @@ using ms::test::stage_all;
 
 TEST_CASE(
     "a control message of any kind that is damaged on its way ends the generation, not the job") {
-  // One byte of the n-th control message of a life with a recovery, for each n: each kind, and the
-  // exchange's own messages. The last one tells that all were gone through.
+  // One byte of the n-th control message of a life with a recovery, for each n: each kind.
+  // The last one tells that all were gone through.
   std::set<std::string> kinds;
   std::uint64_t damaged = 0;
   for (std::uint64_t nth = 1;; ++nth) {
@@ -39,10 +38,7 @@ TEST_CASE(
     std::string kind;
     job.meddler.on_the_way = [&](int from, int, Bytes& bytes) {
       const auto message = *wire::without_digest(bytes);
-      const std::string name =
-          ms::exchange::is_stream_start(message)
-              ? "stream start"
-              : wire::name_of(wire::decode(job.wire_context(), from, message).body);
+      const std::string name = wire::name_of(wire::decode(job.wire_context(), from, message).body);
       // Who has heard that all finish is gone: no generation can follow.
       if (name.find("finish") != std::string::npos || ++sent != nth) return;
       kind = name;
@@ -73,7 +69,7 @@ TEST_CASE(
     damaged += broken[0] + broken[1] + broken[2] > 0 ? 1 : 0;
   }
   for (const char* kind : {"offer", "accept", "sealed", "yes", "complete", "have", "ask-disk",
-                           "choice", "ready", "established", "stream start"}) {
+                           "choice", "ready", "established", "stream-start"}) {
     CHECK(kinds.contains(kind));
   }
   CHECK(damaged > 40);

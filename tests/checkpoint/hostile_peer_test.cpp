@@ -8,7 +8,6 @@
 #include <vector>
 
 #include <meshstage/core/protocol/codec.hpp>
-#include <meshstage/core/replicate/exchange.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/disk_contents.hpp"
@@ -45,8 +44,8 @@ class Forger {
     bytes.at(at) = static_cast<std::byte>(value);
     return {std::move(bytes), std::move(refusal)};
   }
-  [[nodiscard]] ms::exchange::StreamStart start() const {
-    return {generation_, from_, {generation_, 2}, {8192, 4096, 4096, true, {}}};
+  [[nodiscard]] wire::StreamStart start() const {
+    return {from_, {generation_, 2}, wire::Content::kImage, true, 8192, 4096, 4096, 0, 0};
   }
   [[nodiscard]] std::uint64_t generation() const { return generation_; }
   [[nodiscard]] int rank() const { return from_; }
@@ -60,7 +59,7 @@ class Forger {
 std::vector<Hostile> headers(const Forger& f) {
   std::vector<Hostile> all;
   all.push_back(f.with(0, 'X', "magic: not a control message"));
-  all.push_back(f.with(4, 9, "version: 9, this library reads 1 to 2"));
+  all.push_back(f.with(4, 9, "version: 9, this library reads 3"));
   all.push_back(f.with(6, 99, "kind: 99 is unknown"));
   all.push_back(f.with(8, 0xEE, "job: another job's"));
   all.push_back(f.with(16, 7, "world size: 7, this job has"));
@@ -134,68 +133,54 @@ std::vector<Hostile> starts(const Forger& f) {
   const auto add = [&](auto&& change, const char* refusal) {
     auto start = f.start();
     change(start);
-    all.push_back({ms::exchange::encode(start), refusal});
+    all.push_back({f.message(start), refusal});
   };
-  using Start = ms::exchange::StreamStart;
-  add([](Start& s) { s.generation += 7; }, "stream start from rank");
-  add([](Start& s) { s.owner = 9; }, "owner 9 of 2 ranks");
-  add([](Start& s) { s.shape.image_bytes = ~std::uint64_t{0}; }, "makes no sense");
-  add([](Start& s) { s.shape.block_bytes = 0; }, "in blocks of 0 makes no sense");
-  add([](Start& s) { s.shape.manifest_bytes = 9000; }, "manifest of 9000");
+  using Start = wire::StreamStart;
+  add([](Start& s) { s.owner = 9; }, "owner: rank 9 is not in [0, 2)");
+  add([](Start& s) { s.image_bytes = ~std::uint64_t{0}; }, "image bytes: 18446744073709551615");
+  add([](Start& s) { s.block_bytes = 0; }, "block bytes: 0");
+  add([](Start& s) { s.manifest_bytes = 9000; }, "manifest bytes: 9000");
   add([](Start&) {}, "which this rank did not ask for");
   add([](Start& s) { s.id = {1, 1}; }, "which this rank did not ask for");
   // Pieces that would not fit any memory, or whose list would not.
-  add([](Start& s) { s.shape.image_bytes = s.shape.block_bytes = std::uint64_t{1} << 55U; },
+  add([](Start& s) { s.image_bytes = s.block_bytes = std::uint64_t{1} << 55U; },
       "which this rank did not ask for");
   add(
       [](Start& s) {
-        s.shape.image_bytes = std::uint64_t{1} << 56U;
-        s.shape.block_bytes = 1;
+        s.image_bytes = std::uint64_t{1} << 56U;
+        s.block_bytes = 1;
       },
       "which this rank did not ask for");
-  Bytes bytes = ms::exchange::encode(f.start());
+  Bytes bytes = f.message(f.start());
   bytes.resize(40);
-  all.push_back({bytes, "length 40, 96 at least"});
-  bytes = ms::exchange::encode(f.start());
-  bytes[4] = std::byte{6};
-  all.push_back({bytes, "version 6, this library reads 3"});
-  bytes = ms::exchange::encode(f.start());
-  bytes[88] = std::byte{2};
-  all.push_back({bytes, "content is 2"});
-  bytes = ms::exchange::encode(f.start());
+  all.push_back({bytes, "stream-start from rank"});
+  bytes = f.message(f.start());
+  bytes[wire::kWireHeaderBytes + 20] = std::byte{2};
+  all.push_back({bytes, "content: 2 is above 1"});
+  bytes = f.message(f.start());
   bytes.resize(bytes.size() + 7);
   all.push_back({bytes, "length: 7 bytes too many"});
-  add([](Start& s) { s.shape.borrowed_bytes = 4097; }, "4097 borrowed bytes in an image of 8192");
-  add([](Start& s) { s.content = ms::exchange::Content::kLent; },
-      "which this rank did not ask for");
+  add([](Start& s) { s.borrowed_bytes = 4097; }, "borrowed bytes: 4097 of an image of 8192");
+  add([](Start& s) { s.content = wire::Content::kLent; }, "which this rank did not ask for");
   return all;
 }
 
 std::vector<Hostile> wants(const Forger& f) {
   std::vector<Hostile> all;
-  const auto want = [&](std::uint64_t generation) {
-    return ms::exchange::encode(
-        ms::exchange::Want{generation, {f.generation(), 2}, {{"model.weight", 20000}}});
-  };
+  const wire::Want want{{f.generation(), 2}, {{"model.weight", 20000}}};
   // Nobody borrows from anybody here, and nothing is being recovered.
-  all.push_back({want(f.generation()), "to which this rank does not lend"});
-  all.push_back({want(f.generation() + 7), "want from rank " + std::to_string(f.rank()) +
-                                               ": generation " +
-                                               std::to_string(f.generation() + 7)});
-  Bytes bytes = want(f.generation());
-  bytes[4] = std::byte{2};
-  all.push_back({bytes, "version 2, this library reads 3"});
-  bytes = want(f.generation());
+  all.push_back({f.message(want), "to which this rank does not lend"});
+  Bytes bytes = f.message(want);
   bytes.resize(bytes.size() + 3);
   all.push_back({bytes, "length: 3 bytes too many"});
   bytes.resize(39);
-  all.push_back({bytes, "length 39, 40 at least"});
-  bytes = want(f.generation());
-  bytes[32] = std::byte{200};
-  all.push_back({bytes, "200 storages in 28 bytes"});
-  bytes = want(f.generation());
-  bytes[40 + 7] = std::byte{0xFF};
-  all.push_back({bytes, "storage 0 of 18374686479671643680 bytes"});
+  all.push_back({bytes, "want from rank"});
+  bytes = f.message(want);
+  bytes[wire::kWireHeaderBytes + 16] = std::byte{200};
+  all.push_back({bytes, "storages: 200 of them do not fit"});
+  bytes = f.message(want);
+  bytes[wire::kWireHeaderBytes + 20 + 7] = std::byte{0xFF};
+  all.push_back({bytes, "storage's bytes: 18374686479671643680"});
   return all;
 }
 
@@ -256,9 +241,8 @@ TEST_CASE("thousands of random payloads behind a right header change nothing") {
     for (int i = 0; i < 4000; ++i) {
       Bytes bytes = forger.message(wire::Ready{});
       bytes[6] = static_cast<std::byte>(random() % std::variant_size_v<wire::Body>);
-      if (i % 8 == 0) bytes = ms::exchange::encode(forger.start());
-      const std::size_t header = i % 8 == 0 ? 8 : bytes.size();
-      bytes.resize(i % 8 == 0 ? bytes.size() : header + 1 + random() % 300);
+      const std::size_t header = bytes.size();
+      bytes.resize(header + 1 + random() % 300);
       for (std::size_t k = header; k < bytes.size(); ++k) {
         bytes[k] = static_cast<std::byte>(random());
       }
@@ -279,7 +263,7 @@ TEST_CASE("an image from a rank that exchanges none is refused") {
     stage_all(ckpt, {1});
     if (rank == 1) {
       const Forger forger(job, 1, ckpt.generation());
-      job.meddler.inject(1, 0, ms::exchange::encode(forger.start()));
+      job.meddler.inject(1, 0, forger.message(forger.start()));
       job.meddler.inject(
           1, 0,
           forger.message(
@@ -420,13 +404,15 @@ TEST_CASE("a want for what a rank has not ends the recovery alike, the next one 
   std::atomic<int> meddled{0};
   std::atomic<bool> meddling{false};
   job.meddler.message = [&, how = what](int from, int to, Bytes& bytes) {
-    if (!meddling || from != 1 || to != 0 || !ms::exchange::is_want(bytes)) return;
-    auto want = ms::exchange::decode_want(bytes, from);
+    if (!meddling || from != 1 || to != 0) return;
+    auto message = wire::decode(job.wire_context(), from, bytes);
+    if (!std::holds_alternative<wire::Want>(message.body)) return;
+    auto& want = std::get<wire::Want>(message.body);
     auto& storage = want.storages.at(0);
     if (how == "name") storage.name = "coth";
     if (how == "size") storage.bytes -= 1;
     if (how == "step") want.id.step = 1;
-    bytes = ms::exchange::encode(want);
+    bytes = wire::encode(job.wire_context(), from, message);
     ++meddled;
   };
   job.live([&](int rank, ms::Checkpointer& ckpt) {

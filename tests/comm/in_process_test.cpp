@@ -3,8 +3,8 @@
 #include <chrono>
 #include <thread>
 
-#include <meshstage/core/comm/tree.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/rank_tree.hpp>
 
 #include "tests/conformance/control_links_suite.hpp"
 #include "tests/conformance/process_group_suite.hpp"

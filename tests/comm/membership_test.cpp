@@ -232,7 +232,7 @@ TEST_CASE("at the deadline the ranks that did not come are named") {
   const auto zero = job.member(0);
   const auto two = job.member(2);
   std::vector<std::string> errors(4);
-  const auto deadline = Deadline::after(1s);  // both have come by then
+  const auto deadline = Deadline::after(4s);  // both have come by then, on a busy machine, too
   run_ranks_without_error(3, [&](int r) {
     if (r == 1) return;
     errors[static_cast<std::size_t>(r)] =

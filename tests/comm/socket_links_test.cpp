@@ -246,8 +246,8 @@ TEST_CASE("bytes that are no frames drop the link, and the process lives") {
   const auto later = encode_frame(FrameType::kMessage, bytes_of("later"), 2);
   auto too_long = encode_frame(FrameType::kHeartbeat, std::vector<std::byte>(300), 1);
   auto huge = message;
-  link_wire::put(huge.data() + 8, std::uint32_t{0xffffffff});
-  link_wire::put(huge.data() + 24, XXH3_64bits(huge.data(), 24));
+  little_endian::store(huge.data() + 8, std::uint32_t{0xffffffff});
+  little_endian::store(huge.data() + 24, XXH3_64bits(huge.data(), 24));
   struct Case {
     const char* what;
     std::vector<std::byte> bytes;

@@ -7,8 +7,8 @@
 #include <numeric>
 
 #include <meshstage/core/comm/collectives.hpp>
-#include <meshstage/core/comm/tree.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/rank_tree.hpp>
 
 #include "tests/conformance/process_group_suite.hpp"
 #include "tests/support/catch.hpp"

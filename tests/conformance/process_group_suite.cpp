@@ -99,6 +99,8 @@ void process_group_conforms(const TransportOf& transport) {
     const Bytes source = filled(100, 3);
     const auto receive = groups[0]->receive(1, 1, target);
     CHECK(throws_for_rank<PeerSilent>(1, [&] { receive->wait(Deadline::after(5ms)); }));
+    CHECK_THAT(error_of([&] { receive->wait(Deadline::after(5ms)); }),
+               Contains("peer silent: rank 1 (100 bytes from it to rank 0): "));
     const auto send = groups[1]->send(0, 1, source);
     receive->wait(soon());
     send->wait(soon());
@@ -150,6 +152,7 @@ void process_group_conforms(const TransportOf& transport) {
     CHECK_THAT(error_of([&] { pending->wait(soon()); }), Contains("closed"));
     CHECK_THAT(error_of([&] { (void)groups[0]->send(1, 1, target); }), Contains("closed"));
     CHECK(throws_for_rank<PeerLost>(0, [&] { at_peer->wait(soon()); }));
+    CHECK_THAT(error_of([&] { at_peer->wait(soon()); }), Contains("peer lost: rank 0"));
     const Bytes source = filled(1000, 1);
     (void)error_of([&] { groups[1]->send(0, 1, source)->wait(Deadline::after(20ms)); });
     CHECK(target == Bytes(1000));

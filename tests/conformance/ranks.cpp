@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <thread>
 
-#include <meshstage/core/comm/tree.hpp>
+#include <meshstage/core/error/rank_tree.hpp>
 
 namespace meshstage::testing {
 

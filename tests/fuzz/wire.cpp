@@ -11,7 +11,6 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/protocol/codec.hpp>
 #include <meshstage/core/protocol/transition.hpp>
-#include <meshstage/core/replicate/exchange.hpp>
 
 using namespace meshstage;
 using namespace meshstage::protocol;
@@ -137,21 +136,9 @@ class Driver {
 
 void check_raw(std::span<const std::byte> bytes) {
   try {
-    (void)decode(kContext, 2, bytes);
-  } catch (const CorruptData&) {
-  }
-  try {
-    const auto start = exchange::decode_stream_start(bytes, 2, kWorld);
-    if (start.owner < 0 || start.owner >= kWorld) std::abort();
-    const auto again = exchange::encode(start);
-    if (!std::equal(again.begin(), again.end(), bytes.begin(), bytes.end())) std::abort();
-  } catch (const CorruptData&) {
-  }
-  try {
-    const auto want = exchange::decode_want(bytes, 2);
-    if (want.storages.size() > bytes.size()) std::abort();
-    const auto again = exchange::encode(want);
-    if (!std::equal(again.begin(), again.end(), bytes.begin(), bytes.end())) std::abort();
+    const Message message = decode(kContext, 2, bytes);
+    const auto again = encode(kContext, 2, message);
+    if (decode(kContext, 2, again) != message) std::abort();
   } catch (const CorruptData&) {
   }
 }

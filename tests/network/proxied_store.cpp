@@ -63,9 +63,10 @@ std::function<void(bool, std::vector<std::byte>&)> meddling(const std::string& h
   auto held = std::make_shared<std::vector<std::byte>>();
   return [how, done, held](bool to_server, std::vector<std::byte>& piece) {
     if (*done || !to_server || piece.size() < kHeaderBytes) return;
-    const auto type = take<std::uint16_t>(piece.data() + 6);
-    const std::size_t length = kHeaderBytes + take<std::uint32_t>(piece.data() + 8);
-    if (take<std::uint32_t>(piece.data()) != link_wire::kFormat.magic || length > piece.size() ||
+    const auto type = little_endian::load<std::uint16_t>(piece.data() + 6);
+    const std::size_t length = kHeaderBytes + little_endian::load<std::uint32_t>(piece.data() + 8);
+    if (little_endian::load<std::uint32_t>(piece.data()) != link_wire::kFormat.magic ||
+        length > piece.size() ||
         type != static_cast<std::uint16_t>(link_wire::FrameType::kMessage)) {
       return;
     }

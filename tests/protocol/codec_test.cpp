@@ -44,6 +44,15 @@ Claim file_claim() {
   return claim;
 }
 
+StreamStart any_start() {
+  return {1, {3, 17}, Content::kLent, true, 4096 * 21, 4096, 8192, 16384, 2};
+}
+
+Want any_want() {
+  return {{3, 17},
+          {{"model.w%2E0", 5000}, {"", 1}, {std::string("\0\xFFx", 3), kMostImageBytes / 2}}};
+}
+
 std::vector<Body> all_bodies() {
   const ImageId id{2, 85}, base{1, 80};
   Failure failure;
@@ -74,7 +83,11 @@ std::vector<Body> all_bodies() {
           Finish{},
           Death{-1, ErrorKind::kPeerSilent, "silent"},
           Borrow{id, 1ULL << 40U, {11, 12}},
-          Differ{id}};
+          Differ{id},
+          any_start(),
+          StreamStart{0, {1, 1}, Content::kImage, false, 8192, 4096, 4096, 0, 0},
+          any_want(),
+          Want{id, {}}};
 }
 
 std::string refusal(const std::vector<std::byte>& bytes, int sender = 2,
@@ -99,49 +112,10 @@ std::vector<std::byte> with(std::vector<std::byte> bytes, std::size_t at, int va
   return bytes;
 }
 
-// Where a claim's fields end that version 1 has, and where its second part is.
+// Where a claim's loans are.
 constexpr std::size_t kSizesEnd = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 32;
 constexpr std::size_t kMoreSizes = 8 + 4;
-constexpr std::size_t kNoLoans = 4 + 4;
 constexpr std::size_t kFirstClaim = kWireHeaderBytes + 1 + 4;  // of a Have
-
-void erase(std::vector<std::byte>& bytes, std::size_t at, std::size_t count) {
-  const auto from = bytes.begin() + static_cast<std::ptrdiff_t>(at);
-  bytes.erase(from, from + static_cast<std::ptrdiff_t>(count));
-}
-
-/// A message in which nothing is borrowed, as version 1 has it.
-std::vector<std::byte> as_version_1(const Body& body) {
-  auto bytes = with(bytes_of(body), 4, 1);
-  const auto erase_loans = [&](std::size_t claim) {
-    erase(bytes, claim + kSizesEnd, kMoreSizes);
-    erase(bytes, claim + kSizesEnd + 16, kNoLoans);  // behind the image's digest
-  };
-  if (std::holds_alternative<Offer>(body)) erase(bytes, bytes.size() - kMoreSizes, kMoreSizes);
-  if (const auto* have = std::get_if<Have>(&body)) {
-    for (std::size_t i = 0; i < have->claims.size(); ++i)
-      erase_loans(kFirstClaim + i * (kSizesEnd + 16));
-  }
-  if (const auto* choice = std::get_if<Choice>(&body)) {
-    for (std::size_t i = 0; i < choice->transfers.size(); ++i)
-      erase_loans(kWireHeaderBytes + 36 + i * (kSizesEnd + 20));
-  }
-  return bytes;
-}
-
-bool borrows_nothing(const Body& body) {
-  const auto plain = [](const Claim& claim) {
-    return claim.sizes.loans == 0 && claim.borrowed.empty() && claim.lent.empty();
-  };
-  if (const auto* offer = std::get_if<Offer>(&body)) return offer->sizes.loans == 0;
-  if (const auto* have = std::get_if<Have>(&body))
-    return std::all_of(have->claims.begin(), have->claims.end(), plain);
-  if (const auto* choice = std::get_if<Choice>(&body)) {
-    return std::all_of(choice->transfers.begin(), choice->transfers.end(),
-                       [&](const Transfer& transfer) { return plain(transfer.source); });
-  }
-  return !std::holds_alternative<Borrow>(body) && !std::holds_alternative<Differ>(body);
-}
 
 }  // namespace
 
@@ -165,7 +139,7 @@ TEST_CASE("the bytes of a message are these") {
   }
   REQUIRE(hex ==
           "4d53504d"
-          "0200"
+          "0300"
           "0100"
           "8877665544332211"
           "04000000"
@@ -189,24 +163,46 @@ TEST_CASE("a message cut short anywhere is refused, and so is one with more behi
   }
 }
 
-TEST_CASE("messages of version 1 are read, and borrow nothing") {
-  std::size_t kinds = 0;
-  for (const Body& body : all_bodies()) {
-    if (!borrows_nothing(body)) continue;
-    const auto bytes = as_version_1(body);
-    REQUIRE(decode(kContext, 2, bytes) == Message{9, body});
-    kinds |= std::size_t{1} << body.index();
-    for (std::size_t length = 0; length < bytes.size(); ++length) {
-      REQUIRE(refusal({bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(length)}) != "");
-    }
+TEST_CASE("messages of another version are refused") {
+  for (const int version : {0, 1, 2, 4}) {
+    REQUIRE(says(refusal(with(bytes_of(Yes{{2, 85}}), 4, version)),
+                 "version: " + std::to_string(version) + ", this library reads 3; use one build"));
   }
-  REQUIRE(kinds == (std::size_t{1} << (std::variant_size_v<Body> - 2)) - 1);
-  // What version 2 says more is too much of version 1.
-  REQUIRE(says(refusal(with(bytes_of(Offer{{2, 85}, {}, {}}), 4, 1)), "12 bytes too many"));
+}
+
+TEST_CASE("what is wrong with a stream start or a want is named") {
+  const auto start = [](auto&& change) {
+    StreamStart s = any_start();
+    change(s);
+    return refusal(bytes_of(s));
+  };
+  REQUIRE(start([](StreamStart&) {}).empty());
   REQUIRE(
-      says(refusal(with(bytes_of(Yes{{2, 85}}), 4, 0)), "version: 0, this library reads 1 to 2"));
+      says(start([](StreamStart& s) { s.owner = 4; }), "stream-start from rank 2: owner: rank"));
+  REQUIRE(says(start([](StreamStart& s) { s.image_bytes = kMostImageBytes + 1; }), "image bytes"));
+  REQUIRE(says(start([](StreamStart& s) { s.image_bytes = ~0ULL; }), "image bytes"));
+  REQUIRE(says(start([](StreamStart& s) { s.block_bytes = 0; }), "block bytes: 0"));
   REQUIRE(
-      says(refusal(with(bytes_of(Yes{{2, 85}}), 4, 3)), "version: 3, this library reads 1 to 2"));
+      says(start([](StreamStart& s) { s.manifest_bytes = s.image_bytes + 1; }), "manifest bytes"));
+  REQUIRE(says(start([](StreamStart& s) { s.borrowed_bytes = s.image_bytes; }), "borrowed bytes"));
+  REQUIRE(says(start([](StreamStart& s) { s.borrowed_bytes = ~0ULL - 4095; }), "borrowed bytes"));
+  const auto bytes = bytes_of(any_start());
+  REQUIRE(says(refusal(with(bytes, kWireHeaderBytes + 4 + 16, 2)), "content: 2 is above 1"));
+  REQUIRE(says(refusal(with(bytes, kWireHeaderBytes + 4 + 17, 2)), "with manifest: 2"));
+
+  const auto want = [](std::vector<NamedStorage> storages) {
+    return refusal(bytes_of(Want{{3, 17}, std::move(storages)}));
+  };
+  REQUIRE(want({{"", 1}, {"\xff", kMostImageBytes - 1}}).empty());
+  REQUIRE(says(want({{"a", 0}}), "want from rank 2: storage's bytes: 0"));
+  REQUIRE(says(want({{"a", kMostImageBytes + 1}}), "storage's bytes"));
+  REQUIRE(says(want({{"a", 2}, {"b", kMostImageBytes - 1}}), "storage's bytes"));  // all together
+  REQUIRE(says(want({{"a", 2}, {"b", ~0ULL}}), "storage's bytes"));
+  const auto named = bytes_of(Want{{1, 1}, {{std::string(40, 'n'), 1}}});
+  const std::size_t count = kWireHeaderBytes + 16;
+  REQUIRE(says(refusal(with(named, count, 200)), "storages: 200 of them do not fit"));
+  REQUIRE(says(refusal(with(named, count, 2)), "the message ends before it"));
+  REQUIRE(says(refusal(with(named, count + 4 + 8, 41)), "storage's name: 41 of them do not fit"));
 }
 
 TEST_CASE("loans that cannot be are refused by name") {

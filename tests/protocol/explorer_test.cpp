@@ -120,6 +120,15 @@ TEST_CASE("two and three ranks: some finish before they have staged what others 
   require_safe(bounds);
 }
 
+TEST_CASE("two ranks: messages that do not hold all claims, with files; two crashes") {
+  Bounds bounds = ranks(2, meshstage::test::kSanitized ? 1 : 2);
+  bounds.claims = GENERATE(1, 2, 3);
+  bounds.crashes = 2;
+  bounds.losses_beyond = 1;
+  bounds.disk = true;
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks: a crash around finish()") {
   Bounds bounds = ranks(2, 1);
   bounds.crashes = 1;

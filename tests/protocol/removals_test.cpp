@@ -31,6 +31,7 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "note-first") b.world = 1, b.steps = 1, b.crashes = 0, b.losses_beyond = 1;
   if (rule == "restore-holders") b.crashes = 0, b.host_losses = 1;
   if (rule == "fetch-beside-base") b.host_losses = 1;
+  if (rule == "beyond-unknown") b.claims = 2, b.crashes = 2, b.local_failures = 1;
   if (rule == "agree-first") b.world = 3, b.steps = 3;
   if (rule == "structure-first") b.mismatches = 1;
   if (rule == "finish-together") b.steps = 1, b.finish = true;
@@ -60,7 +61,7 @@ void require_needed(const std::string& rule) {
   REQUIRE(replay(bounds, result.trace).violation() == "");
 }
 
-static_assert(kRules.size() == 19, "each rule has its test here");
+static_assert(kRules.size() == 20, "each rule has its test here");
 
 }  // namespace
 
@@ -87,6 +88,9 @@ TEST_CASE("without the receiver's condition a promise breaks") {
 TEST_CASE("without everyone's vote a promise breaks") { require_needed("all-must-vote"); }
 TEST_CASE("without the note first a promise breaks") { require_needed("note-first"); }
 TEST_CASE("without choosing what is covered a promise breaks") { require_needed("newest-covered"); }
+TEST_CASE("without knowing what was left out a promise breaks") {
+  require_needed("beyond-unknown");
+}
 TEST_CASE("without restoring holders a promise breaks") { require_needed("restore-holders"); }
 TEST_CASE("without sparing the base in a fetch a promise breaks") {
   require_needed("fetch-beside-base");

@@ -333,7 +333,7 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
   const auto id = [&] { return ImageId{below(3), below(4)}; };
   const auto rank = [&] { return static_cast<int>(below(4)) - 1; };
   const auto any_body = [&]() -> Body {
-    switch (below(17)) {
+    switch (below(19)) {
       case 0:
         return Offer{id(), id(), {}};
       case 1:
@@ -367,6 +367,10 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
         return WantFinish{};
       case 15:
         return Finish{};
+      case 16:
+        return StreamStart{rank(), id()};
+      case 17:
+        return Want{id(), {{"x", 1}}};
       default:
         return Death{rank(), ErrorKind::kPeerLost, "x"};
     }

@@ -4,19 +4,15 @@
 
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <utility>
+
+#include <meshstage/core/error/little_endian.hpp>
 
 namespace meshstage::tools {
 namespace {
 
-template <class T>
-T load(const std::byte* at) {
-  T value{};
-  std::memcpy(&value, at, sizeof(T));
-  return value;
-}
+using little_endian::load;
 
 /// A small float of `exponent` and `mantissa` bits, IEEE-like; `finite` has no infinity and NaN
 /// only where all bits are set.

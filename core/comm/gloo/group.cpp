@@ -132,12 +132,13 @@ class GlooTransfer final : public Transfer {
   [[nodiscard]] bool done_by(Deadline deadline);
   [[nodiscard]] std::uint64_t moved() const;
   [[noreturn]] void throw_late(const std::string& when) const {
-    throw make_error<PeerSilent>(
-        "rank " + std::to_string(state_->rank) + ", " + what() + ": " + when, peer_);
+    throw make_error<PeerSilent>(what() + ": " + when, peer_);
   }
+  /// The peer first: it is the peer that an error is about.
   [[nodiscard]] std::string what() const {
-    return (is_send_ ? "sending " : "receiving ") + std::to_string(bytes_) +
-           (is_send_ ? " bytes to rank " : " bytes from rank ") + std::to_string(peer_);
+    return "rank " + std::to_string(peer_) + " (" + std::to_string(bytes_) +
+           (is_send_ ? " bytes to it from rank " : " bytes from it to rank ") +
+           std::to_string(state_->rank) + ")";
   }
   const std::shared_ptr<GlooState> state_;
   gloo_module::Transfer* handle_;  // guarded by the state's mutex; null once released
@@ -159,7 +160,7 @@ GlooTransfer::~GlooTransfer() {
   }
   // Half of a message may be on the wire, so the connection is of no use any more. Closed first, so
   // that Gloo's thread does not spin on bytes that have nowhere to go.
-  state_->abort(std::make_exception_ptr(Cancelled("a transfer was given up while " + what())));
+  state_->abort(std::make_exception_ptr(Cancelled("a transfer was given up: " + what())));
   state_->table.close_pairs(state_->group);
   state_->table.release(handle);
   const MutexLock lock(state_->mutex);
@@ -220,8 +221,7 @@ bool GlooTransfer::done_by(Deadline deadline) {
     if (state_->cause) std::rethrow_exception(state_->cause);
   }
   if (result == gloo_module::kInterrupted) return false;
-  throw make_error<PeerLost>(
-      "rank " + std::to_string(state_->rank) + ", " + what() + ": " + error.text, peer_);
+  throw make_error<PeerLost>(what() + ": " + error.text, peer_);
 }
 
 std::unique_ptr<Transfer> GlooState::keep(gloo_module::Transfer* transfer, int peer,

@@ -213,11 +213,9 @@ void InProcessTransfer::wait(Deadline deadline) {
     operation_->changed.wait(lock, ended);
   } else if (!operation_->changed.wait_until(lock, deadline.time(), ended)) {
     throw make_error<PeerSilent>(
-        "rank " + std::to_string(node_->request.rank) +
-            (operation_->is_send ? ", sending " : ", receiving ") +
-            std::to_string(operation_->bytes) +
-            (operation_->is_send ? " bytes to rank " : " bytes from rank ") +
-            std::to_string(operation_->peer) + ": not done by the deadline",
+        "rank " + std::to_string(operation_->peer) + " (" + std::to_string(operation_->bytes) +
+            (operation_->is_send ? " bytes to it from rank " : " bytes from it to rank ") +
+            std::to_string(node_->request.rank) + "): not done by the deadline",
         operation_->peer);
   }
   if (operation_->state == Operation::State::kFailed) std::rethrow_exception(operation_->error);

@@ -48,8 +48,6 @@ enum class FrameType : std::uint16_t {
 };
 
 using framing::kHeaderBytes;
-using framing::put;
-using framing::take;
 inline constexpr std::size_t kGreetingBytes = 80;
 inline constexpr std::size_t kMaxSmallPayload = 256;
 
@@ -86,32 +84,33 @@ struct Greeting {
   }
   [[nodiscard]] std::vector<std::byte> encode() const {
     std::vector<std::byte> bytes(kGreetingBytes);
-    put(bytes.data(), job);
-    put(bytes.data() + 8, generation);
-    put(bytes.data() + 16, name);
-    put(bytes.data() + 24, from);
-    put(bytes.data() + 28, to);
-    put(bytes.data() + 32, world_size);
-    put(bytes.data() + 40, nonce);
-    put(bytes.data() + 48, process.boot);
-    put(bytes.data() + 56, process.pid_namespace);
-    put(bytes.data() + 64, process.pid);
-    put(bytes.data() + 72, process.start_time);
+    little_endian::store(bytes.data(), job);
+    little_endian::store(bytes.data() + 8, generation);
+    little_endian::store(bytes.data() + 16, name);
+    little_endian::store(bytes.data() + 24, from);
+    little_endian::store(bytes.data() + 28, to);
+    little_endian::store(bytes.data() + 32, world_size);
+    little_endian::store(bytes.data() + 40, nonce);
+    little_endian::store(bytes.data() + 48, process.boot);
+    little_endian::store(bytes.data() + 56, process.pid_namespace);
+    little_endian::store(bytes.data() + 64, process.pid);
+    little_endian::store(bytes.data() + 72, process.start_time);
     return bytes;
   }
   /// Of kGreetingBytes bytes.
   [[nodiscard]] static Greeting decode(std::span<const std::byte> bytes) {
     const std::byte* const at = bytes.data();
     Greeting g;
-    g.job = take<std::uint64_t>(at);
-    g.generation = take<std::uint64_t>(at + 8);
-    g.name = take<std::uint64_t>(at + 16);
-    g.from = take<std::int32_t>(at + 24);
-    g.to = take<std::int32_t>(at + 28);
-    g.world_size = take<std::int32_t>(at + 32);
-    g.nonce = take<std::uint64_t>(at + 40);
-    g.process = {take<std::uint64_t>(at + 48), take<std::uint64_t>(at + 56),
-                 take<std::int64_t>(at + 64), take<std::uint64_t>(at + 72)};
+    g.job = little_endian::load<std::uint64_t>(at);
+    g.generation = little_endian::load<std::uint64_t>(at + 8);
+    g.name = little_endian::load<std::uint64_t>(at + 16);
+    g.from = little_endian::load<std::int32_t>(at + 24);
+    g.to = little_endian::load<std::int32_t>(at + 28);
+    g.world_size = little_endian::load<std::int32_t>(at + 32);
+    g.nonce = little_endian::load<std::uint64_t>(at + 40);
+    g.process = {
+        little_endian::load<std::uint64_t>(at + 48), little_endian::load<std::uint64_t>(at + 56),
+        little_endian::load<std::int64_t>(at + 64), little_endian::load<std::uint64_t>(at + 72)};
     return g;
   }
   /// The first field in which `got` differs from this, or null.

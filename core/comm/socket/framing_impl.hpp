@@ -22,22 +22,11 @@
 #include <span>
 #include <vector>
 
+#include <meshstage/core/error/little_endian.hpp>
+
 namespace meshstage::framing {
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire format is little-endian");
-
 inline constexpr std::size_t kHeaderBytes = 32;
-
-template <class T>
-void put(std::byte* at, T value) {
-  std::memcpy(at, &value, sizeof(T));
-}
-template <class T>
-T take(const std::byte* at) {
-  T value;
-  std::memcpy(&value, at, sizeof(T));
-  return value;
-}
 
 struct FrameFormat {
   std::uint32_t magic = 0;
@@ -51,13 +40,13 @@ inline std::vector<std::byte> encode_frame(const FrameFormat& format, std::uint1
                                            std::span<const std::byte> payload,
                                            std::uint32_t number) {
   std::vector<std::byte> frame(kHeaderBytes + payload.size());
-  put(frame.data(), format.magic);
-  put(frame.data() + 4, format.version);
-  put(frame.data() + 6, type);
-  put(frame.data() + 8, static_cast<std::uint32_t>(payload.size()));
-  put(frame.data() + 12, number);
-  put(frame.data() + 16, XXH3_64bits(payload.data(), payload.size()));
-  put(frame.data() + 24, XXH3_64bits(frame.data(), 24));
+  little_endian::store(frame.data(), format.magic);
+  little_endian::store(frame.data() + 4, format.version);
+  little_endian::store(frame.data() + 6, type);
+  little_endian::store(frame.data() + 8, static_cast<std::uint32_t>(payload.size()));
+  little_endian::store(frame.data() + 12, number);
+  little_endian::store(frame.data() + 16, XXH3_64bits(payload.data(), payload.size()));
+  little_endian::store(frame.data() + 24, XXH3_64bits(frame.data(), 24));
   if (!payload.empty()) std::memcpy(frame.data() + kHeaderBytes, payload.data(), payload.size());
   return frame;
 }
@@ -78,20 +67,20 @@ struct Header {
 inline Header decode_header(const FrameFormat& format, const std::byte* bytes,
                             std::uint32_t number) {
   Header header;
-  header.type = take<std::uint16_t>(bytes + 6);
-  header.length = take<std::uint32_t>(bytes + 8);
-  header.payload_digest = take<std::uint64_t>(bytes + 16);
-  if (take<std::uint32_t>(bytes) != format.magic) {
+  header.type = little_endian::load<std::uint16_t>(bytes + 6);
+  header.length = little_endian::load<std::uint32_t>(bytes + 8);
+  header.payload_digest = little_endian::load<std::uint64_t>(bytes + 16);
+  if (little_endian::load<std::uint32_t>(bytes) != format.magic) {
     header.wrong = "no frame of this protocol (wrong magic)";
-  } else if (take<std::uint16_t>(bytes + 4) != format.version) {
+  } else if (little_endian::load<std::uint16_t>(bytes + 4) != format.version) {
     header.wrong = "another version of this protocol";
-  } else if (take<std::uint64_t>(bytes + 24) != XXH3_64bits(bytes, 24)) {
+  } else if (little_endian::load<std::uint64_t>(bytes + 24) != XXH3_64bits(bytes, 24)) {
     header.wrong = "a damaged frame header";
   } else if (header.type < 1 || header.type > format.last_type) {
     header.wrong = "an unknown type of frame";
   } else if (header.length > format.longest(header.type)) {
     header.wrong = "a frame that is too long";
-  } else if (take<std::uint32_t>(bytes + 12) != number) {
+  } else if (little_endian::load<std::uint32_t>(bytes + 12) != number) {
     header.wrong = "a frame out of turn (one is missing, repeated or displaced)";
   }
   return header;

@@ -55,10 +55,10 @@ using Texts = std::vector<std::string>;
 
 [[nodiscard]] inline std::vector<std::byte> encode(std::span<const std::string> texts) {
   std::vector<std::byte> bytes(payload_bytes(texts));
-  framing::put(bytes.data(), static_cast<std::uint32_t>(texts.size()));
+  little_endian::store(bytes.data(), static_cast<std::uint32_t>(texts.size()));
   std::size_t at = 4;
   for (const auto& text : texts) {
-    framing::put(bytes.data() + at, static_cast<std::uint32_t>(text.size()));
+    little_endian::store(bytes.data() + at, static_cast<std::uint32_t>(text.size()));
     if (!text.empty()) std::memcpy(bytes.data() + at + 4, text.data(), text.size());
     at += 4 + text.size();
   }
@@ -68,14 +68,14 @@ using Texts = std::vector<std::string>;
 /// Nothing if they are no payload.
 [[nodiscard]] inline std::optional<Texts> decode(std::span<const std::byte> bytes) {
   if (bytes.size() < 4) return std::nullopt;
-  const auto count = framing::take<std::uint32_t>(bytes.data());
+  const auto count = little_endian::load<std::uint32_t>(bytes.data());
   bytes = bytes.subspan(4);
   if (count > bytes.size() / 4) return std::nullopt;
   Texts texts;
   texts.reserve(count);
   for (std::uint32_t i = 0; i < count; ++i) {
     if (bytes.size() < 4) return std::nullopt;
-    const std::size_t length = framing::take<std::uint32_t>(bytes.data());
+    const std::size_t length = little_endian::load<std::uint32_t>(bytes.data());
     if (bytes.size() - 4 < length) return std::nullopt;
     texts.emplace_back(reinterpret_cast<const char*>(bytes.data() + 4), length);
     bytes = bytes.subspan(4 + length);

@@ -95,6 +95,10 @@ struct PutBody {
     put_id(out, m.id), put_number(out, m.bytes), put_number(out, m.digest.low);
   }
   void operator()(const Differ& m) const { put_id(out, m.id); }
+  void operator()(const StreamStart& m) const {
+    put_rank(out, m.owner), put_id(out, m.id), put_enum(out, m.content);
+  }
+  void operator()(const Want& m) const { put_id(out, m.id); }
   void operator()(const Yes& m) const { put_id(out, m.id); }
   void operator()(const Complete& m) const { put_id(out, m.id); }
   void operator()(const Failed& m) const {
@@ -104,6 +108,7 @@ struct PutBody {
     put_number(out, m.disk ? 1 : 0);
     put_list(out, m.claims, put_claim);
     put_id(out, m.evidence);
+    put_id(out, m.beyond);
   }
   void operator()(const AskDisk& m) const { put_id(out, m.newer_than); }
   void operator()(const protocol::Choice& m) const { put_choice(out, m); }
@@ -148,6 +153,7 @@ void put(std::string& out, const State& s) {
   put_number(out, (r.mine ? 4U : 0U) | (r.structure_ok ? 8U : 0U) | r.below);
   put_list(out, r.claims, put_claim);
   put_id(out, r.evidence);
+  put_id(out, r.beyond);
   put_choice(out, r.choice);
   put_number(out, static_cast<std::uint64_t>(r.fetching));
   put_number(out, static_cast<std::uint64_t>(r.own_slot + 1));
@@ -222,9 +228,10 @@ std::string World::bytes() const {
     put_rank(out, to);
     out += letters_[index]->bytes;
   }
-  put_list(out, offered_, [](std::string& o, const Offered& f) {
+  put_list(out, early_, [](std::string& o, const Early& f) {
     put_rank(o, f.from), put_rank(o, f.to), put_rank(o, f.owner);
-    put_number(o, 2 * f.generation + (f.lent ? 1 : 0));
+    put_number(o, f.generation);
+    put_enum(o, f.what);
     put_id(o, f.id);
   });
   put_list(out, dead_links_, [](std::string& o, const DeadLink& link) {

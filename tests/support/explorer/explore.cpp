@@ -251,6 +251,7 @@ std::string summary(const Bounds& b, const Result& result) {
   add(b.zombies, "zombies");
   add(b.differences, "differences");
   if (!b.lenders.empty()) text += ", replicas that borrow";
+  if (b.claims > 0) text += ", " + std::to_string(b.claims) + " claims a message";
   if (b.disk) text += ", disk";
   if (b.finish) text += ", finish";
   char figures[160];

@@ -30,7 +30,7 @@ constexpr const char* kUsage =
     "  [--losses-beyond N] [--lost-messages N] [--timeouts N] [--local-failures N] [--skips N] "
     "[--mismatches N]\n"
     "  [--flips N] [--zombies N] [--differences N] [--lenders SHIFT] [--disk] [--finish]\n"
-    "  [--early-ends N] (with --finish)\n"
+    "  [--early-ends N] (with --finish) [--claims N]\n"
     "  [--safety-only] [--without RULE] [--max-states N]\n"
     "  [--walk RUNS --seed N --walk-steps N]\n"
     "meshstage_explorer --replay FILE\n";
@@ -66,6 +66,7 @@ Command parse(const std::vector<std::string>& words) {
                  {"--flips", &bounds.flips},
                  {"--zombies", &bounds.zombies},
                  {"--differences", &bounds.differences},
+                 {"--claims", &bounds.claims},
                  {"--lenders", &lender_shift},
                  {"--walk", &c.runs},
                  {"--walk-steps", &c.walk_steps}};

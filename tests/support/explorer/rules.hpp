@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 19> kRules = {{
+inline constexpr std::array<NamedRule, 20> kRules = {{
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
     {"stage-beside-base", &protocol::Rules::stage_beside_base},
@@ -22,6 +22,7 @@ inline constexpr std::array<NamedRule, 19> kRules = {{
     {"receiver-knows-outcome", &protocol::Rules::receiver_knows_outcome},
     {"all-must-vote", &protocol::Rules::all_must_vote},
     {"note-first", &protocol::Rules::note_first},
+    {"beyond-unknown", &protocol::Rules::beyond_unknown},
     {"newest-covered", &protocol::Rules::newest_covered},
     {"complete-claims", &protocol::Rules::whole_claims},
     {"restore-holders", &protocol::Rules::restore_holders},

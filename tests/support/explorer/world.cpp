@@ -1,5 +1,7 @@
 #include <algorithm>
 
+#include <meshstage/core/protocol/codec.hpp>
+
 #include "tests/support/explorer/world.hpp"
 #include "tests/support/explorer/world_impl.hpp"
 
@@ -13,7 +15,12 @@ World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) 
   for (int rank = 0; rank < b.world; ++rank) {
     Node node;
     node.rank = rank;
-    node.state = make_state(make_config(rank, b.world, b.holders, b.rules, b.lenders));
+    auto config =
+        std::make_shared<Config>(*make_config(rank, b.world, b.holders, b.rules, b.lenders));
+    if (b.claims > 0) {
+      config->most_claim_bytes = static_cast<std::size_t>(b.claims) * encoded_bytes(Claim{});
+    }
+    node.state = make_state(std::move(config));
     node.held.resize(node.state.held.size());
     nodes_.push_back(std::move(node));
   }
@@ -223,7 +230,7 @@ void World::end_process(Node& node, bool lose_memory) {
     const std::uint64_t generation = letter->message.generation;
     return letter->to == node.rank && live_node(node.rank, generation) == nullptr;
   });
-  std::erase_if(offered_, [&](const Offered& o) { return o.to == node.rank; });
+  std::erase_if(early_, [&](const Early& e) { return e.to == node.rank; });
   node.state = make_state(config);
   if (!lose_memory) return;
   node.own = {};

@@ -31,6 +31,7 @@ struct Bounds {
   int flips = 0;           ///< a sealed image changes by itself
   int zombies = 0;         ///< a process is stopped, replaced, and goes on
   int differences = 0;     ///< an image has other bytes in what it borrows or lends
+  int claims = 0;          ///< so many fit into a message; 0: all
   bool disk = false;       ///< ranks may persist complete steps
   bool finish = false;     ///< trainers call finish() after the last step
   Rules rules{};
@@ -145,13 +146,18 @@ struct Letter {
   std::string bytes;  ///< canonical, for hashing
 };
 
-/// Ready to stream: the owner's SendImage or the source's Serve came before the other side asked.
-struct Offered {
+/// What came to a rank's driver before the driver knew what it is for.
+struct Early {
+  enum class What : std::uint8_t {
+    kImage,  ///< a stream of an image, before the Fetch that it is for
+    kServe,  ///< a ServeLent, before the Want
+    kWant,   ///< a Want, before the ServeLent
+  };
   int from = 0, to = 0, owner = 0;
   std::uint64_t generation = 0;
   ImageId id{};
-  bool lent = false;  ///< a ServeLent
-  friend auto operator<=>(const Offered&, const Offered&) = default;
+  What what = What::kImage;
+  friend auto operator<=>(const Early&, const Early&) = default;
 };
 
 /// A direction of a link on which a message was lost: nothing arrives any more.
@@ -210,6 +216,11 @@ class World {
   };
 
   void feed(Node& node, const Event& event);
+  /// As a driver or an action sends; lost if the link is, or nobody would hear it.
+  void send(const Node& node, int to, const Message& message);
+  void keep_early(const Early& early);
+  /// True, once, if it came early.
+  bool take_early(const Early& early);
   bool carry_out(Node& node, const Action& action);
   /// Begins to write a slot; wrong if something of this generation still writes it.
   void begin_slot(Node& node, const Job& job);
@@ -258,7 +269,7 @@ class World {
   Budget left_{};
   std::vector<Node> nodes_;                             ///< one for each rank, then zombies
   std::vector<std::shared_ptr<const Letter>> letters_;  ///< in the order of sending
-  std::vector<Offered> offered_;                        ///< sorted
+  std::vector<Early> early_;                            ///< sorted
   std::vector<DeadLink> dead_links_;                    ///< sorted
   std::uint64_t store_generation_ = 0;
   ImageId note_{};

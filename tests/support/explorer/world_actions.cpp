@@ -41,6 +41,34 @@ void World::feed(Node& node, const Event& event) {
   }
 }
 
+void World::send(const Node& node, int to, const Message& message) {
+  const std::uint64_t generation = message.generation;
+  const Node* there = live_node(to, generation);
+  // What a dead, replaced or broken rank would not hear is not kept in flight.
+  const bool lost =
+      there == nullptr || (bounds_->rules.generations_apart &&
+                           (there->state.generation > generation ||
+                            (there->state.generation == generation && !active(*there)) ||
+                            (there->state.generation < generation && !there->pending)));
+  const DeadLink link{node.rank, to, generation};
+  if (lost || std::binary_search(dead_links_.begin(), dead_links_.end(), link)) return;
+  auto letter = std::make_shared<Letter>(Letter{node.rank, to, message, {}});
+  put(letter->bytes, letter->message);
+  letters_.push_back(std::move(letter));
+  say(node, std::string("sends ") + name_of(message.body) + " to rank " + std::to_string(to));
+}
+
+void World::keep_early(const Early& early) {
+  early_.insert(std::lower_bound(early_.begin(), early_.end(), early), early);
+}
+
+bool World::take_early(const Early& early) {
+  const auto it = std::find(early_.begin(), early_.end(), early);
+  if (it == early_.end()) return false;
+  early_.erase(it);
+  return true;
+}
+
 void World::note_point(const Node& node, const Reached& reached) {
   points_ |= std::uint64_t{1} << static_cast<unsigned>(reached.point);
   const bool generation_is_newest = node.state.generation == store_generation_;
@@ -79,21 +107,7 @@ struct World::CarryOut {
   std::uint64_t generation;
 
   bool operator()(const Send& a) const {
-    const Node* to = world.live_node(a.to, generation);
-    // What a dead, replaced or broken rank would not hear is not kept in flight.
-    const bool lost = to == nullptr || (world.bounds_->rules.generations_apart &&
-                                        (to->state.generation > generation ||
-                                         (to->state.generation == generation && !active(*to)) ||
-                                         (to->state.generation < generation && !to->pending)));
-    const DeadLink link{node.rank, a.to, generation};
-    if (lost || std::binary_search(world.dead_links_.begin(), world.dead_links_.end(), link)) {
-      return true;
-    }
-    auto letter = std::make_shared<Letter>(Letter{node.rank, a.to, a.message, {}});
-    put(letter->bytes, letter->message);
-    world.letters_.push_back(std::move(letter));
-    world.say(node,
-              std::string("sends ") + name_of(a.message.body) + " to rank " + std::to_string(a.to));
+    world.send(node, a.to, a.message);
     return true;
   }
   bool operator()(const WriteOwn& a) const {
@@ -121,14 +135,7 @@ struct World::CarryOut {
     return true;
   }
   bool operator()(const SendImage& a) const {
-    Node* holder = world.live_node(a.holder, generation);
-    if (holder == nullptr) return true;
-    for (Job& job : holder->jobs) {
-      if (job.kind == Job::Kind::kReplica && job.owner == node.rank && job.id == a.id &&
-          job.generation == generation) {
-        job.sending = true;
-      }
-    }
+    start_stream(a.holder, node.rank, a.id, Content::kImage);
     return true;
   }
   bool operator()(const Fetch& a) const {
@@ -141,36 +148,19 @@ struct World::CarryOut {
     job.source = a.source;
     job.lenders = a.source.sizes.borrowed_bytes;
     job.loan = static_cast<int>(a.source.image_digest.low);
-    for (const Loan& loan : a.source.borrowed) {
-      const auto ready =
-          std::find(world.offered_.begin(), world.offered_.end(),
-                    Offered{loan.rank, node.rank, node.rank, generation, a.source.id, true});
-      if (!own || ready == world.offered_.end()) continue;
-      job.lent |= bit(loan.rank);
-      world.offered_.erase(ready);
+    job.sending = a.source.at == node.rank ||
+                  world.take_early({a.source.at, node.rank, a.source.owner, generation, a.source.id,
+                                    Early::What::kImage});
+    if (own && a.source.needs_lenders()) {
+      for (const Loan& loan : a.source.borrowed) {
+        world.send(node, loan.rank, {generation, Want{a.source.id, {}}});
+      }
     }
-    const auto served =
-        std::find(world.offered_.begin(), world.offered_.end(),
-                  Offered{a.source.at, node.rank, a.source.owner, generation, a.source.id});
-    job.sending = a.source.at == node.rank || served != world.offered_.end();
-    if (served != world.offered_.end()) world.offered_.erase(served);
     world.begin_slot(node, job);
     return true;
   }
   bool operator()(const Serve& a) const {
-    bool asked = false;
-    if (Node* to = world.live_node(a.to, generation)) {
-      for (Job& job : to->jobs) {
-        if (job.kind == Job::Kind::kFetch && job.owner == a.source.owner &&
-            job.source.at == node.rank && job.generation == generation) {
-          job.sending = asked = true;
-        }
-      }
-    }
-    if (!asked) {
-      const Offered o{node.rank, a.to, a.source.owner, generation, a.source.id};
-      world.offered_.insert(std::lower_bound(world.offered_.begin(), world.offered_.end(), o), o);
-    }
+    start_stream(a.to, a.source.owner, a.source.id, Content::kImage);
     return true;
   }
   bool operator()(const ServeLent& a) const {
@@ -179,19 +169,47 @@ struct World::CarryOut {
       world.wrong("rank " + std::to_string(node.rank) + " is to complete an image of " +
                   name(a.id) + " from a slot that has another");
     }
-    world.say(node, "lends what is borrowed of " + name(a.id) + " to rank " + std::to_string(a.to));
-    if (Node* to = world.live_node(a.to, generation)) {
-      for (Job& job : to->jobs) {
-        if (job.kind != Job::Kind::kFetch || job.owner != a.to || job.generation != generation) {
-          continue;
-        }
-        job.lent |= bit(node.rank);
+    if (world.take_early({a.to, node.rank, a.to, generation, a.id, Early::What::kWant})) {
+      start_stream(a.to, a.to, a.id, Content::kLent);
+    } else {
+      world.keep_early({a.to, node.rank, a.to, generation, a.id, Early::What::kServe});
+    }
+    return true;
+  }
+  bool operator()(const TakeWant& a) const {
+    if (world.take_early({a.from, node.rank, a.from, generation, a.want.id, Early::What::kServe})) {
+      start_stream(a.from, a.from, a.want.id, Content::kLent);
+    } else {
+      world.keep_early({a.from, node.rank, a.from, generation, a.want.id, Early::What::kWant});
+    }
+    return true;
+  }
+  bool operator()(const ReceiveStream& a) const {
+    const StreamStart& start = a.start;
+    for (Job& job : node.jobs) {
+      if (job.owner != start.owner || job.id != start.id || job.generation != generation) continue;
+      if (start.content == Content::kLent) {
+        job.lent |= bit(a.from);
+        return true;
+      }
+      if (job.kind == Job::Kind::kReplica ||
+          (job.kind == Job::Kind::kFetch && job.source.at == a.from)) {
+        job.sending = true;
         return true;
       }
     }
-    const Offered o{node.rank, a.to, a.to, generation, a.id, true};
-    world.offered_.insert(std::lower_bound(world.offered_.begin(), world.offered_.end(), o), o);
+    // Of a step that has failed here nothing is kept; a Fetch may still come.
+    if (start.id.generation < generation) {
+      world.keep_early({a.from, node.rank, start.owner, generation, start.id, Early::What::kImage});
+    }
     return true;
+  }
+  void start_stream(int to, int owner, ImageId id, Content content) const {
+    StreamStart start;
+    start.owner = owner;
+    start.id = id;
+    start.content = content;
+    world.send(node, to, {generation, start});
   }
   bool operator()(const StopBorrowing& a) const {
     world.say(node, "borrows nothing any more from rank " + std::to_string(a.from));
@@ -212,9 +230,8 @@ struct World::CarryOut {
   }
   bool operator()(const AbortTransfers&) const {
     node.jobs.clear();
-    std::erase_if(world.offered_, [&](const Offered& o) {
-      return o.generation == generation && (o.to == node.rank);
-    });
+    std::erase_if(world.early_,
+                  [&](const Early& e) { return e.generation == generation && e.to == node.rank; });
     return true;
   }
   bool operator()(const RestoreTrainer& a) const {
@@ -257,6 +274,10 @@ struct World::CarryOut {
     if (a.failure.kind == ErrorKind::kUnrecoverable && !node.zombie) {
       const ImageId best = world.newest_covered(-1, true, true);
       if (best.exists()) world.wrong("called unrecoverable, though " + name(best) + " is covered");
+      world.finished_ = true;
+    }
+    // A person is told; nothing is lost.
+    if (a.failure.kind == ErrorKind::kInvalidState && world.bounds_->claims > 0) {
       world.finished_ = true;
     }
     return true;
