@@ -10,6 +10,7 @@
 
 #include <meshstage/core/checkpoint/progress_impl.hpp>
 #include <meshstage/core/checkpoint/run_impl.hpp>
+#include <meshstage/core/checkpoint/trace_impl.hpp>
 #include <meshstage/core/checkpoint/training_group_impl.hpp>
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/comm/supervisor.hpp>
@@ -77,6 +78,7 @@ void check(const CheckpointerOptions& options) {
     refuse("block_bytes is " + std::to_string(options.block_bytes) +
            "; a power of two from 4096 on is needed");
   }
+  if (options.keep == 0) refuse("keep is 0; the newest step on disk stays, so at least 1");
 }
 
 }  // namespace
@@ -161,6 +163,10 @@ class Checkpointer::Impl {
 
   const CheckpointerOptions options_;
   const std::shared_ptr<LastPoint> passed_ = std::make_shared<LastPoint>();
+  const std::shared_ptr<detail::Trace> trace_ =
+      options_.trace.empty()
+          ? nullptr
+          : std::make_shared<detail::Trace>(options_.trace, options_.environment->rank);
   Agent agent_;
   Membership membership_;
   Generation generation_;
@@ -264,8 +270,10 @@ class Checkpointer::Impl {
   /// What the agent is given: the points that it passes are noted for lines about long recoveries.
   [[nodiscard]] CheckpointerOptions agent_options() const {
     CheckpointerOptions o = options_;
-    o.observer = [passed = passed_, theirs = options_.observer](const PointEvent& event) {
+    o.observer = [passed = passed_, trace = trace_,
+                  theirs = options_.observer](const PointEvent& event) {
       passed->note(event);
+      if (trace) trace->note(event);
       if (theirs) theirs(event);
     };
     return o;
@@ -301,6 +309,7 @@ std::uint64_t Checkpointer::run(Dict& state, std::uint64_t steps, const RunBody&
       {.ckpt = *this,
        .trained = impl_->trained_,
        .patience = impl_->options_.deadline + std::chrono::seconds(1),
+       .waits_when_busy = impl_->options_.when_busy == WhenBusy::kWait,
        .end_generation = [this](const std::string& why) { impl_->end_generation(why); }},
       state, steps, body, options);
 }
@@ -322,6 +331,9 @@ Replica Checkpointer::held(int ward, const NodeRegistry& registry) {
   impl_->check_formed();
   return impl_->agent_.held(ward, registry);
 }
+void Checkpointer::persist_now() { impl_->agent_.wish(false, true); }
+void Checkpointer::request_termination() { impl_->agent_.wish(true, false); }
+bool Checkpointer::ending() const { return impl_->agent_.end_agreed(); }
 void Checkpointer::finish() {
   impl_->check_formed();
   impl_->agent_.finish();

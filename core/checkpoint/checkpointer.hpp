@@ -108,8 +108,23 @@ class MESHSTAGE_API Checkpointer {
   /// (CheckpointerOptions::borrowed), OutOfMemory, and RejoinNeeded as the others.
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry = {});
 
-  /// Collective; the orderly end of a job: waits for what is in flight (persisting too), agrees,
-  /// then removes every rank's vault. Files on disk stay. The Checkpointer is closed afterwards.
+  /// The step that is staged next goes to disk on every rank, whatever persist_every is; its
+  /// Staging::persisted() tells when. One rank's wish is enough: it travels with the step's vote.
+  void persist_now();
+  /// The job is to end, on all ranks at the same step. One rank's wish is enough: it travels with
+  /// the vote of the step that is staged next. run() then ends by itself; a loop of one's own asks
+  /// ending(). Does nothing else, so the program may call it from any thread, at any time (but not
+  /// from a signal handler: see RunOptions::on_terminate).
+  void request_termination();
+  /// All ranks have agreed that the step that is staged next is the last: stage it, wait for its
+  /// outcome, and if that is kComplete call finish(). To be asked right before stage(), when the
+  /// outcome of the step before is known: then all ranks get the same answer.
+  [[nodiscard]] bool ending() const;
+
+  /// Collective; the orderly end of a job: waits for what is in flight (persisting too), writes the
+  /// newest complete step to disk (unless persist_every is 0), agrees, then removes every rank's
+  /// vault. Files on disk stay. The Checkpointer is closed afterwards. Throws IoError if this rank
+  /// cannot write: the step stays in memory, and finish() may be called again.
   void finish();
 
  private:

@@ -6,6 +6,7 @@
 
 #include <meshstage/core/checkpoint/checkpointer.hpp>
 #include <meshstage/core/checkpoint/run_impl.hpp>
+#include <meshstage/core/checkpoint/termination_impl.hpp>
 
 namespace meshstage {
 namespace {
@@ -41,7 +42,9 @@ class Run {
         body_(body),
         options_(options),
         patience_(seams.patience),
-        end_generation_(std::move(seams.end_generation)) {}
+        waits_when_busy_(seams.waits_when_busy),
+        end_generation_(std::move(seams.end_generation)),
+        termination_(options.on_terminate, options.terminate_within) {}
 
   std::uint64_t run() {
     while (true) {
@@ -54,6 +57,7 @@ class Run {
         }
         return step;
       } catch (const RejoinNeeded& e) {
+        termination_.training(false);
         count_last();
         if (++losses_ > options_.max_losses) {
           throw Unrecoverable("no step became complete in " + std::to_string(losses_) +
@@ -68,8 +72,10 @@ class Run {
   /// From a recovery to the last step, which is complete then.
   std::uint64_t train() {
     std::uint64_t step = begin();
+    termination_.training(true);
     const std::shared_ptr<ProcessGroup> group = ckpt_.group();
     for (bool stopped = false; step < steps_ && !stopped;) {
+      if (termination_.take()) ckpt_.request_termination();
       if (!options_.overlap) wait_copied(last_.staged());
       RunStep now(step, *group, last_.staged());
       now.may_change_ = !options_.overlap;
@@ -84,7 +90,14 @@ class Run {
       if (step == steps_ || stopped) {
         stage_last(step);
       } else if (step % options_.stage_every == 0) {
-        stage(step);
+        // The outcome of the step before says whether this one is the last.
+        if (waits_when_busy_) wait_outcome();
+        stopped = ckpt_.ending();
+        if (stopped) {
+          stage_last(step);
+        } else {
+          stage(step);
+        }
       }
     }
     return step;
@@ -115,13 +128,18 @@ class Run {
 
   /// Waits for the outcome of what was staged last.
   std::optional<Outcome> settle() {
+    wait_outcome();
+    return count(last_);
+  }
+
+  void wait_outcome() {
+    if (!last_.outcome().valid()) return;
     try {
       last_.outcome().wait(Deadline::after(patience_));
     } catch (const Timeout&) {
       throw PeerSilent("step " + std::to_string(last_.step()) + " has no outcome after " +
                        std::to_string(patience_.count()) + " ms; a rank has not staged it");
     }
-    return count(last_);
   }
 
   /// The generation ended. If the last step's outcome is known all the same it counts: another rank
@@ -156,7 +174,9 @@ class Run {
   const RunBody& body_;
   const RunOptions& options_;
   const std::chrono::milliseconds patience_;
+  const bool waits_when_busy_;
   const std::function<void(const std::string&)> end_generation_;
+  detail::Termination termination_;
   Staging last_;
   int losses_ = 0;  ///< Generations that ended since a step was complete.
   int failed_ = 0;  ///< Staged steps that failed since then.

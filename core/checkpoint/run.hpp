@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -23,6 +24,15 @@ struct RunOptions {
   /// So many staged steps in a row may fail (on any rank's account); one more, and run() throws
   /// Unrecoverable with the last cause.
   int max_failed_steps = 10;
+  /// SIGTERM asks for the end of the job, as Checkpointer::request_termination(): all ranks end at
+  /// the same step, which is on disk, and run() returns its number. While this rank forms a
+  /// generation or recovers, and after `terminate_within`, the signal ends the process at once, as
+  /// it does without a handler. A handler that the program has is left alone, and this does nothing
+  /// then. Off by default: a library installs no handlers unasked.
+  bool on_terminate = false;
+  /// Must be shorter than the time that the launcher gives (torchrun and Slurm: 30 s), and longer
+  /// than two of your `stage_every` steps.
+  std::chrono::milliseconds terminate_within{20'000};
   /// Called after each recovery, before the first step of a generation: to take scalars out of the
   /// state, to make what lives as long as Checkpointer::group(). May throw what the body may throw.
   std::function<void(const Recovered&)> recovered = {};

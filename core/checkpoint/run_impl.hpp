@@ -16,6 +16,8 @@ struct RunSeams {
   std::optional<std::uint64_t>& trained;
   /// Bounds the wait for the outcome of a step.
   std::chrono::milliseconds patience;
+  /// stage() waits for the step before (WhenBusy::kWait).
+  bool waits_when_busy;
   /// Ends the generation on every rank, by no rank's death, and throws so.
   std::function<void(const std::string& why)> end_generation;
 };

@@ -122,6 +122,7 @@ struct Announce {
   Verdict verdict = Verdict::kOpen;
   int rank = -1;
   std::string why;
+  Orders orders{};  ///< kComplete: whether it goes to disk now, whether the next one is the last
 };
 /// Write (generation, rank) to the Store (first one wins), before any link is closed.
 struct NoteDeath {

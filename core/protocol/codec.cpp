@@ -55,6 +55,10 @@ class Writer {
     number(value.borrowed_bytes);
     number(value.loans);
   }
+  void orders(const Orders& value) {
+    flag(value.end);
+    flag(value.persist);
+  }
   void loans(const std::vector<Loan>& list) {
     count(list.size());
     for (const Loan& loan : list) {
@@ -177,6 +181,19 @@ class Reader {
     value.loans = number<std::uint32_t>("loans");
     return value;
   }
+  Orders orders() {
+    Orders value;
+    value.end = flag("order to end");
+    value.persist = flag("order to persist");
+    return value;
+  }
+  Wishes wishes() {
+    Wishes value;
+    value.end = flag("wish to end");
+    value.persist = flag("wish to persist");
+    value.since_disk = number<std::uint64_t>("steps since one went to disk");
+    return value;
+  }
   std::vector<Loan> loans(const char* field) {
     std::vector<Loan> list;
     list.resize(count(field, kLoanBytes));
@@ -233,12 +250,14 @@ void write(Writer& w, const Offer& m) {
   w.id(m.id);
   w.id(m.base);
   w.sizes(m.sizes);
+  w.orders(m.base_orders);
 }
 void read(Reader& r, Offer& m) {
   m.id = r.id("id");
   m.base = r.id("base", true);
   if (m.base >= m.id) r.bad("base", to_string(m.base) + " is not older than " + to_string(m.id));
   m.sizes = r.sizes();
+  m.base_orders = r.orders();
 }
 void write(Writer& w, const Accept& m) {
   w.id(m.id);
@@ -256,10 +275,24 @@ void read(Reader& r, Sealed& m) {
   m.id = r.id("id");
   m.image_digest = r.digest("image digest");
 }
-void write(Writer& w, const Yes& m) { w.id(m.id); }
-void read(Reader& r, Yes& m) { m.id = r.id("id"); }
-void write(Writer& w, const Complete& m) { w.id(m.id); }
-void read(Reader& r, Complete& m) { m.id = r.id("id"); }
+void write(Writer& w, const Yes& m) {
+  w.id(m.id);
+  w.flag(m.wishes.end);
+  w.flag(m.wishes.persist);
+  w.number(m.wishes.since_disk);
+}
+void read(Reader& r, Yes& m) {
+  m.id = r.id("id");
+  m.wishes = r.wishes();
+}
+void write(Writer& w, const Complete& m) {
+  w.id(m.id);
+  w.orders(m.orders);
+}
+void read(Reader& r, Complete& m) {
+  m.id = r.id("id");
+  m.orders = r.orders();
+}
 void write(Writer& w, const Failed& m) {
   w.id(m.id);
   w.rank(m.rank);

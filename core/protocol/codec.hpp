@@ -22,7 +22,7 @@
 namespace meshstage::protocol {
 
 /// A job's ranks run one build, so no older version is read. 3: stream starts and wants are
-/// messages.
+/// messages; votes carry wishes, and what is complete carries orders.
 inline constexpr std::uint16_t kWireVersion = 3;
 inline constexpr std::size_t kWireHeaderBytes = 32;
 /// What a claim takes in a message.

@@ -1,4 +1,5 @@
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct Rules {
   bool quarantine = true;         ///< 8: a broken generation's transfers write nowhere any more
   bool finish_together = true;    ///< 9: vaults are removed when everyone finishes
   bool finish_is_a_no = true;     ///< 9: whoever finishes votes no on what it has not staged
+  bool orders_with_base = true;   ///< 9: what tells that a step is complete tells its orders, too
   bool prune_together = true;     ///< 10: files are pruned when everyone has the newer step
   friend bool operator==(const Rules&, const Rules&) = default;
 };
@@ -47,6 +49,7 @@ struct Config {
   /// lenders[r]: the ranks from whose own images r's replicas may borrow; empty: from nobody's.
   std::vector<std::vector<int>> lenders;
   Rules rules;
+  std::uint64_t persist_every = 0;  ///< every n-th complete step goes to disk; 0: none by itself
   // Derived:
   std::vector<int> wards;      ///< the ranks whose replica this rank holds, ascending
   std::vector<int> borrowers;  ///< the ranks whose replicas may borrow from this one, ascending
@@ -65,6 +68,6 @@ struct Config {
 /// \throws InvalidArgument naming the rank: out of range, holder of itself, named twice.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<const Config> make_config(
     int rank, int world_size, std::vector<std::vector<int>> holders = {}, Rules rules = {},
-    std::vector<std::vector<int>> lenders = {});
+    std::vector<std::vector<int>> lenders = {}, std::uint64_t persist_every = 0);
 
 }  // namespace meshstage::protocol

@@ -93,6 +93,10 @@ struct NoteWritten {};
 struct Persisted {
   ImageId id;
 };
+/// What the trainer wishes for; goes with this rank's next vote. A wish is not taken back.
+struct Wished {
+  bool end = false, persist = false;
+};
 /// The trainer called finish(); no stage is unfinished.
 struct FinishRequested {};
 /// A death or silence seen by this rank itself, or read in the Store. kPeerLost or kPeerSilent.
@@ -110,6 +114,6 @@ struct Received {
 using Event =
     std::variant<Formed, SlotsVerified, FilesVerified, Fetched, FetchFailed, StructureChecked,
                  StageRequested, StageSkipped, OwnSealed, OwnFailed, ReplicaReady, ReplicaSealed,
-                 ReplicaFailed, NoteWritten, Persisted, FinishRequested, Broken, Received>;
+                 ReplicaFailed, NoteWritten, Persisted, Wished, FinishRequested, Broken, Received>;
 
 }  // namespace meshstage::protocol

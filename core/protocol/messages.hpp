@@ -15,6 +15,25 @@
 /// (after a lost one, none that follow).
 namespace meshstage::protocol {
 
+// --- what ranks wish for, and what the root orders ---
+
+/// Travels up with the votes of a step: what the sender and everything below it wishes for. The
+/// wish of one rank is the wish of all.
+struct Wishes {
+  bool end = false;      ///< the job is to end, at a step that is the same for all
+  bool persist = false;  ///< this step is to go to disk
+  /// Steps that became complete since one was sent to disk: the largest that any rank knows, so
+  /// that a replacement does not begin to count anew.
+  std::uint64_t since_disk = 0;
+  friend bool operator==(const Wishes&, const Wishes&) = default;
+};
+/// Decided by the root together with a step, and known wherever the step is known to be complete.
+struct Orders {
+  bool end = false;      ///< the next step that is staged is the last one
+  bool persist = false;  ///< this step goes to disk
+  friend bool operator==(const Orders&, const Orders&) = default;
+};
+
 // --- a round, partner ---
 
 /// Owner to holder: this step is being staged. Its base says all that came before: the base is
@@ -22,6 +41,7 @@ namespace meshstage::protocol {
 struct Offer {
   ImageId id, base;
   ImageSizes sizes;
+  Orders base_orders{};  ///< what came with the base: an offer may overtake Complete
   friend bool operator==(const Offer&, const Offer&) = default;
 };
 /// Holder to owner: the slot is ready (WRITING, receives posted); send.
@@ -56,11 +76,13 @@ struct Differ {
 /// To the parent: the sender and everything below it votes yes.
 struct Yes {
   ImageId id;
+  Wishes wishes{};
   friend bool operator==(const Yes&, const Yes&) = default;
 };
 /// To the children: every rank voted yes.
 struct Complete {
   ImageId id;
+  Orders orders{};
   friend bool operator==(const Complete&, const Complete&) = default;
 };
 /// To every tree neighbour: `rank` voted no, so the step has failed. One no decides.

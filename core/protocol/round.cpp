@@ -62,18 +62,36 @@ void fail_here(Turn& turn, Round& round, const std::string& why) {
   fail(turn, round, turn.config().rank, why, -1);
 }
 
+Wishes both(const Wishes& a, const Wishes& b) {
+  return {a.end || b.end, a.persist || b.persist, std::max(a.since_disk, b.since_disk)};
+}
+
 /// Every rank voted yes: `id` is the base of what comes next, and everything before is over.
-void complete(Turn& turn, ImageId id) {
-  turn.send_down(Complete{id});
-  turn.s.base = id;
-  std::erase_if(turn.s.rounds, [&](const Round& round) { return round.id <= id; });
-  turn.act(Announce{id, Verdict::kComplete, -1, {}});
+void complete(Turn& turn, ImageId id, const Orders& orders) {
+  State& s = turn.s;
+  turn.send_down(Complete{id, orders});
+  s.base = id;
+  s.base_orders = orders;
+  if (const Round* round = find_round(s, id); round != nullptr && round->asked_persist) {
+    s.wishes.persist = false;
+  }
+  if (turn.config().persist_every > 0) {
+    s.wishes.since_disk = orders.persist ? 0 : s.wishes.since_disk + 1;
+  }
+  std::erase_if(s.rounds, [&](const Round& round) { return round.id <= id; });
+  turn.act(Announce{id, Verdict::kComplete, -1, {}, orders});
   turn.reach(Point::kComplete, id);
 }
 
-void decide(Turn& turn, ImageId id) {
+/// The root alone: orders what anybody wishes for.
+void decide(Turn& turn, Round& round) {
+  const ImageId id = round.id;
+  round.asked_persist = turn.s.wishes.persist;
+  const Wishes all = both(turn.s.wishes, round.below);
+  const std::uint64_t every = turn.config().persist_every;
+  const bool due = every > 0 && all.since_disk + 1 >= every;
   turn.reach(Point::kDecided, id);
-  complete(turn, id);
+  complete(turn, id, Orders{all.end, all.persist || due});
 }
 
 /// Votes when all that the vote vouches for is there, reports when all below has voted too, and at
@@ -94,10 +112,13 @@ void try_vote(Turn& turn, Round& round) {
   }
   if (round.below_yes != turn.everyone_below() && turn.rule().all_must_vote) return;
   round.reported = true;
+  round.asked_persist = turn.s.wishes.persist;
   const ImageId id = round.id;
-  if (!turn.root()) return turn.send(turn.config().parent, Yes{id});
-  if (turn.s.noted) return decide(turn, id);
-  if (!turn.rule().note_first) decide(turn, id);
+  if (!turn.root()) {
+    return turn.send(turn.config().parent, Yes{id, both(turn.s.wishes, round.below)});
+  }
+  if (turn.s.noted) return decide(turn, round);
+  if (!turn.rule().note_first) decide(turn, round);
   turn.act(NoteFirstComplete{id});  // decide_noted_round goes on
 }
 
@@ -233,7 +254,7 @@ bool learn_from_offer(Turn& turn, const Offer& offer) {
       turn.malformed("an offer on " + to_string(offer.base) + ", for which this rank never voted");
       return false;
     }
-    complete(turn, offer.base);
+    complete(turn, offer.base, turn.rule().orders_with_base ? offer.base_orders : Orders{});
   } else if (offer.base < s.base) {
     turn.malformed("an offer on " + to_string(offer.base) + ", though " + to_string(s.base) +
                    " is complete");
@@ -259,7 +280,9 @@ void on(Turn& turn, const StageRequested& event) {
   turn.act(WriteOwn{slot, round->id, s.base, event.sizes});
   turn.reach(Point::kOwnWriting, round->id);
   const auto& holders = turn.config().holders[turn.config().rank];
-  for (const int holder : holders) turn.send(holder, Offer{round->id, s.base, event.sizes});
+  for (const int holder : holders) {
+    turn.send(holder, Offer{round->id, s.base, event.sizes, s.base_orders});
+  }
   if (!holders.empty()) turn.reach(Point::kOffered, round->id);
 }
 
@@ -419,6 +442,7 @@ void on(Turn& turn, int from, const Yes& yes) {
   Round* round = open_round(turn, yes.id);
   if (round == nullptr) return;
   round->below_yes = static_cast<std::uint8_t>(round->below_yes | 1U << child);
+  round->below = both(round->below, yes.wishes);
   try_vote(turn, *round);
 }
 
@@ -431,7 +455,7 @@ void on(Turn& turn, int from, const Complete& message) {
     return turn.malformed("complete " + to_string(message.id) +
                           ", for which this rank never voted");
   }
-  complete(turn, message.id);
+  complete(turn, message.id, message.orders);
 }
 
 void on(Turn& turn, int from, const Failed& failed) {
@@ -452,11 +476,10 @@ void fail_unrequested(Turn& turn, const std::string& why) {
 }
 
 void decide_noted_round(Turn& turn) {
-  for (const Round& round : turn.s.rounds) {
+  for (Round& round : turn.s.rounds) {
     if (!round.reported || round.verdict != Verdict::kOpen) continue;
-    const ImageId id = round.id;
-    turn.reach(Point::kFirstNoted, id);
-    return decide(turn, id);
+    turn.reach(Point::kFirstNoted, round.id);
+    return decide(turn, round);
   }
 }
 

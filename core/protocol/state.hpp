@@ -64,6 +64,8 @@ struct Round {
   std::uint8_t below_yes = 0;   ///< bit i: child i and everything below it voted yes
   bool voted = false;           ///< this rank's own yes: the promise
   bool reported = false;        ///< the subtree's yes was sent up (root: the note is being written)
+  Wishes below;                 ///< of everything below this rank, as far as it voted
+  bool asked_persist = false;   ///< this rank's own wish went with its vote
   std::vector<WardPart> wards;  ///< in the order of Config::wards
   std::vector<Digest> lent;     ///< once sealed: what this image lends (see OwnSealed)
   /// What their replicas borrow from this rank, in the order of Config::borrowers.
@@ -113,6 +115,8 @@ struct State {
   Mode mode = Mode::kUnformed;
   std::uint64_t generation = 0;
   ImageId base{};              ///< the newest complete step
+  Orders base_orders{};        ///< what was ordered with it
+  Wishes wishes{};             ///< this rank's own; they outlive a generation
   ImageId newest_requested{};  ///< the newest step this generation's trainer staged or skipped here
   bool noted = false;          ///< root: the Store has its note
   std::vector<Round> rounds;   ///< ascending ids; the open ones, and the failed ones above base

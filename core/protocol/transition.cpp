@@ -44,6 +44,7 @@ int slot_beside(const SlotPair& pair, ImageId keep) {
 
 void forget_generation(State& state) {
   state.base = state.newest_requested = kNoImage;
+  state.base_orders = {};
   state.noted = false;
   state.rounds.clear();
   state.recovery = {};
@@ -182,6 +183,11 @@ void tally_finish(Turn& turn) {
   if (!s.wants_finish || s.finish_below != turn.everyone_below()) return;
   if (turn.root()) return finish(turn);
   turn.send(turn.config().parent, WantFinish{});
+}
+
+void on(Turn& turn, const Wished& event) {
+  turn.s.wishes.end = turn.s.wishes.end || event.end;
+  turn.s.wishes.persist = turn.s.wishes.persist || event.persist;
 }
 
 void on(Turn& turn, const FinishRequested&) {

@@ -104,14 +104,16 @@ class Agent::Impl {
   void perform(const protocol::Announce& a) {
     if (a.verdict == protocol::Verdict::kComplete) {
       // What is due on disk holds its slots before the next stage() can ask for them.
-      persister_.complete(a.id);
+      if (a.orders.persist) persister_.persist(a.id, own_.persisted(a.id));
       inbox_.complete(a.id);
+      engine_.gate.agree_end(a.orders.end);
+      engine_.gate.count([&](Stats& stats) { stats.complete_step = a.id.step; });
     }
     own_.announce(a);
   }
   void perform(const protocol::NoteDeath& a) { note_death(a); }
   void perform(const protocol::ReportLost& a) { report_lost(a); }
-  void perform(const protocol::Prune& a) { persister_.prune(a.older_than); }
+  void perform(const protocol::Prune& a) { persister_.all_on_disk(a.older_than); }
   void perform(const protocol::RemoveVault&) { remove_vault(); }
   void perform(const protocol::Refuse& a) { refused(a); }
   void perform(const protocol::Reached& a) { engine_.report.reach(a.point, a.id); }
@@ -138,7 +140,7 @@ class Agent::Impl {
   Restorer restorer_{engine_, store_, verifier_, streams_, inbox_};
 
  public:
-  Trainer trainer_{engine_, own_, slots_};
+  Trainer trainer_{engine_, own_, slots_, persister_};
 };
 
 // --- entering and leaving a generation -----------------------------------------------------------
@@ -153,7 +155,6 @@ void Agent::Impl::begin(const Generation& generation) {
   engine_.loop.run([this, number = generation.number] {
     engine_.present = number;
     losing_ = store_lost_ = false;
-    persister_.enter();
   });
   engine_.scope.open();
   in_generation_ = true;
@@ -198,6 +199,7 @@ void Agent::Impl::leave() noexcept {
   engine_.loop.run([&] {
     engine_.present = 0;
     own_.leave(cause);
+    persister_.lose(cause);
     inbox_.leave();
     lender_.leave();
     streams_.leave();
@@ -416,6 +418,7 @@ void Agent::Impl::report_lost(const protocol::ReportLost& action) {
   const auto error = loss.error();
   engine_.gate.lose(loss);
   own_.lose(error);
+  persister_.lose(error);
   engine_.generation.abort(error);
 }
 
@@ -474,6 +477,11 @@ Staging Agent::stage(const Value& state, std::uint64_t step) {
   return impl_->trainer_.stage(state, step);
 }
 void Agent::finish() { impl_->trainer_.finish(); }
+void Agent::wish(bool end, bool persist) {
+  impl_->engine_.loop.post(
+      [engine = &impl_->engine_, end, persist] { engine->feed(protocol::Wished{end, persist}); });
+}
+bool Agent::end_agreed() const { return impl_->engine_.gate.end_agreed(); }
 void Agent::end_generation(const std::string& why) { impl_->trainer_.end_generation(why); }
 const std::vector<int>& Agent::wards() const noexcept { return impl_->engine_.config->wards; }
 Replica Agent::held(int ward, const NodeRegistry& registry) {

@@ -48,6 +48,10 @@ class MESHSTAGE_API Agent {
   Recovered recover(Value& state);
   Staging stage(const Value& state, std::uint64_t step);
   void finish();
+  /// As Checkpointer::request_termination and persist_now. Threads: any.
+  void wish(bool end, bool persist);
+  /// As Checkpointer::ending.
+  [[nodiscard]] bool end_agreed() const;
   /// Ends the generation on every rank although nobody died. Every call throws PeerLost with `why`
   /// and without a rank, here when this returns, and on the other ranks even if they hear first
   /// that this rank has left (the Store names the cause). A generation that had ended keeps its own

@@ -18,7 +18,7 @@ void TrainerGate::open() {
   const MutexLock lock(mutex_);
   loss_.reset();
   command_ = {};
-  gave_up_ = in_flight_ = recovered_ = false;
+  gave_up_ = in_flight_ = recovered_ = end_agreed_ = false;
   sending_ = 0;
 }
 
@@ -80,6 +80,16 @@ void TrainerGate::leave_step() {
   const MutexLock lock(mutex_);
   in_flight_ = false;
   changed_.notify_all();
+}
+
+void TrainerGate::agree_end(bool end) {
+  const MutexLock lock(mutex_);
+  end_agreed_ = end;
+}
+
+bool TrainerGate::end_agreed() const {
+  const MutexLock lock(mutex_);
+  return end_agreed_;
 }
 
 void TrainerGate::check_recover() const {

@@ -57,6 +57,10 @@ class TrainerGate {
   /// The step in flight has its outcome, and its source is read.
   void leave_step();
 
+  /// All ranks have agreed that the next step is the last one, or not any more.
+  void agree_end(bool end);
+  [[nodiscard]] bool end_agreed() const;
+
   /// Throws unless this generation may recover now.
   void check_recover() const;
   void command(RecoverCommand command);
@@ -106,6 +110,7 @@ class TrainerGate {
   bool in_flight_ MESHSTAGE_GUARDED_BY(mutex_) = false;  ///< A stage() is not settled yet.
   bool recovered_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   bool finished_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  bool end_agreed_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   int sending_ MESHSTAGE_GUARDED_BY(mutex_) = 0;
   int persisting_ MESHSTAGE_GUARDED_BY(mutex_) = 0;
   Stats stats_ MESHSTAGE_GUARDED_BY(mutex_);

@@ -41,8 +41,12 @@ struct CheckpointerOptions {
   /// How long rejoin() and the constructor wait for every rank to be there, and the constructor for
   /// the Store (a scheduler needs its time).
   std::chrono::milliseconds forming_deadline{300'000};
-  /// Every n-th complete step goes to disk, own image and whole replicas. 0: never.
+  /// Every n-th complete step goes to disk, own image and whole replicas, and the newest one in
+  /// finish(). The ranks count on through deaths. 0: none but those of persist_now(). The same on
+  /// every rank.
   std::uint64_t persist_every = 10;
+  /// So many steps stay on disk, the newest that every rank has among them. At least 1.
+  std::size_t keep = 1;
   /// Unit of digests and of transfer, bytes: a power of two from 4096 on, the same on every rank
   /// (checked).
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
@@ -83,6 +87,10 @@ struct CheckpointerOptions {
   TrainingLinks training_links = TrainingLinks::kTree;
   /// Where vault and files live; null for the real one. Must outlive the Checkpointer.
   FileSystem* file_system = nullptr;
+  /// What this rank does and when (staging, sending, receiving, agreement, recovery, disk), for
+  /// ui.perfetto.dev: "trace.json" is written as trace.r3.json by rank 3, anew by each process.
+  /// Empty: none.
+  std::filesystem::path trace = {};
   Observer observer = {};
   std::function<void(const LogLine&)> log = {};
 };

@@ -114,6 +114,7 @@ void OwnStep::announce(const protocol::Announce& action) {
       job->accepted.set_value();
       job->staged.set_value();  // nothing of it was or will be read
       job->outcome.set_value(Outcome::kFailed);
+      job->persisted.set_value(DiskOutcome::kNotDue);
       job->decided = job->written = true;
       settle(*job);
     }
@@ -129,6 +130,7 @@ void OwnStep::announce(const protocol::Announce& action) {
     ++(complete ? stats.complete : stats.failed);
     if (complete) stats.replicate_seconds = seconds_since(job->requested);
   });
+  if (!action.orders.persist) job->persisted.set_value(DiskOutcome::kNotDue);
   if (!complete) {
     engine_.report.warn("step " + std::to_string(action.id.step) + " failed: rank " +
                         std::to_string(action.rank) + " voted no: " + action.why);
@@ -157,6 +159,7 @@ void OwnStep::lose(const std::exception_ptr& loss) {
     if (!job) continue;
     job->accepted.set_error(loss);
     job->outcome.set_error(loss);
+    if (!job->decided) job->persisted.set_error(loss);
     if (job->image.empty()) job->staged.set_error(loss);
     job->decided = true;
   }
@@ -177,7 +180,12 @@ void OwnStep::leave(const std::exception_ptr& loss) {
     job->accepted.set_error(loss);
     job->staged.set_error(loss);
     job->outcome.set_error(loss);
+    if (!job->decided) job->persisted.set_error(loss);
   }
+}
+
+Promise<DiskOutcome> OwnStep::persisted(ImageId id) const {
+  return job_ && job_->id == id ? job_->persisted : Promise<DiskOutcome>();
 }
 
 }  // namespace meshstage::replicate

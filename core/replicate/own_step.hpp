@@ -26,6 +26,8 @@ class OwnStep {
   void send(const protocol::SendImage& action);
   /// The protocol knows its outcome.
   void announce(const protocol::Announce& action);
+  /// To tell the trainer of that step what becomes of it on disk.
+  [[nodiscard]] Promise<DiskOutcome> persisted(ImageId id) const;
   /// The protocol does not take it. False if there is no request to refuse.
   [[nodiscard]] bool refuse(const protocol::Refuse& action);
 

@@ -60,8 +60,8 @@ std::uint64_t Persistence::highest_generation() const {
   return files.empty() ? 0 : files.back().name.id.generation;
 }
 
-std::size_t Persistence::prune_older(ImageId than) const {
-  return prune(*fs_, directory_, job_, rank_, than);
+std::size_t Persistence::prune_older(ImageId than, std::size_t keep) const {
+  return prune(*fs_, directory_, job_, rank_, than, keep);
 }
 
 }  // namespace meshstage

@@ -37,8 +37,9 @@ class MESHSTAGE_API Persistence {
   /// The highest generation in any file's name of this job, whoever wrote it; 0 without files.
   [[nodiscard]] std::uint64_t highest_generation() const;
 
-  /// Removes this rank's images older than that. Returns how many.
-  std::size_t prune_older(ImageId than) const;
+  /// Removes this rank's images older than that but those of the `keep` newest steps among them.
+  /// Returns how many.
+  std::size_t prune_older(ImageId than, std::size_t keep) const;
 
   [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
 

@@ -1,6 +1,8 @@
 #include <meshstage/core/replicate/persister.hpp>
 
+#include <algorithm>
 #include <string>
+#include <utility>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/image.hpp>
@@ -28,9 +30,8 @@ std::vector<SlotKey> Persister::slots_with(ImageId id) const {
   return keys;
 }
 
-void Persister::complete(ImageId id) {
-  const std::uint64_t every = engine_.options.persist_every;
-  if (every == 0 || complete_in_generation_++ % every != 0) return;
+void Persister::persist(ImageId id, Promise<DiskOutcome> persisted) {
+  waiting_.emplace(id, std::move(persisted));
   const auto keys = slots_with(id);
   for (const SlotKey key : keys) slots_.hold_for_disk(key);
   engine_.gate.persisting_begins();
@@ -67,6 +68,12 @@ bool Persister::write(SlotKey key, ImageId id) {
 void Persister::written(ImageId id, const std::vector<SlotKey>& keys, bool good, double seconds,
                         std::uint64_t generation) {
   for (const SlotKey key : keys) slots_.release_from_disk(key);
+  if (good) written_ = std::max(written_, id);
+  if (const auto it = waiting_.find(id); !good && it != waiting_.end()) {
+    it->second.set_value(DiskOutcome::kFailed);
+    waiting_.erase(it);
+  }
+  if (newest_done_) std::exchange(newest_done_, std::nullopt)->set_value(good);
   if (good && generation == engine_.present) engine_.feed(protocol::Persisted{id});
   engine_.gate.count([&](Stats& stats) {
     ++(good ? stats.persisted : stats.persist_failed);
@@ -75,10 +82,30 @@ void Persister::written(ImageId id, const std::vector<SlotKey>& keys, bool good,
   engine_.gate.persisting_ends();
 }
 
-void Persister::prune(ImageId older_than) {
-  worker_.post([this, older_than] {
+void Persister::persist_newest(Promise<bool> done) {
+  const ImageId id = engine_.state.base;
+  if (!id.exists() || id <= written_) {
+    done.set_value(true);
+    return;
+  }
+  newest_done_ = std::move(done);
+  persist(id);
+}
+
+void Persister::lose(const std::exception_ptr& loss) {
+  for (auto& [id, persisted] : std::exchange(waiting_, {})) persisted.set_error(loss);
+}
+
+void Persister::all_on_disk(ImageId id) {
+  while (!waiting_.empty() && waiting_.begin()->first <= id) {
+    const bool this_one = waiting_.begin()->first == id;
+    waiting_.begin()->second.set_value(this_one ? DiskOutcome::kEverywhere : DiskOutcome::kFailed);
+    waiting_.erase(waiting_.begin());
+  }
+  engine_.gate.count([&](Stats& stats) { stats.disk_step = id.step; });
+  worker_.post([this, older_than = id, keep = engine_.options.keep - 1] {
     try {
-      files_.prune_older(older_than);
+      files_.prune_older(older_than, keep);
     } catch (...) {  // they are in the way of nothing
       engine_.report.warn("cannot remove older images: " + text_of(std::current_exception()));
     }

@@ -28,4 +28,16 @@ std::string_view to_string(Outcome outcome) noexcept {
   return "unknown";
 }
 
+std::string_view to_string(DiskOutcome outcome) noexcept {
+  switch (outcome) {
+    case DiskOutcome::kEverywhere:
+      return "everywhere";
+    case DiskOutcome::kNotDue:
+      return "not due";
+    case DiskOutcome::kFailed:
+      break;
+  }
+  return "failed";
+}
+
 }  // namespace meshstage

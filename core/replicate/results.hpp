@@ -38,24 +38,41 @@ enum class Outcome : std::uint8_t {
 /// "complete", "failed", "skipped".
 MESHSTAGE_API std::string_view to_string(Outcome outcome) noexcept;
 
+/// What became of a step on disk, beside memory.
+enum class DiskOutcome : std::uint8_t {
+  kEverywhere,  ///< Every rank has its files, synced: the loss of all memory is survived.
+  kNotDue,      ///< It was not to go to disk, or did not become complete.
+  kFailed,      ///< This rank could not write it, or a newer step was on disk everywhere first.
+};
+/// "everywhere", "not due", "failed".
+MESHSTAGE_API std::string_view to_string(DiskOutcome outcome) noexcept;
+
 /// One staged step on its way. Move-only; may be dropped at any time: the step goes on.
 class Staging {
  public:
   Staging() = default;
-  Staging(Work<void> staged, Work<Outcome> outcome, std::uint64_t step)
-      : staged_(std::move(staged)), outcome_(std::move(outcome)), step_(step) {}
+  Staging(Work<void> staged, Work<Outcome> outcome, Work<DiskOutcome> persisted, std::uint64_t step)
+      : staged_(std::move(staged)),
+        outcome_(std::move(outcome)),
+        persisted_(std::move(persisted)),
+        step_(step) {}
 
   /// Ready when the trainer may change its tensors. An empty Staging is ready.
   /// Throws what went wrong while copying.
   [[nodiscard]] Work<void>& staged() noexcept { return staged_; }
-  /// Ready when this rank knows the outcome. Throws RejoinNeeded if the generation
-  /// ended before.
+  /// Ready when this rank knows the outcome: whether the step is complete in the ranks' memory.
+  /// Throws RejoinNeeded if the generation ended before.
   [[nodiscard]] Work<Outcome>& outcome() noexcept { return outcome_; }
+  /// Ready when this rank knows what became of the step on disk; at once behind outcome() if it was
+  /// not to go there. Where another rank cannot write it that is known with the next step that all
+  /// have written. Throws RejoinNeeded if the generation ended before.
+  [[nodiscard]] Work<DiskOutcome>& persisted() noexcept { return persisted_; }
   [[nodiscard]] std::uint64_t step() const noexcept { return step_; }
 
  private:
   Work<void> staged_;
   Work<Outcome> outcome_;
+  Work<DiskOutcome> persisted_;
   std::uint64_t step_ = 0;
 };
 
@@ -65,8 +82,10 @@ struct Stats {
   double stage_seconds = 0;      ///< From stage() to staged().
   double replicate_seconds = 0;  ///< From stage() to the outcome.
   double persist_seconds = 0;
-  std::uint64_t image_bytes = 0;  ///< Of this rank's newest image.
-  std::uint64_t vault_bytes = 0;  ///< All slots of this rank's vault.
+  std::uint64_t complete_step = 0;  ///< The newest that this rank knows to be complete.
+  std::uint64_t disk_step = 0;      ///< The newest that this rank knows to be on every rank's disk.
+  std::uint64_t image_bytes = 0;    ///< Of this rank's newest image.
+  std::uint64_t vault_bytes = 0;    ///< All slots of this rank's vault.
   /// Bytes of this rank's images that went to holders in rounds, and those that they
   /// borrowed from lenders instead; fetches in a recovery do not count.
   std::uint64_t replica_bytes_sent = 0;

@@ -27,6 +27,7 @@ struct StageJob {
   Promise<void> accepted;  ///< The protocol took the request, or refused it.
   Promise<void> staged;
   Promise<Outcome> outcome;
+  Promise<DiskOutcome> persisted;
   // Set by the loop when the job gets its slot, before the copying thread sees it:
   ImageId id;
   int slot = -1;

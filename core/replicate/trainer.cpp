@@ -15,8 +15,8 @@
 
 namespace meshstage::replicate {
 
-Trainer::Trainer(Engine& engine, OwnStep& own, Slots& slots)
-    : engine_(engine), own_(own), slots_(slots) {}
+Trainer::Trainer(Engine& engine, OwnStep& own, Slots& slots, Persister& persister)
+    : engine_(engine), own_(own), slots_(slots), persister_(persister) {}
 
 // --- stage() -------------------------------------------------------------------------------------
 
@@ -25,7 +25,9 @@ Staging Trainer::stage(const Value& state, std::uint64_t step) {
     engine_.post(protocol::StageSkipped{step, {}});
     Promise<Outcome> outcome;
     outcome.set_value(Outcome::kSkipped);
-    return {Work<void>(), outcome.work(), step};
+    Promise<DiskOutcome> persisted;
+    persisted.set_value(DiskOutcome::kNotDue);
+    return {Work<void>(), outcome.work(), persisted.work(), step};
   }
   std::shared_ptr<StageJob> job;
   try {
@@ -36,7 +38,7 @@ Staging Trainer::stage(const Value& state, std::uint64_t step) {
     engine_.gate.leave_step();
     throw;
   }
-  Staging staging(job->staged.work(), job->outcome.work(), step);
+  Staging staging(job->staged.work(), job->outcome.work(), job->persisted.work(), step);
   Work<void> accepted = job->accepted.work();
   try {
     engine_.to_loop(engine_.scope.enter(),
@@ -207,8 +209,21 @@ Recovered Trainer::restore(const RecoverCommand& command, const ReadLease& image
 void Trainer::finish() {
   const Deadline deadline = Deadline::after(engine_.options.forming_deadline);
   if (engine_.gate.wait_idle(deadline)) return;
+  if (engine_.options.persist_every > 0) persist_newest(deadline);
   engine_.post(protocol::FinishRequested{});
   engine_.gate.wait_finished(deadline);
+}
+
+/// All ranks know the same step as the newest by now. Memory goes with finish(), so what cannot be
+/// written keeps the job from finishing.
+void Trainer::persist_newest(Deadline deadline) {
+  Promise<bool> done;
+  Work<bool> written = done.work();
+  engine_.to_loop(engine_.scope.enter(), [this, done] { persister_.persist_newest(done); });
+  if (written.get(deadline)) return;
+  engine_.gate.throw_if_lost();
+  throw IoError(
+      "finish(): the newest step is not on disk (the warning says why); it stays in memory");
 }
 
 // --- end_generation() ----------------------------------------------------------------------------

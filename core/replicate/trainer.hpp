@@ -7,6 +7,7 @@
 
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/own_step.hpp>
+#include <meshstage/core/replicate/persister.hpp>
 #include <meshstage/core/replicate/slots.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/tree/node.hpp>
@@ -18,7 +19,7 @@ namespace meshstage::replicate {
 /// Threads: the trainer's.
 class Trainer {
  public:
-  Trainer(Engine& engine, OwnStep& own, Slots& slots);
+  Trainer(Engine& engine, OwnStep& own, Slots& slots, Persister& persister);
 
   /// As Checkpointer::recover, stage, finish, held; end_generation as Agent's.
   Recovered recover(Value& state);
@@ -36,10 +37,12 @@ class Trainer {
                                   Value& state);
   /// The slots that hold a ward's replica and, if it borrows, this rank's image of the same step.
   [[nodiscard]] std::vector<SlotKey> hold_replica(int ward);
+  void persist_newest(Deadline deadline);
 
   Engine& engine_;
   OwnStep& own_;
   Slots& slots_;
+  Persister& persister_;
   std::shared_ptr<const StagingPlan> plan_;
   std::set<int> plan_apart_;                          ///< Lenders that the plan leaves alone.
   std::pair<std::uint64_t, std::uint64_t> room_for_;  ///< Image and replica bytes that had room.

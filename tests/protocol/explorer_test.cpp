@@ -129,6 +129,15 @@ TEST_CASE("two ranks: messages that do not hold all claims, with files; two cras
   require_safe(bounds);
 }
 
+TEST_CASE("two and three ranks: some wish to end, and all end with the same step; a crash") {
+  const int world = GENERATE(2, 3);
+  Bounds bounds = ranks(world, 2);
+  bounds.ends = world == 2 ? 2 : 1;
+  bounds.crashes = world == 2 ? 1 : 0;
+  bounds.skips = world == 2 ? 1 : 0;
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks: a crash around finish()") {
   Bounds bounds = ranks(2, 1);
   bounds.crashes = 1;

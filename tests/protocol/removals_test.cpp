@@ -113,6 +113,18 @@ TEST_CASE("without a no from whoever finishes, the others wait for ever") {
   std::cout << "without finish-is-a-no: " << summary(bounds, result) << std::endl;
   REQUIRE(result.violation.find("waits for ever: g1 step") != std::string::npos);
 }
+TEST_CASE("without orders beside the base ranks end at different steps") {
+  // A rank whose Complete is overtaken by an offer stages the last step and does not know it.
+  Bounds bounds;
+  bounds.world = 3;
+  bounds.ends = 1;
+  REQUIRE(explore(bounds).violation == "");
+  bounds.rules.orders_with_base = false;
+  const Result result = explore(bounds);
+  std::cout << "without orders-with-base: " << summary(bounds, result) << std::endl;
+  REQUIRE(result.violation.find("is the last step for one rank and not for another") !=
+          std::string::npos);
+}
 TEST_CASE("without pruning together a promise breaks") { require_needed("prune-together"); }
 
 TEST_CASE("a found trace is shortened, reads as a sequence, and replays") {

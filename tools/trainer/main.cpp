@@ -78,6 +78,10 @@ struct Command {
                          "Every n-th complete staged step goes to disk; 0: never")
               ->capture_default_str(),
           "Checkpoints");
+    group(app.add_option("--trace", c.trace,
+                         "Write what each rank does and when, for ui.perfetto.dev: trace.json "
+                         "becomes trace.r0.json and so on"),
+          "Checkpoints");
     group(app.add_option("--deadline-ms", deadline_ms, "A silent peer is taken for dead after this")
               ->capture_default_str(),
           "Checkpoints");

@@ -22,6 +22,13 @@ void put_id(std::string& out, ImageId id) {
 
 namespace {
 
+void put_orders(std::string& out, const Orders& orders) {
+  put_number(out, (orders.end ? 1U : 0U) | (orders.persist ? 2U : 0U));
+}
+void put_wishes(std::string& out, const Wishes& wishes) {
+  put_number(out, (wishes.end ? 1U : 0U) | (wishes.persist ? 2U : 0U) | 4U * wishes.since_disk);
+}
+
 template <class E>
 void put_enum(std::string& out, E value) {
   out.push_back(static_cast<char>(value));
@@ -72,7 +79,8 @@ void put_round(std::string& out, const Round& round) {
   put_enum(out, round.verdict);
   put_enum(out, round.own);
   put_number(out, round.below_yes | (round.requested ? 4U : 0U) | (round.voted ? 8U : 0U) |
-                      (round.reported ? 16U : 0U));
+                      (round.reported ? 16U : 0U) | (round.asked_persist ? 32U : 0U));
+  put_wishes(out, round.below);
   put_list(out, round.wards, [](std::string& o, const WardPart& ward) {
     put_enum(o, ward.part);
     put_number(o, ward.sizes.borrowed_bytes);
@@ -88,6 +96,7 @@ struct PutBody {
   std::string& out;
   void operator()(const protocol::Offer& m) const {
     put_id(out, m.id), put_id(out, m.base), put_number(out, m.sizes.borrowed_bytes);
+    put_orders(out, m.base_orders);
   }
   void operator()(const Accept& m) const { put_id(out, m.id); }
   void operator()(const Sealed& m) const { put_id(out, m.id), put_number(out, m.image_digest.low); }
@@ -99,8 +108,8 @@ struct PutBody {
     put_rank(out, m.owner), put_id(out, m.id), put_enum(out, m.content);
   }
   void operator()(const Want& m) const { put_id(out, m.id); }
-  void operator()(const Yes& m) const { put_id(out, m.id); }
-  void operator()(const Complete& m) const { put_id(out, m.id); }
+  void operator()(const Yes& m) const { put_id(out, m.id), put_wishes(out, m.wishes); }
+  void operator()(const Complete& m) const { put_id(out, m.id), put_orders(out, m.orders); }
   void operator()(const Failed& m) const {
     put_id(out, m.id), put_rank(out, m.rank), put_text(out, m.why);
   }
@@ -135,11 +144,13 @@ void put(std::string& out, const Message& message) {
 void put(std::string& out, const State& s) {
   put_enum(out, s.mode);
   put_number(out, s.generation);
+  put_wishes(out, s.wishes);
   if (s.mode != Mode::kRecovering && s.mode != Mode::kReady)
     return;  // the rest is void until Formed
   for (const Slot& slot : s.own) put_slot(out, slot);
   for (const SlotPair& pair : s.held) put_slot(out, pair[0]), put_slot(out, pair[1]);
   put_id(out, s.base);
+  put_orders(out, s.base_orders);
   put_id(out, s.newest_requested);
   put_number(out, (s.noted ? 1U : 0U) | (s.wants_finish ? 2U : 0U) | s.finish_below * 4U);
   put_list(out, s.rounds, put_round);
@@ -190,9 +201,10 @@ void put(std::string& out, const MemorySlot& slot) {
 std::string World::bytes() const {
   std::string out;
   out.reserve(512);
-  for (const int n : {left_.crashes, left_.host_losses, left_.losses_beyond, left_.lost_messages,
-                      left_.timeouts, left_.local_failures, left_.skips, left_.mismatches,
-                      left_.flips, left_.zombies, left_.differences, left_.early_ends}) {
+  for (const int n :
+       {left_.crashes, left_.host_losses, left_.losses_beyond, left_.lost_messages, left_.timeouts,
+        left_.local_failures, left_.skips, left_.mismatches, left_.flips, left_.zombies,
+        left_.differences, left_.early_ends, left_.ends}) {
     out.push_back(static_cast<char>(n));
   }
   put_number(out, nodes_.size());
@@ -245,6 +257,10 @@ std::string World::bytes() const {
                       (ever_agreed_ ? 8U : 0U) | (finished_ ? 16U : 0U));
   put_number(out, verdicts_.size());
   for (const auto& [id, complete] : verdicts_) put_id(out, id), out.push_back(complete ? 1 : 0);
+  put_number(out, bounds_->ends > 0 ? last_.size() : 0);
+  for (const auto& [id, last] : last_) {
+    if (bounds_->ends > 0) put_id(out, id), out.push_back(last ? 1 : 0);
+  }
   put_number(out, restored_generation_);
   put_number(out, restored_.size());
   for (const auto& [rank, id] : restored_) put_rank(out, rank), put_id(out, id);

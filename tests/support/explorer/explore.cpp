@@ -246,6 +246,7 @@ std::string summary(const Bounds& b, const Result& result) {
   add(b.local_failures, "local failures");
   add(b.skips, "skips");
   add(b.early_ends, "early ends");
+  add(b.ends, "wishes to end");
   add(b.mismatches, "mismatches");
   add(b.flips, "flips");
   add(b.zombies, "zombies");

@@ -30,7 +30,7 @@ constexpr const char* kUsage =
     "  [--losses-beyond N] [--lost-messages N] [--timeouts N] [--local-failures N] [--skips N] "
     "[--mismatches N]\n"
     "  [--flips N] [--zombies N] [--differences N] [--lenders SHIFT] [--disk] [--finish]\n"
-    "  [--early-ends N] (with --finish) [--claims N]\n"
+    "  [--early-ends N] (with --finish) [--claims N] [--ends N]\n"
     "  [--safety-only] [--without RULE] [--max-states N]\n"
     "  [--walk RUNS --seed N --walk-steps N]\n"
     "meshstage_explorer --replay FILE\n";
@@ -62,6 +62,7 @@ Command parse(const std::vector<std::string>& words) {
                  {"--local-failures", &bounds.local_failures},
                  {"--skips", &bounds.skips},
                  {"--early-ends", &bounds.early_ends},
+                 {"--ends", &bounds.ends},
                  {"--mismatches", &bounds.mismatches},
                  {"--flips", &bounds.flips},
                  {"--zombies", &bounds.zombies},

@@ -32,6 +32,7 @@ inline constexpr std::array<NamedRule, 20> kRules = {{
     {"quarantine", &protocol::Rules::quarantine},
     {"finish-together", &protocol::Rules::finish_together},
     {"finish-is-a-no", &protocol::Rules::finish_is_a_no},
+    {"orders-with-base", &protocol::Rules::orders_with_base},
     {"prune-together", &protocol::Rules::prune_together},
 }};
 

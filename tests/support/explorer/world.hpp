@@ -32,6 +32,7 @@ struct Bounds {
   int zombies = 0;         ///< a process is stopped, replaced, and goes on
   int differences = 0;     ///< an image has other bytes in what it borrows or lends
   int claims = 0;          ///< so many fit into a message; 0: all
+  int ends = 0;            ///< a trainer wishes the job to end
   bool disk = false;       ///< ranks may persist complete steps
   bool finish = false;     ///< trainers call finish() after the last step
   Rules rules{};
@@ -54,6 +55,7 @@ struct Choice {
     kNoted,          ///< a's note reached the Store
     kCompared,       ///< a's structure is the image's
     kPersist,        ///< a wrote its newest complete step to disk
+    kWish,           ///< a's trainer wishes the job to end
     kFinish,         ///< a's trainer calls finish()
     kBroken,         ///< a notices that its generation is broken
     // What goes wrong:
@@ -206,7 +208,7 @@ class World {
   using Kind = Choice::Kind;
   struct Budget {
     int crashes, host_losses, losses_beyond, lost_messages, timeouts, local_failures, skips,
-        mismatches, flips, zombies, differences, early_ends;
+        mismatches, flips, zombies, differences, early_ends, ends;
   };
   struct CarryOut;
   struct CrashAt {
@@ -282,6 +284,7 @@ class World {
   std::uint64_t wants_finish_ = 0;    ///< bit r: rank r called finish() in this generation
   ImageId on_disk_{};                 ///< the newest step ever covered by files
   std::map<ImageId, bool> verdicts_;  ///< true: complete
+  std::map<ImageId, bool> last_;      ///< of the steps staged: true if as the last one
   std::map<int, ImageId> restored_;   ///< of the newest generation
   std::uint64_t restored_generation_ = 0;
   std::uint64_t mismatch_generation_ = 0;

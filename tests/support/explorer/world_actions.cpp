@@ -115,6 +115,13 @@ struct World::CarryOut {
     Job job{Job::Kind::kOwn, generation, node.rank, a.slot, a.id, a.base};
     job.lenders = a.sizes.borrowed_bytes;
     world.begin_slot(node, job);
+    // A rank that stages its last step then leaves: who takes another step for the last one waits
+    // for those for ever.
+    const bool last = node.state.base_orders.end;
+    const auto [it, first] = world.last_.emplace(a.id, last);
+    if (!first && it->second != last) {
+      world.wrong(name(a.id) + " is the last step for one rank and not for another");
+    }
     return true;
   }
   bool operator()(const AcceptReplica& a) const {

@@ -175,6 +175,10 @@ void World::step(const Choice& choice) {
       feed(node, Persisted{node.state.base});
       break;
     }
+    case Kind::kWish:
+      --left_.ends;
+      feed(node, Wished{true, false});
+      break;
     case Kind::kFinish:
       if (node.next_step <= bounds_->steps) {
         --left_.early_ends;

@@ -87,6 +87,7 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
     } else if (left_.skips > 0 && would_accept(node, StageSkipped{step})) {
       out.push_back({Kind::kSkip, me});
     }
+    if (left_.ends > 0 && !node.zombie && !node.state.wishes.end) out.push_back({Kind::kWish, me});
     if (left_.early_ends > 0 && would_accept(node, FinishRequested{})) {
       out.push_back({Kind::kFinish, me});
     }
@@ -215,6 +216,8 @@ std::string to_string(const Choice& choice) {
       return a + " finds its structure equal";
     case Choice::Kind::kPersist:
       return a + " writes its newest complete step to disk";
+    case Choice::Kind::kWish:
+      return a + " wishes the job to end";
     case Choice::Kind::kFinish:
       return a + " calls finish()";
     case Choice::Kind::kBroken:

@@ -1,0 +1,68 @@
+#include <cstdint>
+#include <span>
+#include <sstream>
+#include <string_view>
+
+#include <meshstage/core/checkpoint/metrics.hpp>
+#include <meshstage/core/files/publish.hpp>
+#include <meshstage/core/os/file_system.hpp>
+
+namespace meshstage {
+namespace {
+
+/// visit(name, value, counts_up, help) for each figure.
+template <class F>
+void for_each_figure(const Stats& s, F&& visit) {
+  visit("complete", s.complete, true, "staged steps that became complete");
+  visit("failed", s.failed, true, "staged steps that failed");
+  visit("skipped", s.skipped, true, "steps that this rank left out");
+  visit("persisted", s.persisted, true, "steps that this rank wrote to disk");
+  visit("persist_failed", s.persist_failed, true, "steps that this rank could not write to disk");
+  visit("complete_step", s.complete_step, false, "the newest complete step");
+  visit("disk_step", s.disk_step, false, "the newest step on every rank's disk");
+  visit("stage_seconds", s.stage_seconds, false, "copying of the newest step");
+  visit("replicate_seconds", s.replicate_seconds, false,
+        "the newest step from stage() to complete");
+  visit("persist_seconds", s.persist_seconds, false, "writing of the newest step to disk");
+  visit("image_bytes", s.image_bytes, false, "this rank's newest image");
+  visit("vault_bytes", s.vault_bytes, false, "all slots of this rank's vault");
+  visit("replica_bytes_sent", s.replica_bytes_sent, true, "images sent to holders");
+  visit("replica_bytes_borrowed", s.replica_bytes_borrowed, true, "what replicas borrow instead");
+}
+
+}  // namespace
+
+// A job's name has no character that JSON or Prometheus would escape.
+std::string stats_json(const Stats& stats, const StatsLabels& labels) {
+  std::ostringstream out;
+  out << "{\"job\":\"" << labels.job << "\",\"rank\":" << labels.rank
+      << ",\"generation\":" << labels.generation;
+  for_each_figure(stats, [&](const char* name, auto value, bool, const char*) {
+    out << ",\"" << name << "\":" << value;
+  });
+  out << "}";
+  return out.str();
+}
+
+std::string stats_prometheus(const Stats& stats, const StatsLabels& labels) {
+  std::ostringstream out;
+  const std::string who =
+      "{job=\"" + labels.job + "\",rank=\"" + std::to_string(labels.rank) + "\"} ";
+  const auto put = [&](const char* name, auto value, bool counts_up, const char* help) {
+    const std::string full = std::string("meshstage_") + name + (counts_up ? "_total" : "");
+    out << "# HELP " << full << " " << help << "\n# TYPE " << full << " "
+        << (counts_up ? "counter" : "gauge") << "\n"
+        << full << who << value << "\n";
+  };
+  put("generation", labels.generation, false, "the generation of the ranks");
+  for_each_figure(stats, put);
+  return out.str();
+}
+
+void write_stats_prometheus(const std::filesystem::path& file, const Stats& stats,
+                            const StatsLabels& labels) {
+  const std::string text = stats_prometheus(stats, labels);
+  publish_atomically(real_file_system(), file, std::as_bytes(std::span(text)));
+}
+
+}  // namespace meshstage

@@ -1,0 +1,32 @@
+#pragma once
+#include <filesystem>
+#include <string>
+
+#include <meshstage/core/error/export.hpp>
+#include <meshstage/core/replicate/results.hpp>
+
+/// Stats in the two forms that monitoring reads. No server: the program prints or writes them when
+/// it likes, after each staged step, say.
+namespace meshstage {
+
+/// Whose figures they are.
+struct StatsLabels {
+  std::string job;
+  int rank = 0;
+  std::uint64_t generation = 0;
+};
+
+/// One JSON object, without a line end: {"job":"gpt2","rank":3,"generation":1,"complete":12,...}.
+/// For a log, or a file of JSON lines.
+[[nodiscard]] MESHSTAGE_API std::string stats_json(const Stats& stats, const StatsLabels& labels);
+
+/// The text that Prometheus reads, with a type for each figure, labelled by job and rank.
+[[nodiscard]] MESHSTAGE_API std::string stats_prometheus(const Stats& stats,
+                                                         const StatsLabels& labels);
+
+/// Writes that text to a file that is whole at any time, for node_exporter's textfile collector
+/// ("meshstage-r3.prom" in its folder). Throws IoError.
+MESHSTAGE_API void write_stats_prometheus(const std::filesystem::path& file, const Stats& stats,
+                                          const StatsLabels& labels);
+
+}  // namespace meshstage

@@ -1,0 +1,127 @@
+#include <unistd.h>
+
+#include <utility>
+
+#include <meshstage/core/checkpoint/trace_impl.hpp>
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::detail {
+namespace {
+
+using protocol::Point;
+
+std::filesystem::path of_rank(std::filesystem::path path, int rank) {
+  const std::string extension = path.extension().string();
+  path.replace_extension("r" + std::to_string(rank) + extension);
+  return path;
+}
+
+std::string microseconds(std::chrono::system_clock::time_point time) {
+  using std::chrono::microseconds;
+  return std::to_string(std::chrono::duration_cast<microseconds>(time.time_since_epoch()).count());
+}
+
+}  // namespace
+
+Trace::Trace(const std::filesystem::path& path, int rank)
+    : path_(of_rank(path, rank)), rank_(rank), file_(path_, std::ios::trunc) {
+  file_ << "[\n" << std::flush;
+  if (!file_) {
+    throw make_error<IoError>("the trace " + path_.string() + " cannot be written", {}, {},
+                              path_.string());
+  }
+  write(R"("ph":"M","name":"process_name","args":{"name":"rank )" + std::to_string(rank) + "\"}");
+}
+
+Trace::~Trace() { worker_.drain(); }
+
+int Trace::row(Track track, int peer) {
+  constexpr const char* kNames[] = {"",     "recovery", "stage",        "agreement",
+                                    "disk", "send to ", "receive from "};
+  const auto [it, fresh] =
+      rows_.emplace(std::pair(track, peer), static_cast<int>(track) * 100'000 + peer + 1);
+  if (fresh) {
+    std::string name = kNames[static_cast<std::size_t>(track)];
+    if (peer >= 0) name += "rank " + std::to_string(peer);
+    write(R"("ph":"M","name":"thread_name","tid":)" + std::to_string(it->second) +
+          R"(,"args":{"name":")" + name + "\"}");
+  }
+  return it->second;
+}
+
+void Trace::write(std::string line) {
+  const std::string whole = "{\"pid\":" + std::to_string(rank_) + "," + line + "},\n";
+  worker_.post([this, whole] { file_ << whole << std::flush; });
+}
+
+void Trace::span(Track track, const char* name, const PointEvent& event, Time now) {
+  const auto begun = begun_.find({track, event.id});
+  if (begun == begun_.end()) return;
+  const auto length = std::chrono::duration_cast<std::chrono::microseconds>(now - begun->second);
+  write(R"("ph":"X","name":")" + std::string(name) + " " + std::to_string(event.id.step) +
+        R"(","tid":)" + std::to_string(row(track, event.peer)) +
+        ",\"ts\":" + microseconds(begun->second) + ",\"dur\":" + std::to_string(length.count()) +
+        R"(,"args":{"generation":)" + std::to_string(event.generation) + "}");
+}
+
+void Trace::instant(Track track, const PointEvent& event, Time now) {
+  write(R"("ph":"i","s":"t","name":")" + std::string(event.name) + R"(","tid":)" +
+        std::to_string(row(track, -1)) + ",\"ts\":" + microseconds(now) +
+        R"(,"args":{"generation":)" + std::to_string(event.generation) +
+        ",\"step\":" + std::to_string(event.id.step) + "}");
+}
+
+void Trace::note(const PointEvent& event) {
+  const Time now = std::chrono::system_clock::now();
+  const std::lock_guard lock(mutex_);
+  switch (event.point) {
+    case Point::kFormed:
+      begun_.clear();
+      begin(Track::kRecovery, kNoImage, now);
+      return instant(Track::kRecovery, event, now);
+    case Point::kRestoring: {
+      PointEvent recovery = event;
+      recovery.id = kNoImage;
+      span(Track::kRecovery, "recover", recovery, now);
+      return instant(Track::kRecovery, event, now);
+    }
+    case Point::kOwnWriting:
+      begin(Track::kSend, event.id, now);
+      return begin(Track::kStage, event.id, now);
+    case Point::kOwnSealed:
+      return span(Track::kStage, "stage and digest", event, now);
+    case Point::kReplicaWriting:
+      return begin(Track::kReceive, event.id, now);
+    case Point::kChunkSent:
+      if (event.chunk == event.chunks) span(Track::kSend, "send", event, now);
+      return;
+    case Point::kChunkReceived:
+      if (event.chunk == event.chunks) span(Track::kReceive, "receive and digest", event, now);
+      return;
+    case Point::kVoted:
+      return begin(Track::kAgreement, event.id, now);
+    case Point::kComplete:
+      span(Track::kAgreement, "agree on", event, now);
+      std::erase_if(begun_, [&](const auto& entry) {
+        return entry.first.second < event.id && entry.first.second.exists();
+      });
+      return begin(Track::kDisk, event.id, now);
+    case Point::kFailed:
+      span(Track::kAgreement, "fail", event, now);
+      return instant(Track::kAgreement, event, now);
+    case Point::kPersisted:
+      return span(Track::kDisk, "persist", event, now);
+    case Point::kPruned:
+    case Point::kFinishing:
+      return instant(Track::kDisk, event, now);
+    case Point::kOffered:
+    case Point::kReplicaSealed:
+    case Point::kDecided:
+    case Point::kFirstNoted:
+      return instant(Track::kAgreement, event, now);
+    default:
+      return instant(Track::kRecovery, event, now);
+  }
+}
+
+}  // namespace meshstage::detail

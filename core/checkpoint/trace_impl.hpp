@@ -1,0 +1,50 @@
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include <meshstage/core/async/worker.hpp>
+#include <meshstage/core/replicate/observer.hpp>
+
+namespace meshstage::detail {
+
+/// One rank's trace, in the JSON that Chrome and Perfetto read: a line for each span (staging,
+/// sending to and receiving from each peer, agreement, recovery, disk) and for each named point.
+/// Times are the host's clock, so traces of several ranks may be opened together; the list has no
+/// end, which both readers accept, so that what a killed process wrote can be read.
+/// Threads: note() from any; the file is written on a thread of its own (`ms-trace`).
+class Trace {
+ public:
+  /// "trace.json" becomes "trace.r3.json" for rank 3. Throws IoError if it cannot be written.
+  Trace(const std::filesystem::path& path, int rank);
+  Trace(const Trace&) = delete;
+  Trace& operator=(const Trace&) = delete;
+  ~Trace();
+
+  void note(const PointEvent& event);
+
+ private:
+  using Time = std::chrono::system_clock::time_point;
+  /// A row of the picture; peers have rows of their own.
+  enum class Track : std::uint8_t { kRecovery = 1, kStage, kAgreement, kDisk, kSend, kReceive };
+  [[nodiscard]] int row(Track track, int peer);
+  void begin(Track track, ImageId id, Time now) { begun_[{track, id}] = now; }
+  /// A span since it began; nothing if it did not.
+  void span(Track track, const char* name, const PointEvent& event, Time now);
+  void instant(Track track, const PointEvent& event, Time now);
+  void write(std::string line);
+
+  const std::filesystem::path path_;
+  const int rank_;
+  std::mutex mutex_;
+  std::map<std::pair<Track, ImageId>, Time> begun_;
+  std::map<std::pair<Track, int>, int> rows_;
+  std::ofstream file_;  ///< The worker's, once it was opened.
+  Worker worker_{"ms-trace"};
+};
+
+}  // namespace meshstage::detail

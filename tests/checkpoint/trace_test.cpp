@@ -1,0 +1,91 @@
+// What a rank tells of itself: traces and figures.
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <string>
+
+#include <meshstage/core/checkpoint/metrics.hpp>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/in_process_job.hpp"
+#include "tests/support/job_steps.hpp"
+#include "tests/support/rank_errors.hpp"
+#include "tests/support/temp_directory.hpp"
+
+namespace {
+
+namespace ms = meshstage;
+using ms::test::all_good;
+using ms::test::all_ranks;
+using ms::test::InProcessJob;
+using ms::test::run_ranks;
+
+std::string contents(const std::filesystem::path& file) {
+  std::ifstream in(file);
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+}  // namespace
+
+TEST_CASE("a trace has a span for each thing that takes time, on every rank") {
+  const TempDirectory directory;
+  InProcessJob job(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    auto options = job.options(rank);
+    options.persist_every = 1;
+    options.trace = directory.path() / "trace.json";
+    ms::Checkpointer ckpt(options);
+    (void)ms::test::recover_fresh(ckpt);
+    ms::test::stage_all(ckpt, {1, 2});
+    ckpt.finish();
+  }));
+  for (const std::string rank : {"0", "1"}) {
+    const std::string other = rank == "0" ? "1" : "0";
+    const std::string text = contents(directory.path() / ("trace.r" + rank + ".json"));
+    INFO(text);
+    for (const std::string& part :
+         {"\"name\":\"rank " + rank + "\"", std::string("stage and digest 1"),
+          std::string("send 2"), std::string("receive and digest 2"), std::string("agree on 2"),
+          std::string("persist 2"), "\"name\":\"send to rank " + other + "\"",
+          "\"name\":\"receive from rank " + other + "\""}) {
+      CHECK_THAT(text, contains_text(part));
+    }
+    std::istringstream lines(text);
+    std::string line;
+    std::getline(lines, line);
+    CHECK(line == "[");
+    while (std::getline(lines, line)) {
+      CHECK(line.starts_with("{\"pid\":" + rank + ",\"ph\":\""));
+      CHECK(line.ends_with("},"));
+      CHECK(line.find("\"dur\":-") == std::string::npos);
+    }
+  }
+  auto options = job.options(0);
+  options.trace = directory.path() / "none" / "trace.json";
+  CHECK_THROWS_AS(ms::Checkpointer(options), ms::IoError);
+}
+
+TEST_CASE("figures are one line of JSON, or Prometheus' text in a file that is whole") {
+  ms::Stats stats;
+  stats.complete = 12;
+  stats.disk_step = 10;
+  stats.stage_seconds = 0.5;
+  const ms::StatsLabels labels{"gpt2", 3, 2};
+  const std::string json = ms::stats_json(stats, labels);
+  CHECK_THAT(json, contains_text(R"({"job":"gpt2","rank":3,"generation":2,"complete":12,)") &&
+                       contains_text(R"("disk_step":10,"stage_seconds":0.5,)"));
+  CHECK(json.find('\n') == std::string::npos);
+  const TempDirectory directory;
+  const auto file = directory.path() / "meshstage-r3.prom";
+  ms::write_stats_prometheus(file, stats, labels);
+  const std::string text = contents(file);
+  CHECK(text == ms::stats_prometheus(stats, labels));
+  CHECK_THAT(text, contains_text("# TYPE meshstage_complete_total counter\n"
+                                 "meshstage_complete_total{job=\"gpt2\",rank=\"3\"} 12\n") &&
+                       contains_text("# TYPE meshstage_stage_seconds gauge\n"
+                                     "meshstage_stage_seconds{job=\"gpt2\",rank=\"3\"} 0.5\n"));
+  CHECK_THROWS_AS(ms::write_stats_prometheus(directory.path() / "none" / "x", stats, labels),
+                  ms::Error);
+}
