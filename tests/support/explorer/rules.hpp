@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 20> kRules = {{
+inline constexpr std::array<NamedRule, 21> kRules = {{
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
     {"stage-beside-base", &protocol::Rules::stage_beside_base},
