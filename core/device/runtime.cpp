@@ -183,15 +183,8 @@ bool DeviceRuntime::is_pinned(std::span<const std::byte> bytes) const {
 std::size_t DeviceRuntime::Impl::look_after_kept() {
   std::vector<std::shared_ptr<const void>> over;  // destroyed outside the lock
   const std::lock_guard lock(kept_mutex);
-  const auto is_over = [](const DeviceEvent& event) {
-    try {
-      return event.done();
-    } catch (const Error&) {
-      return true;  // the device failed: nothing on it touches memory any more
-    }
-  };
   std::erase_if(kept, [&](auto& entry) {
-    if (!is_over(entry.first)) return false;
+    if (!entry.first.over()) return false;
     over.push_back(std::move(entry.second));
     return true;
   });

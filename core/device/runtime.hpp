@@ -80,6 +80,8 @@ class MESHSTAGE_API DeviceEvent {
   /// Everything before the point is done, and visible to the calling thread. Throws InvalidState
   /// if the device failed.
   [[nodiscard]] bool done() const;
+  /// done(), or the device failed: nothing before the point touches memory any more.
+  [[nodiscard]] bool over() const noexcept;
   /// Until done(). Throws Timeout at the deadline; `check`, if any, is called again and again and
   /// ends the wait by throwing.
   void wait(Deadline deadline = Deadline::never(), const std::function<void()>& check = {}) const;
@@ -91,6 +93,12 @@ class MESHSTAGE_API DeviceEvent {
   friend class DeviceStream;
   explicit DeviceEvent(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
   std::shared_ptr<Impl> impl_;
+};
+
+/// Behind what a trainer had issued on a device at some moment.
+struct DeviceReady {
+  Device device;
+  DeviceEvent event;
 };
 
 /// A stream of our own: what is issued on it happens in this order, behind nothing else. Move-only;

@@ -46,6 +46,14 @@ bool DeviceEvent::Impl::query() {
 
 bool DeviceEvent::done() const { return impl_ == nullptr || impl_->query(); }
 
+bool DeviceEvent::over() const noexcept {
+  try {
+    return done();
+  } catch (const Error&) {
+    return true;
+  }
+}
+
 void DeviceEvent::wait(Deadline deadline, const std::function<void()>& check) const {
   using namespace std::chrono_literals;
   constexpr int kBusy = 64;

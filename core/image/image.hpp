@@ -3,7 +3,10 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <vector>
 
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/tree/compare.hpp>
 #include <meshstage/core/tree/node.hpp>
@@ -43,15 +46,33 @@ MESHSTAGE_API std::optional<Difference> compare_structure(std::span<const std::b
 MESHSTAGE_API std::string describe_mismatch(const Difference& difference);
 
 /// Throws InvalidState naming the first tensor of `state` into which nothing can be restored: in
-/// read-only memory, or not on the CPU.
+/// read-only memory, or said to be on a device whose driver does not know it.
 MESHSTAGE_API void require_writable(const Value& state);
 
+/// How restore_into() reaches tensors on devices.
+struct RestoreOptions {
+  /// The streams on which the trainer uses them; the legacy default stream of a device that is not
+  /// named. They are written behind what was issued there before the call.
+  std::vector<TrainerStream> streams = {};
+  /// Keeps `image` alive for as long as a device reads it, also where the call throws. Without it
+  /// the call waits for the devices then, beyond the deadline if need be.
+  std::shared_ptr<const void> keep = {};
+  /// Devices that are not done by then: Timeout.
+  Deadline deadline = Deadline::never();
+};
+
 /// Brings the image into `state`, in place: bytes into the storages its tensors have, scalars into
-/// its containers; Nodes that cannot take them are replaced. Structure is compared first: throws
-/// StructureMismatch with the first differing path (InvalidState for read-only memory) and has then
-/// touched nothing. Does not verify digests.
-MESHSTAGE_API void restore_into(std::span<const std::byte> image, Value& state);
+/// its containers; Nodes that cannot take them are replaced. Tensors on devices are written by
+/// their devices, at the full rate where `image` is page-locked, all at the same time, and are
+/// there when the call returns. Structure is compared first: throws StructureMismatch with the
+/// first differing path (InvalidState for read-only memory, memory that a driver does not know, or
+/// a trainer's stream that is being captured) and has then touched nothing. What devices report
+/// later is InvalidState or Timeout and says that the tensors are unusable: some are written, some
+/// are not. Does not verify digests.
+MESHSTAGE_API void restore_into(std::span<const std::byte> image, Value& state,
+                                const RestoreOptions& options = {});
 /// The same for a dict, which stays the same object.
-MESHSTAGE_API void restore_into(std::span<const std::byte> image, Dict& state);
+MESHSTAGE_API void restore_into(std::span<const std::byte> image, Dict& state,
+                                const RestoreOptions& options = {});
 
 }  // namespace meshstage

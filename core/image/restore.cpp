@@ -2,8 +2,9 @@
 #include <unordered_map>
 #include <unordered_set>
 
-#include <meshstage/core/image/copy.hpp>
 #include <meshstage/core/image/image.hpp>
+#include <meshstage/core/image/restore_copies_impl.hpp>
+#include <meshstage/core/tensor/device_memory.hpp>
 #include <meshstage/core/tree/tree_storages.hpp>
 #include <meshstage/core/tree/walk.hpp>
 
@@ -53,8 +54,8 @@ class Assigner {
     if (const auto* tensor = from.get_if<Tensor>()) {
       const auto& source = tensor->storage();
       const auto& target = storages_.memory(to.as<Tensor>());
-      if (copied_.insert(target.identity()).second)
-        detail::copy_bytes(target.bytes(), source.bytes());
+      if (target.nbytes() > 0 && copied_.insert(target.identity()).second)
+        copies_.push_back({target, source.bytes()});
       // An empty dict of attributes on one side may be none on the other.
       if (const auto* attributes = from.attributes();
           attributes != nullptr && to.attributes() != nullptr) {
@@ -76,6 +77,9 @@ class Assigner {
       assign_all(target, from.as<Tuple>());
     }
   }
+
+  /// What is left to do when everything else is assigned.
+  [[nodiscard]] const std::vector<detail::RestoreCopy>& copies() const noexcept { return copies_; }
 
  private:
   void assign_all(Sequence& to, const Sequence& from) {
@@ -103,10 +107,20 @@ class Assigner {
   }
 
   detail::TreeStorages storages_;
+  std::vector<detail::RestoreCopy> copies_;
   std::unordered_set<const void*> copied_, done_;
   std::unordered_map<const void*, NodePtr> replaced_;
   std::vector<NodePtr> kept_;
 };
+
+std::vector<Storage> storages_of(const Value& state) {
+  std::vector<Storage> storages;
+  detail::Walk walk;
+  std::unordered_set<const void*> seen;
+  for_each_tensor(state, walk, seen,
+                  [&](const Tensor& tensor, const Path&) { storages.push_back(tensor.storage()); });
+  return storages;
+}
 
 Value decode_for_reading(std::span<const std::byte> image) { return decode_image(image, nullptr); }
 
@@ -124,17 +138,20 @@ void require_writable(const Value& state) {
   detail::Walk walk;
   std::unordered_set<const void*> seen;
   for_each_tensor(state, walk, seen, [](const Tensor& tensor, const Path& path) {
-    if (tensor.device().is_cpu() && !tensor.storage().traits().read_only) return;
-    throw make_error<InvalidState>(
-        path.shown() +
-            (tensor.device().is_cpu() ? " is in read-only memory"
-                                      : " is on " + to_string(tensor.device())) +
-            "; nothing can be restored into it",
-        {}, {}, path.text());
+    constexpr auto kRefused = "; nothing can be restored into it";
+    if (tensor.storage().traits().read_only) {
+      throw make_error<InvalidState>(path.shown() + " is in read-only memory" + kRefused, {}, {},
+                                     path.text());
+    }
+    try {
+      detail::require_device_memory(tensor.storage(), path.text());
+    } catch (const InvalidArgument& e) {
+      throw make_error<InvalidState>(e.what() + std::string(kRefused), {}, {}, path.text());
+    }
   });
 }
 
-void restore_into(std::span<const std::byte> image, Value& state) {
+void restore_into(std::span<const std::byte> image, Value& state, const RestoreOptions& options) {
   const Value decoded = decode_for_reading(image);
   if (const auto difference = compare_decoded(decoded, state)) {
     throw make_error<StructureMismatch>(
@@ -142,12 +159,15 @@ void restore_into(std::span<const std::byte> image, Value& state) {
         difference->path);
   }
   require_writable(state);
-  Assigner(state).assign(state, decoded);
+  const auto ready = detail::record_ready(storages_of(state), options.streams);
+  Assigner assigner(state);
+  assigner.assign(state, decoded);
+  detail::restore_copies(assigner.copies(), ready, options);
 }
 
-void restore_into(std::span<const std::byte> image, Dict& state) {
+void restore_into(std::span<const std::byte> image, Dict& state, const RestoreOptions& options) {
   Value value = state;
-  restore_into(image, value);
+  restore_into(image, value, options);
 }
 
 }  // namespace meshstage

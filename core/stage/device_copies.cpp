@@ -1,74 +1,18 @@
 #include <algorithm>
-#include <set>
 #include <thread>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/stage/device_copies.hpp>
 
 namespace meshstage::detail {
-namespace {
-
-bool is_over(const DeviceEvent& event) noexcept {
-  try {
-    return event.done();
-  } catch (const Error&) {
-    return true;  // the device failed: nothing on it touches memory any more
-  }
-}
-
-}  // namespace
 
 void require_devices(const FlatState& flat) {
   std::vector<bool> asked(flat.sources.size());
   for (const auto& tensor : flat.tensors) {
-    const auto& storage = flat.sources[tensor.source];
-    if (storage.device().is_cpu() || asked[tensor.source]) continue;
+    if (asked[tensor.source]) continue;
     asked[tensor.source] = true;
-    const auto shown = tensor.path.empty() ? std::string("the tensor") : tensor.path;
-    try {
-      DeviceRuntime::of(storage.device().type)
-          .require_memory(storage.device(), storage.data(), storage.nbytes());
-    } catch (const InvalidArgument& e) {
-      throw make_error<InvalidArgument>(shown + " " + e.what(), {}, {}, tensor.path);
-    } catch (const Error& e) {
-      throw make_error<InvalidArgument>(
-          shown + " is on " + to_string(storage.device()) + ", which cannot be used: " + e.what(),
-          {}, {}, tensor.path);
-    }
+    require_device_memory(flat.sources[tensor.source], tensor.path);
   }
-}
-
-bool is_on_its_device(const Storage& storage) {
-  try {
-    DeviceRuntime::of(storage.device().type)
-        .require_memory(storage.device(), storage.data(), storage.nbytes());
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
-std::vector<DeviceReady> record_ready(std::span<const Storage> sources,
-                                      std::span<const TrainerStream> streams) {
-  std::set<std::pair<DeviceType, std::int16_t>> devices;
-  for (const auto& storage : sources) {
-    if (!storage.device().is_cpu()) devices.emplace(storage.device().type, storage.device().index);
-  }
-  std::vector<TrainerStream> used;
-  for (const auto& [type, index] : devices) {
-    const Device device{type, index};
-    const auto named = used.size();
-    for (const auto& stream : streams) {
-      if (stream.device == device) used.push_back(stream);
-    }
-    if (used.size() == named) used.push_back({device, kLegacyStream});
-  }
-  for (const auto& stream : used)
-    DeviceRuntime::of(stream.device.type).require_not_capturing(stream);
-  std::vector<DeviceReady> ready;
-  for (const auto& stream : used)
-    ready.push_back({stream.device, DeviceRuntime::of(stream.device.type).record(stream)});
-  return ready;
 }
 
 DeviceStream& DeviceStreams::of(Device device) {
@@ -105,7 +49,7 @@ DeviceCopies::DeviceCopies(std::span<const DevicePlace> places, std::span<const 
       try {
         const auto event = streams.of(on.device).record();
         if (keep_ == nullptr) {
-          while (!is_over(event)) std::this_thread::yield();
+          while (!event.over()) std::this_thread::yield();
         } else {
           runtime.keep(event, keep_);
         }
@@ -119,14 +63,14 @@ DeviceCopies::DeviceCopies(std::span<const DevicePlace> places, std::span<const 
 
 DeviceCopies::~DeviceCopies() {
   for (const auto& on : devices_) {
-    if (is_over(on.copies.last())) continue;
+    if (on.copies.last().over()) continue;
     DeviceRuntime::of(on.device.type).keep(on.copies.last(), keep_);
   }
 }
 
 bool DeviceCopies::done() const noexcept {
   return std::all_of(devices_.begin(), devices_.end(),
-                     [](const OnDevice& on) { return is_over(on.copies.last()); });
+                     [](const OnDevice& on) { return on.copies.last().over(); });
 }
 
 void DeviceCopies::wait(std::size_t place, std::uint64_t bytes, Watermark& progress) const {

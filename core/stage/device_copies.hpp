@@ -11,21 +11,13 @@
 #include <meshstage/core/image/flatten.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/stage/watermark.hpp>
+#include <meshstage/core/tensor/device_memory.hpp>
 #include <meshstage/core/tensor/storage.hpp>
 
 namespace meshstage::detail {
 
-/// Asks the driver whether every storage of a state dict that claims to be on a device is. Throws
-/// InvalidArgument with the path of the first that is not, or whose kind of device cannot be used.
+/// require_device_memory() for every storage of a state dict.
 void require_devices(const FlatState& flat);
-/// The same for one storage: whether the driver knows its memory as its device's.
-bool is_on_its_device(const Storage& storage);
-
-/// What trainers had issued on the devices of `sources` at this moment, one for each device.
-/// `streams` names the streams that they use there; the legacy stream where none is named. Throws
-/// InvalidState before anything is issued if one is being captured into a graph.
-std::vector<DeviceReady> record_ready(std::span<const Storage> sources,
-                                      std::span<const TrainerStream> streams);
 
 /// A run of a device's memory, and where it goes on the host.
 struct DevicePlace {

@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include <meshstage/core/image/values.hpp>
-#include <meshstage/core/stage/device_copies.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
+#include <meshstage/core/tensor/device_memory.hpp>
 #include <meshstage/core/tree/compare.hpp>
 
 namespace meshstage::detail {
@@ -134,10 +134,7 @@ class Matcher {
   bool all_on_their_devices() {
     for (std::size_t i = 0; i < sources_.size(); ++i) {
       const auto& storage = sources_[i];
-      if (!storage.device().is_cpu() && storage.data() != plan_.source_begins[i] &&
-          !is_on_its_device(storage)) {
-        return false;
-      }
+      if (storage.data() != plan_.source_begins[i] && !is_device_memory(storage)) return false;
     }
     return true;
   }

@@ -42,12 +42,6 @@ struct PlanOptions {
   std::uint64_t max_header_bytes = kMaxHeaderBytes;
 };
 
-/// Behind what a trainer had issued on a device at some moment.
-struct DeviceReady {
-  Device device;
-  DeviceEvent event;
-};
-
 /// What one staging takes from a state dict at the moment of the call: strong references to its
 /// storages, and its scalars as they are then. The tree may change afterwards; the tensors' bytes
 /// must not until they are copied. Hold no longer than that: it keeps the storages alive.
