@@ -3,6 +3,8 @@
 #include <span>
 #include <utility>
 
+#include <meshstage/core/async/origin.hpp>
+
 namespace meshstage {
 
 /// Page-locks host memory, so that a device can copy to and from it by itself. A device's room
@@ -16,7 +18,8 @@ class MemoryPinner {
   virtual void unpin(std::span<std::byte> pages) noexcept = 0;
 };
 
-/// Pages that stay locked while this lives. Move-only; the pinner must outlive it.
+/// Pages that stay locked while this lives. Move-only; the pinner must outlive it. A forked child's
+/// copy unlocks nothing: the lock is the parent's.
 class PinnedPages {
  public:
   /// Throws what pin() throws.
@@ -31,13 +34,14 @@ class PinnedPages {
     return *this;
   }
   ~PinnedPages() {
-    if (pinner_ != nullptr) pinner_->unpin(pages_);
+    if (pinner_ != nullptr && origin_.is_here()) pinner_->unpin(pages_);
   }
   [[nodiscard]] std::span<std::byte> pages() const noexcept { return pages_; }
 
  private:
   MemoryPinner* pinner_;
   std::span<std::byte> pages_;
+  ProcessOrigin origin_;
 };
 
 }  // namespace meshstage

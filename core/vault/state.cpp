@@ -186,4 +186,9 @@ Mapping VaultState::grow(SlotKey key, const Slot& slot, std::uint64_t bytes) con
   return grown;
 }
 
+void VaultState::lock_pages(SlotKey key, Slot& slot) {
+  if (key.owner_rank == options.rank)
+    page_locks.lock(slot.pages, slot.image(), describe(*this, key));
+}
+
 }  // namespace meshstage::detail

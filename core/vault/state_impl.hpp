@@ -9,6 +9,7 @@
 #include <meshstage/core/memory/mapping.hpp>
 #include <meshstage/core/vault/control_impl.hpp>
 #include <meshstage/core/vault/header_impl.hpp>
+#include <meshstage/core/vault/page_locks_impl.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
 namespace meshstage::detail {
@@ -18,6 +19,7 @@ namespace meshstage::detail {
 struct Slot {
   std::unique_ptr<File> file;
   Mapping mapping;  // header page + image; replaced by its only writer, with the mutex held
+  SlotPages pages;  // behind the mapping: unlocked before that is unmapped
   int readers = 0;
   bool writing = false;
 
@@ -44,6 +46,7 @@ struct VaultState {
   std::uint64_t incarnation = 0;
   bool taken_over = false;
 
+  PageLocks page_locks;
   mutable Mutex mutex;  // also of what a Slot's leases change
   std::map<SlotKey, std::shared_ptr<Slot>> slots MESHSTAGE_GUARDED_BY(mutex);
 
@@ -72,6 +75,8 @@ struct VaultState {
   /// into the slot with the mutex held, or an empty one if there was room. Throws OutOfMemory; the
   /// file's size is as it was then.
   [[nodiscard]] Mapping grow(SlotKey key, const Slot& slot, std::uint64_t bytes) const;
+  /// Page-locks a slot of this rank's own images, if that is asked for.
+  void lock_pages(SlotKey key, Slot& slot);
 };
 
 /// Opening and closing lock files of other owners, and becoming one, happens one at a time in a

@@ -100,9 +100,11 @@ WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity, std::u
     state_->write_header(slot, header);
   }
   if (Mapping grown = state_->grow(key, slot, bytes); grown.valid()) {
+    state_->page_locks.unlock(slot.pages);
     const MutexLock lock(state_->mutex);
     slot.mapping = std::move(grown);
   }
+  state_->lock_pages(key, slot);
   lease.bytes_ = bytes;
   return lease;
 }
@@ -126,6 +128,23 @@ ReadLease Vault::read(SlotKey key) {
   lease.bytes_ = stored_bytes(key, state_->options.rank, info.image);
   lease.info_ = std::move(info.image);
   return lease;
+}
+
+void Vault::use_pinner(MemoryPinner& pinner, std::function<void(const std::string&)> warn) {
+  state_->page_locks.use(pinner, std::move(warn));
+}
+
+void Vault::lock_pages(const ReadLease& lease) {
+  if (lease.valid()) state_->lock_pages(lease.key_, *lease.slot_);
+}
+
+VaultPageLocks Vault::page_locks() const {
+  const MutexLock lock(state_->mutex);
+  VaultPageLocks locks{0, state_->page_locks.refused()};
+  for (const auto& [key, slot] : state_->slots) {
+    if (state_->page_locks.is_locked(slot->pages)) locks.bytes += slot->capacity();
+  }
+  return locks;
 }
 
 std::uint64_t Vault::bytes_held() const {

@@ -1,12 +1,14 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/memory/pinning.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/vault/slot.hpp>
 
@@ -19,6 +21,12 @@ struct VaultOptions {
   /// missing.
   std::filesystem::path directory = "/dev/shm";
   FileSystem* fs = nullptr;  ///< Null: real_file_system(). Must outlive the vault and its leases.
+};
+
+/// What of a vault a device copies to and from by itself.
+struct VaultPageLocks {
+  std::uint64_t bytes = 0;    ///< Page-locked now.
+  std::uint64_t refused = 0;  ///< How often locking was refused.
 };
 
 /// The slots of one rank on this host: files that outlive the process, owned by one process at a
@@ -72,6 +80,15 @@ class MESHSTAGE_API Vault {
                                        std::uint64_t bytes);
   /// Throws InvalidState if the slot is not sealed or the vault is fenced.
   [[nodiscard]] ReadLease read(SlotKey key);
+
+  /// From now on slots of the rank's own images are page-locked, all of a slot or nothing of it,
+  /// when they are begun, so that devices copy to and from them at their full rate. Where that is
+  /// refused the slot is used without, which is counted and warned of once. The first pinner stays;
+  /// it must outlive the vault and its leases. A growing slot is unlocked, mapped anew and locked.
+  void use_pinner(MemoryPinner& pinner, std::function<void(const std::string&)> warn = {});
+  /// The same for a slot that is read, for as long as it is mapped.
+  void lock_pages(const ReadLease& lease);
+  [[nodiscard]] VaultPageLocks page_locks() const;
 
   /// Bytes of this incarnation's slot files, headers included.
   [[nodiscard]] std::uint64_t bytes_held() const;
