@@ -68,11 +68,8 @@ class Reader {
       const std::string kind = std::string(to_string(e.kind())) + ": ";
       if (what.rfind(kind, 0) == 0) what.erase(0, kind.size());
       const auto colon = what.rfind(": ");
-      if (colon == std::string::npos) {
-        error(at, what, "");
-      } else {
-        error(at, what.substr(0, colon), what.substr(colon + 2));
-      }
+      const bool fix = colon != std::string::npos;
+      error(at, what.substr(0, colon), fix ? what.substr(colon + 2) : "");
       return false;
     }
   }
@@ -431,8 +428,10 @@ void Reader::read_tensor(const Place& table) {
     if (!is_table(at, "only = {pp = 1}")) return;
     for (const auto& [key, node] : *at.node->as_table()) {
       const std::string dim(key.str());
-      const auto coordinate = integer({&node, at.key + "." + dim}, 0, limits_.ranks - 1);
+      const Place one{&node, at.key + "." + dim};
+      const auto coordinate = integer(one, 0, limits_.ranks - 1);
       if (!coordinate) return;
+      if (mesh_ && !attempt(one, [&] { (void)mesh_->at(dim, *coordinate); })) return;
       tensor.only.push_back({dim, *coordinate});
     }
   }
@@ -446,10 +445,6 @@ void Reader::read_tensor(const Place& table) {
   }
   if (!attempt(shape_at, [&] { (void)checked_bytes(tensor); })) return;
   if (mesh_) {
-    const Place only_at = in(table, "only");
-    for (const auto& [dim, coordinate] : tensor.only) {
-      if (!attempt(in(only_at, dim), [&] { (void)mesh_->at(dim, coordinate); })) return;
-    }
     attempt(placements_at, [&] {
       const TensorPlace place = place_of(*mesh_, tensor);
       Layout(place.mesh.shape(), tensor.shape, place.placements);

@@ -27,3 +27,22 @@ inline Answer run_mesh(std::vector<std::string> arguments) {
   const int code = run_mesh(std::move(arguments), out, err);
   return {code, out.str(), err.str()};
 }
+
+/// A job of eight ranks on two hosts, with two tensors.
+inline constexpr const char* kMeshFile = R"toml([mesh]
+shape = [2, 4]
+names = ["dp", "tp"]
+[hosts]
+ranks_per_host = 4
+hosts_per_rack = 1
+[partners]
+policy = "across-hosts"
+[[tensor]]
+name = "w"
+shape = [16, 8]
+placements = "R,S(0)"
+[[tensor]]
+name = "x"
+shape = [4, 6, 5]
+placements = "S(0),S(1)"
+)toml";
