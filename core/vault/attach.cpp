@@ -7,6 +7,10 @@
 // one process. The file may have been removed, or a newer incarnation made, between looking and
 // locking; both are looked at again afterwards, and it starts over.
 //
+// With the lock the owner raises the vault's epoch, then the epoch in the word of every slot file,
+// of older incarnations too, and only then reads a header. From then on no older owner begins or
+// seals a slot, whatever it had looked at before it was stopped: core/vault/README.md.
+//
 // Record locks do not exclude threads of one process from each other, and a process that opens and
 // closes a lock file it owns loses the lock. So lock_files_mutex() is held meanwhile, and the
 // control page is asked first whether this very process owns an incarnation already: then attaching
@@ -97,6 +101,26 @@ Outcome make(VaultState& state, std::uint64_t incarnation) {
   }
 }
 
+[[noreturn]] void throw_taken(const VaultState& state) {
+  throw make_error<InvalidState>("fenced: " + vault_name(state) + " was taken in epoch " +
+                                     std::to_string(state.control.epoch()) +
+                                     "; this process comes with epoch " +
+                                     std::to_string(state.options.epoch),
+                                 state.options.rank);
+}
+
+/// False if somebody took the vault in this epoch or a higher one.
+bool take_epoch(VaultState& state) {
+  if (state.options.epoch != 0) {
+    state.epoch = state.options.epoch;
+    return state.control.raise_epoch(state.epoch);
+  }
+  do {
+    state.epoch = state.control.epoch() + 1;
+  } while (!state.control.raise_epoch(state.epoch));
+  return true;
+}
+
 }  // namespace
 
 void become_owner(VaultState& state) {
@@ -111,7 +135,11 @@ void become_owner(VaultState& state) {
             "): destroy that Vault and its leases first, or use another job name",
         options.rank);
   }
+  if (options.epoch > kLastEpoch) {
+    throw InvalidArgument("epoch " + std::to_string(options.epoch) + " is higher than any can be");
+  }
   for (int round = 0; round < kRounds; ++round) {
+    if (options.epoch != 0 && state.control.epoch() >= options.epoch) throw_taken(state);
     const std::uint64_t newest = newest_incarnation(state);
     Outcome outcome = newest == 0 ? Outcome::kOwnerLives : take_over(state, newest);
     state.taken_over = outcome == Outcome::kMine;
@@ -121,6 +149,11 @@ void become_owner(VaultState& state) {
       outcome = make(state, state.incarnation);
     }
     if (outcome == Outcome::kMine) {
+      if (!take_epoch(state)) {
+        if (!state.taken_over) state.fs.unlink(lock_path(state, state.incarnation));
+        state.lock_file.reset();
+        throw_taken(state);
+      }
       state.control.set_owner(
           {state.incarnation, state.process.pid, state.process.start_time, state.process.instance});
       state.control.raise_newest(state.incarnation);
@@ -130,6 +163,22 @@ void become_owner(VaultState& state) {
   throw make_error<InvalidState>(
       vault_name(state) + " keeps being taken by other processes: is the job started twice?",
       options.rank);
+}
+
+void take_words(const VaultState& state) {
+  for (const auto& file : state.fs.list(state.options.directory)) {
+    const auto name = parse_vault_name(file);
+    if (!name || name->kind != VaultFileKind::kSlot || !is_ours(state, *name)) continue;
+    try {
+      const auto slot = open_private(state.fs, state.path_of(file));
+      // A shorter one is being made: its owner looks at the vault's epoch afterwards.
+      if (slot->stat().size < kHeaderBytes) continue;
+      const Mapping page(*slot, kHeaderBytes, MapAccess::kReadWrite);
+      state.take_word(page.bytes());
+    } catch (const SystemError& e) {
+      if (!is_missing(e)) throw;  // an older owner's, removed meanwhile
+    }
+  }
 }
 
 void open_slots(VaultState& state) {

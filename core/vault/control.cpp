@@ -20,6 +20,7 @@ constexpr std::size_t kMagicAt = 0;
 constexpr std::size_t kVersionAt = 1;
 constexpr std::size_t kNewestAt = 2;
 constexpr std::size_t kGenerationAt = 3;
+constexpr std::size_t kEpochAt = 4;
 constexpr std::size_t kOwnersAt = 8;
 constexpr std::size_t kOwnerWords = 4;
 constexpr std::size_t kOwners = (kPageBytes / 8 - kOwnersAt) / kOwnerWords;
@@ -120,6 +121,16 @@ void ControlPage::raise(std::size_t word, std::uint64_t value) {
 
 std::uint64_t ControlPage::newest() const { return load(kNewestAt); }
 void ControlPage::raise_newest(std::uint64_t incarnation) { raise(kNewestAt, incarnation); }
+std::uint64_t ControlPage::epoch() const { return load(kEpochAt); }
+bool ControlPage::raise_epoch(std::uint64_t epoch) {
+  auto* const words = reinterpret_cast<std::uint64_t*>(mapping_.bytes().data());
+  const std::atomic_ref at(words[kEpochAt]);
+  std::uint64_t there = at.load();
+  while (there < epoch) {
+    if (at.compare_exchange_weak(there, epoch)) return true;
+  }
+  return false;
+}
 std::uint64_t ControlPage::generation() const { return load(kGenerationAt); }
 void ControlPage::raise_generation(std::uint64_t generation) { raise(kGenerationAt, generation); }
 

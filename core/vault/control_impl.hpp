@@ -36,6 +36,10 @@ class ControlPage {
 
   [[nodiscard]] std::uint64_t newest() const;
   void raise_newest(std::uint64_t incarnation);
+  /// Of the newest taking of the vault; 0: none since there are epochs.
+  [[nodiscard]] std::uint64_t epoch() const;
+  /// True if the epoch was lower, and is `epoch` now.
+  [[nodiscard]] bool raise_epoch(std::uint64_t epoch);
   [[nodiscard]] std::uint64_t generation() const;
   void raise_generation(std::uint64_t generation);
   /// The last owner written down for that incarnation.

@@ -1,6 +1,7 @@
 #include <meshstage/core/vault/header_impl.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cassert>
 #include <cstring>
@@ -52,11 +53,6 @@ T get(std::span<const std::byte, kHeaderBytes> page, std::size_t at) {
   return little_endian::load<T>(page.data() + at);
 }
 
-Digest digest_of(std::span<const std::byte, kHeaderBytes> page) {
-  const XXH128_hash_t h = XXH3_128bits(page.data(), kDigestAt);
-  return {h.high64, h.low64};
-}
-
 Digest get_digest(std::span<const std::byte, kHeaderBytes> page, std::size_t at) {
   return {get<std::uint64_t>(page, at + 8), get<std::uint64_t>(page, at)};
 }
@@ -76,6 +72,30 @@ SlotInfo damaged(std::string why) {
 
 }  // namespace
 
+Digest header_digest(std::span<const std::byte, kHeaderBytes> page) {
+  HeaderPage copy;
+  std::memcpy(copy.data(), page.data(), copy.size());
+  put(copy, kWordAt, std::uint64_t{0});
+  const XXH128_hash_t h = XXH3_128bits(copy.data(), kDigestAt);
+  return {h.high64, h.low64};
+}
+
+SlotWord load_word(std::span<const std::byte> page) noexcept {
+  // A load changes nothing, but std::atomic_ref wants an object that could be changed.
+  auto* const bits = reinterpret_cast<std::uint64_t*>(
+      const_cast<std::byte*>(page.subspan(kWordAt, sizeof(std::uint64_t)).data()));
+  return unpack(std::atomic_ref(*bits).load());
+}
+
+bool swap_word(std::span<std::byte> page, SlotWord& expected, SlotWord wanted) noexcept {
+  auto* const bits =
+      reinterpret_cast<std::uint64_t*>(page.subspan(kWordAt, sizeof(std::uint64_t)).data());
+  std::uint64_t there = pack(expected);
+  const bool swapped = std::atomic_ref(*bits).compare_exchange_strong(there, pack(wanted));
+  expected = unpack(there);
+  return swapped;
+}
+
 bool has_sound_sizes(const ImageInfo& image) noexcept {
   if (image.manifest_bytes > image.image_bytes) return false;
   if (image.borrowed_bytes == 0) return true;
@@ -89,7 +109,7 @@ HeaderPage encode_header(const SlotHeader& header) {
   assert(job.size() <= kMaxJobBytes);
   HeaderPage page{};
   put(page, kMagicAt, kMagic);
-  put(page, kVersionAt, loans(image) ? kBorrowingHeaderVersion : kHeaderVersion);
+  put(page, kVersionAt, kHeaderVersion);
   put(page, kStateAt, static_cast<std::uint32_t>(header.state));
   put(page, kGenerationAt, image.identity.id.generation);
   put(page, kStepAt, image.identity.id.step);
@@ -108,26 +128,42 @@ HeaderPage encode_header(const SlotHeader& header) {
   put(page, kLoansAt, image.loans);
   put(page, kJobLengthAt, static_cast<std::uint32_t>(job.size()));
   if (!job.empty()) std::memcpy(page.data() + kJobAt, job.data(), job.size());
-  put_digest(page, kDigestAt, digest_of(page));
+  put(page, kWordAt, pack({header.state, header.epoch}));
+  put_digest(page, kDigestAt, header_digest(page));
   return page;
 }
 
-SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page) {
-  if (std::all_of(page.begin(), page.end(), [](std::byte b) { return b == std::byte{0}; }))
+namespace {
+
+bool all_zero(std::span<const std::byte> bytes) {
+  return std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; });
+}
+
+/// What the page alone says.
+SlotInfo decode_page(std::span<const std::byte, kHeaderBytes> page, SlotWord word) {
+  if (all_zero(page.first(kWordAt)) && all_zero(page.subspan(kDigestAt))) {
+    if (word.state == SlotState::kSealed) return damaged("it is sealed and has no header");
     return {};
+  }
   if (get<std::array<char, 8>>(page, kMagicAt) != kMagic)
     return damaged("the header's magic is wrong");
-  if (get_digest(page, kDigestAt) != digest_of(page))
+  if (get_digest(page, kDigestAt) != header_digest(page))
     return damaged("the header does not match its digest");
   const auto version = get<std::uint32_t>(page, kVersionAt);
-  if (version != kHeaderVersion && version != kBorrowingHeaderVersion) {
+  if (version < kOldestHeaderVersion || version > kHeaderVersion) {
     return damaged("the header has format version " + std::to_string(version) +
-                   ", this program reads " + std::to_string(kHeaderVersion) + " and " +
-                   std::to_string(kBorrowingHeaderVersion));
+                   ", this program reads " + std::to_string(kOldestHeaderVersion) + " to " +
+                   std::to_string(kHeaderVersion));
   }
   const auto state = get<std::uint32_t>(page, kStateAt);
   if (state > static_cast<std::uint32_t>(SlotState::kSealed))
     return damaged("the header's state is unknown");
+  // What was written before there were words says it alone, until somebody begins the slot.
+  const bool by_word = version == kHeaderVersion || word.state != SlotState::kEmpty;
+  if (by_word && static_cast<std::uint32_t>(word.state) != state &&
+      word.state != SlotState::kWriting) {
+    return damaged("the slot's word does not fit its header");
+  }
   const auto job_length = get<std::uint32_t>(page, kJobLengthAt);
   if (job_length > kMaxJobBytes) return damaged("the header's job name is too long");
 
@@ -148,11 +184,27 @@ SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page) {
   info.image.borrowed_bytes = get<std::uint64_t>(page, kBorrowedBytesAt);
   info.image.loans = get<std::uint32_t>(page, kLoansAt);
   info.writer_pid = get<std::int64_t>(page, kWriterPidAt);
-  if (loans(info.image) != (version == kBorrowingHeaderVersion) ||
+  const bool may_borrow = version >= kBorrowingHeaderVersion;
+  const bool must_borrow = version == kBorrowingHeaderVersion;
+  if ((loans(info.image) ? !may_borrow : must_borrow) ||
       (info.image.borrowed_bytes != 0 && !has_sound_sizes(info.image))) {
     return damaged("the header's " + std::to_string(info.image.borrowed_bytes) +
                    " borrowed bytes do not fit its version or its image");
   }
+  return info;
+}
+
+}  // namespace
+
+SlotInfo decode_header(std::span<const std::byte, kHeaderBytes> page) {
+  const SlotWord word = unpack(get<std::uint64_t>(page, kWordAt));
+  if (word.state > SlotState::kSealed) return damaged("the slot's word is unknown");
+  SlotInfo info = decode_page(page, word);
+  if (word.state != SlotState::kWriting || info.state == SlotState::kWriting) return info;
+  // The page is written behind the word: this one is of what was there before, or torn, or tells
+  // of an image that nobody will seal.
+  info = {};
+  info.state = SlotState::kWriting;
   return info;
 }
 

@@ -45,7 +45,7 @@ void WriteLease::seal(const ImageInfo& info) {
   detail::SlotHeader header;
   header.state = SlotState::kSealed;
   header.image = info;
-  vault->write_header(*slot, header);
+  vault->seal(key_, *slot, header);
 }
 
 void WriteLease::abandon() noexcept {

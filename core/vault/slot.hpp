@@ -50,6 +50,7 @@ struct SlotInfo {
 namespace detail {
 struct VaultState;
 struct Slot;
+struct OlderSlot;
 }  // namespace detail
 
 /// Permission to overwrite one slot: state WRITING was in memory before this existed. Move-only.

@@ -73,6 +73,13 @@ void VaultState::check_owned() const {
             options.directory.native() + ")",
         options.rank);
   }
+  if (const std::uint64_t newest = control.epoch(); newest > epoch) {
+    throw make_error<InvalidState>(
+        "fenced: the vault of job \"" + options.job + "\", rank " + std::to_string(options.rank) +
+            " in " + options.directory.native() + " was taken in epoch " + std::to_string(newest) +
+            ", this process took it in epoch " + std::to_string(epoch),
+        options.rank);
+  }
   const auto there = fs.stat(lock_path());
   if (!there || there->inode != lock_inode) {
     throw make_error<InvalidState>("the vault of job \"" + options.job + "\", rank " +
@@ -92,6 +99,15 @@ SlotInfo VaultState::info(SlotKey key, const Slot& slot) const {
     info.damaged = std::move(why);
   };
   if (info.state == SlotState::kEmpty) return info;
+  // Of this owner, or of one that took the vault since.
+  if (const SlotWord word = load_word(slot.mapping.bytes());
+      word.epoch < epoch || word.epoch > control.epoch()) {
+    distrust("the slot's word is of epoch " + std::to_string(word.epoch) + ", the vault's is " +
+             std::to_string(control.epoch()));
+    return info;
+  }
+  // Begun, and its owner died before the header was there.
+  if (info.state == SlotState::kWriting && identity.job.empty()) return info;
   if (identity.job != options.job || identity.rank != key.owner_rank) {
     distrust("the header is of " + to_string(identity));
   } else if (info.state == SlotState::kSealed) {
@@ -104,17 +120,58 @@ SlotInfo VaultState::info(SlotKey key, const Slot& slot) const {
   return info;
 }
 
-void VaultState::write_header(const Slot& slot, const SlotHeader& header) const {
+void VaultState::write_page(const Slot& slot, const SlotHeader& header) const {
   SlotHeader signed_header = header;
   signed_header.writer_pid = process.pid;
   signed_header.writer_start_time = process.start_time;
   const HeaderPage page = encode_header(signed_header);
-  // The fences keep the header's stores after all that came before (SEALED) and before all that
-  // comes after (WRITING), streaming stores included. A death half-way leaves a header that its
+  constexpr std::size_t kBehindWord = kWordAt + sizeof(std::uint64_t);
+  auto* const to = slot.mapping.bytes().data();
+  // The fences keep the page's stores after all that came before (SEALED) and before all that
+  // comes after (WRITING), streaming stores included. A death half-way leaves a page that its
   // digest disowns.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  std::memcpy(slot.mapping.bytes().data(), page.data(), page.size());
+  std::memcpy(to, page.data(), kWordAt);
+  std::memcpy(to + kBehindWord, page.data() + kBehindWord, page.size() - kBehindWord);
   std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+void VaultState::begin(const Slot& slot, const SlotHeader& header) const {
+  SlotWord there = load_word(slot.mapping.bytes());
+  while (true) {
+    auto wanted = begun(there, epoch);
+    if (!wanted) {
+      // A taker raises the vault's epoch before the words': so this throws, or the word is damaged.
+      check_owned();
+      wanted = SlotWord{SlotState::kWriting, epoch};
+    }
+    if (options.observer) options.observer("slot-word-loaded");
+    if (swap_word(slot.mapping.bytes(), there, *wanted)) break;
+  }
+  write_page(slot, header);
+}
+
+void VaultState::seal(SlotKey key, const Slot& slot, const SlotHeader& header) const {
+  write_page(slot, header);
+  SlotWord there = load_word(slot.mapping.bytes());
+  const auto wanted = sealed(there, epoch);
+  if (options.observer) options.observer("slot-word-loaded");
+  if (wanted && swap_word(slot.mapping.bytes(), there, *wanted)) return;
+  check_owned();
+  throw InvalidState(describe(*this, key) + " was changed by another process while it was written");
+}
+
+void VaultState::take_word(std::span<std::byte> page) const {
+  SlotWord there = load_word(page);
+  while (there.epoch != epoch) {
+    auto wanted = taken(there, epoch);
+    if (!wanted) {
+      // A taker raises the vault's epoch before the words': so this throws, or the word is damaged.
+      check_owned();
+      wanted = SlotWord{SlotState::kEmpty, epoch};
+    }
+    if (swap_word(page, there, *wanted)) return;
+  }
 }
 
 std::shared_ptr<Slot> VaultState::ensure_slot(SlotKey key) {
@@ -141,6 +198,10 @@ std::shared_ptr<Slot> VaultState::ensure_slot(SlotKey key) {
                   e.what());
   }
   slot->mapping = Mapping(*slot->file, slot->file->stat().size, MapAccess::kReadWrite);
+  take_word(slot->mapping.bytes());
+  // Whoever takes the vault raises its epoch, then takes the words of the files that are there. So
+  // it has found this file, or is found here.
+  check_owned();
   slots.emplace(key, slot);
   return slot;
 }

@@ -44,6 +44,7 @@ struct VaultState {
       lock_file;  // holds the record lock; the one descriptor of it in this process
   std::uint64_t lock_inode = 0;
   std::uint64_t incarnation = 0;
+  std::uint64_t epoch = 0;  // in which this process took the vault
   bool taken_over = false;
 
   PageLocks page_locks;
@@ -62,7 +63,15 @@ struct VaultState {
 
   // With the mutex held:
   [[nodiscard]] SlotInfo info(SlotKey key, const Slot& slot) const;
-  void write_header(const Slot& slot, const SlotHeader& header) const;
+  /// The page, but for its word.
+  void write_page(const Slot& slot, const SlotHeader& header) const;
+  /// Raises the word of that page to this vault's epoch. Throws InvalidState (fenced).
+  void take_word(std::span<std::byte> page) const;
+  /// Makes the slot WRITING, then writes the page. Throws InvalidState (fenced); nothing has
+  /// changed then.
+  void begin(const Slot& slot, const SlotHeader& header) const;
+  /// Writes the page, then makes the slot SEALED. Throws InvalidState (fenced); it stays WRITING.
+  void seal(SlotKey key, const Slot& slot, const SlotHeader& header) const;
   /// The slot; its file with a header page is made if there is none. Refuses a key that cannot be.
   std::shared_ptr<Slot> ensure_slot(SlotKey key) MESHSTAGE_REQUIRES(mutex);
   /// Throws InvalidState if somebody has a lease on it.

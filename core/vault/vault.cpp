@@ -1,6 +1,8 @@
 #include <meshstage/core/vault/vault.hpp>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/memory/fast_copy.hpp>
+#include <meshstage/core/vault/adopt_impl.hpp>
 #include <meshstage/core/vault/attach_impl.hpp>
 #include <meshstage/core/vault/names_impl.hpp>
 
@@ -23,6 +25,7 @@ Vault Vault::attach(VaultOptions options) {
   auto state = std::make_shared<detail::VaultState>(std::move(options), fs);
   detail::become_owner(*state);
   const MutexLock lock(state->mutex);
+  detail::take_words(*state);
   detail::open_slots(*state);
   return Vault(std::move(state));
 }
@@ -34,6 +37,7 @@ Vault::~Vault() = default;
 
 const VaultOptions& Vault::options() const noexcept { return state_->options; }
 std::uint64_t Vault::incarnation() const noexcept { return state_->incarnation; }
+std::uint64_t Vault::epoch() const noexcept { return state_->epoch; }
 bool Vault::taken_over() const noexcept { return state_->taken_over; }
 void Vault::check_owned() const { state_->check_owned(); }
 
@@ -92,12 +96,12 @@ WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity, std::u
     if (SlotInfo before = state_->info(key, slot); before.state == SlotState::kSealed) {
       lease.previous_ = std::move(before.image);
     }
-    state_->control.raise_generation(std::max(identity.id.generation, identity.base.generation));
     detail::SlotHeader header;
     header.state = SlotState::kWriting;
     header.image.identity = identity;
     header.image.image_bytes = bytes;
-    state_->write_header(slot, header);
+    state_->control.raise_generation(std::max(identity.id.generation, identity.base.generation));
+    state_->begin(slot, header);
   }
   if (Mapping grown = state_->grow(key, slot, bytes); grown.valid()) {
     state_->page_locks.unlock(slot.pages);
@@ -145,6 +149,43 @@ VaultPageLocks Vault::page_locks() const {
     if (state_->page_locks.is_locked(slot->pages)) locks.bytes += slot->capacity();
   }
   return locks;
+}
+
+std::vector<SlotKey> Vault::adopt_older() {
+  std::vector<SlotKey> filled;
+  state_->check_owned();
+  for (const detail::OlderSlot& from : detail::older_slots(*state_)) {
+    std::optional<SlotKey> to;
+    {
+      const MutexLock files(detail::lock_files_mutex());
+      const MutexLock lock(state_->mutex);
+      to = detail::place_for(*state_, from);
+      if (!to) continue;
+      if (detail::move_in(*state_, from, *to)) {
+        filled.push_back(*to);
+        continue;
+      }
+    }
+    if (copy_in(from, *to)) filled.push_back(*to);
+  }
+  return filled;
+}
+
+bool Vault::copy_in(const detail::OlderSlot& from, SlotKey to) {
+  const auto bytes = stored_bytes(from.key, state_->options.rank, from.image);
+  try {
+    const auto file = detail::open_private(state_->fs, from.path);
+    const Mapping source(*file, detail::kHeaderBytes + bytes, MapAccess::kRead);
+    WriteLease lease = begin_write(to, from.image.identity, bytes);
+    fast_copy(lease.image(), source.bytes().subspan(detail::kHeaderBytes, bytes));
+    lease.seal(from.image);
+    return true;
+  } catch (const OutOfMemory&) {
+    // It stays where it is; another rank may have what this one lacks.
+  } catch (const SystemError& e) {
+    if (!detail::is_missing(e)) throw;
+  }
+  return false;
 }
 
 std::uint64_t Vault::bytes_held() const {

@@ -21,6 +21,12 @@ struct VaultOptions {
   /// missing.
   std::filesystem::path directory = "/dev/shm";
   FileSystem* fs = nullptr;  ///< Null: real_file_system(). Must outlive the vault and its leases.
+  /// In which this process takes the vault: above every one in which it was taken before, or
+  /// attach() refuses. 0: the next one.
+  std::uint64_t epoch = 0;
+  /// Hears of named points, on the thread that passes them: "slot-word-loaded", between the load of
+  /// a slot's word and its compare-and-swap. For tests.
+  std::function<void(std::string_view)> observer = {};
 };
 
 /// What of a vault a device copies to and from by itself.
@@ -53,6 +59,8 @@ class MESHSTAGE_API Vault {
   [[nodiscard]] const VaultOptions& options() const noexcept;
   /// From 1; higher is newer.
   [[nodiscard]] std::uint64_t incarnation() const noexcept;
+  /// In which this process took the vault.
+  [[nodiscard]] std::uint64_t epoch() const noexcept;
   /// True if attach() took over what a dead owner left; false if this incarnation is fresh.
   [[nodiscard]] bool taken_over() const noexcept;
   /// Throws InvalidState if a newer incarnation exists ("fenced: ...") or the vault was removed. An
@@ -89,6 +97,12 @@ class MESHSTAGE_API Vault {
   /// The same for a slot that is read, for as long as it is mapped.
   void lock_pages(const ReadLease& lease);
   [[nodiscard]] VaultPageLocks page_locks() const;
+  /// Brings what older incarnations hold into empty slots of this one, newest first: moved where
+  /// their owner is dead, copied where it lives (a stopped process; its files are only read).
+  /// Returns the slots that were filled; whether their bytes are whole is the caller's to verify.
+  /// What finds no empty slot, or no room in memory, stays where it is until free_superseded().
+  /// Throws InvalidState if fenced, SystemError.
+  std::vector<SlotKey> adopt_older();
 
   /// Bytes of this incarnation's slot files, headers included.
   [[nodiscard]] std::uint64_t bytes_held() const;
@@ -101,6 +115,7 @@ class MESHSTAGE_API Vault {
 
  private:
   explicit Vault(std::shared_ptr<detail::VaultState> state);
+  bool copy_in(const detail::OlderSlot& from, SlotKey to);
   std::shared_ptr<detail::VaultState> state_;
 };
 

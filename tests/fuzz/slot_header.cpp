@@ -53,7 +53,11 @@ void check_decoded(const HeaderPage& page) {
   }
 }
 
-void check_in_vault(Target& target, const HeaderPage& page) {
+void check_in_vault(Target& target, HeaderPage page) {
+  // The word's state is the fuzzer's, its epoch the vault's: of another one nothing is trusted.
+  const std::uint64_t word =
+      std::to_integer<std::uint64_t>(page[detail::kWordAt]) | target.vault.epoch() << 8U;
+  std::memcpy(page.data() + detail::kWordAt, &word, sizeof word);
   write_fully(*target.file, page, 0);
   const SlotInfo info = target.vault.slot(kSlot);
   if (info.state == SlotState::kSealed) {
@@ -86,7 +90,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   check_decoded(page);
   check_in_vault(own, page);
   check_in_vault(held, page);
-  const auto digest = digest128(std::span(page).first(kHeaderBytes - 16));
+  const auto digest = detail::header_digest(page);
   std::memcpy(page.data() + kHeaderBytes - 16, &digest.low, 8);
   std::memcpy(page.data() + kHeaderBytes - 8, &digest.high, 8);
   check_decoded(page);

@@ -127,7 +127,7 @@ TEST_CASE("a slot has an image that borrows nothing and lends to others, as it i
   CHECK(verify_replica(held.image()) == image.info);
   CHECK(read_replica_loans(held.image()) == read_loans(image.bytes()));
   auto page = detail::encode_header({SlotState::kSealed, image.info, 1, 1});
-  CHECK(page[8] == std::byte{2});
+  CHECK(page[8] == std::byte{3});
   CHECK(page[208] == std::byte{2});
   CHECK(detail::decode_header(page).image == image.info);
 }
@@ -143,21 +143,18 @@ TEST_CASE("a slot header whose borrowed bytes make no sense is not trusted") {
   }
   const auto file = fs.open(path, OpenMode::kReadWrite);
   const auto damage = [&](const ImageInfo& info) {
-    write_fully(*file, detail::encode_header({SlotState::kSealed, info, 1, 1}), 0);
+    write_fully(*file, detail::encode_header({SlotState::kSealed, info, 1, 1, vault.epoch()}), 0);
     const auto slot = vault.slot(kWard);
     if (slot.state == SlotState::kSealed) return std::string("trusted");
     CHECK(slot.image == ImageInfo{});
     return slot.damaged;
   };
-  const auto header = detail::encode_header({SlotState::kSealed, image.info, 1, 1});
-  CHECK(header[8] == std::byte{2});
+  const auto header = detail::encode_header({SlotState::kSealed, image.info, 1, 1, vault.epoch()});
   CHECK(damage(image.info) == "trusted");
   auto info = image.info;
   info.borrowed_bytes =
-      0;  // a whole image, for which there is no room; it lends to others' replicas
-  CHECK(detail::encode_header({SlotState::kSealed, info, 1, 1})[8] == std::byte{2});
+      0;  // a whole image, for which there is no room; it completes others' replicas
   info.loans = 0;
-  CHECK(detail::encode_header({SlotState::kSealed, info, 1, 1})[8] == std::byte{1});
   info.image_bytes = vault.slot(kWard).capacity + 1;
   CHECK_THAT(damage(info), Contains("does not fit the slot"));
   const auto with = [&](std::uint64_t borrowed, std::uint64_t block) {
@@ -172,14 +169,14 @@ TEST_CASE("a slot header whose borrowed bytes make no sense is not trusted") {
   CHECK_THAT(with(std::uint64_t{1} << 63U, 4096), Contains("borrowed bytes"));
   CHECK_THAT(with(4096, 4096), Contains("does not fit the slot"));
   // A version that says otherwise than the field.
-  for (const auto version : {std::uint32_t{1}, std::uint32_t{3}}) {
+  for (const auto version : {std::uint32_t{1}, std::uint32_t{4}}) {
     auto page = header;
     std::memcpy(page.data() + 8, &version, 4);
-    const auto digest = digest128(std::span(page).first(detail::kHeaderBytes - 16));
+    const auto digest = detail::header_digest(page);
     std::memcpy(page.data() + detail::kHeaderBytes - 16, &digest.low, 8);
     std::memcpy(page.data() + detail::kHeaderBytes - 8, &digest.high, 8);
     write_fully(*file, page, 0);
     CHECK(vault.slot(kWard).state == SlotState::kEmpty);
-    CHECK_THAT(vault.slot(kWard).damaged, Contains(version == 1 ? "its version" : "reads 1 and 2"));
+    CHECK_THAT(vault.slot(kWard).damaged, Contains(version == 1 ? "its version" : "reads 1 to 3"));
   }
 }

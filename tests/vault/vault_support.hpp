@@ -84,11 +84,22 @@ class VaultWorker {
   [[nodiscard]] pid_t pid() const { return pid_; }
   /// Sends a line, returns the answer.
   std::string ask(const std::string& line) {
+    tell(line);
+    return answer();
+  }
+  void tell(const std::string& line) const {
     const std::string text = line + "\n";
     if (::write(to_, text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
       throw std::runtime_error("write to vault_worker");
     }
-    return read_line();
+  }
+  [[nodiscard]] std::string answer() const { return read_line(); }
+  /// Waits until the process has stopped itself.
+  void wait_stopped() const {
+    int status = 0;
+    while (::waitpid(pid_, &status, WUNTRACED) < 0 && errno == EINTR) {
+    }
+    if (!WIFSTOPPED(status)) throw std::runtime_error("vault_worker ended, it did not stop");
   }
   void signal(int number) const { ::kill(pid_, number); }
   /// SIGKILL, and waits until it is gone.

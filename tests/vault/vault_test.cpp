@@ -352,8 +352,9 @@ TEST_CASE("a sound header of another job, rank, version or size is not trusted e
   }
   const auto file = fs.open(path, meshstage::OpenMode::kReadWrite);
   const auto damage_of = [&](const meshstage::ImageInfo& image) {
-    meshstage::write_fully(*file,
-                           meshstage::detail::encode_header({SlotState::kSealed, image, 1, 1}), 0);
+    const auto page =
+        meshstage::detail::encode_header({SlotState::kSealed, image, 1, 1, vault.epoch()});
+    meshstage::write_fully(*file, page, 0);
     const auto info = vault.slot(kOwn0);
     return info.state == SlotState::kSealed ? std::string("trusted") : info.damaged;
   };
