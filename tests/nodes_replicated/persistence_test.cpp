@@ -1,5 +1,7 @@
 // What the files of a job are called, where they go, and whose state is in them.
+#include <barrier>
 #include <map>
+#include <thread>
 
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/files/persisted.hpp>
@@ -37,8 +39,11 @@ NodeRegistry registry(int) {
 }
 
 // Stages steps 5 and 10, each to disk, and finishes. Element r: what rank r threw.
+// With `written_first` no rank begins to finish before all have written what they can.
 std::vector<std::string> try_run(InProcessJob& job,
-                                 const std::function<void(CheckpointerOptions&)>& options) {
+                                 const std::function<void(CheckpointerOptions&)>& options,
+                                 bool written_first) {
+  std::barrier everyone(kWorld);
   return run_ranks(all_ranks(kWorld), [&](int rank) {
     auto o = job.options(rank);
     o.persist_every = 1;
@@ -47,12 +52,15 @@ std::vector<std::string> try_run(InProcessJob& job,
     Dict state = state_of(rank, 0);
     (void)ckpt.recover(state);
     for (const std::uint64_t step : {5, 10}) stage_and_wait(ckpt, state_of(rank, step), step);
+    const auto tried = [&] { return ckpt.stats().persisted + ckpt.stats().persist_failed; };
+    while (written_first && tried() < 3) std::this_thread::yield();  // steps 0, 5 and 10
+    everyone.arrive_and_wait();
     ckpt.finish();  // waits for the files
   });
 }
 
 void run(InProcessJob& job, const std::function<void(CheckpointerOptions&)>& options) {
-  for (const auto& error : try_run(job, options)) CHECK(error == "");
+  for (const auto& error : try_run(job, options, false)) CHECK(error == "");
 }
 
 // Each rank's own image and its partner's replica of the newest step are there and right.
@@ -106,17 +114,20 @@ TEST_CASE("replication_persistence: all memory is lost, and the files bring ever
 
 TEST_CASE("What rotted in a slot is not written to disk, and no older file goes for it") {
   InProcessJob job(kWorld);
-  const auto errors = try_run(job, [&job](CheckpointerOptions& o) {
-    if (o.environment->rank != 0) return;  // the root decides when all have voted
-    o.observer = [&job](const PointEvent& e) {
-      if (e.point != protocol::Point::kDecided || e.id.step != 10) return;
-      for (const auto& name : job.disk().list("/vault")) {
-        if (name.ends_with("own0") && name.find("-r0-") != std::string::npos) {
-          flip(job.disk(), "/vault/" + name, 8200);  // steps 0 and 10 are in the first slot
-        }
-      }
-    };
-  });
+  const auto errors = try_run(
+      job,
+      [&job](CheckpointerOptions& o) {
+        if (o.environment->rank != 0) return;  // the root decides when all have voted
+        o.observer = [&job](const PointEvent& e) {
+          if (e.point != protocol::Point::kDecided || e.id.step != 10) return;
+          for (const auto& name : job.disk().list("/vault")) {
+            if (name.ends_with("own0") && name.find("-r0-") != std::string::npos) {
+              flip(job.disk(), "/vault/" + name, 8200);  // steps 0 and 10 are in the first slot
+            }
+          }
+        };
+      },
+      true);
   // The vaults stay: a restart recovers the step from the holder's memory.
   CHECK(errors[0].find("finish(): the newest step is not on disk") != std::string::npos);
   std::map<std::uint64_t, int> files;
