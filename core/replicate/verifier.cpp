@@ -72,6 +72,10 @@ void Verifier::slots(ImageId evidence, std::function<void(const protocol::SlotsV
 protocol::SlotsVerified Verifier::verify_slots(ImageId evidence) {
   protocol::SlotsVerified result;
   result.evidence = evidence;
+  // What processes before this one left, stopped ones too, counts like what this one sealed.
+  for (const SlotKey key : engine_.vault.adopt_older()) {
+    engine_.report.info("has from an older process " + place_of(key, engine_.rank));
+  }
   for (const auto& [key, info] : engine_.vault.slots()) {
     result.evidence = std::max(result.evidence, info.image.identity.base);
     if (!info.damaged.empty()) {
