@@ -52,6 +52,9 @@ struct WorkState {
   }
 };
 
+/// Cancelled, in words where there is memory for words: it is made in a destructor.
+[[nodiscard]] MESHSTAGE_API std::exception_ptr abandoned() noexcept;
+
 }  // namespace detail
 
 /// The result of something that happens on another thread: the library's one future type.
@@ -157,9 +160,8 @@ class Promise {
     Guard(const Guard&) = delete;
     Guard& operator=(const Guard&) = delete;
     ~Guard() {
-      if (!state->origin.is_here()) return;
-      state->set_error(
-          std::make_exception_ptr(Cancelled("the producer went away without a result")));
+      if (!state->origin.is_here() || state.use_count() == 1) return;  // no Work: nobody asks
+      state->set_error(detail::abandoned());
     }
   };
   std::shared_ptr<Guard> guard_;

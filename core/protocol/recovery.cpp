@@ -229,7 +229,7 @@ void choose_at_root(Turn& turn) {
     failure.why = "the ranks hold more images and files than can be compared: no step newer than " +
                   to_string(recovery.beyond) +
                   " has an image of every rank, and what is older was left out; remove files of "
-                  "other steps from the ranks' directories (meshstage list shows them)";
+                  "other steps from the ranks' directories (meshstage ls shows them)";
     return give_up(turn, failure, -1);
   }
   if (!choice.id.exists() && recovery.evidence.exists()) {

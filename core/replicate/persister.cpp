@@ -1,6 +1,7 @@
 #include <meshstage/core/replicate/persister.hpp>
 
 #include <algorithm>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -35,17 +36,31 @@ void Persister::persist(ImageId id, Promise<DiskOutcome> persisted) {
   const auto keys = slots_with(id);
   for (const SlotKey key : keys) slots_.hold_for_disk(key);
   engine_.gate.persisting_begins();
-  worker_.post([this, id, keys, generation = engine_.present] {
-    const auto begun = std::chrono::steady_clock::now();
-    bool good = true;
-    for (const SlotKey key : keys) {
-      if (!write(key, id)) good = false;
-    }
-    // In whatever generation this ends, the slots are given back.
-    engine_.loop.post([this, id, keys, good, generation, seconds = seconds_since(begun)] {
-      written(id, keys, good, seconds, generation);
+  try {
+    worker_.post([this, id, keys, generation = engine_.present] {
+      const auto begun = std::chrono::steady_clock::now();
+      bool good = true;
+      for (const SlotKey key : keys) {
+        if (!write(key, id)) good = false;
+      }
+      // In whatever generation this ends, the slots are given back.
+      const auto give_back = [&] {
+        engine_.loop.post([this, id, keys, good, generation, seconds = seconds_since(begun)] {
+          written(id, keys, good, seconds, generation);
+        });
+      };
+      try {
+        give_back();
+      } catch (const std::bad_alloc&) {  // the generation ends by it; the slots outlive that
+        engine_.loop.fail(std::current_exception());
+        give_back();
+      }
     });
-  });
+  } catch (...) {  // nothing was begun
+    for (const SlotKey key : keys) slots_.release_from_disk(key);
+    engine_.gate.persisting_ends();
+    throw;
+  }
 }
 
 bool Persister::write(SlotKey key, ImageId id) {
@@ -67,6 +82,11 @@ bool Persister::write(SlotKey key, ImageId id) {
 
 void Persister::written(ImageId id, const std::vector<SlotKey>& keys, bool good, double seconds,
                         std::uint64_t generation) {
+  // finish() waits for it, so it ends here whatever the rest throws.
+  struct AtEnd {
+    TrainerGate& gate;
+    ~AtEnd() { gate.persisting_ends(); }
+  } const at_end{engine_.gate};
   for (const SlotKey key : keys) slots_.release_from_disk(key);
   if (good) written_ = std::max(written_, id);
   if (const auto it = waiting_.find(id); !good && it != waiting_.end()) {
@@ -79,7 +99,6 @@ void Persister::written(ImageId id, const std::vector<SlotKey>& keys, bool good,
     ++(good ? stats.persisted : stats.persist_failed);
     stats.persist_seconds = seconds;
   });
-  engine_.gate.persisting_ends();
 }
 
 void Persister::persist_newest(Promise<bool> done) {

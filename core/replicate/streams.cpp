@@ -1,6 +1,5 @@
 #include <meshstage/core/replicate/streams.hpp>
 
-#include <new>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
@@ -102,8 +101,8 @@ void Streams::receive(Arriving stream, Arrived arrived, Failed failed) {
       lost(ticket, from, e.kind(), std::string("sent no piece of its image: ") + e.what());
     } catch (const Error& e) {
       fail(e.kind(), e.what());
-    } catch (const std::bad_alloc&) {
-      fail(ErrorKind::kOutOfMemory, "no memory for the digests of its blocks");
+    } catch (...) {  // pieces may be left on the connection, so no stream can follow this one
+      engine_.loop.fail(std::current_exception());
     }
     engine_.to_loop(ticket, [this] { ended(); });
   });

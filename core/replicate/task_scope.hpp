@@ -13,17 +13,32 @@ namespace meshstage::replicate {
 /// Threads: any. It must outlive its tickets.
 class TaskScope {
  public:
-  /// Copies count as one; the last of them to go ends the task. Null: the scope was closed.
-  using Ticket = std::shared_ptr<TaskScope>;
+  /// Ends its task when it goes.
+  class Task {
+   public:
+    Task() = default;
+    Task(const Task&) = delete;
+    Task& operator=(const Task&) = delete;
+    ~Task() {
+      if (scope_ != nullptr) scope_->end();
+    }
+
+   private:
+    friend class TaskScope;
+    TaskScope* scope_ = nullptr;
+  };
+  /// Copies count as one. Null: the scope was closed.
+  using Ticket = std::shared_ptr<Task>;
 
   void open() {
     const MutexLock lock(mutex_);
     open_ = true;
   }
   [[nodiscard]] Ticket enter() {
+    auto ticket = std::make_shared<Task>();  // may throw, so before anything is counted or locked
     const MutexLock lock(mutex_);
     if (!open_) return nullptr;
-    Ticket ticket(this, [](TaskScope* scope) { scope->end(); });
+    ticket->scope_ = this;
     ++tasks_;
     return ticket;
   }
