@@ -114,6 +114,34 @@ std::string describe(const DeathCause& cause) {
   return "rank " + std::to_string(cause.rank) + " " + cause.reason;
 }
 
+namespace {
+
+std::string claims_of(const std::string& job) { return job + "/claim/"; }
+
+/// 0 if nobody ever claimed one.
+std::uint64_t newest_claim(Store& store, const std::string& job, Deadline deadline) {
+  const std::string prefix = claims_of(job);
+  const auto keys = store.list(prefix, deadline);
+  if (keys.empty()) return 0;
+  const std::string name = keys.back().substr(prefix.size());
+  const std::uint64_t newest = leading_number(name);
+  // Also what is no number at all, or is too long for one.
+  if (newest == 0 || newest > Membership::kLastGeneration || name != twenty_digits(newest)) {
+    throw InvalidState("the store has an entry \"" + keys.back() +
+                       "\", which no rank has written; remove it");
+  }
+  return newest;
+}
+
+}  // namespace
+
+std::uint64_t look_for_newest(Store& store, const std::string& job, const Generation& generation,
+                              Deadline deadline) {
+  store.compare_and_create(claims_of(job) + twenty_digits(generation.number), generation.claim,
+                           deadline);
+  return newest_claim(store, job, deadline);
+}
+
 std::string cause_key(const std::string& job, std::uint64_t generation) {
   return job + "/gen/" + twenty_digits(generation) + "/cause";
 }
@@ -274,6 +302,15 @@ std::string Membership::key(std::uint64_t generation, const std::string& what) c
   return options_.job + "/gen/" + twenty_digits(generation) + "/" + what;
 }
 
+std::string Membership::claim_text() const {
+  return std::to_string(options_.world_size) +
+         (options_.agreement.empty() ? "" : " " + options_.agreement);
+}
+
+std::string Membership::claim_key(std::uint64_t generation) const {
+  return claims_of(options_.job) + twenty_digits(generation);
+}
+
 void Membership::check_not_replaced(Deadline deadline) {
   const std::string prefix = options_.job + "/incarnation/" + std::to_string(options_.rank) + "/";
   const auto all = options_.store->list(prefix, deadline);
@@ -284,17 +321,7 @@ void Membership::check_not_replaced(Deadline deadline) {
 }
 
 std::uint64_t Membership::newest_generation(Deadline deadline) {
-  const std::string prefix = options_.job + "/gen/";
-  const auto keys = options_.store->list(prefix, deadline);
-  if (keys.empty()) return 0;
-  const std::string name = keys.back().substr(prefix.size());
-  const std::uint64_t newest = leading_number(name);
-  // Also what is no number at all, or is too long for one.
-  if (newest == 0 || newest > kLastGeneration || !name.starts_with(twenty_digits(newest) + "/")) {
-    throw InvalidState("the store has an entry \"" + keys.back() +
-                       "\", which no rank has written; remove it");
-  }
-  return newest;
+  return newest_claim(*options_.store, options_.job, deadline);
 }
 
 void Membership::abandon_older(std::uint64_t number, Deadline deadline) {
@@ -315,7 +342,7 @@ void Membership::abandon_older(std::uint64_t number, Deadline deadline) {
 std::optional<std::uint64_t> Membership::join_newest(std::uint64_t& seen, Deadline deadline) {
   Store& store = *options_.store;
   const std::string world = std::to_string(options_.world_size);
-  const std::string claim = world + (options_.agreement.empty() ? "" : " " + options_.agreement);
+  const std::string claim = claim_text();
   const std::uint64_t newest = newest_generation(deadline);
   const auto outcome = newest == 0 ? std::optional<std::string>(kFormed)
                                    : store.get(key(newest, "outcome"), deadline);
@@ -325,10 +352,10 @@ std::optional<std::uint64_t> Membership::join_newest(std::uint64_t& seen, Deadli
       store.compare_and_create(key(newest, "outcome"), std::string(kAbandoned) + "number too low",
                                deadline);
     }
-    store.compare_and_create(key(std::max(newest, seen) + 1, "claim"), claim, deadline);
+    store.compare_and_create(claim_key(std::max(newest, seen) + 1), claim, deadline);
     return std::nullopt;
   }
-  const std::string theirs = store.compare_and_create(key(newest, "claim"), claim, deadline);
+  const std::string theirs = store.compare_and_create(claim_key(newest), claim, deadline);
   if (theirs != claim) {
     const std::string their_world = theirs.substr(0, theirs.find(' '));
     if (their_world != world) {
@@ -434,6 +461,7 @@ std::optional<Generation> Membership::connect(std::uint64_t number, Forming& for
 
   Generation result;
   result.number = number;
+  result.claim = claim_text();
   result.rank = rank;
   result.world_size = world;
   const auto abandon = [&](const std::string& why) {
@@ -510,9 +538,10 @@ std::optional<Generation> Membership::connect(std::uint64_t number, Forming& for
 
 void Membership::remove_superseded(std::uint64_t number, Deadline deadline) {
   // The one before stays: somebody may still ask for its cause.
-  const std::string prefix = options_.job + "/gen/";
-  for (const auto& k : options_.store->list(prefix, deadline)) {
-    if (leading_number(k.substr(prefix.size())) + 1 < number) options_.store->remove(k, deadline);
+  for (const std::string& prefix : {options_.job + "/gen/", claims_of(options_.job)}) {
+    for (const auto& k : options_.store->list(prefix, deadline)) {
+      if (leading_number(k.substr(prefix.size())) + 1 < number) options_.store->remove(k, deadline);
+    }
   }
 }
 

@@ -41,6 +41,7 @@ struct MembershipOptions {
 /// Copyable handles; close() ends all of them.
 struct MESHSTAGE_API Generation {
   std::uint64_t number = 0;  ///< Above 0.
+  std::string claim;         ///< What its entry in the Store says.
   int rank = 0;
   int world_size = 1;
   std::shared_ptr<ControlLinks> links;     ///< To the tree's neighbours and the data peers.
@@ -66,11 +67,18 @@ struct DeathCause {
 [[nodiscard]] std::string encode_cause(const DeathCause& cause);
 [[nodiscard]] DeathCause decode_cause(const std::string& text);
 
+/// The newest generation that anybody claimed, as the Store's server has it now: first the claim of
+/// `generation` itself is created, which a server alone can refuse, so that nothing that was
+/// remembered of the Store on the way (a file system's cache) answers instead. A Store that was
+/// emptied has that claim again afterwards. Throws what the Store throws.
+[[nodiscard]] std::uint64_t look_for_newest(Store& store, const std::string& job,
+                                            const Generation& generation, Deadline deadline);
+
 /// Forms generations over the Store: rule 6 and rule 7 of the protocol.
 ///
 /// Keys, below `<job>/`:
 /// - `incarnation/<rank>/<k>`: the k-th process that took this rank; the highest counts
-/// - `gen/<n>/claim`: made by whoever first wanted generation n; the world size, and behind a space
+/// - `claim/<n>`: made by whoever first wanted generation n; the world size, and behind a space
 ///   the agreement
 /// - `gen/<n>/place/<rank>`: the incarnation of the process that joined n as this rank
 /// - `gen/<n>/outcome`: "formed" or "abandoned: " and why; the first to create it decides
@@ -126,6 +134,8 @@ class MESHSTAGE_API Membership {
   struct Attempt;
   struct Forming;
   [[nodiscard]] std::string key(std::uint64_t generation, const std::string& what) const;
+  [[nodiscard]] std::string claim_text() const;
+  [[nodiscard]] std::string claim_key(std::uint64_t generation) const;
   void check_not_replaced(Deadline deadline);
   [[nodiscard]] std::uint64_t newest_generation(Deadline deadline);
   /// Sends whoever waits in a generation below `number` that has no outcome on to it.

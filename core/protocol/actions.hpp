@@ -111,10 +111,13 @@ struct AbortRound {
 };
 /// The generation is broken: abort all transfers, quarantine their targets (rule 8).
 struct AbortTransfers {};
-/// Write the note of the first complete step to the Store (compare-and-create); answer NoteWritten.
-/// If the Store cannot be reached, feed Broken.
-struct NoteFirstComplete {
+/// Ask the Store whether this generation is the newest that anybody claimed, by an operation that
+/// its server carries out; if `note`, first write the note that a step was complete
+/// (compare-and-create). Answer StoreAnswered. It comes after the last yes and before the decision:
+/// what it finds is the decision (rule 12).
+struct AskStore {
   ImageId id;
+  bool note = false;
 };
 /// The outcome of a step that this trainer staged or skipped. kOpen: the generation broke first.
 struct Announce {
@@ -164,7 +167,7 @@ struct Reached {
 using Action = std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeLent, StopBorrowing,
                             CheckStructure, RestoreTrainer, RecoveredNothing, RecoverFailed,
                             WriteOwn, AcceptReplica, ExpectDigest, SendImage, AbortRound,
-                            AbortTransfers, NoteFirstComplete, Announce, NoteDeath, ReportLost,
-                            Prune, RemoveVault, Refuse, Reached, ReceiveStream, TakeWant>;
+                            AbortTransfers, AskStore, Announce, NoteDeath, ReportLost, Prune,
+                            RemoveVault, Refuse, Reached, ReceiveStream, TakeWant>;
 
 }  // namespace meshstage::protocol

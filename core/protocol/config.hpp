@@ -21,6 +21,7 @@ struct Rules {
       true;                     ///< 3: an offer is accepted on what it says of the round before
   bool all_must_vote = true;    ///< 4: one rank without a yes is enough to keep a step incomplete
   bool note_first = true;       ///< 5: the Store's note precedes the first complete
+  bool look = true;             ///< 12: the root asks the Store after the last yes, then decides
   bool beyond_unknown = true;   ///< 5b: nothing is chosen that is not newer than what was left out
   bool newest_covered = true;   ///< 5b: the newest covered step, not the newest marked complete
   bool whole_claims = true;     ///< 5b: a replica counts only with what it borrows

@@ -86,8 +86,17 @@ struct ReplicaFailed {
   ImageId id;
   std::string why;
 };
-/// Answer to NoteFirstComplete: the Store has it.
-struct NoteWritten {};
+/// Answer to AskStore.
+struct StoreAnswered {
+  enum class Found : std::uint8_t {
+    kNewest,      ///< And the Store has the note, if one was to be written.
+    kSuperseded,  ///< A newer generation was claimed: this one decides nothing any more.
+    kNothing,     ///< The Store did not answer in time; it may have the note.
+  };
+  ImageId id;
+  Found found = Found::kNewest;
+  std::string why{};  ///< Unless kNewest.
+};
 /// Own and (whole) held images of this step, verified just now, are published as files (and
 /// synced).
 struct Persisted {
@@ -111,9 +120,9 @@ struct Received {
   Message message;
 };
 
-using Event =
-    std::variant<Formed, SlotsVerified, FilesVerified, Fetched, FetchFailed, StructureChecked,
-                 StageRequested, StageSkipped, OwnSealed, OwnFailed, ReplicaReady, ReplicaSealed,
-                 ReplicaFailed, NoteWritten, Persisted, Wished, FinishRequested, Broken, Received>;
+using Event = std::variant<Formed, SlotsVerified, FilesVerified, Fetched, FetchFailed,
+                           StructureChecked, StageRequested, StageSkipped, OwnSealed, OwnFailed,
+                           ReplicaReady, ReplicaSealed, ReplicaFailed, StoreAnswered, Persisted,
+                           Wished, FinishRequested, Broken, Received>;
 
 }  // namespace meshstage::protocol

@@ -136,12 +136,13 @@ void tally_ready(Turn& turn) {
     recovery.phase = Phase::kWaiting;
     return turn.send(turn.config().parent, Ready{});
   }
-  if (id.exists()) {  // it counts as complete from here, so the Store must say that one was
-    recovery.phase = Phase::kNoting;
-    return turn.act(NoteFirstComplete{id});
+  if (!id.exists() && !turn.rule().look) {
+    turn.reach(Point::kEstablished, id);
+    return become_ready(turn);
   }
-  turn.reach(Point::kEstablished, id);
-  become_ready(turn);
+  // What is established counts as complete from here, so the Store must say that one was.
+  recovery.phase = Phase::kAsking;
+  turn.act(AskStore{id, id.exists()});
 }
 
 void learn_choice(Turn& turn, const Choice& choice) {

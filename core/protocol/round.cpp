@@ -117,9 +117,10 @@ void try_vote(Turn& turn, Round& round) {
   if (!turn.root()) {
     return turn.send(turn.config().parent, Yes{id, both(turn.s.wishes, round.below)});
   }
-  if (turn.s.noted) return decide(turn, round);
-  if (!turn.rule().note_first) decide(turn, round);
-  turn.act(NoteFirstComplete{id});  // decide_noted_round goes on
+  if (turn.s.noted && !turn.rule().look) return decide(turn, round);
+  const bool note = !turn.s.noted;
+  if (note && !turn.rule().note_first) decide(turn, round);
+  turn.act(AskStore{id, note});  // answer_round goes on
 }
 
 /// The step of a request, made the newest; nullptr (and refused) if it cannot be begun now.
@@ -475,12 +476,16 @@ void fail_unrequested(Turn& turn, const std::string& why) {
   }
 }
 
-void decide_noted_round(Turn& turn) {
-  for (Round& round : turn.s.rounds) {
-    if (!round.reported || round.verdict != Verdict::kOpen) continue;
-    turn.reach(Point::kFirstNoted, round.id);
-    return decide(turn, round);
+void answer_round(Turn& turn, const StoreAnswered& event) {
+  Round* const round = find_round(turn.s, event.id);
+  if (round == nullptr || !round->reported || round->verdict != Verdict::kOpen) {
+    return turn.stale("no step waits for the Store");
   }
+  // No clock makes a step safe: without an answer it fails, and training goes on.
+  if (event.found == StoreAnswered::Found::kNothing) return fail_here(turn, *round, event.why);
+  if (!turn.s.noted) turn.reach(Point::kFirstNoted, event.id);
+  turn.s.noted = true;
+  decide(turn, *round);
 }
 
 }  // namespace meshstage::protocol

@@ -63,7 +63,7 @@ struct Round {
   Part own = Part::kNone;       ///< this rank's own image
   std::uint8_t below_yes = 0;   ///< bit i: child i and everything below it voted yes
   bool voted = false;           ///< this rank's own yes: the promise
-  bool reported = false;        ///< the subtree's yes was sent up (root: the note is being written)
+  bool reported = false;        ///< the subtree's yes was sent up (root: the Store is being asked)
   Wishes below;                 ///< of everything below this rank, as far as it voted
   bool asked_persist = false;   ///< this rank's own wish went with its vote
   std::vector<WardPart> wards;  ///< in the order of Config::wards
@@ -81,7 +81,7 @@ struct Recovery {
     kFiles,    ///< the same for files (between: waiting to be asked)
     kChoice,   ///< waiting for the choice
     kFetch,    ///< fetching, serving, comparing structure
-    kNoting,   ///< root only: all are ready, the Store's note is being written
+    kAsking,   ///< root only: all are ready, the Store is being asked
     kWaiting,  ///< ready; waiting for Established
   };
   Phase phase = Phase::kIdle;

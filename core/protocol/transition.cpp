@@ -97,17 +97,26 @@ void on(Turn& turn, const Broken& event) {
 
 void on(Turn& turn, int from, const Death& death) { break_generation(turn, death, from); }
 
-void on(Turn& turn, const NoteWritten&) {
+void on(Turn& turn, StoreAnswered event) {
   State& s = turn.s;
-  if (s.mode == Mode::kRecovering && s.recovery.phase == Recovery::Phase::kNoting) {
-    s.noted = true;
-    turn.reach(Point::kFirstNoted, s.recovery.choice.id);
-    turn.reach(Point::kEstablished, s.recovery.choice.id);
-    return become_ready(turn);
+  const bool asking = s.mode == Mode::kRecovering && s.recovery.phase == Recovery::Phase::kAsking;
+  if ((!asking && s.mode != Mode::kReady) || event.id.generation > s.generation) {
+    return turn.stale("no answer is awaited");
   }
-  if (s.mode != Mode::kReady) return turn.stale("no note is awaited");
-  s.noted = true;
-  decide_noted_round(turn);
+  if (!turn.rule().look) event.found = StoreAnswered::Found::kNewest;
+  if (event.found == StoreAnswered::Found::kSuperseded) {
+    return break_generation(turn, Death{-1, ErrorKind::kPeerLost, event.why}, -1);
+  }
+  if (!asking) return answer_round(turn, event);
+  if (event.found == StoreAnswered::Found::kNothing) {
+    return break_generation(turn, Death{-1, ErrorKind::kPeerLost, event.why}, -1);
+  }
+  if (event.id.exists()) {
+    s.noted = true;
+    turn.reach(Point::kFirstNoted, event.id);
+  }
+  turn.reach(Point::kEstablished, event.id);
+  become_ready(turn);
 }
 
 // --- files: rule 10 ---

@@ -69,8 +69,8 @@ void on(Turn& turn, int from, const Differ& differ);
 void on(Turn& turn, int from, const Yes& yes);
 void on(Turn& turn, int from, const Complete& complete);
 void on(Turn& turn, int from, const Failed& failed);
-/// The Store has its note: decides the round that waited for it, if one did.
-void decide_noted_round(Turn& turn);
+/// The Store's answer for the round that waits for it, if one still does.
+void answer_round(Turn& turn, const StoreAnswered& event);
 /// Votes no on every open step that this rank's trainer has not staged (and will not).
 void fail_unrequested(Turn& turn, const std::string& why);
 

@@ -75,7 +75,7 @@ class Agent::Impl {
   void lost_link(int peer, LostReason reason, const std::string& detail);
   void report_lost(const protocol::ReportLost& action);
   void note_death(const protocol::NoteDeath& action);
-  void note_first(ImageId id);
+  void ask_store(const protocol::AskStore& action);
   void refused(const protocol::Refuse& action);
   void abort_transfers();
   void remove_vault();
@@ -100,7 +100,7 @@ class Agent::Impl {
   void perform(const protocol::ReceiveStream& a) { inbox_.stream(a.from, a.start); }
   void perform(const protocol::TakeWant& a) { lender_.want(a.from, a.want); }
   void perform(const protocol::AbortTransfers&) { abort_transfers(); }
-  void perform(const protocol::NoteFirstComplete& a) { note_first(a.id); }
+  void perform(const protocol::AskStore& a) { ask_store(a); }
   void perform(const protocol::Announce& a) {
     if (a.verdict == protocol::Verdict::kComplete) {
       // What is due on disk holds its slots before the next stage() can ask for them.
@@ -390,18 +390,38 @@ void Agent::Impl::note_death(const protocol::NoteDeath& action) {
       });
 }
 
-void Agent::Impl::note_first(ImageId id) {
+/// The root's look. A Store that does not answer costs steps, not the job: each fails, with a
+/// warning, well before the trainer's deadline.
+void Agent::Impl::ask_store(const protocol::AskStore& action) {
+  const Deadline by =
+      Deadline::after(engine_.state.mode == protocol::Mode::kReady ? engine_.options.deadline / 4
+                                                                   : engine_.options.deadline);
   store_.ask(
-      "noting the first complete step",
-      [key = restorer_.note_key(), text = std::to_string(id.generation) + " " +
-                                          std::to_string(id.step)](Store& store, Deadline by) {
-        return std::optional(store.compare_and_create(key, text, by));
+      "asking the Store whether generation " + std::to_string(engine_.present) + " is the newest",
+      [job = engine_.options.job, generation = engine_.generation, note = action.note,
+       key = restorer_.note_key(), id = action.id](Store& store, Deadline deadline) {
+        const std::string text = std::to_string(id.generation) + " " + std::to_string(id.step);
+        if (note) store.compare_and_create(key, text, deadline);
+        const std::uint64_t newest = look_for_newest(store, job, generation, deadline);
+        if (newest <= generation.number) return std::optional<std::string>();
+        return std::optional(std::to_string(newest));
       },
-      Deadline::after(engine_.options.deadline),
-      [this, generation = engine_.present](const StoreWorker::Answer& answer) {
+      by,
+      [this, generation = engine_.present, id = action.id](const StoreWorker::Answer& answer) {
+        using Found = protocol::StoreAnswered::Found;
         if (generation != engine_.present) return;
-        if (!answer.error) return feed(protocol::NoteWritten{});
-        engine_.lose_store("cannot write to the Store: " + text_of(answer.error));
+        if (answer.error && engine_.state.mode != protocol::Mode::kReady) {
+          return engine_.lose_store("cannot ask the Store: " + text_of(answer.error));
+        }
+        protocol::StoreAnswered event{id};
+        if (answer.error) {
+          event.found = Found::kNothing;
+          event.why = text_of(answer.error);
+        } else if (answer.value) {
+          event.found = Found::kSuperseded;
+          event.why = "generation " + *answer.value + " was claimed: this one is over";
+        }
+        feed(event);
       });
 }
 

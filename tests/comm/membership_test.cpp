@@ -57,10 +57,14 @@ std::vector<Generation> form_all(const std::vector<std::unique_ptr<Membership>>&
   return generations;
 }
 
-std::string key(std::uint64_t generation, const std::string& what) {
+std::string twenty_digits(std::uint64_t generation) {
   const std::string digits = std::to_string(generation);
-  return "job/gen/" + std::string(20 - digits.size(), '0') + digits + "/" + what;
+  return std::string(20 - digits.size(), '0') + digits;
 }
+std::string key(std::uint64_t generation, const std::string& what) {
+  return "job/gen/" + twenty_digits(generation) + "/" + what;
+}
+std::string claim_key(std::uint64_t generation) { return "job/claim/" + twenty_digits(generation); }
 
 }  // namespace
 
@@ -137,7 +141,7 @@ TEST_CASE("who waits in a generation comes along when a newer one is claimed") {
   run_ranks_without_error(3, [&](int r) {
     if (r > 0) {
       (void)job.store->wait_for(key(4, "place/0"), soon());
-      job.store->compare_and_create(key(42, "claim"), "3");
+      job.store->compare_and_create(claim_key(42), "3");
     }
     generations[static_cast<std::size_t>(r)] =
         members[static_cast<std::size_t>(r)]->form(r == 0 ? 3 : 41, soon());
@@ -175,7 +179,7 @@ TEST_CASE("survivors and a replacement move on together, and all know who died")
 TEST_CASE("a rank that joined and died leads to the next generation when its replacement comes") {
   Job job(3);
   // Rank 1 took its place in generation 1 and was never heard of again.
-  job.store->set(key(1, "claim"), "3");
+  job.store->set(claim_key(1), "3");
   job.store->set(key(1, "place/1"), "1");
   job.store->set("job/incarnation/1/00000000000000000001", "gone");
   std::vector<std::unique_ptr<Membership>> members;
@@ -347,9 +351,9 @@ TEST_CASE("a generation that no job reaches is refused, and named") {
     CHECK_THAT(error_of([&] { (void)member->form(~std::uint64_t{0}, soon()); }),
                Contains("generation " + last));
   }
-  for (const std::string& stray : {"job/gen/" + last + "/claim", std::string("job/gen/notes"),
-                                   std::string("job/gen/00000000000000000000/claim"),
-                                   "job/gen/" + std::string(40, '9') + "/claim"}) {
+  for (const std::string& stray :
+       {"job/claim/" + last, std::string("job/claim/notes"),
+        std::string("job/claim/00000000000000000000"), "job/claim/" + std::string(40, '9')}) {
     INFO(stray);
     Job job(2);
     const auto member = job.member(0);

@@ -94,9 +94,9 @@ class Driver {
       feed(ReplicaReady{a.ward, a.id, good});
       if (good) return feed(ReplicaSealed{a.ward, a.id});
       feed(ReplicaFailed{a.ward, a.id, "no"});
-    } else if constexpr (std::is_same_v<A, NoteFirstComplete>) {
-      if (good) return feed(NoteWritten{});
-      feed(Broken{state_.config->rank, ErrorKind::kPeerLost, "no Store"});
+    } else if constexpr (std::is_same_v<A, AskStore>) {
+      if (good) return feed(StoreAnswered{a.id});
+      feed(StoreAnswered{a.id, StoreAnswered::Found::kNothing, "no Store"});
     }
   }
   void check_slot(int owner, int slot) const {

@@ -84,6 +84,13 @@ TEST_CASE("two ranks: local failures and a skipped step") {
   require_safe(bounds);
 }
 
+TEST_CASE("two ranks: a Store that does not answer, and a crash") {
+  Bounds bounds = ranks(2, 2);
+  bounds.unanswered = 2;
+  bounds.crashes = meshstage::test::kSanitized ? 0 : 1;
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks: a structure that differs after a crash") {
   Bounds bounds = ranks(2, 2);
   bounds.crashes = 1;
@@ -263,7 +270,7 @@ TEST_CASE("random runs of up to 64 ranks with every fault keep every promise") {
     bounds.lost_messages = 2;
     bounds.local_failures = 3;
     bounds.skips = 3;
-    bounds.mismatches = 1;
+    bounds.mismatches = bounds.unanswered = 1;
     bounds.flips = 1;
     const int runs = (meshstage::test::kSanitized ? 20 : 400) / (world < 13 ? 1 : world);
     for (const bool zombies : {false, true}) {

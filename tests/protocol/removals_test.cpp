@@ -29,6 +29,7 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "verify-claims") b.flips = 1;
   if (rule == "receiver-knows-outcome") b.world = 3, b.steps = 3, b.crashes = 0;
   if (rule == "note-first") b.world = 1, b.steps = 1, b.crashes = 0, b.losses_beyond = 1;
+  if (rule == "look") b.crashes = 0, b.steps = 1, b.zombies = 1;
   if (rule == "restore-holders") b.crashes = 0, b.host_losses = 1;
   if (rule == "fetch-beside-base") b.host_losses = 1;
   if (rule == "beyond-unknown") b.claims = 2, b.crashes = 2, b.local_failures = 1;
@@ -61,7 +62,7 @@ void require_needed(const std::string& rule) {
   REQUIRE(replay(bounds, result.trace).violation() == "");
 }
 
-static_assert(kRules.size() == 21, "each rule has its test here");
+static_assert(kRules.size() == 22, "each rule has its test here");
 
 }  // namespace
 
@@ -87,6 +88,7 @@ TEST_CASE("without the receiver's condition a promise breaks") {
 }
 TEST_CASE("without everyone's vote a promise breaks") { require_needed("all-must-vote"); }
 TEST_CASE("without the note first a promise breaks") { require_needed("note-first"); }
+TEST_CASE("without the root's look a promise breaks") { require_needed("look"); }
 TEST_CASE("without choosing what is covered a promise breaks") { require_needed("newest-covered"); }
 TEST_CASE("without knowing what was left out a promise breaks") {
   require_needed("beyond-unknown");
@@ -152,7 +154,7 @@ TEST_CASE("every run is told so that it can be read again, and no two choices re
   bounds.steps = 3;
   bounds.crashes = bounds.timeouts = bounds.lost_messages = bounds.local_failures = 2;
   bounds.host_losses = bounds.skips = bounds.early_ends = bounds.mismatches = bounds.flips =
-      bounds.zombies = 1;
+      bounds.zombies = bounds.unanswered = 1;
   bounds.disk = bounds.finish = true;
   bounds.differences = 1;
   bounds.lenders = {{2}, {0}, {1}};

@@ -37,20 +37,25 @@ TEST_CASE("one rank alone stages, votes and decides by itself, the note first") 
   out = tell(state, SlotsVerified{});
   REQUIRE(first<VerifyDisk>(out)->newer_than == kNoImage);
   out = tell(state, FilesVerified{});
+  REQUIRE(first<AskStore>(out) != nullptr);
+  REQUIRE_FALSE(first<AskStore>(out)->note);  // nothing was complete
+  out = tell(state, StoreAnswered{});
   REQUIRE(first<RecoveredNothing>(out) != nullptr);
   out = tell(state, StageRequested{5, {}});
   REQUIRE(first<WriteOwn>(out)->id == ImageId{1, 5});
   out = tell(state, OwnSealed{{1, 5}, {}});
-  REQUIRE(first<NoteFirstComplete>(out) != nullptr);
+  REQUIRE(first<AskStore>(out)->note);
   REQUIRE(first<Announce>(out) == nullptr);
-  out = tell(state, NoteWritten{});
+  out = tell(state, StoreAnswered{{1, 5}});
   REQUIRE(first<Announce>(out)->verdict == Verdict::kComplete);
   REQUIRE(state.base == ImageId{1, 5});
   out = tell(state, StageRequested{6, {}});
   REQUIRE(first<WriteOwn>(out)->slot == 1);
   REQUIRE(first<WriteOwn>(out)->base == ImageId{1, 5});
   out = tell(state, OwnSealed{{1, 6}, {}});
-  REQUIRE(first<NoteFirstComplete>(out) == nullptr);  // the Store has its note
+  REQUIRE_FALSE(first<AskStore>(out)->note);  // the Store has its note
+  REQUIRE(first<Announce>(out) == nullptr);
+  out = tell(state, StoreAnswered{{1, 6}});
   REQUIRE(state.base == ImageId{1, 6});
 }
 
@@ -404,7 +409,7 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
       case 12:
         return ReplicaFailed{rank(), id(), "x"};
       case 13:
-        return NoteWritten{};
+        return StoreAnswered{id(), static_cast<StoreAnswered::Found>(below(3)), "x"};
       case 14:
         return Persisted{id()};
       case 15:

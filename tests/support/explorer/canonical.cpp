@@ -204,7 +204,7 @@ std::string World::bytes() const {
   for (const int n :
        {left_.crashes, left_.host_losses, left_.losses_beyond, left_.lost_messages, left_.timeouts,
         left_.local_failures, left_.skips, left_.mismatches, left_.flips, left_.zombies,
-        left_.differences, left_.early_ends, left_.ends}) {
+        left_.differences, left_.early_ends, left_.ends, left_.unanswered}) {
     out.push_back(static_cast<char>(n));
   }
   put_number(out, nodes_.size());

@@ -250,6 +250,7 @@ std::string summary(const Bounds& b, const Result& result) {
   add(b.mismatches, "mismatches");
   add(b.flips, "flips");
   add(b.zombies, "zombies");
+  add(b.unanswered, "unanswered");
   add(b.differences, "differences");
   if (!b.lenders.empty()) text += ", replicas that borrow";
   if (b.claims > 0) text += ", " + std::to_string(b.claims) + " claims a message";

@@ -29,7 +29,8 @@ constexpr const char* kUsage =
     "usage: meshstage_explorer [--world N] [--steps N] [--crashes N] [--host-losses N]\n"
     "  [--losses-beyond N] [--lost-messages N] [--timeouts N] [--local-failures N] [--skips N] "
     "[--mismatches N]\n"
-    "  [--flips N] [--zombies N] [--differences N] [--lenders SHIFT] [--disk] [--finish]\n"
+    "  [--flips N] [--zombies N] [--unanswered N] [--differences N] [--lenders SHIFT] [--disk] "
+    "[--finish]\n"
     "  [--early-ends N] (with --finish) [--claims N] [--ends N]\n"
     "  [--safety-only] [--without RULE] [--max-states N]\n"
     "  [--walk RUNS --seed N --walk-steps N]\n"
@@ -66,6 +67,7 @@ Command parse(const std::vector<std::string>& words) {
                  {"--mismatches", &bounds.mismatches},
                  {"--flips", &bounds.flips},
                  {"--zombies", &bounds.zombies},
+                 {"--unanswered", &bounds.unanswered},
                  {"--differences", &bounds.differences},
                  {"--claims", &bounds.claims},
                  {"--lenders", &lender_shift},

@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 21> kRules = {{
+inline constexpr std::array<NamedRule, 22> kRules = {{
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
     {"stage-beside-base", &protocol::Rules::stage_beside_base},
@@ -23,6 +23,7 @@ inline constexpr std::array<NamedRule, 21> kRules = {{
     {"all-must-vote", &protocol::Rules::all_must_vote},
     {"note-first", &protocol::Rules::note_first},
     {"beyond-unknown", &protocol::Rules::beyond_unknown},
+    {"look", &protocol::Rules::look},
     {"newest-covered", &protocol::Rules::newest_covered},
     {"complete-claims", &protocol::Rules::whole_claims},
     {"restore-holders", &protocol::Rules::restore_holders},

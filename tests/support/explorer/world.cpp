@@ -11,7 +11,7 @@ World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) 
   const Bounds& b = *bounds_;
   left_ = {b.crashes,        b.host_losses, b.losses_beyond, b.lost_messages, b.timeouts,
            b.local_failures, b.skips,       b.mismatches,    b.flips,         b.zombies,
-           b.differences,    b.early_ends,  b.ends};
+           b.differences,    b.early_ends,  b.ends,          b.unanswered};
   for (int rank = 0; rank < b.world; ++rank) {
     Node node;
     node.rank = rank;

@@ -30,6 +30,7 @@ struct Bounds {
   int mismatches = 0;      ///< a trainer comes back with another structure
   int flips = 0;           ///< a sealed image changes by itself
   int zombies = 0;         ///< a process is stopped, replaced, and goes on
+  int unanswered = 0;      ///< the Store does not answer the root
   int differences = 0;     ///< an image has other bytes in what it borrows or lends
   int claims = 0;          ///< so many fit into a message; 0: all
   int ends = 0;            ///< a trainer wishes the job to end
@@ -52,7 +53,7 @@ struct Choice {
     kOwnSealed,      ///< a's image is sealed
     kReplicaSealed,  ///< a sealed the replica of b (of generation c, where quarantine is off)
     kFetched,        ///< a sealed the image of b
-    kNoted,          ///< a's note reached the Store
+    kAnswered,       ///< the Store answers a
     kCompared,       ///< a's structure is the image's
     kPersist,        ///< a wrote its newest complete step to disk
     kWish,           ///< a's trainer wishes the job to end
@@ -60,6 +61,7 @@ struct Choice {
     kBroken,         ///< a notices that its generation is broken
     // What goes wrong:
     kOwnDiffers,  ///< as kOwnSealed, with other bytes in what it borrows or lends
+    kUnanswered,  ///< the Store does not answer a
     kOwnFailed,
     kReplicaFailed,
     kFetchFailed,
@@ -109,7 +111,7 @@ struct File {
 
 /// Something a rank's driver has been told to do and has not reported yet.
 struct Job {
-  enum class Kind : std::uint8_t { kOwn, kReplica, kFetch, kNote, kCompare };
+  enum class Kind : std::uint8_t { kOwn, kReplica, kFetch, kAsk, kCompare };
   Kind kind = Kind::kOwn;
   std::uint64_t generation = 0;
   int owner = 0;  ///< whose image
@@ -208,7 +210,7 @@ class World {
   using Kind = Choice::Kind;
   struct Budget {
     int crashes, host_losses, losses_beyond, lost_messages, timeouts, local_failures, skips,
-        mismatches, flips, zombies, differences, early_ends, ends;
+        mismatches, flips, zombies, differences, early_ends, ends, unanswered;
   };
   struct CarryOut;
   struct CrashAt {
@@ -231,6 +233,7 @@ class World {
   void clear_messages_to(const Node& node);
   bool end_job(const Choice& choice);
   void note_point(const Node& node, const Reached& reached);
+  void check_newest(const Node& node);
   void say(const Node& node, const std::string& text);
   void wrong(const std::string& what);
   void check();

@@ -83,10 +83,12 @@ void World::note_point(const Node& node, const Reached& reached) {
       break;
     }
     case Point::kDecided:
+      check_newest(node);
       agreed_ = std::max(agreed_, reached.id);
       ever_agreed_ = true;
       break;
     case Point::kEstablished:
+      check_newest(node);
       if (!generation_is_newest) break;
       if (!beyond_ && reached.id < agreed_) {
         wrong(name(reached.id) + " is recovered, though " + name(agreed_) + " was complete");
@@ -98,6 +100,13 @@ void World::note_point(const Node& node, const Reached& reached) {
     default:
       break;
   }
+}
+
+/// The Store's newest generation is the only one that decides anything.
+void World::check_newest(const Node& node) {
+  if (node.state.generation == store_generation_) return;
+  wrong("generation " + std::to_string(node.state.generation) + " decides, though generation " +
+        std::to_string(store_generation_) + " is the newest");
 }
 
 /// Carries out one action for one node, as a driver would. False if the process ended there.
@@ -227,8 +236,8 @@ struct World::CarryOut {
     node.jobs.push_back({Job::Kind::kCompare, generation});
     return true;
   }
-  bool operator()(const NoteFirstComplete& a) const {
-    node.jobs.push_back({Job::Kind::kNote, generation, node.rank, 0, a.id});
+  bool operator()(const AskStore& a) const {
+    node.jobs.push_back({Job::Kind::kAsk, generation, node.rank, a.note ? 1 : 0, a.id});
     return true;
   }
   bool operator()(const AbortRound& a) const {

@@ -85,11 +85,19 @@ bool World::end_job(const Choice& choice) {
       }
       return true;
     }
-    case Kind::kNoted: {
-      const auto job = take(Job::Kind::kNote, node.rank, false);
+    case Kind::kAnswered:
+    case Kind::kUnanswered: {
+      const auto job = take(Job::Kind::kAsk, node.rank, false);
       if (!job) return false;
-      if (!note_.exists()) note_ = job->id;
-      feed(node, NoteWritten{});
+      if (job->slot == 1 && !note_.exists()) note_ = job->id;
+      StoreAnswered answer{job->id};
+      if (choice.kind == Kind::kUnanswered) {
+        --left_.unanswered;
+        answer = {job->id, StoreAnswered::Found::kNothing, "no answer"};
+      } else if (node.state.generation < store_generation_) {
+        answer = {job->id, StoreAnswered::Found::kSuperseded, "a newer generation was claimed"};
+      }
+      feed(node, answer);
       return true;
     }
     case Kind::kCompared:

@@ -66,8 +66,9 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
           out.push_back({Kind::kFetchFailed, me, job.owner, job.generation});
         }
         break;
-      case Job::Kind::kNote:
-        out.push_back({Kind::kNoted, me});
+      case Job::Kind::kAsk:
+        out.push_back({Kind::kAnswered, me});
+        if (left_.unanswered > 0) out.push_back({Kind::kUnanswered, me});
         break;
       case Job::Kind::kCompare:
         out.push_back({Kind::kCompared, me});
@@ -183,6 +184,7 @@ bool is_fault(const Choice& choice) {
     case Choice::Kind::kZombie:
     case Choice::Kind::kMismatch:
     case Choice::Kind::kOwnDiffers:
+    case Choice::Kind::kUnanswered:
       return true;
     default:
       return false;
@@ -210,8 +212,10 @@ std::string to_string(const Choice& choice) {
       return a + " seals the replica of " + b + in_generation;
     case Choice::Kind::kFetched:
       return a + " seals the fetched image of " + b + in_generation;
-    case Choice::Kind::kNoted:
-      return a + " has its note in the Store";
+    case Choice::Kind::kAnswered:
+      return a + " has the Store's answer";
+    case Choice::Kind::kUnanswered:
+      return a + " gets NO ANSWER from the Store";
     case Choice::Kind::kCompared:
       return a + " finds its structure equal";
     case Choice::Kind::kPersist:
