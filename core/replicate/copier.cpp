@@ -28,7 +28,18 @@ void Copier::copy(std::shared_ptr<StageJob> job, ImageIdentity identity,
       });
 }
 
+void Copier::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends) {
+  const auto devices = job.plan->issue(job.source, job.image, streams_, ends);
+  std::vector<DeviceReady> copied;
+  for (const auto& before : job.source.ready) {
+    if (devices) copied.push_back({before.device, devices->staged(before.device)});
+  }
+  job.staged.devices()->set(std::move(copied));
+  job.plan->copy(job.source, job.image, job.watermark, {.pace = &pace_, .devices = devices.get()});
+}
+
 protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
+  const auto ends = std::make_shared<DeviceEnds>();
   try {
     const auto& layout = job.plan->layout();
     const auto& before = job.lease.previous();
@@ -36,7 +47,7 @@ protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
       job.plan->write_manifest(job.image);
     }
     job.watermark.advance(layout.data_begin);
-    job.plan->copy(job.source, job.image, job.watermark, &pace_);
+    copy_tensors(job, ends);
     if (job.digests) job.digests->check(job.source);
     job.source = {};  // lets go of the trainer's storages
     engine_.gate.count([&](Stats& stats) { stats.stage_seconds = seconds_since(job.requested); });
@@ -47,10 +58,10 @@ protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
     return event;
   } catch (...) {  // this thread's boundary: the step fails, and the trainer is told by what
     const auto error = std::current_exception();
-    job.source = {};
+    ends->source = std::exchange(job.source, {});
+    ends->lease = std::move(job.lease);
     job.staged.set_error(error);
     job.watermark.fail(error);
-    job.lease.abandon();
     return protocol::OwnFailed{job.id, text_of(error)};
   }
 }

@@ -6,6 +6,7 @@
 #include <meshstage/core/protocol/events.hpp>
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/stage_job.hpp>
+#include <meshstage/core/stage/device_copies.hpp>
 #include <meshstage/core/stage/pace.hpp>
 
 namespace meshstage::replicate {
@@ -27,6 +28,13 @@ class PaceOfGeneration final : public Pace {
   Watermark left_;
 };
 
+/// Both ends of a step's copies, for devices that still copy when it has failed: the slot stays
+/// leased until they are done.
+struct DeviceEnds {
+  StagingSource source;
+  WriteLease lease;
+};
+
 /// Copies the trainer's tensors into the own slot (`ms-copy`), and seals it. Whatever is thrown
 /// meanwhile, by a user's Pace too, fails the step and reaches the trainer by staged().
 /// Threads: the loop's; enter() and leave() the trainer's.
@@ -43,10 +51,13 @@ class Copier {
 
  private:
   [[nodiscard]] protocol::Event write(StageJob& job, const ImageIdentity& identity);
+  /// Copies the tensors; returns when the trainer may change them.
+  void copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends);
   [[nodiscard]] protocol::OwnSealed sealed_event(const StageJob& job, const ImageInfo& info) const;
 
   Engine& engine_;
   PaceOfGeneration pace_;
+  detail::DeviceStreams streams_;  ///< The copying thread's.
   Worker worker_;
 };
 

@@ -12,6 +12,7 @@
 #include <meshstage/core/comm/rank_environment.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/comm/transport.hpp>
+#include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/replicate/borrowed_tensors.hpp>
 #include <meshstage/core/replicate/observer.hpp>
@@ -70,9 +71,13 @@ struct CheckpointerOptions {
   /// Holds staging back, so that it leaves memory bandwidth to the training: a BandwidthCap, say.
   /// Must outlive the Checkpointer. Null: as fast as the memory is.
   Pace* pace = nullptr;
-  /// For finding errors: digest every tensor at stage() and again when it is copied. One that
-  /// changed in between fails the step on every rank, and its rank's staged() throws InvalidState
-  /// naming the tensor. Reads everything twice more.
+  /// The streams on which the trainer uses its tensors on devices; the legacy default stream of a
+  /// device that is not named. stage() comes behind what was issued there before the call, and so
+  /// does recover(). Tensors of the CPU and of several devices may be mixed.
+  std::vector<TrainerStream> streams = {};
+  /// For finding errors: digest every tensor of the CPU at stage() and again when it is copied. One
+  /// that changed in between fails the step on every rank, and its rank's staged() throws
+  /// InvalidState naming the tensor. Reads everything twice more.
   bool verify_source = false;
   /// Rank, world size and so on; detected from the launcher's variables unless given.
   std::optional<RankEnvironment> environment = {};

@@ -171,6 +171,13 @@ void OwnStep::let_go(const std::exception_ptr& loss) {
   for (const auto& job : {pending_, job_}) {
     if (job && job->image.empty()) job->watermark.fail(loss);
   }
+  if (!job_ || job_->image.empty() || !job_->on_devices) return;
+  // The trainer's stream may wait for a peer that is gone, and the copies behind it.
+  engine_.loop.post_at(Deadline::after(engine_.options.deadline / 8), [job = job_] {
+    if (job->written) return;
+    job->watermark.fail(std::make_exception_ptr(
+        InvalidState("the devices had not copied it when the generation was left")));
+  });
 }
 
 void OwnStep::leave(const std::exception_ptr& loss) {

@@ -1,5 +1,7 @@
 #include <meshstage/core/replicate/results.hpp>
 
+#include <meshstage/core/replicate/devices_staged.hpp>
+
 namespace meshstage {
 
 std::string_view to_string(Source source) noexcept {
@@ -38,6 +40,16 @@ std::string_view to_string(DiskOutcome outcome) noexcept {
       break;
   }
   return "failed";
+}
+
+void Staging::before_update(const TrainerStream& stream) {
+  if (!devices_ || stream.device.is_cpu()) return;
+  for (const auto& [device, copied] : devices_->wait()) {
+    if (device != stream.device) continue;
+    auto& runtime = DeviceRuntime::of(device.type);
+    runtime.require_not_capturing(stream);
+    runtime.hold(stream, copied);
+  }
 }
 
 }  // namespace meshstage

@@ -1,9 +1,11 @@
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 
 #include <meshstage/core/async/work.hpp>
+#include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/tree/value.hpp>
@@ -47,19 +49,29 @@ enum class DiskOutcome : std::uint8_t {
 /// "everywhere", "not due", "failed".
 MESHSTAGE_API std::string_view to_string(DiskOutcome outcome) noexcept;
 
+class DevicesStaged;
+
 /// One staged step on its way. Move-only; may be dropped at any time: the step goes on.
 class Staging {
  public:
   Staging() = default;
-  Staging(Work<void> staged, Work<Outcome> outcome, Work<DiskOutcome> persisted, std::uint64_t step)
+  Staging(Work<void> staged, Work<Outcome> outcome, Work<DiskOutcome> persisted, std::uint64_t step,
+          std::shared_ptr<DevicesStaged> devices = nullptr)
       : staged_(std::move(staged)),
         outcome_(std::move(outcome)),
         persisted_(std::move(persisted)),
-        step_(step) {}
+        step_(step),
+        devices_(std::move(devices)) {}
 
   /// Ready when the trainer may change its tensors. An empty Staging is ready.
   /// Throws what went wrong while copying.
   [[nodiscard]] Work<void>& staged() noexcept { return staged_; }
+  /// staged() for tensors on a device, without waiting for the device: what the trainer issues on
+  /// that stream from now on comes behind the copies of them. This thread waits at most until they
+  /// are issued. Tensors of the CPU, and of other devices, need staged() or another call. Does
+  /// nothing where nothing is copied. Throws InvalidState, before it issues anything, if the stream
+  /// is being captured into a graph, or what the driver reports.
+  MESHSTAGE_API void before_update(const TrainerStream& stream);
   /// Ready when this rank knows the outcome: whether the step is complete in the ranks' memory.
   /// Throws RejoinNeeded if the generation ended before.
   [[nodiscard]] Work<Outcome>& outcome() noexcept { return outcome_; }
@@ -74,6 +86,7 @@ class Staging {
   Work<Outcome> outcome_;
   Work<DiskOutcome> persisted_;
   std::uint64_t step_ = 0;
+  std::shared_ptr<DevicesStaged> devices_;
 };
 
 /// Figures since the agent was made. Times are seconds of the newest step.
@@ -86,6 +99,9 @@ struct Stats {
   std::uint64_t disk_step = 0;      ///< The newest that this rank knows to be on every rank's disk.
   std::uint64_t image_bytes = 0;    ///< Of this rank's newest image.
   std::uint64_t vault_bytes = 0;    ///< All slots of this rank's vault.
+  /// Of these, those that devices copy to and from at their full rate; and how often page-locking
+  /// slots was refused.
+  std::uint64_t page_locked_bytes = 0, page_locks_refused = 0;
   /// Bytes of this rank's images that went to holders in rounds, and those that they
   /// borrowed from lenders instead; fetches in a recovery do not count.
   std::uint64_t replica_bytes_sent = 0;

@@ -70,7 +70,11 @@ void Slots::begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes
     try {
       *lease = engine_.vault.begin_write(key, who, bytes);
       engine_.gate.count(
-          [held = engine_.vault.bytes_held()](Stats& stats) { stats.vault_bytes = held; });
+          [held = engine_.vault.bytes_held(), locks = engine_.vault.page_locks()](Stats& stats) {
+            stats.vault_bytes = held;
+            stats.page_locked_bytes = locks.bytes;
+            stats.page_locks_refused = locks.refused;
+          });
     } catch (...) {  // whatever it is, the image that asked ends by it
       error = std::current_exception();
     }

@@ -1,12 +1,14 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <span>
 
 #include <meshstage/core/async/work.hpp>
 #include <meshstage/core/protocol/messages.hpp>
+#include <meshstage/core/replicate/devices_staged.hpp>
 #include <meshstage/core/replicate/results.hpp>
 #include <meshstage/core/stage/source_digests.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
@@ -15,6 +17,25 @@
 
 namespace meshstage::replicate {
 
+/// staged(): for threads and for devices' streams, told together. The first call counts.
+class StagedPromise {
+ public:
+  [[nodiscard]] Work<void> work() { return host_.work(); }
+  [[nodiscard]] const std::shared_ptr<DevicesStaged>& devices() const noexcept { return devices_; }
+  void set_value() {
+    devices_->set({});
+    host_.set_value();
+  }
+  void set_error(const std::exception_ptr& error) {
+    devices_->set({});
+    host_.set_error(error);
+  }
+
+ private:
+  Promise<void> host_;
+  std::shared_ptr<DevicesStaged> devices_ = std::make_shared<DevicesStaged>();
+};
+
 /// One step on its way from the trainer to the holders. The trainer's thread makes it, the loop
 /// gives it a slot, the copying thread writes the image, the sending threads read it.
 struct StageJob {
@@ -22,10 +43,11 @@ struct StageJob {
   std::shared_ptr<const StagingPlan> plan;
   StagingSource source;  ///< Scalars as they were at stage(), and the sources kept alive.
   std::optional<detail::SourceDigests> digests;  ///< Of the source at stage(), if asked for.
+  bool on_devices = false;                       ///< Some of the source is.
   protocol::ImageSizes sizes;
   std::chrono::steady_clock::time_point requested = std::chrono::steady_clock::now();
   Promise<void> accepted;  ///< The protocol took the request, or refused it.
-  Promise<void> staged;
+  StagedPromise staged;
   Promise<Outcome> outcome;
   Promise<DiskOutcome> persisted;
   // Set by the loop when the job gets its slot, before the copying thread sees it:

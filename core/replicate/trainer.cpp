@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/flatten.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
@@ -38,7 +39,8 @@ Staging Trainer::stage(const Value& state, std::uint64_t step) {
     engine_.gate.leave_step();
     throw;
   }
-  Staging staging(job->staged.work(), job->outcome.work(), job->persisted.work(), step);
+  Staging staging(job->staged.work(), job->outcome.work(), job->persisted.work(), step,
+                  job->staged.devices());
   Work<void> accepted = job->accepted.work();
   try {
     engine_.to_loop(engine_.scope.enter(),
@@ -55,12 +57,13 @@ std::shared_ptr<StageJob> Trainer::make_job(const Value& state, std::uint64_t st
   auto job = std::make_shared<StageJob>();
   job->step = step;
   const std::set<int> apart = engine_.gate.apart();
-  auto source = plan_ && plan_apart_ == apart ? plan_->capture(state) : std::nullopt;
+  auto source =
+      plan_ && plan_apart_ == apart ? plan_->capture(state, engine_.options.streams) : std::nullopt;
   if (!source) {
     plan_ = std::make_shared<const StagingPlan>(
         StagingPlan::compile(state, plan_.get(), plan_options(state, apart)));
     plan_apart_ = apart;
-    source = plan_->capture(state);
+    source = plan_->capture(state, engine_.options.streams);
     if (!source) throw InvalidState("the state dict changed while stage() read it");
   }
   // Not with the plan: who was refused and tries again is refused again.
@@ -72,12 +75,19 @@ std::shared_ptr<StageJob> Trainer::make_job(const Value& state, std::uint64_t st
   }
   job->plan = plan_;
   job->source = std::move(*source);
+  job->on_devices = !job->source.ready.empty();
+  if (job->on_devices) use_device(job->source.ready.front().device);
   if (engine_.options.verify_source) job->digests.emplace(state, job->source);
   job->sizes = {layout.image_bytes, layout.data_begin, layout.manifest_digest,
                 layout.borrowed_bytes,
                 static_cast<std::uint32_t>(layout.borrowed.size() + layout.lent.size())};
   engine_.gate.count([&](Stats& stats) { stats.image_bytes = layout.image_bytes; });
   return job;
+}
+
+void Trainer::use_device(Device device) {
+  engine_.vault.use_pinner(DeviceRuntime::of(device.type).pinner(device),
+                           [this](const std::string& text) { engine_.report.warn(text); });
 }
 
 PlanOptions Trainer::plan_options(const Value& state, const std::set<int>& apart) const {
@@ -129,7 +139,8 @@ Recovered Trainer::recover(Value& state) {
   const auto length = engine_.options.forming_deadline;
   const Deadline deadline = Deadline::after(length);
   engine_.gate.check_recover();
-  ReadLease image;  // from the comparison to the restoring, which then asks the system for nothing
+  std::shared_ptr<const ReadLease>
+      image;  // from the comparison to the restoring, which then asks the system for nothing
   while (true) {
     RecoverCommand now;
     try {
@@ -149,8 +160,8 @@ Recovered Trainer::recover(Value& state) {
         break;
       case RecoverCommand::Kind::kRestore:
       case RecoverCommand::Kind::kNothing: {
-        const Recovered result = restore(now, image, state);
-        image.release();
+        const Recovered result = restore(now, image, state, deadline);
+        image.reset();
         try {
           engine_.vault.free_superseded();
         } catch (const SystemError& e) {  // tried again by the next recover(), or finish()
@@ -169,17 +180,18 @@ Recovered Trainer::recover(Value& state) {
   }
 }
 
-ReadLease Trainer::compare(const RecoverCommand& command, const Value& state) {
-  ReadLease image;
+std::shared_ptr<const ReadLease> Trainer::compare(const RecoverCommand& command,
+                                                  const Value& state) {
+  std::shared_ptr<const ReadLease> image;
   try {
-    image = engine_.vault.read({engine_.rank, command.slot});
+    image = std::make_shared<const ReadLease>(engine_.vault.read({engine_.rank, command.slot}));
     protocol::StructureChecked answer;
-    if (const auto difference = compare_structure(image.image(), state)) {
+    if (const auto difference = compare_structure(image->image(), state)) {
       answer.path = difference->path;
       answer.mismatch = difference->describe() + " (staged as rank " +
                         std::to_string(engine_.rank) + " of " +
-                        std::to_string(image.info().identity.world_size) + " ranks, recovered by " +
-                        std::to_string(engine_.world_size) + ")";
+                        std::to_string(image->info().identity.world_size) +
+                        " ranks, recovered by " + std::to_string(engine_.world_size) + ")";
     }
     if (answer.mismatch.empty()) require_writable(state);
     engine_.post(std::move(answer));
@@ -191,11 +203,20 @@ ReadLease Trainer::compare(const RecoverCommand& command, const Value& state) {
   return image;
 }
 
-Recovered Trainer::restore(const RecoverCommand& command, const ReadLease& image, Value& state) {
+Recovered Trainer::restore(const RecoverCommand& command,
+                           const std::shared_ptr<const ReadLease>& image, Value& state,
+                           Deadline deadline) {
   Recovered result;
   result.generation = engine_.generation.number;
   if (command.kind == RecoverCommand::Kind::kRestore) {
-    restore_into(image.image(), state);
+    for (const auto& storage : detail::flatten(state).sources) {
+      if (storage.device().is_cpu()) continue;
+      use_device(storage.device());
+      engine_.vault.lock_pages(*image);
+      break;
+    }
+    restore_into(image->image(), state,
+                 {.streams = engine_.options.streams, .keep = image, .deadline = deadline});
     result.id = command.id;
     result.step = command.id.step;
     result.source = command.source;

@@ -32,9 +32,13 @@ class Trainer {
   [[nodiscard]] std::shared_ptr<StageJob> make_job(const Value& state, std::uint64_t step);
   [[nodiscard]] PlanOptions plan_options(const Value& state, const std::set<int>& apart) const;
   void check_room_for(std::uint64_t image_bytes, std::uint64_t replica_bytes);
-  [[nodiscard]] ReadLease compare(const RecoverCommand& command, const Value& state);
-  [[nodiscard]] Recovered restore(const RecoverCommand& command, const ReadLease& image,
-                                  Value& state);
+  [[nodiscard]] std::shared_ptr<const ReadLease> compare(const RecoverCommand& command,
+                                                         const Value& state);
+  [[nodiscard]] Recovered restore(const RecoverCommand& command,
+                                  const std::shared_ptr<const ReadLease>& image, Value& state,
+                                  Deadline deadline);
+  /// From now on own slots are page-locked: tensors are on that device.
+  void use_device(Device device);
   /// The slots that hold a ward's replica and, if it borrows, this rank's image of the same step.
   [[nodiscard]] std::vector<SlotKey> hold_replica(int ward);
   void persist_newest(Deadline deadline);

@@ -167,22 +167,26 @@ std::vector<std::byte> Cuda::read(const Tensor& tensor) {
 }
 
 StreamHandle Cuda::open_stream() {
+  const Current current(*driver_, 0);
   CUstream stream = nullptr;
   check(driver_->stream_create(&stream, CU_STREAM_NON_BLOCKING), "cuStreamCreate");
   return {reinterpret_cast<std::uint64_t>(stream)};
 }
 
 void Cuda::close_stream(StreamHandle stream) {
+  const Current current(*driver_, 0);
   check(driver_->stream_destroy(handle(stream)), "cuStreamDestroy");
 }
 
 void Cuda::set(const Tensor& tensor, unsigned char value, StreamHandle stream) {
+  const Current current(*driver_, 0);
   check(driver_->set(address(tensor.storage().data()), value, tensor.storage().nbytes(),
                      handle(stream)),
         "cuMemsetD8Async");
 }
 
 void Cuda::synchronize(StreamHandle stream) {
+  const Current current(*driver_, 0);
   check(driver_->synchronize(handle(stream)), "cuStreamSynchronize");
 }
 

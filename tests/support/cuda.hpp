@@ -15,7 +15,7 @@ namespace meshstage::test {
 
 /// CUDA devices for a test, and a trainer that uses them through the driver as a trainer would: on
 /// the fake libcuda.so.1, or on the real one where the variable MESHSTAGE_TEST_CUDA is "real". One
-/// at a time; device 0's context is the test thread's while it lives.
+/// at a time; device 0's context is the test thread's while it lives, and any thread may call.
 class Cuda {
  public:
   /// Opens the fake before anything asks for libcuda.so.1. `seed` orders what the fake may order.

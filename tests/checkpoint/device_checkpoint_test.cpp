@@ -1,0 +1,330 @@
+// Jobs whose tensors are on devices: staged, replicated, recovered, and what goes wrong meanwhile.
+// On the fake driver, or on a real one.
+#include <algorithm>
+#include <atomic>
+#include <barrier>
+
+#include <meshstage/core/error/error.hpp>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/cuda.hpp"
+#include "tests/support/in_process_job.hpp"
+
+namespace {
+
+namespace ms = meshstage;
+using ms::test::all_ranks;
+using ms::test::Cuda;
+using ms::test::InProcessJob;
+using ms::test::run_ranks;
+
+constexpr std::uint64_t kSeeds = 50;
+constexpr std::int64_t kLarge = 300'000, kOdd = 5000, kSmall = 64, kHost = 1000;
+
+ms::Deadline in_time() { return ms::Deadline::after(std::chrono::seconds(20)); }
+
+void require(bool what, const std::string& text) {
+  if (!what) throw ms::InvalidState(text);
+}
+
+const ms::Tensor& tensor(const ms::Value& v, const char* key) { return v.at(key).as<ms::Tensor>(); }
+
+// stage() that threw before has skipped its step: the next one is refused until that has ended.
+ms::Staging stage_soon(ms::Checkpointer& ckpt, const ms::Dict& state, std::uint64_t step) {
+  const auto deadline = in_time();
+  while (true) {
+    try {
+      return ckpt.stage(state, step);
+    } catch (const ms::InvalidState& e) {
+      if (std::string(e.what()).find("is unfinished") == std::string::npos || deadline.expired())
+        throw;
+      std::this_thread::yield();
+    }
+  }
+}
+
+// One rank's trainer: tensors on a device and of the CPU, and the stream that it works on.
+struct Trainer {
+  Trainer(Cuda& the_cuda, int the_rank)
+      : cuda(the_cuda),
+        rank(the_rank),
+        stream(cuda.open_stream()),
+        state{{"large", cuda.tensor(kLarge)},
+              {"odd", cuda.tensor(kOdd, 0, 3)},
+              {"small", cuda.tensor(kSmall)},
+              {"host", ms::Tensor::full<std::uint8_t>({kHost}, 0)}} {}
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+  ~Trainer() {
+    cuda.synchronize(stream);
+    cuda.close_stream(stream);
+  }
+  [[nodiscard]] ms::TrainerStream where() const { return {Cuda::kDevice, stream}; }
+  [[nodiscard]] unsigned char value(std::uint64_t step) const {
+    return static_cast<unsigned char>(1 + rank * 100 + static_cast<int>(step));
+  }
+  // As a step would, on the stream.
+  void update_device(unsigned char to) {
+    for (const char* key : {"large", "odd", "small"}) cuda.set(tensor(state, key), to, stream);
+  }
+  void update(std::uint64_t step) {
+    update_device(value(step));
+    for (auto& element : tensor(state, "host").span<std::uint8_t>()) element = value(step);
+  }
+  [[nodiscard]] bool has(std::uint64_t step) const {
+    const auto all = [&](std::span<const std::byte> bytes) {
+      return std::all_of(bytes.begin(), bytes.end(), [&](std::byte b) {
+        return std::to_integer<unsigned char>(b) == value(step);
+      });
+    };
+    return all(cuda.read(tensor(state, "large"))) && all(cuda.read(tensor(state, "odd"))) &&
+           all(cuda.read(tensor(state, "small"))) && all(tensor(state, "host").storage().bytes());
+  }
+  ms::Outcome stage(ms::Checkpointer& ckpt, std::uint64_t step) {
+    update(step);
+    auto staging = stage_soon(ckpt, state, step);
+    staging.before_update(where());
+    update_device(255);
+    staging.staged().wait(in_time());
+    return staging.outcome().get(in_time());
+  }
+
+  Cuda& cuda;
+  int rank;
+  ms::StreamHandle stream;
+  ms::Dict state;
+};
+
+ms::CheckpointerOptions options(InProcessJob& job, const Trainer& trainer) {
+  auto o = job.options(trainer.rank);
+  o.block_bytes = std::uint64_t{64} << 10U;
+  o.persist_every = 0;
+  o.streams = {trainer.where()};
+  return o;
+}
+
+bool replica_has(const ms::Value& state, unsigned char value) {
+  for (const char* key : {"large", "odd", "small", "host"}) {
+    const auto bytes = tensor(state, key).storage().bytes();
+    if (!std::all_of(bytes.begin(), bytes.end(),
+                     [&](std::byte b) { return std::to_integer<unsigned char>(b) == value; })) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("device job: staged behind the trainer's stream, held, and recovered in place") {
+  for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
+    Cuda cuda(seed);
+    InProcessJob job(2);
+    std::barrier everyone(2);
+    const auto errors = run_ranks(all_ranks(2), [&](int rank) {
+      Trainer trainer(cuda, rank);
+      ms::Checkpointer ckpt(options(job, trainer));
+      trainer.update(0);
+      (void)ckpt.recover(trainer.state);
+      require(replica_has(ckpt.held(1 - rank).state, static_cast<unsigned char>(101 - rank * 100)),
+              "step 0 is not what the trainer began with");
+      for (std::uint64_t step = 1; step < 4; ++step) {
+        require(trainer.stage(ckpt, step) == ms::Outcome::kComplete, "a step failed");
+      }
+      const auto replica = ckpt.held(1 - rank);
+      const auto theirs = static_cast<unsigned char>(1 + (1 - rank) * 100 + replica.id.step);
+      require(replica.id.step >= 2 && replica_has(replica.state, theirs),
+              "a replica has what was not staged");
+      require(ckpt.stats().page_locked_bytes > kLarge, "the slots are not page-locked");
+      everyone.arrive_and_wait();
+      // Half a step more, which recover() comes behind.
+      trainer.update(9);
+      require(ckpt.rejoin().recover(trainer.state).step == 3, "another step");
+      require(trainer.has(3), "the own image has what was not staged");
+      ckpt.finish();
+    });
+    INFO("seed " << seed << "\n" << job.log());
+    CHECK(errors == std::vector<std::string>(2));
+  }
+}
+
+TEST_CASE("device job: a lost rank's tensors come back from its holder, onto its device") {
+  for (std::uint64_t seed = 0; seed < kSeeds; seed += 10) {
+    Cuda cuda(seed);
+    InProcessJob job(2);
+    std::barrier everyone(2);
+    auto errors = run_ranks(all_ranks(2), [&](int rank) {
+      Trainer trainer(cuda, rank);
+      auto ckpt = std::make_unique<ms::Checkpointer>(options(job, trainer));
+      (void)ckpt->recover(trainer.state);
+      require(trainer.stage(*ckpt, 1) == ms::Outcome::kComplete, "a step failed");
+      everyone.arrive_and_wait();
+    });
+    for (const auto& error : errors) REQUIRE(error == "");
+    job.wipe(1);
+    errors = run_ranks(all_ranks(2), [&](int rank) {
+      Trainer trainer(cuda, rank);
+      trainer.update_device(77);
+      ms::Checkpointer ckpt(options(job, trainer));
+      const auto recovered = ckpt.recover(trainer.state);
+      require(recovered.step == 1, "recovered step " + std::to_string(recovered.step));
+      require(recovered.source == (rank == 0 ? ms::Source::kOwnMemory : ms::Source::kHolderMemory),
+              "from elsewhere");
+      require(trainer.has(1), "recovered another state");
+      require(trainer.stage(ckpt, 2) == ms::Outcome::kComplete, "the next step failed");
+      ckpt.finish();
+    });
+    INFO(job.log());
+    for (const auto& error : errors) REQUIRE(error == "");
+  }
+}
+
+TEST_CASE("device job: stage() does not wait for the device, and staged() means its event") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  InProcessJob job(2);
+  std::barrier everyone(2);
+  std::atomic<int> held{0};
+  const auto errors = run_ranks(all_ranks(2), [&](int rank) {
+    Trainer trainer(cuda, rank);
+    ms::Checkpointer ckpt(options(job, trainer));
+    (void)ckpt.recover(trainer.state);
+    require(trainer.stage(ckpt, 1) == ms::Outcome::kComplete, "a step failed");
+    everyone.arrive_and_wait();
+    trainer.update(2);
+    if (rank == 0) Cuda::fake().hold(true);
+    everyone.arrive_and_wait();
+    auto staging = ckpt.stage(trainer.state, 2);
+    staging.before_update(trainer.where());
+    trainer.update_device(255);
+    require(!staging.staged().ready(), "staged before the device copied anything");
+    ++held;
+    everyone.arrive_and_wait();
+    if (rank == 0) Cuda::fake().hold(false);
+    staging.staged().wait(in_time());
+    require(staging.outcome().get(in_time()) == ms::Outcome::kComplete, "a held step failed");
+    require(ckpt.rejoin().recover(trainer.state).step == 2 && trainer.has(2), "another state");
+    ckpt.finish();
+  });
+  INFO(job.log());
+  for (const auto& error : errors) CHECK(error == "");
+  CHECK(held == 2);
+}
+
+TEST_CASE("device job: stage() on a stream that is being captured throws before any call") {
+  Cuda cuda;
+  InProcessJob job(1);
+  Trainer trainer(cuda, 0);
+  ms::Checkpointer ckpt(options(job, trainer));
+  (void)ckpt.recover(trainer.state);
+  REQUIRE(trainer.stage(ckpt, 1) == ms::Outcome::kComplete);
+  cuda.begin_capture(trainer.stream);
+  const auto records = Cuda::real() ? 0 : Cuda::fake().calls("cuEventRecord");
+  CHECK_THROWS_WITH(ckpt.stage(trainer.state, 2), contains_text("captured"));
+  if (!Cuda::real()) CHECK(Cuda::fake().calls("cuEventRecord") == records);
+  CHECK(cuda.end_capture(trainer.stream));
+  CHECK(trainer.stage(ckpt, 3) == ms::Outcome::kComplete);
+  ckpt.finish();
+}
+
+TEST_CASE("device job: slots that cannot be page-locked are used without, with one warning") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  InProcessJob job(1);
+  Trainer trainer(cuda, 0);
+  ms::Checkpointer ckpt(options(job, trainer));
+  Cuda::fake().fail_function("cuMemHostRegister", 1, 1);
+  trainer.update(0);
+  (void)ckpt.recover(trainer.state);
+  CHECK(trainer.stage(ckpt, 1) == ms::Outcome::kComplete);
+  CHECK(ckpt.stats().page_locks_refused == 1);
+  CHECK_THAT(job.log(), contains_text("cannot be page-locked"));
+  (void)ckpt.rejoin().recover(trainer.state);
+  CHECK(trainer.has(1));
+  ckpt.finish();
+}
+
+TEST_CASE("device job: a generation is left although the device hangs, and goes on afterwards") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  InProcessJob job(1);
+  const auto before = Cuda::fake().device_bytes();
+  {
+    Trainer trainer(cuda, 0);
+    auto o = options(job, trainer);
+    o.deadline = std::chrono::milliseconds(2000);
+    ms::Checkpointer ckpt(std::move(o));
+    (void)ckpt.recover(trainer.state);
+    REQUIRE(trainer.stage(ckpt, 1) == ms::Outcome::kComplete);
+    {
+      // State of its own, which is dropped while the device still reads it.
+      auto once = std::make_unique<ms::Dict>(ms::Dict{{"large", cuda.tensor(kLarge, 8)},
+                                                      {"odd", cuda.tensor(kOdd, 8, 3)},
+                                                      {"small", cuda.tensor(kSmall, 8)},
+                                                      {"host", tensor(trainer.state, "host")}});
+      const auto bytes = Cuda::fake().device_bytes();
+      Cuda::fake().hold(true);
+      auto staging = ckpt.stage(*once, 2);
+      staging.before_update(trainer.where());
+      once.reset();
+      ckpt.rejoin();
+      CHECK_THROWS_WITH(staging.staged().wait(in_time()), contains_text("had not copied"));
+      CHECK(Cuda::fake().device_bytes() == bytes);
+    }
+    Cuda::fake().hold(false);
+    CHECK(ckpt.recover(trainer.state).step == 1);
+    CHECK(trainer.has(1));
+    while (cuda.runtime().kept() != 0) {
+    }
+    CHECK(trainer.stage(ckpt, 3) == ms::Outcome::kComplete);
+    ckpt.finish();
+  }
+  while (cuda.runtime().kept() != 0) {
+  }
+  CHECK(Cuda::fake().device_bytes() == before);
+}
+
+TEST_CASE(
+    "device job: each call of the driver fails in turn; a step fails, and the next is whole") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  std::size_t failures = 0;
+  InProcessJob job(1);
+  Trainer trainer(cuda, 0);
+  ms::Checkpointer ckpt(options(job, trainer));
+  (void)ckpt.recover(trainer.state);
+  std::uint64_t step = 0;
+  for (std::uint64_t n = 1; n < 300; ++n) {
+    INFO("call " << n);
+    trainer.update(++step % 90);
+    const auto before = Cuda::fake().calls(nullptr);
+    bool whole = false;
+    Cuda::fake().fail_call(n, 700);
+    try {
+      auto staging = ckpt.stage(trainer.state, step);
+      staging.staged().wait(in_time());
+      whole = staging.outcome().get(in_time()) == ms::Outcome::kComplete;
+    } catch (const ms::RejoinNeeded&) {
+      throw;
+    } catch (const ms::Error& e) {
+      CHECK_THAT(e.what(), contains_text("cu"));
+    }
+    Cuda::fake().fail_call(0, 0);
+    failures += whole ? 0 : 1;
+    const auto used = Cuda::fake().calls(nullptr) - before;
+    while (cuda.runtime().kept() != 0) {
+    }
+    ++step;
+    trainer.update(step % 90);
+    auto staging = stage_soon(ckpt, trainer.state, step);
+    staging.staged().wait(in_time());
+    REQUIRE(staging.outcome().get(in_time()) == ms::Outcome::kComplete);
+    if (n % 10 == 0) {
+      REQUIRE(ckpt.rejoin().recover(trainer.state).step == step);
+      REQUIRE(trainer.has(step % 90));
+    }
+    if (whole && n > used) break;
+  }
+  CHECK(failures > 5);
+  ckpt.finish();
+}
