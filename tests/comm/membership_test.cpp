@@ -245,7 +245,8 @@ TEST_CASE("at the deadline the ranks that did not come are named") {
   for (const std::size_t r : {0, 2}) {
     INFO(errors[r]);
     CHECK(errors[r].starts_with("timeout"));
-    CHECK(errors[r].ends_with("1, 3"));
+    // Whoever leaves first may be said behind it.
+    CHECK(errors[r].find("did not come: 1, 3") != std::string::npos);
   }
 }
 
