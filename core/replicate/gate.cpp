@@ -140,9 +140,9 @@ void TrainerGate::check_recovered(const char* what) const {
   }
 }
 
-void TrainerGate::change(int& counter, int by) {
+void TrainerGate::change(int TrainerGate::* counter, int by) {
   const MutexLock lock(mutex_);
-  counter += by;
+  this->*counter += by;
   changed_.notify_all();
 }
 

@@ -73,10 +73,10 @@ class TrainerGate {
 
   /// What finish() waits for: an image that is sent (open() forgets those of the generation
   /// before), a step that is persisted.
-  void sending_begins() { change(sending_, 1); }
-  void sending_ends() { change(sending_, -1); }
-  void persisting_begins() { change(persisting_, 1); }
-  void persisting_ends() { change(persisting_, -1); }
+  void sending_begins() { change(&TrainerGate::sending_, 1); }
+  void sending_ends() { change(&TrainerGate::sending_, -1); }
+  void persisting_begins() { change(&TrainerGate::persisting_, 1); }
+  void persisting_ends() { change(&TrainerGate::persisting_, -1); }
   /// True if finish() was over before. Else the trainer waits until nothing is in flight. Throws
   /// Timeout, or the loss.
   [[nodiscard]] bool wait_idle(Deadline deadline);
@@ -96,7 +96,7 @@ class TrainerGate {
   [[nodiscard]] std::set<int> apart() const;
 
  private:
-  void change(int& counter, int by);
+  void change(int TrainerGate::* counter, int by);
   void rethrow_loss() const MESHSTAGE_REQUIRES(mutex_);
   template <class Ready>
   void wait(MutexLock& lock, Deadline deadline, const char* what, Ready ready)

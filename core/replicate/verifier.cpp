@@ -141,7 +141,7 @@ void Verifier::load(std::filesystem::path path, std::span<std::byte> target,
 void Verifier::missing(std::span<const std::byte> image, protocol::ImageSizes sizes, ImageId id,
                        std::function<void(const std::vector<Missing>&)> then, Failed failed) {
   run<std::vector<Missing>>(
-      [this, image, sizes, id] {
+      [image, sizes, id] {
         const ImageInfo info = read_info(image);
         if (digest128(image.first(info.manifest_bytes)) != sizes.manifest_digest) {
           throw CorruptData("its manifest is not the one that was announced");
