@@ -17,12 +17,7 @@ Persister::Persister(Engine& engine, Slots& slots, const Persistence& files)
 std::vector<SlotKey> Persister::slots_with(ImageId id) const {
   std::vector<SlotKey> keys;
   const auto add = [&](int owner, const protocol::SlotPair& pair) {
-    for (int index = 0; index < 2; ++index) {
-      const auto& slot = pair[static_cast<std::size_t>(index)];
-      if (slot.state == protocol::Slot::State::kSealed && slot.id == id) {
-        keys.push_back({owner, index});
-      }
-    }
+    if (const auto key = sealed_slot(owner, pair, id)) keys.push_back(*key);
   };
   add(engine_.rank, engine_.state.own);
   for (std::size_t ward = 0; ward < engine_.state.held.size(); ++ward) {

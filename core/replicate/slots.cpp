@@ -5,6 +5,14 @@
 
 namespace meshstage::replicate {
 
+std::optional<SlotKey> sealed_slot(int owner, const protocol::SlotPair& pair, ImageId id) {
+  for (int index = 0; index < 2; ++index) {
+    const auto& slot = pair[static_cast<std::size_t>(index)];
+    if (slot.state == protocol::Slot::State::kSealed && slot.id == id) return SlotKey{owner, index};
+  }
+  return std::nullopt;
+}
+
 Slots::Slots(Engine& engine) : engine_(engine), worker_("ms-slots", engine.boundary()) {}
 
 void Slots::drop_if_unused(SlotKey key) {

@@ -11,6 +11,10 @@
 
 namespace meshstage::replicate {
 
+/// The slot of a pair of `owner`'s images, or replicas, that has that one sealed.
+[[nodiscard]] std::optional<SlotKey> sealed_slot(int owner, const protocol::SlotPair& pair,
+                                                 ImageId id);
+
 /// Who uses which slot of the vault, and room in it. The loop keeps the book; whatever asks the
 /// vault for memory or files runs on a thread of its own (`ms-slots`), because room for a large
 /// image takes seconds.

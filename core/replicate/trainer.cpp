@@ -290,15 +290,6 @@ void fill_replica(const ReadLease& own, const ImageInfo& info, std::span<std::by
   clear_borrowed_padding(parts, info, image);
 }
 
-/// The slot of a pair that holds the sealed image of that step, or -1.
-int slot_with(const protocol::SlotPair& pair, ImageId id) {
-  for (int index = 0; index < 2; ++index) {
-    const auto& slot = pair[static_cast<std::size_t>(index)];
-    if (slot.state == protocol::Slot::State::kSealed && slot.id == id) return index;
-  }
-  return -1;
-}
-
 }  // namespace
 
 std::vector<SlotKey> Trainer::hold_replica(int ward) {
@@ -315,10 +306,11 @@ std::vector<SlotKey> Trainer::hold_replica(int ward) {
     const auto index = std::lower_bound(wards.begin(), wards.end(), ward) - wards.begin();
     std::vector<SlotKey> held;
     if (state.base.exists()) {
-      const int replica = slot_with(state.held[static_cast<std::size_t>(index)], state.base);
-      const int own = slot_with(state.own, state.base);
-      if (replica >= 0) held.push_back({ward, replica});
-      if (replica >= 0 && own >= 0) held.push_back({engine_.rank, own});
+      const auto& pair = state.held[static_cast<std::size_t>(index)];
+      const auto replica = sealed_slot(ward, pair, state.base);
+      const auto own = sealed_slot(engine_.rank, state.own, state.base);
+      if (replica) held.push_back(*replica);
+      if (replica && own) held.push_back(*own);
     }
     if (held.empty()) {
       found.set_error(std::make_exception_ptr(

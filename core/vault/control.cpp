@@ -111,26 +111,20 @@ void ControlPage::store(std::size_t word, std::uint64_t value) {
   std::atomic_ref(words[word]).store(value, std::memory_order_release);
 }
 
-void ControlPage::raise(std::size_t word, std::uint64_t value) {
+bool ControlPage::raise(std::size_t word, std::uint64_t value) {
   auto* const words = reinterpret_cast<std::uint64_t*>(mapping_.bytes().data());
   const std::atomic_ref at(words[word]);
   std::uint64_t there = at.load();
-  while (there < value && !at.compare_exchange_weak(there, value)) {
+  while (there < value) {
+    if (at.compare_exchange_weak(there, value)) return true;
   }
+  return false;
 }
 
 std::uint64_t ControlPage::newest() const { return load(kNewestAt); }
 void ControlPage::raise_newest(std::uint64_t incarnation) { raise(kNewestAt, incarnation); }
 std::uint64_t ControlPage::epoch() const { return load(kEpochAt); }
-bool ControlPage::raise_epoch(std::uint64_t epoch) {
-  auto* const words = reinterpret_cast<std::uint64_t*>(mapping_.bytes().data());
-  const std::atomic_ref at(words[kEpochAt]);
-  std::uint64_t there = at.load();
-  while (there < epoch) {
-    if (at.compare_exchange_weak(there, epoch)) return true;
-  }
-  return false;
-}
+bool ControlPage::raise_epoch(std::uint64_t epoch) { return raise(kEpochAt, epoch); }
 std::uint64_t ControlPage::generation() const { return load(kGenerationAt); }
 void ControlPage::raise_generation(std::uint64_t generation) { raise(kGenerationAt, generation); }
 

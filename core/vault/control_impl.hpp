@@ -52,7 +52,8 @@ class ControlPage {
   explicit ControlPage(File& file);
   [[nodiscard]] std::uint64_t load(std::size_t word) const;
   void store(std::size_t word, std::uint64_t value);
-  void raise(std::size_t word, std::uint64_t value);
+  /// True if the word was lower, and is `value` now.
+  bool raise(std::size_t word, std::uint64_t value);
   Mapping mapping_;
 };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cassert>
 #include <cstring>
 #include <limits>
@@ -13,8 +12,6 @@
 #include <meshstage/core/error/little_endian.hpp>
 
 namespace meshstage::detail {
-
-static_assert(std::endian::native == std::endian::little, "formats are little-endian");
 
 namespace {
 

@@ -9,6 +9,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/cuda.hpp"
 #include "tests/support/in_process_job.hpp"
+#include "tests/support/rank_errors.hpp"
 
 namespace {
 
@@ -16,16 +17,13 @@ namespace ms = meshstage;
 using ms::test::all_ranks;
 using ms::test::Cuda;
 using ms::test::InProcessJob;
+using ms::test::require;
 using ms::test::run_ranks;
 
 constexpr std::uint64_t kSeeds = 50;
 constexpr std::int64_t kLarge = 300'000, kOdd = 5000, kSmall = 64, kHost = 1000;
 
 ms::Deadline in_time() { return ms::Deadline::after(std::chrono::seconds(20)); }
-
-void require(bool what, const std::string& text) {
-  if (!what) throw ms::InvalidState(text);
-}
 
 const ms::Tensor& tensor(const ms::Value& v, const char* key) { return v.at(key).as<ms::Tensor>(); }
 

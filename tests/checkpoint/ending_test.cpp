@@ -2,7 +2,6 @@
 // all ranks at the same step after one of them wished for it.
 #include <barrier>
 #include <csignal>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -21,13 +20,10 @@ using ms::DiskOutcome;
 using ms::test::all_good;
 using ms::test::all_ranks;
 using ms::test::InProcessJob;
+using ms::test::require;
 using ms::test::run_ranks;
 
 using Steps = std::vector<std::uint64_t>;
-
-void require(bool holds, const std::string& what) {
-  if (!holds) throw std::runtime_error("not so: " + what);
-}
 
 /// The steps of which rank 0 has its own image on disk.
 Steps on_disk(InProcessJob& job) {

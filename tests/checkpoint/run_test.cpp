@@ -20,6 +20,7 @@ namespace ms = meshstage;
 using ms::test::all_good;
 using ms::test::all_ranks;
 using ms::test::InProcessJob;
+using ms::test::require;
 using ms::test::run_ranks;
 
 /// One weight on each rank; a step adds the sum of what all ranks have to add: rank + 1 each.
@@ -42,10 +43,6 @@ std::string text_of(const std::vector<std::uint64_t>& numbers) {
   std::string text;
   for (const auto n : numbers) text += (text.empty() ? "" : " ") + std::to_string(n);
   return text;
-}
-
-void require(bool holds, const std::string& what) {
-  if (!holds) throw std::runtime_error("not so: " + what);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "tests/stage/gate.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
+#include "tests/support/rank_errors.hpp"
 #include "tests/support/temp_directory.hpp"
 
 namespace {
@@ -14,6 +15,7 @@ namespace {
 namespace ms = meshstage;
 using ms::test::all_ranks;
 using ms::test::InProcessJob;
+using ms::test::require;
 using ms::test::run_ranks;
 
 ms::Deadline in_time() { return ms::Deadline::after(std::chrono::seconds(20)); }
@@ -36,10 +38,6 @@ bool holds_only(const ms::Value& state, std::int32_t value) {
     }
   }
   return true;
-}
-
-void require(bool what, const std::string& text) {
-  if (!what) throw ms::InvalidState(text);
 }
 
 }  // namespace

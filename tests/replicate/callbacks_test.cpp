@@ -19,13 +19,10 @@ using ms::test::all_ranks;
 using ms::test::InProcessJob;
 using ms::test::recover_fresh;
 using ms::test::recover_to;
+using ms::test::require;
 using ms::test::run_ranks;
 using ms::test::stage_all;
 using ms::test::state_of;
-
-void require(bool what, const std::string& text) {
-  if (!what) throw ms::InvalidState(text);
-}
 
 class ThrowingPace final : public ms::Pace {
  public:

@@ -26,14 +26,11 @@ using ms::test::all_ranks;
 using ms::test::HangingStore;
 using ms::test::InProcessJob;
 using ms::test::recover_to;
+using ms::test::require;
 using ms::test::run_ranks;
 using ms::test::stage_one;
 using ms::test::state_of;
 using std::chrono::milliseconds;
-
-void require(bool what, const std::string& text) {
-  if (!what) throw ms::InvalidState(text);
-}
 
 /// One rank's seams, each of which can be made to hang.
 struct Seams {

@@ -18,13 +18,10 @@ using ms::test::all_good;
 using ms::test::all_ranks;
 using ms::test::InProcessJob;
 using ms::test::recover_to;
+using ms::test::require;
 using ms::test::run_ranks;
 using ms::test::stage_all;
 using ms::test::state_of;
-
-void require(bool what, const std::string& text) {
-  if (!what) throw ms::InvalidState(text);
-}
 
 template <class E, class Call>
 std::string thrown(Call&& call) {
