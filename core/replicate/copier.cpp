@@ -7,6 +7,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/replica.hpp>
+#include <meshstage/core/memory/copy_threads.hpp>
 
 namespace meshstage::replicate {
 
@@ -14,8 +15,22 @@ void PaceOfGeneration::leave() noexcept {
   left_.fail(std::make_exception_ptr(Cancelled("the generation was left")));
 }
 
+namespace {
+
+// Threads of a copy, the copying thread included.
+unsigned copy_threads(const CheckpointerOptions& options) {
+  if (options.copy_threads != 0) return options.copy_threads;
+  return default_copy_threads(available_processors(), Beside::kTrainer,
+                              static_cast<unsigned>(options.environment->local_world_size));
+}
+
+}  // namespace
+
 Copier::Copier(Engine& engine)
-    : engine_(engine), pace_(engine.options.pace), worker_("ms-copy", engine.boundary()) {}
+    : engine_(engine),
+      pace_(engine.options.pace),
+      crew_("mesh-copy", copy_threads(engine.options)),
+      worker_("ms-copy", engine.boundary()) {}
 
 void Copier::copy(std::shared_ptr<StageJob> job, ImageIdentity identity,
                   std::function<void(const protocol::Event&)> done) {
@@ -28,14 +43,17 @@ void Copier::copy(std::shared_ptr<StageJob> job, ImageIdentity identity,
       });
 }
 
-void Copier::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends) {
+BlockDigests Copier::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends) {
   const auto devices = job.plan->issue(job.source, job.image, streams_, ends);
   std::vector<DeviceReady> copied;
   for (const auto& before : job.source.ready) {
     if (devices) copied.push_back({before.device, devices->staged(before.device)});
   }
   job.staged.devices()->set(std::move(copied));
-  job.plan->copy(job.source, job.image, job.watermark, {.pace = &pace_, .devices = devices.get()});
+  auto digests = job.plan->block_digests();
+  job.plan->copy(job.source, job.image, job.watermark,
+                 {.pace = &pace_, .crew = &crew_, .digests = &digests, .devices = devices.get()});
+  return digests;
 }
 
 protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
@@ -47,12 +65,12 @@ protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
       job.plan->write_manifest(job.image);
     }
     job.watermark.advance(layout.data_begin);
-    copy_tensors(job, ends);
+    const auto digests = copy_tensors(job, ends);
     if (job.digests) job.digests->check(job.source);
     job.source = {};  // lets go of the trainer's storages
     engine_.gate.count([&](Stats& stats) { stats.stage_seconds = seconds_since(job.requested); });
     job.staged.set_value();
-    const ImageInfo info = job.plan->seal(identity, job.image, job.watermark);
+    const ImageInfo info = job.plan->seal(identity, job.image, job.watermark, digests);
     auto event = sealed_event(job, info);
     job.lease.seal(info);
     return event;

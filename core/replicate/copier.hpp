@@ -2,6 +2,7 @@
 #include <functional>
 #include <memory>
 
+#include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/protocol/events.hpp>
 #include <meshstage/core/replicate/engine.hpp>
@@ -13,7 +14,7 @@ namespace meshstage::replicate {
 
 /// The trainer's pace (null: none) while the generation lasts. Leaving the generation ends the
 /// pacing, so the rest is copied at full speed.
-/// Threads: before() on the copying thread, the others from any.
+/// Threads: any.
 class PaceOfGeneration final : public Pace {
  public:
   explicit PaceOfGeneration(Pace* pace) : pace_(pace) {}
@@ -35,9 +36,10 @@ struct DeviceEnds {
   WriteLease lease;
 };
 
-/// Copies the trainer's tensors into the own slot (`ms-copy`), and seals it. Whatever is thrown
-/// meanwhile, by a user's Pace too, fails the step and reaches the trainer by staged().
-/// Threads: the loop's; enter() and leave() the trainer's.
+/// Copies the trainer's tensors into the own slot (`ms-copy` and its crew), digests them in the
+/// same pass, and seals the slot. Whatever is thrown meanwhile, by a user's Pace too, fails the
+/// step and reaches the trainer by staged(). Threads: the loop's; enter() and leave() the
+/// trainer's.
 class Copier {
  public:
   explicit Copier(Engine& engine);
@@ -51,13 +53,14 @@ class Copier {
 
  private:
   [[nodiscard]] protocol::Event write(StageJob& job, const ImageIdentity& identity);
-  /// Copies the tensors; returns when the trainer may change them.
-  void copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends);
+  /// Copies the tensors; returns when the trainer may change them, with the digests of the blocks.
+  [[nodiscard]] BlockDigests copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends);
   [[nodiscard]] protocol::OwnSealed sealed_event(const StageJob& job, const ImageInfo& info) const;
 
   Engine& engine_;
   PaceOfGeneration pace_;
   detail::DeviceStreams streams_;  ///< The copying thread's.
+  Crew crew_;                      ///< Works for the copying thread.
   Worker worker_;
 };
 

@@ -69,8 +69,12 @@ struct CheckpointerOptions {
   /// replicas that borrow. Empty (the default): replicas are whole. Stats count what was borrowed.
   BorrowedTensors borrowed = {};
   /// Holds staging back, so that it leaves memory bandwidth to the training: a BandwidthCap, say.
-  /// Must outlive the Checkpointer. Null: as fast as the memory is.
+  /// Each thread that copies asks it. Must outlive the Checkpointer. Null: as fast as the memory
+  /// is.
   Pace* pace = nullptr;
+  /// How many threads copy this rank's state. 0: half of this rank's share of the processors that
+  /// the process may use when the Checkpointer is made (default_copy_threads(), Beside::kTrainer).
+  unsigned copy_threads = 0;
   /// The streams on which the trainer uses its tensors on devices; the legacy default stream of a
   /// device that is not named. stage() comes behind what was issued there before the call, and so
   /// does recover(). Tensors of the CPU and of several devices may be mixed.

@@ -10,6 +10,7 @@
 #include <meshstage/core/image/flatten.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/replica.hpp>
+#include <meshstage/core/image/safetensors.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
 #include <meshstage/core/memory/room.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
@@ -63,6 +64,7 @@ std::shared_ptr<StageJob> Trainer::make_job(const Value& state, std::uint64_t st
     plan_ = std::make_shared<const StagingPlan>(
         StagingPlan::compile(state, plan_.get(), plan_options(state, apart)));
     plan_apart_ = apart;
+    say_what_python_refuses();
     source = plan_->capture(state, engine_.options.streams);
     if (!source) throw InvalidState("the state dict changed while stage() read it");
   }
@@ -83,6 +85,18 @@ std::shared_ptr<StageJob> Trainer::make_job(const Value& state, std::uint64_t st
                 static_cast<std::uint32_t>(layout.borrowed.size() + layout.lent.size())};
   engine_.gate.count([&](Stats& stats) { stats.image_bytes = layout.image_bytes; });
   return job;
+}
+
+void Trainer::say_what_python_refuses() {
+  const std::uint64_t header = plan_->layout().data_begin;
+  if (header <= kMaxPythonHeaderBytes || header_told_) return;
+  header_told_ = true;
+  engine_.report.warn("the images have a header of " + std::to_string(header) +
+                      " bytes: meshstage reads the files of this state, Python's safetensors "
+                      "refuses headers above " +
+                      std::to_string(kMaxPythonHeaderBytes) +
+                      " bytes (fewer tensors, or shorter "
+                      "names, make it smaller)");
 }
 
 void Trainer::use_device(Device device) {

@@ -37,6 +37,8 @@ class Trainer {
   [[nodiscard]] Recovered restore(const RecoverCommand& command,
                                   const std::shared_ptr<const ReadLease>& image, Value& state,
                                   Deadline deadline);
+  /// Warns once where Python's safetensors would refuse the files of what is staged.
+  void say_what_python_refuses();
   /// From now on own slots are page-locked: tensors are on that device.
   void use_device(Device device);
   /// The slots that hold a ward's replica and, if it borrows, this rank's image of the same step.
@@ -48,6 +50,7 @@ class Trainer {
   Slots& slots_;
   Persister& persister_;
   std::shared_ptr<const StagingPlan> plan_;
+  bool header_told_ = false;
   std::set<int> plan_apart_;                          ///< Lenders that the plan leaves alone.
   std::pair<std::uint64_t, std::uint64_t> room_for_;  ///< Image and replica bytes that had room.
 };

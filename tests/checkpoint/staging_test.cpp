@@ -2,7 +2,11 @@
 #include <sys/stat.h>
 
 #include <barrier>
+#include <condition_variable>
 #include <map>
+#include <mutex>
+#include <set>
+#include <thread>
 
 #include "tests/stage/gate.hpp"
 #include "tests/support/catch.hpp"
@@ -177,4 +181,75 @@ TEST_CASE("budget: in a job, a pace is asked for every byte, and a slow one is l
     require(closed.bytes() - before < 9000 * 4 + 70 * 4, "copied through a closed gate");
   });
   for (const auto& error : errors) CHECK(error == "");
+}
+
+namespace {
+
+/// Lets nothing be copied until `threads` threads ask to.
+class Meeting final : public ms::Pace {
+ public:
+  explicit Meeting(std::size_t threads) : threads_(threads) {}
+  void before(std::uint64_t, ms::Watermark&) override {
+    std::unique_lock lock(mutex_);
+    here_.insert(std::this_thread::get_id());
+    changed_.notify_all();
+    if (!changed_.wait_until(lock, in_time().time(), [&] { return here_.size() >= threads_; })) {
+      throw ms::InvalidState("copied by " + std::to_string(here_.size()) + " thread(s)");
+    }
+  }
+  [[nodiscard]] std::size_t met() {
+    const std::lock_guard lock(mutex_);
+    return here_.size();
+  }
+
+ private:
+  const std::size_t threads_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::set<std::thread::id> here_;
+};
+
+}  // namespace
+
+TEST_CASE("in a job, a large state is copied by as many threads as were asked for") {
+  InProcessJob job(1);
+  Meeting meeting(3);
+  auto o = job.options(0);
+  o.persist_every = 0;
+  o.block_bytes = std::uint64_t{1} << 20U;
+  o.pace = &meeting;
+  o.copy_threads = 3;
+  ms::Checkpointer ckpt(std::move(o));
+  constexpr std::int64_t kElements = std::int64_t{4} << 20;
+  ms::Dict state{{"a", ms::Tensor::zeros({kElements}, ms::DType::kI32)},
+                 {"b", ms::Tensor::zeros({70}, ms::DType::kI32)}};
+  (void)ckpt.recover(state);  // stages step 0
+  CHECK(meeting.met() == 3);
+  fill(state, 5);
+  REQUIRE(ckpt.stage(state, 1).outcome().get(in_time()) == ms::Outcome::kComplete);
+  fill(state, 0);
+  REQUIRE(ckpt.rejoin().recover(state).step == 1);
+  CHECK(holds_only(state, 5));
+  ckpt.finish();
+}
+
+TEST_CASE("files that Python's safetensors would refuse are said once, and read back") {
+  InProcessJob job(1);
+  auto o = job.options(0);
+  o.persist_every = 0;
+  ms::Checkpointer ckpt(std::move(o));
+  constexpr int kTensors = 2000;
+  ms::Dict state;
+  for (int i = 0; i < kTensors; ++i) {
+    state[std::string(30'000, 'n') + std::to_string(i)] = ms::Tensor::zeros({1}, ms::DType::kI32);
+  }
+  (void)ckpt.recover(state);                                    // stages step 0
+  state["one more"] = ms::Tensor::zeros({1}, ms::DType::kI32);  // another header
+  REQUIRE(ckpt.stage(state, 1).outcome().get(in_time()) == ms::Outcome::kComplete);
+  REQUIRE(ckpt.rejoin().recover(state).step == 1);
+  ckpt.finish();
+  const auto log = job.log();
+  const auto said = log.find("Python's safetensors refuses headers above 100000000 bytes");
+  REQUIRE(said != std::string::npos);
+  CHECK(log.find("Python's safetensors refuses", said + 1) == std::string::npos);
 }

@@ -167,6 +167,7 @@ Seat::Seat(int rank, const std::filesystem::path& directory, const Options& opti
   checkpointer_.directory = directory / "files";
   checkpointer_.vault_directory = options.vault_directory;
   checkpointer_.persist_every = 0;
+  checkpointer_.copy_threads = options.threads;
   checkpointer_.store = "file:" + (directory / "store").string();
   checkpointer_.environment.emplace();
   checkpointer_.environment->rank = checkpointer_.environment->local_rank = rank;

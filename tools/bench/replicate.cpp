@@ -47,7 +47,8 @@ void replicate(Seat& seat, const Options& options, const Report& report) {
   auto result = start("replicate", options, changes);
   const unsigned ranks = static_cast<unsigned>(seat.ranks());
   const auto processors = available_processors();
-  result.threads = 1;  // Checkpointer's copy
+  result.threads = options.threads != 0 ? options.threads
+                                        : default_copy_threads(processors, Beside::kTrainer, ranks);
 
   Checkpointer ckpt(seat.checkpointer());
   report("the first time");
