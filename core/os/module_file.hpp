@@ -12,7 +12,7 @@ namespace meshstage::detail {
 struct ModuleFile {
   const char* library;       ///< "Gloo", for messages.
   const char* file;          ///< "libmeshstage_gloo.so".
-  const char* table_symbol;  ///< A function without arguments that returns the table.
+  const char* table_symbol;  ///< Its `extern "C" const void* function()` that returns the table.
   std::uint32_t abi;
   const char* remedy;  ///< How to build it: "MESHSTAGE_GLOO=ON (Debian: libgloo-dev)".
   int open_flags = 0;  ///< Besides RTLD_NOW and RTLD_LOCAL.

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstddef>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <vector>
@@ -16,22 +17,20 @@ class HostPages {
  public:
   explicit HostPages(std::size_t bytes, bool pinned = true)
       : bytes_((bytes + 4095) / 4096 * 4096),
-        begin_(static_cast<std::byte*>(host_memory().allocate(bytes_, 4096))) {
+        begin_(static_cast<std::byte*>(host_memory().allocate(bytes_, 4096)), Free{bytes_}) {
     if (pinned) pages_.emplace(DeviceRuntime::of(DeviceType::kCuda).pinner(Cuda::kDevice), all());
   }
-  HostPages(const HostPages&) = delete;
-  HostPages& operator=(const HostPages&) = delete;
-  ~HostPages() {
-    pages_.reset();
-    host_memory().deallocate(begin_, bytes_, 4096);
-  }
-  [[nodiscard]] std::span<std::byte> all() const { return {begin_, bytes_}; }
-  [[nodiscard]] std::byte* data() const { return begin_; }
+  [[nodiscard]] std::span<std::byte> all() const { return {begin_.get(), bytes_}; }
+  [[nodiscard]] std::byte* data() const { return begin_.get(); }
 
  private:
+  struct Free {
+    std::size_t bytes;
+    void operator()(std::byte* begin) const { host_memory().deallocate(begin, bytes, 4096); }
+  };
   std::size_t bytes_;
-  std::byte* begin_;
-  std::optional<PinnedPages> pages_;
+  std::unique_ptr<std::byte, Free> begin_;  // freed where page-locking throws, too
+  std::optional<PinnedPages> pages_;        // goes first
 };
 
 inline std::vector<std::byte> counting(std::size_t bytes, unsigned first = 0) {

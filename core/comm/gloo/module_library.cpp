@@ -204,7 +204,7 @@ constexpr Table kTable = {kGlooModuleAbi, "Gloo " GLOO_MODULE_VERSION,
 
 }  // namespace meshstage::gloo_module
 
-extern "C" __attribute__((visibility("default"))) const meshstage::gloo_module::Table*
-meshstage_gloo_module_table() {
+// Of the type by which core/os/module_file.cpp calls it.
+extern "C" __attribute__((visibility("default"))) const void* meshstage_gloo_module_table() {
   return &meshstage::gloo_module::kTable;
 }

@@ -444,7 +444,7 @@ constexpr Table kTable = {kBackendAbi,  "CUDA " MESHSTAGE_CUDA_HEADERS " headers
 
 }  // namespace meshstage::device_backend
 
-extern "C" __attribute__((visibility("default"))) const meshstage::device_backend::Table*
-meshstage_device_backend_table() {
+// Of the type by which core/os/module_file.cpp calls it.
+extern "C" __attribute__((visibility("default"))) const void* meshstage_device_backend_table() {
   return &meshstage::device_backend::kTable;
 }
