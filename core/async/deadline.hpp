@@ -4,22 +4,22 @@
 
 namespace meshstage {
 
-/// A point in time by which something must be done. Made once, at the public call, and passed
-/// down by value; no inner call has a timeout of its own. Uses the monotonic clock.
-/// No sum overflows: a time beyond the clock's range is never(), one before it is its first.
+/// A point in time by which something must be done. The public call makes one and passes it down by
+/// value; no inner call has a timeout of its own. Uses the monotonic clock. No sum overflows: a
+/// time beyond the clock's range becomes never(), a time before the range its first time.
 class Deadline {
  public:
   using Clock = std::chrono::steady_clock;
 
-  /// From now. A duration too large for the clock (milliseconds::max()) means never().
+  /// `d` from now. A duration too large for the clock (milliseconds::max()) means never().
   template <class Rep, class Period>
   [[nodiscard]] static Deadline after(std::chrono::duration<Rep, Period> d) {
     return at(Clock::now()).plus(d);
   }
   [[nodiscard]] static constexpr Deadline never() { return Deadline(Clock::time_point::max()); }
   [[nodiscard]] static constexpr Deadline at(Clock::time_point t) { return Deadline(t); }
-  /// `d` in the clock's unit, or the longest length of its sign where that does not fit. Use it
-  /// before a duration that a user gave is added, doubled or compared.
+  /// `d` in the clock's unit; a duration that does not fit becomes the longest one of its sign. Use
+  /// it before a user's duration is added, doubled or compared.
   template <class Rep, class Period>
   [[nodiscard]] static constexpr Clock::duration length(std::chrono::duration<Rep, Period> d) {
     using Seconds = std::chrono::duration<double>;
@@ -31,7 +31,7 @@ class Deadline {
   [[nodiscard]] constexpr Clock::time_point time() const { return time_; }
   [[nodiscard]] constexpr bool is_never() const { return time_ == Clock::time_point::max(); }
   [[nodiscard]] bool expired() const { return !is_never() && Clock::now() >= time_; }
-  /// Zero once expired. For never() about a year, so that it fits every system call.
+  /// The time left, zero once expired. For never() about a year, so that it fits every system call.
   [[nodiscard]] std::chrono::milliseconds remaining() const {
     using std::chrono::milliseconds;
     constexpr milliseconds kYear{std::chrono::hours(24 * 365)};

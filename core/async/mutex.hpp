@@ -8,8 +8,8 @@
 #include <meshstage/core/async/origin.hpp>
 
 /// Clang's thread-safety analysis (-Wthread-safety): a member says which mutex guards it, a
-/// function says which mutex its caller must hold, and clang checks both. Other compilers see
-/// nothing of it. A predicate given to CondVar says it, too:
+/// function says which mutex its caller must hold, and clang checks both. For other compilers these
+/// macros are empty. A predicate given to CondVar also says which mutex it needs:
 ///   changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return done_; });
 #if defined(__clang__)
 #define MESHSTAGE_THREAD_ATTRIBUTE(x) __attribute__((x))
@@ -28,7 +28,8 @@
 #define MESHSTAGE_ACQUIRE(...) MESHSTAGE_THREAD_ATTRIBUTE(acquire_capability(__VA_ARGS__))
 /// Of a function: it returns with the mutex released.
 #define MESHSTAGE_RELEASE(...) MESHSTAGE_THREAD_ATTRIBUTE(release_capability(__VA_ARGS__))
-/// Of a function that the analysis cannot follow; a comment says why it is right.
+/// Of a function that the analysis cannot follow; a comment beside it says why the function is
+/// right.
 #define MESHSTAGE_NO_THREAD_ANALYSIS MESHSTAGE_THREAD_ATTRIBUTE(no_thread_safety_analysis)
 
 namespace meshstage {
@@ -47,7 +48,7 @@ class MESHSTAGE_THREAD_ATTRIBUTE(capability("mutex")) Mutex {
   std::mutex mutex_;
 };
 
-/// Holds a Mutex while it lives, but between unlock() and lock().
+/// Holds a Mutex from construction to destruction, except between unlock() and lock().
 class MESHSTAGE_THREAD_ATTRIBUTE(scoped_lockable) MutexLock {
  public:
   explicit MutexLock(Mutex& mutex) MESHSTAGE_ACQUIRE(mutex) : lock_(mutex.mutex_) {}
@@ -63,8 +64,8 @@ class MESHSTAGE_THREAD_ATTRIBUTE(scoped_lockable) MutexLock {
 };
 
 /// A condition variable for a Mutex. Its waits end at a Deadline, never after a duration, so that
-/// no sum of times overflows. In a forked child its destructor does nothing: the waiting threads
-/// that it would wait for are not there.
+/// no sum of times overflows. In a forked child the destructor does nothing: the threads that wait
+/// on the CondVar do not exist there.
 class CondVar {
  public:
   CondVar() : changed_() {}

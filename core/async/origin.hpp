@@ -6,13 +6,13 @@
 namespace meshstage {
 
 /// The process that made an object. A child made by fork() has a copy of the object, but none of
-/// the threads that serve it, and a lock that such a thread held is never released there. So an
-/// object that owns a thread, a connection, a lock or a file name acts in its destructor only where
-/// `is_here()`; the child's copy does nothing and leaks.
+/// the threads that serve it, and a lock that such a thread held is never released in the child. So
+/// an object that owns a thread, a connection, a lock or a file name acts in its destructor only
+/// where `is_here()`; the child's copy does nothing and leaks.
 class MESHSTAGE_API ProcessOrigin {
  public:
   ProcessOrigin() noexcept;
-  /// True in the process that made this, false in its forked children.
+  /// True in the process that made this object, false in its forked children.
   [[nodiscard]] bool is_here() const noexcept;
 
  private:

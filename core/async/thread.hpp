@@ -9,13 +9,14 @@
 
 namespace meshstage {
 
-/// Gets what a thread's code threw: any exception, not only Error. Runs on that thread.
+/// Gets the exception that a thread's code threw: any exception, not only Error. Runs on that
+/// thread.
 using FailureHandler = std::function<void(std::exception_ptr)>;
 
-/// A named thread that ends before its object does. What its body throws goes to a handler, so no
-/// exception ends the program. Signals sent to the process go to the program's own threads. In a
+/// A named thread that ends before its object does. An exception of its body goes to a handler, so
+/// no exception ends the program. Signals sent to the process go to the program's own threads. In a
 /// forked child, which has no such thread, the object does nothing.
-/// Threads: one at a time.
+/// Threads: one at a time may use the object.
 class MESHSTAGE_API Thread {
  public:
   /// No thread.
@@ -29,12 +30,13 @@ class MESHSTAGE_API Thread {
   Thread(Thread&& other) noexcept = default;
   /// Joins the thread that this had.
   Thread& operator=(Thread&& other) noexcept;
-  /// Joins. Whoever owns this asked the body to end before.
+  /// Joins. The owner must have asked the body to end before.
   ~Thread() { join(); }
 
   /// True from the start until join().
   [[nodiscard]] bool joinable() const noexcept { return thread_.joinable(); }
-  /// Waits for the end of the body. Nothing happens without a thread. Not from the thread itself.
+  /// Waits for the end of the body. Does nothing if there is no thread. The thread itself must not
+  /// call it.
   void join() noexcept;
 
  private:

@@ -52,15 +52,16 @@ struct WorkState {
   }
 };
 
-/// Cancelled, in words where there is memory for words: it is made in a destructor.
+/// The error Cancelled. Its message is left out where no memory is left for it, because a
+/// destructor makes this error.
 [[nodiscard]] MESHSTAGE_API std::exception_ptr abandoned() noexcept;
 
 }  // namespace detail
 
 /// The result of something that happens on another thread: the library's one future type.
 /// Move-only. An error is delivered once, by get() or wait(); afterwards the Work is empty.
-/// A destroyed Work that was not done is cancelled, and its producer's threads are the producer's
-/// to join: a Work owns no thread. There are no continuations.
+/// Destroying a Work that is not done cancels it. A Work owns no thread: the producer joins its own
+/// threads. There are no continuations.
 /// Threads: one consumer; the producer's Promise lives on any thread.
 template <class T>
 class Work {
@@ -115,7 +116,7 @@ class Work {
     const MutexLock lock(state.mutex);
     if constexpr (!std::is_void_v<T>) return std::move(*state.value);
   }
-  /// Asks the producer to stop. Never throws; the result may still arrive. Does nothing in a forked
+  /// Asks the producer to stop; the result may still arrive. Never throws. Does nothing in a forked
   /// child.
   void cancel() noexcept {
     if (!state_ || !state_->origin.is_here()) return;
@@ -132,21 +133,21 @@ class Work {
   std::shared_ptr<detail::WorkState<T>> state_;
 };
 
-/// The producing end of a Work. Destroyed without a result, it delivers Cancelled.
-/// Copyable: the first set_* wins, later ones return false.
+/// The producing end of a Work. A Promise that is destroyed without a result delivers Cancelled.
+/// Copyable: the first set_* of all copies wins, later calls return false.
 template <class T>
 class Promise {
  public:
   Promise() : guard_(std::make_shared<Guard>()) {}
 
-  /// At most one Work is made of a Promise.
+  /// May be called once.
   [[nodiscard]] Work<T> work() { return Work<T>(guard_->state); }
   template <class... V>
   bool set_value(V&&... v) {
     return guard_->state->set_value(std::forward<V>(v)...);
   }
   bool set_error(std::exception_ptr e) { return guard_->state->set_error(std::move(e)); }
-  /// Runs at most once, on the thread that cancels; must not block nor throw.
+  /// `hook` runs at most once, on the thread that cancels; it must neither block nor throw.
   void on_cancel(std::function<void()> hook) {
     detail::WorkState<T>& state = *guard_->state;
     const MutexLock lock(state.mutex);

@@ -9,14 +9,14 @@
 
 namespace meshstage {
 
-/// One named thread that runs tasks in order. A task that throws ends alone: its exception goes to
-/// the handler, and the next task runs.
-/// Threads: post() from any; tasks and the handler run on the worker's.
+/// One named thread that runs tasks in order. An exception of a task goes to the handler, and the
+/// next task runs.
+/// Threads: any may call post(); tasks and the handler run on the worker's thread.
 class MESHSTAGE_API Worker {
  public:
-  /// `name` shows in debuggers and `ps` (15 characters are kept). `on_failure` gets whatever a task
-  /// throws; null: it is written to standard error. Throws IoError if the system has no more
-  /// threads.
+  /// `name` shows in debuggers and `ps` (15 characters are kept). `on_failure` gets each exception
+  /// of a task; if it is null, the exception is written to standard error. Throws IoError if the
+  /// system has no more threads.
   explicit Worker(std::string name, FailureHandler on_failure = {});
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
@@ -28,7 +28,7 @@ class MESHSTAGE_API Worker {
   void post(std::function<void()> task);
   /// Waits until nothing is queued or running.
   void drain();
-  /// As the destructor. Idempotent. Not from the worker's own thread.
+  /// Does what the destructor does. Idempotent. Must not be called from the worker's own thread.
   void stop();
 
  private:

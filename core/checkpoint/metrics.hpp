@@ -5,11 +5,11 @@
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/replicate/results.hpp>
 
-/// Stats in the two forms that monitoring reads. No server: the program prints or writes them when
-/// it likes, after each staged step, say.
+/// Stats in the two forms that monitoring systems read. There is no server: the program prints or
+/// writes the figures when it likes, for example after each staged step.
 namespace meshstage {
 
-/// Whose figures they are.
+/// The job, rank and generation that the figures belong to.
 struct StatsLabels {
   std::string job;
   int rank = 0;
@@ -20,12 +20,12 @@ struct StatsLabels {
 /// For a log, or a file of JSON lines.
 [[nodiscard]] MESHSTAGE_API std::string stats_json(const Stats& stats, const StatsLabels& labels);
 
-/// The text that Prometheus reads, with a type for each figure, labelled by job and rank.
+/// Prometheus' text format: each figure with its type, labelled by job and rank.
 [[nodiscard]] MESHSTAGE_API std::string stats_prometheus(const Stats& stats,
                                                          const StatsLabels& labels);
 
-/// Writes that text to a file that is whole at any time, for node_exporter's textfile collector
-/// ("meshstage-r3.prom" in its folder). Throws IoError.
+/// Writes stats_prometheus() to a file that is whole at any time, for node_exporter's textfile
+/// collector ("meshstage-r3.prom" in the collector's folder). Throws IoError.
 MESHSTAGE_API void write_stats_prometheus(const std::filesystem::path& file, const Stats& stats,
                                           const StatsLabels& labels);
 

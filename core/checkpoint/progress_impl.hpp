@@ -5,9 +5,9 @@
 
 namespace meshstage::detail {
 
-/// Tells a person how a long wait goes: calls `tell(seconds since it began)` on a thread of its
-/// own, for the first time after `first`, then every 10 s, until it is destroyed. What `tell`
-/// throws ends the telling, and is printed.
+/// Tells a person how long a wait has taken. Calls `tell(seconds since the wait began)` on a thread
+/// of its own: first after `first`, then every 10 s, until it is destroyed. An exception of `tell`
+/// is printed and ends the calls.
 class Progress {
  public:
   Progress(std::chrono::milliseconds first, std::function<void(std::chrono::seconds)> tell);

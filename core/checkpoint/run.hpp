@@ -10,50 +10,51 @@
 
 namespace meshstage {
 
-/// How Checkpointer::run() trains. The same on every rank.
+/// How Checkpointer::run() trains. Every rank gives the same options.
 struct RunOptions {
-  /// Stage after every n-th step; the last one is staged in any case.
+  /// run() stages after every n-th step, and after the last step in any case.
   std::uint64_t stage_every = 1;
-  /// False: a step begins when what is being staged was copied, so the body may change the state at
-  /// once. True: it begins sooner, and the body calls RunStep::before_update() before its first
-  /// change; a body that does not is an error.
+  /// False: a step begins when the step being staged has been copied, so the body may change the
+  /// state at once. True: a step begins sooner, and the body calls RunStep::before_update() before
+  /// its first change; a body that does not is an error.
   bool overlap = false;
-  /// So many generations in a row may end before another step is complete; one more, and run()
-  /// throws Unrecoverable: a replacement that dies at once again and again ends the job.
+  /// The number of generations in a row that may end before another step is complete. One more, and
+  /// run() throws Unrecoverable: a replacement that dies again and again ends the job.
   int max_losses = 10;
-  /// So many staged steps in a row may fail (on any rank's account); one more, and run() throws
-  /// Unrecoverable with the last cause.
+  /// The number of staged steps in a row that may fail, whichever rank fails them. One more, and
+  /// run() throws Unrecoverable with the last cause.
   int max_failed_steps = 10;
-  /// SIGTERM asks for the end of the job, as Checkpointer::request_termination(): all ranks end at
-  /// the same step, which is on disk, and run() returns its number. While this rank forms a
-  /// generation or recovers, and after `terminate_within`, the signal ends the process at once, as
-  /// it does without a handler. A handler that the program has is left alone, and this does nothing
-  /// then. Off by default: a library installs no handlers unasked.
+  /// True: SIGTERM asks for the end of the job, like Checkpointer::request_termination(). All ranks
+  /// end at the same step, which is on disk, and run() returns its number. While this rank forms a
+  /// generation or recovers, and after `terminate_within`, SIGTERM ends the process at once, as it
+  /// does without a handler. If the program has a handler for SIGTERM, run() leaves it alone, and
+  /// this option does nothing. Off by default: a library installs no handlers unasked.
   bool on_terminate = false;
-  /// Must be shorter than the time that the launcher gives (torchrun and Slurm: 30 s), and longer
-  /// than two of your `stage_every` steps.
+  /// How long the job may go on after SIGTERM. Must be shorter than the time that the launcher
+  /// gives (torchrun and Slurm: 30 s), and longer than two of your `stage_every` steps.
   std::chrono::milliseconds terminate_within{20'000};
-  /// Called after each recovery, before the first step of a generation: to take scalars out of the
-  /// state, to make what lives as long as Checkpointer::group(). May throw what the body may throw.
+  /// run() calls this after each recovery, before the first step of a generation. Take scalars out
+  /// of the state here, and make objects that live as long as Checkpointer::group(). May throw what
+  /// the body may throw.
   std::function<void(const Recovered&)> recovered = {};
-  /// End with finish(): all ranks are done, the vaults go. False: the job goes on, with another
-  /// run() or stage(); what then dies is the caller's to handle.
+  /// True: run() ends with finish(): all ranks are done, and the vaults are removed. False: the job
+  /// goes on with another run() or stage(), and the caller handles a death after this run().
   bool finish = true;
 };
 
-/// One step of a run, as its body sees it. Good until the body returns.
+/// One step of a run, as its body sees it. Valid until the body returns.
 class MESHSTAGE_API RunStep {
  public:
-  /// The steps that were trained before: 0 for the first. The same on every rank; after a recovery
-  /// numbers come again.
+  /// How many steps were trained before this one: 0 for the first step. The same on every rank.
+  /// After a recovery the same numbers come again.
   [[nodiscard]] std::uint64_t number() const noexcept { return number_; }
   /// For collectives among the ranks; see Checkpointer::group().
   [[nodiscard]] ProcessGroup& group() const noexcept { return *group_; }
-  /// Returns when the state may be changed: what is being staged was copied. Does nothing at its
-  /// second call, and without RunOptions::overlap.
+  /// Returns when the state may be changed, because the step being staged has been copied. A second
+  /// call, and a call without RunOptions::overlap, do nothing.
   void before_update();
-  /// Makes this step the last one: it is staged, and run() returns. For all ranks at the same step,
-  /// so decide by what they have in common (an all-reduced loss, not a clock).
+  /// Makes this step the last: run() stages it and returns. All ranks must call stop() at the same
+  /// step, so decide by a value that all ranks have in common (an all-reduced loss, not a clock).
   void stop() noexcept { stopped_ = true; }
 
  private:
@@ -68,8 +69,9 @@ class MESHSTAGE_API RunStep {
   bool stopped_ = false;
 };
 
-/// Trains one step: reads and changes the state, and throws what it likes. RejoinNeeded (from the
-/// group) is taken for the end of the generation; anything else ends run(), and the caller gets it.
+/// Trains one step: reads and changes the state, and throws what it likes. run() takes RejoinNeeded
+/// (from the group) for the end of the generation; any other exception ends run(), and the caller
+/// gets it.
 using RunBody = std::function<void(RunStep&)>;
 
 }  // namespace meshstage

@@ -9,16 +9,16 @@
 
 namespace meshstage::detail {
 
-/// What a run() needs of its Checkpointer beyond the public calls.
+/// The parts of its Checkpointer that a run() needs beyond the public calls.
 struct RunSeams {
   Checkpointer& ckpt;
   /// The step at which an earlier run() of this generation ended, if there was one.
   std::optional<std::uint64_t>& trained;
   /// Bounds the wait for the outcome of a step.
   std::chrono::milliseconds patience;
-  /// stage() waits for the step before (WhenBusy::kWait).
+  /// True: stage() waits for the step before (WhenBusy::kWait).
   bool waits_when_busy;
-  /// Ends the generation on every rank, by no rank's death, and throws so.
+  /// Ends the generation on every rank, names no rank as dead, and throws RejoinNeeded with `why`.
   std::function<void(const std::string& why)> end_generation;
 };
 

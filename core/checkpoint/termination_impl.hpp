@@ -3,22 +3,22 @@
 
 namespace meshstage::detail {
 
-/// SIGTERM while run() runs, if asked for: the first one is a wish that run() looks for between
-/// steps, where training goes on; otherwise, and after the limit, the process ends as it does
-/// without a handler. One object of the process at a time watches, the first; it leaves a handler
-/// that the program has alone.
+/// Handles SIGTERM while run() runs, if the options ask for it. While training goes on, the first
+/// SIGTERM is a wish that run() looks for between steps. Otherwise, and after the limit, SIGTERM
+/// ends the process as it does without a handler. In a process one object at a time watches, the
+/// first one made. It leaves a handler that the program has alone.
 class Termination {
  public:
   Termination(bool watch, std::chrono::milliseconds within);
   Termination(const Termination&) = delete;
   Termination& operator=(const Termination&) = delete;
-  /// Puts the default back, unless the program has put something else there meanwhile.
+  /// Puts the default handler back, unless the program has installed another one meanwhile.
   ~Termination();
 
-  /// Training goes on, so a wish can be fulfilled. False: a generation is being formed or
+  /// True: training goes on, so a wish can be fulfilled. False: a generation is being formed or
   /// recovered; a signal that came before, or comes now, ends the process.
   void training(bool on) noexcept;
-  /// A signal came; true once, for the wish to be made.
+  /// True once after a signal came: the caller then makes the wish.
   [[nodiscard]] bool take() noexcept;
 
  private:

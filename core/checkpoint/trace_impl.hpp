@@ -14,8 +14,8 @@ namespace meshstage::detail {
 
 /// One rank's trace, in the JSON that Chrome and Perfetto read: a line for each span (staging,
 /// sending to and receiving from each peer, agreement, recovery, disk) and for each named point.
-/// Times are the host's clock, so traces of several ranks may be opened together; the list has no
-/// end, which both readers accept, so that what a killed process wrote can be read.
+/// Times are the host's clock, so traces of several ranks may be opened together. The JSON list has
+/// no closing bracket, which both readers accept: so the trace of a killed process can be read.
 /// Threads: note() from any; the file is written on a thread of its own (`ms-trace`).
 class Trace {
  public:
@@ -29,11 +29,11 @@ class Trace {
 
  private:
   using Time = std::chrono::system_clock::time_point;
-  /// A row of the picture; peers have rows of their own.
+  /// A row of the picture; each peer has a row of its own.
   enum class Track : std::uint8_t { kRecovery = 1, kStage, kAgreement, kDisk, kSend, kReceive };
   [[nodiscard]] int row(Track track, int peer);
   void begin(Track track, ImageId id, Time now) { begun_[{track, id}] = now; }
-  /// A span since it began; nothing if it did not.
+  /// Writes the span from begin() to `now`; nothing if begin() was not called for it.
   void span(Track track, const char* name, const PointEvent& event, Time now);
   void instant(Track track, const PointEvent& event, Time now);
   void write(std::string line);

@@ -9,9 +9,10 @@
 #include <meshstage/core/error/export.hpp>
 
 /// Operations that all ranks of a group call together, in the same order, with the same sizes, one
-/// at a time. Made of ProcessGroup::send and receive alone. What Transfer::wait throws passes
-/// through; after it the group is of no more use, and buffers hold anything. Without a deadline
-/// they wait as long as the group does: Checkpointer::group() has a limit of its own.
+/// at a time. They use only ProcessGroup::send and receive, and pass on the errors of
+/// Transfer::wait. After an error the group is of no more use, and buffers hold anything. Without a
+/// deadline an operation waits as long as the group does: Checkpointer::group() has a limit of its
+/// own.
 ///
 /// *Tree* collectives need only the links of the control tree (tree.hpp); *full* ones need a link
 /// to every rank and throw InvalidArgument else.
@@ -25,37 +26,37 @@ enum class ReduceOp : std::uint8_t { kSum, kAvg, kProduct, kMin, kMax };
 enum class Element : std::uint8_t { kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64 };
 [[nodiscard]] MESHSTAGE_API std::size_t bytes_of(Element element) noexcept;
 
-/// Nobody leaves before all have come. Tree.
+/// No rank returns before every rank has called it. Tree.
 MESHSTAGE_API void barrier(ProcessGroup& group, Deadline deadline = Deadline::never());
-/// `data` of `root` to all. Tree, from any root.
+/// Copies `data` of `root` into `data` of every rank. Tree, from any root.
 MESHSTAGE_API void broadcast(ProcessGroup& group, std::span<std::byte> data, int root,
                              Deadline deadline = Deadline::never());
-/// Each rank's `mine`, one behind the other in rank order, at `root` (elsewhere `all` may be
-/// empty). all.size() == size * mine.size(). Tree.
+/// Puts each rank's `mine`, one behind the other in rank order, into `all` of `root` (at the other
+/// ranks `all` may be empty). all.size() == size * mine.size(). Tree.
 MESHSTAGE_API void gather(ProcessGroup& group, std::span<const std::byte> mine,
                           std::span<std::byte> all, int root,
                           Deadline deadline = Deadline::never());
-/// As gather, at every rank. Tree.
+/// Like gather, but every rank gets `all`. Tree.
 MESHSTAGE_API void all_gather(ProcessGroup& group, std::span<const std::byte> mine,
                               std::span<std::byte> all, Deadline deadline = Deadline::never());
-/// Byte strings whose lengths only their owners know; element i is rank i's. Tree.
+/// Gathers byte strings at every rank; element i is rank i's `mine`. The lengths may differ. Tree.
 [[nodiscard]] MESHSTAGE_API std::vector<std::vector<std::byte>> all_gather_bytes(
     ProcessGroup& group, std::span<const std::byte> mine, Deadline deadline = Deadline::never());
 
-/// Element-wise over all ranks, in place. The same bits on every rank and in every run: the order
-/// of additions is that of the control tree (own + left subtree + right subtree) and of nothing
-/// else. kMin and kMax give NaN if there is one. kAvg is the sum divided once by the number of
-/// ranks; it takes floating types only. Tree.
+/// Reduces `data` element-wise over all ranks, in place. The result has the same bits on every rank
+/// and in every run: only the control tree decides the order of additions (own + left subtree +
+/// right subtree). kMin and kMax give NaN if an element is NaN. kAvg is the sum divided once by the
+/// number of ranks; it takes floating types only. Tree.
 MESHSTAGE_API void all_reduce(ProcessGroup& group, std::span<std::byte> data, Element element,
                               ReduceOp op, Deadline deadline = Deadline::never());
-/// As all_reduce; rank r gets only the r-th of `size` equal parts of `data`. The order is that of
-/// the ranks, so the last bits may differ from all_reduce's. data.size() == size * mine.size().
-/// Full.
+/// Like all_reduce, but rank r gets only the r-th of `size` equal parts of `data`. Additions are
+/// done in rank order, so the last bits may differ from all_reduce's. data.size() == size *
+/// mine.size(). Full.
 MESHSTAGE_API void reduce_scatter(ProcessGroup& group, std::span<const std::byte> data,
                                   std::span<std::byte> mine, Element element, ReduceOp op,
                                   Deadline deadline = Deadline::never());
-/// parts[r] goes to rank r; incoming[r] comes from rank r, and must have the length r sends. Both
-/// have one entry for each rank, the own one included (copied). Full.
+/// Sends parts[r] to rank r and receives incoming[r] from rank r, which must have the length that
+/// rank r sends. Both have one entry for each rank; the calling rank's own entry is copied. Full.
 MESHSTAGE_API void all_to_all(ProcessGroup& group,
                               std::span<const std::span<const std::byte>> parts,
                               std::span<const std::span<std::byte>> incoming,

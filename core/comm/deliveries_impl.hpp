@@ -15,8 +15,9 @@
 
 namespace meshstage {
 
-/// What links owe their handlers: keeps it in order while there are none, and knows when one runs.
-/// Shared by the implementations of ControlLinks. Threads: any; deliver_one() on the links' thread.
+/// The messages and losses that links have yet to deliver to their handlers. Keeps them in order
+/// while there are no handlers, and knows when a handler runs. All implementations of ControlLinks
+/// use it. Threads: any; deliver_one() runs on the links' thread.
 class Deliveries {
  public:
   void message(int peer, std::vector<std::byte> bytes) {
@@ -26,8 +27,8 @@ class Deliveries {
     push({peer, true, reason, std::move(detail), {}});
   }
 
-  /// Takes the first entry to its handler. False if there is none, or nobody to take it to. What
-  /// the handler throws is passed on; the entry counts as delivered.
+  /// Gives the first entry to its handler. False if there is no entry or no handler. An exception
+  /// of the handler is passed on; the entry counts as delivered.
   bool deliver_one() {
     MutexLock lock(mutex_);
     if (!deliverable()) return false;
@@ -59,7 +60,7 @@ class Deliveries {
     if (thrown) std::rethrow_exception(thrown);
     return true;
   }
-  /// Waits for something to deliver; false after stop().
+  /// Waits until an entry can be delivered; false after stop().
   bool wait() {
     MutexLock lock(mutex_);
     changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return stopped_ || deliverable(); });
@@ -75,13 +76,13 @@ class Deliveries {
       return running_on_ == std::thread::id() || running_on_ == std::this_thread::get_id();
     });
   }
-  /// Holds everything back, or goes on.
+  /// True holds every entry back, false goes on.
   void pause(bool paused) {
     const MutexLock lock(mutex_);
     paused_ = paused;
     changed_.notify_all();
   }
-  /// Nothing is delivered any more, but for a handler that runs.
+  /// Ends the deliveries; a handler that runs goes on to its end.
   void stop() {
     const MutexLock lock(mutex_);
     stopped_ = true;
@@ -106,7 +107,7 @@ class Deliveries {
     if (handlers.on_message) handlers.on_message(entry.peer, entry.bytes);
     return true;
   }
-  /// What the handlers before did not take is the next ones'.
+  /// Entries that the old handlers turned down go to the next handlers.
   void give_back_kept() MESHSTAGE_REQUIRES(mutex_) {
     queue_.insert(queue_.begin(), std::make_move_iterator(kept_.begin()),
                   std::make_move_iterator(kept_.end()));
@@ -125,7 +126,7 @@ class Deliveries {
   Mutex mutex_;
   CondVar changed_;
   std::deque<Entry> queue_ MESHSTAGE_GUARDED_BY(mutex_);
-  /// Turned down by the handlers there are.
+  /// Entries that the present handlers turned down.
   std::deque<Entry> kept_ MESHSTAGE_GUARDED_BY(mutex_);
   std::set<int> kept_from_ MESHSTAGE_GUARDED_BY(mutex_);
   std::shared_ptr<const ControlHandlers> handlers_ MESHSTAGE_GUARDED_BY(mutex_);

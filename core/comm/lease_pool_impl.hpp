@@ -7,12 +7,12 @@
 
 namespace meshstage::detail {
 
-/// Connections to a server of which each call in progress needs one for itself. One that broke is
-/// simply not given back. Threads: any.
+/// A pool of connections to a server: each call in progress takes one. A connection that broke is
+/// not given back. Threads: any.
 template <class T>
 class LeasePool {
  public:
-  /// Null if none is idle.
+  /// Takes an idle connection; null if there is none.
   [[nodiscard]] std::unique_ptr<T> take() {
     const MutexLock lock(mutex_);
     if (idle_.empty()) return nullptr;
@@ -24,7 +24,7 @@ class LeasePool {
     const MutexLock lock(mutex_);
     idle_.push_back(std::move(one));
   }
-  /// Ends all that are idle: what broke one may have broken them all.
+  /// Ends all idle connections, because the cause that broke one may have broken all.
   void clear() {
     std::vector<std::unique_ptr<T>> ended;
     const MutexLock lock(mutex_);

@@ -6,7 +6,7 @@
 
 namespace meshstage {
 
-/// Who this process is in its job, as its launcher says.
+/// Rank, world size and their like of this process, as its launcher's variables give them.
 ///
 /// Sources, each a set of variables:
 ///   meshstage  MESHSTAGE_RANK, MESHSTAGE_WORLD_SIZE, MESHSTAGE_LOCAL_RANK,
@@ -16,21 +16,23 @@ namespace meshstage {
 ///              OMPI_COMM_WORLD_LOCAL_SIZE; or PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS
 ///   srun       SLURM_PROCID, SLURM_STEP_NUM_TASKS (else SLURM_NTASKS), SLURM_LOCALID,
 ///              SLURM_STEP_TASKS_PER_NODE (else SLURM_TASKS_PER_NODE) of node SLURM_NODEID
-/// MESHSTAGE_* beats the others: a user who sets it means it. srun's count only where no other
-/// launcher's do: a torchrun or mpirun that srun started passes srun's variables on, and they
-/// number the launchers, not the ranks. The others must not contradict each other. Without any rank
-/// and size the process is rank 0 of 1 (SLURM variables of an allocation in which srun was not used
-/// do not count). MASTER_ADDR and MASTER_PORT are not looked at: that port is another store's.
+/// MESHSTAGE_* beats the others, because a user has set it on purpose. srun's variables count only
+/// where no other launcher's do: a torchrun or mpirun that srun started passes them on, and they
+/// number the launchers, not the ranks. The other sources must not contradict each other.
+/// Without any rank and size the process is rank 0 of 1 (SLURM variables of an allocation in which
+/// srun was not used do not count). MASTER_ADDR and MASTER_PORT are not read: that port belongs to
+/// another store.
 struct MESHSTAGE_API RankEnvironment {
   int rank = 0;
   int world_size = 1;
-  int local_rank = 0;        ///< Among the ranks of this host; `rank` if no source says.
+  int local_rank = 0;        ///< Number among this host's ranks; `rank` if no source says.
   int local_world_size = 1;  ///< Ranks of this host; `world_size` if no source says.
-  /// MESHSTAGE_JOB; else the run id that the user gave torchrun (TORCHELASTIC_RUN_ID, not one that
-  /// it drew, which is another at each start); else "slurm-" and SLURM_JOB_ID; or empty.
+  /// MESHSTAGE_JOB; else the run id that the user gave torchrun (TORCHELASTIC_RUN_ID); else
+  /// "slurm-" and SLURM_JOB_ID; or empty. A run id that torchrun drew itself does not count,
+  /// because each start has another one.
   std::string job;
   std::string store;  ///< MESHSTAGE_STORE (see open_store()), or empty.
-  /// MESHSTAGE_HOST: where other hosts reach this one, a name or an address, or empty.
+  /// MESHSTAGE_HOST: the name or address at which other hosts reach this one, or empty.
   std::string host;
   /// MESHSTAGE_SUPERVISOR: the socket of the program that started this rank, or empty.
   std::string supervisor;
@@ -39,15 +41,16 @@ struct MESHSTAGE_API RankEnvironment {
   /// its task counts), so the others may be on other hosts.
   bool local_size_known = true;
 
-  /// Reads a given environment. Throws InvalidArgument, naming the variable that is missing or no
-  /// number, or both variables and values that contradict each other.
+  /// Reads a given environment. Throws InvalidArgument for a variable that is missing or no number,
+  /// and for two that contradict each other; the message names the variables and their values.
   [[nodiscard]] static RankEnvironment detect(
       const std::map<std::string, std::string>& environment);
   /// Reads this process's environment.
   [[nodiscard]] static RankEnvironment detect();
 
-  /// All ranks are known to be on this host, so the loopback interface serves. Where it is not
-  /// known, a rank is reached at its host's address (TcpTransportOptions::host), or MESHSTAGE_HOST.
+  /// True if all ranks are known to be on this host, so that the loopback interface suffices.
+  /// Otherwise a rank is reached at its host's address (TcpTransportOptions::host), or
+  /// MESHSTAGE_HOST.
   [[nodiscard]] bool single_host() const noexcept {
     return world_size == 1 || (local_size_known && local_world_size == world_size);
   }

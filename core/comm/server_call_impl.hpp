@@ -1,5 +1,6 @@
 #pragma once
-// What the stores that have a server share: a call asks, and asks again while no server answers.
+// The parts that all stores with a server use: a call asks the server, and asks again while no
+// server answers.
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -21,11 +22,12 @@
 
 namespace meshstage::server_call {
 
-/// The connection is of no use any more; another may be. Never leaves a store.
+/// The connection is of no use any more, but another one may be. Stores catch it themselves.
 struct Broken {
   std::string why;
 };
-/// The deadline of a wait; why nobody answered, if so. Never leaves a store.
+/// The deadline of a wait passed; `why` says why no server answered, if that is the reason. Stores
+/// catch it themselves.
 struct Late {
   std::string why = {};
 };
@@ -45,7 +47,7 @@ class StopSignal {
   }
   StopSignal(const StopSignal&) = delete;
   StopSignal& operator=(const StopSignal&) = delete;
-  /// -1 if nobody can request one.
+  /// -1 if a stop can never be requested.
   [[nodiscard]] int descriptor() const noexcept { return event_.get(); }
 
  private:
@@ -62,10 +64,10 @@ class StopSignal {
 
 /// Connects, within the deadline. Throws Broken, IoError where no other attempt can do better, and
 /// Cancelled once `stop` is readable.
-/// Broken also for a name that has no address: containers that start together find each other by
-/// names that come to be when each starts, so it may have one at the next attempt. What can never
-/// be a host was refused by open_store(). Looking a name up is the system's, which keeps no
-/// deadline of ours: a name server that does not answer costs what resolv.conf says.
+/// A name without an address is Broken, too: containers that start together get their names when
+/// each starts, so the name may have an address at the next attempt. open_store() has refused what
+/// can never be a host. The system looks names up and knows no deadline of ours: a name server that
+/// does not answer costs the time in resolv.conf.
 inline net::Descriptor connect(const std::string& host, const std::string& port, Deadline deadline,
                                int stop) {
   net::Connected connected;
@@ -83,18 +85,18 @@ inline net::Descriptor connect(const std::string& host, const std::string& port,
   return std::move(connected.fd);
 }
 
-/// How long a call goes on without an answer, and what it has tried meanwhile.
+/// How long a call goes on without an answer, and how often it has tried.
 class Patience {
  public:
   using Milliseconds = std::chrono::milliseconds;
   static constexpr Milliseconds kEndless = Milliseconds::max();
   explicit Patience(Milliseconds length) : length_(length) {}
-  /// When it ends.
+  /// The time at which the patience ends.
   [[nodiscard]] Deadline end() const { return end_.value_or(Deadline::after(length_)); }
   void begins() {
     if (!since_) since_ = Deadline::Clock::now();
   }
-  /// Somebody answers: it begins anew with the next failure.
+  /// To be called when a server answers: the patience begins anew with the next failure.
   void answered() noexcept { *this = Patience(length_); }
   void failed() {
     begins();
@@ -108,7 +110,7 @@ class Patience {
     return std::to_string(failures_) + (failures_ == 1 ? " attempt in " : " attempts in ") +
            std::to_string(std::chrono::duration_cast<Milliseconds>(spent).count()) + " ms";
   }
-  /// Before the next attempt: 10 ms, then twice as long each time, up to 200 ms.
+  /// The pause before the next attempt: 10 ms, then twice as long each time, up to 200 ms.
   [[nodiscard]] Milliseconds pause() const {
     constexpr int kDoublings = 5;
     return std::min(Milliseconds{10} * (1 << std::min(failures_ - 1, kDoublings)),
@@ -122,16 +124,17 @@ class Patience {
   int failures_ = 0;
 };
 
-/// Where a call goes: "tcp://127.0.0.1:29400", and what to do if nobody answers there.
+/// The server of a call, for example "tcp://127.0.0.1:29400", and what a person should do if it
+/// does not answer.
 struct Server {
   std::string address;
   std::string hint;
 };
 
-/// Returns what `attempt(patience)` does; calls it again if it throws Broken. Throws Late at the
-/// deadline, IoError when the patience has ended, Cancelled at a stop. Both errors, and
-/// `unanswered` (if any) after each attempt that failed, are told: "no store answers at <address>:
-/// <why> (3 attempts in 40 ms); <hint>".
+/// Returns the result of `attempt(patience)`, which it calls again after each Broken. Throws Late
+/// at the deadline, IoError when the patience has ended, Cancelled at a stop. Late, IoError and
+/// (after each failed attempt) `unanswered` get the text "no store answers at <address>: <why> (3
+/// attempts in 40 ms); <hint>".
 template <class F>
 auto until_answered(const Server& server, std::chrono::milliseconds length, Deadline deadline,
                     const std::stop_token& stop, F&& attempt,
@@ -161,7 +164,7 @@ auto until_answered(const Server& server, std::chrono::milliseconds length, Dead
   }
 }
 
-/// Runs a call that is no wait: what is Late for it is the caller's Timeout.
+/// Runs a call that is no wait, and turns its Late into Timeout.
 template <class F>
 auto until_deadline(const Server& server, F&& call) {
   try {
@@ -172,8 +175,9 @@ auto until_deadline(const Server& server, F&& call) {
   }
 }
 
-/// When one attempt to connect ends, so that another can follow: what a firewall swallowed, or a
-/// server that accepts and is not up, would keep the first one waiting until the deadline.
+/// The time at which one attempt to connect ends, so that another can follow. Without it a firewall
+/// that swallows packets, or a server that accepts but is not up, would hold the first attempt
+/// until the deadline.
 inline Deadline attempt_end(Deadline deadline) {
   return deadline.earlier(Deadline::after(std::chrono::seconds(3)));
 }

@@ -14,19 +14,20 @@
 
 namespace meshstage {
 
-/// The one thing all ranks of a job can see before they are connected: a small map from keys to
-/// values. Keys are non-empty text of at most 1024 bytes, '/' separates levels by custom; values
-/// are any bytes. Meant for a few hundred small entries, not for data.
+/// A small map from keys to values. It is the only thing that all ranks of a job see before they
+/// are connected. Keys are non-empty text of at most 1024 bytes, '/' separates levels by custom;
+/// values are any bytes. Meant for a few hundred small entries, not for data.
 ///
-/// Threads: every call from any thread. Every call throws Timeout at its deadline, IoError when the
+/// Threads: any may make every call. Every call throws Timeout at its deadline, IoError when the
 /// store cannot be reached, InvalidArgument on a bad key. After a Timeout of set(),
-/// compare_and_create() or remove() it may have happened all the same. A file store's calls end
-/// when the file system's do.
+/// compare_and_create() or remove() the change may have been made all the same. A file store's
+/// calls keep no deadline: they end when the file system's calls end.
 class MESHSTAGE_API Store {
  public:
   virtual ~Store() = default;
 
-  /// Writes `value`, whatever was there. A reader sees the old value or the new one, never a part.
+  /// Writes `value`, whether or not the key is there. A reader sees the old value or the new one,
+  /// never a part of it.
   virtual void set(const std::string& key, std::string_view value,
                    Deadline deadline = Deadline::never()) = 0;
   [[nodiscard]] virtual std::optional<std::string> get(const std::string& key,
@@ -39,17 +40,17 @@ class MESHSTAGE_API Store {
   /// may not be there.
   [[nodiscard]] virtual std::vector<std::string> list(const std::string& prefix,
                                                       Deadline deadline = Deadline::never()) = 0;
-  /// Nothing happens if the key is not there.
+  /// Does nothing if the key is not there.
   virtual void remove(const std::string& key, Deadline deadline = Deadline::never()) = 0;
 
-  /// Called in wait_reachable(), on its thread, after each attempt that failed, with what it will
-  /// say if there is no better one.
+  /// wait_reachable() calls this, on its thread, after each attempt that failed. `why` is the text
+  /// of the Timeout that follows if no later attempt succeeds.
   using Unanswered = std::function<void(const std::string& why)>;
-  /// Waits until the store answers, which may start a moment after the ranks that need it: the
-  /// first call in a job that has a deadline. Returns at once for a store without a server.
-  /// Throws Timeout at the deadline (what was tried, how often, how it failed, what to do),
-  /// Cancelled once a stop is requested, and IoError at once where waiting does not help: something
-  /// else than a store answers.
+  /// Waits until the store answers, because its server may start a moment after the ranks. It is
+  /// the first call of a job that has a deadline. Returns at once for a store without a server.
+  /// Throws Timeout at the deadline (the message says what was tried, how often, how it failed and
+  /// what to do), and Cancelled once a stop is requested. Throws IoError at once where waiting does
+  /// not help, because something else than a store answers.
   virtual void wait_reachable(Deadline deadline, std::stop_token stop = {},
                               const Unanswered& unanswered = {});
 
@@ -61,14 +62,14 @@ class MESHSTAGE_API Store {
     return wait_for_any(std::span(&key, 1), deadline, std::move(stop));
   }
 
-  /// Throws InvalidArgument, naming the key, unless it can be one.
+  /// Throws InvalidArgument, naming the key, if no store can have such a key.
   static void check_key(const std::string& key);
 
  protected:
   /// Throws InvalidArgument, naming the key, if the value is longer than this store's `most` bytes.
   static void check_value(const std::string& key, std::string_view value, std::size_t most);
-  /// Throws the Timeout of wait_for_any(); `where` names the store, `why` says why it did not
-  /// answer, if so.
+  /// Throws the Timeout of wait_for_any(); `where` names the store; `why` says why the store did
+  /// not answer, and is empty if it did.
   [[noreturn]] static void throw_not_there(const std::string& where,
                                            std::span<const std::string> keys,
                                            const std::string& why = {});
@@ -77,9 +78,9 @@ class MESHSTAGE_API Store {
 /// A directory that all ranks see (a local disk for one host, a shared file system for several).
 /// One file for each key; creation is atomic by link(2), replacement by rename(2). Waiting polls,
 /// from 0.1 ms growing to 10 ms.
-/// The directory and its missing parents are made with mode 0700, whatever the umask; nothing in it
-/// is ever removed but by remove(). list() passes over files that no store has written; a key whose
-/// file is a folder, a link or a pipe is an IoError.
+/// The store makes the directory and its missing parents with mode 0700, whatever the umask. Only
+/// remove() removes files. list() passes over files that no store has written; a key whose file is
+/// a folder, a link or a pipe gives IoError.
 class MESHSTAGE_API FileStore final : public Store {
  public:
   explicit FileStore(std::filesystem::path directory);
@@ -131,9 +132,9 @@ class MESHSTAGE_API InMemoryStore final : public Store {
 ///   file:/path, or /path alone     a FileStore: a folder that every rank sees
 ///   tcp://host:port                the server `meshstage store` (tcp_store/store.hpp)
 ///   redis://[[user]:password@]host[:port][/database]   a Redis server (redis/store.hpp)
-/// Nothing else is guessed, MASTER_ADDR and MASTER_PORT in particular. Connects to nothing yet.
-/// Throws InvalidArgument, naming what is supported, also for a host that can never be one
-/// ("10.0.0.300", "my host"), and NotFound for a store that this build is without.
+/// Nothing else is guessed: MASTER_ADDR and MASTER_PORT are not read. Does not connect yet. Throws
+/// InvalidArgument, naming the supported forms, also for a text that can never be a host
+/// ("10.0.0.300", "my host"), and NotFound for a kind of store that this build lacks.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<Store> open_store(const std::string& address);
 
 }  // namespace meshstage

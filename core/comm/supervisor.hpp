@@ -6,11 +6,12 @@
 
 namespace meshstage {
 
-/// Reports to the program that started this rank (`meshstage run`) that it is part of a generation:
-/// one datagram, "joined RANK GENERATION", to the Unix socket at `path` (MESHSTAGE_SUPERVISOR).
-/// The supervisor tells a rank that dies in a running job from one that cannot even start by it.
-/// Does nothing where `path` is empty or nobody listens there: the job does not depend on it.
-/// Never blocks. Any thread. The idea is systemd's sd_notify().
+/// Reports to the program that started this rank (`meshstage run`) that the rank is part of a
+/// generation: sends one datagram, "joined RANK GENERATION", to the Unix socket at `path`
+/// (MESHSTAGE_SUPERVISOR). By this report the supervisor tells a rank that dies in a running job
+/// from a rank that cannot even start. Does nothing where `path` is empty or no program listens:
+/// the job does not depend on the report. Never blocks. Threads: any. The idea is systemd's
+/// sd_notify().
 MESHSTAGE_API void report_joined(const std::string& path, int rank,
                                  std::uint64_t generation) noexcept;
 

@@ -12,8 +12,8 @@
 
 namespace meshstage {
 
-/// Who connects to whom, and where they find each other. Two ends connect only if job, generation,
-/// name and world size are the same and each expects the other's rank.
+/// The ranks that connect, and the place in the Store where they find each other. Two ends connect
+/// only if job, generation, name and world size are the same and each expects the other's rank.
 struct ConnectRequest {
   std::string job;
   std::uint64_t generation = 0;
@@ -21,16 +21,18 @@ struct ConnectRequest {
       name;  ///< Tells several links or groups of one generation apart: "links", "data", ...
   int rank = 0;
   int world_size = 1;
-  std::vector<int> peers;    ///< Ranks to connect to; each must ask for this one too. May be empty.
+  std::vector<int>
+      peers;  ///< Ranks to connect to; each of them must ask for this rank, too. May be empty.
   std::string store_prefix;  ///< Addresses are exchanged below it: `<store_prefix>/<name>/<rank>`.
 };
 
-/// Makes links and groups: the choice of a backend. Membership and everything above it is the same
+/// Makes links and groups; each backend has its own. Membership and everything above it is the same
 /// over each.
 /// Both calls block until every peer is connected. They throw Timeout naming the peers that did not
-/// come, PeerLost if one went away meanwhile, Cancelled once a stop is requested, InvalidState if a
-/// peer refused (the message says which of job, generation, rank, ... differs), InvalidArgument for
-/// peers that are out of range, repeated, or the own rank. Nothing is left behind then.
+/// come, PeerLost if a peer went away meanwhile, Cancelled once a stop is requested, InvalidState
+/// if a peer refused (the message says which of job, generation, rank, ... differs), and
+/// InvalidArgument for peers that are out of range, repeated, or this rank itself. After an error
+/// no connection is left behind.
 /// Threads: any.
 class MESHSTAGE_API Transport {
  public:
@@ -43,7 +45,8 @@ class MESHSTAGE_API Transport {
                                                                     std::stop_token stop = {}) = 0;
 };
 
-/// Throws InvalidArgument unless rank, world size and peers make sense.
+/// Throws InvalidArgument unless rank and peers are within the world size and each peer is another
+/// rank, named once.
 MESHSTAGE_API void check_request(const ConnectRequest& request);
 
 }  // namespace meshstage

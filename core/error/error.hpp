@@ -10,7 +10,7 @@
 
 namespace meshstage {
 
-/// What went wrong, as far as a caller would act on it.
+/// The kinds of error between which a caller would act differently.
 enum class ErrorKind : std::uint8_t {
   kInvalidArgument,  ///< The call itself is wrong; fix the program.
   kInvalidState,     ///< The object cannot do this now (closed, fenced, superseded, restaged step).
@@ -28,11 +28,11 @@ enum class ErrorKind : std::uint8_t {
                    ///< Rejoin and recover.
 };
 
-/// "peer lost", "timeout", ...: as used in messages.
+/// "peer lost", "timeout", ...: the words that messages use.
 MESHSTAGE_API std::string_view to_string(ErrorKind kind) noexcept;
 
 /// Every exception this library throws. Catch a subclass below where you would act differently.
-/// The fields are for programs, `what()` for people; it already contains the fields.
+/// The fields are for programs. `what()` is for people and already contains the fields.
 class MESHSTAGE_API Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, const std::string& message);
@@ -65,7 +65,8 @@ class MESHSTAGE_API Error : public std::runtime_error {
 };
 
 /// The generation has ended: a peer died (PeerLost) or was silent (PeerSilent). The state dict may
-/// hold anything; Checkpointer::rejoin() and recover() go on from the newest complete step.
+/// hold anything. Call Checkpointer::rejoin() and recover(), which go on from the newest complete
+/// step.
 class MESHSTAGE_API RejoinNeeded : public Error {
  protected:
   using Error::Error;
@@ -104,7 +105,7 @@ using Cancelled = ErrorOf<ErrorKind::kCancelled>;
                                             std::string path = {});
 
 /// IoError for a failed system call: "open /x/y: No space left on device (errno 28)".
-/// ENOMEM and ENOSPC stay IoError; who knows the limits turns them into OutOfMemory.
+/// ENOMEM and ENOSPC stay IoError; a caller that knows the limits turns them into OutOfMemory.
 [[noreturn]] MESHSTAGE_API void throw_errno(std::string_view call, std::string_view path,
                                             int error_number);
 

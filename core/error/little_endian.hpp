@@ -5,13 +5,14 @@
 #include <type_traits>
 #include <vector>
 
-/// Numbers as every image, message and header of ours has them.
+/// Little-endian numbers, the form they have in every image, message and header of meshstage.
 namespace meshstage::little_endian {
 
 static_assert(std::endian::native == std::endian::little,
               "images and messages are little-endian; swap here where the host is not");
 
-/// The caller has seen that `at` has sizeof(T) bytes, at any alignment; so for all of these.
+/// Reads a T at `at`, at any alignment. For all functions here the caller has checked that
+/// sizeof(T) bytes are there.
 template <class T>
   requires std::is_trivially_copyable_v<T>
 [[nodiscard]] T load(const std::byte* at) noexcept {

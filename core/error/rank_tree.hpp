@@ -4,14 +4,15 @@
 
 namespace meshstage::tree {
 
-/// The control tree over ranks 0..world_size-1: a binary heap, rank 0 is the root, and a path to it
-/// has at most log2(world_size) links. Pure functions of rank and size.
+/// The control tree over ranks 0..world_size-1 is a binary heap: rank 0 is the root, and a path to
+/// the root has at most log2(world_size) links. All functions here are pure functions of rank and
+/// size.
 [[nodiscard]] constexpr std::optional<int> parent(int rank) noexcept {
   if (rank <= 0) return std::nullopt;
   return (rank - 1) / 2;
 }
 
-/// Ascending; none for a leaf.
+/// The children of `rank`, ascending; empty for a leaf.
 [[nodiscard]] inline std::vector<int> children(int rank, int world_size) {
   std::vector<int> result;
   // In 64 bits, so that a rank near the largest int does not wrap.
@@ -21,7 +22,7 @@ namespace meshstage::tree {
   return result;
 }
 
-/// Parent and children, ascending.
+/// Parent and children of `rank`, ascending.
 [[nodiscard]] inline std::vector<int> neighbours(int rank, int world_size) {
   std::vector<int> result;
   if (const auto up = parent(rank)) result.push_back(*up);

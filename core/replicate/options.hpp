@@ -21,84 +21,90 @@
 
 namespace meshstage {
 
-/// What a stage() does while the step before is unfinished.
+/// What stage() does while the step before is unfinished.
 enum class WhenBusy : std::uint8_t {
-  kWait,  ///< Wait for it, at most for the deadline.
-  kSkip,  ///< Leave this step out everywhere: it fails, Stats::skipped counts it here.
+  kWait,  ///< Wait for the step before, at most for the deadline.
+  kSkip,  ///< Leave this step out: it fails on every rank, and this rank's Stats::skipped counts
+          ///< it.
 };
 
-/// Everything has a default that suffices on one host; `job` alone makes a restart find its images.
+/// The defaults suffice on one host; give `job`, so that a restart finds its images.
 struct CheckpointerOptions {
   /// Names the job on its hosts and in its Store: [A-Za-z0-9._-]{1,64}. Empty: MESHSTAGE_JOB, else
-  /// the launcher's job id, else a unique id is made and printed (and then no restart can find it).
+  /// the launcher's job id, else a unique id that is made and printed (no restart finds the images
+  /// of such a job).
   std::string job = {};
-  /// Where complete steps are persisted, shared or local to the host: absolute, "ckpt" below the
+  /// The directory of persisted steps, shared or local to the host: absolute, "ckpt" below the
   /// working directory, or "~/ckpt". Empty: derived from user and job.
   std::filesystem::path directory = {};
-  /// Where the images live: a tmpfs, or any directory with room for four images.
+  /// The directory of the vault's images: a tmpfs, or any directory with room for four images.
   std::filesystem::path vault_directory = "/dev/shm";
-  /// A peer that is silent for so long is taken for dead; also bounds every wait on peers.
+  /// A peer that is silent for so long is taken for dead. It also bounds every wait for peers.
   std::chrono::milliseconds deadline{30'000};
-  /// How long rejoin() and the constructor wait for every rank to be there, and the constructor for
-  /// the Store (a scheduler needs its time).
+  /// How long rejoin() and the constructor wait for all ranks, and the constructor for the Store (a
+  /// scheduler needs its time).
   std::chrono::milliseconds forming_deadline{300'000};
-  /// Every n-th complete step goes to disk, own image and whole replicas, and the newest one in
-  /// finish(). The ranks count on through deaths. 0: none but those of persist_now(). The same on
-  /// every rank.
+  /// Every n-th complete step goes to disk, own image and whole replicas; finish() writes the
+  /// newest one. The ranks go on counting when ranks die. 0: only steps of persist_now() go to
+  /// disk. The same on every rank.
   std::uint64_t persist_every = 10;
-  /// So many steps stay on disk, the newest that every rank has among them. At least 1.
+  /// The number of steps that stay on disk; the newest step that every rank has is among them. At
+  /// least 1.
   std::size_t keep = 1;
-  /// Unit of digests and of transfer, bytes: a power of two from 4096 on, the same on every rank
+  /// Unit of digests and of transfer, in bytes: a power of two from 4096 on, the same on every rank
   /// (checked).
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
   WhenBusy when_busy = WhenBusy::kWait;
-  /// holders[r] = the ranks that hold a replica of r's images: as many copies as the list is long.
-  /// The same on every rank (checked); mesh's make_holders() gives such lists, across hosts or
-  /// racks. A restart may have others, but a copy is then found at its owner and its new holders
-  /// alone. Empty: {(r + W/2) mod W}. A job survives the loss of all but one of each
-  /// rank's owner and holders. Memory: two replicas of each ward besides the two own images.
+  /// holders[r] = the ranks that hold a replica of rank r's images; the list's length is the number
+  /// of replicas. The same on every rank (checked). mesh's make_holders() gives such lists, across
+  /// hosts or racks. Empty: {(r + W/2) mod W}.
+  /// A job survives while each rank's owner or one of its holders is left. A restart may have other
+  /// lists, but it finds copies only at owners and at their new holders. Memory: two replicas of
+  /// each ward besides the two own images.
   std::vector<std::vector<int>> holders = {};
-  /// What the mesh already replicates need not travel: replicas borrow a tensor that a rank in
-  /// another failure domain, the lender, has byte for byte. That saves the network and the holders'
-  /// memory; a lost rank gets the tensor from the lender's own image. dtensor::borrowed_tensors()
-  /// finds such tensors by their placements; any function will do that all ranks agree on (the
-  /// lenders are compared). Each step compares the bytes: if they differ the step fails, a warning
-  /// says so, and from then on those tensors are not borrowed. A lost rank takes a holder and all
-  /// its lenders, so fewer losses of two hosts are survived (`meshstage mesh survive
-  /// --spare-replicated` counts them); the loss of one host always is. Holders write no files of
-  /// replicas that borrow. Empty (the default): replicas are whole. Stats count what was borrowed.
+  /// Lets replicas leave out a tensor that the mesh already replicates: they borrow it from the
+  /// lender, a rank in another failure domain that has the same bytes. That saves the network and
+  /// the holders' memory; a lost rank gets the tensor from the lender's own image. Empty (the
+  /// default): replicas are whole.
+  /// dtensor::borrowed_tensors() finds such tensors by their placements. Any other function will do
+  /// if all ranks agree on it (the lists of lenders are compared). Each step compares the bytes: if
+  /// they differ the step fails, a warning says so, and those tensors are not borrowed any more.
+  /// Restoring a lost rank takes a holder and all its lenders, so the job survives fewer losses of
+  /// two hosts (`meshstage mesh survive --spare-replicated` counts them), but always the loss of
+  /// one host. Holders write no files of replicas that borrow. Stats count the borrowed bytes.
   BorrowedTensors borrowed = {};
-  /// Holds staging back, so that it leaves memory bandwidth to the training: a BandwidthCap, say.
-  /// Each thread that copies asks it. Must outlive the Checkpointer. Null: as fast as the memory
-  /// is.
+  /// Slows staging down, so that training keeps its memory bandwidth (see BandwidthCap). Each thread
+  /// that copies asks it. Must outlive the Checkpointer. Null: staging copies as fast as the memory
+  /// allows.
   Pace* pace = nullptr;
   /// How many threads copy this rank's state. 0: half of this rank's share of the processors that
   /// the process may use when the Checkpointer is made (default_copy_threads(), Beside::kTrainer).
   unsigned copy_threads = 0;
-  /// The streams on which the trainer uses its tensors on devices; the legacy default stream of a
-  /// device that is not named. stage() comes behind what was issued there before the call, and so
-  /// does recover(). Tensors of the CPU and of several devices may be mixed.
+  /// The streams on which the trainer uses its tensors on devices. A device that is not named here
+  /// has its legacy default stream. The copies of stage() and recover() come behind the work that
+  /// was issued on these streams before the call. Tensors of the CPU and of several devices may be
+  /// mixed.
   std::vector<TrainerStream> streams = {};
-  /// For finding errors: digest every tensor of the CPU at stage() and again when it is copied. One
-  /// that changed in between fails the step on every rank, and its rank's staged() throws
-  /// InvalidState naming the tensor. Reads everything twice more.
+  /// For finding errors in the trainer: every CPU tensor is digested at stage() and again when it
+  /// is copied. A tensor that changed in between fails the step on every rank, and staged() of its
+  /// rank throws InvalidState naming the tensor. Costs two more reads of each tensor.
   bool verify_source = false;
   /// Rank, world size and so on; detected from the launcher's variables unless given.
   std::optional<RankEnvironment> environment = {};
-  /// Where ranks meet: "file:/shared/dir". Empty: MESHSTAGE_STORE, else a directory below
-  /// `directory`.
+  /// The name of the Store where ranks meet, for example "file:/shared/dir". Empty:
+  /// MESHSTAGE_STORE, else a directory below `directory`.
   std::string store = {};
   /// The transport; null for sockets and Gloo. In-process tests give an in-process one.
   std::shared_ptr<Transport> transport = {};
-  /// The Store itself, instead of the name above.
+  /// The Store itself, in place of its name in `store`.
   std::shared_ptr<Store> store_object = {};
-  /// Which peers group() reaches; kAll costs a connection for each pair of ranks.
+  /// The peers that group() reaches; kAll costs a connection for each pair of ranks.
   TrainingLinks training_links = TrainingLinks::kTree;
-  /// Where vault and files live; null for the real one. Must outlive the Checkpointer.
+  /// The file system of vault and files; null for the real one. Must outlive the Checkpointer.
   FileSystem* file_system = nullptr;
-  /// What this rank does and when (staging, sending, receiving, agreement, recovery, disk), for
-  /// ui.perfetto.dev: "trace.json" is written as trace.r3.json by rank 3, anew by each process.
-  /// Empty: none.
+  /// The file for a trace of this rank's staging, sending, receiving, agreement, recovery and disk,
+  /// for ui.perfetto.dev. Rank 3 writes "trace.json" as trace.r3.json; each process starts the file
+  /// anew. Empty: no trace.
   std::filesystem::path trace = {};
   Observer observer = {};
   std::function<void(const LogLine&)> log = {};

@@ -18,20 +18,21 @@ struct LogLine {
   std::string text;  ///< Starts with job, generation, step and rank.
 };
 
-/// Where this rank's part of a recovered step came from.
+/// Where this rank's image of a recovered step came from.
 enum class Source : std::uint8_t { kNothing, kOwnMemory, kHolderMemory, kDisk };
 /// "nothing", "own memory", "holder memory", "disk".
 MESHSTAGE_API std::string_view to_string(Source source) noexcept;
 
+/// 0 where there was nothing to recover.
 struct Recovered {
-  std::uint64_t step = 0;  ///< 0 where there was nothing to recover.
-  ImageId id;              ///< kNoImage where there was nothing.
+  std::uint64_t step = 0;
+  ImageId id;  ///< kNoImage where there was nothing.
   Source source = Source::kNothing;
-  int from_rank = -1;            ///< Whose memory or disk; this rank for own memory and own disk.
+  int from_rank = -1;            ///< The rank whose memory or disk it was, maybe this one.
   std::uint64_t generation = 0;  ///< The generation in which training goes on.
 };
 
-/// What became of a staged step.
+/// The outcome of a staged step.
 enum class Outcome : std::uint8_t {
   kComplete,  ///< Every rank has sealed its image and its wards' replicas.
   kFailed,    ///< Some rank voted no; the step before stays the newest.
@@ -40,18 +41,18 @@ enum class Outcome : std::uint8_t {
 /// "complete", "failed", "skipped".
 MESHSTAGE_API std::string_view to_string(Outcome outcome) noexcept;
 
-/// What became of a step on disk, beside memory.
+/// The outcome of a staged step on disk; Outcome tells that in memory.
 enum class DiskOutcome : std::uint8_t {
   kEverywhere,  ///< Every rank has its files, synced: the loss of all memory is survived.
-  kNotDue,      ///< It was not to go to disk, or did not become complete.
-  kFailed,      ///< This rank could not write it, or a newer step was on disk everywhere first.
+  kNotDue,      ///< The step was not to go to disk, or did not become complete.
+  kFailed,  ///< This rank could not write the step, or a newer step was on every rank's disk first.
 };
 /// "everywhere", "not due", "failed".
 MESHSTAGE_API std::string_view to_string(DiskOutcome outcome) noexcept;
 
 class DevicesStaged;
 
-/// One staged step on its way. Move-only; may be dropped at any time: the step goes on.
+/// One staged step on its way. Move-only. The caller may drop it at any time: the step goes on.
 class Staging {
  public:
   Staging() = default;
@@ -64,20 +65,22 @@ class Staging {
         devices_(std::move(devices)) {}
 
   /// Ready when the trainer may change its tensors. An empty Staging is ready.
-  /// Throws what went wrong while copying.
+  /// Throws the error of the copying.
   [[nodiscard]] Work<void>& staged() noexcept { return staged_; }
-  /// staged() for tensors on a device, without waiting for the device: what the trainer issues on
-  /// that stream from now on comes behind the copies of them. This thread waits at most until they
-  /// are issued. Tensors of the CPU, and of other devices, need staged() or another call. Does
-  /// nothing where nothing is copied. Throws InvalidState, before it issues anything, if the stream
-  /// is being captured into a graph, or what the driver reports.
+  /// The counterpart of staged() for tensors on a device, without waiting for the device: work that
+  /// the trainer issues on `stream` from now on comes behind the copies of that device's tensors.
+  /// The calling thread waits at most until the copies are issued; where nothing is copied the call
+  /// does nothing. Tensors of the CPU need staged(), those of each other device a call of their
+  /// own.
+  /// Throws InvalidState, before it issues anything, if the stream is being captured into a graph,
+  /// or the error that the driver reports.
   MESHSTAGE_API void before_update(const TrainerStream& stream);
   /// Ready when this rank knows the outcome: whether the step is complete in the ranks' memory.
   /// Throws RejoinNeeded if the generation ended before.
   [[nodiscard]] Work<Outcome>& outcome() noexcept { return outcome_; }
-  /// Ready when this rank knows what became of the step on disk; at once behind outcome() if it was
-  /// not to go there. Where another rank cannot write it that is known with the next step that all
-  /// have written. Throws RejoinNeeded if the generation ended before.
+  /// Ready when this rank knows the step's outcome on disk; right after outcome() if the step was
+  /// not to go to disk. If another rank cannot write the step, this rank learns that with the next
+  /// step that all ranks have written. Throws RejoinNeeded if the generation ended before.
   [[nodiscard]] Work<DiskOutcome>& persisted() noexcept { return persisted_; }
   [[nodiscard]] std::uint64_t step() const noexcept { return step_; }
 
@@ -89,30 +92,31 @@ class Staging {
   std::shared_ptr<DevicesStaged> devices_;
 };
 
-/// Figures since the agent was made. Times are seconds of the newest step.
+/// Counts since the Checkpointer was made. Times are seconds that the newest step took.
 struct Stats {
   std::uint64_t complete = 0, failed = 0, skipped = 0, persisted = 0, persist_failed = 0;
   double stage_seconds = 0;      ///< From stage() to staged().
   double replicate_seconds = 0;  ///< From stage() to the outcome.
   double persist_seconds = 0;
-  std::uint64_t complete_step = 0;  ///< The newest that this rank knows to be complete.
-  std::uint64_t disk_step = 0;      ///< The newest that this rank knows to be on every rank's disk.
-  std::uint64_t image_bytes = 0;    ///< Of this rank's newest image.
-  std::uint64_t vault_bytes = 0;    ///< All slots of this rank's vault.
-  /// Of these, those that devices copy to and from at their full rate; and how often page-locking
-  /// slots was refused.
+  std::uint64_t complete_step = 0;  ///< The newest step that this rank knows to be complete.
+  /// The newest step that this rank knows to be on every rank's disk.
+  std::uint64_t disk_step = 0;
+  std::uint64_t image_bytes = 0;  ///< Of this rank's newest image.
+  std::uint64_t vault_bytes = 0;  ///< All slots of this rank's vault.
+  /// Bytes of the vault that are page-locked, so that devices copy to and from them at their full
+  /// rate; and how often the system refused to page-lock slots.
   std::uint64_t page_locked_bytes = 0, page_locks_refused = 0;
-  /// Bytes of this rank's images that went to holders in rounds, and those that they
-  /// borrowed from lenders instead; fetches in a recovery do not count.
+  /// Bytes of this rank's images that went to holders in rounds, and bytes that replicas borrowed
+  /// from lenders instead. Transfers of a recovery do not count.
   std::uint64_t replica_bytes_sent = 0;
   std::uint64_t replica_bytes_borrowed = 0;
 };
 
-/// What a holder has of one of its wards.
+/// A holder's replica of one of its wards, decoded.
 struct Replica {
   int owner = 0;
   ImageId id;  ///< The newest complete step.
-  /// The owner's state dict as it was staged: memory of its own, the caller may keep it.
+  /// The owner's state dict as it was staged, in memory of its own, so the caller may keep it.
   Value state;
 };
 

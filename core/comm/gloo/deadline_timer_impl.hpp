@@ -9,8 +9,8 @@
 
 namespace meshstage {
 
-/// Calls something back when a deadline passes, from one thread that starts with the first armed
-/// deadline. The only way to leave a wait of Gloo's early without ruining its context.
+/// Calls a function when a deadline passes, from one thread that starts with the first armed
+/// deadline. It is the only way to leave a wait of Gloo early without ruining the wait's context.
 /// Threads: any; callbacks run one at a time and must not call back into the timer.
 class DeadlineTimer {
  public:
@@ -39,9 +39,9 @@ class DeadlineTimer {
 
   Mutex mutex_;
   CondVar changed_;
-  /// A handful: one for each waiting thread.
+  /// One entry for each waiting thread, so a handful.
   std::map<Token, Entry> entries_ MESHSTAGE_GUARDED_BY(mutex_);
-  /// When the thread wakes without being told.
+  /// The time at which the thread wakes by itself.
   Deadline wake_ MESHSTAGE_GUARDED_BY(mutex_) = Deadline::never();
   Token last_ MESHSTAGE_GUARDED_BY(mutex_) = kNone;
   bool stopped_ MESHSTAGE_GUARDED_BY(mutex_) = false;

@@ -37,20 +37,20 @@ class Stranger final : public ::gloo::transport::tcp::Handler {
   std::size_t heard = 0;    // bytes of the nonce
 };
 
-/// Gloo's connection to one peer, which fails alone where Gloo would end the process, and which
-/// only the peer gets.
+/// Gloo's connection to one peer, made safe: an error fails this connection alone, where Gloo would
+/// end the process, and only the peer can take the connection.
 ///
-/// Gloo's own thread calls handleEvents() of each pair, and nobody catches what it throws: a peer
-/// that resets its connection before it was accepted (it was killed, or gave up connecting), a
-/// message longer than its receive, one that nobody waits for, or bytes that are no message reach
-/// std::terminate. Here they make the pair fail, as a broken connection does: a thread that waits
-/// for it, or for a transfer of it, gets the exception.
+/// Gloo's own thread calls handleEvents() of each pair, and its exceptions are caught nowhere. So
+/// std::terminate follows when a peer resets its connection before it was accepted (it was killed,
+/// or gave up connecting), or sends a message longer than its receive, a message without a receive,
+/// or bytes that are no message. Here these make the pair fail, as a broken connection does: a
+/// thread that waits for the pair, or for a transfer of it, gets the exception.
 ///
 /// Gloo takes the first connection to a listening pair for the peer and closes the listening
 /// socket, so a port scanner would keep the peer out. Here the connecting side begins with the
 /// nonce that the listening side published beside its address. A stranger's connection ends at its
-/// first wrong byte, a silent one when more than a few come after it or the peer has come, and the
-/// pair listens on until the peer has come.
+/// first wrong byte; a silent one ends when more than a few come after it or when the peer has
+/// come. Until then the pair goes on listening.
 class GuardedPair final : public ::gloo::transport::tcp::Pair {
  public:
   GuardedPair(::gloo::transport::tcp::Context* context, ::gloo::transport::tcp::Device* device,
@@ -66,19 +66,19 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
     drop_strangers();
   }
 
-  /// What the connecting side says first. Before connect().
+  /// Sets the nonce that the connecting side sends first. Call it before connect().
   void set_peer_nonce(const Nonce& nonce) {
     const std::lock_guard lock(m_);
     peers_ = nonce;
   }
 
-  /// Rises with the bytes that the kernel brought or took. From any thread.
+  /// A count that rises with the bytes that the kernel brought or took. Any thread may ask.
   [[nodiscard]] std::uint64_t moved() const noexcept {
     return moved_.load(std::memory_order_relaxed);
   }
 
-  /// Gloo's thread. As Pair's, but for the catch; the lock is held through both, because a thread
-  /// of ours that closes the pair holds it while it waits for Gloo's thread.
+  /// Runs on Gloo's thread. Does what Pair's does, and catches. The lock is held through both,
+  /// because a thread of ours that closes the pair holds it while it waits for Gloo's thread.
   void handleEvents(int events) override {
     guarded([&] {
       if (state_ == CONNECTED) {

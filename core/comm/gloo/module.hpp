@@ -11,15 +11,15 @@ struct Table;
 }
 
 /// The Gloo module, libmeshstage_gloo.so, opened at the first call and never closed.
-/// Sought as every module, see core/os/module_file.hpp; `path` is the file, or its folder.
-/// It is opened with its symbols to itself; only where a Gloo is already in the process (LibTorch
-/// carries one) does it also prefer its own.
+/// Sought like every module, see core/os/module_file.hpp; `path` is the file, or its folder. The
+/// rest of the process does not see the module's symbols. Only where a Gloo is already in the
+/// process (LibTorch carries one) the module is also made to prefer its own.
 /// Throws NotFound, listing each path tried, or InvalidState for a module of another version.
 /// Threads: any.
 [[nodiscard]] MESHSTAGE_API const gloo_module::Table& gloo_module_table(
     const std::filesystem::path& path = {});
 
-/// "Gloo 0.5.0" for `meshstage info`; throws as gloo_module_table().
+/// "Gloo 0.5.0" for `meshstage info`; throws what gloo_module_table() throws.
 [[nodiscard]] MESHSTAGE_API std::string gloo_version(const std::filesystem::path& path = {});
 
 }  // namespace meshstage

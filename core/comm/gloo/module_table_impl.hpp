@@ -3,22 +3,23 @@
 #include <cstddef>
 #include <cstdint>
 
-/// What crosses the border between libmeshstage and the module libmeshstage_gloo.so: one table of
-/// functions on plain data. No exception, no C++ type and no memory changes owner; handles are made
-/// and released by the module. A change of anything here raises kGlooModuleAbi.
+/// The interface between libmeshstage and the module libmeshstage_gloo.so: one table of functions
+/// on plain data. No exception, no C++ type and no memory changes owner; handles are made and
+/// released by the module. A change of anything here raises kGlooModuleAbi.
 namespace meshstage::gloo_module {
 
 inline constexpr std::uint32_t kGlooModuleAbi = 3;
 inline constexpr char kTableSymbol[] = "meshstage_gloo_module_table";
 
-/// What a connecting peer says first, so that no stranger's connection is taken for its own.
+/// The bytes that a connecting peer sends first, so that no stranger's connection is taken for its
+/// own.
 inline constexpr std::size_t kNonceBytes = 16;
 using Nonce = std::array<unsigned char, kNonceBytes>;
 
-/// What a call says. On kFailed the error text was written.
+/// The result of a call. On kFailed the error text was written.
 enum Result : int { kDone = 0, kInterrupted = 1, kFailed = 2 };
 
-/// Where a failed call writes why, always ended by a zero byte.
+/// A failed call writes its reason here, always ended by a zero byte.
 struct ErrorText {
   char text[512];
 };
@@ -40,21 +41,22 @@ struct Table {
   /// `nonce`: the peer's, for this rank.
   Result (*connect)(Group* group, int peer, const unsigned char* bytes, std::size_t length,
                     const unsigned char* nonce, ErrorText* error);
-  /// Post and return. Null on failure. `slot` is matched with the peer's; lengths must be equal.
+  /// Both post an operation and return. Null on failure. `slot` is matched with the peer's; lengths
+  /// must be equal.
   Transfer* (*send)(Group* group, int peer, std::uint64_t slot, const void* bytes,
                     std::size_t length, ErrorText* error);
   Transfer* (*receive)(Group* group, int peer, std::uint64_t slot, void* target, std::size_t length,
                        ErrorText* error);
   /// Blocks until the operation is complete, failed, or interrupt() was called, before or after.
   Result (*wait)(Transfer* transfer, ErrorText* error);
-  /// Makes this wait, or the next, return kInterrupted. From any thread.
+  /// Makes the running wait of `transfer`, or the next one, return kInterrupted. From any thread.
   void (*interrupt)(Transfer* transfer);
   /// A count that rises with the bytes that came from `peer` or left for it. From any thread.
   std::uint64_t (*moved)(Group* group, int peer);
   /// Returns after the last access to the transfer's memory.
   void (*release)(Transfer* transfer);
-  /// Closes every connection and listening socket, from any thread; nothing is read or written any
-  /// more when it returns. Waits are not woken: interrupt() them. Idempotent.
+  /// Closes every connection and listening socket, from any thread. When it returns the group reads
+  /// and writes nothing any more. It wakes no waits: interrupt() them. Idempotent.
   void (*close_pairs)(Group* group);
   /// Ends the thread and frees everything. All transfers must have been released.
   void (*destroy)(Group* group);

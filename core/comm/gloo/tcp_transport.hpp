@@ -15,14 +15,14 @@ struct TcpTransportOptions {
   std::string host;
   bool single_host = true;
   LinkOptions links;
-  /// The file libmeshstage_gloo.so, or the folder it is in. Empty: it is sought (see
-  /// gloo_module()).
+  /// The file libmeshstage_gloo.so, or the folder it is in. Empty: the module is sought (see
+  /// gloo_module_table()).
   std::filesystem::path gloo_module;
 };
 
-/// Ranks that are processes: control messages over sockets of our own (socket/links.hpp), bulk data
-/// over Gloo (gloo/group.hpp). The Gloo module is opened at the first group that has a peer, so one
-/// rank alone does without.
+/// The transport for ranks that are processes: control messages go over sockets of our own
+/// (socket/links.hpp), bulk data over Gloo (gloo/group.hpp). The first group that has a peer opens
+/// the Gloo module, so a job of one rank needs none.
 /// Throws InvalidArgument, naming MESHSTAGE_HOST, if the host has no address here.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<Transport> make_tcp_transport(
     TcpTransportOptions options);

@@ -6,8 +6,8 @@
 
 namespace meshstage {
 
-/// The wire between ranks that are threads of one process. Deterministic: nothing in it depends on
-/// time, deaths and silence happen when a test says so.
+/// The wire between ranks that are threads of one process. Deterministic: nothing depends on time,
+/// and deaths and silence happen when a test asks for them.
 ///
 ///   InProcessFabric fabric;
 ///   auto transport = fabric.attach(2);    // in the thread that plays rank 2
@@ -15,8 +15,8 @@ namespace meshstage {
 ///   auto again = fabric.attach(2);        // its replacement
 ///
 /// Data moves by one memcpy, from source to target, on the thread that posts second.
-/// Threads: any. Each set of links has its own thread; a group has none. Links, groups and
-/// transports keep what they need alive, so the fabric may go first.
+/// Threads: any. Each set of links has its own thread; a group has none. The fabric may be
+/// destroyed before its links, groups and transports, which keep alive what they need.
 class MESHSTAGE_API InProcessFabric {
  public:
   InProcessFabric();
@@ -24,18 +24,21 @@ class MESHSTAGE_API InProcessFabric {
   InProcessFabric(const InProcessFabric&) = delete;
   InProcessFabric& operator=(const InProcessFabric&) = delete;
 
-  /// The transport of a process that plays `rank`. A second one for the same rank is a replacement:
-  /// kill() and freeze() then mean the newest.
+  /// The transport of a process that plays `rank`. A second transport for the same rank is a
+  /// replacement: kill() and freeze() then mean the newest.
   [[nodiscard]] std::shared_ptr<Transport> attach(int rank);
 
-  /// As SIGKILL: at once every transfer with this rank throws PeerLost naming it, at its peers;
-  /// their links report kEndOfFile; all that the dead rank does on its transport throws Cancelled.
+  /// Acts like SIGKILL, at once: transfers of its peers with this rank throw PeerLost naming it,
+  /// and the peers' links report kEndOfFile. Every call of the dead rank on its transport throws
+  /// Cancelled.
   void kill(int rank);
-  /// As SIGSTOP: from now on nothing arrives at it and nothing leaves it (both are kept).
+  /// Acts like SIGSTOP: from now on nothing reaches the rank and nothing leaves it (the fabric
+  /// keeps both).
   void freeze(int rank);
-  /// As SIGCONT: what was kept is delivered, as far as the other end is still there.
+  /// Acts like SIGCONT: the fabric delivers what it kept, as far as the other end is still there.
   void thaw(int rank);
-  /// The silence deadline of the rank's peers passes: their links report kSilent and are dropped.
+  /// Lets the silence deadline of the rank's peers pass: their links to it report kSilent and are
+  /// dropped.
   void report_silent(int rank);
 
  private:

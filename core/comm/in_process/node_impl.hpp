@@ -13,7 +13,7 @@
 
 namespace meshstage::in_process {
 
-/// One "process": what kill and freeze happen to.
+/// One "process", which a test kills or freezes.
 struct Endpoint {
   int rank = 0;
   bool dead = false;
@@ -22,7 +22,8 @@ struct Endpoint {
 
 class Node;
 
-/// Everything of a fabric. One mutex guards it and all nodes; no bulk copy is made under it.
+/// The whole state of a fabric. One mutex guards it and all nodes; no bulk copy is made under that
+/// mutex.
 struct Fabric {
   std::mutex mutex;
   std::map<int, std::shared_ptr<Endpoint>> newest;
@@ -33,8 +34,8 @@ struct Fabric {
   [[nodiscard]] std::vector<std::shared_ptr<Node>> nodes_of(const Endpoint* endpoint);
 };
 
-/// One end of links or of a group: connects to its peers' nodes, hears when they go.
-/// "Under the mutex" is the fabric's.
+/// One end of links or of a group: it connects to its peers' nodes and hears when they leave.
+/// "Under the mutex" means the fabric's mutex.
 class Node : public std::enable_shared_from_this<Node> {
  public:
   Node(std::shared_ptr<Fabric> fabric, std::shared_ptr<Endpoint> endpoint, ConnectRequest request);
@@ -46,11 +47,11 @@ class Node : public std::enable_shared_from_this<Node> {
   void connect(Deadline deadline, const std::stop_token& stop);
   /// Leaves every peer; each hears `reason`. Under the mutex; idempotent.
   void leave(LostReason reason);
-  /// Connects to whom is there, as far as nobody is frozen. Under the mutex.
+  /// Connects to the peers' nodes that are there, unless one of the two is frozen. Under the mutex.
   void meet();
 
   // Under the mutex, all of them:
-  /// `peer` left. `reason` is what links say of it.
+  /// Called when `peer` left. `reason` is what links report.
   virtual void peer_left(int peer, LostReason reason) = 0;
   /// The own process was killed.
   virtual void killed() = 0;
@@ -61,8 +62,8 @@ class Node : public std::enable_shared_from_this<Node> {
   ConnectRequest request;  // peers ascending
   std::map<int, std::shared_ptr<Node>> connected;
   std::map<int, LostReason> left;
-  /// Of the above, or of the endpoint: what connect() waits for. Each node has its own, for of a
-  /// thousand ranks that connect each meeting concerns two.
+  /// Signalled when the members above or the endpoint change: connect() waits for it. Each node has
+  /// its own, because each meeting of a thousand connecting ranks concerns two of them.
   std::condition_variable_any changed;
 
  private:

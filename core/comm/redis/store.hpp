@@ -14,20 +14,21 @@ struct RedisStoreOptions {
   std::string user;      ///< Empty: the default user.
   std::string password;  ///< Empty: the server asks for none.
   int database = 0;
-  /// How long a call goes on trying while no server answers; then it throws IoError. A server that
-  /// starts after its ranks is for wait_reachable().
+  /// How long a call goes on trying while no server answers; then it throws IoError. To wait for a
+  /// server that starts after its ranks, call wait_reachable().
   std::chrono::milliseconds patience{10'000};
 };
 
-/// A store in a Redis server (6.0 or newer), over hiredis. Keys begin with "meshstage/" there.
-/// Creation is SET NX; who writes also publishes, in one transaction, so waiting does not poll. A
-/// lost connection is made again. The server must not evict (maxmemory-policy noeviction, its
-/// default), and keep its entries as long as the job runs. Not encrypted. Values have at most 1 MiB
-/// here. Throws NotFound if this build is without hiredis (MESHSTAGE_REDIS). Threads of the store:
-/// any; it has none of its own.
+/// A store in a Redis server (6.0 or newer), over hiredis. Keys begin with "meshstage/" in the
+/// server. Creation is SET NX; each write also publishes, in one transaction, so waiting does not
+/// poll. The store makes a lost connection again. Values have at most 1 MiB. The connection is not
+/// encrypted.
+/// The server must not evict entries (maxmemory-policy noeviction, its default) and must keep them
+/// as long as the job runs. Throws NotFound if this build is without hiredis (MESHSTAGE_REDIS).
+/// Threads: any may use the store; it has none of its own.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<Store> make_redis_store(RedisStoreOptions options);
 
-/// An address as it may be shown: what stands before '@' is left out.
+/// `address` in a form that may be shown: user and password, which stand before '@', are left out.
 [[nodiscard]] MESHSTAGE_API std::string without_password(const std::string& address);
 
 /// "hiredis 1.2.0", or empty if this build is without.

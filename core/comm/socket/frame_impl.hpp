@@ -1,6 +1,6 @@
 #pragma once
-// What control links say on the wire: frames (framing_impl.hpp) with magic "MSL1", version 2 (the
-// one before had neither numbers nor digests of payloads and is not read), and the types
+// The wire format of control links: frames (framing_impl.hpp) with magic "MSL1" and version 2, and
+// the types below. Version 1, which had neither numbers nor digests of payloads, is not read.
 //   1 hello, 2 welcome, 3 refusal, 4 message, 5 heartbeat, 6 goodbye
 // A message has at most 16 MiB, all others 256 bytes.
 //
@@ -17,10 +17,10 @@
 //       48     32  which process speaks, for a peer that can watch it (core/os/process_watch.hpp):
 //                  XXH3-64 of the boot id, inode of the pid namespace, pid, start time
 //
-// The higher rank connects and says hello; the lower one checks every field and answers welcome, or
-// refusal with a text and the end of the connection. Later, a refusal says that what came before it
-// was not understood, which is the end of the link, too. Heartbeats and goodbyes have no payload. A
-// message of two bytes 68 69, the second frame of its connection, is, whole:
+// The higher rank connects and says hello. The lower rank checks every field and answers welcome,
+// or a refusal with a text and the end of the connection. A later refusal says that the frame
+// before it was not understood; it ends the link, too. Heartbeats and goodbyes have no payload. The
+// whole frame of a message with the two bytes 68 69, the second frame of its connection, is:
 //   4d 53 4c 31  02 00  04 00  02 00 00 00  01 00 00 00  (8 + 8 bytes of digests)  68 69
 #include <xxhash.h>
 
@@ -69,7 +69,7 @@ struct Greeting {
   std::int32_t to = 0;
   std::int32_t world_size = 0;
   std::uint64_t nonce = 0;
-  ProcessAddress process;  ///< Of who speaks.
+  ProcessAddress process;  ///< The process that sends this greeting.
 
   [[nodiscard]] static Greeting of(const ConnectRequest& request, int from, int to,
                                    std::uint64_t nonce) {
@@ -97,7 +97,7 @@ struct Greeting {
     little_endian::store(bytes.data() + 72, process.start_time);
     return bytes;
   }
-  /// Of kGreetingBytes bytes.
+  /// `bytes` must have kGreetingBytes bytes.
   [[nodiscard]] static Greeting decode(std::span<const std::byte> bytes) {
     const std::byte* const at = bytes.data();
     Greeting g;

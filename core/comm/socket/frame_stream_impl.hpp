@@ -19,11 +19,11 @@ namespace meshstage::framing {
 struct Frame {
   std::uint16_t type = 0;
   std::span<const std::byte> payload;  ///< Valid until the stream is read again.
-  const char* wrong = nullptr;         ///< What is wrong with what came, or null.
+  const char* wrong = nullptr;         ///< What is wrong with the bytes that came, or null.
 };
 
-/// One end of a connection that carries frames. The socket does not block; whoever owns the stream
-/// waits for it. Threads: one at a time.
+/// One end of a connection that carries frames. The socket does not block: the stream's owner waits
+/// for it. Threads: one at a time.
 class FrameStream {
  public:
   FrameStream() = default;
@@ -33,13 +33,13 @@ class FrameStream {
   [[nodiscard]] net::Descriptor& descriptor() noexcept { return fd_; }
   [[nodiscard]] int fd() const noexcept { return fd_.get(); }
 
-  /// From now on a frame with a longer payload is wrong, and no more memory than for one such frame
-  /// is taken: for a connection whose other end has not yet said who it is.
+  /// From now on a frame with a longer payload is wrong, and the stream takes no more memory than
+  /// for one such frame. Meant for a connection whose other end has not yet said who it is.
   void limit_payload(std::size_t bytes) noexcept { limit_ = bytes; }
   void lift_limit() noexcept { limit_.reset(); }
 
-  /// Reads once, a bounded amount: one busy peer does not starve the others. As recv(): bytes, 0 at
-  /// the end, -1 with errno.
+  /// Reads once, a bounded amount, so that one busy peer does not starve the others. Returns what
+  /// recv() returns: the number of bytes, 0 at the end, -1 with errno.
   ssize_t read_some() {
     constexpr std::size_t kMost = std::size_t{256} * 1024;
     const std::size_t room = limit_ ? std::min(kMost, kHeaderBytes + *limit_) : kMost;
@@ -52,8 +52,8 @@ class FrameStream {
     errno = error;
     return n;
   }
-  /// The next frame that is there whole, or what is wrong with the bytes; nothing if more must
-  /// come.
+  /// The next whole frame, or a Frame that says what is wrong with the bytes; nothing if more bytes
+  /// must come first.
   std::optional<Frame> next() {
     const std::span<const std::byte> left = std::span(in_).subspan(taken_);
     if (left.size() < kHeaderBytes) return std::nullopt;
@@ -67,7 +67,7 @@ class FrameStream {
     taken_ += kHeaderBytes + header.length;
     return frame;
   }
-  /// Drops what was read and not taken: nothing of it counts any more.
+  /// Drops the bytes that were read but not taken.
   void forget_input() noexcept {
     in_.clear();
     taken_ = 0;

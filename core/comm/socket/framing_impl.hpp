@@ -1,7 +1,7 @@
 #pragma once
-// How every protocol of ours is cut into frames over a stream: a header of 32 bytes and a payload,
-// all numbers little-endian. The protocols differ in magic, version, types and the longest payload
-// of each type (FrameFormat).
+// Every protocol of meshstage cuts its stream into frames: a header of 32 bytes and a payload, all
+// numbers little-endian. The protocols differ in magic, version, types and the longest payload of
+// each type (FrameFormat).
 //
 //   offset  bytes  header
 //        0      4  magic
@@ -12,8 +12,8 @@
 //       16      8  XXH3-64 of the payload
 //       24      8  XXH3-64 of the 24 bytes before
 //
-// TCP keeps order and its checksum is weak: what a proxy, a driver or broken memory does to a
-// stream shows in number and digests, and ends the connection.
+// TCP's checksum is weak: if a proxy, a driver or broken memory changes the stream, number and
+// digests show it, and the connection ends.
 #include <xxhash.h>
 
 #include <cstddef>
@@ -32,7 +32,8 @@ struct FrameFormat {
   std::uint32_t magic = 0;
   std::uint16_t version = 0;
   std::uint16_t last_type = 0;
-  std::size_t (*longest)(std::uint16_t type) = nullptr;  ///< Payload of a type, bytes.
+  /// The longest payload of a type, in bytes.
+  std::size_t (*longest)(std::uint16_t type) = nullptr;
 };
 
 /// A whole frame, the `number`-th of its connection.
@@ -63,7 +64,7 @@ struct Header {
   }
 };
 
-/// Of the first kHeaderBytes at `bytes`; `number` is that of the frame that is due.
+/// Decodes the kHeaderBytes at `bytes`; `number` is the number of the frame that is due.
 inline Header decode_header(const FrameFormat& format, const std::byte* bytes,
                             std::uint32_t number) {
   Header header;

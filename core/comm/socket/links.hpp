@@ -11,16 +11,17 @@
 
 namespace meshstage {
 
-/// Control links over TCP: one connection to each of `request.peers`, none else, and one thread
-/// (epoll) for all of them. `host` is the address or name to listen on. Addresses go through the
-/// Store; both ends prove that they mean the same job, generation, name and world size, and each
-/// other. Descriptors are close-on-exec and never block; no SIGPIPE.
-/// A peer's death is noticed by end of file at once. Where a child that it forked holds its sockets
-/// open no end of file comes: a linked peer on the same host (and in the same pid namespace)
-/// watches the process itself and notices within a quarter of a second; others, and a stopped
-/// process or a vanished host, by silence. Frames carry numbers and digests: what is changed, lost,
-/// repeated or displaced on the way ends the link as kProtocol. The wire format stands in
-/// frame_impl.hpp. See Transport::connect_links for what is thrown.
+/// Control links over TCP: one connection to each of `request.peers` and no other, and one thread
+/// (epoll) for all of them. `host` is the address or name to listen on. Ranks exchange addresses
+/// through the Store. Both ends prove that they mean each other and the same job, generation, name
+/// and world size. Descriptors are close-on-exec and never block; no SIGPIPE.
+/// A peer's death shows at once as end of file. If a forked child holds the dead peer's sockets
+/// open, no end of file comes. Then a rank on the same host (and in the same pid namespace), which
+/// watches the process itself, notices the death within a quarter of a second. Ranks on other hosts
+/// notice it by silence; so does every rank a stopped process or a vanished host.
+/// Frames carry numbers and digests: a frame that is changed, lost, repeated or displaced on its
+/// way ends the link as kProtocol. frame_impl.hpp has the wire format. Transport::connect_links
+/// lists the errors.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<ControlLinks> connect_socket_links(
     const std::string& host, const LinkOptions& options, const ConnectRequest& request,
     Store& store, Deadline deadline, std::stop_token stop = {});

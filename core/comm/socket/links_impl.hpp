@@ -23,8 +23,9 @@ using link_wire::Greeting;
 using net::Descriptor;
 using Clock = Deadline::Clock;
 
-/// What a process that has ended said last arrives at once, but for a proxy on the way. Its sockets
-/// may be held open by a child that it forked: then no end of file comes.
+/// How long the links still read the last bytes of a process that has ended; without a proxy on the
+/// way they arrive at once. No end of file comes if a child that the process forked holds its
+/// sockets open.
 constexpr std::chrono::milliseconds kLastWords{200};
 
 /// A connection that does not say hello is dropped after this.
@@ -72,7 +73,7 @@ class SocketLinks final : public ControlLinks {
 
   /// False if the system has no room for it.
   bool watch(int fd, std::uint32_t events, int operation) noexcept;
-  /// Takes it out of epoll and closes it.
+  /// Takes `descriptor` out of epoll and closes it.
   void unwatch(Descriptor& descriptor) noexcept;
   void wake() noexcept;
   [[nodiscard]] std::string key(int rank) const {
@@ -80,7 +81,7 @@ class SocketLinks final : public ControlLinks {
   }
 
   void run();
-  /// Of run(), by what it threw: every peer is lost, and the handlers are told.
+  /// Called when run() threw: every peer is lost, and the handlers hear of it.
   void thread_failed(std::exception_ptr failure);
 
   // All below run on the links' thread.
@@ -94,16 +95,17 @@ class SocketLinks final : public ControlLinks {
   bool greeted(Iterator c, const Greeting& got) MESHSTAGE_REQUIRES(mutex_);
   bool welcomed(Iterator c, const Greeting& got) MESHSTAGE_REQUIRES(mutex_);
   void refuse(Iterator c, const std::string& why) MESHSTAGE_REQUIRES(mutex_);
-  /// What came over it is none of ours: the peer is lost, and told. False, as of take_frame().
+  /// For bytes that are no frame of this protocol: refuses the connection, and the peer is lost.
+  /// Returns false, as take_frame() does then.
   bool misunderstood(Iterator c, const std::string& what) MESHSTAGE_REQUIRES(mutex_);
   void queue(Connection& c, FrameType type, std::span<const std::byte> payload);
   /// Writes what the socket takes.
   void flush(Connection& connection);
   void up(Iterator c, const ProcessAddress& process) MESHSTAGE_REQUIRES(mutex_);
-  /// The peer's process is no more; what it said before may still be on its way.
+  /// Called when the peer's process has ended; bytes that it sent before may still be on their way.
   void process_ended(Connection& connection);
   void end(Iterator c) MESHSTAGE_REQUIRES(mutex_);
-  /// The connection is of no use any more; a peer that was up is lost.
+  /// Ends a connection that is of no use any more; a peer that was up is lost.
   void drop(Iterator c, LostReason reason, const std::string& detail) MESHSTAGE_REQUIRES(mutex_);
   void tick() MESHSTAGE_REQUIRES(mutex_);
   void say_goodbye() MESHSTAGE_REQUIRES(mutex_);
@@ -112,7 +114,7 @@ class SocketLinks final : public ControlLinks {
     changed_.notify_all();
     failed_.request_stop();
   }
-  /// When a connection that says nothing is given up.
+  /// The time at which a silent connection is given up.
   [[nodiscard]] Deadline patience_ends(const Connection& c) const;
   /// The connection of a peer that is up, or end().
   [[nodiscard]] Iterator find_up(int peer) MESHSTAGE_REQUIRES(mutex_) {

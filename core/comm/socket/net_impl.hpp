@@ -31,9 +31,10 @@ class MESHSTAGE_API Descriptor {
   int fd_ = -1;
 };
 
-/// Where other hosts reach this one: `host`, unless that means loopback or nothing here; then the
-/// address of the first interface that is up (IPv4 before IPv6; no link-local one). If there is
-/// none, `host` again, or, where that means nothing, the error of check_host().
+/// The address at which other hosts reach this one. It is `host`, unless that name means loopback
+/// or has no address here; then it is the address of the first interface that is up (IPv4 before
+/// IPv6; no link-local one). If there is no such interface it is `host` again; if `host` has no
+/// address, throws the error of check_host().
 [[nodiscard]] MESHSTAGE_API std::string address_for_others(const std::string& host);
 /// The same for this host's own name.
 [[nodiscard]] MESHSTAGE_API std::string own_address_for_others();
@@ -42,22 +43,23 @@ class MESHSTAGE_API Descriptor {
 MESHSTAGE_API void check_host(const std::string& host);
 /// "::1" of "[::1]".
 [[nodiscard]] MESHSTAGE_API std::string without_brackets(const std::string& host);
-/// Listens on `port` of `host` (an address or a name), "0": on a free one. Non-blocking,
-/// close-on-exec. Throws IoError naming the host.
+/// Listens on `port` of `host` (an address or a name); "0" takes a free port. The socket is
+/// non-blocking and close-on-exec. Throws IoError naming the host.
 [[nodiscard]] MESHSTAGE_API Descriptor listen_on(const std::string& host,
                                                  const std::string& port = "0");
-/// Where a listening socket is: "127.0.0.1 40123", "::1 40123".
+/// The address and port of a listening socket: "127.0.0.1 40123", "::1 40123".
 [[nodiscard]] MESHSTAGE_API std::string address_of(int fd);
-/// Begins to connect to what address_of() said; the socket becomes writable when it is decided.
-/// Throws IoError, also if the connection was refused at once.
+/// Begins to connect to an address as address_of() writes it; the socket becomes writable when the
+/// connection is made or refused. Throws IoError, also if the connection was refused at once.
 [[nodiscard]] MESHSTAGE_API Descriptor begin_connect(const std::string& address);
 struct Connected {
   Descriptor fd;         ///< Not valid() if no address of the host took the connection.
-  int error = 0;         ///< Why not: errno of the last one, or ETIMEDOUT at the deadline.
-  bool stopped = false;  ///< `stop` was readable before.
+  int error = 0;         ///< The errno of the last attempt, or ETIMEDOUT at the deadline.
+  bool stopped = false;  ///< `stop` was readable first.
 };
-/// Connects to a host by name or address, trying each of its addresses, and waits for it. `stop`: a
-/// descriptor that ends the wait, or -1. Throws IoError if the name has no address.
+/// Connects to a host by name or address, trying each of its addresses, and waits until it is
+/// connected. `stop`: a descriptor that ends the wait, or -1. Throws IoError if the name has no
+/// address.
 [[nodiscard]] MESHSTAGE_API Connected connect_to(const std::string& host, const std::string& port,
                                                  Deadline deadline, int stop);
 /// Lets the kernel find out within half a minute that the other host is gone.

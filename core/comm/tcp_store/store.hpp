@@ -12,17 +12,19 @@ struct TcpStoreOptions {
   std::string host;
   std::string port;
   /// How long a call goes on trying while no server answers, because a connection may break. Then
-  /// the call throws IoError. A server that starts after its ranks is for wait_reachable().
+  /// the call throws IoError. To wait for a server that starts after its ranks, call
+  /// wait_reachable().
   std::chrono::milliseconds patience{10'000};
 };
 
 /// The store of a StoreServer at `tcp://host:port` (tcp_store/server.hpp). Waiting does not poll:
-/// the server answers when an entry comes. A lost connection is made again; what was asked is asked
-/// again, which is safe because asking twice has the effect of asking once. A server that started
-/// anew has lost its entries: then every call throws IoError, and the job must be started anew.
-/// Values have at most 1 MiB here.
+/// the server answers when an entry comes. The store makes a lost connection again and repeats the
+/// request, which is safe because a request made twice has the effect of one. A server that was
+/// restarted has lost its entries: then every call throws IoError, and the job must be started
+/// anew. Values have at most 1 MiB.
 ///
-/// Threads: none of its own; each call in progress has a connection, which is kept for later ones.
+/// Threads: the store has none; each call in progress has a connection, which is kept for later
+/// calls.
 class MESHSTAGE_API TcpStore final : public Store {
  public:
   explicit TcpStore(TcpStoreOptions options);

@@ -1,5 +1,5 @@
 #pragma once
-// What a store's clients and its server say to each other: frames
+// The wire format between a store's clients and its server: frames
 // (core/comm/socket/framing_impl.hpp) with magic "MSK1", version 1, at most 16 MiB of payload, and
 // the types
 //
@@ -65,7 +65,7 @@ using Texts = std::vector<std::string>;
   return bytes;
 }
 
-/// Nothing if they are no payload.
+/// Nothing if `bytes` are no payload.
 [[nodiscard]] inline std::optional<Texts> decode(std::span<const std::byte> bytes) {
   if (bytes.size() < 4) return std::nullopt;
   const auto count = little_endian::load<std::uint32_t>(bytes.data());
