@@ -2,18 +2,18 @@
 #include <cstddef>
 #include <cstdint>
 
-/// What a kind of device can do, as one table of functions on plain data: it crosses the border to
-/// the module libmeshstage_cuda.so, and cpu/ has one, too. No exception, no C++ type and no memory
+/// The interface to a kind of device: one table of functions on plain data. The module
+/// libmeshstage_cuda.so has such a table, and so has cpu/. No exception, no C++ type and no memory
 /// changes owner; handles are made and closed by the backend. A change of anything here raises
 /// kBackendAbi.
-/// Threads: any function from any thread; calls on one stream or event take turns (the caller sees
-/// to it). A backend changes no thread's state: contexts and capture modes are put back.
+/// Threads: any thread may call any function, but one at a time for one stream or event. A backend
+/// changes no thread's state: it puts contexts and capture modes back.
 namespace meshstage::device_backend {
 
 inline constexpr std::uint32_t kBackendAbi = 1;
 inline constexpr char kTableSymbol[] = "meshstage_device_backend_table";
 
-/// What a call says. On kFailed the failure was written.
+/// The result of a call. On kFailed the failure was written.
 enum Result : int { kDone = 0, kNotReady = 1, kFailed = 2 };
 
 /// Why a call failed: an ErrorKind as a number, and a text that a zero byte ends.
@@ -22,13 +22,13 @@ struct Failure {
   char text[512];
 };
 
-/// What there is, found without a context on any device.
+/// The driver and its devices, found without a context on any device.
 struct Probe {
   std::int32_t problem;  ///< A DeviceProblem as a number.
   std::int32_t devices;
   char driver[64];    ///< "CUDA 13.0"; empty if there is no driver.
   char detail[512];   ///< What the problem is and what helps; empty if there is none.
-  char kernels[128];  ///< "" if they are built in, else why there are none.
+  char kernels[128];  ///< "" if kernels are built in, else why there are none.
 };
 
 struct Description {
@@ -37,21 +37,22 @@ struct Description {
   std::int32_t major, minor;  ///< Of the architecture.
 };
 
-/// Where an address points, as the driver knows it.
+/// The kind of memory an address points to, as the driver knows it.
 enum class Pointee : std::int32_t { kUnknown = 0, kPinned = 1, kDevice = 2, kManaged = 3 };
 struct Location {
   Pointee pointee;
   std::int32_t device;  ///< Index; -1 where it means nothing.
 };
 
-/// Addresses as the host names them: of a device's memory or of the host's.
+/// One copy, in the host's addresses: of a device's memory or of the host's.
 struct Copy {
   void* target;
   const void* source;
   std::uint64_t bytes;
 };
 
-/// Addresses as the device names them. A kernel's argument: the layout is part of the interface.
+/// One copy, in the device's addresses. It is a kernel's argument, so its layout is part of the
+/// interface.
 struct GatherItem {
   std::uint64_t target;
   std::uint64_t source;
@@ -80,25 +81,26 @@ struct Table {
                 Failure* failure);
   Result (*unpin)(int device, void* begin, Failure* failure);
 
-  /// A stream that no other stream orders (not even the legacy one).
+  /// Opens a stream that waits for no other stream (not even the legacy one).
   Result (*open_stream)(int device, Stream** stream, Failure* failure);
-  /// What was issued goes on.
+  /// Work that was issued on the stream goes on.
   void (*close_stream)(Stream* stream);
   Result (*open_event)(int device, Event** event, Failure* failure);
   void (*close_event)(Event* event);
 
-  /// Somebody else's stream is a number, as in StreamHandle.
+  /// `foreign` is a stream of the trainer, as the number in StreamHandle.
   Result (*is_capturing)(int device, std::uint64_t foreign, bool* capturing, Failure* failure);
   Result (*record_foreign)(Event* event, std::uint64_t foreign, Failure* failure);
   Result (*wait_foreign)(int device, std::uint64_t foreign, Event* event, Failure* failure);
 
   Result (*record)(Event* event, Stream* stream, Failure* failure);
   Result (*wait)(Stream* stream, Event* event, Failure* failure);
-  /// kDone if what the event recorded last is done, or it never recorded anything.
+  /// kDone if the work that the event recorded last is done, or if it never recorded any.
   Result (*query)(Event* event, Failure* failure);
 
-  /// Issues copies without an order among them. `pageable`: some host memory among them is not
-  /// page-locked; then the call may block until it is done. Sources are read in stream order.
+  /// Issues copies without an order among them. `pageable`: some of the host memory is not
+  /// page-locked; then the call may block until the copies are done. Sources are read in stream
+  /// order.
   Result (*copy)(Stream* stream, const Copy* copies, std::size_t count, bool pageable,
                  Failure* failure);
   /// Whether gather() works on this device.

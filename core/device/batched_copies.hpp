@@ -8,23 +8,24 @@
 
 namespace meshstage::detail {
 
-/// Many copies on one stream, so issued that the front of the list is done while its end is still
-/// being copied: small and odd-aligned ones by one kernel first, the others in batches of 32 to
-/// 64 MiB in the order of the list, an event behind each. Threads: made by one; then any.
+/// Many copies on one stream, issued so that the front of the list is done while its end is still
+/// being copied. First one kernel makes the small and odd-aligned copies. The others follow in the
+/// order of the list, in batches of 32 to 64 MiB with an event behind each. Threads: one constructs
+/// it; then any.
 class BatchedCopies {
  public:
   BatchedCopies() = default;
-  /// Issues all of them. Throws what DeviceStream throws; what was issued before that may still
+  /// Issues all copies. Throws what DeviceStream throws; copies that were issued before may still
   /// happen. Both ends of each copy must stay until last() is done.
   BatchedCopies(DeviceStream& stream, CopyDirection direction, std::span<const DeviceCopy> copies);
 
-  /// When this is done, so are the first `bytes` of a copy.
+  /// An event: when it is done, the first `bytes` of the copy with index `copy` are copied.
   [[nodiscard]] DeviceEvent behind(std::size_t copy, std::uint64_t bytes) const;
-  /// Behind all of them.
+  /// The event behind all copies.
   [[nodiscard]] const DeviceEvent& last() const noexcept { return last_; }
 
  private:
-  /// Copies up to here are done when the event is.
+  /// When the event is done, all copies up to this point are.
   struct Mark {
     std::size_t copy;
     std::uint64_t end;  // bytes of that copy

@@ -6,10 +6,10 @@ namespace meshstage {
 
 enum class DeviceType : std::uint8_t { kCpu = 0, kCuda = 1 };
 
-/// Where memory lives. A value; opens nothing.
+/// The device that memory is on. A plain value: making one opens no device.
 struct Device {
   DeviceType type = DeviceType::kCpu;
-  std::int16_t index = 0;  ///< Which device of its type; always 0 for the CPU.
+  std::int16_t index = 0;  ///< The device's number among those of its type; always 0 for the CPU.
   friend bool operator==(const Device&, const Device&) = default;
   [[nodiscard]] constexpr bool is_cpu() const noexcept { return type == DeviceType::kCpu; }
 };

@@ -9,24 +9,25 @@
 
 namespace meshstage::detail {
 
-/// Which host memory is page-locked, and in which pieces: no copy may span the edge of one.
-/// Threads: any.
+/// The pieces of host memory that are page-locked. No copy may span the edge of a piece. Threads:
+/// any.
 class PinnedRanges {
  public:
-  /// A part of one piece, or of memory that is in none.
+  /// A part of one piece, or of memory that is in no piece.
   struct Part {
     std::byte* begin = nullptr;
     std::uint64_t bytes = 0;
-    std::uint64_t address = 0;  ///< Of its first byte, for kernels; 0 if it is in no piece.
+    std::uint64_t address = 0;  ///< Address of the first byte for kernels; 0 if it is in no piece.
     [[nodiscard]] bool pinned() const noexcept { return address != 0; }
   };
 
-  /// `address` is the first byte's for kernels. Pieces do not overlap.
+  /// `address` is the address of the first byte for kernels. Pieces do not overlap.
   void add(std::span<std::byte> piece, std::uint64_t address);
   void remove(std::span<std::byte> piece);
-  /// All of it lies in pieces.
+  /// True if all of `bytes` lie in pieces.
   [[nodiscard]] bool contains(std::span<const std::byte> bytes) const;
-  /// Ascending and without holes: each part lies in one piece, or in none.
+  /// Divides `bytes` into parts, ascending and without holes: each part lies in one piece, or in
+  /// none.
   [[nodiscard]] std::vector<Part> parts(std::span<const std::byte> bytes) const;
 
  private:

@@ -15,9 +15,9 @@
 
 namespace meshstage {
 
-/// A stream that belongs to somebody else (the trainer), by the number that CUDA, DLPack and array
-/// libraries give it: a cudaStream_t's value; 1 is the legacy default stream, 2 the calling
-/// thread's own default stream, 0 the legacy one, too.
+/// A stream of the trainer, by the number that CUDA, DLPack and array libraries give it: a
+/// cudaStream_t's value. 0 and 1 are the legacy default stream, 2 is the calling thread's own
+/// default stream.
 struct StreamHandle {
   std::uint64_t value = 1;
   friend bool operator==(StreamHandle, StreamHandle) = default;
@@ -31,13 +31,13 @@ struct TrainerStream {
   StreamHandle stream = kLegacyStream;
 };
 
-/// Why devices of a kind cannot be used.
+/// The reason why devices of a kind cannot be used.
 enum class DeviceProblem : std::uint8_t {
   kNone,
-  kNoModule,      ///< This build has no backend for them, or it was not found.
+  kNoModule,      ///< This build has no backend for them, or the backend was not found.
   kNoDriver,      ///< The driver's library is not installed.
-  kDriverTooOld,  ///< It lacks what the backend needs.
-  kNoDevice,      ///< The driver sees none (also where CUDA_VISIBLE_DEVICES hides them).
+  kDriverTooOld,  ///< The driver lacks functions that the backend needs.
+  kNoDevice,      ///< The driver sees no device (also where CUDA_VISIBLE_DEVICES hides all).
   kNoPermission,  ///< The process may not open the device files.
   kNotReady,      ///< The system is still starting, or needs a restart after an update.
   kFailed,        ///< Anything else that the driver reports.
@@ -51,7 +51,8 @@ struct DeviceInfo {
   std::string architecture;        ///< "9.0".
 };
 
-/// What there is of a kind of device. Looking makes no context and opens no device.
+/// The devices of a kind, and whether they can be used. device_support() makes no context and opens
+/// no device.
 struct DeviceSupport {
   DeviceProblem problem = DeviceProblem::kNone;
   std::string detail;   ///< The problem, and what helps; empty if there is none.
@@ -60,30 +61,30 @@ struct DeviceSupport {
   std::string kernels;  ///< Why there are no kernels; empty if there are.
   std::vector<DeviceInfo> devices;
 };
-/// Never throws an Error: whatever is wrong is what it returns. Threads: any.
+/// Never throws an Error: the returned value has the problem. Threads: any.
 [[nodiscard]] MESHSTAGE_API DeviceSupport device_support(DeviceType type);
 
 enum class CopyDirection : std::uint8_t { kToHost, kToDevice, kWithinDevice };
 
-/// One run of bytes, from the stream's device to host memory, say.
+/// One run of bytes to copy, for example from the stream's device to host memory.
 struct DeviceCopy {
   void* target = nullptr;
   const void* source = nullptr;
   std::uint64_t bytes = 0;
 };
 
-/// A point in a stream's work. A handle; a default-constructed one is always done.
-/// Threads: any; waiting is polling, since no other way to wait can be given up.
+/// A point in a stream's work. It is a handle; a default-constructed event is always done. Threads:
+/// any. Waiting is polling, because the driver's own waits cannot be given up.
 class MESHSTAGE_API DeviceEvent {
  public:
   DeviceEvent() = default;
-  /// Everything before the point is done, and visible to the calling thread. Throws InvalidState
-  /// if the device failed.
+  /// True if everything before the point is done; the calling thread then sees the results. Throws
+  /// InvalidState if the device failed.
   [[nodiscard]] bool done() const;
-  /// done(), or the device failed: nothing before the point touches memory any more.
+  /// True if done(), or if the device failed: work before the point touches no memory any more.
   [[nodiscard]] bool over() const noexcept;
-  /// Until done(). Throws Timeout at the deadline; `check`, if any, is called again and again and
-  /// ends the wait by throwing.
+  /// Waits until done(). Throws Timeout at the deadline. Calls `check`, if there is one, again and
+  /// again; an exception of `check` ends the wait.
   void wait(Deadline deadline = Deadline::never(), const std::function<void()>& check = {}) const;
 
   struct Impl;
@@ -95,14 +96,15 @@ class MESHSTAGE_API DeviceEvent {
   std::shared_ptr<Impl> impl_;
 };
 
-/// Behind what a trainer had issued on a device at some moment.
+/// An event behind the work that a trainer had issued on a device at some moment.
 struct DeviceReady {
   Device device;
   DeviceEvent event;
 };
 
-/// A stream of our own: what is issued on it happens in this order, behind nothing else. Move-only;
-/// destruction lets go on what was issued. Threads: one at a time.
+/// A stream of the library: its work happens in the order in which it was issued, and waits for no
+/// other stream's work unless wait() says so. Move-only. Work that was issued goes on after
+/// destruction. Threads: one at a time.
 class MESHSTAGE_API DeviceStream {
  public:
   DeviceStream();
@@ -112,17 +114,18 @@ class MESHSTAGE_API DeviceStream {
 
   [[nodiscard]] bool valid() const noexcept { return impl_ != nullptr; }
   [[nodiscard]] Device device() const noexcept;
-  /// What is issued from now on happens after the event. Waits on the device, not here.
+  /// Work that is issued on this stream from now on happens after `event`. The device waits, not
+  /// the calling thread.
   void wait(const DeviceEvent& event);
-  /// Behind everything that was issued so far.
+  /// An event behind everything that was issued on this stream so far.
   [[nodiscard]] DeviceEvent record();
   /// Issues copies without an order among them. Both ends must stay until an event behind the
-  /// copies is done. Where a host end is not page-locked by DeviceRuntime::pinner(), the call
-  /// blocks until that copy is done. Throws what the driver reports; what was issued before that
-  /// may still happen.
+  /// copies is done. If a host end is not page-locked by DeviceRuntime::pinner(), the call blocks
+  /// until that copy is done. Throws the error that the driver reports; copies that were issued
+  /// before may still happen.
   void copy(CopyDirection direction, std::span<const DeviceCopy> copies);
-  /// The same by one kernel, which is worth it for thousands of small copies; as copy() where the
-  /// device has no kernels, or a host end is not page-locked.
+  /// Does what copy() does, but with one kernel, which is faster for thousands of small copies.
+  /// Calls copy() if the device has no kernels or if a host end is not page-locked.
   void gather(CopyDirection direction, std::span<const DeviceCopy> copies);
 
   struct Impl;
@@ -134,55 +137,58 @@ class MESHSTAGE_API DeviceStream {
 };
 
 /// The devices of one kind in this process; one object for each kind, which lives as long as the
-/// process. Contexts, kernels and events that it makes are kept. A child that forks from a process
-/// with a runtime must not use it: every call throws InvalidState there, and what the child
-/// destroys is left alone.
-/// Errors: OutOfMemory where the device or the host has no memory, else InvalidState with what the
-/// driver reports; an index that no device has is InvalidArgument.
+/// process. The runtime keeps the contexts, kernels and events that it makes. A forked child must
+/// not use its parent's runtime: every call throws InvalidState there, and destructors in the child
+/// leave the driver's objects alone.
+/// Errors: OutOfMemory where the device or the host has no memory, InvalidArgument for an index
+/// that no device has, else InvalidState with the error that the driver reports.
 /// Threads: any.
 class MESHSTAGE_API DeviceRuntime {
  public:
   /// Opens the backend at the first call (kCuda: the module libmeshstage_cuda.so and the driver).
-  /// Throws NotFound or InvalidState, with what device_support() says.
+  /// Throws NotFound or InvalidState, with the detail that device_support() gives.
   [[nodiscard]] static DeviceRuntime& of(DeviceType type);
 
   DeviceRuntime(const DeviceRuntime&) = delete;
   DeviceRuntime& operator=(const DeviceRuntime&) = delete;
 
   [[nodiscard]] DeviceType type() const noexcept;
-  /// Asks the driver whether `bytes` from `address` are plain memory of the device. Throws
-  /// InvalidArgument that says what they are instead; the caller adds the path.
+  /// Asks the driver whether the `bytes` bytes at `address` are plain memory of the device.
+  /// Otherwise throws InvalidArgument, which says what kind of memory they are; the caller adds the
+  /// path.
   void require_memory(Device device, const void* address, std::uint64_t bytes);
-  /// Whether gather() runs a kernel there.
+  /// True if DeviceStream::gather() runs a kernel on `device`.
   [[nodiscard]] bool has_kernels(Device device);
 
-  /// Memory of a device, contents unspecified; given back with the last handle. 0 bytes: null.
+  /// Memory of a device, contents unspecified; freed with the last handle. 0 bytes: null.
   [[nodiscard]] std::shared_ptr<std::byte> allocate(Device device, std::uint64_t bytes);
   [[nodiscard]] DeviceStream open_stream(Device device);
 
-  /// Throws InvalidState if the stream is being captured into a graph: nothing may be issued then.
+  /// Throws InvalidState if `stream` is being captured into a graph: then nothing may be issued on
+  /// it.
   void require_not_capturing(const TrainerStream& stream);
-  /// Behind everything that was issued so far on somebody else's stream.
+  /// An event behind everything that was issued so far on the trainer's `stream`.
   [[nodiscard]] DeviceEvent record(const TrainerStream& stream);
-  /// What is issued from now on on somebody else's stream happens after the event. Waits on the
-  /// device, not here.
+  /// Work that is issued on the trainer's `stream` from now on happens after `event`. The device
+  /// waits, not the calling thread.
   void hold(const TrainerStream& stream, const DeviceEvent& event);
 
-  /// Page-locks host memory for all devices of the kind, in pieces of at most kPinnedPieceBytes:
-  /// locking stalls the driver for other processes, so it lets them in between. Populates first.
-  /// pin() is all or nothing, and never touches what the memory holds. `device` is any that the
-  /// process uses anyway.
+  /// Page-locks host memory for all devices of the kind. The pinner first populates the pages, then
+  /// locks them in pieces of at most kPinnedPieceBytes, because locking stalls the driver for other
+  /// processes. pin() locks all pages or none, and never changes what the memory holds. `device` is
+  /// any device that the process uses anyway.
   [[nodiscard]] MemoryPinner& pinner(Device device);
-  /// All of it is page-locked by a pinner() of this runtime.
+  /// True if all of the bytes are page-locked by a pinner() of this runtime.
   [[nodiscard]] bool is_pinned(std::span<const std::byte> bytes) const;
 
   /// Keeps `what` until the event is done (or its device failed): for memory that a device still
-  /// uses when its user goes away. Looked at in every later call of keep() and open_stream().
+  /// uses when the memory's user goes away. Every later call of keep() and open_stream() looks at
+  /// the events and lets go.
   void keep(DeviceEvent event, std::shared_ptr<const void> what);
-  /// For memory of which nobody can tell when a device is done with it, because recording an event
-  /// failed: what is leaked on purpose stays reachable.
+  /// Keeps `what` for ever: for memory whose last use by a device has no event, because recording
+  /// one failed. It is leaked on purpose, but stays reachable.
   void keep_for_good(std::shared_ptr<const void> what);
-  /// Things that keep() still holds; looks first.
+  /// The number of objects that keep() still holds, after looking at their events.
   [[nodiscard]] std::size_t kept();
 
   struct Impl;

@@ -29,7 +29,7 @@ device_backend::Result call(Device device, F function, A... arguments) {
   return result;
 }
 
-/// The process that opened a runtime; a forked child is another.
+/// The process that opened a runtime; a forked child is another process.
 struct DeviceOwner {
   pid_t pid = ::getpid();
   [[nodiscard]] bool here() const noexcept { return ::getpid() == pid; }
@@ -41,7 +41,7 @@ struct DeviceOwner {
   }
 };
 
-/// Events of one device, used again: making one may wait for the device. Threads: any.
+/// Events of one device for reuse, because making an event may wait for the device. Threads: any.
 class EventPool {
  public:
   EventPool(const device_backend::Table& table, Device device, DeviceOwner owner)
@@ -100,7 +100,7 @@ class DevicePinner final : public MemoryPinner {
   PinnedRanges& ranges_;
 };
 
-/// What the streams of one device share. Never destroyed, as the runtime.
+/// The parts that the streams of one device have in common. Never destroyed, like the runtime.
 struct OpenDevice {
   OpenDevice(const device_backend::Table& the_table, Device the_device, DeviceOwner the_owner,
              PinnedRanges& the_ranges)
@@ -137,10 +137,10 @@ struct DeviceRuntime::Impl {
   Impl(DeviceType the_type, const device_backend::Table& the_table)
       : type(the_type), table(the_table) {}
   [[nodiscard]] detail::OpenDevice& open(Device device);
-  /// Lets go of what keep() holds for events that are done; returns how many are left.
+  /// Lets go of the objects whose events are done; returns how many objects keep() still holds.
   std::size_t look_after_kept();
   void keep(DeviceEvent event, std::shared_ptr<const void> what);
-  /// For memory of which nobody can tell when a device is done with it.
+  /// See DeviceRuntime::keep_for_good().
   void keep_for_good(std::shared_ptr<const void> what);
 
   const DeviceType type;

@@ -8,21 +8,20 @@
 namespace meshstage {
 
 enum class CopyHint : std::uint8_t {
-  kAuto,    ///< By size: streaming from kStreamingCrossover on.
+  kAuto,    ///< Streaming for kStreamingCrossover bytes and more.
   kCached,  ///< memcpy: the target is read again soon, or is small.
-  /// Stores that bypass the cache: for a part of something larger than the cache, whatever its own
-  /// size.
+  /// Stores that bypass the cache: for a part, of any size, of something larger than the cache.
   kStreaming,
 };
 
-/// From here on stores that bypass the cache are faster than memcpy (measured, FACTS: between 1 and
-/// 16 MiB; the target is then not in the cache afterwards).
+/// From this size on stores that bypass the cache are faster than memcpy (measured: the crossover
+/// lies between 1 and 16 MiB). The target is not in the cache afterwards.
 inline constexpr std::size_t kStreamingCrossover = std::size_t{4} << 20U;
 
 /// Copies `source` to the front of `target`; the ranges do not overlap and target.size() >=
-/// source.size(). Streaming needs AVX2, asked of the CPU at run time; without it this is memcpy.
+/// source.size(). Streaming needs AVX2, which is checked at run time; without it this is memcpy.
 /// All stores are fenced (sfence) before it returns, so that a release store afterwards publishes
-/// the bytes. Any thread.
+/// the bytes. Threads: any.
 MESHSTAGE_API void fast_copy(std::span<std::byte> target, std::span<const std::byte> source,
                              CopyHint hint = CopyHint::kAuto) noexcept;
 

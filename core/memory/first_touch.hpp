@@ -9,10 +9,10 @@ namespace meshstage {
 /// Gives fresh memory its pages ahead of need, by several threads (MADV_POPULATE_WRITE): the first
 /// store to each page then costs nothing. The bytes stay as they are. `memory` begins and ends at a
 /// page, and is a mapping of this process that may be written. `hands`: threads, the caller
-/// included; 0: as many as a copy would use that the trainer waits for. Memory too small for
-/// threads, and a kernel that lacks the call (before 5.14), are left to be touched by stores.
-/// Nothing fails, and nothing kills, where there is no room: then pages are missing as before; what
-/// must not fail later is reserved by other means (posix_fallocate).
+/// included; 0: as many as a copy that the trainer waits for (Beside::kNothing). Does nothing for
+/// memory too small for threads, and under a kernel without the call (before 5.14). Does not fail
+/// where there is no room: then pages are missing as before. To be sure of the room, reserve it
+/// first (posix_fallocate).
 MESHSTAGE_API void first_touch(std::span<std::byte> memory, unsigned hands = 0) noexcept;
 
 }  // namespace meshstage

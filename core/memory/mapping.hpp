@@ -8,9 +8,10 @@
 
 namespace meshstage {
 
-/// Move-only owner of a shared mapping of a file. It is kept out of forked children (MADV_DONTFORK:
-/// a data loader's copy-on-write bookkeeping never touches it; a child that does gets SIGSEGV) and
-/// out of core dumps (MADV_DONTDUMP). The mapping outlives the File and the file's name.
+/// Move-only owner of a shared mapping of a file. Forked children do not have the mapping
+/// (MADV_DONTFORK), so a data loader's copy-on-write bookkeeping never touches it; a child that
+/// accesses it gets SIGSEGV. Core dumps leave it out (MADV_DONTDUMP). The mapping outlives the File
+/// and the file's name.
 class MESHSTAGE_API Mapping {
  public:
   Mapping() = default;
@@ -21,7 +22,7 @@ class MESHSTAGE_API Mapping {
   Mapping& operator=(Mapping&&) noexcept = default;
 
   [[nodiscard]] bool valid() const noexcept { return region_ != nullptr; }
-  /// Empty for a default-constructed or moved-from one.
+  /// Empty if the Mapping was default-constructed or moved from.
   [[nodiscard]] std::span<std::byte> bytes() const noexcept {
     return region_ ? region_->bytes() : std::span<std::byte>();
   }

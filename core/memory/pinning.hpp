@@ -7,14 +7,16 @@
 
 namespace meshstage {
 
-/// Page-locks host memory, so that a device can copy to and from it by itself. A device's room
-/// implements it (cudaHostRegister); without a device there is none. Threads: any.
+/// Page-locks host memory, so that a device can copy to and from it by itself.
+/// DeviceRuntime::pinner() (core/device) implements it by cudaHostRegister; without a device there
+/// is none. Threads: any.
 class MemoryPinner {
  public:
   virtual ~MemoryPinner() = default;
-  /// Locks whole pages (aligned, no others of them locked). Throws an Error where it is refused.
+  /// Locks `pages`: aligned whole pages, none of them locked already. Throws an Error if the system
+  /// refuses.
   virtual void pin(std::span<std::byte> pages) = 0;
-  /// Takes the same span once more.
+  /// Unlocks `pages`, a span that was given to pin().
   virtual void unpin(std::span<std::byte> pages) noexcept = 0;
 };
 

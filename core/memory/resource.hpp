@@ -9,14 +9,15 @@
 
 namespace meshstage {
 
-/// Host memory comes from a std::pmr::memory_resource. What allocate() throws here is OutOfMemory,
-/// never bad_alloc; behaviour is added by the decorators below, each holding a pointer to the next,
-/// which must outlive it. Threads: any.
+/// Host memory comes from a std::pmr::memory_resource. The resources here throw OutOfMemory, never
+/// bad_alloc. The decorators below add behaviour; each refers to the next resource, which must
+/// outlive it. Threads: any.
 using MemoryResource = std::pmr::memory_resource;
 
 /// Smallest alignment that host_memory() gives.
 inline constexpr std::size_t kHostAlignment = 64;
-/// From this size on a block is mapped by itself, aligned to it, and asked for as huge pages.
+/// A block of this size or more has a mapping of its own, aligned to this size, and the system is
+/// asked for huge pages.
 inline constexpr std::size_t kHugePageBytes = std::size_t{2} << 20U;
 
 /// Ordinary memory: aligned to kHostAlignment; blocks of kHugePageBytes and more get a mapping of
@@ -24,7 +25,7 @@ inline constexpr std::size_t kHugePageBytes = std::size_t{2} << 20U;
 /// GB/s against 2). Stateless; valid until the program ends.
 [[nodiscard]] MESHSTAGE_API MemoryResource& host_memory();
 
-/// Refuses what would go above `cap_bytes` in use, before anything is allocated.
+/// Refuses an allocation that would bring the bytes in use above `cap_bytes`.
 class MESHSTAGE_API CappedMemory final : public MemoryResource {
  public:
   /// `what` names the budget in the error: "staging".
@@ -42,7 +43,7 @@ class MESHSTAGE_API CappedMemory final : public MemoryResource {
   std::atomic<std::size_t> in_use_{0};
 };
 
-/// Counts what passes through.
+/// Counts the allocations that pass through it.
 class MESHSTAGE_API CountingMemory final : public MemoryResource {
  public:
   struct Counts {

@@ -8,21 +8,21 @@
 
 namespace meshstage {
 
-/// What somebody is about to allocate in a directory.
+/// An allocation that a rank is about to make in a directory.
 struct RoomRequest {
   std::string what = "the vault";  ///< Named in the error.
   std::uint64_t bytes_per_rank = 0;
-  int local_ranks = 1;  ///< Ranks on this host that will ask for as much.
+  int local_ranks = 1;  ///< Ranks on this host; each needs as much.
 };
 
-/// What there is.
+/// The memory and space that there is.
 struct RoomLimits {
   AvailableMemory memory;
   FreeSpace space;                  ///< Of the file system of `directory`.
   std::filesystem::path directory;  ///< An empty path: plain memory, no file system involved.
 };
 
-/// Asks the system, through `fs` also for memory and control groups if it has a /proc.
+/// Asks the system. Memory and control groups are read through `fs` too if it has a /proc.
 [[nodiscard]] MESHSTAGE_API RoomLimits read_room_limits(FileSystem& fs,
                                                         const std::filesystem::path& directory);
 
@@ -33,8 +33,8 @@ struct RoomLimits {
 /// limits the smaller one is named.
 MESHSTAGE_API void check_room(const RoomRequest& request, const RoomLimits& limits);
 
-/// The same refusal without the comparison, for who was told by the system that there is no room
-/// (whatever the limits say now): `system_says` is added to the message.
+/// Throws the error of check_room() without comparing: for a caller to which the system has said
+/// that there is no room. `system_says` is added to the message.
 [[noreturn]] MESHSTAGE_API void throw_no_room(const RoomRequest& request, const RoomLimits& limits,
                                               std::string_view system_says);
 

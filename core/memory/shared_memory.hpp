@@ -9,17 +9,18 @@
 
 namespace meshstage {
 
-/// Where other processes of this user find a byte of shared memory: open `file` and map it. The
-/// name is good while the process that made the memory keeps it; a mapping once made stays.
+/// Where other processes of this user find a byte of shared memory: they open `file` and map it.
+/// The name is valid while the process that made the memory keeps the memory; a mapping once made
+/// stays.
 struct SharedLocation {
   std::string file;          ///< "/proc/4711/fd/9".
-  std::uint64_t offset = 0;  ///< Bytes from its begin.
+  std::uint64_t offset = 0;  ///< Bytes from the file's begin.
 };
 
 /// Memory that other processes can map: each block is an anonymous file in memory (memfd) of its
-/// own, so nothing is left behind however the process ends. Its pages are there when allocate()
-/// returns (a store never ends in SIGBUS); they are kept out of forked children and core dumps.
-/// Blocks are page aligned and zero. Threads: any.
+/// own, so nothing is left behind, however the process ends. All pages of a block are there when
+/// allocate() returns (a store never ends in SIGBUS). Forked children and core dumps do not have
+/// them. Blocks are page aligned and zero. Threads: any.
 class MESHSTAGE_API SharedMemory final : public MemoryResource {
  public:
   SharedMemory() = default;
@@ -27,7 +28,7 @@ class MESHSTAGE_API SharedMemory final : public MemoryResource {
   SharedMemory& operator=(const SharedMemory&) = delete;
   ~SharedMemory() override;
 
-  /// Where other processes find the byte at `p`; nothing if it is in none of the blocks.
+  /// Where other processes find the byte at `p`; nothing if `p` is in none of the blocks.
   [[nodiscard]] std::optional<SharedLocation> locate(const void* p) const;
 
  private:

@@ -10,8 +10,9 @@ namespace meshstage {
 /// How much more memory this process can use before the machine or its control group runs out.
 struct AvailableMemory {
   std::uint64_t mem_available = 0;  ///< MemAvailable of /proc/meminfo, in bytes.
-  /// Limit minus use, plus what the kernel would reclaim first (inactive file pages), of the
-  /// tightest control group (v1 or v2) that this process is in; nothing if none has a limit.
+  /// Headroom of the tightest control group (v1 or v2) that this process is in, in bytes: limit
+  /// minus use, plus the inactive file pages, which the kernel would reclaim first. Nothing if no
+  /// group has a limit.
   std::optional<std::uint64_t> cgroup_headroom;
   std::string cgroup;  ///< The directory of that group.
 
@@ -22,11 +23,11 @@ struct AvailableMemory {
   [[nodiscard]] std::uint64_t bytes() const noexcept {
     return cgroup_binds() ? *cgroup_headroom : mem_available;
   }
-  /// Which of the two it is, in words.
+  /// The name of the limit that bytes() returns, in words.
   [[nodiscard]] MESHSTAGE_API std::string limit() const;
 };
 
-/// Reads /proc and /sys through `fs`, so that a test can lay them out. Throws IoError if
+/// Reads /proc and /sys through `fs`, so that a test can provide them. Throws IoError if
 /// /proc/meminfo has no MemAvailable.
 [[nodiscard]] MESHSTAGE_API AvailableMemory available_memory(FileSystem& fs = real_file_system());
 

@@ -10,8 +10,8 @@ namespace meshstage {
 /// How many processors this thread, and the threads that it starts, may keep busy.
 struct AvailableProcessors {
   unsigned allowed = 1;  ///< Processors that the calling thread may run on (its affinity).
-  /// Processors that the tightest control group around this process (version 1 or 2) pays for; a
-  /// group that uses more is throttled as a whole. Nothing if no group has a quota.
+  /// Quota of the tightest control group around this process (version 1 or 2), in processors; the
+  /// system throttles a group that uses more. Nothing if no group has a quota.
   std::optional<double> quota;
   std::string cgroup;  ///< The directory of that group.
 
@@ -22,8 +22,8 @@ struct AvailableProcessors {
   }
 };
 
-/// Reads /proc and /sys through `fs`, so that a test can lay them out. Where /proc does not tell
-/// the affinity, every processor of the machine is allowed.
+/// Reads /proc and /sys through `fs`, so that a test can provide them. Where /proc does not tell
+/// the affinity, `allowed` counts every processor of the machine.
 [[nodiscard]] MESHSTAGE_API AvailableProcessors
 available_processors(FileSystem& fs = real_file_system());
 

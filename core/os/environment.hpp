@@ -11,12 +11,12 @@ namespace meshstage {
 /// One environment variable that meshstage reads.
 struct EnvironmentVariable {
   std::string_view name;
-  std::string_view value;    ///< What may stand in it.
+  std::string_view value;    ///< The values that it may have.
   std::string_view meaning;  ///< One line, for people.
 };
 
 /// Every variable of the name MESHSTAGE_* that the library and its command read, in the order in
-/// which `meshstage help environment` prints them. What launchers set is not in it: see
+/// which `meshstage help environment` prints them. The variables that launchers set are in
 /// RankEnvironment. Threads: any.
 [[nodiscard]] MESHSTAGE_API std::span<const EnvironmentVariable> environment_variables() noexcept;
 

@@ -32,7 +32,8 @@ enum class FileOperation : std::uint8_t {
 inline constexpr int kFileOperationCount = 18;
 [[nodiscard]] MESHSTAGE_API std::string_view to_string(FileOperation operation) noexcept;
 
-/// Passes every call on to another file system, except those it was told to fail. Threads: any.
+/// Passes every call on to another file system, except the calls that a test asks it to fail.
+/// Threads: any.
 class MESHSTAGE_API FaultyFileSystem final : public FileSystem {
  public:
   class State;
@@ -40,16 +41,16 @@ class MESHSTAGE_API FaultyFileSystem final : public FileSystem {
   explicit FaultyFileSystem(FileSystem& inner);
   ~FaultyFileSystem() override;
 
-  /// The `nth` call (from 1, counted from now) of `operation` throws SystemError(error_number) and
-  /// does nothing else. One fault is pending at a time; it fires once.
+  /// Makes the `nth` call (from 1, counted from now) of `operation` throw SystemError(error_number)
+  /// and do nothing else. One fault is pending at a time, and it fires once.
   void fail(FileOperation operation, std::uint64_t nth, int error_number);
-  /// The same, counting every operation: for tests that fail each call in turn.
+  /// Like fail(), but counts calls of every operation: for tests that fail each call in turn.
   void fail_any(std::uint64_t nth, int error_number);
-  /// From the nth operation on every call fails, as it would for a process whose disk went away.
+  /// Makes every call from the nth on fail, as if the disk had gone away.
   void fail_from(std::uint64_t nth, int error_number);
   void clear_faults();
-  /// The next call of `operation` hangs until unblock() or the next block(), as on a disk that went
-  /// away and comes back.
+  /// Makes the next call of `operation` hang until unblock() or the next block(), as on a disk that
+  /// goes away and comes back.
   void block(FileOperation operation);
   /// Waits until a call hangs.
   void wait_until_blocked();

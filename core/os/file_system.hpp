@@ -13,13 +13,13 @@
 
 namespace meshstage {
 
-/// How open() opens. Every file is close-on-exec; new ones have mode 0600. What is no regular file
-/// is refused without waiting for it: a directory by EISDIR, a pipe, a device and a socket by
-/// ENXIO. All modes but kRead refuse a symbolic link in the last part of the path (ELOOP), so
-/// nobody can plant one in /dev/shm.
+/// How open() opens a file. Every file is close-on-exec; a new file has mode 0600. open() refuses,
+/// without waiting, what is no regular file: a directory with EISDIR; a pipe, a device or a socket
+/// with ENXIO. All modes but kRead refuse a symbolic link in the last part of the path (ELOOP), so
+/// that no other user can plant a link in /dev/shm.
 enum class OpenMode : std::uint8_t {
   kRead,             ///< Must exist; links are followed.
-  kReadUnlinked,     ///< Must exist, and be no link.
+  kReadUnlinked,     ///< Must exist, and must not be a link.
   kReadWrite,        ///< Must exist.
   kCreateExclusive,  ///< Must not exist (EEXIST): the atomic way to be first.
 };
@@ -38,14 +38,13 @@ struct FileStat {
 struct FreeSpace {
   std::uint64_t available = 0;  ///< Bytes.
   std::uint64_t total = 0;      ///< Bytes.
-  bool in_memory = false;       ///< tmpfs, ramfs: its pages come out of the memory as well.
+  bool in_memory = false;       ///< True for tmpfs and ramfs, whose pages take memory.
 };
 
 enum class MapAccess : std::uint8_t { kRead, kReadWrite };
 
-/// A shared mapping of the first bytes of a file; the destructor unmaps. It outlives the File it
-/// came from and the file's name. Owned through Mapping (core/memory), which keeps it out of forks
-/// and dumps.
+/// A shared mapping of the first bytes of a file; the destructor unmaps it. The mapping outlives
+/// its File and the file's name. Mapping (core/memory) owns it and keeps it out of forks and dumps.
 class MESHSTAGE_API MappedRegion {
  public:
   MappedRegion() = default;
@@ -54,15 +53,16 @@ class MESHSTAGE_API MappedRegion {
   virtual ~MappedRegion() = default;
   /// Page aligned. Writing to a kRead region is undefined.
   [[nodiscard]] virtual std::span<std::byte> bytes() const noexcept = 0;
-  /// Forked children do not get the mapping: their copy of this object then unmaps nothing. No
+  /// Keeps the mapping out of forked children; a child's copy of this object unmaps nothing. Has no
   /// effect where the bytes are ordinary memory of this process. Throws SystemError.
   virtual void exclude_from_forks() = 0;
-  /// Core dumps leave the bytes out. As above.
+  /// Keeps the bytes out of core dumps. Has no effect where the bytes are ordinary memory of this
+  /// process. Throws SystemError.
   virtual void exclude_from_dumps() = 0;
 };
 
 /// An open file; the destructor closes it. Every failing call throws SystemError with path and
-/// errno. Threads: reads and writes at offsets from any thread; the rest by one at a time.
+/// errno. Threads: any may read and write at offsets; one at a time may make the other calls.
 class MESHSTAGE_API File {
  public:
   File() = default;
@@ -74,24 +74,24 @@ class MESHSTAGE_API File {
   virtual std::size_t read_at(std::span<std::byte> into, std::uint64_t offset) = 0;
   /// Returns the bytes written, at least one, perhaps fewer than given: use write_fully().
   virtual std::size_t write_at(std::span<const std::byte> bytes, std::uint64_t offset) = 0;
-  /// Contents and size are on the device when it returns.
+  /// Returns when contents and size are on the disk.
   virtual void sync() = 0;
   virtual FileStat stat() = 0;
   virtual void truncate(std::uint64_t size) = 0;
-  /// posix_fallocate: afterwards [0, size) has blocks, so neither a store through a mapping
-  /// (SIGBUS) nor a write can run out of space. Grows the file to `size` if it was shorter. ENOSPC
-  /// if there is no room.
+  /// Gives [0, size) blocks (posix_fallocate), so that neither a store through a mapping (SIGBUS)
+  /// nor a write can run out of space. Grows the file to `size` if it was shorter. ENOSPC if there
+  /// is no room.
   virtual void reserve(std::uint64_t size) = 0;
   /// A shared mapping of the first `length` bytes (> 0, within the file's size).
   virtual std::unique_ptr<MappedRegion> map(std::uint64_t length, MapAccess access) = 0;
 
   /// Takes the POSIX record lock (fcntl F_SETLK, exclusive, whole file) for this process; false if
   /// another process has it. Not inherited by fork; the kernel releases it when the process ends.
-  /// It is also lost when this process closes *any* descriptor of that file: a lock file must be
-  /// opened once in a process.
+  /// The lock is also lost when this process closes *any* descriptor of that file: so a process
+  /// must open a lock file once.
   virtual bool try_lock() = 0;
   /// The process id of another process that has the lock (0 if it is in another pid namespace);
-  /// nothing if nobody has, or this process itself.
+  /// nothing if no other process has the lock.
   virtual std::optional<std::int64_t> lock_holder() = 0;
 };
 
@@ -109,31 +109,32 @@ class MESHSTAGE_API FileSystem {
   virtual std::unique_ptr<File> open(const Path& path, OpenMode mode) = 0;
   /// Nothing if there is no such name. Follows links. Does not open the file.
   virtual std::optional<FileStat> stat(const Path& path) = 0;
-  /// Replaces `to` if it exists: atomic for whoever looks.
+  /// Replaces `to` if it exists; every reader sees the old file or the new one.
   virtual void rename(const Path& from, const Path& to) = 0;
-  /// A second name for the same file; EEXIST if `to` exists: the atomic way to publish a finished
-  /// file once.
+  /// Gives the file a second name; EEXIST if `to` exists. This is the atomic way to publish a
+  /// finished file once.
   virtual void link(const Path& from, const Path& to) = 0;
   /// False if there was no such name.
   virtual bool unlink(const Path& path) = 0;
   /// The names (not paths) in a directory, sorted, without "." and "..".
   virtual std::vector<std::string> list(const Path& directory) = 0;
-  /// Makes the directory and its missing parents, mode 0700 each, whatever the umask; those that
-  /// exist are left as they are.
+  /// Makes the directory and its missing parents, each with mode 0700 whatever the umask. Existing
+  /// directories stay as they are.
   virtual void make_directories(const Path& directory) = 0;
-  /// Names made, renamed and removed in the directory are on the device when it returns.
+  /// Returns when names made, renamed and removed in the directory are on the disk.
   virtual void sync_directory(const Path& directory) = 0;
   virtual FreeSpace free_space(const Path& path) = 0;
-  /// The process that this file system acts for: whose locks it takes.
+  /// The process that this file system acts for; it takes that process's locks.
   virtual ProcessIdentity process() = 0;
 };
 
-/// The system's own. No state; the reference stays valid until the program ends.
+/// The operating system's file system. It has no state, and the reference stays valid until the
+/// program ends.
 [[nodiscard]] MESHSTAGE_API FileSystem& real_file_system();
 
-/// Writes all of `bytes`, however short the single writes are.
+/// Writes all of `bytes`, also if single writes are short.
 MESHSTAGE_API void write_fully(File& file, std::span<const std::byte> bytes, std::uint64_t offset);
-/// The whole file as text, also where stat says size 0 (/proc). Nothing if it does not exist;
+/// The whole file as text, also where stat() gives size 0 (/proc). Nothing if it does not exist;
 /// SystemError (EFBIG) above `max_bytes`.
 [[nodiscard]] MESHSTAGE_API std::optional<std::string> read_text(FileSystem& fs,
                                                                  const std::filesystem::path& path,

@@ -7,16 +7,15 @@
 namespace meshstage {
 
 struct MemoryFileSystemOptions {
-  std::uint64_t capacity = std::uint64_t{1}
-                           << 40U;  ///< Bytes of all files together; ENOSPC beyond.
-  std::uint64_t max_file_bytes = std::uint64_t{1}
-                                 << 30U;  ///< Address space set aside for each; EFBIG beyond.
-  bool in_memory = true;                  ///< What free_space() says of itself.
+  std::uint64_t capacity = std::uint64_t{1} << 40U;  ///< Bytes of all files; then ENOSPC.
+  /// Bytes of one file, for which each file sets address space aside; then EFBIG.
+  std::uint64_t max_file_bytes = std::uint64_t{1} << 30U;
+  bool in_memory = true;  ///< FreeSpace::in_memory of free_space().
 };
 
 /// Files in this process's memory, for tests and for ranks as threads. Mappings of one file share
-/// its memory, as real ones do; record locks belong to processes and are lost at any close, as real
-/// ones are.
+/// its memory, like real ones. Record locks belong to processes and are lost at any close, like
+/// real ones.
 /// "/" exists; other directories must be made, and are durable at once. Threads: any.
 class MESHSTAGE_API MemoryFileSystem final : public FileSystem {
  public:
@@ -24,13 +23,14 @@ class MESHSTAGE_API MemoryFileSystem final : public FileSystem {
   explicit MemoryFileSystem(MemoryFileSystemOptions options = {});
   ~MemoryFileSystem() override;
 
-  /// The same disk as another process sees it: locks taken through the two exclude each other.
+  /// The same disk for another process: locks taken through the two file systems exclude each
+  /// other.
   [[nodiscard]] std::unique_ptr<MemoryFileSystem> as_process(std::int64_t pid) const;
-  /// Power loss: contents go back to what sync() saw, names to what sync_directory() saw, locks are
-  /// gone. Contents written after the last sync are lost whole; mappings and open files keep their
-  /// bytes.
+  /// Simulates a power loss: contents go back to the last sync(), names to the last
+  /// sync_directory(), and locks are gone. Everything written after the last sync() is lost;
+  /// mappings and open files keep their bytes.
   void lose_power();
-  /// Bytes of all files with a name or an opener.
+  /// Bytes of all files that have a name or are open.
   [[nodiscard]] std::uint64_t used() const;
 
   std::unique_ptr<File> open(const Path& path, OpenMode mode) override;

@@ -5,32 +5,34 @@
 
 namespace meshstage {
 
-/// Where a process is to be found by others on its host. Plain numbers, so that it can be sent.
+/// The numbers by which other processes on its host find a process. They can be sent in a message.
 struct ProcessAddress {
-  std::uint64_t boot = 0;           ///< Digest of the boot id: which host, since when. 0 = unknown.
-  std::uint64_t pid_namespace = 0;  ///< Its inode: in which container. 0 = unknown.
-  std::int64_t pid = 0;             ///< In that namespace.
-  std::uint64_t start_time = 0;     ///< As ProcessIdentity::start_time. 0 = unknown.
+  /// Digest of the boot id, which names the host and its boot. 0 = unknown.
+  std::uint64_t boot = 0;
+  std::uint64_t pid_namespace =
+      0;                 ///< Inode of the pid namespace, which names the container. 0 = unknown.
+  std::int64_t pid = 0;  ///< In that namespace.
+  std::uint64_t start_time = 0;  ///< As ProcessIdentity::start_time. 0 = unknown.
 
   friend bool operator==(const ProcessAddress&, const ProcessAddress&) = default;
 };
 
-/// Of the calling process; after fork the child's own.
+/// The address of the calling process; after fork the child's own.
 [[nodiscard]] MESHSTAGE_API ProcessAddress own_process_address();
 
-/// What became of an attempt to watch a process.
+/// The result of watch_process().
 struct ProcessWatch {
-  /// A descriptor that polls readable once the process has ended, whoever still holds its files
-  /// and sockets: the caller's to close. -1: it cannot be watched from here.
+  /// A descriptor that polls readable once the process has ended, even if others still hold its
+  /// files and sockets. The caller closes it. -1: this process cannot watch that one.
   int descriptor = -1;
-  /// It was on this host and is gone already (then there is no descriptor).
+  /// True if the process was on this host and has ended already (then there is no descriptor).
   bool ended = false;
 };
 
-/// Watches a process by pidfd_open(2). It can be watched if it runs under this kernel, in this
-/// process's pid namespace, and is another process than this; and if its start time is what the
-/// address says, so that a reused number is never mistaken for it. Close-on-exec. Never throws:
-/// what cannot be watched is noticed by other means.
+/// Watches a process by pidfd_open(2). Another process can be watched if it runs under this kernel
+/// and in this process's pid namespace. Its start time must be the address's, so that a reused pid
+/// is never mistaken for it. The descriptor is close-on-exec. Never throws: the end of a process
+/// that cannot be watched is noticed by other means.
 [[nodiscard]] MESHSTAGE_API ProcessWatch watch_process(const ProcessAddress& address) noexcept;
 
 }  // namespace meshstage

@@ -5,10 +5,10 @@
 
 namespace meshstage::detail {
 
-/// Writing past `ulimit -f` raises SIGXFSZ, which ends a program that has no handler for it. While
-/// this lives the calling thread has the signal blocked, and the destructor takes out the one that
-/// the call in between caused: so the call fails with EFBIG alone. The program's handler and
-/// disposition stay as they are, and a SIGXFSZ of the program's own stays pending.
+/// Writing past `ulimit -f` raises SIGXFSZ, which ends a program that has no handler for it. The
+/// constructor blocks the signal in the calling thread, and the destructor consumes the signal that
+/// a write in between raised: so the write only fails with EFBIG. The program's handler and
+/// disposition stay as they are, and a SIGXFSZ that was pending before stays pending.
 class SizeSignalBlocked {
  public:
   SizeSignalBlocked() {

@@ -5,7 +5,7 @@
 
 namespace meshstage {
 
-/// DLPack, in which array libraries hand tensors to one another without copying: the structs of its
+/// DLPack, by which array libraries hand tensors to one another without copying: the structs of its
 /// binary interface, version 1, as https://dmlc.github.io/dlpack specifies them (the same layout as
 /// its dlpack.h, so pointers may be cast from one to the other).
 namespace dlpack {
@@ -13,20 +13,21 @@ namespace dlpack {
 inline constexpr std::uint32_t kMajorVersion = 1;
 inline constexpr std::uint32_t kMinorVersion = 1;
 
-/// The layout changes with `major`: of another one only the deleter may be called.
+/// The layout changes with `major`: of a capsule with another major version only the deleter may be
+/// called.
 struct Version {
   std::uint32_t major = kMajorVersion;
   std::uint32_t minor = kMinorVersion;
 };
 
-/// Device::type. Of the many there are, those that mean something here.
+/// Values of Device::type; DLPack has more, which meshstage does not use.
 enum DeviceType : std::int32_t { kCpu = 1, kCuda = 2, kCudaHost = 3 };
 struct Device {
   std::int32_t type = kCpu;
   std::int32_t id = 0;
 };
 
-/// DataType::code.
+/// Values of DataType::code.
 enum TypeCode : std::uint8_t {
   kInt = 0,
   kUInt = 1,
@@ -73,17 +74,18 @@ struct ManagedTensorVersioned {
 
 }  // namespace dlpack
 
-/// Takes a capsule over: the tensor is a view of its memory, and the capsule's deleter runs exactly
-/// once, when the last handle to that memory is gone, or before this throws. Memory that a capsule
-/// says is read-only is (Tensor::data). Its storages are external: where two overlap, they share.
-/// Throws InvalidArgument: a version of another layout, a device that is neither the CPU (pinned or
-/// not) nor CUDA, an element type that DType lacks, elements that are not aligned to their size,
-/// negative strides. A capsule on a CUDA device is only described, never read.
+/// Takes over a capsule: the tensor is a view of the capsule's memory. The capsule's deleter runs
+/// exactly once: when the last handle to that memory is gone, or before this function throws. The
+/// storage is external: where two external storages overlap, they count as one memory. Memory that
+/// a capsule calls read-only cannot be written through Tensor::data.
+/// Throws InvalidArgument for a version with another layout, a device that is neither the CPU
+/// (pinned or not) nor CUDA, an element type that DType lacks, elements that are not aligned to
+/// their size, and negative strides. The memory of a capsule on a CUDA device is not read.
 [[nodiscard]] MESHSTAGE_API Tensor from_dlpack(dlpack::ManagedTensorVersioned* capsule);
 [[nodiscard]] MESHSTAGE_API Tensor from_dlpack(dlpack::ManagedTensor* capsule);
 
-/// A capsule of the tensor for another library, which calls its deleter; the memory lives until
-/// then. Read-only memory is said to be.
+/// Makes a capsule of the tensor for another library. That library calls the capsule's deleter; the
+/// memory lives until then. The capsule says so if the memory is read-only.
 [[nodiscard]] MESHSTAGE_API dlpack::ManagedTensorVersioned* to_dlpack(const Tensor& tensor);
 
 }  // namespace meshstage

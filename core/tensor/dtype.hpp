@@ -9,7 +9,7 @@
 
 namespace meshstage {
 
-/// What one element is. All are little-endian in memory, on the wire and on disk.
+/// The type of one element. All types are little-endian in memory, on the wire and on disk.
 enum class DType : std::uint8_t {
   kBool,  ///< One byte, 0 or 1.
   kU8,
@@ -33,13 +33,14 @@ inline constexpr std::size_t kDTypeCount = 17;
 
 /// Bytes of one element: 1, 2, 4, 8 or 16.
 MESHSTAGE_API std::size_t size_of(DType dtype) noexcept;
-/// The name safetensors gives it: "F32", "BF16", "F8_E4M3", ... ("C128", which it lacks, follows
-/// suit).
+/// The type's name in safetensors: "F32", "BF16", "F8_E4M3", ... safetensors lacks "C128", which is
+/// named like the others.
 MESHSTAGE_API std::string_view to_string(DType dtype) noexcept;
 /// The inverse of to_string; nothing for any other text.
 MESHSTAGE_API std::optional<DType> dtype_from_string(std::string_view name) noexcept;
 
-/// Elements that C++20 has no type for, as their bits. They only move; no arithmetic here.
+/// Element types that C++20 lacks, as their bits. They can be copied and compared; there is no
+/// arithmetic on them.
 struct Half {
   std::uint16_t bits = 0;
   friend bool operator==(Half, Half) = default;

@@ -11,21 +11,22 @@
 
 namespace meshstage {
 
-/// What is true of a storage's memory beside its place and size.
+/// Properties of a storage's memory, besides its place and size.
 struct StorageTraits {
-  bool pinned = false;  ///< Page-locked for a device.
-  bool shared = false;  ///< Other processes can map it.
-  bool read_only =
-      false;  ///< Writing through it is refused by Tensor::data (a read-only mapping, say).
-  /// Somebody else's memory: two such storages may overlap, and then they share.
+  bool pinned = false;     ///< Page-locked for a device.
+  bool shared = false;     ///< Other processes can map it.
+  bool read_only = false;  ///< Tensor::data refuses to write it.
+  /// Memory of another library: two such storages may overlap, and then they count as one memory.
   bool external = false;
   /// Where other processes find the first byte of shared memory, if they can.
   std::optional<SharedLocation> location = std::nullopt;
 };
 
-/// A run of bytes that tensors are views of: a handle with an identity. Copies are the same
-/// storage; its size never changes. The memory is given back when the last handle is gone. Threads:
-/// handles as shared_ptr; who writes the bytes sees to it that nobody reads them meanwhile.
+/// A handle to a run of bytes of which tensors are views. Copies of the handle are the same
+/// storage, which has one identity() and a size that never changes. The memory is freed when the
+/// last handle is gone.
+/// Threads: handles are as safe as shared_ptr; the caller sees to it that no thread reads bytes
+/// while another writes them.
 class MESHSTAGE_API Storage {
  public:
   /// No storage; only valid() and comparison may be called.
@@ -38,8 +39,8 @@ class MESHSTAGE_API Storage {
   [[nodiscard]] static Storage wrap(void* data, std::size_t nbytes,
                                     std::shared_ptr<const void> owner, StorageTraits traits = {},
                                     Device device = kCpu);
-  /// External memory. `deleter(data)` runs exactly once, after the last handle is gone (also if
-  /// this throws); it may be empty.
+  /// External memory. `deleter(data)` runs exactly once: after the last handle is gone, or if this
+  /// function throws. It may be empty.
   [[nodiscard]] static Storage from_blob(void* data, std::size_t nbytes,
                                          std::function<void(void*)> deleter,
                                          StorageTraits traits = {.external = true},
@@ -59,9 +60,9 @@ class MESHSTAGE_API Storage {
   }
 
   /// Equal for handles of one storage; unique among the storages that live or that a WeakStorage
-  /// remembers. For hashing; never dereference it.
+  /// remembers. For hashing; do not dereference it.
   [[nodiscard]] const void* identity() const noexcept { return impl_.get(); }
-  /// The same storage, not equal bytes.
+  /// True for handles of one storage; does not compare bytes.
   friend bool operator==(const Storage& a, const Storage& b) noexcept = default;
 
  private:
@@ -77,13 +78,14 @@ class MESHSTAGE_API Storage {
   std::shared_ptr<const Impl> impl_;
 };
 
-/// Remembers a storage without keeping its memory. While it does, the identity is not reused.
+/// Remembers a storage without keeping its memory. While a WeakStorage remembers it, no other
+/// storage gets its identity.
 class WeakStorage {
  public:
   WeakStorage() = default;
   explicit WeakStorage(const Storage& storage)
       : impl_(storage.impl_), identity_(storage.identity()) {}
-  /// The storage, or an invalid one if it is gone.
+  /// The storage, or an invalid one if its last handle is gone.
   [[nodiscard]] Storage lock() const noexcept { return Storage(impl_.lock()); }
   [[nodiscard]] bool expired() const noexcept { return impl_.expired(); }
   [[nodiscard]] const void* identity() const noexcept { return identity_; }

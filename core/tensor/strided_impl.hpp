@@ -6,7 +6,7 @@
 namespace meshstage::detail {
 
 /// Calls f(i, j) for each element of a shape in row-major order, with the element offsets under two
-/// sets of strides, until f returns false. Returns false if it did. The shape has no 0.
+/// sets of strides, until f returns false; then returns false. The shape must not contain 0.
 template <class F>
 bool for_each_pair(const Shape& shape, const Strides& a, const Strides& b, F&& f) {
   Shape index(shape.size(), 0);

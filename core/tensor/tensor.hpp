@@ -16,21 +16,22 @@ namespace meshstage {
 
 /// Elements along each dimension; empty for a tensor of one element without dimensions.
 using Shape = std::vector<std::int64_t>;
-/// Elements to step over for the next index along each dimension; never negative, 0 repeats.
+/// For each dimension the number of elements from one index to the next; never negative. 0 repeats
+/// one element.
 using Strides = std::vector<std::int64_t>;
 
 /// The product of the dims. Throws InvalidArgument on a negative dim or one that wraps 63 bits.
 MESHSTAGE_API std::int64_t element_count(const Shape& shape);
-/// The strides of a row-major tensor of this shape. Throws as element_count.
+/// The strides of a row-major tensor of this shape. Throws what element_count() throws.
 MESHSTAGE_API Strides contiguous_strides(const Shape& shape);
 /// "[2, 3]".
 MESHSTAGE_API std::string to_string(const Shape& shape);
 
-/// A view of a storage: dtype, shape, strides and offset, all in elements. A handle to mutable
-/// memory: copies are the same tensor object (identity()), views are new objects on the same
-/// storage. What a tensor is never changes; what is in its storage may.
+/// A view of a storage: dtype, shape, strides and offset, all in elements. It is a handle to
+/// mutable memory: copies are the same tensor object (identity()), views are new objects on the
+/// same storage. Dtype, shape, strides and offset never change; the bytes of the storage may.
 /// Each constructor checks that every element lies within the storage and throws InvalidArgument.
-/// Threads: as Storage.
+/// Threads: see Storage.
 class MESHSTAGE_API Tensor {
  public:
   /// Undefined: only defined() and comparison of identity may be called.
@@ -71,8 +72,8 @@ class MESHSTAGE_API Tensor {
   [[nodiscard]] static Tensor scalar(T value) {
     return full<T>({}, value);
   }
-  /// Row-major over memory of another library; `deleter(data)` runs exactly once, also if this
-  /// throws.
+  /// A row-major tensor over memory of another library; `deleter(data)` runs exactly once, also if
+  /// this function throws.
   [[nodiscard]] static Tensor from_blob(void* data, const Shape& shape, DType dtype,
                                         std::function<void(void*)> deleter);
   /// Any view of a storage.
@@ -98,21 +99,22 @@ class MESHSTAGE_API Tensor {
   [[nodiscard]] Device device() const noexcept { return impl_->storage.device(); }
   [[nodiscard]] bool is_pinned() const noexcept { return impl_->storage.is_pinned(); }
   [[nodiscard]] bool is_shared() const noexcept { return impl_->storage.is_shared(); }
-  /// Row-major without holes. Tensors of no element are.
+  /// True if row-major without holes. A tensor without elements is contiguous.
   [[nodiscard]] bool is_contiguous() const noexcept { return impl_->contiguous; }
-  /// Contiguous, begins with its storage and ends with it.
+  /// True if contiguous and as long as its storage.
   [[nodiscard]] bool covers_storage() const noexcept {
     return is_contiguous() && storage_offset() == 0 && nbytes() == storage().nbytes();
   }
 
-  /// The first element. Throws InvalidArgument if T is not the dtype, InvalidState if the memory is
-  /// not on the CPU, or read-only and T not const. Mind the strides.
+  /// Points to the first element; the others lie by the strides. Throws InvalidArgument if T is not
+  /// the dtype, InvalidState if the memory is not on the CPU, or if it is read-only and T is not
+  /// const.
   template <class T>
   [[nodiscard]] T* data() const {
     check_access(dtype_of<std::remove_const_t<T>>, std::is_const_v<T>);
     return reinterpret_cast<T*>(first_byte());
   }
-  /// The elements in order, if contiguous (else InvalidArgument); throws as data().
+  /// The elements in order. Throws InvalidArgument unless contiguous, and what data() throws.
   template <class T>
   [[nodiscard]] std::span<T> span() const {
     check_contiguous("span");
@@ -125,32 +127,34 @@ class MESHSTAGE_API Tensor {
     const T* p = t.data<const T>();
     return std::vector<T>(p, p + t.numel());
   }
-  /// The element of a tensor that has one.
+  /// The only element. Throws InvalidArgument if the tensor has another number of elements.
   template <class T>
   [[nodiscard]] T item() const {
     check_count(shape(), 1);
     return *data<const T>();
   }
-  /// Address of the first element, on whatever device; the storage's begin if there is none.
+  /// Address of the first element, on the tensor's device; the storage's begin if there is no
+  /// element.
   [[nodiscard]] std::byte* first_byte() const noexcept {
     return storage().data() +
            (numel() == 0 ? 0 : static_cast<std::size_t>(storage_offset()) * size_of(dtype()));
   }
 
   // Views: new tensors on the same storage. A dim may be negative, counting from the end.
-  /// Row-major of another shape; one dim may be -1. Throws InvalidArgument unless contiguous.
+  /// A row-major tensor of another shape; one dim may be -1. Throws InvalidArgument unless
+  /// contiguous.
   [[nodiscard]] Tensor view(Shape shape) const;
-  /// As view() if contiguous, else of a copy.
+  /// view() if contiguous, else view() of a copy.
   [[nodiscard]] Tensor reshape(Shape shape) const;
   /// `length` indices from `start` along `dim`.
   [[nodiscard]] Tensor narrow(std::int64_t dim, std::int64_t start, std::int64_t length) const;
-  /// One index along `dim`, which goes away.
+  /// One index along `dim`; the result lacks that dim.
   [[nodiscard]] Tensor select(std::int64_t dim, std::int64_t index) const;
   /// Every `step`-th of [start, stop) along `dim`.
   [[nodiscard]] Tensor slice(std::int64_t dim, std::int64_t start, std::int64_t stop,
                              std::int64_t step = 1) const;
   [[nodiscard]] Tensor transpose(std::int64_t dim0, std::int64_t dim1) const;
-  /// Dims of 1 repeat (stride 0); further dims may be put in front.
+  /// Repeats dims of size 1 (stride 0); `shape` may have further dims in front.
   [[nodiscard]] Tensor expand(const Shape& shape) const;
   [[nodiscard]] Tensor as_strided(Shape shape, Strides strides, std::int64_t offset) const;
   /// Itself if contiguous, else a row-major copy. CPU only.
@@ -160,11 +164,11 @@ class MESHSTAGE_API Tensor {
   /// Copies the elements of `source` (same dtype and shape, any strides) into these. CPU only.
   void copy_from(const Tensor& source) const;
 
-  /// Equal for handles of one tensor object; for hashing, never dereference it.
+  /// Equal for handles of one tensor object. For hashing; do not dereference it.
   [[nodiscard]] const void* identity() const noexcept { return impl_.get(); }
-  /// A token that holds the identity (it is not reused meanwhile), not the memory.
+  /// A token that keeps the identity from being reused, but does not keep the memory.
   [[nodiscard]] std::weak_ptr<const void> weak() const noexcept { return impl_; }
-  /// "F32[2, 3]", with strides and offset where they are not the plain ones.
+  /// "F32[2, 3]", with strides and offset unless the tensor is contiguous at offset 0.
   [[nodiscard]] std::string describe() const;
 
  private:
@@ -185,8 +189,7 @@ class MESHSTAGE_API Tensor {
   std::shared_ptr<const Impl> impl_;
 };
 
-/// The bytes of the elements are equal, bit for bit (dtype and shape too), whatever the strides.
-/// CPU only.
+/// True if dtype, shape and the bits of all elements are equal, whatever the strides. CPU only.
 MESHSTAGE_API bool same_bits(const Tensor& a, const Tensor& b);
 
 }  // namespace meshstage

@@ -15,10 +15,16 @@
 
 namespace meshstage {
 
-/// How a struct of yours takes part in a state dict: name it and list its members.
+/// Lets a struct of yours take part in a state dict: specialise Fields with its name and members.
 ///
-///     struct Config { const std::string name; double lr; std::vector<Tensor> buffers; Inner inner;
-///     }; template <> struct meshstage::Fields<Config> {
+///     struct Config {
+///       const std::string name;
+///       double lr;
+///       std::vector<Tensor> buffers;
+///       Inner inner;
+///     };
+///     template <>
+///     struct meshstage::Fields<Config> {
 ///       static constexpr auto type_name = "myapp.Config";
 ///       static constexpr auto members = std::tuple(
 ///           field("name", &Config::name), field("lr", &Config::lr),
@@ -30,14 +36,15 @@ namespace meshstage {
 ///     const Config& copy = struct_of<Config>(staged.at("config"));
 ///     add_struct<Config>(registry);                     // to decode it from an image
 ///
-/// It is rebuilt as the same type by `Config{name, lr, buffers, inner}`: an aggregate, or a class
-/// with such a constructor, may have const members. A member is bool, a number, an enum, a string,
+/// The struct is rebuilt by `Config{name, lr, buffers, inner}`, so it must be an aggregate or have
+/// such a constructor; its members may be const. A member is bool, a number, an enum, a string,
 /// Bytes, List, Tuple, Dict, Tensor, NodePtr, Value, a struct with Fields, or a std::vector,
-/// std::array or std::optional of these. Handles (Tensor, List, ...) share as everywhere.
+/// std::array or std::optional of these. Copies of handles (Tensor, List, ...) share what they
+/// refer to, as everywhere.
 template <class T>
 struct Fields;
 
-/// One member: its name in paths, and where it is.
+/// One member: its name in paths, and a pointer to it.
 template <class T, class M>
 struct Field {
   using Member = std::remove_const_t<M>;
@@ -80,12 +87,12 @@ M member_of(const Value& value);
 
 }  // namespace detail
 
-/// A struct with Fields as a Node: its members are the children. Immutable but for assign().
+/// A struct with Fields as a Node: its members are the children. Only assign() changes it.
 template <HasFields T>
 class StructNode final : public Node {
  public:
   explicit StructNode(T value) : value_(std::move(value)) {}
-  /// As of now; assign() changes it in place.
+  /// The struct; assign() changes it in place.
   [[nodiscard]] const T& value() const noexcept { return value_; }
 
   [[nodiscard]] std::string type_name() const override { return std::string(Fields<T>::type_name); }
@@ -108,8 +115,8 @@ class StructNode final : public Node {
     }
   }
 
-  /// The struct of these members, in their order. Throws InvalidArgument where one is of another
-  /// kind.
+  /// Makes the struct of `members`, in their order. Throws InvalidArgument if a member is of
+  /// another kind.
   static T build(const std::vector<Value>& members) {
     constexpr auto kCount = std::tuple_size_v<std::remove_const_t<decltype(Fields<T>::members)>>;
     if (members.size() != kCount) {
@@ -135,14 +142,15 @@ class StructNode final : public Node {
   T value_;
 };
 
-/// A copy of a struct, for a state dict.
+/// A node with a copy of a struct, for a state dict.
 template <HasFields T>
 [[nodiscard]] std::shared_ptr<StructNode<T>> struct_node(T value) {
   return std::make_shared<StructNode<T>>(std::move(value));
 }
 
-/// The struct in a Value; good as long as the Value's node. Throws InvalidArgument if it is
-/// something else (an OpaqueNode of the same name too: add_struct() before decoding).
+/// The struct in a Value; valid as long as the Value's node. Throws InvalidArgument if the Value is
+/// no such struct. That includes an OpaqueNode of the same name, so call add_struct() before
+/// decoding.
 template <HasFields T>
 [[nodiscard]] const T& struct_of(const Value& value) {
   const auto& node = value.as<NodePtr>();
@@ -151,8 +159,8 @@ template <HasFields T>
                         value.describe());
 }
 
-/// Structs T in images are decoded as such from now on (structs within it need an add_struct() of
-/// their own). Bytes that say otherwise than T's fields are CorruptData.
+/// Makes `registry` decode structs T in images (structs within T need an add_struct() of their
+/// own). Bytes that do not match T's fields give CorruptData.
 template <HasFields T>
 void add_struct(NodeRegistry& registry) {
   registry.add(std::string(Fields<T>::type_name),

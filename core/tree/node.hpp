@@ -10,26 +10,28 @@
 
 namespace meshstage {
 
-/// How a type that is neither container nor tensor takes part in a state dict: a name, Values below
-/// it, and plain data that describes it. Held by shared_ptr; one held in two places is one object
-/// after staging too.
+/// Lets a type that is neither container nor tensor take part in a state dict: it has a name, child
+/// Values, and plain data that describes it. Held by shared_ptr; a node that is held in two places
+/// is one object after staging, too.
 class MESHSTAGE_API Node {
  public:
   struct Child {
-    std::string name;  ///< A part of the path; unique among the children.
+    std::string name;  ///< The child's part of the path; unique among the children.
     Value value;
   };
   virtual ~Node() = default;
   /// Names the type in images and in the registry: "dtensor", "myapp.Config".
   [[nodiscard]] virtual std::string type_name() const = 0;
-  /// Number and names must stay while the structure does. Called on the staging thread's caller.
+  /// The children, whose number and names must not change while the structure does not. Called on
+  /// the thread that calls stage().
   [[nodiscard]] virtual std::vector<Child> children() const = 0;
   /// Plain data (scalars in lists, tuples and dicts) that is part of the structure: a change of it
-  /// makes a new plan. What changes from step to step belongs to the children.
+  /// makes a new plan. Data that changes from step to step belongs to the children.
   [[nodiscard]] virtual Value auxiliary() const { return {}; }
   /// A new node of this type with `children` in place of its own, in the same order.
   [[nodiscard]] virtual NodePtr rebuild(std::vector<Value> children) const = 0;
-  /// Takes `children` in place. False if it cannot (const members): then a rebuilt one replaces it.
+  /// Replaces the children in place. False if the node cannot do that (const members): then a
+  /// rebuilt node replaces it.
   virtual bool assign(const std::vector<Value>& children) {
     static_cast<void>(children);
     return false;
@@ -41,7 +43,8 @@ class MESHSTAGE_API Node {
   Node& operator=(const Node&) = default;
 };
 
-/// What a type that nobody registered decodes to. It encodes to the same bytes again.
+/// The node that a type without a registered decoder decodes to. It encodes to the same bytes
+/// again.
 class MESHSTAGE_API OpaqueNode : public Node {
  public:
   OpaqueNode(std::string type_name, std::vector<Child> children, Value auxiliary)
@@ -60,16 +63,16 @@ class MESHSTAGE_API OpaqueNode : public Node {
   Value auxiliary_;
 };
 
-/// Which decoder makes which type of node. A value: copy it, extend it, pass it on.
+/// The decoder for each type of node. It is a value: copy it, extend it, pass it on.
 class MESHSTAGE_API NodeRegistry {
  public:
-  /// Makes a node from decoded parts. These come from bytes that may be hostile: check them and
-  /// throw CorruptData. It captures what it needs (a mesh, say).
+  /// Makes a node from decoded parts. The parts come from bytes that may be hostile: check them and
+  /// throw CorruptData. A decoder captures what it needs, for example a mesh.
   using Decoder = std::function<NodePtr(std::vector<Node::Child> children, const Value& auxiliary)>;
   /// Throws InvalidArgument if the name is taken.
   void add(const std::string& type_name, Decoder decoder);
   [[nodiscard]] bool contains(std::string_view type_name) const;
-  /// By the registered decoder, else an OpaqueNode.
+  /// Makes a node by the registered decoder, or an OpaqueNode if there is none.
   [[nodiscard]] NodePtr make(const std::string& type_name, std::vector<Node::Child> children,
                              Value auxiliary) const;
 

@@ -10,13 +10,12 @@ namespace meshstage {
 
 /// Where a value stands in a tree: the keys from the root. Integers are integer keys of a Dict and
 /// indices of a List or Tuple; strings are string keys of a Dict and names of a Node's children.
-/// The attributes of a tensor stand below a part of their own.
+/// The attributes of a tensor are below a part of their own.
 ///
-/// As text the parts are joined by dots: "model.h.0.weight". What would be ambiguous is escaped, so
-/// that parse_path(to_text(p)) == p:
+/// As text the parts are joined by dots: "model.h.0.weight". Escapes make the text unambiguous:
 ///   - in a string, '.', '%', control characters and bytes that are not UTF-8 become %XX (hex);
 ///   - a string that reads as an integer has its first byte escaped: "0" is "%30", 0 is "0";
-///   - so has one that begins with "__meshstage__" or is "__metadata__" (reserved in files);
+///   - so has a string that begins with "__meshstage__" or is "__metadata__" (reserved in files);
 ///   - the empty string is "%_"; the attributes of a tensor are "%@".
 class MESHSTAGE_API Path {
  public:
@@ -31,7 +30,7 @@ class MESHSTAGE_API Path {
     text_.resize(ends_.back());
     ends_.pop_back();
   }
-  /// Below the root: 0.
+  /// The number of keys; 0 for the root.
   [[nodiscard]] std::size_t depth() const noexcept { return ends_.size(); }
   /// Empty for the root.
   [[nodiscard]] const std::string& text() const noexcept { return text_; }

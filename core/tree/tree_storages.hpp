@@ -8,8 +8,9 @@
 
 namespace meshstage::detail {
 
-/// Which memory each tensor of a tree is in, and where: its storage, unless external memory
-/// overlaps (see group_storages()). Bears with cycles, which others refuse.
+/// The memory of each tensor of a tree, and the tensor's place in it. That is the tensor's storage,
+/// unless external memory overlaps (see group_storages()). A cycle in the tree does no harm here;
+/// other code refuses it.
 class TreeStorages {
  public:
   explicit TreeStorages(const Value& tree) {
@@ -23,12 +24,13 @@ class TreeStorages {
   TreeStorages(const TreeStorages&) = delete;
   TreeStorages& operator=(const TreeStorages&) = delete;
 
-  /// The memory that `tensor`, which is in the tree, is in. Good as long as this and the tensor.
+  /// The memory of `tensor`, which must be in the tree. Valid as long as this object and the
+  /// tensor.
   [[nodiscard]] const Storage& memory(const Tensor& tensor) const {
     const auto* place = find(tensor);
     return place == nullptr ? tensor.storage() : groups_.groups[place->group];
   }
-  /// Bytes from there to the tensor's first element.
+  /// Bytes from the begin of memory(tensor) to the tensor's first element.
   [[nodiscard]] std::uint64_t offset(const Tensor& tensor) const {
     const auto* place = find(tensor);
     return static_cast<std::uint64_t>(tensor.storage_offset()) * size_of(tensor.dtype()) +

@@ -22,13 +22,13 @@ class Value;
 class Node;
 template <class V>
 class BasicPlace;
-/// A value inside a container, with its path for messages. Good until its container changes.
+/// A value inside a container, with its path for messages. Valid until its container changes.
 using Place = BasicPlace<Value>;
 using ConstPlace = BasicPlace<const Value>;
 
 using Bytes = std::vector<std::byte>;
 
-/// Trees deeper than this are refused wherever they are walked (and when they are decoded).
+/// The greatest depth of a tree: every walk and every decoder refuses a deeper one.
 inline constexpr std::size_t kMaxTreeDepth = 128;
 using NodePtr = std::shared_ptr<Node>;
 
@@ -47,8 +47,8 @@ enum class ValueKind : std::uint8_t {
 };
 MESHSTAGE_API std::string_view to_string(ValueKind kind) noexcept;  ///< "null", "bool", "int", ...
 
-/// What List and Tuple have in common: a handle to a sequence of Values. Copying shares the
-/// elements; identity() is equal for copies.
+/// The base of List and Tuple: a handle to a sequence of Values. Copies share the elements and have
+/// the same identity().
 class MESHSTAGE_API Sequence {
  public:
   [[nodiscard]] std::size_t size() const noexcept;
@@ -71,8 +71,8 @@ class MESHSTAGE_API Sequence {
   std::shared_ptr<std::vector<Value>> impl_;
 };
 
-/// Mutable sequence. A list in a list is written List{Value(inner)}: what List{inner} means, a list
-/// that holds it or another handle to it, compilers do not agree on (CWG 2137; g++ 12 and clang 19
+/// Mutable sequence. Write a list in a list as List{Value(inner)}: compilers do not agree whether
+/// List{inner} is a list that holds `inner` or another handle to it (CWG 2137; g++ 12 and clang 19
 /// differ). The same goes for Tuple.
 class MESHSTAGE_API List : public Sequence {
  public:
@@ -81,8 +81,9 @@ class MESHSTAGE_API List : public Sequence {
   explicit List(std::vector<Value> values);
   void push_back(Value value);
   void clear() noexcept;
-  /// A list of its own with the same elements; nested containers are cloned too, tensors are not
-  /// copied (the clone holds the same tensor objects). Sharing inside is kept. Throws on a cycle.
+  /// A new list with the same elements. Nested containers are cloned, too; tensors are not copied
+  /// (the clone holds the same tensor objects). Places that share an object still share one. Throws
+  /// InvalidArgument on a cycle.
   [[nodiscard]] List clone() const;
 };
 
@@ -108,7 +109,7 @@ class MESHSTAGE_API Dict {
   [[nodiscard]] std::size_t size() const noexcept;
   [[nodiscard]] bool empty() const noexcept { return size() == 0; }
   [[nodiscard]] bool contains(const Key& key) const noexcept { return find(key) != nullptr; }
-  /// Null if there is no such key. Good until an entry is removed or added.
+  /// Null if there is no such key. Valid until an entry is removed or added.
   [[nodiscard]] Value* find(const Key& key) noexcept;
   [[nodiscard]] const Value* find(const Key& key) const noexcept;
   /// Throws NotFound, naming the key and some that exist.
@@ -118,7 +119,8 @@ class MESHSTAGE_API Dict {
   Value& operator[](const Key& key);
   /// Replaces the value (the key keeps its place) or appends.
   void set(const Key& key, Value value);
-  /// False if there was none. The others keep their order; takes time proportional to size().
+  /// False if there was no such key. The other entries keep their order; takes time proportional to
+  /// size().
   bool erase(const Key& key);
   void clear() noexcept;
 
@@ -137,7 +139,7 @@ class MESHSTAGE_API Dict {
 
 /// One value of a state dict: a scalar, a container handle, a tensor (with attributes), or a Node.
 /// Copying a Value copies scalars, strings and bytes, and shares the rest.
-/// Threads: as std::vector; nobody may read a tree while somebody changes it.
+/// Threads: like std::vector: no thread may read a tree while another changes it.
 class MESHSTAGE_API Value {
  public:
   Value() = default;        ///< null
@@ -164,7 +166,8 @@ class MESHSTAGE_API Value {
   Value(Dict dict) : value_(std::move(dict)) {}             // NOLINT(google-explicit-constructor)
   /// Throws InvalidArgument for an undefined tensor.
   Value(Tensor tensor);  // NOLINT(google-explicit-constructor)
-  /// A tensor leaf with attributes: any Values, tensors too. They belong to this leaf.
+  /// A tensor leaf with attributes, which may be any Values, tensors too. The attributes belong to
+  /// this leaf, not to the tensor.
   Value(Tensor tensor, Dict attributes);
   /// Throws InvalidArgument for a null pointer.
   template <std::derived_from<Node> N>
@@ -176,7 +179,7 @@ class MESHSTAGE_API Value {
   [[nodiscard]] bool is_container() const noexcept {
     return kind() == ValueKind::kList || kind() == ValueKind::kTuple || kind() == ValueKind::kDict;
   }
-  /// Neither container, tensor nor Node: what an image keeps in its values entry.
+  /// True if neither container, tensor nor Node: an image keeps such values in its values entry.
   [[nodiscard]] bool is_scalar() const noexcept { return kind() <= ValueKind::kBytes; }
 
   /// The value as T: bool, an integer type (checked), double, std::string, Bytes, List, Tuple,
@@ -190,8 +193,7 @@ class MESHSTAGE_API Value {
   [[nodiscard]] T* get_if() noexcept;
 
   /// The entry of a Dict, element of a List or Tuple. Throws NotFound, or InvalidArgument if this
-  /// is none of them; the Place names its path in errors of its own:
-  /// v.at("a").at("b").as<Tensor>().
+  /// value is none of these. Errors of the Place name its path: v.at("a").at("b").as<Tensor>().
   [[nodiscard]] Place at(const Key& key);
   [[nodiscard]] ConstPlace at(const Key& key) const;
 
@@ -199,7 +201,7 @@ class MESHSTAGE_API Value {
   [[nodiscard]] const Dict* attributes() const noexcept;
   [[nodiscard]] Dict* attributes() noexcept;
 
-  /// As List::clone(): containers, attributes and nodes are copied, tensors stay the same objects.
+  /// Like List::clone(): copies containers, attributes and nodes; tensors stay the same objects.
   [[nodiscard]] Value clone() const;
   /// One short line: "int 7", "F32[2, 3]", "dict of 4".
   [[nodiscard]] std::string describe() const;
@@ -293,7 +295,7 @@ class BasicPlace {
   operator const Value&() const noexcept { return *value_; }  // NOLINT(google-explicit-constructor)
   [[nodiscard]] const Path& path() const noexcept { return path_; }
   [[nodiscard]] ValueKind kind() const noexcept { return value_->kind(); }
-  /// As Value::as(); the error names the path.
+  /// Like Value::as(), but the error names the path.
   template <class T>
   [[nodiscard]] decltype(auto) as() const {
     return value_->template as_at<T>(&path_);
@@ -305,7 +307,7 @@ class BasicPlace {
     path.push(key);
     return BasicPlace(inner, std::move(path));
   }
-  /// Replaces the value where it stands.
+  /// Replaces the value in its container.
   void set(Value value) const
     requires(!std::is_const_v<V>)
   {

@@ -8,8 +8,8 @@
 
 namespace meshstage::detail {
 
-/// What a depth-first walk keeps: the path, and the containers that are open, so that a cycle or a
-/// tree too deep is refused with its path instead of ending in an overflow.
+/// The state of a depth-first walk: the path and the containers that are open. So a cycle, or a
+/// tree that is too deep, is refused with its path instead of overflowing the stack.
 class Walk {
  public:
   [[nodiscard]] const Path& path() const noexcept { return path_; }
@@ -51,7 +51,7 @@ class Walk {
   std::vector<const void*> open_;
 };
 
-/// identity() of whatever container or node `value` is; null for the rest.
+/// identity() of a container or node; null for any other value.
 inline const void* container_identity(const Value& value) {
   if (const auto* l = value.get_if<List>()) return l->identity();
   if (const auto* t = value.get_if<Tuple>()) return t->identity();

@@ -9,8 +9,7 @@
 //            4 create {key, value}        -> 8 values {what is there now}
 //            5 list {prefix}              -> 8 values {key, key, ...}, sorted
 //            6 remove {key}               -> 8 values {}
-//            7 wait {key, key, ...}       -> 8 values {value of the first that is there}, once it
-//            is
+//            7 wait {key, key, ...}       -> 8 values {value of the first key that comes}
 //   server   8 values, 9 absent, 10 refusal {text}: and then the end of the connection
 //
 // A payload is a 4-byte count of texts, then for each its length in 4 bytes and its bytes. A client

@@ -3,7 +3,7 @@
 
 namespace meshstage::detail {
 
-/// The CPU as a device: everything that is issued has happened when the call returns.
+/// The CPU as a device: each call does its work before it returns.
 const device_backend::Table& cpu_backend();
 
 }  // namespace meshstage::detail

@@ -54,7 +54,7 @@ struct Driver {
   MemcpyBatchAsync12 memcpy_batch_12;  // from 12.8 on, asked for where the other is missing
 };
 
-/// What opening the driver came to.
+/// The result of open_driver().
 struct DriverState {
   DeviceProblem problem = DeviceProblem::kNone;
   std::string detail;
@@ -63,8 +63,8 @@ struct DriverState {
   Driver driver{};  ///< Filled if the problem is kNone.
 };
 
-/// Opens libcuda.so.1 and asks it what there is; makes no context. Every call asks anew: a driver
-/// that is not ready may be later. The library stays open.
+/// Opens libcuda.so.1 and asks it for its version and devices; makes no context. Every call asks
+/// anew, because a driver that is not ready may be ready later. The library stays open.
 DriverState open_driver();
 
 /// "out of memory (CUDA_ERROR_OUT_OF_MEMORY, 2)".

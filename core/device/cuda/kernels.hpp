@@ -1,5 +1,5 @@
 #pragma once
-// The kernels and what they are given: read by the host's compiler and by nvcc.
+// The kernels and their arguments: read by the host's compiler and by nvcc.
 #include <cstdint>
 
 namespace meshstage::cuda {

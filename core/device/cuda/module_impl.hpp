@@ -3,8 +3,8 @@
 
 namespace meshstage::detail {
 
-/// The CUDA module, libmeshstage_cuda.so, opened at the first call and never closed; sought as
-/// every module, and throws what open_module() does. Threads: any.
+/// The CUDA module, libmeshstage_cuda.so, opened at the first call and never closed; it is sought
+/// like every module. Throws what open_module() throws. Threads: any.
 const device_backend::Table& cuda_backend();
 
 }  // namespace meshstage::detail
