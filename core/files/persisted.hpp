@@ -15,24 +15,24 @@
 
 namespace meshstage {
 
-/// What the name of a persisted image says:
-/// - `<job>.g<generation>.s<step>.r<rank>of<world>.own.safetensors`: written by the rank itself
-/// - `<job>.g<generation>.s<step>.r<rank>of<world>.held-by-<holder>.safetensors`: its replica, by
-///   the holder
+/// The parts of a persisted image's file name:
+/// - `<job>.g<generation>.s<step>.r<rank>of<world>.own.safetensors`: an image, written by its owner
+/// - `<job>.g<generation>.s<step>.r<rank>of<world>.held-by-<holder>.safetensors`: its replica,
+/// written by a holder
 /// Numbers are padded with zeros (generation 6, step 12, ranks 5 digits) so that ls sorts by age.
 struct PersistedName {
   std::string job;
   ImageId id;
-  int rank = 0;  ///< Whose state it is.
+  int rank = 0;  ///< The owner.
   int world_size = 1;
-  std::optional<int> holder;  ///< Who wrote it, if not that rank itself.
+  std::optional<int> holder;  ///< The writer, unless the owner wrote it.
 
   [[nodiscard]] int writer() const noexcept { return holder.value_or(rank); }
   friend bool operator==(const PersistedName&, const PersistedName&) = default;
 };
 /// The file name. Throws InvalidArgument for numbers or a job name that no file can have.
 [[nodiscard]] MESHSTAGE_API std::string to_file_name(const PersistedName& name);
-/// Nothing if it is not such a name, to the letter: to_file_name() of the result is `file_name`.
+/// The inverse of to_file_name(); nothing for any other name.
 [[nodiscard]] MESHSTAGE_API std::optional<PersistedName> parse_file_name(
     std::string_view file_name);
 
@@ -41,42 +41,42 @@ struct PersistedImage {
   std::filesystem::path path;
   std::uint64_t bytes = 0;
 };
-/// The images of a job in a directory, ascending by id, then rank, own ones before replicas. Names
-/// only: nothing is opened. An empty `job` means every job. A directory that does not exist has
-/// none.
+/// The images of a job in a directory, ascending by id, then rank, own ones before replicas. Reads
+/// names only and opens no file. An empty `job` means every job. A directory that does not exist
+/// has no images.
 [[nodiscard]] MESHSTAGE_API std::vector<PersistedImage> list_images(
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job);
 
-/// No job forms so many generations: a file whose name says that it is of a later one is not ours.
+/// The highest generation in a file name. No job forms so many, so a file with a higher one is not
+/// ours.
 inline constexpr std::uint64_t kMaxGeneration = std::uint64_t{1} << 62U;
 
-/// The images that a job may be restored from: those of list_images() that are regular files which
-/// nobody but this user can have written, in a directory which nobody else can write to, and not of
-/// a generation above kMaxGeneration. `complain` is told of each other one: its path, and why it is
-/// passed over. Opens each file and reads nothing.
+/// The images from which a job may be restored. These are the files of list_images() that are
+/// regular files, that only this user can have written, and whose generation is at most
+/// kMaxGeneration; only this user may write to their directory. `complain` gets a text for each
+/// other file: its path, and why it is passed over. Opens each file and reads nothing.
 [[nodiscard]] MESHSTAGE_API std::vector<PersistedImage> list_own_images(
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
     const std::function<void(const std::string&)>& complain = {});
 
-/// Removes the images of `job` written by rank `writer` that are older than `persisted_everywhere`:
-/// the newest image that *every* rank is known to have persisted. Nothing newer or equal, and
-/// nothing at all for kNoImage. `keep` older ids are kept besides. Returns how many files were
-/// removed.
+/// Removes the images of `job` written by rank `writer` that are older than `persisted_everywhere`,
+/// the newest image that *every* rank is known to have persisted. `keep` older ids are kept.
+/// Removes nothing for kNoImage. Returns how many files were removed.
 MESHSTAGE_API std::size_t prune(FileSystem& fs, const std::filesystem::path& directory,
                                 std::string_view job, int writer, ImageId persisted_everywhere,
                                 std::size_t keep = 0);
 
-/// A whole file, mapped read-only; views into bytes() keep it alive by holding the pointer. The
-/// file's name may be removed meanwhile, its contents not changed: published images never are.
-/// Threads: any.
+/// A whole file, mapped read-only. Whoever keeps views of bytes() must also keep the pointer. The
+/// file's name may be removed meanwhile, but its contents must not change: those of a published
+/// image never do. Threads: any.
 class MESHSTAGE_API MappedFile {
  public:
-  /// Throws NotFound, IoError (also for a directory, a pipe or the like, which are not waited for);
-  /// CorruptData if it is empty.
+  /// Throws NotFound; IoError, also, and without waiting, for a directory, a pipe and the like;
+  /// CorruptData if the file is empty.
   [[nodiscard]] static std::shared_ptr<const MappedFile> open(FileSystem& fs,
                                                               const std::filesystem::path& path);
-  /// The same for a file that nobody but this user can have written. Throws InvalidState, saying
-  /// what is wrong, for a link and for a file that another user owns or may write to.
+  /// open() for a file that only this user can have written. Throws InvalidState, saying what is
+  /// wrong, for a link and for a file that another user owns or may write to.
   [[nodiscard]] static std::shared_ptr<const MappedFile> open_own(
       FileSystem& fs, const std::filesystem::path& path);
   ~MappedFile();
@@ -92,15 +92,15 @@ class MESHSTAGE_API MappedFile {
   std::unique_ptr<State> state_;
 };
 
-/// Looks an environment variable up; nothing if it is not set.
+/// Returns the value of an environment variable; nothing if it is not set.
 using EnvironmentLookup = std::function<std::optional<std::string>(const char* name)>;
-/// Where a job's images go unless a directory is named: `$XDG_STATE_HOME/meshstage/<job>` (if that
-/// variable is an absolute path), else `$HOME/.local/state/meshstage/<job>`, else
-/// `/var/tmp/meshstage-<uid>/<job>`. It follows from user and job alone, so that a restart finds
-/// it. Makes nothing.
+/// The default directory of a job's images: `$XDG_STATE_HOME/meshstage/<job>` (if that variable is
+/// an absolute path), else `$HOME/.local/state/meshstage/<job>`, else
+/// `/var/tmp/meshstage-<uid>/<job>`. It depends on user and job alone, so that a restart finds it.
+/// Makes no directory.
 [[nodiscard]] MESHSTAGE_API std::filesystem::path default_directory(
     std::string_view job, std::uint32_t uid, const EnvironmentLookup& lookup);
-/// The same for this process's user and environment.
+/// default_directory() with this process's user and environment.
 [[nodiscard]] MESHSTAGE_API std::filesystem::path default_directory(std::string_view job);
 
 /// Makes the directory (0700) if it is missing. Throws InvalidState if it belongs to another user

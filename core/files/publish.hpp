@@ -9,23 +9,23 @@
 
 namespace meshstage {
 
-/// Makes `target` a file of these pieces, one after the other: whoever looks, also after a crash or
-/// power loss, finds the old file whole or the new one whole; after it returns, the new one. If it
-/// throws (IoError), `target` is as it was (or, if only the last step failed, new but perhaps not
-/// yet durable) and no temporary file is left, unless removing it failed too. The directory must
-/// exist.
+/// Makes `target` a file of these pieces, one after the other. A reader finds the whole old file or
+/// the whole new one, also after a crash or a power loss; once the call has returned, the new one.
+/// The directory must exist.
+/// Throws IoError. Then `target` is as it was, or, if only the last step failed, the new file that
+/// is perhaps not yet durable. No temporary file is left, unless removing it failed too.
 MESHSTAGE_API void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
                                       std::span<const std::span<const std::byte>> pieces);
 MESHSTAGE_API void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
                                       std::span<const std::byte> bytes);
 
-/// The same for a file that `write` fills (at any offsets), for what is too large to lay out in
-/// memory first. What `write` throws is passed on.
+/// Publishes a file that `write` fills (at any offsets), for contents that are too large to lay out
+/// in memory first. Passes on what `write` throws.
 MESHSTAGE_API void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
                                       const std::function<void(File&)>& write);
 
-/// Removes the temporary files in `directory` whose writer is dead (it holds a record lock on them
-/// while it writes). Returns how many. A directory that does not exist has none.
+/// Removes the temporary files in `directory` whose writer is dead (a writer holds a record lock on
+/// its file). Returns how many. A directory that does not exist has none.
 MESHSTAGE_API std::size_t remove_leftovers(FileSystem& fs, const std::filesystem::path& directory);
 
 }  // namespace meshstage

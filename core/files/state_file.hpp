@@ -10,24 +10,26 @@
 
 namespace meshstage {
 
-/// Any safetensors file as a state dict: an image of ours gives back its tree (see decode_image();
-/// digests are verify_image()'s to check), any other file a flat Dict of tensors by name (see
-/// decode_safetensors()). The tensors are read-only views of the mapped file, which they keep
-/// mapped. Throws NotFound, IoError, CorruptData (with path() = the tensor, and the byte in the
-/// message) for what is not sound; what is no safetensors file at all is called by what it looks
-/// like.
+/// Loads any safetensors file as a state dict. A meshstage image gives its tree (see
+/// decode_image(); only verify_image() checks digests), any other file a flat Dict of tensors by
+/// name (see decode_safetensors()). The tensors are read-only views of the mapped file and keep it
+/// mapped.
+/// Throws NotFound, IoError, and CorruptData for a file that is not sound (path() = the tensor; the
+/// message names the byte). If the file is no safetensors file at all, the message says what it
+/// looks like.
 ///
-/// The index of a checkpoint in several files (`model.safetensors.index.json`) is one Dict of all
-/// their tensors, by file name, then in the order of their bytes. The index is not trusted: it may
-/// name files beside itself only, and each file must have exactly the tensors that the index says.
+/// The index of a checkpoint in several files (`model.safetensors.index.json`) gives one Dict of
+/// the tensors of all files, by file name, then in the order of their bytes. The index is not
+/// trusted: it may only name files beside itself, and each file must have exactly the tensors that
+/// the index lists.
 [[nodiscard]] MESHSTAGE_API Value load_state_file(FileSystem& fs, const std::filesystem::path& path,
                                                   const NodeRegistry& registry = {});
 
 /// Publishes a flat Dict of tensors as a plain safetensors file (see plan_safetensors(),
 /// publish_atomically()), which load_state_file() reads back. CPU tensors of any strides; at most
-/// 64 MiB are copied at a time. Throws InvalidArgument for what such a file cannot hold,
-/// OutOfMemory where the file system has too little room (needed and available are said; nothing
-/// was written), IoError.
+/// 64 MiB are copied at a time. Throws InvalidArgument for values that such a file cannot hold,
+/// OutOfMemory if the file system has too little room (the message says the bytes needed and
+/// available; nothing was written), and IoError.
 MESHSTAGE_API void save_safetensors(
     FileSystem& fs, const std::filesystem::path& path, const Dict& tensors,
     const std::vector<std::pair<std::string, std::string>>& metadata = {});

@@ -24,7 +24,7 @@ void store(std::span<std::byte> bytes, std::size_t at, T value) {
   little_endian::store(bytes.subspan(at, sizeof(T)).data(), value);
 }
 
-/// Rounded up to a multiple of `to`. Wraps for values near 2^64: check those first.
+/// `value` rounded up to a multiple of `to`. Wraps for values near 2^64: check those first.
 constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t to) {
   return (value + to - 1) / to * to;
 }

@@ -6,22 +6,23 @@
 
 namespace meshstage::detail {
 
-/// Writes one block of an image front to back and digests it in the same pass: digested is what was
-/// stored, even where another thread changes the source meanwhile. With AVX2 that costs no more
-/// than the copy alone, because a copy waits for memory and XXH3 does not; without, the block is
-/// read again at the end.
-/// Threads: one; different blocks from different threads.
+/// Writes one block of an image front to back and digests it in the same pass. The digest is that
+/// of the stored bytes, even if another thread changes the source meanwhile. With AVX2 it costs no
+/// more than the copy alone, because a copy waits for memory and XXH3 does not. Without AVX2 the
+/// block is read again at the end.
+/// Threads: one for each block.
 class DigestingCopy {
  public:
-  /// `block`: all of it, as aligned in memory as images are. `streaming`: stores bypass the cache.
+  /// `block`: the whole block, aligned in memory like an image's. `streaming`: stores bypass the
+  /// cache.
   DigestingCopy(std::span<std::byte> block, bool streaming) noexcept;
 
-  /// Appends. Together no more than the block has.
+  /// Appends bytes. All appended bytes together must fit the block.
   void write(std::span<const std::byte> bytes) noexcept;
   void write_zeros(std::size_t bytes) noexcept;
-  /// The next bytes are in the block already: a device has copied them there.
+  /// Counts the next bytes as written, because a device has copied them into the block.
   void take(std::size_t bytes) noexcept;
-  /// XXH3-64 of the block, once all of it was written. All stores are fenced.
+  /// XXH3-64 of the block. Call it when the whole block was written. All stores are fenced.
   [[nodiscard]] std::uint64_t finish() noexcept;
 
  private:

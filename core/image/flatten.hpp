@@ -11,13 +11,13 @@
 
 namespace meshstage::detail {
 
-/// One step of the walk over a state dict, in the order of the walk: what is there, so that a later
-/// walk can be checked against it.
+/// One step of the walk over a state dict: the kind of value met there, so that a later walk can be
+/// compared with this one.
 struct FlatItem {
   ValueKind kind = ValueKind::kNull;  ///< kNull for every scalar.
   bool again = false;                 ///< A container or node that was met before.
-  bool attributes = false;            ///< A tensor that has some: their dict is the next item.
-  std::uint32_t index = 0;            ///< Of the tensor object, or of the container or node.
+  bool attributes = false;            ///< A tensor with attributes: their dict is the next item.
+  std::uint32_t index = 0;            ///< Index of the tensor object, or of the container or node.
   std::uint32_t count = 0;            ///< Elements, entries or children.
 };
 
@@ -26,7 +26,7 @@ struct FlatTensor {
   std::uint32_t source = 0;   ///< Its storage in the state dict.
   std::uint32_t storage = 0;  ///< Its storage in an image, and the offset there, in elements.
   std::int64_t offset = 0;
-  std::string path;  ///< Where it was met first.
+  std::string path;  ///< The first path at which the walk met it.
 };
 
 struct FlatNode {
@@ -34,35 +34,38 @@ struct FlatNode {
   Value auxiliary;
 };
 
-/// A state dict taken apart. Everything distinct has an index in the order of the walk: depth
-/// first, a tensor's attributes directly behind it.
+/// A state dict taken apart. Each distinct object has an index in the order of the walk: depth
+/// first, a tensor's attributes directly behind the tensor.
 struct FlatState {
   std::vector<FlatItem> items;
   std::vector<Key> keys;         ///< Of the entries of dicts and the children of nodes.
   std::vector<FlatNode> nodes;   ///< Distinct ones.
   std::vector<Storage> sources;  ///< The state dict's storages.
-  /// What an image has of them, and where: one for each, unless external memory overlaps.
+  /// The storages in an image: one for each source, unless external memory overlaps. `places` says
+  /// where each source lies in them.
   std::vector<Storage> storages;
   std::vector<GroupPlace> places;  ///< By source.
   std::vector<FlatTensor> tensors;
-  /// Distinct containers and nodes: identities, and what keeps them from being reused.
+  /// The identities of distinct containers and nodes, and handles that keep the identities from
+  /// being reused.
   std::vector<const void*> containers;
   std::vector<std::weak_ptr<const void>> holds;
   std::string tree;               ///< JSON: FORMAT.md, "Tree".
   std::vector<std::byte> values;  ///< The stream of scalars.
 };
 
-/// Levels of JSON in the structure: what a tree of kMaxTreeDepth has, and some for the auxiliary
+/// The most levels of JSON in the structure: enough for a tree of kMaxTreeDepth and the auxiliary
 /// data of nodes.
 inline constexpr std::size_t kMaxJsonDepth = 4 * kMaxTreeDepth + 16;
 /// How deeply arrays and objects are nested in a text of JSON.
 std::size_t json_depth(std::string_view text);
 
-/// Throws InvalidArgument, naming the path: a cycle, a tree or auxiliary data too deep, external
-/// memory that overlaps at a distance that is no multiple of an element. Reads no tensor's memory.
+/// Takes `state` apart; does not read any tensor's memory. Throws InvalidArgument, naming the path,
+/// for a cycle, for a tree or auxiliary data too deep, and for external memory that overlaps at a
+/// distance that is no multiple of an element.
 FlatState flatten(const Value& state);
 
-/// A string as JSON, for text that Path::escape made (valid UTF-8, no control characters).
+/// Appends a JSON string. `text` must come from Path::escape (valid UTF-8, no control characters).
 void append_json_string(std::string& json, std::string_view text);
 
 }  // namespace meshstage::detail

@@ -8,7 +8,7 @@
 
 namespace meshstage {
 
-/// Which snapshot of a job: the step, and the generation of ranks that staged it.
+/// Identifies a snapshot of a job: the step, and the generation that staged it.
 /// Ordered by generation first; images of different generations never combine.
 struct ImageId {
   std::uint64_t generation = 0;  ///< From 1; 0 means "none".
@@ -24,11 +24,12 @@ inline constexpr ImageId kNoImage{};
 /// "generation 3, step 85", or "none".
 MESHSTAGE_API std::string to_string(ImageId id);
 
-/// Whose image it is, which, and what it builds on. Part of every image's trailer.
+/// Identifies an image: job, rank, generation and step, and the image's base. Part of every image's
+/// trailer.
 struct ImageIdentity {
   std::string job;     ///< At most kMaxJobBytes bytes.
-  int rank = 0;        ///< The rank whose state it is, wherever the image lies.
-  int world_size = 1;  ///< Of the generation that staged it.
+  int rank = 0;        ///< The rank whose state it is, wherever it lies.
+  int world_size = 1;  ///< World size of the generation that staged it.
   ImageId id;
   /// The newest image that was complete when this one was staged, or kNoImage.
   ImageId base = kNoImage;
@@ -54,15 +55,15 @@ struct Digest {
 /// 32 lower-case hex digits, high half first (as xxhsum -H2 prints it).
 MESHSTAGE_API std::string to_hex(const Digest& digest);
 
-/// Storages that lie byte for byte in the images of two ranks at the same step. The *borrower*'s
-/// replicas leave them out, because the *lender*'s own image has them.
+/// Storages that the images of two ranks have byte for byte at the same step. The *borrower*'s
+/// replicas leave the storages out, because the *lender*'s own image has them.
 struct Loan {
   int rank = 0;   ///< The other rank.
-  Digest digest;  ///< Of the storages' bytes, by name ascending: the same in both images.
+  Digest digest;  ///< Digest of the storages' bytes, by name ascending; equal in both images.
   friend bool operator==(const Loan&, const Loan&) = default;
 };
 
-/// What a whole, sealed image says of itself.
+/// The description of a whole, sealed image, as its trailer has it.
 struct ImageInfo {
   ImageIdentity identity;
   std::uint64_t image_bytes = 0;  ///< From the first byte of the header to the last of the trailer.
@@ -70,13 +71,13 @@ struct ImageInfo {
   std::uint64_t block_bytes =
       0;                   ///< Unit of the block digests, counted from the data section's begin.
   Digest manifest_digest;  ///< Of bytes [0, manifest_bytes); the same while the structure stays.
-  Digest image_digest;     ///< Of the trailer, hence of everything.
-  /// Front of the data section with the storages that another rank has too, whole blocks: what a
-  /// replica leaves out (replica.hpp). 0 if nothing is borrowed.
+  Digest image_digest;     ///< Digest of the trailer, which has the digests of all other bytes.
+  /// Bytes at the front of the data section that a replica leaves out, because another rank has
+  /// those storages too (replica.hpp). Whole blocks; 0 if nothing is borrowed.
   std::uint64_t borrowed_bytes = 0;
   /// How many Loans the trailer has, borrowed and lent together.
   std::uint32_t loans = 0;
-  /// Bytes of the image's replica: manifest, then what lies behind the borrowed bytes.
+  /// Bytes of the image's replica: the manifest and the bytes behind the borrowed ones.
   [[nodiscard]] std::uint64_t replica_bytes() const noexcept {
     return image_bytes - borrowed_bytes;
   }

@@ -15,7 +15,7 @@
 
 namespace meshstage::detail {
 
-/// The versions that this code reads. It writes the first unless storages are borrowed.
+/// The versions that this code reads. It writes kFormatVersion unless storages are borrowed.
 inline constexpr std::uint32_t kFormatVersion = 1;
 inline constexpr std::uint32_t kBorrowingVersion = 2;
 constexpr std::uint32_t version_for(std::uint64_t borrowed_bytes) noexcept {
@@ -32,20 +32,22 @@ inline constexpr std::string_view kPadPrefix = "__meshstage__.pad.";
 inline constexpr std::string_view kRootName = "__meshstage__.root";
 inline constexpr std::string_view kMetadataKey = "meshstage";
 
-/// The names of the storages' entries: the first path that covers each whole, or a reserved one.
+/// The name of a storage's entry: the first path whose tensor covers the whole storage, or a
+/// reserved name.
 struct StorageName {
   std::string name;
-  const FlatTensor* cover = nullptr;  ///< Whose dtype and shape the entry has; null for plain U8.
+  /// The tensor that gives the entry its dtype and shape; null for plain U8.
+  const FlatTensor* cover = nullptr;
 };
 std::vector<StorageName> storage_names(const FlatState& flat);
 
-/// The JSON of the header, without padding. `segments` and the other members of `layout` but for
-/// data_begin are set, offsets counted from the data section's begin.
+/// The JSON of the header, without padding. In `layout` everything but data_begin is set, with
+/// offsets counted from the data section's begin.
 std::string encode_manifest(const FlatState& flat, const std::vector<StorageName>& names,
                             const ImageLayout& layout);
 
-/// What a manifest says; checked for consistency within itself and with the image's size, but views
-/// are checked against their storages only when tensors are made.
+/// A decoded manifest. It is consistent within itself and with the image's size, but views are
+/// checked against their storages only when tensors are made.
 struct Manifest {
   struct Range {
     std::uint64_t begin = 0, end = 0;  ///< From the image's begin.
@@ -67,7 +69,7 @@ struct Manifest {
   nlohmann::json tree;
 };
 
-/// `image_bytes`: of the whole image, of which `front` has the manifest at least. Throws
+/// `front` has at least the manifest; `image_bytes` is the size of the whole image. Throws
 /// CorruptData.
 Manifest decode_manifest(std::span<const std::byte> front, std::uint64_t image_bytes);
 

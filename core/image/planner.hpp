@@ -7,26 +7,26 @@
 
 namespace meshstage::detail {
 
-/// What was laid out before, so that what stayed keeps its place.
+/// The layout before: storages that are still there keep their places.
 struct PreviousLayout {
   const ImageLayout& layout;
-  const std::vector<WeakStorage>& storages;  ///< By storage index of that layout.
+  const std::vector<WeakStorage>& storages;  ///< By storage index of `layout`.
 };
 
 struct LayoutOptions {
   std::uint64_t block_bytes = 0;
-  /// Storages of at least so many bytes share no page with others; 0: none of them.
+  /// Storages of at least so many bytes have pages of their own; 0: no storage has.
   std::uint64_t own_pages_from = 0;
-  /// What replicas of the image borrow, by lender.
+  /// The storages that replicas of the image borrow, by lender.
   const std::vector<LoanNames>& borrowed;
-  /// What the image lends, by borrower.
+  /// The storages that the image lends, by borrower.
   const std::vector<LoanNames>& lent;
   std::uint64_t max_header_bytes = kMaxHeaderBytes;
 };
 
-/// Where everything goes, and the manifest that says so. Throws InvalidArgument, naming path and
-/// limit, for what decode_manifest() would refuse. `previous` may be null, and does not count
-/// where it or the new layout borrows storages, or any is on a device.
+/// Makes the layout and its manifest. Throws InvalidArgument, naming path and limit, for a manifest
+/// that decode_manifest() would refuse. `previous` may be null. It does not count if it or the new
+/// layout borrows storages, or if a storage is on a device.
 ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
                         const PreviousLayout* previous);
 

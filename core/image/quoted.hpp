@@ -6,7 +6,7 @@
 
 namespace meshstage::detail {
 
-/// A name that comes from a file, for a message: an error line must stay one line, and short.
+/// Quotes a name that comes from a file for a message, on one line and shortened.
 inline std::string in_quotes(std::string_view name) {
   constexpr std::size_t kShown = 120;
   std::string out = "\"";
@@ -18,7 +18,7 @@ inline std::string in_quotes(std::string_view name) {
   return out;
 }
 
-/// Where an entry's bytes are, for a message.
+/// The place of an entry's bytes, for a message.
 inline std::string range_text(const SafetensorsEntry& entry) {
   return "bytes [" + std::to_string(entry.begin) + ", " + std::to_string(entry.end) +
          ") of the data section";

@@ -9,14 +9,14 @@
 
 namespace meshstage::detail {
 
-/// Bytes of an image, and the storage that they are brought into, which is as large.
+/// Bytes of an image, and the storage of the same size into which they are copied.
 struct RestoreCopy {
   Storage to;
   std::span<const std::byte> from;
 };
 
-/// Makes all copies, into storages of the CPU and of devices, at the same time. `ready` is what
-/// devices come behind. Throws as restore_into() for what devices report.
+/// Makes all copies, into storages of the CPU and of devices, at the same time. Devices copy behind
+/// the events in `ready`. Errors of devices are those of restore_into().
 void restore_copies(std::span<const RestoreCopy> copies, std::span<const DeviceReady> ready,
                     const RestoreOptions& options);
 

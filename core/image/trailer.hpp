@@ -8,19 +8,19 @@
 
 namespace meshstage::detail {
 
-/// Writes the trailer at the image's end; `info` is complete but for image_digest, which is set.
-/// Throws InvalidArgument for an identity that does not fit.
+/// Writes the trailer at the image's end; `info` must be complete except for image_digest, which
+/// this sets. Throws InvalidArgument for an identity that does not fit.
 void write_trailer(std::span<std::byte> image, std::span<const std::uint64_t> block_digests,
                    const Loans& loans, ImageInfo& info);
 
-/// What some bytes are: a whole image, or its replica.
+/// Whether bytes are a whole image or its replica.
 enum class Form : std::uint8_t { kImage, kReplica };
 
 /// A trailer whose digest and sizes are right.
 struct Trailer {
   ImageInfo info;
   std::uint64_t begin = 0;             ///< From the whole image's begin.
-  std::span<const std::byte> digests;  ///< 8 bytes each, of every block of the whole image.
+  std::span<const std::byte> digests;  ///< 8 bytes for each block of the whole image.
   std::uint64_t gap = 0;               ///< Bytes left out behind the manifest: 0 in a whole image.
   std::span<const std::byte> loans;    ///< kLoanBytes each (FORMAT.md).
 };

@@ -17,7 +17,7 @@ class ValuesReader {
   /// `entry` is the whole values entry: its used length, then the stream.
   explicit ValuesReader(std::span<const std::byte> entry);
   Value next();
-  /// Throws CorruptData unless everything was read.
+  /// Throws CorruptData unless the whole stream was read.
   void finish() const;
 
  private:

@@ -19,14 +19,14 @@ namespace meshstage::detail {
 /// require_device_memory() for every storage of a state dict.
 void require_devices(const FlatState& flat);
 
-/// A run of a device's memory, and where it goes on the host.
+/// A run of a device's memory, and its target on the host.
 struct DevicePlace {
   const Storage* from = nullptr;
   std::span<std::byte> to;
 };
 
-/// The streams that copy for one stager or agent, one for each device, made at the first use. One
-/// thread at a time.
+/// The streams that copy for one stager or agent: one for each device, made at its first use.
+/// Threads: one at a time.
 class DeviceStreams {
  public:
   DeviceStream& of(Device device);
@@ -35,28 +35,30 @@ class DeviceStreams {
   std::map<std::int16_t, DeviceStream> streams_;
 };
 
-/// What devices copy of one staging into host memory. Everything is issued when this is made, as
-/// BatchedCopies has it. Both ends of the copies are used until done() or until wait() returned for
-/// all of them. Whatever ends this before that: `keep` holds them until they are. Threads: made by
-/// one; then any number wait.
+/// The copies of one staging from devices into host memory. The constructor issues all of them (see
+/// BatchedCopies). Devices use both ends of the copies until done(), or until wait() has returned
+/// for all places. If this object is destroyed before, the runtime holds `keep` until the copies
+/// are done. Threads: one constructs it; then any number wait.
 class DeviceCopies {
  public:
-  /// `ready` is what the copies come behind. Throws what the driver reports. Where host memory is
-  /// not page-locked this returns only when those copies are done. Without `keep` the caller keeps
-  /// both ends until done(), and this throws only when what was issued is done.
+  /// The copies come behind the events in `ready`. If host memory is not page-locked, the
+  /// constructor returns only when the copies into it are done. Throws the error that the driver
+  /// reports. Without `keep` the caller keeps both ends until done(), and the constructor throws
+  /// only when the copies that it had issued are done.
   DeviceCopies(std::span<const DevicePlace> places, std::span<const DeviceReady> ready,
                DeviceStreams& streams, std::shared_ptr<const void> keep);
   DeviceCopies(const DeviceCopies&) = delete;
   DeviceCopies& operator=(const DeviceCopies&) = delete;
   ~DeviceCopies();
 
-  /// Until the first `bytes` of a place are on the host. Throws the cause soon after somebody
-  /// failed `progress`, and InvalidState if the device failed.
+  /// Waits until the first `bytes` of a place are on the host. Throws the cause of `progress` soon
+  /// after `progress` was failed, and InvalidState if the device failed.
   void wait(std::size_t place, std::uint64_t bytes, Watermark& progress) const;
   void wait_all(Watermark& progress) const;
-  /// Nothing of it touches memory any more.
+  /// True if no copy touches memory any more.
   [[nodiscard]] bool done() const noexcept;
-  /// Behind all copies of a device: what changes their sources comes after. Done where it has none.
+  /// An event behind all copies of `device`: work that changes their sources must come behind it.
+  /// The event is done already if the device copies nothing.
   [[nodiscard]] DeviceEvent staged(Device device) const;
 
  private:

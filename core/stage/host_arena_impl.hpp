@@ -15,8 +15,8 @@
 
 namespace meshstage::detail {
 
-/// Where a stager's blocks come from: the memory that its options name, or shared memory made here.
-/// Blocks keep it alive.
+/// The source of a stager's blocks: the memory that the stager's options name, or shared memory
+/// made here. Blocks keep it alive.
 class StagerMemory {
  public:
   /// Throws InvalidArgument for options that contradict each other.
@@ -35,7 +35,7 @@ class StagerMemory {
   MemoryResource* resource_;
 };
 
-/// Page-aligned bytes, page-locked or not, which go back with their last user.
+/// Page-aligned bytes, page-locked or not, which are freed with their last user.
 class HostBlock {
  public:
   /// Throws OutOfMemory.
@@ -45,9 +45,9 @@ class HostBlock {
   ~HostBlock();
   [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {data_, bytes_}; }
 
-  /// Page-locks all of it. Throws what the pinner throws: then nothing is locked.
+  /// Page-locks the whole block. Throws what the pinner throws: then nothing is locked.
   void pin(MemoryPinner& pinner) { pin_.emplace(pinner, bytes()); }
-  /// A storage in `range`, which is within bytes(); `owner` keeps the block.
+  /// A storage in `range`, which lies within bytes(); `owner` keeps the block alive.
   [[nodiscard]] Storage storage(std::span<std::byte> range,
                                 std::shared_ptr<const void> owner) const;
 
@@ -58,13 +58,13 @@ class HostBlock {
   std::optional<PinnedPages> pin_;
 };
 
-/// A stager's host memory: blocks, and which parts of them are in use. A part is in use as long as
-/// anybody has the storage that was placed there, also a Value outside the stager. Pinned storages
-/// lie in blocks of their own, on whole pages. One thread at a time.
+/// A stager's host memory: its blocks, and which parts of them are in use. A part is in use while
+/// there is a handle to the storage that was placed there, also in a Value outside the stager.
+/// Pinned storages lie in blocks of their own, on whole pages. Threads: one at a time.
 class HostArena {
  public:
-  /// Throws InvalidArgument for options that contradict each other; warns once if pinning is asked
-  /// for and there is no pinner.
+  /// Throws InvalidArgument for options that contradict each other; warns once if the options ask
+  /// for pinning and there is no pinner.
   explicit HostArena(const StagerOptions& options);
 
   enum class From : std::uint8_t {
@@ -72,16 +72,16 @@ class HostArena {
     kNew,    ///< New memory for all.
   };
   /// Storages of these sizes, disjoint from all that are in use. New memory is one block, and one
-  /// more for what is pinned; blocks with nothing in use go back before it is allocated. Throws
-  /// OutOfMemory: then nothing in use has changed.
+  /// more for pinned storages; blocks with nothing in use are freed first. Throws OutOfMemory: then
+  /// nothing in use has changed.
   std::vector<Storage> take(std::span<const std::uint64_t> sizes, From from);
-  /// Whether the blocks that these storages lie in have much room that nobody uses, or are many.
+  /// True if the blocks of these storages have much unused room, or are many.
   [[nodiscard]] bool wasteful(std::span<const Storage> storages) const;
-  /// Whether any byte of `bytes` is in a block.
+  /// True if any byte of `bytes` is in a block.
   [[nodiscard]] bool contains(std::span<const std::byte> bytes) const;
-  /// Gives back the blocks with nothing in use.
+  /// Frees the blocks with nothing in use.
   void release_free_blocks();
-  /// Lets go of all blocks: each goes back with the last storage in it.
+  /// Lets go of all blocks: each is freed with its last storage.
   void clear() { blocks_.clear(); }
 
  private:

@@ -9,12 +9,12 @@
 
 namespace meshstage::detail {
 
-/// Where devices write in an image: one place for each of their segments, in the image's order.
+/// The places in an image that devices write: one for each of their segments, in the image's order.
 std::vector<DevicePlace> device_places(const ImageLayout& layout, std::span<const Storage> storages,
                                        std::span<std::byte> image);
 
-/// StagingPlan::copy() of what was checked: `source` fits `layout`, and so does `image`, and
-/// options.devices has the device_places() of them, if any.
+/// StagingPlan::copy() after its checks: `source` and `image` fit `layout`, and options.devices, if
+/// any, has their device_places().
 void copy_image(const ImageLayout& layout, const StagingSource& source, std::span<std::byte> image,
                 Watermark& progress, const CopyOptions& options);
 

@@ -8,10 +8,10 @@
 
 namespace meshstage {
 
-/// A copy asks for pieces of at most so many bytes.
+/// The largest piece, in bytes, that a copy asks a Pace for.
 inline constexpr std::uint64_t kPaceBytes = std::uint64_t{2} << 20U;
 
-/// Holds copying back, so that it leaves memory bandwidth to the training. Threads: any.
+/// Slows copying down, so that training keeps its memory bandwidth. Threads: any.
 class MESHSTAGE_API Pace {
  public:
   virtual ~Pace() = default;
@@ -19,15 +19,16 @@ class MESHSTAGE_API Pace {
   virtual void before(std::uint64_t bytes, Watermark& progress) = 0;
 };
 
-/// At most so many bytes in any second, and one piece more. Several stagers may share one.
+/// Lets at most `bytes_per_second` pass in any second, and one piece more. Several stagers may use
+/// the same one.
 class MESHSTAGE_API BandwidthCap final : public Pace {
  public:
   using TimePoint = Deadline::Clock::time_point;
   /// Throws InvalidArgument for 0.
   explicit BandwidthCap(std::uint64_t bytes_per_second);
   void before(std::uint64_t bytes, Watermark& progress) override;
-  /// The arithmetic of before(), which waits until the time that this returns: when `bytes` may be
-  /// copied that are asked for at `now`, behind all that was asked for before.
+  /// The arithmetic of before(). Returns the time at which `bytes`, asked for at `now`, may be
+  /// copied, behind all bytes that were asked for before. before() waits until that time.
   TimePoint reserve(std::uint64_t bytes, TimePoint now);
 
  private:

@@ -16,22 +16,22 @@ struct PlannedTensor {
   Shape shape;
   Strides strides;
   Device device;
-  std::int64_t source_offset = 0;  ///< In the state dict, and its storage there.
+  std::int64_t source_offset = 0;  ///< In the state dict; `source` is its storage there.
   std::uint32_t source = 0;
-  std::int64_t offset = 0;  ///< In the image, and its storage there.
+  std::int64_t offset = 0;  ///< In the image; `storage` is its storage there.
   std::uint32_t storage = 0;
   const void* identity = nullptr;
   std::weak_ptr<const void> hold;
 };
 
-/// What a plan remembers of the state dict that it was compiled from. Keeps no tensor alive.
+/// The parts of a state dict that its plan remembers. Keeps no tensor alive.
 struct PlannedState {
   std::vector<FlatItem> items;
   std::vector<Key> keys;
   std::vector<FlatNode> nodes;
   std::vector<PlannedTensor> tensors;
   std::vector<std::size_t> source_bytes;
-  std::vector<const std::byte*> source_begins;  ///< Where the driver knows them, on a device.
+  std::vector<const std::byte*> source_begins;  ///< As the driver knows them, on a device.
   std::vector<GroupPlace> places;               ///< By source.
   std::vector<std::size_t> storage_bytes;
   std::vector<WeakStorage> storages;
@@ -41,7 +41,7 @@ struct PlannedState {
 
 PlannedState remember(FlatState flat);
 
-/// Walks `state` along the plan. Nothing if it differs; the source's `values` is the stream alone.
+/// Walks `state` along the plan. Nothing if they differ. The source's `values` has only the stream.
 std::optional<StagingSource> match(const PlannedState& plan, const Value& state);
 
 /// `state` with the tensors `to[i]` in place of `from[i]`; containers and nodes are new.

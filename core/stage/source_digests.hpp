@@ -7,12 +7,12 @@
 
 namespace meshstage::detail {
 
-/// What the tensors of a staging hold at one moment, to be compared with what they hold later;
-/// those on devices are not looked at.
+/// Digests of a staging's CPU tensors at one moment, to be compared with the tensors later. Tensors
+/// on devices are not read.
 class SourceDigests {
  public:
   SourceDigests(const Value& state, const StagingSource& source);
-  /// Throws InvalidState, naming the first tensor that holds something else now.
+  /// Throws InvalidState, naming the first tensor whose bytes have changed.
   void check(const StagingSource& source) const;
 
  private:

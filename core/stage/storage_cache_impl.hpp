@@ -11,33 +11,34 @@
 
 namespace meshstage::detail {
 
-/// Memory of a state dict, to be copied: one storage or, where external memory overlaps, what
-/// several storages span.
+/// Memory of a state dict, to be copied: one storage or, where external memory overlaps, the range
+/// that several storages span.
 struct CacheSource {
   Storage storage;
-  std::vector<Storage> members;  ///< The storages that it is the memory of; itself if it is one.
+  std::vector<Storage> members;  ///< The storages whose memory it is; itself if it is one storage.
 };
 
 /// A stager's host memory, by the storage that it was made for. A storage keeps its place as long
 /// as it lives. The place of a dead storage is used again when no Value has it any more. So staging
-/// one storage never writes over what another was staged to. One thread at a time.
+/// one storage never overwrites the place of another. Threads: one at a time.
 class StorageCache {
  public:
   /// Throws InvalidArgument for options that contradict each other.
   explicit StorageCache(const StagerOptions& options) : arena_(options) {}
 
-  /// Where to copy each of these distinct sources: a storage of its size, which keeps its memory.
-  /// The places are disjoint and hold none of the sources: where a source was itself staged to the
-  /// place of another one, the other one gets a new place. If there is no memory, the cache first
-  /// forgets the places of storages that are not among the sources, then all places. A place that a
-  /// Value has is not used again whatever happens. Throws OutOfMemory.
+  /// The place for each of these distinct sources: a storage of the source's size, which keeps its
+  /// memory alive. The places are disjoint and contain none of the sources: if a source lies in the
+  /// place of another source, that other source gets a new place.
+  /// If there is no memory, the cache first forgets the places of storages that are not among the
+  /// sources, then all places. A place that a Value has is never used again. Throws OutOfMemory.
   std::vector<Storage> place(std::span<const CacheSource> sources);
-  /// Whether any storage that has a place is gone. So many that have one are known to live.
+  /// True if a storage that has a place is gone. `living`: how many of them the caller knows to
+  /// live.
   [[nodiscard]] bool any_dead(std::size_t living) const;
-  /// Storages that have a place and live, and their bytes.
+  /// The number of living storages that have a place, and their bytes.
   [[nodiscard]] std::size_t storages() const;
   [[nodiscard]] std::uint64_t bytes() const;
-  /// Gives back the blocks that nobody has anything in.
+  /// Frees the blocks with nothing in use.
   void release_free_blocks() { arena_.release_free_blocks(); }
   /// Forgets all places.
   void clear();

@@ -10,33 +10,34 @@
 
 namespace meshstage {
 
-/// How many bytes of an image, from its begin, are final: the copying thread advances it, others
-/// wait for it, so that the front can be sent or digested while the rest is still being copied.
-/// Threads: one advances, any number wait. It must outlive them all.
+/// How many bytes of an image, from its begin, are final. The copying thread advances the mark and
+/// others wait for it, so that the front can be sent or digested while the rest is still being
+/// copied.
+/// Threads: one advances, any number wait. The Watermark must outlive them all.
 class MESHSTAGE_API Watermark {
  public:
   Watermark() = default;
   Watermark(const Watermark&) = delete;
   Watermark& operator=(const Watermark&) = delete;
 
-  /// Never goes back: a smaller value is ignored. Everything stored before is visible to who sees
-  /// it.
+  /// Never goes back: a smaller value is ignored. A thread that sees the new value also sees every
+  /// store made before the call.
   void advance(std::uint64_t bytes) noexcept;
   [[nodiscard]] std::uint64_t bytes() const noexcept {
     return bytes_.load(std::memory_order_acquire);
   }
   /// Waits until at least `bytes` are final and returns how many are. Throws Timeout, or the cause
-  /// if fail() was called before that.
+  /// if fail() was called first.
   std::uint64_t wait(std::uint64_t bytes, Deadline deadline = Deadline::never());
-  /// Ends every wait for more with `cause`, and tells the copying thread to stop. The first one
-  /// wins.
+  /// Ends every wait for more bytes with `cause`, and tells the copying thread to stop. The first
+  /// cause stays.
   void fail(std::exception_ptr cause) noexcept;
   [[nodiscard]] bool failed() const noexcept { return failed_.load(std::memory_order_acquire); }
-  /// Waits until somebody calls fail() (true), at most until `deadline` (false).
+  /// Waits until fail() is called (true), at most until `deadline` (false).
   bool wait_failed(Deadline deadline);
   /// Throws the cause if fail() was called.
   void throw_if_failed();
-  /// For the next image; nobody may be waiting.
+  /// Begins anew, for the next image; no thread may be waiting.
   void reset() noexcept;
 
  private:

@@ -16,17 +16,17 @@ struct OlderSlot {
   std::filesystem::path path;
 };
 
-/// All of them, the newest images first. Those of living owners were taken, too: nobody changes
-/// them.
+/// All sealed slots of older incarnations, the newest images first. Those of living owners were
+/// taken, too, so no owner changes them any more.
 std::vector<OlderSlot> older_slots(const VaultState& state);
 
-/// The slot of this incarnation for that image: one that has no sealed image and no lease. Nothing
-/// if there is none, or if one has this image already.
+/// The slot of this incarnation for the image of `from`: one without a sealed image and without a
+/// lease. Nothing if there is no such slot, or if a slot has this image already.
 std::optional<SlotKey> place_for(const VaultState& state, const OlderSlot& from)
     MESHSTAGE_REQUIRES(state.mutex);
 
-/// Makes the file this incarnation's slot `to`, if the owner is dead. Call with lock_files_mutex()
-/// held.
+/// If the owner is dead, makes the file of `from` this incarnation's slot `to`. Call with
+/// lock_files_mutex() held.
 bool move_in(VaultState& state, const OlderSlot& from, SlotKey to) MESHSTAGE_REQUIRES(state.mutex);
 
 }  // namespace meshstage::detail

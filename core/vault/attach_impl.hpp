@@ -4,8 +4,8 @@
 
 namespace meshstage::detail {
 
-/// Takes over the newest incarnation if its owner is dead, else makes a newer one: sets control,
-/// lock_file, lock_inode, incarnation, epoch and taken_over of `state`.
+/// Takes over the newest incarnation if its owner is dead, else makes a newer incarnation. Sets
+/// control, lock_file, lock_inode, incarnation, epoch and taken_over of `state`.
 void become_owner(VaultState& state);
 
 /// Raises the epoch in the words of all slot files of the job and rank, of every incarnation.

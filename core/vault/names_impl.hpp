@@ -1,9 +1,9 @@
 #pragma once
-// The names of a vault's files:
-//   meshstage-<uid>-<job>-r<rank>.control              newest incarnation, owners, generation:
-//   control_impl.hpp meshstage-<uid>-<job>-r<rank>-i<incarnation>.lock  empty; its record lock is
-//   the ownership meshstage-<uid>-<job>-r<rank>-i<incarnation>-own0  slots of the rank itself:
-//   header page + image meshstage-<uid>-<job>-r<rank>-i<incarnation>-w<ward>-0  slots for a ward
+// The names of a vault's files, with P = meshstage-<uid>-<job>-r<rank>:
+//   P.control                    newest incarnation, owners, generation: control_impl.hpp
+//   P-i<incarnation>.lock        empty; its record lock is the ownership
+//   P-i<incarnation>-own0        slots of the rank itself (0 and 1): header page + image
+//   P-i<incarnation>-w<ward>-0   slots for a ward (0 and 1)
 // and while one of the first two is being made, its name + ".tmp-<pid>-<instance>".
 // They are read from the right, so a job name may contain anything that is valid in it.
 #include <cstdint>
@@ -30,7 +30,7 @@ std::string control_name(std::uint32_t uid, std::string_view job, int rank);
 std::string lock_name(std::uint32_t uid, std::string_view job, int rank, std::uint64_t incarnation);
 std::string slot_name(std::uint32_t uid, std::string_view job, int rank, std::uint64_t incarnation,
                       SlotKey key);
-/// Nothing for any other file. For a temporary one, what it was to become.
+/// Nothing for any other file. A temporary file gives the name that it was to get.
 std::optional<VaultFileName> parse_vault_name(std::string_view name);
 
 }  // namespace meshstage::detail

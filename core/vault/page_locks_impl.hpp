@@ -10,23 +10,23 @@
 
 namespace meshstage::detail {
 
-/// The lock on a slot's pages. Guarded by PageLocks' mutex. Ends before the mapping does.
+/// The lock on a slot's pages. PageLocks' mutex guards it. It ends before the mapping does.
 struct SlotPages {
   std::optional<PinnedPages> pinned;
-  std::uint64_t refused_bytes = 0;  ///< Locking so many was refused; other sizes are tried.
+  std::uint64_t refused_bytes = 0;  ///< Locking this size was refused; other sizes are tried.
 };
 
-/// Page-locks slots for a device, from the moment that one is there. Threads: any; one mapping is
-/// not replaced while it is being locked.
+/// Page-locks slots for a device, from use() on. Threads: any; a mapping is not replaced while it
+/// is being locked.
 class PageLocks {
  public:
   void use(MemoryPinner& pinner, std::function<void(const std::string&)> warn);
-  /// Locks all of `image` unless it is locked, or was refused at this size. A refusal leaves it
-  /// unlocked and is counted; the first one is warned of.
+  /// Locks all of `image`, unless it is locked already or was refused at this size. A refusal
+  /// leaves it unlocked and is counted; only the first refusal gives a warning.
   void lock(SlotPages& pages, std::span<std::byte> image, const std::string& slot);
-  /// Before the mapping goes.
+  /// Call it before the mapping ends.
   void unlock(SlotPages& pages) noexcept;
-  /// Bytes that are locked now are for the caller to add up.
+  /// True if the slot's pages are locked. The caller adds up the bytes of locked slots.
   [[nodiscard]] bool is_locked(const SlotPages& pages) const;
   [[nodiscard]] std::uint64_t refused() const;
 

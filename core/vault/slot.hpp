@@ -12,9 +12,10 @@
 
 namespace meshstage {
 
-/// A slot of the vault of some rank. The slots with owner_rank == the vault's own rank hold its own
-/// images, the others replicas for that ward: its images without what other ranks have too
-/// (core/image/replica.hpp). Two each: one holds the base while the other is written.
+/// Names a slot of a rank's vault. Slots whose owner_rank is the vault's own rank have that rank's
+/// images; the others have the replicas of the ward owner_rank: its images without the bytes
+/// borrowed from other ranks (core/image/replica.hpp). Each owner has two slots: one has the base
+/// while the other is written.
 struct SlotKey {
   int owner_rank = 0;
   int index = 0;  ///< 0 or 1.
@@ -22,26 +23,24 @@ struct SlotKey {
 };
 
 enum class SlotState : std::uint8_t {
-  kEmpty,    ///< Nothing to be had: never written, or its header does not match its digest
-             ///< (`damaged`).
+  kEmpty,    ///< Has no image: never written, or its header does not match its digest (`damaged`).
   kWriting,  ///< Its bytes may be anything.
-  kSealed,   ///< Holds the image that the header names; the image's own digests are yet to be
-             ///< checked.
+  kSealed,  ///< Has the image that the header names; the image's own digests are yet to be checked.
 };
 [[nodiscard]] MESHSTAGE_API std::string_view to_string(SlotState state) noexcept;
 
 struct SlotInfo {
   SlotState state = SlotState::kEmpty;
-  /// kSealed: all of it. kWriting: identity of what is being written, and as image_bytes those that
-  /// begin_write() was asked for. kEmpty: defaults.
+  /// kSealed: the whole info. kWriting: the identity of the image being written, and as image_bytes
+  /// the bytes given to begin_write(). kEmpty: defaults.
   ImageInfo image;
-  std::uint64_t capacity = 0;  ///< Bytes that fit without growing.
-  std::string damaged;  ///< Why the header is not trusted; empty if nothing is wrong with it.
-  std::int64_t writer_pid = 0;  ///< Who wrote the header; for display only.
+  std::uint64_t capacity = 0;   ///< Bytes that fit without growing.
+  std::string damaged;          ///< Why the header is not trusted; empty if it is.
+  std::int64_t writer_pid = 0;  ///< The process that wrote the header; for display only.
 };
 
-/// Bytes that a sealed slot in the vault of `vault_rank` has of an image: in an own slot all, in a
-/// held one the replica's.
+/// Bytes of an image that a sealed slot in the vault of `vault_rank` has: all in an own slot, the
+/// replica's in a ward's slot.
 [[nodiscard]] inline std::uint64_t stored_bytes(SlotKey key, int vault_rank,
                                                 const ImageInfo& image) noexcept {
   return key.owner_rank == vault_rank ? image.image_bytes : image.replica_bytes();
@@ -53,10 +52,11 @@ struct Slot;
 struct OlderSlot;
 }  // namespace detail
 
-/// Permission to overwrite one slot: state WRITING was in memory before this existed. Move-only.
-/// Destroyed unsealed it leaves the slot WRITING: its old image is gone, and it can be begun again.
-/// Threads: image() from any number at once; seal() by one, after every store to the image happened
-/// before it (joined, or released and acquired).
+/// Permission to overwrite one slot. The slot's state is WRITING before the lease exists.
+/// Move-only. A lease that is destroyed unsealed leaves the slot WRITING: its old image is gone,
+/// and a new begin_write() may follow.
+/// Threads: any number may use image() at once. One calls seal(), and every store to the image must
+/// happen before that call (joined, or released and acquired).
 class MESHSTAGE_API WriteLease {
  public:
   WriteLease() = default;
@@ -65,19 +65,19 @@ class MESHSTAGE_API WriteLease {
   ~WriteLease();
 
   [[nodiscard]] bool valid() const noexcept { return slot_ != nullptr; }
-  /// The image's or the replica's bytes, as many as begin_write() was asked for, 4096-aligned; they
-  /// keep what the slot held before.
+  /// The bytes for the image or replica, as many as were given to begin_write(), aligned to 4096.
+  /// At first they are those that the slot had before.
   [[nodiscard]] std::span<std::byte> image() const noexcept;
-  /// What the slot held, sealed, when it was begun; nothing if it was empty, WRITING, or too
-  /// damaged to say. Until they are overwritten the first manifest_bytes of image() still are its
-  /// manifest, so a sender with the same manifest digest can skip it.
+  /// The sealed image that the slot had at begin_write(); nothing if it was empty, WRITING or
+  /// damaged. Until they are overwritten, the first manifest_bytes of image() still are that
+  /// image's manifest, so a sender with the same manifest digest can skip the manifest.
   [[nodiscard]] const std::optional<ImageInfo>& previous() const noexcept { return previous_; }
   [[nodiscard]] SlotKey key() const noexcept { return key_; }
 
-  /// Fences all stores, then writes the SEALED header; the lease is over (also when this throws
-  /// because of fencing). `info` must carry the identity and size given to begin_write(): the
-  /// image's for an own slot, the replica's for a held one. Throws InvalidArgument if it does not
-  /// (then the lease is still good), InvalidState if the vault was fenced or removed.
+  /// Fences all stores, then writes the SEALED header and ends the lease. `info` must have the
+  /// identity and size given to begin_write(): the image's size for an own slot, the replica's for
+  /// a ward's slot. Throws InvalidArgument if it does not (the lease stays valid), InvalidState if
+  /// the vault was fenced or removed (the lease has ended).
   void seal(const ImageInfo& info);
   /// Gives the slot back unsealed.
   void abandon() noexcept;
@@ -102,7 +102,7 @@ class MESHSTAGE_API ReadLease {
   ~ReadLease();
 
   [[nodiscard]] bool valid() const noexcept { return slot_ != nullptr; }
-  /// What is stored: the image, or in a held slot its replica.
+  /// The stored bytes: the image, or in a ward's slot the replica.
   [[nodiscard]] std::span<const std::byte> image() const noexcept;
   [[nodiscard]] const ImageInfo& info() const noexcept { return info_; }
   [[nodiscard]] SlotKey key() const noexcept { return key_; }

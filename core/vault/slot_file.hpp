@@ -11,10 +11,9 @@
 
 namespace meshstage {
 
-/// A look at one slot of a listed vault, for tools: it owns nothing and holds nothing back. A
-/// living owner may overwrite the slot at any moment: take info() before and after reading, and use
-/// what was read only if both are the same and sealed (every staging has another image digest).
-/// Threads: any.
+/// A view of one slot of a listed vault, for tools. It takes no ownership and no lease, so a living
+/// owner may overwrite the slot at any moment. Take info() before and after reading, and use the
+/// bytes only if both are equal and sealed (every staging has another image digest). Threads: any.
 class MESHSTAGE_API SlotFile {
  public:
   /// Throws NotFound if the slot's file is gone, IoError, InvalidState (another user's).
@@ -22,9 +21,9 @@ class MESHSTAGE_API SlotFile {
                                      FileSystem& fs = real_file_system());
 
   [[nodiscard]] const std::filesystem::path& path() const noexcept { return path_; }
-  /// The header as it is now.
+  /// The present header.
   [[nodiscard]] SlotInfo info() const;
-  /// Copies bytes of the image from `offset`. Throws CorruptData where the file ends before.
+  /// Copies bytes of the image from `offset` on. Throws CorruptData if the file ends before them.
   void read_image(std::span<std::byte> into, std::uint64_t offset) const;
 
  private:

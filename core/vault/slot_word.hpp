@@ -1,7 +1,7 @@
 #pragma once
-// The word of a slot: its state, and the epoch of the vault for which that holds. Pure; the vault
-// and the explorer in tests/protocol use the same functions. Who stores it, and when:
-// core/vault/README.md.
+// The word of a slot: the slot's state, and the epoch of the vault for which the state holds. Pure
+// functions; the vault and the explorer in tests/protocol use the same ones. core/vault/README.md
+// says who stores the word, and when.
 #include <cstdint>
 #include <optional>
 
@@ -9,10 +9,11 @@
 
 namespace meshstage::detail {
 
-/// Lies in the header page, outside its digest, and is changed by compare-and-swap alone.
+/// Lies in the header page, outside the page's digest. Only compare-and-swap changes it.
 struct SlotWord {
   SlotState state = SlotState::kEmpty;
-  /// Of the vault when somebody last took it; 0 in files of an older format. Below 2^56.
+  /// The vault's epoch when a process last took the slot; 0 in files of an older format. Below
+  /// 2^56.
   std::uint64_t epoch = 0;
   friend bool operator==(const SlotWord&, const SlotWord&) = default;
 };
@@ -26,22 +27,23 @@ inline constexpr std::uint64_t kLastEpoch = (std::uint64_t{1} << 56U) - 1;
   return {static_cast<SlotState>(bits & 0xffU), bits >> 8U};
 }
 
-/// What an owner that took the vault in epoch `owned` makes of the word `there` before it writes
-/// the first byte; nothing if somebody took the vault since (the owner is fenced).
+/// An owner that took the vault in epoch `owned` makes this of the word `there` before it writes
+/// the first byte. Nothing if another process took the vault since (the owner is fenced).
 [[nodiscard]] constexpr std::optional<SlotWord> begun(SlotWord there,
                                                       std::uint64_t owned) noexcept {
   if (there.epoch != owned) return std::nullopt;
   return SlotWord{SlotState::kWriting, owned};
 }
-/// The same after the last byte. Only what the owner itself has begun is sealed.
+/// The same owner makes this of the word after the last byte. An owner seals only what it has begun
+/// itself.
 [[nodiscard]] constexpr std::optional<SlotWord> sealed(SlotWord there,
                                                        std::uint64_t owned) noexcept {
   if (there != SlotWord{SlotState::kWriting, owned}) return std::nullopt;
   return SlotWord{SlotState::kSealed, owned};
 }
-/// What a taker in epoch `epoch` makes of it, before it reads the header: the state stays, and from
-/// then on no owner of a lower epoch begins or seals. Nothing if the vault was taken in a higher
-/// epoch: then the taker is fenced.
+/// A taker in epoch `epoch` makes this of the word before it reads the header: the state stays, and
+/// from then on no owner of a lower epoch begins or seals. Nothing if the vault was taken in a
+/// higher epoch: then the taker is fenced.
 [[nodiscard]] constexpr std::optional<SlotWord> taken(SlotWord there,
                                                       std::uint64_t epoch) noexcept {
   if (there.epoch > epoch) return std::nullopt;

@@ -1,5 +1,6 @@
 #pragma once
-// What a Vault and its leases share. The last of them to go lets the vault go.
+// The state that a Vault and its leases have in common. The vault's ownership ends with the last of
+// them.
 #include <map>
 #include <memory>
 #include <string>
@@ -14,8 +15,8 @@
 
 namespace meshstage::detail {
 
-/// Guarded by VaultState::mutex, but for the image's bytes, which belong to the leases, and the
-/// file and the size of the mapping, which only the writer changes.
+/// VaultState::mutex guards it, with two exceptions: the leases own the image's bytes, and only the
+/// writer changes the file and the size of the mapping.
 struct Slot {
   std::unique_ptr<File> file;
   Mapping mapping;  // header page + image; replaced by its only writer, with the mutex held
@@ -63,33 +64,35 @@ struct VaultState {
 
   // With the mutex held:
   [[nodiscard]] SlotInfo info(SlotKey key, const Slot& slot) const;
-  /// The page, but for its word.
+  /// Writes the page except for its word.
   void write_page(const Slot& slot, const SlotHeader& header) const;
   /// Raises the word of that page to this vault's epoch. Throws InvalidState (fenced).
   void take_word(std::span<std::byte> page) const;
-  /// Makes the slot WRITING, then writes the page. Throws InvalidState (fenced); nothing has
-  /// changed then.
+  /// Makes the slot WRITING, then writes the page. Throws InvalidState if fenced: then nothing has
+  /// changed.
   void begin(const Slot& slot, const SlotHeader& header) const;
-  /// Writes the page, then makes the slot SEALED. Throws InvalidState (fenced); it stays WRITING.
+  /// Writes the page, then makes the slot SEALED. Throws InvalidState if fenced: then the slot
+  /// stays WRITING.
   void seal(SlotKey key, const Slot& slot, const SlotHeader& header) const;
-  /// The slot; its file with a header page is made if there is none. Refuses a key that cannot be.
+  /// The slot; makes its file, with a header page, if there is none. Refuses a key that no vault
+  /// can have.
   std::shared_ptr<Slot> ensure_slot(SlotKey key) MESHSTAGE_REQUIRES(mutex);
-  /// Throws InvalidState if somebody has a lease on it.
+  /// Throws InvalidState if there is a lease on the slot.
   void check_free(SlotKey key, const Slot& slot) const;
 
   // With the slot marked as being written, or with the mutex held:
-  /// Throws OutOfMemory if there is no room for what is missing; nothing has changed then.
+  /// Throws OutOfMemory if there is no room for the missing bytes. Changes nothing.
   void check_growth(SlotKey key, const Slot& slot, std::uint64_t bytes) const;
-  /// Reserves room for so many bytes behind the header; returns the mapping that has it, to be put
-  /// into the slot with the mutex held, or an empty one if there was room. Throws OutOfMemory; the
-  /// file's size is as it was then.
+  /// Reserves room for so many bytes behind the header. Returns the mapping with that room, which
+  /// the caller puts into the slot with the mutex held, or an empty mapping if there was room
+  /// already. Throws OutOfMemory: then the file's size is as it was.
   [[nodiscard]] Mapping grow(SlotKey key, const Slot& slot, std::uint64_t bytes) const;
-  /// Page-locks a slot of this rank's own images, if that is asked for.
+  /// Page-locks a slot of this rank's own images, if there is a pinner.
   void lock_pages(SlotKey key, Slot& slot);
 };
 
-/// Opening and closing lock files of other owners, and becoming one, happens one at a time in a
-/// process: POSIX record locks do not tell its threads apart.
+/// Held by a thread that opens or closes lock files of other owners or becomes an owner: in a
+/// process only one may at a time, because POSIX record locks do not tell threads apart.
 Mutex& lock_files_mutex();
 
 /// "slot own0 of job "gpt2", rank 2".
