@@ -13,37 +13,38 @@
 ///     u32 magic "MSPM" | u16 version | u16 kind (index in Body) | u64 job tag | u32 world size |
 ///     u32 sender | u64 generation | body
 ///
-/// Strings and lists carry a u32 count, checked against what can still follow before anything is
-/// allocated. Nothing may follow the body.
+/// Strings and lists begin with a u32 count, which is checked against the bytes left before
+/// anything is allocated. Nothing may follow the body.
 ///
-/// On the link each message is followed by a u64, the digest64 of its bytes: what changed on the
-/// way is told from what a peer should not have said. The first is a message lost, and ends the
-/// generation; the second is refused, and changes nothing.
+/// On the link each message is followed by a u64, the digest64 of its bytes. It tells a message
+/// that changed on the way from a message that the peer should not have sent. The first counts as
+/// lost and ends the generation; the second is refused and changes nothing.
 namespace meshstage::protocol {
 
 /// A job's ranks run one build, so no older version is read. 3: stream starts and wants are
-/// messages; votes carry wishes, and what is complete carries orders.
+/// messages; votes carry wishes, and Complete carries orders.
 inline constexpr std::uint16_t kWireVersion = 3;
 inline constexpr std::size_t kWireHeaderBytes = 32;
-/// What a claim takes in a message.
+/// The bytes that a claim takes in a message.
 [[nodiscard]] MESHSTAGE_API std::size_t encoded_bytes(const Claim& claim) noexcept;
-/// A Want's body: so much, and so much for each storage, and the names.
+/// A Want's body has kWantBytes, kNamedStorageBytes for each storage, and the names.
 inline constexpr std::size_t kWantBytes = 16 + 4;
 inline constexpr std::size_t kNamedStorageBytes = 8 + 4;
-/// No image is larger, so sizes from the wire cannot make sums wrap.
+/// No image is larger than this, so sizes from the wire cannot make sums wrap.
 inline constexpr std::uint64_t kMostImageBytes = std::uint64_t{1} << 56U;
 
-/// Who talks: put into each message and checked in each that arrives.
+/// The job of a message: encode() writes it and decode() checks it.
 struct WireContext {
-  std::uint64_t job_tag = 0;  ///< a hash of the job id, so that two jobs never mix
+  std::uint64_t job_tag = 0;  ///< a hash of the job id, so that messages of two jobs never mix
   int world_size = 1;
 };
 
 inline constexpr std::size_t kWireDigestBytes = 8;
 
-/// The message as it goes onto the link: with its digest behind it.
+/// The message with its digest behind it, as it goes onto the link.
 [[nodiscard]] MESHSTAGE_API std::vector<std::byte> with_digest(std::vector<std::byte> message);
-/// The message that came, a view into `bytes`; nothing if it is not what was sent.
+/// The message without its digest, a view into `bytes`; nothing if the bytes have changed on the
+/// way.
 [[nodiscard]] MESHSTAGE_API std::optional<std::span<const std::byte>> without_digest(
     std::span<const std::byte> bytes) noexcept;
 

@@ -9,33 +9,35 @@
 #include <meshstage/core/protocol/choose.hpp>
 #include <meshstage/core/protocol/messages.hpp>
 
-/// Events: what the driver tells the protocol.
+/// Events: what the driver reports to the protocol. In production the agent is the driver.
 namespace meshstage::protocol {
 
-/// A generation was formed, above every one before. Everything of the old one is forgotten.
+/// A generation was formed, with a higher number than every one before. The protocol forgets the
+/// old generation.
 struct Formed {
   std::uint64_t generation = 0;
 };
-/// Answer to VerifySlots: every sealed slot whose digests are right (own and held, of whomever).
+/// Answer to VerifySlots: every sealed slot, own and held, whose digests are right.
 /// \c evidence: the newest of the Store's note and of the bases in all headers, verified or not.
-/// \c damage: which images were not, and why (see Have).
+/// \c damage: which images are damaged, and why (see Have).
 struct SlotsVerified {
   std::vector<Claim> claims;
   ImageId evidence{};
   std::string damage{};
 };
-/// Answer to VerifyDisk: every file newer than asked whose digests are right. \c evidence: the
-/// newest id in any file's name, read or not. No directory: empty. \c damage: as of slots.
+/// Answer to VerifyDisk: every file that is newer than VerifyDisk::newer_than and whose digests are
+/// right. \c evidence: the newest id in any file's name, read or not. Empty if there is no
+/// directory. \c damage: see SlotsVerified.
 struct FilesVerified {
   std::vector<Claim> claims;
   ImageId evidence{};
   std::string damage{};
 };
-/// Answer to a Fetch: verified and sealed.
+/// Answer to a Fetch: the image is verified and sealed.
 struct Fetched {
   int owner = 0;
 };
-/// Answer to a Fetch (or a Serve) that did not work though nobody is known to have died.
+/// Answer to a Fetch, Serve or ServeLent that failed although no rank is known to have died.
 struct FetchFailed {
   int owner = 0;
   ErrorKind kind = ErrorKind::kIo;
@@ -46,7 +48,8 @@ struct StructureChecked {
   std::string path;
   std::string mismatch;
 };
-/// The trainer stages a step. Answered at once by WriteOwn, Announce(failed) or Refuse.
+/// The trainer stages a step. The protocol answers at once with WriteOwn, Announce(failed) or
+/// Refuse.
 struct StageRequested {
   std::uint64_t step = 0;
   ImageSizes sizes{};
@@ -54,16 +57,16 @@ struct StageRequested {
 /// The trainer leaves this step out (the one before is not finished): a no vote.
 struct StageSkipped {
   std::uint64_t step = 0;
-  std::string why{};  ///< Empty: it was busy.
+  std::string why{};  ///< Empty: the rank was busy.
 };
 struct OwnSealed {
   ImageId id;
   Digest image_digest{};
-  /// What the replicas borrow, in the order of Config::lenders of this rank. May be shorter:
-  /// nothing is borrowed from the others.
+  /// The bytes that the replicas borrow, in the order of this rank's Config::lenders. May be
+  /// shorter: then nothing is borrowed from the other lenders.
   std::vector<Borrow> borrowed{};
-  /// The digests of what this image lends, in the order of Config::borrowers. May be shorter:
-  /// nothing is known of the others.
+  /// The digests of what this image lends, in the order of Config::borrowers. May be shorter: then
+  /// a Borrow of one of the other borrowers counts as different.
   std::vector<Digest> lent{};
 };
 struct OwnFailed {
@@ -76,7 +79,7 @@ struct ReplicaReady {
   ImageId id;
   bool need_manifest = true;
 };
-/// Arrived whole, with the digest told by ExpectDigest.
+/// The replica arrived whole, with the digest of ExpectDigest, and is sealed.
 struct ReplicaSealed {
   int ward = 0;
   ImageId id;
@@ -89,32 +92,32 @@ struct ReplicaFailed {
 /// Answer to AskStore.
 struct StoreAnswered {
   enum class Found : std::uint8_t {
-    kNewest,      ///< And the Store has the note, if one was to be written.
-    kSuperseded,  ///< A newer generation was claimed: this one decides nothing any more.
+    kNewest,      ///< The Store also has the note, if `note` was set.
+    kSuperseded,  ///< A newer generation was claimed, so this generation decides nothing any more.
     kNothing,     ///< The Store did not answer in time; it may have the note.
   };
   ImageId id;
   Found found = Found::kNewest;
   std::string why{};  ///< Unless kNewest.
 };
-/// Own and (whole) held images of this step, verified just now, are published as files (and
-/// synced).
+/// The own image and the whole replicas of this step, verified just now, are synced files.
 struct Persisted {
   ImageId id;
 };
-/// What the trainer wishes for; goes with this rank's next vote. A wish is not taken back.
+/// The trainer's wishes, which go with this rank's next vote. A wish is not taken back.
 struct Wished {
   bool end = false, persist = false;
 };
-/// The trainer called finish(); no stage is unfinished.
+/// The trainer called finish(), and this rank has no unfinished step.
 struct FinishRequested {};
-/// A death or silence seen by this rank itself, or read in the Store. kPeerLost or kPeerSilent.
+/// A death or silence that this rank saw itself or read in the Store. `kind` is kPeerLost or
+/// kPeerSilent.
 struct Broken {
   int rank = -1;
   ErrorKind kind = ErrorKind::kPeerLost;
   std::string why;
 };
-/// A message from a link of the generation it names.
+/// A message that came over a link of the message's generation.
 struct Received {
   int from = 0;
   Message message;

@@ -8,26 +8,27 @@
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/protocol/choose.hpp>
 
-/// What ranks say to each other. Plain values; codec.hpp turns them into bytes and back.
+/// The messages between ranks. Plain values; codec.hpp turns them into bytes and back.
 /// "Tree" messages travel between a rank and its parent (r - 1) / 2 or its children 2r + 1 and
 /// 2r + 2; "partner" messages between an owner and its holders, or lenders.
-/// Assumed of a link: messages of one pair in one generation arrive in order, or not at all
-/// (after a lost one, none that follow).
+/// The protocol assumes of a link: messages of one pair in one generation arrive in order, and
+/// after a lost message no further one arrives.
 namespace meshstage::protocol {
 
 // --- what ranks wish for, and what the root orders ---
 
-/// Travels up with the votes of a step: what the sender and everything below it wishes for. The
+/// Travels up with the votes of a step: the wishes of the sender and of all ranks below it. The
 /// wish of one rank is the wish of all.
 struct Wishes {
-  bool end = false;      ///< the job is to end, at a step that is the same for all
+  bool end = false;      ///< the job is to end, at the same step for all ranks
   bool persist = false;  ///< this step is to go to disk
   /// Steps that became complete since one was sent to disk: the largest that any rank knows, so
-  /// that a replacement does not begin to count anew.
+  /// that a replacement does not start counting anew.
   std::uint64_t since_disk = 0;
   friend bool operator==(const Wishes&, const Wishes&) = default;
 };
-/// Decided by the root together with a step, and known wherever the step is known to be complete.
+/// The root decides the orders together with a step. Each rank that knows that the step is complete
+/// knows its orders.
 struct Orders {
   bool end = false;      ///< the next step that is staged is the last one
   bool persist = false;  ///< this step goes to disk
@@ -36,15 +37,15 @@ struct Orders {
 
 // --- a round, partner ---
 
-/// Owner to holder: this step is being staged. Its base says all that came before: the base is
-/// complete, and every step of this generation between base and id has failed (rule 3).
+/// Owner to holder: the owner stages this step. The base tells the outcome of all steps before: the
+/// base is complete, and every step of this generation between base and id has failed (rule 3).
 struct Offer {
   ImageId id, base;
   ImageSizes sizes;
-  Orders base_orders{};  ///< what came with the base: an offer may overtake Complete
+  Orders base_orders{};  ///< the base's orders, because an offer may overtake its Complete
   friend bool operator==(const Offer&, const Offer&) = default;
 };
-/// Holder to owner: the slot is ready (WRITING, receives posted); send.
+/// Holder to owner: the holder's slot is ready (WRITING, receives posted), so the owner may send.
 struct Accept {
   ImageId id;
   bool need_manifest = true;
@@ -57,15 +58,16 @@ struct Sealed {
   friend bool operator==(const Sealed&, const Sealed&) = default;
 };
 
-/// Owner to lender (Config::lenders): the own image is sealed, and its replicas borrow this.
+/// Owner to lender (Config::lenders): the owner's image is sealed, and its replicas borrow these
+/// bytes.
 struct Borrow {
   ImageId id;
   std::uint64_t bytes = 0;  ///< 0: nothing
-  Digest digest{};          ///< of those
+  Digest digest{};          ///< of the borrowed bytes
   friend bool operator==(const Borrow&, const Borrow&) = default;
 };
-/// Lender to owner: these bytes differ here; borrow nothing from this rank any more. The step
-/// fails.
+/// Lender to owner: the lender has other bytes, so the owner borrows nothing from it any more. The
+/// step fails.
 struct Differ {
   ImageId id;
   friend bool operator==(const Differ&, const Differ&) = default;
@@ -73,7 +75,7 @@ struct Differ {
 
 // --- a round, tree ---
 
-/// To the parent: the sender and everything below it votes yes.
+/// To the parent: the sender and all ranks below it vote yes.
 struct Yes {
   ImageId id;
   Wishes wishes{};
@@ -95,24 +97,26 @@ struct Failed {
 
 // --- images on their way, between an owner, its holders and those who complete its replicas ---
 
-/// What the pieces of a stream are.
+/// The contents of a stream's pieces.
 enum class Content : std::uint8_t {
   kImage,  ///< an image or a replica
-  kLent,   ///< what the receiver's own image borrows: the ranges of a Want, one after another
+  kLent,   ///< bytes that the receiver's own image borrows: the ranges of a Want, one after another
 };
-/// Sender to receiver, just before the pieces of one image: they come now. Until it has arrived the
-/// receiver posts no receive, so an image that never comes leaves none behind; after it the
-/// receiver takes every piece, if need be into scratch memory, so that the stream stays in step.
+/// Sender to receiver, just before the pieces of one image. The receiver posts no receive before
+/// StreamStart comes, so an image that never comes leaves no receive behind. Then the receiver
+/// takes every piece, if need be into scratch memory, so that both ends stay in step.
 struct StreamStart {
   int owner = 0;  ///< whose image
   ImageId id;
   Content content = Content::kImage;
-  bool with_manifest = true;      ///< false: the receiver's slot has the same manifest already
-  std::uint64_t image_bytes = 0;  ///< kLent: of all ranges together, and nothing below but blocks
+  bool with_manifest = true;  ///< false: the receiver's slot has the same manifest already
+  /// kLent: of all ranges together; of the fields below only block_bytes is set
+  std::uint64_t image_bytes = 0;
   std::uint64_t manifest_bytes = 0;
   std::uint64_t block_bytes = 0;
-  std::uint64_t borrowed_bytes = 0;  ///< a replica travels, without these; 0: a whole image
-  std::uint32_t loans = 0;           ///< as ImageInfo's
+  std::uint64_t borrowed_bytes =
+      0;                    ///< the bytes that a replica leaves out; 0: a whole image travels
+  std::uint32_t loans = 0;  ///< as ImageInfo's
   friend bool operator==(const StreamStart&, const StreamStart&) = default;
 };
 /// A storage by its name in an image's header.
@@ -121,61 +125,64 @@ struct NamedStorage {
   std::uint64_t bytes = 0;
   friend bool operator==(const NamedStorage&, const NamedStorage&) = default;
 };
-/// A borrower that fetches a replica of its image, to a lender: send these storages of your own
-/// image of that step. Answered by a stream of kLent.
+/// Borrower to lender, when the borrower fetches a replica of its image: asks for these storages of
+/// the lender's own image of that step. The lender answers with a stream of kLent.
 struct Want {
   ImageId id;
-  std::vector<NamedStorage> storages;  ///< in the order in which they are to come
+  std::vector<NamedStorage> storages;  ///< the stream brings them in this order
   friend bool operator==(const Want&, const Want&) = default;
 };
 
 // --- recovery, tree ---
 
-/// To the parent: what the sender and everything below it has. The first time slots, then files.
+/// To the parent: the claims of the sender and of all ranks below it. First for slots, then for
+/// files.
 struct Have {
   bool disk = false;
   std::vector<Claim> claims;
-  /// The newest step that is known to have been complete: the Store's note, a base in any header
-  /// (verified or not), a file's name. kNoImage: there was none.
+  /// The newest step that is known to have been complete: by the Store's note, a base in any header
+  /// (verified or not), or a file's name. kNoImage: no step is known.
   ImageId evidence;
-  /// What was found damaged, for people: the error of a recovery that finds nothing whole.
+  /// The images found damaged, for people: text for the error of a recovery that finds nothing
+  /// whole.
   std::string damage{};
-  /// The newest image of which claims were left out on the way, for want of room in a message: what
-  /// is not newer may be covered though the claims do not show it. kNoImage: all are here.
+  /// The newest image whose claims did not fit a message and were left out. An image that is not
+  /// newer may be covered although the claims do not show it. kNoImage: no claim was left out.
   ImageId beyond{};
   friend bool operator==(const Have&, const Have&) = default;
 };
-/// To the children: say which files newer than this you have (kNoImage: all).
+/// To the children: asks for the claims to files newer than this (kNoImage: all files).
 struct AskDisk {
   ImageId newer_than;
   friend bool operator==(const AskDisk&, const AskDisk&) = default;
 };
-/// To the children: what is recovered (kNoImage: nothing, start at step 0) and who fetches what.
+/// To the children: the step that is recovered (kNoImage: none, start at step 0) and all transfers.
 struct Choice {
   ImageId id, base;
   std::vector<Transfer> transfers;
   friend bool operator==(const Choice&, const Choice&) = default;
 };
-/// To the parent: the sender and everything below it has its images and a matching structure.
+/// To the parent: the sender and all ranks below it have their images and a matching structure.
 struct Ready {
   friend bool operator==(const Ready&, const Ready&) = default;
 };
-/// To the children: all are ready; the step counts as complete; restore the trainer.
+/// To the children: all ranks are ready, and the step counts as complete. Each rank restores its
+/// trainer.
 struct Established {
   ImageId id;
   friend bool operator==(const Established&, const Established&) = default;
 };
-/// Why a recovery fails, for every rank the same.
+/// Why a recovery fails; the same for every rank.
 struct Failure {
   ErrorKind kind = ErrorKind::kUnrecoverable;
-  int rank = -1;           ///< the rank it is about, -1 if none
+  int rank = -1;           ///< the rank that failed, -1 if none
   std::vector<int> ranks;  ///< kUnrecoverable: the ranks without an image
   std::string path;        ///< kStructureMismatch: the first differing path
   std::string why;         ///< one sentence for people
   friend bool operator==(const Failure&, const Failure&) = default;
 };
-/// To every peer, partners too (a rank may end right after it, and the cause must come before the
-/// end-of-file on every link): the recovery has failed; no trainer was touched.
+/// To every peer, partners too: the recovery has failed, and no trainer was touched. A rank may end
+/// right after GiveUp, and on every link the cause must come before the end-of-file.
 struct GiveUp {
   Failure failure;
   friend bool operator==(const GiveUp&, const GiveUp&) = default;
@@ -183,21 +190,21 @@ struct GiveUp {
 
 // --- persistence, end, death; tree ---
 
-/// To the parent: the sender and everything below it has `id` on disk.
+/// To the parent: the sender and all ranks below it have `id` on disk.
 struct OnDisk {
   ImageId id;
   friend bool operator==(const OnDisk&, const OnDisk&) = default;
 };
-/// To the children: every rank has `id` on disk; older files may go (rule 10).
+/// To the children: every rank has `id` on disk; older files may be removed (rule 10).
 struct AllOnDisk {
   ImageId id;
   friend bool operator==(const AllOnDisk&, const AllOnDisk&) = default;
 };
-/// To the parent: the sender and everything below it called finish().
+/// To the parent: the sender and all ranks below it called finish().
 struct WantFinish {
   friend bool operator==(const WantFinish&, const WantFinish&) = default;
 };
-/// To the children: everyone called finish(); remove the vaults.
+/// To the children: every rank called finish(), so each removes its vault.
 struct Finish {
   friend bool operator==(const Finish&, const Finish&) = default;
 };
@@ -213,7 +220,7 @@ using Body = std::variant<Offer, Accept, Sealed, Yes, Complete, Failed, Have, As
                           Ready, Established, GiveUp, OnDisk, AllOnDisk, WantFinish, Finish, Death,
                           Borrow, Differ, StreamStart, Want>;
 
-/// A message says to which generation it belongs; a rank of another one ignores it (rule 1).
+/// A message names its generation; a rank in another generation ignores it (rule 1).
 struct Message {
   std::uint64_t generation = 0;
   Body body;

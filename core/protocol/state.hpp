@@ -12,10 +12,10 @@
 #include <meshstage/core/protocol/config.hpp>
 #include <meshstage/core/protocol/messages.hpp>
 
-/// What one rank's protocol knows. Plain, copyable and comparable values.
+/// The state of one rank's protocol. Plain, copyable and comparable values.
 namespace meshstage::protocol {
 
-/// One slot of the vault, as far as the protocol must know.
+/// One slot of the vault, as far as the protocol needs it.
 struct Slot {
   enum class State : std::uint8_t {
     kFree,     ///< empty, torn, or not verified: of no value
@@ -32,7 +32,7 @@ enum class Mode : std::uint8_t {
   kUnformed,    ///< no generation yet
   kRecovering,  ///< from Formed until Established: nothing is staged
   kReady,       ///< stages
-  kBroken,      ///< somebody died, or a recovery failed; waits for the next Formed
+  kBroken,      ///< a rank died, or a recovery failed; waits for the next Formed
   kFinished,    ///< the vault is (being) removed
 };
 
@@ -42,20 +42,19 @@ enum class Verdict : std::uint8_t {
   kFailed,    ///< some rank voted no; final
 };
 
-/// What has become of one image that a round needs at this rank.
+/// The state of one image that a round needs at this rank.
 enum class Part : std::uint8_t { kNone, kWaiting, kWriting, kSealed, kFailed };
 
 /// The replica of one ward in one round.
 struct WardPart {
-  Part part =
-      Part::kNone;     ///< kWaiting: offered, but the slot is still being written by a failed round
-  ImageSizes sizes{};  ///< as offered
+  Part part = Part::kNone;  ///< kWaiting: offered, but a failed round still writes the slot
+  ImageSizes sizes{};       ///< as offered
   std::optional<Digest> image_digest;  ///< as announced by Sealed
   friend bool operator==(const WardPart&, const WardPart&) = default;
 };
 
-/// One step being agreed, from the first this rank hears of it. Kept until a later step is
-/// complete, so that a latecomer's messages find it decided.
+/// One step that ranks are agreeing on, from the first message or call about it. Kept until a later
+/// step is complete, so that late messages about it find it decided.
 struct Round {
   ImageId id{};
   Verdict verdict = Verdict::kOpen;
@@ -64,21 +63,21 @@ struct Round {
   std::uint8_t below_yes = 0;   ///< bit i: child i and everything below it voted yes
   bool voted = false;           ///< this rank's own yes: the promise
   bool reported = false;        ///< the subtree's yes was sent up (root: the Store is being asked)
-  Wishes below;                 ///< of everything below this rank, as far as it voted
+  Wishes below;                 ///< of all ranks below this one that have voted
   bool asked_persist = false;   ///< this rank's own wish went with its vote
   std::vector<WardPart> wards;  ///< in the order of Config::wards
-  std::vector<Digest> lent;     ///< once sealed: what this image lends (see OwnSealed)
-  /// What their replicas borrow from this rank, in the order of Config::borrowers.
+  std::vector<Digest> lent;  ///< once sealed: the digests of what this image lends (see OwnSealed)
+  /// The Borrow of each borrower's replicas, in the order of Config::borrowers.
   std::vector<std::optional<Borrow>> borrows;
   friend bool operator==(const Round&, const Round&) = default;
 };
 
-/// Where a recovery stands.
+/// The progress of a recovery.
 struct Recovery {
   enum class Phase : std::uint8_t {
     kIdle,
-    kSlots,    ///< verifying slots and gathering what those below have
-    kFiles,    ///< the same for files (between: waiting to be asked)
+    kSlots,    ///< verifying slots and gathering the claims of ranks below
+    kFiles,    ///< the same for files; before it the rank waits to be asked
     kChoice,   ///< waiting for the choice
     kFetch,    ///< fetching, serving, comparing structure
     kAsking,   ///< root only: all are ready, the Store is being asked
@@ -87,18 +86,18 @@ struct Recovery {
   Phase phase = Phase::kIdle;
   bool mine = false;          ///< this rank's own part of the phase is done
   std::uint8_t below = 0;     ///< bit i: child i has sent its part of the phase
-  std::vector<Claim> claims;  ///< root: all so far; others: of the phase, until sent up
+  std::vector<Claim> claims;  ///< root: all so far; other ranks: those of the phase, until sent up
   ImageId evidence{};         ///< newest step known to have been complete (see Have)
-  std::string damage{};       ///< as the claims (see Have)
-  ImageId beyond{};           ///< as the claims (see Have)
+  std::string damage{};       ///< gathered like the claims (see Have)
+  ImageId beyond{};           ///< gathered like the claims (see Have)
   Choice choice;
-  int fetching = 0;   ///< own transfers not yet there
-  int own_slot = -1;  ///< where the chosen image lies
+  int fetching = 0;   ///< own transfers that have not arrived yet
+  int own_slot = -1;  ///< the own slot that has the chosen image
   bool structure_ok = false;
   friend bool operator==(const Recovery&, const Recovery&) = default;
 };
 
-/// How far a file is agreed.
+/// How many ranks have a step on disk, as far as this rank knows.
 struct FileRound {
   ImageId id{};
   bool mine = false;
@@ -106,8 +105,8 @@ struct FileRound {
   friend bool operator==(const FileRound&, const FileRound&) = default;
 };
 
-/// Everything one rank's protocol knows. Copyable and comparable; all of it but the slots is lost
-/// with the process, and the slots are read anew at each Formed.
+/// The whole state of one rank's protocol. Copyable and comparable. Everything but the slots is
+/// lost with the process, and the slots are read anew at each Formed.
 struct State {
   std::shared_ptr<const Config> config;
   SlotPair own{};
@@ -115,11 +114,12 @@ struct State {
   Mode mode = Mode::kUnformed;
   std::uint64_t generation = 0;
   ImageId base{};              ///< the newest complete step
-  Orders base_orders{};        ///< what was ordered with it
-  Wishes wishes{};             ///< this rank's own; they outlive a generation
-  ImageId newest_requested{};  ///< the newest step this generation's trainer staged or skipped here
+  Orders base_orders{};        ///< the base's orders
+  Wishes wishes{};             ///< this rank's own wishes; they outlive a generation
+  ImageId newest_requested{};  ///< the newest step that this rank's trainer staged or skipped in
+                               ///< this generation
   bool noted = false;          ///< root: the Store has its note
-  std::vector<Round> rounds;   ///< ascending ids; the open ones, and the failed ones above base
+  std::vector<Round> rounds;   ///< ascending ids: open rounds, and failed rounds above base
   Recovery recovery;
   std::vector<FileRound> files;  ///< ascending ids
   bool wants_finish = false;
@@ -127,7 +127,7 @@ struct State {
   friend bool operator==(const State&, const State&) = default;
 };
 
-/// A rank that has not formed a generation.
+/// The state of a rank that has not formed a generation.
 [[nodiscard]] MESHSTAGE_API State make_state(std::shared_ptr<const Config> config);
 
 }  // namespace meshstage::protocol

@@ -5,10 +5,11 @@
 
 #include <meshstage/core/protocol/transition.hpp>
 
-/// Private to the protocol's sources: one event's turn, and what its parts call of each other.
+/// Private to the protocol's sources: one event's turn, and the functions that those sources call
+/// of each other.
 namespace meshstage::protocol {
 
-/// The state being changed and the actions being collected. Rules are read as `rule().name`.
+/// The state that one event changes and the actions that it adds. Read rules as `rule().name`.
 struct Turn {
   State& s;
   std::vector<Action>& out;
@@ -43,14 +44,14 @@ struct Turn {
   }
 };
 
-/// Which child (0 or 1) that rank is, or -1.
+/// The index of `rank` among this rank's children (0 or 1), or -1.
 int child_index(const Turn& turn, int rank);
-/// Which of this rank's wards that is, or -1.
+/// The index of `rank` among this rank's wards, or -1.
 int ward_index(const Turn& turn, int rank);
-/// Which of this rank's borrowers that is, or -1.
+/// The index of `rank` among this rank's borrowers, or -1.
 int borrower_index(const Turn& turn, int rank);
-/// The slot of the pair to overwrite while `keep` must stay: the one that does not hold it; if
-/// neither does, a worthless one before an older one.
+/// The slot of the pair that may be overwritten while `keep` stays: the one without `keep`. If
+/// neither has `keep`, a free slot comes before the older image's slot.
 int slot_beside(const SlotPair& pair, ImageId keep);
 
 // round.cpp: rules 2, 3 and 4.
@@ -69,7 +70,7 @@ void on(Turn& turn, int from, const Differ& differ);
 void on(Turn& turn, int from, const Yes& yes);
 void on(Turn& turn, int from, const Complete& complete);
 void on(Turn& turn, int from, const Failed& failed);
-/// The Store's answer for the round that waits for it, if one still does.
+/// Gives the Store's answer to the round that waits for it, if a round still does.
 void answer_round(Turn& turn, const StoreAnswered& event);
 /// Votes no on every open step that this rank's trainer has not staged (and will not).
 void fail_unrequested(Turn& turn, const std::string& why);
@@ -87,11 +88,11 @@ void on(Turn& turn, int from, const Ready& ready);
 void on(Turn& turn, int from, const Established& established);
 void on(Turn& turn, int from, const GiveUp& give_up);
 void start_recovery(Turn& turn);
-/// This rank knows that all agreed to the choice.
+/// Called when this rank knows that all agreed to the choice.
 void become_ready(Turn& turn);
 
 // transition.cpp: forming, breaking, files, the end.
-/// Forgets what a generation agreed or was about to; the slots stay.
+/// Forgets all agreements of a generation, finished or not; the slots stay.
 void forget_generation(State& state);
 
 }  // namespace meshstage::protocol

@@ -14,34 +14,37 @@
 namespace meshstage {
 
 /// Runs one rank's protocol over a vault, the links and groups of a generation, and a directory of
-/// files: each thing that happens becomes an event for protocol::transition(), and each action that
-/// it answers becomes a call of one of the engine's parts (README.md beside this file).
+/// files. The agent gives each event to protocol::transition(), and turns each action that comes
+/// back into a call of one of the engine's parts (README.md beside this file).
 ///
-/// Threads: the engine's, all end with the agent. Calls: one caller at a time.
+/// Threads: the engine's threads all end with the agent. One caller at a time, the trainer's
+/// thread; wish() may come from any.
 class MESHSTAGE_API Agent {
  public:
-  /// Attaches the vault. `options` must be complete: no default is found here. Throws what
+  /// Attaches the vault. `options` must be complete: the agent fills in no defaults. Throws what
   /// Vault::attach throws, and InvalidArgument on senseless options.
   Agent(CheckpointerOptions options, std::shared_ptr<Store> store);
   Agent(const Agent&) = delete;
   Agent& operator=(const Agent&) = delete;
   ~Agent();
 
-  /// The ranks this one exchanges images with, ascending: its holders, its wards, the other holders
-  /// of its wards (which restore a holder when the owner is gone), its lenders and its
+  /// The ranks with which this rank exchanges images, ascending: its holders, its wards, the other
+  /// holders of its wards (which restore a holder when the owner is gone), its lenders and its
   /// borrowers.
   [[nodiscard]] std::vector<int> data_peers() const;
-  /// What must be the same in all ranks' options: "blocks of 4194304 bytes, holders 1f0c...".
+  /// The options that all ranks must have in common, as text: "blocks of 4194304 bytes, holders
+  /// 1f0c...".
   [[nodiscard]] std::string agreement() const;
-  /// The highest generation this rank's vault has seen, or that a file of the job on its disk
-  /// names: all memory and the Store may be gone, and what is on disk then must be the older.
+  /// The highest generation that this rank's vault has seen or that a file of the job on its disk
+  /// names. New generations must be higher than those of files, also when all memory and the Store
+  /// are gone.
   [[nodiscard]] std::uint64_t highest_generation() const;
 
-  /// Enters a generation. The recovery starts.
+  /// Enters a generation and starts its recovery.
   void begin(const Generation& generation);
-  /// Leaves the generation: aborts and closes it, and waits until no task of it is left, so that no
-  /// transfer writes any more (rule 8). Stagings that are open end with the loss, or Cancelled.
-  /// Idempotent.
+  /// Leaves the generation: aborts its groups, closes its links, and waits until none of its tasks
+  /// is left, so that no transfer writes any more (rule 8). Open Stagings end with the loss, or
+  /// Cancelled. Idempotent.
   void leave() noexcept;
 
   /// As Checkpointer::recover, stage, finish.
@@ -52,16 +55,16 @@ class MESHSTAGE_API Agent {
   void wish(bool end, bool persist);
   /// As Checkpointer::ending.
   [[nodiscard]] bool end_agreed() const;
-  /// Ends the generation on every rank although nobody died. Every call throws PeerLost with `why`
-  /// and without a rank, here when this returns, and on the other ranks even if they hear first
-  /// that this rank has left (the Store names the cause). A generation that had ended keeps its own
-  /// cause.
+  /// Ends the generation on every rank although no rank died. From then on every call throws
+  /// PeerLost with `why` and without a rank. The other ranks throw the same, even if they first
+  /// hear that this rank has left, because the Store names the cause. A generation that had ended
+  /// already keeps its own cause.
   void end_generation(const std::string& why);
   /// As Checkpointer::wards, held.
   [[nodiscard]] const std::vector<int>& wards() const noexcept;
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry);
 
-  /// Throws the loss of a peer, if one is known; it stays known until begin().
+  /// Throws the generation's loss, if there is one; the loss stays until begin().
   void throw_if_lost() const;
   [[nodiscard]] Stats stats() const;
 

@@ -10,19 +10,20 @@
 
 namespace meshstage::replicate {
 
-/// What this rank has asked other ranks to send, and in which shape, until it comes. A stream that
-/// nobody asked for is refused.
+/// The images that this rank has asked other ranks to send, with the agreed shapes, until they
+/// come. A stream without an ask is refused.
 ///
 /// An ask ends with its round. A sender streams the images of one owner in the order of their
-/// steps, so all older asks of that sender and owner are over when a stream begins. And it has at
-/// most two steps whose stream may still begin (the one that is offered, and one that failed before
-/// it): so the third ask ends the first, though that one may have failed unsent. Threads: one.
+/// steps, so a stream ends all older asks for that sender and owner. A sender has at most two steps
+/// whose stream may still begin: the one that is offered, and one before it that failed. So the
+/// third ask ends the first, whose step may have failed unsent.
+/// Threads: one.
 class Asks {
  public:
   using Shape = transfer::Shape;
 
   void add(int from, int owner, exchange::Content content, ImageId id, const Shape& shape);
-  /// The stream begins: the shape that was agreed, once; nothing if nobody asked.
+  /// Called when a stream begins. Returns the agreed shape, once; nothing if there is no such ask.
   [[nodiscard]] std::optional<Shape> take(int from, int owner, exchange::Content content,
                                           ImageId id);
   void clear() { asks_.clear(); }

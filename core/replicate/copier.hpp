@@ -12,8 +12,8 @@
 
 namespace meshstage::replicate {
 
-/// The trainer's pace (null: none) while the generation lasts. Leaving the generation ends the
-/// pacing, so the rest is copied at full speed.
+/// The pace of CheckpointerOptions (null: none) while the generation lasts. Leaving the generation
+/// ends the pacing, so the rest is copied at full speed.
 /// Threads: any.
 class PaceOfGeneration final : public Pace {
  public:
@@ -29,25 +29,25 @@ class PaceOfGeneration final : public Pace {
   Watermark left_;
 };
 
-/// Both ends of a step's copies, for devices that still copy when it has failed: the slot stays
-/// leased until they are done.
+/// Both ends of a step's copies. If the step fails while devices still copy, the slot stays leased
+/// until they are done.
 struct DeviceEnds {
   StagingSource source;
   WriteLease lease;
 };
 
-/// Copies the trainer's tensors into the own slot (`ms-copy` and its crew), digests them in the
-/// same pass, and seals the slot. Whatever is thrown meanwhile, by a user's Pace too, fails the
-/// step and reaches the trainer by staged(). Threads: the loop's; enter() and leave() the
-/// trainer's.
+/// Copies the trainer's tensors into the own slot (thread `ms-copy` and its crew), digests them in
+/// the same pass, and seals the slot. Any exception meanwhile, of a user's Pace too, fails the
+/// step, and staged() throws it.
+/// Threads: the loop's; the trainer's calls enter() and leave().
 class Copier {
  public:
   explicit Copier(Engine& engine);
 
-  /// The job has its slot. `done` runs on the loop, with OwnSealed or OwnFailed.
+  /// Starts copying a job that has its slot. `done` runs on the loop, with OwnSealed or OwnFailed.
   void copy(std::shared_ptr<StageJob> job, ImageIdentity identity,
             std::function<void(const protocol::Event&)> done);
-  /// A generation begins, or ends: then what is left is copied without pacing.
+  /// enter() begins a generation. leave() ends it: the rest is copied without pacing.
   void enter() noexcept { pace_.enter(); }
   void leave() noexcept { pace_.leave(); }
 
@@ -59,7 +59,7 @@ class Copier {
 
   Engine& engine_;
   PaceOfGeneration pace_;
-  detail::DeviceStreams streams_;  ///< The copying thread's.
+  detail::DeviceStreams streams_;  ///< The copying thread's alone.
   Crew crew_;                      ///< Works for the copying thread.
   Worker worker_;
 };

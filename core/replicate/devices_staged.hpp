@@ -7,19 +7,19 @@
 
 namespace meshstage {
 
-/// When devices have copied what is staged: known as soon as their copies are issued, or when it is
-/// sure that none will be.
+/// For each device the event behind its copies of a step. Known as soon as the copies are issued,
+/// or when it is sure that none will be issued: then there are no events.
 /// Threads: any.
 class DevicesStaged {
  public:
-  /// Behind the copies of each device. The first call counts.
+  /// Sets the events. Only the first call counts.
   void set(std::vector<DeviceReady> copied) {
     const MutexLock lock(mutex_);
     if (std::exchange(known_, true)) return;
     copied_ = std::move(copied);
     changed_.notify_all();
   }
-  /// Waits until that is known.
+  /// Waits until the events are known.
   [[nodiscard]] std::vector<DeviceReady> wait() {
     MutexLock lock(mutex_);
     changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return known_; });

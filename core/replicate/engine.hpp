@@ -19,18 +19,19 @@
 
 namespace meshstage::replicate {
 
-/// What the parts of one rank's engine share: who the ranks are, the loop, the gate, the vault, the
-/// generation. Each part holds a reference to it and has its own state and thread.
+/// The things that all parts of one rank's engine use: the configuration, the loop, the gate, the
+/// vault and the generation. Each part has a reference to the Engine, and its own state and thread.
 ///
-/// A part's work on another thread belongs to a generation: it keeps a ticket of `scope`, and so
-/// does the task that brings its result back to the loop. Leaving the generation closes the scope.
+/// A part's work on another thread belongs to a generation. The work keeps a ticket of `scope`, and
+/// so does the task that brings the result back to the loop. Leaving the generation closes the
+/// scope.
 struct Engine {
-  /// Attaches the vault. `on_failure` runs on the loop: something was thrown that no part expects.
+  /// Attaches the vault. `on_failure` runs on the loop and gets exceptions that no part expects.
   Engine(CheckpointerOptions options, FailureHandler on_failure);
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  const CheckpointerOptions options;  ///< Complete: no default is left to find.
+  const CheckpointerOptions options;  ///< Complete: all defaults are filled in.
   const int rank;
   const int world_size;
   FileSystem& fs;
@@ -38,45 +39,45 @@ struct Engine {
   const protocol::WireContext wire;
   TrainerGate gate;
 
-  /// Written by the trainer's thread while no task of a generation lives.
+  /// The trainer's thread changes it while no task of a generation lives.
   Generation generation;
   TaskScope scope;
 
-  /// The loop's thread only: the number of `generation`, 0 outside one. What belongs to no scope
-  /// (an answer of the Store, a time) looks at it.
+  /// The loop's thread only: the number of `generation`, 0 outside one. Tasks that keep no ticket
+  /// (an answer of the Store, a timed task) compare it with the generation in which they began.
   std::uint64_t present = 0;
   /// The loop's thread only; feed() alone changes it.
   protocol::State state;
-  /// The loop's thread only. Takes one event after the other, also where an action brings the next.
+  /// The loop's thread only. Gives an event to the agent (`Agent::Impl::feed`). Takes one event
+  /// after the other, also where an action brings the next one.
   std::function<void(protocol::Event)> feed;
-  /// The loop's thread only. The generation cannot go on: `peer` died, or -1.
+  /// The loop's thread only. Ends the generation because `peer` died; -1 if no peer did.
   std::function<void(int peer, ErrorKind kind, std::string why)> lose;
-  /// The loop's thread only. The generation cannot go on without the Store.
+  /// The loop's thread only. Ends the generation because the Store does not answer.
   std::function<void(std::string why)> lose_store;
-  /// As lose(), seen by a transfer: ignored once this rank has called finish().
+  /// lose() for a loss that a transfer saw: ignored once this rank has called finish().
   std::function<void(int peer, ErrorKind kind, std::string why)> lose_in_transfer;
 
   Loop loop;
   Reporter report;
   Vault vault;
 
-  /// Any thread. Runs `task` on the loop, as part of the generation whose ticket this is.
+  /// Any thread. Runs `task` on the loop, as part of the ticket's generation.
   void to_loop(TaskScope::Ticket ticket, std::function<void()> task);
-  /// Any thread. The same for an event, with a ticket of the present generation; dropped if it is
-  /// being left.
+  /// Any thread. Feeds `event` on the loop, with a ticket of the present generation; drops the
+  /// event if the generation is being left.
   void post(protocol::Event event);
-  /// For threads of this engine: what their tasks throw ends the generation.
+  /// The handler for threads of this engine: an exception of their tasks ends the generation.
   [[nodiscard]] FailureHandler boundary();
 
   /// Any thread. Sends a control message of that generation, or of the present one.
   void say(int to, std::uint64_t of_generation, const protocol::Body& body) const;
   void say(int to, const protocol::Body& body) const { say(to, generation.number, body); }
   [[nodiscard]] ImageIdentity identity(int owner, ImageId id, ImageId base) const;
-  /// Of a replica, or of a whole image.
+  /// The shape of a replica, or of a whole image.
   [[nodiscard]] transfer::Shape shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
                                          bool replica) const;
-  /// The ranks this one exchanges images with, ascending: its holders, its wards, the other holders
-  /// of its wards, its lenders and its borrowers.
+  /// See Agent::data_peers().
   [[nodiscard]] std::vector<int> data_peers() const;
 };
 

@@ -13,7 +13,7 @@
 
 namespace meshstage::replicate {
 
-/// A loss that every later call reports.
+/// The end of a generation, which every later call throws.
 struct Loss {
   ErrorKind kind = ErrorKind::kPeerLost;
   int rank = -1;
@@ -21,7 +21,7 @@ struct Loss {
   [[nodiscard]] std::exception_ptr error() const;
 };
 
-/// What recover() waits for.
+/// The engine's next order to the trainer's thread in recover().
 struct RecoverCommand {
   enum class Kind : std::uint8_t { kNone, kCheck, kRestore, kNothing, kFailed } kind = Kind::kNone;
   int slot = 0;
@@ -31,59 +31,58 @@ struct RecoverCommand {
   protocol::Failure failure;
 };
 
-/// Where the trainer's thread and the engine meet: the only mutex between them. It says what the
-/// trainer may do now, and wakes the trainer when that changes. No call blocks, except those whose
-/// comment says that the trainer waits.
+/// The place where the trainer's thread and the engine meet, with the only mutex between them. The
+/// gate decides what the trainer may do now, and wakes the trainer when that changes. A call blocks
+/// only if its comment says that the trainer waits.
 /// Threads: any.
 class TrainerGate {
  public:
-  /// A generation begins: no loss, nothing recovered.
+  /// Begins a generation: no loss, nothing recovered.
   void open();
-  /// The trainer may do nothing more: every call throws this, until the next open(). The first loss
-  /// stays.
+  /// Lets every call of the trainer throw this loss, until the next open(). The first loss stays.
   void lose(const Loss& loss);
-  /// The same where there is no memory for words.
+  /// lose() where there is no memory for a message.
   void lose_without_memory() noexcept;
   [[nodiscard]] std::optional<Loss> loss() const;
   void throw_if_lost() const;
-  /// Everyone finished: the vault is removed.
+  /// Called when every rank finished and the vault is removed.
   void finished();
 
-  /// Throws unless a step may be staged; the trainer waits until the one before has ended, for as
-  /// long as `patience`. True: its step is in flight now. False: it is busy, and `when` says that
-  /// the step is to be left out.
+  /// Throws unless a step may be staged. The trainer waits until the step before has ended, at most
+  /// for `patience`. Returns true when `step` is in flight. Returns false if the step before has
+  /// not ended and `when` is kSkip: then the step is left out.
   [[nodiscard]] bool enter_step(std::uint64_t step, WhenBusy when,
                                 std::chrono::milliseconds patience);
-  /// The step in flight has its outcome, and its source is read.
+  /// Called when the step in flight has its outcome and its source is read.
   void leave_step();
 
-  /// All ranks have agreed that the next step is the last one, or not any more.
+  /// Says whether all ranks have agreed that the next step is the last one.
   void agree_end(bool end);
   [[nodiscard]] bool end_agreed() const;
 
   /// Throws unless this generation may recover now.
   void check_recover() const;
   void command(RecoverCommand command);
-  /// The trainer waits for the next command. Throws the loss, and Timeout at the deadline: then
-  /// that is the loss, and every later command is ignored.
+  /// The trainer waits for the next command. Throws the loss, and Timeout at the deadline: then the
+  /// Timeout is the loss, and the gate ignores every later command.
   [[nodiscard]] RecoverCommand next_command(Deadline deadline, std::chrono::milliseconds length);
   void recovered();
   /// Throws unless recover() has returned in this generation; `what` names the call.
   void check_recovered(const char* what) const;
 
-  /// What finish() waits for: an image that is sent (open() forgets those of the generation
-  /// before), a step that is persisted.
+  /// finish() waits until no image is being sent and no step is being persisted. open() forgets the
+  /// images that the generation before was sending.
   void sending_begins() { change(&TrainerGate::sending_, 1); }
   void sending_ends() { change(&TrainerGate::sending_, -1); }
   void persisting_begins() { change(&TrainerGate::persisting_, 1); }
   void persisting_ends() { change(&TrainerGate::persisting_, -1); }
-  /// True if finish() was over before. Else the trainer waits until nothing is in flight. Throws
-  /// Timeout, or the loss.
+  /// Returns true if finish() was over before. Otherwise the trainer waits until nothing is in
+  /// flight. Throws Timeout, or the loss.
   [[nodiscard]] bool wait_idle(Deadline deadline);
-  /// The trainer waits until everyone has finished. Throws as wait_idle().
+  /// The trainer waits until every rank has finished. Throws what wait_idle() throws.
   void wait_finished(Deadline deadline);
 
-  /// Changes the figures.
+  /// Changes the figures of Stats.
   template <class F>
   void count(F&& change) {
     const MutexLock lock(mutex_);
@@ -91,7 +90,7 @@ class TrainerGate {
   }
   [[nodiscard]] Stats stats() const;
 
-  /// Nothing is borrowed from that rank any more.
+  /// Lets this rank borrow nothing from `rank` any more.
   void keep_apart(int rank);
   [[nodiscard]] std::set<int> apart() const;
 
@@ -106,8 +105,8 @@ class TrainerGate {
   CondVar changed_;
   std::optional<Loss> loss_ MESHSTAGE_GUARDED_BY(mutex_);
   RecoverCommand command_ MESHSTAGE_GUARDED_BY(mutex_);
-  bool gave_up_ MESHSTAGE_GUARDED_BY(mutex_) = false;    ///< recover() ran into its deadline.
-  bool in_flight_ MESHSTAGE_GUARDED_BY(mutex_) = false;  ///< A stage() is not settled yet.
+  bool gave_up_ MESHSTAGE_GUARDED_BY(mutex_) = false;    ///< recover() threw Timeout.
+  bool in_flight_ MESHSTAGE_GUARDED_BY(mutex_) = false;  ///< A staged step has not ended yet.
   bool recovered_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   bool finished_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   bool end_agreed_ MESHSTAGE_GUARDED_BY(mutex_) = false;

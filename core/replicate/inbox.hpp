@@ -18,10 +18,10 @@
 
 namespace meshstage::replicate {
 
-/// The images that this rank receives: its wards' replicas in a round, what it fetches in a
-/// recovery. From the slot that is made ready, over the stream (and what lenders add to a fetched
-/// replica), to the sealed image. Each ends with one event: ReplicaSealed or ReplicaFailed, Fetched
-/// or FetchFailed.
+/// The images that this rank receives: its wards' replicas in a round, and the images that it
+/// fetches in a recovery. The inbox makes a slot ready, receives the stream (for a fetched replica
+/// also the lenders' bytes) and seals the image. Each image ends with one event: ReplicaSealed or
+/// ReplicaFailed, Fetched or FetchFailed.
 /// Threads: the loop's.
 class Inbox {
  public:
@@ -30,34 +30,34 @@ class Inbox {
   void accept(const protocol::AcceptReplica& action);
   void expect(const protocol::ExpectDigest& action);
   void abort(const protocol::AbortRound& action);
-  /// Steps up to that one are over.
+  /// Called when a step is complete: steps up to `id` are over.
   void complete(ImageId id);
-  /// `file`: where the image lies if its source is a file of this rank.
+  /// `file`: the image's file, if its source is a file of this rank.
   void fetch(const protocol::Fetch& action, std::optional<std::filesystem::path> file);
-  /// A rank is about to send an image.
+  /// Called for the StreamStart of rank `from`, whose image's pieces follow.
   void stream(int from, const exchange::StreamStart& start);
-  /// The recovery is over: nothing more is fetched.
+  /// Called when the recovery is over: nothing more is fetched.
   void established();
-  /// The generation was left.
+  /// Called when the generation was left.
   void leave();
 
  private:
   /// One image on its way here.
   struct Incoming {
-    int from = -1;   ///< The rank that sends it; this rank: from its disk.
+    int from = -1;   ///< The rank that sends it; this rank if it comes from disk.
     int owner = -1;  ///< The rank whose image it is.
     ImageId id, base;
     protocol::ImageSizes sizes;
     bool fetch = false;
     bool with_manifest = true;
-    bool streaming = false;    ///< Its stream began; from here every piece is taken.
-    bool sealing = false;      ///< It is proven, and being sealed.
-    bool in_parts = false;     ///< A fetched replica that borrows.
-    std::vector<int> lenders;  ///< Of it, ascending, by what all agreed on.
-    std::map<int, std::vector<ImageRange>> missing;  ///< By lender: what is not here yet.
+    bool streaming = false;    ///< Its stream began, so every piece is taken.
+    bool sealing = false;      ///< It is proven and is being sealed.
+    bool in_parts = false;     ///< A fetched replica that borrows bytes.
+    std::vector<int> lenders;  ///< The lenders that the recovery's choice names.
+    std::map<int, std::vector<ImageRange>> missing;  ///< By lender: ranges that have not come.
     WriteLease lease;
-    std::optional<Digest> expected;  ///< As announced by the owner; a fetch has it from the start.
-    std::optional<ImageInfo> arrived;  ///< All digests were right.
+    std::optional<Digest> expected;    ///< The owner's digest; known from the start for a fetch.
+    std::optional<ImageInfo> arrived;  ///< Set when the stream arrived and all digests were right.
   };
 
   [[nodiscard]] Incoming* find(int owner, ImageId id);
@@ -79,10 +79,12 @@ class Inbox {
   Streams& streams_;
   Verifier& verifier_;
   Asks asks_;
-  std::map<int, Incoming> incoming_;                         ///< By owner.
-  std::map<int, std::pair<ImageId, Digest>> announced_;      ///< By ward, before it was accepted.
-  std::map<int, std::deque<exchange::StreamStart>> starts_;  ///< By sender, not yet taken.
-  std::set<int> refused_;      ///< Owners whose image found no room here.
+  std::map<int, Incoming> incoming_;  ///< By owner.
+  std::map<int, std::pair<ImageId, Digest>>
+      announced_;  ///< By ward: digests that came before the accept.
+  std::map<int, std::deque<exchange::StreamStart>>
+      starts_;                 ///< By sender: stream starts not yet taken.
+  std::set<int> refused_;      ///< Owners for whose image there was no room.
   std::set<ImageId> aborted_;  ///< Failed steps of this generation that were still being written.
 };
 

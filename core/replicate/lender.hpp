@@ -9,20 +9,22 @@
 
 namespace meshstage::replicate {
 
-/// Sends what this rank lends: a borrower that fetches its replica as its own image gets from here
-/// what the replica borrows from this rank. The lender sends once it has both the protocol's word
-/// (ServeLent) and the borrower's Want. (What this rank borrows arrives by the Inbox.)
+/// Sends the bytes that this rank lends, to a borrower that fetches a replica as its own image. It
+/// sends when it has both the protocol's action (ServeLent) and the borrower's Want. The bytes that
+/// this rank itself borrows arrive at the Inbox.
 /// Threads: the loop's.
 class Lender {
  public:
   Lender(Engine& engine, Streams& streams, Verifier& verifier);
 
   void serve(const protocol::ServeLent& action);
-  /// Throws CorruptData if that rank may borrow nothing from this one.
+  /// Called for a Want of rank `from`. Throws CorruptData if `from` may borrow nothing from this
+  /// rank.
   void want(int from, exchange::Want want);
-  /// A lender of this rank has other bytes: nothing is borrowed from it any more.
+  /// Called when a lender of this rank has other bytes: this rank borrows nothing from that lender
+  /// any more.
   void stop_borrowing(const protocol::StopBorrowing& action);
-  /// The generation was left.
+  /// Called when the generation was left.
   void leave();
 
  private:

@@ -11,12 +11,13 @@
 namespace meshstage::replicate {
 
 /// The engine's thread (`ms-agent`). It runs tasks in the order in which they were posted, and
-/// timed tasks when their time has come. Only this thread touches the protocol's state, so no task
-/// may block: tasks answer votes and deaths. Threads: all calls from any, except where a comment
-/// says otherwise.
+/// timed tasks when their time has come. Only this thread touches the protocol's state. No task may
+/// block, because votes and deaths wait behind it.
+/// Threads: any may make all calls, except where a comment says otherwise.
 class Loop {
  public:
-  /// `on_failure` gets what a task threw, or what fail() was given. It runs on the loop's thread.
+  /// `on_failure` gets each exception that a task throws or that fail() is given. It runs on the
+  /// loop's thread.
   explicit Loop(FailureHandler on_failure);
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;
@@ -24,15 +25,15 @@ class Loop {
 
   /// Runs `task` after all that were posted before. After stop() the task is dropped (destroyed).
   void post(std::function<void()> task);
-  /// Runs `task` once the time has come; never() drops it.
+  /// Runs `task` at the time `when`; with never() the task is dropped.
   void post_at(Deadline when, std::function<void()> task);
   /// Gives `failure` to the handler, before any further task. Allocates nothing. A second failure
-  /// that comes before the handler ran is dropped.
+  /// before the handler has run is dropped.
   void fail(std::exception_ptr failure) noexcept;
-  /// Runs `task` on the loop and waits for its end. Not from the loop's thread.
+  /// Runs `task` on the loop and waits for its end. Must not be called on the loop's thread.
   void run(const std::function<void()>& task);
-  /// Drops tasks that have not started, waits for the one that runs, joins. Idempotent. Not from
-  /// the loop's thread.
+  /// Drops tasks that have not started, waits for the one that runs, and joins the thread.
+  /// Idempotent. Must not be called on the loop's thread.
   void stop() noexcept;
 
  private:

@@ -18,29 +18,32 @@ class OwnStep {
  public:
   OwnStep(Engine& engine, Slots& slots, Copier& copier, Streams& streams);
 
-  /// The trainer stages a step. Feeds StageRequested.
+  /// Called when the trainer stages a step. Feeds StageRequested.
   void request(const std::shared_ptr<StageJob>& job);
-  /// The protocol takes it: it gets a slot as soon as that is free, and is copied.
+  /// Called when the protocol takes the step. As soon as the slot is free, the step gets it and is
+  /// copied.
   void write(const protocol::WriteOwn& action);
-  /// A holder is ready for it.
+  /// Sends the image to a holder that has accepted it.
   void send(const protocol::SendImage& action);
-  /// The protocol knows its outcome.
+  /// Called when the protocol knows the step's outcome.
   void announce(const protocol::Announce& action);
-  /// To tell the trainer of that step what becomes of it on disk.
+  /// The promise behind that step's Staging::persisted().
   [[nodiscard]] Promise<DiskOutcome> persisted(ImageId id) const;
-  /// The protocol does not take it. False if there is no request to refuse.
+  /// Called when the protocol refuses an event. False if no request of the trainer waits for an
+  /// answer.
   [[nodiscard]] bool refuse(const protocol::Refuse& action);
 
-  /// The generation broke: the trainer is told. Copying goes on.
+  /// Called when the generation broke: the step's Staging throws the loss. Copying goes on.
   void lose(const std::exception_ptr& loss);
-  /// The generation is being left: nothing waits for a slot any more.
+  /// Called when the generation is being left: the step does not wait for a slot any more.
   void let_go(const std::exception_ptr& loss);
-  /// The generation was left: forgets the step.
+  /// Called when the generation was left: forgets the step.
   void leave(const std::exception_ptr& loss);
 
  private:
   void copy(const std::shared_ptr<StageJob>& job, const ImageIdentity& identity);
-  /// It will not be written: staged() throws the error, or returns because nothing was read.
+  /// Ends a step that will not be written: staged() throws the error, or returns because nothing
+  /// was read.
   void fail(StageJob& job, const std::exception_ptr& error);
   void leave_out(StageJob& job, const std::string& why);
   void end_unwritten(StageJob& job, const std::exception_ptr& error, const std::string& why);
@@ -50,7 +53,7 @@ class OwnStep {
   Slots& slots_;
   Copier& copier_;
   Streams& streams_;
-  std::shared_ptr<StageJob> pending_;  ///< Requested; the protocol has not answered yet.
+  std::shared_ptr<StageJob> pending_;  ///< Requested, and not yet answered by the protocol.
   std::shared_ptr<StageJob> job_;
   bool left_ = false;  ///< Between let_go() and leave().
 };

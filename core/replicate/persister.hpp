@@ -15,24 +15,25 @@
 
 namespace meshstage::replicate {
 
-/// Writes complete steps to disk and removes older files (`ms-persist`). A disk that hangs keeps
-/// the slots that are being written, and nothing else: see Slots::stuck(). Threads: the loop's.
+/// Writes complete steps to disk and removes older files (thread `ms-persist`). A disk that hangs
+/// holds only the slots that are being written: see Slots::stuck(). Threads: the loop's.
 class Persister {
  public:
   Persister(Engine& engine, Slots& slots, const Persistence& files);
 
-  /// A complete step goes to disk, from the slots that hold it. From this call on those slots are
-  /// held. Feeds Persisted once all of it is on disk; `persisted` is told if that fails, or when
-  /// all_on_disk() says that every rank has it.
+  /// Writes a complete step to disk, from the slots that have it; from this call on those slots are
+  /// held. Feeds Persisted once the whole step is on disk. `persisted` gets its value if writing
+  /// fails, or when all_on_disk() says that every rank has the step.
   void persist(ImageId id, Promise<DiskOutcome> persisted = {});
-  /// The job ends: the newest complete step goes to disk if it is not there yet. `done` is false if
-  /// that failed.
+  /// At the end of the job: writes the newest complete step to disk unless it is there already.
+  /// `done` becomes false if that fails.
   void persist_newest(Promise<bool> done);
-  /// Every rank has that step on disk: older files go.
+  /// Called when every rank has step `id` on disk: removes older files.
   void all_on_disk(ImageId id);
-  /// The generation broke: nothing more is known of what is on its way.
+  /// Called when the generation broke: promises of steps whose outcome on disk is open get the
+  /// loss.
   void lose(const std::exception_ptr& loss);
-  /// Waits for what is being written, and drops the rest.
+  /// Waits for the image that is being written, and drops the rest.
   void stop() { worker_.stop(); }
 
  private:
@@ -44,9 +45,10 @@ class Persister {
   Engine& engine_;
   Slots& slots_;
   const Persistence& files_;
-  std::map<ImageId, Promise<DiskOutcome>> waiting_;  ///< Not known yet to be on every disk.
-  std::optional<Promise<bool>> newest_done_;         ///< Of persist_newest(), while it writes.
-  ImageId written_;                                  ///< The newest that this rank has on disk.
+  std::map<ImageId, Promise<DiskOutcome>>
+      waiting_;                               ///< Steps not yet known to be on every rank's disk.
+  std::optional<Promise<bool>> newest_done_;  ///< Of persist_newest(), while it writes.
+  ImageId written_;                           ///< The newest step that this rank has on disk.
   Worker worker_;
 };
 

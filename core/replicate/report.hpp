@@ -14,22 +14,22 @@ namespace meshstage {
 
 using LogSink = std::function<void(const LogLine&)>;
 
-/// Gives `line` to `log`; without one a warning goes to standard error. If `log` throws, the line
-/// and what it threw go to standard error, and this returns false.
+/// Gives `line` to `log`; without a log, warnings go to standard error. If `log` throws, the line
+/// and the exception's text go to standard error, and this returns false.
 bool write_line(const LogSink& log, const LogLine& line) noexcept;
 
-/// What was thrown, in words.
+/// The exception's text.
 std::string text_of(const std::exception_ptr& error);
 
 namespace replicate {
 
-/// The user's two callbacks: log lines and named points. Neither can end a thread: a log that threw
-/// is not called again (its lines go to standard error), and an observer that threw is not called
-/// again either, and ends the generation.
+/// The user's two callbacks: log lines and named points. Neither can end a thread. A log that threw
+/// is not called again; its lines go to standard error. An observer that threw is not called again,
+/// and the generation ends.
 /// Threads: any.
 class Reporter {
  public:
-  /// `on_failure` gets what the observer threw.
+  /// `on_failure` gets the observer's exception.
   Reporter(std::string job, int rank, LogSink log, Observer observer, FailureHandler on_failure);
 
   void set_generation(std::uint64_t generation) noexcept { generation_ = generation; }

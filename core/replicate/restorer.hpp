@@ -13,8 +13,8 @@
 
 namespace meshstage::replicate {
 
-/// A recovery at this rank: what it has, what it serves to others, what its trainer is to do. What
-/// it fetches comes by the Inbox.
+/// A recovery at this rank: verifies its images, serves them to other ranks, and gives commands to
+/// its trainer. Images that this rank fetches arrive at the Inbox.
 /// Threads: the loop's.
 class Restorer {
  public:
@@ -28,7 +28,7 @@ class Restorer {
   void restore(const protocol::RestoreTrainer& action);
   void nothing();
   void failed(const protocol::RecoverFailed& action);
-  /// The Store's note of the first complete step lies under that key.
+  /// The Store's key for the note of the first complete step.
   [[nodiscard]] std::string note_key() const { return engine_.options.job + "/complete/first"; }
 
  private:
@@ -39,7 +39,7 @@ class Restorer {
   Verifier& verifier_;
   Streams& streams_;
   Inbox& inbox_;
-  Persistence::Found found_;  ///< What verify_disk() found, for fetch() and serve().
+  Persistence::Found found_;  ///< The result of verify_disk(), for fetch() and serve().
   Source own_source_ = Source::kOwnMemory;
   int own_source_rank_ = -1;
 };

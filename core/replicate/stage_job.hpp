@@ -17,7 +17,8 @@
 
 namespace meshstage::replicate {
 
-/// staged(): for threads and for devices' streams, told together. The first call counts.
+/// The promise behind Staging::staged() and before_update(): for threads and for devices' streams.
+/// Only the first call counts.
 class StagedPromise {
  public:
   [[nodiscard]] Work<void> work() { return host_.work(); }
@@ -41,24 +42,25 @@ class StagedPromise {
 struct StageJob {
   std::uint64_t step = 0;
   std::shared_ptr<const StagingPlan> plan;
-  StagingSource source;  ///< Scalars as they were at stage(), and the sources kept alive.
+  StagingSource
+      source;  ///< Scalars as they were at stage(), and handles that keep the sources alive.
   std::optional<detail::SourceDigests> digests;  ///< Of the source at stage(), if asked for.
-  bool on_devices = false;                       ///< Some of the source is.
+  bool on_devices = false;                       ///< Part of the source is on devices.
   protocol::ImageSizes sizes;
   std::chrono::steady_clock::time_point requested = std::chrono::steady_clock::now();
-  Promise<void> accepted;  ///< The protocol took the request, or refused it.
+  Promise<void> accepted;  ///< Set when the protocol took or refused the request.
   StagedPromise staged;
   Promise<Outcome> outcome;
   Promise<DiskOutcome> persisted;
   // Set by the loop when the job gets its slot, before the copying thread sees it:
   ImageId id;
   int slot = -1;
-  WriteLease lease;  ///< From then on the copying thread's.
+  WriteLease lease;  ///< The copying thread's from then on.
   std::span<std::byte> image;
   Watermark watermark;
   // The loop's thread only:
   bool decided = false;  ///< The outcome is known (or the generation broke).
-  bool written = false;  ///< Nothing of the copying is left to come.
+  bool written = false;  ///< The copying has ended.
 };
 
 [[nodiscard]] inline double seconds_since(std::chrono::steady_clock::time_point t) {

@@ -12,26 +12,26 @@
 
 namespace meshstage::replicate {
 
-/// All the engine's calls to the Store, on a thread of its own (`ms-store`): a Store that hangs
-/// keeps nothing else from going on. Threads: the loop's, except where a comment says otherwise.
+/// Makes all calls of the engine to the Store, on a thread of its own (`ms-store`), so that a Store
+/// that hangs holds up nothing else. Threads: the loop's, except where a comment says otherwise.
 class StoreWorker {
  public:
   StoreWorker(Engine& engine, std::shared_ptr<Store> store);
 
-  /// What a call brought: a value (nothing where the key has none), or an error.
+  /// The result of a call: a value (nothing if the key has none), or an error.
   struct Answer {
     std::optional<std::string> value;
     std::exception_ptr error;
   };
-  /// Runs `call`, which hands the deadline down, on the worker and then `then` on the loop, once:
-  /// with the answer, or with a Timeout that says `what` if there is none by the deadline. Nothing
-  /// of it keeps a generation from being left, so `then` checks in which one it runs.
+  /// Runs `call` on the worker; `call` passes the deadline on. Then runs `then` on the loop, once:
+  /// with the answer, or, if there is none by the deadline, with a Timeout that says `what`. The
+  /// generation may be left meanwhile, so `then` must check in which generation it runs.
   void ask(std::string what, std::function<std::optional<std::string>(Store&, Deadline)> call,
            Deadline deadline, std::function<void(Answer)> then);
 
-  /// Not on the loop: waits until every call has ended, at most until the deadline.
+  /// Waits until every call has ended, at most until the deadline. Must not be called on the loop.
   void settle(Deadline deadline);
-  /// Waits for the call that runs; the others are dropped.
+  /// Waits for the call that runs, and drops the others.
   void stop() { worker_.stop(); }
 
  private:

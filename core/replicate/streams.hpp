@@ -18,13 +18,13 @@ namespace meshstage::replicate {
 struct Outgoing {
   int to = -1;
   exchange::StreamStart start;  ///< Sent before the first piece.
-  /// The memory that is sent from; asked for once `ready` has returned for the first time.
+  /// Returns the memory to send from. Called when `wait_final` has returned for the first time.
   std::function<std::span<const std::byte>()> image;
-  /// Blocks until the bytes up to that offset are final; null: all are. What it throws before the
+  /// Blocks until the bytes up to that offset are final; null: all are. An exception before the
   /// first piece ends the stream before it began.
   std::function<void(std::uint64_t)> wait_final;
-  std::vector<ImageRange> ranges;    ///< Content::kLent: of the image, one behind the other.
-  std::shared_ptr<const void> keep;  ///< Let go of when the last piece has left.
+  std::vector<ImageRange> ranges;    ///< Content::kLent: ranges of `image`, one behind the other.
+  std::shared_ptr<const void> keep;  ///< Dropped when the last piece has left.
 };
 
 /// An image, a replica, or ranges of an image, that another rank has begun to send.
@@ -32,31 +32,31 @@ struct Arriving {
   int from = -1;
   exchange::StreamStart start;
   std::span<std::byte> image;
-  std::vector<ImageRange> ranges;  ///< Content::kLent: where in `image` they belong.
-  bool prove = true;  ///< False: pieces of a replica that others complete are not proven yet.
+  std::vector<ImageRange> ranges;  ///< Content::kLent: their places in `image`.
+  bool prove = true;               ///< False for a replica that lenders still complete.
   Digest manifest_digest{};
   ImageIdentity identity;
 };
 
-/// Moves images: for each data peer one thread that sends (`ms-send`) and one that receives
-/// (`ms-recv`). It knows how images travel, not what for. A peer that is lost on the way ends the
-/// generation.
+/// Moves images: for each data peer one thread sends (`ms-send`) and one receives (`ms-recv`). It
+/// knows how images travel, but neither rounds nor recoveries. The loss of a peer in a transfer
+/// ends the generation.
 /// Threads: the loop's. `done` and `failed` run there, too.
 class Streams {
  public:
   explicit Streams(Engine& engine);
 
-  /// `done` runs when nothing is read from the memory any more, however the stream ended.
+  /// `done` runs when the stream does not read the memory any more, however the stream ended.
   void send(Outgoing stream, std::function<void()> done);
 
   using Arrived = std::function<void(const ImageInfo&)>;  ///< Without `prove`: empty.
   using Failed = std::function<void(ErrorKind, const std::string&)>;
   void receive(Arriving stream, Arrived arrived, Failed failed);
-  /// Takes the pieces of an image that nobody wants any more.
+  /// Receives and drops the pieces of an image that this rank does not want any more.
   void drain(int from, const exchange::StreamStart& start);
-  /// Runs `task` once no stream is left, which may be at once.
+  /// Runs `task` when no stream is left; at once if there is none.
   void when_idle(std::function<void()> task);
-  /// The generation was left: no stream is.
+  /// Called when the generation was left, so no stream is left either.
   void leave();
 
  private:

@@ -8,12 +8,12 @@
 
 namespace meshstage::replicate {
 
-/// Counts the tasks that something consists of: of one generation, say. Each task, and whatever it
-/// starts, keeps a ticket; close() waits until no ticket is left.
-/// Threads: any. It must outlive its tickets.
+/// Counts tasks that belong together, for example those of one generation. Each task, and each task
+/// that it starts, keeps a ticket; close() waits until no ticket is left.
+/// Threads: any. The scope must outlive its tickets.
 class TaskScope {
  public:
-  /// Ends its task when it goes.
+  /// Its destructor ends the task.
   class Task {
    public:
     Task() = default;
@@ -42,7 +42,8 @@ class TaskScope {
     ++tasks_;
     return ticket;
   }
-  /// Gives no more tickets, and waits until all are gone. False if some are left at the deadline.
+  /// Gives no more tickets, and waits until all tickets are gone. False if some are left at the
+  /// deadline.
   bool close(Deadline deadline = Deadline::never()) {
     MutexLock lock(mutex_);
     open_ = false;

@@ -14,8 +14,8 @@
 
 namespace meshstage::replicate {
 
-/// What the trainer's thread does itself: planning and capturing a step, comparing and restoring an
-/// image, copying out what is held. It waits at the gate for the rest.
+/// The work of the trainer's own thread: planning and capturing a step, comparing and restoring an
+/// image, copying out a held replica. For everything else it waits at the gate.
 /// Threads: the trainer's.
 class Trainer {
  public:
@@ -37,11 +37,12 @@ class Trainer {
   [[nodiscard]] Recovered restore(const RecoverCommand& command,
                                   const std::shared_ptr<const ReadLease>& image, Value& state,
                                   Deadline deadline);
-  /// Warns once where Python's safetensors would refuse the files of what is staged.
+  /// Warns once if Python's safetensors would refuse the files of the staged state.
   void say_what_python_refuses();
-  /// From now on own slots are page-locked: tensors are on that device.
+  /// Page-locks own slots from now on, because tensors are on that device.
   void use_device(Device device);
-  /// The slots that hold a ward's replica and, if it borrows, this rank's image of the same step.
+  /// Holds the slots of a ward's replica and, if the replica borrows, of this rank's image of the
+  /// same step. Returns them.
   [[nodiscard]] std::vector<SlotKey> hold_replica(int ward);
   void persist_newest(Deadline deadline);
 
@@ -51,8 +52,8 @@ class Trainer {
   Persister& persister_;
   std::shared_ptr<const StagingPlan> plan_;
   bool header_told_ = false;
-  std::set<int> plan_apart_;                          ///< Lenders that the plan leaves alone.
-  std::pair<std::uint64_t, std::uint64_t> room_for_;  ///< Image and replica bytes that had room.
+  std::set<int> plan_apart_;  ///< Lenders from which the plan borrows nothing.
+  std::pair<std::uint64_t, std::uint64_t> room_for_;  ///< Image and replica bytes with room.
 };
 
 }  // namespace meshstage::replicate

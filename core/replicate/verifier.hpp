@@ -15,17 +15,19 @@
 
 namespace meshstage::replicate {
 
-/// Reads and proves images for a recovery: slots, files, what was received in parts (`ms-verify`).
-/// Threads: the loop's. `then` and `failed` run there, too, unless the generation is being left.
+/// Reads and proves images for a recovery, on the thread `ms-verify`: slots, files, and images
+/// received in parts. Threads: the loop's. `then` and `failed` run there, too, unless the
+/// generation is being left.
 class Verifier {
  public:
   Verifier(Engine& engine, const Persistence& files);
 
   using Failed = std::function<void(ErrorKind kind, const std::string& why)>;
 
-  /// Every sealed slot whose digests are right. `evidence`: the Store's note.
+  /// Finds every sealed slot whose digests are right. `evidence`: the Store's note.
   void slots(ImageId evidence, std::function<void(const protocol::SlotsVerified&)> then);
-  /// Every file newer than that; and in words what is wrong with others.
+  /// Finds every sound file newer than `newer_than`. `damage` says in words what is wrong with the
+  /// others.
   void disk(ImageId newer_than,
             std::function<void(const Persistence::Found&, const std::string& damage)> then);
 
@@ -33,28 +35,28 @@ class Verifier {
   void load(std::filesystem::path file, std::span<std::byte> target, protocol::ImageSizes sizes,
             std::function<void(const ImageInfo&)> then, Failed failed);
 
-  /// What other ranks are to send for a replica that arrived in the memory of a whole image.
+  /// The storages that a lender must send to complete a replica in the memory of a whole image.
   struct Missing {
     int lender = -1;
     exchange::Want want;
-    std::vector<ImageRange> ranges;  ///< Where it belongs in the image.
+    std::vector<ImageRange> ranges;  ///< Their places in the image.
   };
   void missing(std::span<const std::byte> image, protocol::ImageSizes sizes, ImageId id,
                std::function<void(const std::vector<Missing>&)> then, Failed failed);
-  /// Proves an image whose borrowed storages have come.
+  /// Proves an image whose borrowed storages have arrived.
   void prove(int from, std::span<std::byte> image, Digest manifest, ImageIdentity identity,
              std::function<void(const ImageInfo&)> then, Failed failed);
 
-  /// Bytes that stay where they are as long as `keep` lives.
+  /// Bytes that stay valid as long as `keep` lives.
   struct Source {
     std::span<const std::byte> bytes;
     std::shared_ptr<const void> keep;
-    std::vector<ImageRange> ranges;  ///< lent(): where the storages lie.
+    std::vector<ImageRange> ranges;  ///< For lent(): the places of the storages.
   };
-  /// The image of a claim: in a slot, or in the file `path`.
+  /// Opens the image of a claim: in a slot, or in the file `path`.
   void open(const protocol::Claim& claim, std::filesystem::path path,
             std::function<void(const Source&)> then, Failed failed);
-  /// The storages of a Want in the own image in `slot`; `to` is who wants them.
+  /// Finds the storages of a Want in the own image in `slot`; rank `to` wants them.
   void lent(exchange::Want want, int slot, int to, std::function<void(const Source&)> then,
             Failed failed);
 
@@ -71,7 +73,7 @@ class Verifier {
 [[nodiscard]] inline bool is_file(const protocol::Claim& claim) {
   return claim.place == protocol::Place::kOwnFile || claim.place == protocol::Place::kHeldFile;
 }
-/// Holders are sent replicas, owners what there is.
+/// True if `to` gets a replica: a holder always does, an owner if the source needs lenders.
 [[nodiscard]] inline bool sends_replica(const protocol::Claim& source, int to) {
   return to != source.owner || source.needs_lenders();
 }

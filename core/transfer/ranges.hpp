@@ -9,8 +9,8 @@
 namespace meshstage::transfer {
 
 /// Sends ranges of an image, or receives into them, one behind the other in pieces of
-/// `block_bytes`: both ends must have agreed on the sizes of the ranges. Throws InvalidArgument if
-/// one does not lie in the image, or what Transfer::wait throws.
+/// `block_bytes`. Both ends must have agreed on the sizes of the ranges. Throws InvalidArgument for
+/// a range outside the image, or what Transfer::wait throws.
 void send_ranges(const Link& link, std::span<const std::byte> image,
                  const std::vector<Piece>& ranges, std::uint64_t block_bytes);
 void receive_ranges(const Link& link, std::span<std::byte> image, const std::vector<Piece>& ranges,

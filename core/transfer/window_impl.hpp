@@ -10,8 +10,8 @@
 
 namespace meshstage::transfer {
 
-/// Transfers in flight, oldest first. If one throws, the rest are destroyed before the memory goes:
-/// see Transfer.
+/// Transfers in flight, oldest first. If one throws, the others are destroyed before their memory
+/// is freed (see Transfer).
 class Window {
  public:
   explicit Window(const Link& link) : link_(link) {}
