@@ -9,8 +9,8 @@
 
 namespace meshstage {
 
-/// A number that a tensor is added to or multiplied by. It takes the tensor's dtype; nothing is
-/// promoted.
+/// A number that is added to a tensor's elements or multiplies them. It takes the tensor's dtype;
+/// there is no promotion.
 class Scalar {
  public:
   template <std::floating_point F>
@@ -23,9 +23,9 @@ class Scalar {
         is_integer_(true),
         negative_(std::cmp_less(value, 0)) {}
 
-  /// It was given as an integer: integer() is exact, real() may be rounded.
+  /// True if it was given as an integer: then integer() is exact, and real() may be rounded.
   [[nodiscard]] bool is_integer() const noexcept { return is_integer_; }
-  /// The integer; nothing if it was given as a floating number, or T does not hold it.
+  /// The integer; nothing if it was given as a floating number, or if it does not fit T.
   template <std::integral T>
   [[nodiscard]] std::optional<T> integer() const noexcept {
     const auto is = static_cast<std::int64_t>(bits_);
@@ -41,13 +41,15 @@ class Scalar {
   bool negative_ = false;
 };
 
-/// Each element plus or times a number, in new row-major memory; no communication. CPU only.
+/// Adds a number to each element or multiplies each by it. The result has new row-major memory;
+/// there is no communication. CPU only.
 ///
 /// Integers wrap around, and take a scalar only if it is a whole number that fits their dtype; f16
-/// and bf16 are computed in f32. Throws InvalidArgument otherwise, and for bool and 8-bit floats.
-/// Partials follow the definition: a sum gets the summand at coordinate 0 alone. Throws
-/// InvalidArgument, on all ranks alike, where no local operation does it: a summand on a product,
-/// a factor that is negative or not finite on min or max. Redistribute first then.
+/// and bf16 are computed in f32. Throws InvalidArgument otherwise, and for bool and 8-bit floats. A
+/// Partial(sum) adds the summand only at coordinate 0, because the tensor is the sum of all parts.
+/// Throws InvalidArgument, the same on all ranks, where no local operation gives the result: a
+/// summand with Partial(product), and a factor that is negative or not finite with min or max.
+/// Redistribute first then.
 [[nodiscard]] MESHSTAGE_API DTensor operator+(const DTensor& tensor, Scalar summand);
 [[nodiscard]] MESHSTAGE_API DTensor operator*(const DTensor& tensor, Scalar factor);
 [[nodiscard]] inline DTensor operator+(Scalar summand, const DTensor& tensor) {

@@ -17,55 +17,55 @@
 
 namespace meshstage {
 
-/// What a DTensor is on every rank of its mesh alike: all but the elements.
+/// The description of a DTensor, equal on every rank of its mesh: everything but the elements.
 struct MESHSTAGE_API DTensorSpec {
   DeviceMesh mesh;
   Placements placements;  ///< One for each mesh dimension.
   DType dtype = DType::kF32;
   Shape shape;     ///< Of the whole tensor, elements.
-  Strides stride;  ///< Of the whole tensor, elements: how full_tensor() lays it out.
+  Strides stride;  ///< Of full_tensor()'s result, elements.
 
   friend bool operator==(const DTensorSpec&, const DTensorSpec&) = default;
   /// "F32[13, 7] as S(0),R on DeviceMesh(dp=2, tp=4; ranks 0..7)".
   [[nodiscard]] std::string to_string() const;
 };
 
-/// What from_local() may be told beside the local tensors.
+/// Further arguments of from_local().
 struct FromLocalOptions {
-  /// Of the whole tensor. Left out, it is the sum of the local sizes along what is sharded.
+  /// Shape of the whole tensor. Default: along sharded dimensions the sum of the local sizes.
   std::optional<Shape> shape = {};
-  /// Of the whole tensor; left out, row-major. It has no holes: a permutation of the dimensions of
-  /// a row-major tensor.
+  /// Strides of the whole tensor; default: row-major. They must leave no holes: those of a
+  /// row-major tensor whose dimensions are permuted.
   std::optional<Strides> stride = {};
 };
 
-/// One rank's part of a tensor that lies on a mesh, as PyTorch's DTensor: the local tensor and what
-/// it is part of.
+/// One rank's part of a tensor on a mesh, like PyTorch's DTensor: the local tensor and the
+/// description of the whole.
 ///
 /// With `Partial(op)` the tensor is, by definition, the reduction of the local tensors along that
-/// mesh dimension: with several, along the first mesh dimension first. min and max give NaN if
-/// there is one, avg is the sum divided once.
+/// mesh dimension; with several Partials the first mesh dimension is reduced first. min and max
+/// give NaN if an element is NaN; avg is the sum divided once.
 ///
-/// A handle: copies share the local tensor; the description never changes. Threads: as Tensor.
+/// A handle: copies share the local tensor; the description never changes. Threads: see Tensor.
 ///
-/// Calls that take MeshGroups are collective over the whole mesh: every rank calls them in the same
-/// order with equal arguments, until `deadline`. They use the group of all of the mesh's
-/// dimensions, whose ranks must be linked with each other. What Transfer::wait throws passes
-/// through, and then the groups are of no more use; InvalidArgument is thrown on all ranks alike,
-/// before anything is sent, and nothing is lost.
+/// Calls that take MeshGroups are collective over the whole mesh: every rank makes them in the same
+/// order with equal arguments. They use the group of all the mesh's dimensions, whose ranks must be
+/// linked with each other. They pass on the errors of Transfer::wait, which come by `deadline` at
+/// the latest; then the groups are of no more use. InvalidArgument comes on all ranks alike, before
+/// anything is sent, and the groups stay usable.
 class MESHSTAGE_API DTensor {
  public:
-  /// Each rank gives its own local tensor. Checked over all ranks: local shapes are what the
-  /// placements make of the whole, dtypes, placements and options are equal. One rank's mistake is
-  /// the same InvalidArgument on every rank, and names the rank.
+  /// Makes a DTensor of local tensors: each rank gives its own. Checks over all ranks that local
+  /// shapes fit the placements and the whole, and that dtypes, placements and options are equal. A
+  /// mistake of one rank gives the same InvalidArgument on every rank, which names the rank.
   [[nodiscard]] static DTensor from_local(const Tensor& local, MeshGroups& groups,
                                           const Placements& placements, Deadline deadline,
                                           const FromLocalOptions& options = {});
-  /// The part of `rank`, with no communication. Throws InvalidArgument if `local` is not of the
-  /// dtype and shape that the spec gives this rank, or the spec makes no sense.
+  /// The part of `rank`, without communication. Throws InvalidArgument if `local` has not the dtype
+  /// and shape that the spec gives this rank, or if the spec contradicts itself.
   [[nodiscard]] static DTensor from_spec(Tensor local, DTensorSpec spec, int rank);
-  /// Cuts the part of `rank` out of the whole tensor, with no communication: every rank must have
-  /// the same. The local tensor has memory of its own. CPU only.
+  /// Cuts the part of `rank` out of the whole tensor, without communication: every rank must give
+  /// the same `full`. The local tensor has memory of its own. CPU only.
   [[nodiscard]] static DTensor from_full(const Tensor& full, const DeviceMesh& mesh, int rank,
                                          const Placements& placements);
 
@@ -79,25 +79,26 @@ class MESHSTAGE_API DTensor {
   /// Of the whole tensor.
   [[nodiscard]] const Shape& shape() const noexcept { return spec_->shape; }
   [[nodiscard]] const Strides& stride() const noexcept { return spec_->stride; }
-  /// The rank whose part this is. In a replica, that of its owner.
+  /// The rank whose part this is; in a replica the owner.
   [[nodiscard]] int rank() const noexcept { return rank_; }
-  /// Shape of the local tensor, and where in the whole it lies.
+  /// Shape of the local tensor, and its offset in the whole.
   [[nodiscard]] LocalShard local_shard() const;
 
-  /// The same tensor placed otherwise on the same mesh. Equal placements give this one again
-  /// (sharing the local tensor), else the local tensor is new and row-major.
+  /// The same tensor with other placements on the same mesh. Equal placements give a copy of this
+  /// handle; otherwise the local tensor is new and row-major.
   ///
-  /// What travels: nothing where the rank has all it needs (slicing); else blocks, pairwise, as an
-  /// all-gather, all-to-all or reduce-scatter along just the mesh dimensions that change would send
-  /// them. A partial to be replicated is reduced in parts first, then gathered, so that all
-  /// replicas have the same bits. A shard or replica that becomes partial stays whole at coordinate
-  /// 0 (sum, product; the others get -0.0 or 0, or 1), or at all (avg, min, max).
+  /// Communication: none where the rank has all elements that it needs (slicing). Otherwise ranks
+  /// exchange blocks pairwise, like an all-gather, all-to-all or reduce-scatter along only the mesh
+  /// dimensions that change. A partial that becomes a replica is reduced in parts first and then
+  /// gathered, so that all replicas have the same bits.
+  /// A shard or replica that becomes partial keeps its elements at coordinate 0 alone (sum,
+  /// product; other coordinates get -0.0 or 0, or 1) or at every coordinate (avg, min, max).
   ///
   /// Memory, beside this tensor: at most the larger of both local tensors and one shard.
-  /// CPU only. Throws InvalidArgument if a partial is to be reduced whose dtype cannot be.
+  /// CPU only. Throws InvalidArgument if a partial must be reduced and its dtype cannot be.
   [[nodiscard]] DTensor redistribute(MeshGroups& groups, const Placements& placements,
                                      Deadline deadline) const;
-  /// The whole tensor on every rank, with the strides of the spec; memory of its own.
+  /// The whole tensor on every rank, with the strides of the spec, in memory of its own.
   [[nodiscard]] Tensor full_tensor(MeshGroups& groups, Deadline deadline) const;
 
   /// "DTensor(F32[13, 7] as S(0),R on DeviceMesh(...); rank 3 has [7, 7] at [0, 0])".
@@ -112,9 +113,9 @@ class MESHSTAGE_API DTensor {
   int rank_ = 0;
 };
 
-/// Places a tensor that the mesh's first rank has; the others may pass an undefined one, and what
-/// they pass is not looked at. Each rank gets its part alone. Collective, as said at DTensor. A
-/// first rank without a tensor on the CPU is InvalidArgument on every rank.
+/// Distributes a tensor that the mesh's first rank has; the `full` of other ranks is ignored and
+/// may be undefined. Each rank gets only its part. Collective: see DTensor. If the first rank has
+/// no tensor on the CPU, every rank gets InvalidArgument.
 [[nodiscard]] MESHSTAGE_API DTensor distribute_tensor(const Tensor& full, MeshGroups& groups,
                                                       const Placements& placements,
                                                       Deadline deadline);

@@ -8,11 +8,11 @@
 
 namespace meshstage::dtensor {
 
-/// The type by which the collectives reduce this dtype; nothing if they cannot.
+/// The element type by which the collectives reduce this dtype; nothing if they cannot.
 [[nodiscard]] std::optional<collectives::Element> element_of(DType dtype) noexcept;
 
-/// Calls f(bytes) for the runs of neighbouring elements of a CPU tensor of any strides; together
-/// they are its elements in row-major order.
+/// Calls f(bytes) for each run of neighbouring elements of a CPU tensor of any strides. The runs
+/// together are the tensor's elements in row-major order.
 template <class F>
 void for_each_run(const Tensor& tensor, F&& f) {
   if (tensor.numel() == 0) return;

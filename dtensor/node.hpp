@@ -10,8 +10,8 @@
 
 namespace meshstage::dtensor {
 
-/// A DTensor in a state dict: its local tensor is the child "local", the rest is auxiliary data:
-/// mesh (shape, names and hash), rank, placements, global shape and stride.
+/// A DTensor in a state dict: its local tensor is the child "local". Its auxiliary data are mesh
+/// (shape, names and hash), rank, placements, global shape and stride.
 ///
 ///   Dict state{{"weight", dtensor::to_value(weight)}};
 ///   DTensor weight = dtensor::from_value(state.at("weight"));
@@ -39,7 +39,8 @@ class MESHSTAGE_API DTensorNode final : public Node {
 [[nodiscard]] MESHSTAGE_API DTensor from_value(const Value& value);
 
 /// Lets a registry decode DTensors on this mesh, or on any of several (a mesh and slices of it).
-/// A DTensor on another mesh is StructureMismatch; what cannot be one is CorruptData.
+/// A DTensor on another mesh gives StructureMismatch; data that cannot be a DTensor give
+/// CorruptData.
 MESHSTAGE_API void register_nodes(NodeRegistry& registry, const DeviceMesh& mesh);
 MESHSTAGE_API void register_nodes(NodeRegistry& registry, std::vector<DeviceMesh> meshes);
 

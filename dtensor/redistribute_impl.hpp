@@ -8,18 +8,18 @@
 #include <meshstage/mesh/layout.hpp>
 #include <meshstage/mesh/mesh_groups.hpp>
 
-/// What redistribute(), full_tensor(), distribute_tensor() and from_full() are made of.
+/// The parts of redistribute(), full_tensor(), distribute_tensor() and from_full().
 namespace meshstage::dtensor {
 
 using Coordinate = std::vector<std::int64_t>;
 
-/// Who has which block of a tensor: placements, or more generally for each mesh dimension
-/// replicate, shard, partial, or *root*: only coordinate 0 has it.
+/// Which rank has which block of a tensor. For each mesh dimension it is replicate, shard, partial,
+/// or *root*: only coordinate 0 has elements.
 class Side {
  public:
   Side(const DeviceMesh& mesh, const Shape& shape, const Placements& placements,
        std::vector<bool> root = {});
-  /// Everything at the mesh's first rank alone.
+  /// The whole tensor at the mesh's first rank alone.
   [[nodiscard]] static Side at_first_rank(const DeviceMesh& mesh, const Shape& shape);
 
   [[nodiscard]] const Layout& layout() const noexcept { return layout_; }
@@ -27,7 +27,7 @@ class Side {
     return layout_.placements()[dim];
   }
   [[nodiscard]] bool root(std::size_t dim) const { return root_[dim]; }
-  /// Nothing where only others have it.
+  /// Nothing at a coordinate without elements.
   [[nodiscard]] std::optional<LocalShard> at(const Coordinate& coordinate) const;
 
  private:
@@ -35,15 +35,16 @@ class Side {
   std::vector<bool> root_;
 };
 
-/// What a rank's local tensor is filled with where partials are made of a tensor that is none.
+/// The contents of a rank's local tensor when a tensor becomes partial.
 enum class Fill : std::uint8_t {
   kElements,  ///< the tensor's elements
-  kZero,      ///< what a sum does not notice: -0.0, or 0
+  kZero,      ///< the value that leaves a sum unchanged: -0.0, or 0
   kOne
 };
-/// For placements `to`, of which the mesh dimensions `kept` were partial before. Reductions go
-/// along the first mesh dimension first, so the last one sees the elements at coordinate 0, and
-/// what it does not notice elsewhere, and so on towards the first.
+/// The contents at a coordinate for placements `to`; the mesh dimensions `kept` were partial
+/// before. Reductions go along the first mesh dimension first. So along the last dimension
+/// coordinate 0 has the elements and the others a value that leaves the reduction unchanged, and so
+/// on towards the first.
 [[nodiscard]] Fill fill_at(const Placements& to, const std::vector<bool>& kept,
                            const Coordinate& coordinate);
 /// Fills a tensor of any dtype; nothing for kElements.
@@ -52,8 +53,8 @@ void fill(const Tensor& tensor, Fill what);
 /// Throws InvalidArgument unless `op` can reduce elements of this dtype.
 void check_reducible(DType dtype, ReduceOp op);
 
-/// Reduces, moves, fills: `result` gets the calling rank's part under the placements `to` of a
-/// tensor of which `local` is its part under `from` (undefined where it has none). Collective.
+/// Reduces, moves and fills. `local` is the calling rank's part under `from` (undefined if it has
+/// none); `result` gets its part under the placements `to`. Collective.
 void redistribute_into(const Tensor& local, const Side& from, const Placements& to,
                        const Tensor& result, MeshGroups& groups, Deadline deadline);
 

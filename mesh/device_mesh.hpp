@@ -14,22 +14,24 @@
 
 namespace meshstage {
 
-/// All groups of one mesh dimension: `groups[i]` are the ranks that differ only along it, in order.
+/// All groups of one mesh dimension. `groups[i]` has the ranks that differ only along this
+/// dimension, in order.
 struct MeshDimGroups {
   std::string name;
   std::vector<std::vector<int>> groups;
 };
 
-/// The ranks of a job arranged in an array of N named dimensions, as PyTorch's DeviceMesh. Says
-/// where a rank stands and who its groups are; MeshGroups makes process groups of them.
+/// The ranks of a job arranged in an array of N named dimensions, like PyTorch's DeviceMesh. It
+/// gives the coordinate of a rank and the ranks of its groups; MeshGroups makes process groups of
+/// these.
 ///
-/// A value: immutable, cheap to copy (explicit ranks are shared), any thread. Ranks that lie at
-/// offset + sum(coordinate * stride) are described by sizes and strides alone, whatever way the
-/// mesh was made; only an irregular order stores its ranks.
+/// An immutable value, cheap to copy. Threads: any. If every rank is offset + sum(coordinate *
+/// stride), the mesh stores only sizes and strides, however it was made; only a mesh in irregular
+/// order stores its ranks.
 ///
-/// Dimensions have distinct names of letters, digits and `_-.`; left out, they are "dim0", "dim1",
-/// ... Every function that takes a dimension by name throws InvalidArgument for an unknown one, and
-/// lists those there are.
+/// Dimensions have distinct names of letters, digits and `_-.`; the default names are "dim0",
+/// "dim1", ... Every function that takes a dimension's name throws InvalidArgument for an unknown
+/// one; the message lists the names.
 class MESHSTAGE_API DeviceMesh {
  public:
   /// Ranks first_rank, first_rank + 1, ... in row-major order. Throws InvalidArgument for no
@@ -37,8 +39,8 @@ class MESHSTAGE_API DeviceMesh {
   [[nodiscard]] static DeviceMesh from_shape(std::vector<std::int64_t> shape,
                                              std::vector<std::string> names = {},
                                              int first_rank = 0);
-  /// These ranks in row-major order. Throws InvalidArgument, besides, if there are not as many as
-  /// the shape holds, or one is negative or repeated.
+  /// These ranks in row-major order. Throws InvalidArgument also if their number is not that of the
+  /// shape, or if a rank is negative or repeated.
   [[nodiscard]] static DeviceMesh from_ranks(std::vector<int> ranks,
                                              std::vector<std::int64_t> shape,
                                              std::vector<std::string> names = {});
@@ -57,7 +59,8 @@ class MESHSTAGE_API DeviceMesh {
   [[nodiscard]] std::size_t dim(std::string_view name) const;
 
   [[nodiscard]] bool contains(int rank) const noexcept { return index_of(rank).has_value(); }
-  /// The rank at a place in row-major order, or at a coordinate. Throws InvalidArgument outside.
+  /// The rank at a place in row-major order, or at a coordinate. Throws InvalidArgument for a place
+  /// outside the mesh.
   [[nodiscard]] int rank_at(std::int64_t index) const;
   [[nodiscard]] int rank_at(std::span<const std::int64_t> coordinate) const;
   /// Place of a rank in row-major order; nothing if the mesh has no such rank.
@@ -69,36 +72,39 @@ class MESHSTAGE_API DeviceMesh {
   /// All ranks in row-major order.
   [[nodiscard]] std::vector<int> ranks() const;
 
-  /// The part of the mesh that has these dimensions, in this order, and contains `rank`: its other
-  /// coordinates stay fixed. A name may stand once.
+  /// The part of the mesh with these dimensions, in this order, that contains `rank`; the other
+  /// coordinates are those of `rank`. Each name may be given once.
   [[nodiscard]] DeviceMesh slice(std::span<const std::string> names, int rank) const;
   [[nodiscard]] DeviceMesh slice(std::string_view name, int rank) const;
-  /// All of them, one for each combination of the other coordinates, in row-major order.
+  /// All slices with these dimensions, one for each combination of the other coordinates, in
+  /// row-major order.
   [[nodiscard]] std::vector<DeviceMesh> slices(std::span<const std::string> names) const;
-  /// The part of the mesh at this coordinate of one dimension, which stays, with size 1. Throws
-  /// InvalidArgument if the dimension is shorter.
+  /// The part of the mesh at this coordinate of one dimension. The dimension stays, with size 1.
+  /// Throws InvalidArgument if the dimension is shorter.
   [[nodiscard]] DeviceMesh at(std::string_view name, std::int64_t coordinate) const;
   /// Ranks of the group of `rank` along a dimension, in order.
   [[nodiscard]] std::vector<int> group(int rank, std::string_view name) const;
   /// All groups of a dimension.
   [[nodiscard]] MeshDimGroups groups(std::string_view name) const;
 
-  /// One dimension of all ranks in row-major order. An empty name joins the names with '_'.
+  /// A mesh with one dimension that has all ranks in row-major order. If `name` is empty, it is the
+  /// dimensions' names joined with '_'.
   [[nodiscard]] DeviceMesh flatten(std::string name = {}) const;
-  /// These neighbouring dimensions, named in the mesh's order, become one in their place.
+  /// A mesh in which these neighbouring dimensions, given in the mesh's order, are one dimension in
+  /// their place.
   [[nodiscard]] DeviceMesh flatten(std::span<const std::string> names, std::string name = {}) const;
-  /// One dimension becomes several, whose sizes have its size as their product.
+  /// A mesh in which one dimension is several; the product of `sizes` must be the dimension's size.
   [[nodiscard]] DeviceMesh unflatten(std::string_view name, std::vector<std::int64_t> sizes,
                                      std::vector<std::string> names) const;
 
-  /// Same shape, names, and rank at every place.
+  /// True if shape, names and the rank at every place are equal.
   friend MESHSTAGE_API bool operator==(const DeviceMesh& a, const DeviceMesh& b) noexcept;
   /// Equal meshes have equal hashes, in every process and run.
   [[nodiscard]] std::uint64_t hash() const noexcept;
   /// "DeviceMesh(dp=2, tp=4; ranks 0..7)"; an irregular order lists its first ranks.
   [[nodiscard]] std::string to_string() const;
 
-  /// True if the ranks are described by sizes and strides alone.
+  /// True if the mesh stores only sizes and strides.
   [[nodiscard]] bool is_strided() const noexcept { return order_ == nullptr; }
 
  private:

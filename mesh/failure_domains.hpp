@@ -12,7 +12,7 @@ namespace meshstage {
 
 class ProcessGroup;
 
-/// What is lost at once: a process, all processes of a host, all hosts of a rack.
+/// The unit that is lost at once: one process, all processes of a host, or all hosts of a rack.
 enum class DomainLevel : std::uint8_t { kRank, kHost, kRack };
 /// "rank", "host", "rack".
 [[nodiscard]] MESHSTAGE_API std::string_view to_string(DomainLevel level) noexcept;
@@ -26,17 +26,18 @@ struct Host {
   friend bool operator==(const Host&, const Host&) = default;
 };
 
-/// Which ranks 0..W-1 share a host, and which hosts a rack. Immutable value, any thread.
-/// Hosts and racks are numbered in the order in which they were given.
+/// The host of each rank 0..W-1, and the rack of each host. An immutable value. Threads: any. Hosts
+/// and racks are numbered in the order in which they were given.
 class MESHSTAGE_API FailureDomains {
  public:
-  /// Every rank once, over all hosts; either all hosts have a rack or none. Throws InvalidArgument
-  /// that names the rank or host: repeated, missing, no ranks.
+  /// The hosts together must have every rank once; either all hosts have a rack or none has. Throws
+  /// InvalidArgument naming a rank that is repeated or missing, or a host without ranks.
   [[nodiscard]] static FailureDomains from_hosts(std::vector<Host> hosts);
   /// Host names by rank, as gathered from the ranks; hosts are numbered by their lowest rank.
   [[nodiscard]] static FailureDomains from_host_names(std::span<const std::string> name_of_rank);
-  /// Ranks in order, so many to a host, the last host perhaps with fewer; hosts_per_rack 0: no
-  /// racks. Hosts are named host0, host1, ..., racks rack0, ... Throws for numbers below 1.
+  /// Ranks in order, `ranks_per_host` on each host; the last host may have fewer. hosts_per_rack 0:
+  /// no racks. Hosts are named host0, host1, ..., racks rack0, ... Throws InvalidArgument for
+  /// numbers below 1.
   [[nodiscard]] static FailureDomains uniform(int world_size, int ranks_per_host,
                                               int hosts_per_rack = 0);
 
@@ -50,13 +51,13 @@ class MESHSTAGE_API FailureDomains {
   [[nodiscard]] const std::string& rack_name(int rack) const {
     return racks_.at(static_cast<std::size_t>(rack));
   }
-  /// Of a rank in 0..W-1.
+  /// The host of a rank in 0..W-1.
   [[nodiscard]] int host_of(int rank) const { return host_of_.at(static_cast<std::size_t>(rank)); }
-  /// Of a rank; throws InvalidState if racks are not known.
+  /// The rack of a rank. Throws InvalidState if racks are not known.
   [[nodiscard]] int rack_of(int rank) const;
 
-  /// How many domains there are of a level, which one a rank is in, and what it is called.
-  /// kRack throws InvalidArgument if racks are not known.
+  /// The number of domains of a level, the domain of a rank, and the name of a domain. kRack throws
+  /// InvalidArgument if racks are not known.
   [[nodiscard]] int count(DomainLevel level) const;
   [[nodiscard]] int domain_of(int rank, DomainLevel level) const;
   [[nodiscard]] std::string domain_name(int domain, DomainLevel level) const;
@@ -71,14 +72,14 @@ class MESHSTAGE_API FailureDomains {
   std::vector<int> rack_of_host_;  // by host; empty if racks are not known
 };
 
-/// The name of this host as the system gives it. Ranks in containers of one host may get different
-/// names: name hosts yourself there (by the scheduler's node name, say).
+/// The system's name for this host. Ranks in containers of one host may get different names: give
+/// names of your own there, for example the scheduler's node names.
 [[nodiscard]] MESHSTAGE_API std::string host_name();
 
-/// Hosts (and racks) of a running job: every rank says where it is, and all get the same answer.
-/// Collective over the group; rank r of the answer is rank r of the group. `rack` is empty on all
-/// ranks or on none. Throws InvalidArgument, on every rank alike, if the answers do not fit each
-/// other (the message names the host), and what a collective throws.
+/// Gathers the hosts (and racks) of a running job: every rank gives its own, and all ranks get the
+/// same result. Collective over the group; rank r of the result is rank r of the group. `rack` is
+/// empty on all ranks or on none. Throws InvalidArgument, the same on every rank, if what ranks
+/// give does not fit together (the message names the host), and the errors of collectives.
 [[nodiscard]] MESHSTAGE_API FailureDomains gather_failure_domains(ProcessGroup& group,
                                                                   const std::string& host,
                                                                   const std::string& rack,

@@ -9,21 +9,22 @@
 
 namespace meshstage {
 
-/// What one rank has of a tensor: a block of `shape` (elements) whose first element lies at
-/// `offset` in the whole tensor. Along a dimension where the block is empty, the offset is the
+/// The part of a tensor that one rank has: a block of `shape` (elements) whose first element lies
+/// at `offset` in the whole tensor. Along a dimension where the block is empty, the offset is the
 /// tensor's size, as in PyTorch.
 struct LocalShard {
   std::vector<std::int64_t> shape;
   std::vector<std::int64_t> offset;
   [[nodiscard]] bool empty() const noexcept;
-  /// Elements; 1 for a tensor without dimensions.
+  /// Number of elements; 1 for a tensor without dimensions.
   [[nodiscard]] std::int64_t numel() const noexcept;
   friend bool operator==(const LocalShard&, const LocalShard&) = default;
 };
 
-/// A tensor of some shape, placed on a mesh of some shape: checked once, then asked for any rank.
-/// The mesh's dimensions cut in their order, each the pieces left by those before; a piece of n
-/// elements is cut in k by ceil(n/k), so that the last parts are smaller or empty. Immutable.
+/// The blocks of a tensor placed on a mesh. The constructor checks shape and placements, at() gives
+/// any rank's block. Mesh dimensions cut the tensor in their order, each one the pieces of those
+/// before. A piece of n elements is cut into k parts of ceil(n/k); the last parts may be smaller or
+/// empty. Immutable.
 class MESHSTAGE_API Layout {
  public:
   /// One placement for each mesh dimension. Throws InvalidArgument if the number differs, a shard
@@ -39,16 +40,16 @@ class MESHSTAGE_API Layout {
   [[nodiscard]] std::int64_t numel() const noexcept { return numel_; }
 
   [[nodiscard]] LocalShard at(std::span<const std::int64_t> coordinate) const;
-  /// The same into an object that is used again: no allocation after the first.
+  /// Like at() above, but writes into `shard`, which allocates no memory when it is used again.
   void at(std::span<const std::int64_t> coordinate, LocalShard& shard) const;
-  /// Elements that the rank at this coordinate has.
+  /// Number of elements that the rank at this coordinate has.
   [[nodiscard]] std::int64_t local_numel(std::span<const std::int64_t> coordinate) const;
-  /// The sizes that blocks have along a tensor dimension, each once, ascending; found without going
-  /// through the ranks.
+  /// The distinct sizes of blocks along a tensor dimension, ascending. Does not loop over the
+  /// ranks.
   [[nodiscard]] std::vector<std::int64_t> part_sizes(std::size_t tensor_dim) const;
-  /// All ranks have equally many elements.
+  /// True if all ranks have equally many elements.
   [[nodiscard]] bool is_even() const;
-  /// No rank is without elements.
+  /// True if every rank has an element.
   [[nodiscard]] bool all_have_elements() const;
 
  private:
@@ -58,7 +59,8 @@ class MESHSTAGE_API Layout {
   std::int64_t numel_ = 1;
 };
 
-/// The same in one call. The second throws InvalidArgument if the mesh has no such rank.
+/// Layout and at() in one call. The second overload throws InvalidArgument if the mesh has no such
+/// rank.
 [[nodiscard]] MESHSTAGE_API LocalShard local_shard(std::span<const std::int64_t> mesh_shape,
                                                    std::span<const std::int64_t> coordinate,
                                                    std::span<const std::int64_t> tensor_shape,

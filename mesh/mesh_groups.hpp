@@ -14,20 +14,21 @@
 
 namespace meshstage {
 
-/// Makes the process group whose member i is ranks[i]. Called by every member with the same list.
+/// Makes the process group whose member i is ranks[i]. Every member calls it with the same list.
 using GroupFactory = std::function<std::shared_ptr<ProcessGroup>(std::span<const int> ranks)>;
 
 /// The process groups of one rank along the dimensions of a mesh, each made on its first use.
-/// First uses are collective over the group's members, as ProcessGroup::split is: members that use
-/// several groups for the first time do it in the same order.
+/// A first use is collective over the group's members, like ProcessGroup::split: members that use
+/// several groups for the first time must do so in the same order.
 ///
-/// Threads: any; a first use keeps the others waiting. Holds what it made until it is destroyed.
+/// Threads: any; a first use keeps other callers waiting. The object keeps its groups until it is
+/// destroyed.
 class MESHSTAGE_API MeshGroups {
  public:
-  /// The mesh's ranks are ranks of `world`, of which groups are split off. Throws InvalidArgument
-  /// if the caller's rank is not in the mesh, or the mesh has a rank that `world` has not.
+  /// Splits groups off `world`; the mesh's ranks are ranks of `world`. Throws InvalidArgument if
+  /// the caller's rank is not in the mesh, or if the mesh has a rank that `world` lacks.
   MeshGroups(DeviceMesh mesh, const std::shared_ptr<ProcessGroup>& world);
-  /// For `rank`, by a factory of the caller's.
+  /// Makes groups of `rank` with the caller's factory.
   MeshGroups(DeviceMesh mesh, int rank, GroupFactory make);
 
   [[nodiscard]] const DeviceMesh& mesh() const noexcept { return mesh_; }
@@ -37,8 +38,8 @@ class MESHSTAGE_API MeshGroups {
   [[nodiscard]] std::shared_ptr<ProcessGroup> group(std::string_view name);
   /// The group along several dimensions: the slice's ranks in row-major order.
   [[nodiscard]] std::shared_ptr<ProcessGroup> group(std::span<const std::string> names);
-  /// Uses a group that exists already for a dimension. Throws InvalidArgument if its size or the
-  /// caller's rank in it is not that of the mesh, InvalidState if the dimension has one.
+  /// Uses an existing group for a dimension. Throws InvalidArgument if the group's size or the
+  /// caller's rank in it does not fit the mesh, InvalidState if the dimension has a group already.
   void adopt(std::string_view name, std::shared_ptr<ProcessGroup> group);
 
  private:

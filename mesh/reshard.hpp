@@ -10,13 +10,14 @@
 
 namespace meshstage {
 
-/// A tensor on a mesh: which rank has which block of it.
+/// The placement of a tensor on a mesh, which gives each rank's block.
 struct PlacedTensor {
   DeviceMesh mesh;
   Placements placements;
 };
 
-/// A box of a tensor that one rank has before, and another (or the same) wants after.
+/// A box of a tensor that rank `from` has before and rank `to` needs after; both may be the same
+/// rank.
 struct ReshardBox {
   int from = 0;                      ///< Rank of the mesh before.
   int to = 0;                        ///< Rank of the mesh after.
@@ -25,22 +26,22 @@ struct ReshardBox {
   friend bool operator==(const ReshardBox&, const ReshardBox&) = default;
 };
 
-/// Who sends which box to whom, so that each rank of `after` has its block of a tensor that lies on
-/// `before`. The boxes of one receiver are disjoint and make up its block; they come in the order
-/// of the mesh after, then by offset. Nobody sends or receives an empty box. Where several ranks
-/// have the same block (the mesh before replicates it), the receiver itself is the sender if it is
-/// one of them, else the ranks take turns, receiver by receiver. The two meshes may have other
-/// ranks, sizes and numbers of dimensions; a rank's number means the same in both.
+/// Plans the boxes that ranks must send, so that each rank of `after` gets its block of a tensor
+/// that lies on `before`. The boxes of one receiver are disjoint and make up its block. They are in
+/// the order of the mesh `after`, then by offset; none is empty.
+/// Where several ranks have the same block (`before` replicates it), a receiver that is one of them
+/// is its own sender; else the ranks take turns, receiver by receiver. The two meshes may differ in
+/// ranks, sizes and numbers of dimensions; a rank's number means the same process in both.
 ///
-/// Takes time and memory in the number of boxes, and of blocks along each tensor dimension; no
-/// communication. Throws InvalidArgument as Layout does, and for partial placements before: what is
-/// still to be reduced cannot be cut (redistribute it first). A partial placement after is refused
-/// too.
+/// Time and memory are proportional to the number of boxes, and of blocks along each tensor
+/// dimension; there is no communication. Throws InvalidArgument like Layout, and for a partial
+/// placement in either mesh: contributions that are not reduced yet cannot be cut (redistribute
+/// first).
 [[nodiscard]] MESHSTAGE_API std::vector<ReshardBox> plan_reshard(
     const PlacedTensor& before, const PlacedTensor& after,
     std::span<const std::int64_t> tensor_shape);
-/// The boxes of one rank of `after` alone; none if it has no element. Throws InvalidArgument
-/// besides if the mesh after has no such rank.
+/// The boxes for one rank of `after`; none if the rank has no element. Throws InvalidArgument also
+/// if `after` has no such rank.
 [[nodiscard]] MESHSTAGE_API std::vector<ReshardBox> plan_reshard_to(
     const PlacedTensor& before, const PlacedTensor& after,
     std::span<const std::int64_t> tensor_shape, int rank);

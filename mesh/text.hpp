@@ -8,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-/// Pieces of messages and of syntax that this room's sources share.
+/// Helpers for messages and for reading text, used by this room's sources.
 namespace meshstage::text {
 
 /// "2,4": numbers with commas between; after `at_most` of them "...".
@@ -37,7 +37,7 @@ inline std::string count(std::int64_t n, std::string_view noun) {
   return std::to_string(n) + " " + std::string(noun) + (n == 1 ? "" : "s");
 }
 
-/// Why a mesh and failure domains do not fit each other.
+/// The message for a mesh with a rank that no host has.
 inline std::string no_host(const std::string& mesh, int rank, int world_size) {
   return mesh + " has rank " + std::to_string(rank) + " but the hosts have 0.." +
          std::to_string(world_size - 1) + ": give every rank of the mesh a host";
@@ -50,7 +50,7 @@ inline std::string_view trimmed(std::string_view s) {
   return s.substr(first, s.find_last_not_of(kSpace) - first + 1);
 }
 
-/// One line: control characters become '?'.
+/// `s` on one line: control characters become '?'.
 inline std::string printable(std::string_view s) {
   std::string out(s);
   for (char& c : out) {
@@ -59,12 +59,12 @@ inline std::string printable(std::string_view s) {
   return out;
 }
 
-/// What a message quotes of somebody's input: short, one line, printable.
+/// A user's input quoted for a message: short, on one line, printable.
 inline std::string quoted(std::string_view s) {
   return "'" + printable(s.substr(0, 60)) + (s.size() > 60 ? "...'" : "'");
 }
 
-/// All of `s` as a decimal number, with a sign only where T has one.
+/// The whole text `s` as a decimal number, with a sign only where T has one.
 template <class T>
 std::optional<T> number(std::string_view s) {
   T value{};
@@ -73,7 +73,7 @@ std::optional<T> number(std::string_view s) {
   return value;
 }
 
-/// Product of two numbers that are not negative; nothing if it does not fit.
+/// Product of two numbers that are not negative; nothing if the product does not fit.
 inline std::optional<std::int64_t> product(std::int64_t a, std::int64_t b) {
   std::int64_t out = 0;
   if (__builtin_mul_overflow(a, b, &out)) return {};

@@ -10,27 +10,28 @@
 
 namespace meshstage::sharded {
 
-/// Something that is wrong with shards, and whose it is: places in the list that was checked.
+/// An error in a list of shards, with the place of the wrong shard in the list.
 struct Problem {
   std::size_t shard = 0;
   std::string what;
-  std::optional<std::size_t> other = {};  ///< the second of two that overlap: likely right
+  std::optional<std::size_t> other = {};  ///< the other of two that overlap, which is likely right
 };
 
-/// Sizes and offsets: as many as the whole has, none negative, within the whole.
+/// Checks that sizes and offsets have as many dimensions as the whole, are not negative, and lie
+/// within the whole.
 [[nodiscard]] std::optional<Problem> outside(std::span<const ShardMetadata> shards,
                                              const Shape& whole);
-/// Two shards that have an element in common. They lie within the whole.
+/// Finds two shards that have an element in common. The shards must lie within the whole.
 [[nodiscard]] std::optional<Problem> overlap(std::span<const ShardMetadata> shards);
 /// The first element, in row-major order, that no shard has; nothing if there is none. The shards
-/// lie within the whole and do not overlap.
+/// must lie within the whole and not overlap.
 [[nodiscard]] std::optional<Shape> gap(std::span<const ShardMetadata> shards, const Shape& whole);
-/// The shard that is likely wrong about that element: one that ends before it or begins behind it,
-/// the one with the less common sizes of the two. There is one.
+/// The shard that is likely wrong if no shard has `element`: of the shards that end before it or
+/// begin behind it the one with the less common sizes. There must be a shard.
 [[nodiscard]] std::size_t beside(std::span<const ShardMetadata> shards, const Shape& element);
 
-/// All of these as one InvalidArgument. `name(i)` says which shard i is ("shard 0 of rank 2"); the
-/// error's rank is that of its placement.
+/// Makes all these checks and throws one InvalidArgument. `name(i)` is the text for shard i ("shard
+/// 0 of rank 2"); the error's rank is the rank of the shard's placement.
 template <class Name>
 void check_cover(std::span<const ShardMetadata> shards, const Shape& whole, Name&& name) {
   const auto fail = [&](std::size_t i, const std::string& what) {

@@ -8,9 +8,9 @@
 
 namespace meshstage::sharded {
 
-/// A ShardedTensor in a state dict: its local shards' tensors are the children "0", "1", ...; the
-/// rest is auxiliary data: global shape, dtype, all shards' metadata, and whose shards these are
-/// (the owner; who holds them is not part of it).
+/// A ShardedTensor in a state dict: its local shards' tensors are the children "0", "1", ... Its
+/// auxiliary data are the global shape, the dtype, all shards' metadata and the owner (but not the
+/// holder).
 class MESHSTAGE_API ShardedTensorNode final : public Node {
  public:
   explicit ShardedTensorNode(ShardedTensor tensor);
@@ -35,7 +35,8 @@ class MESHSTAGE_API ShardedTensorNode final : public Node {
 [[nodiscard]] MESHSTAGE_API ShardedTensor from_value(const Value& value);
 
 /// Lets a registry decode ShardedTensors for `rank`, the rank of the process that decodes: another
-/// rank's shards become a replica that this one holds. What cannot be one is CorruptData.
+/// rank's shards become a replica held by `rank`. Data that cannot be a ShardedTensor give
+/// CorruptData.
 MESHSTAGE_API void register_nodes(NodeRegistry& registry, int rank);
 
 }  // namespace meshstage::sharded

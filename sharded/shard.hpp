@@ -11,17 +11,18 @@
 
 namespace meshstage {
 
-/// Who has a shard, and where: "rank:1/cuda:0", "rank:0/cpu". The rank is that of the group.
+/// The rank and device that have a shard: "rank:1/cuda:0", "rank:0/cpu". The rank is a rank of the
+/// group.
 struct ShardPlacement {
   int rank = 0;
   Device device = kCpu;
   friend bool operator==(const ShardPlacement&, const ShardPlacement&) = default;
 };
 [[nodiscard]] MESHSTAGE_API std::string to_string(const ShardPlacement& placement);
-/// The inverse. Throws InvalidArgument that shows the valid forms.
+/// The inverse of to_string(). Throws InvalidArgument; the message shows the valid forms.
 [[nodiscard]] MESHSTAGE_API ShardPlacement parse_shard_placement(std::string_view text);
 
-/// A block of a tensor, in elements, and who has it.
+/// A block of a tensor, in elements, and the block's placement.
 struct ShardMetadata {
   std::vector<std::int64_t> offsets;  ///< Of the first element, in the whole tensor.
   std::vector<std::int64_t> sizes;

@@ -25,7 +25,7 @@
 
 namespace meshstage::torch {
 
-/// Throws InvalidArgument for a type that the other side does not have (quantized ones, F8_E8M0).
+/// Both throw InvalidArgument for a type that the other library lacks (quantized types, F8_E8M0).
 [[nodiscard]] inline DType dtype_of(at::ScalarType type) {
   switch (type) {
     case at::kBool:
@@ -107,13 +107,15 @@ namespace meshstage::torch {
 }
 
 /// Makes tensors of each library that are views of the other's memory: nothing is copied, and
-/// either side keeps the memory alive. Tensors that share a storage there share one here, as long
-/// as one Converter makes them; there and back again is the same storage. CPU only.
-/// A LibTorch storage that is resized, or a tensor that gets another one (set_data, Module::to),
-/// is not followed: convert again. Threads: one at a time.
+/// either side keeps the memory alive. Tensors that share a storage in one library share one in the
+/// other if the same Converter makes them. A tensor converted there and back has its old storage
+/// again. CPU only.
+/// If a LibTorch storage is resized, or if a tensor gets another storage (set_data, Module::to),
+/// convert the tensor again.
+/// Threads: one at a time.
 class Converter {
  public:
-  /// Throws InvalidArgument for what is not a dense CPU tensor, or has a lazy conjugate or
+  /// Throws InvalidArgument for a tensor that is not a dense CPU tensor, or has a lazy conjugate or
   /// negative bit.
   [[nodiscard]] Tensor from(const at::Tensor& tensor) {
     if (!tensor.defined()) throw InvalidArgument("an undefined LibTorch tensor");
@@ -204,19 +206,20 @@ class Converter {
   std::unordered_map<const at::TensorImpl*, std::pair<WeakTensor, Tensor>> tensors_;
 };
 
-/// One tensor, on the other library's memory.
+/// One tensor as a view of the other library's memory.
 [[nodiscard]] inline Tensor from_torch(const at::Tensor& tensor) {
   return Converter().from(tensor);
 }
 [[nodiscard]] inline at::Tensor to_torch(const Tensor& tensor) { return Converter().to(tensor); }
 
 /// The parameters and buffers of a module and its children, nested by their names, so that a path
-/// reads as in PyTorch's state_dict ("layers.0.weight"). Views of the module's memory: what is
-/// staged is what the module has then, and recover() writes into the module. A tensor registered
-/// twice is one tensor. Give one Converter to several dicts whose tensors share memory.
-/// Mind that buffers are part of it: where forward() changes them (BatchNorm's running averages),
-/// wait for Staging::staged() before forward(), not just before the optimizer's step.
-/// Make the dict anew after whatever gives tensors other memory (Module::to, set_data).
+/// reads as in PyTorch's state_dict ("layers.0.weight"). The tensors are views of the module's
+/// memory: stage() copies the module's present values, and recover() writes into the module. A
+/// tensor that is registered twice is one tensor. Give one Converter to several dicts whose tensors
+/// share memory.
+/// Buffers are part of the dict. If forward() changes them (BatchNorm's running averages), wait for
+/// Staging::staged() before forward(), not only before the optimizer's step. Make a new dict after
+/// each call that gives tensors other memory (Module::to, set_data).
 [[nodiscard]] inline Dict dict(const ::torch::nn::Module& module, Converter& converter) {
   Dict result;
   for (const auto& item : module.named_parameters(/*recurse=*/false)) {
@@ -237,8 +240,8 @@ class Converter {
 
 namespace detail {
 
-/// Members of an object elsewhere, as children of a node: scalars are read when a step is staged
-/// and written when one is recovered; tensors are views.
+/// A node whose children are members of another object. Scalars are read when a step is staged and
+/// written when a step is recovered; tensors are views.
 class FieldsNode final : public Node {
  public:
   explicit FieldsNode(std::string type_name) : type_name_(std::move(type_name)) {}
@@ -255,7 +258,7 @@ class FieldsNode final : public Node {
     for (const auto& field : fields_) all.push_back({field.name, field.get()});
     return all;
   }
-  /// A copy knows the values, not the object.
+  /// The new node has the values, not the object.
   [[nodiscard]] NodePtr rebuild(std::vector<Value> children) const override {
     std::vector<Child> named;
     for (std::size_t i = 0; i < fields_.size(); ++i) {
@@ -286,8 +289,8 @@ class FieldsNode final : public Node {
   std::vector<Field> fields_;
 };
 
-/// Makes the state of each parameter that has none yet as the optimizer itself begins with, and a
-/// node for each.
+/// Makes a node for the state of each parameter. State that is missing is first made as the
+/// optimizer's own first step() would.
 class OptimizerDict {
  public:
   OptimizerDict(::torch::optim::Optimizer& optimizer, Converter& converter)
@@ -391,10 +394,11 @@ class OptimizerDict {
 
 /// The state of an optimizer (AdamW, Adam, SGD, RMSprop, Adagrad): {"param_groups": options that
 /// schedules change, "state": by the number of the parameter}. Tensors are views of the optimizer's
-/// memory; numbers (steps, learning rates) are read when a step is staged and written back when one
-/// is recovered. State that the optimizer would make at its first step() is made now, as zeros, so
-/// that a process that has just started can recover into it. The dict refers to the optimizer,
-/// which must outlive it, and to its state, which must not be replaced (load(), clear()).
+/// memory; numbers (steps, learning rates) are read when a step is staged and written when a step
+/// is recovered. State that the optimizer's first step() would make is made now, as zeros, so that
+/// a process that has just started can recover into it. The dict refers to the optimizer, which
+/// must outlive the dict, and to the optimizer's state, which must not be replaced (load(),
+/// clear()).
 /// Throws InvalidArgument for another optimizer.
 [[nodiscard]] inline Dict dict(::torch::optim::Optimizer& optimizer, Converter& converter) {
   return detail::OptimizerDict(optimizer, converter).make();
