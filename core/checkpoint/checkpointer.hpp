@@ -61,8 +61,8 @@ class MESHSTAGE_API Checkpointer {
   /// returns when step 0 is complete, with Source::kNothing. So until the first recover() has
   /// returned, the program must not change `state`.
   /// Throws StructureMismatch (first differing path; nothing was touched), Unrecoverable (names the
-  /// ranks without an image), OutOfMemory, RejoinNeeded, and InvalidState if three recoveries in a
-  /// row ended by no rank's death (for example because step 0 failed).
+  /// ranks without an image), OutOfMemory and RejoinNeeded. Throws InvalidState if three recoveries
+  /// in a row ended by no rank's death, for example because step 0 failed.
   Recovered recover(Dict& state);
 
   /// Starts staging `state` as `step`, which must be larger than any step before in this
@@ -75,8 +75,8 @@ class MESHSTAGE_API Checkpointer {
   /// After RejoinNeeded: leaves the broken generation and forms the next one with all ranks,
   /// replacements among them. Call recover() next. If a rank dies meanwhile, rejoin() waits for
   /// that rank's replacement. Throws Timeout at the forming deadline, and InvalidState ("fenced")
-  /// if this process itself was replaced meanwhile; neither is a RejoinNeeded, and every other call
-  /// then throws the same again until a rejoin() succeeds.
+  /// if this process itself was replaced meanwhile. Neither is a RejoinNeeded; until a rejoin()
+  /// succeeds, every other call throws the same error again.
   Checkpointer& rejoin();
 
   /// Collective. Does what the loop above does, and more of it: recovers, calls `body` for each
@@ -84,9 +84,9 @@ class MESHSTAGE_API Checkpointer {
   /// trains on.
   /// Returns the number of steps trained, when the last step is complete on every rank and the job
   /// is finished (unless RunOptions::finish is false). A step that is trained again must give the
-  /// same result. Throws what the body throws; what recover(), rejoin(), stage() and finish() throw
-  /// except RejoinNeeded; Unrecoverable beyond the limits of RunOptions; and InvalidState if this
-  /// generation has recovered by another call than run().
+  /// same result. Throws the errors of the body, and those of recover(), rejoin(), stage() and
+  /// finish() except RejoinNeeded. Throws Unrecoverable beyond the limits of RunOptions, and
+  /// InvalidState if this generation has recovered by another call than run().
   std::uint64_t run(Dict& state, std::uint64_t steps, const RunBody& body,
                     const RunOptions& options = {});
 
@@ -109,8 +109,8 @@ class MESHSTAGE_API Checkpointer {
   /// while one is being staged. `registry` decodes node types (see dtensor::register_nodes); a type
   /// that is not in it becomes an OpaqueNode.
   /// Throws InvalidArgument if `ward` is none of wards(), NotFound if no step is complete yet,
-  /// CorruptData if the replica has rotted, OutOfMemory, RejoinNeeded as the other calls do, and
-  /// InvalidState before recover() and for a replica that borrows from a third rank
+  /// CorruptData if the replica has rotted, OutOfMemory, and RejoinNeeded as the other calls do.
+  /// Throws InvalidState before recover(), and for a replica that borrows from a third rank
   /// (CheckpointerOptions::borrowed).
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry = {});
 

@@ -7,7 +7,7 @@
 namespace meshstage {
 
 /// Reports to the program that started this rank (`meshstage run`) that the rank is part of a
-/// generation: sends one datagram, "joined RANK GENERATION", to the Unix socket at `path`
+/// generation. The report is one datagram, "joined RANK GENERATION", to the Unix socket at `path`
 /// (MESHSTAGE_SUPERVISOR). By this report the supervisor tells a rank that dies in a running job
 /// from a rank that cannot even start. Does nothing where `path` is empty or no program listens:
 /// the job does not depend on the report. Never blocks. Threads: any. The idea is systemd's

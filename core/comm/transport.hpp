@@ -29,10 +29,10 @@ struct ConnectRequest {
 /// Makes links and groups; each backend has its own. Membership and everything above it is the same
 /// over each.
 /// Both calls block until every peer is connected. They throw Timeout naming the peers that did not
-/// come, PeerLost if a peer went away meanwhile, Cancelled once a stop is requested, InvalidState
-/// if a peer refused (the message says which of job, generation, rank, ... differs), and
-/// InvalidArgument for peers that are out of range, repeated, or this rank itself. After an error
-/// no connection is left behind.
+/// come, PeerLost if a peer went away meanwhile, and Cancelled once a stop is requested. They throw
+/// InvalidState if a peer refused (the message says which of job, generation, rank, ... differs),
+/// and InvalidArgument for peers that are out of range, repeated, or this rank itself. After an
+/// error no connection is left behind.
 /// Threads: any.
 class MESHSTAGE_API Transport {
  public:

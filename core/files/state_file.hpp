@@ -27,9 +27,9 @@ namespace meshstage {
 
 /// Publishes a flat Dict of tensors as a plain safetensors file (see plan_safetensors(),
 /// publish_atomically()), which load_state_file() reads back. CPU tensors of any strides; at most
-/// 64 MiB are copied at a time. Throws InvalidArgument for values that such a file cannot hold,
-/// OutOfMemory if the file system has too little room (the message says the bytes needed and
-/// available; nothing was written), and IoError.
+/// 64 MiB are copied at a time. Throws IoError, and InvalidArgument for values that such a file
+/// cannot hold. Throws OutOfMemory if the file system has too little room: the message says the
+/// bytes needed and available, and nothing was written.
 MESHSTAGE_API void save_safetensors(
     FileSystem& fs, const std::filesystem::path& path, const Dict& tensors,
     const std::vector<std::pair<std::string, std::string>>& metadata = {});

@@ -69,10 +69,11 @@ struct RestoreOptions {
 /// its containers. A Node that cannot be changed in place is replaced. Devices write their tensors,
 /// all at the same time, at the full rate if `image` is page-locked; all tensors are written when
 /// the call returns. Does not verify digests.
-/// Compares the structure before it touches anything: throws StructureMismatch with the first
-/// differing path, and InvalidState for read-only memory, for memory that a driver does not know,
-/// and for a trainer's stream that is being captured. A later error of a device is InvalidState or
-/// Timeout and says that the tensors are unusable: some are written, some are not.
+/// Compares the structure before it touches anything, and throws StructureMismatch with the first
+/// differing path. Throws InvalidState, also before it touches anything, for read-only memory, for
+/// memory that a driver does not know, and for a trainer's stream that is being captured. A later
+/// error of a device is InvalidState or Timeout and says that the tensors are unusable: some are
+/// written, some are not.
 MESHSTAGE_API void restore_into(std::span<const std::byte> image, Value& state,
                                 const RestoreOptions& options = {});
 /// restore_into() for a dict, which stays the same object.

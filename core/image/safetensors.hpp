@@ -39,9 +39,9 @@ struct SafetensorsLimits {
 /// program's:
 ///     [u64 little-endian header length N][N bytes of JSON, padded with spaces][data section]
 /// Treats the bytes as hostile. Takes no more memory than a small multiple of the header's length.
-/// A header that parse() accepted is sound: names are unique valid UTF-8, entries ascend by offset
-/// and cover the data section exactly (no overlap, no hole, no byte beyond), and dtype and shape
-/// agree with each entry's size. Python's safetensors accepts the same headers, and duplicate names
+/// A header that parse() accepted is sound: names are unique valid UTF-8, and dtype and shape agree
+/// with each entry's size. Entries ascend by offset and cover the data section exactly (no overlap,
+/// no hole, no byte beyond). Python's safetensors accepts the same headers, and duplicate names
 /// too.
 class MESHSTAGE_API SafetensorsIndex {
  public:

@@ -20,9 +20,9 @@ inline constexpr std::size_t kHostAlignment = 64;
 /// asked for huge pages.
 inline constexpr std::size_t kHugePageBytes = std::size_t{2} << 20U;
 
-/// Ordinary memory: aligned to kHostAlignment; blocks of kHugePageBytes and more get a mapping of
-/// their own with MADV_HUGEPAGE (first touch of fresh pages is the real cost of a first copy: 5
-/// GB/s against 2). Stateless; valid until the program ends.
+/// Ordinary memory, aligned to kHostAlignment. Blocks of kHugePageBytes and more get a mapping of
+/// their own with MADV_HUGEPAGE, because the first touch of fresh pages is the real cost of a first
+/// copy: 5 GB/s against 2. Stateless; valid until the program ends.
 [[nodiscard]] MESHSTAGE_API MemoryResource& host_memory();
 
 /// Refuses an allocation that would bring the bytes in use above `cap_bytes`.

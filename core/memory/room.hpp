@@ -26,9 +26,9 @@ struct RoomLimits {
 [[nodiscard]] MESHSTAGE_API RoomLimits read_room_limits(FileSystem& fs,
                                                         const std::filesystem::path& directory);
 
-/// Returns if there is room; else throws OutOfMemory, with path() = the directory and a message
-/// that says the bytes needed (each rank and all), the bytes available, which limit binds
-/// (MemAvailable, the control group, or the file system of the directory) and the remedy. Pure: no
+/// Returns if there is room; else throws OutOfMemory with path() = the directory. The message says
+/// the bytes needed (each rank and all), the bytes available and the remedy. It also names the
+/// limit that binds: MemAvailable, the control group, or the file system of the directory. Pure: no
 /// system calls. Memory binds only where the file system is in memory (or there is none); of two
 /// limits the smaller one is named.
 MESHSTAGE_API void check_room(const RoomRequest& request, const RoomLimits& limits);

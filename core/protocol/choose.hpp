@@ -81,8 +81,8 @@ MESHSTAGE_API std::vector<Claim> whole_claims(std::span<const Claim> claims);
 /// kNoImage if none was.
 MESHSTAGE_API ImageId leave_out_oldest(std::vector<Claim>& claims, std::size_t most_bytes);
 
-/// The newest image id, generation first, for which there is a copy of every rank's image, 0 ..
-/// world_size - 1; kNoImage if there is none. Complete marks play no part (rule 5b).
+/// The newest image id, generation first, for which there is a copy of the image of every rank
+/// below world_size; kNoImage if there is none. Complete marks play no part (rule 5b).
 /// \param claims claims as whole_claims() returns them.
 /// \param generations_apart false only in the explorer, which removes rule 1.
 MESHSTAGE_API ImageId choose(std::span<const Claim> claims, int world_size,

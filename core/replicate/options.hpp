@@ -73,9 +73,9 @@ struct CheckpointerOptions {
   /// two hosts (`meshstage mesh survive --spare-replicated` counts them), but always the loss of
   /// one host. Holders write no files of replicas that borrow. Stats count the borrowed bytes.
   BorrowedTensors borrowed = {};
-  /// Slows staging down, so that training keeps its memory bandwidth (see BandwidthCap). Each thread
-  /// that copies asks it. Must outlive the Checkpointer. Null: staging copies as fast as the memory
-  /// allows.
+  /// Slows staging down, so that training keeps its memory bandwidth (see BandwidthCap). Each
+  /// thread that copies asks it. Must outlive the Checkpointer. Null: staging copies as fast as the
+  /// memory allows.
   Pace* pace = nullptr;
   /// How many threads copy this rank's state. 0: half of this rank's share of the processors that
   /// the process may use when the Checkpointer is made (default_copy_threads(), Beside::kTrainer).

@@ -104,11 +104,11 @@ class MESHSTAGE_API StateDictStager {
 
   /// Returns when everything is copied: `state` may change from then on. Containers and Nodes of
   /// the result are new; scalars and strings are those of `state`.
-  /// Throws InvalidArgument, with the path, for a cycle and for a tensor whose memory the driver
-  /// does not know as its device's; OutOfMemory; and InvalidState if a trainer's stream is being
-  /// captured into a graph (before anything is issued), if a device fails, or if verify_source
-  /// finds a tensor that changed. The stager stays usable. Earlier Values are as they were, unless
-  /// copying had begun (InvalidState): then their bytes are unspecified.
+  /// Throws OutOfMemory, and InvalidArgument, with the path, for a cycle and for a tensor whose
+  /// memory the driver does not know as its device's. Throws InvalidState if a trainer's stream is
+  /// being captured into a graph (before anything is issued), if a device fails, or if
+  /// verify_source finds a tensor that changed. The stager stays usable. Earlier Values are as they
+  /// were, unless copying had begun (InvalidState): then their bytes are unspecified.
   [[nodiscard]] Value stage(const Value& state);
 
   /// stage() on the stager's thread. The call itself reads the tree and takes its scalars, so the

@@ -5,9 +5,9 @@
 
 namespace meshstage {
 
-/// DLPack, by which array libraries hand tensors to one another without copying: the structs of its
-/// binary interface, version 1, as https://dmlc.github.io/dlpack specifies them (the same layout as
-/// its dlpack.h, so pointers may be cast from one to the other).
+/// The structs of DLPack's binary interface, version 1, as https://dmlc.github.io/dlpack specifies
+/// them. By DLPack array libraries hand tensors to one another without copying. The layout is that
+/// of dlpack.h, so pointers may be cast from one to the other.
 namespace dlpack {
 
 inline constexpr std::uint32_t kMajorVersion = 1;
@@ -78,9 +78,10 @@ struct ManagedTensorVersioned {
 /// exactly once: when the last handle to that memory is gone, or before this function throws. The
 /// storage is external: where two external storages overlap, they count as one memory. Memory that
 /// a capsule calls read-only cannot be written through Tensor::data.
-/// Throws InvalidArgument for a version with another layout, a device that is neither the CPU
-/// (pinned or not) nor CUDA, an element type that DType lacks, elements that are not aligned to
-/// their size, and negative strides. The memory of a capsule on a CUDA device is not read.
+/// Throws InvalidArgument for a version with another layout, and for a device that is neither the
+/// CPU (pinned or not) nor CUDA. Throws it also for an element type that DType lacks, elements that
+/// are not aligned to their size, and negative strides. The memory of a capsule on a CUDA device is
+/// not read.
 [[nodiscard]] MESHSTAGE_API Tensor from_dlpack(dlpack::ManagedTensorVersioned* capsule);
 [[nodiscard]] MESHSTAGE_API Tensor from_dlpack(dlpack::ManagedTensor* capsule);
 

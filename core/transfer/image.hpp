@@ -21,9 +21,9 @@ void send_image(const Link& link, std::span<const std::byte> image, const Shape&
 void drain_image(const Link& link, const Shape& shape);
 
 /// Receives into `image`, which must have the size of the image or replica that is sent, and proves
-/// it: the manifest's digest, every block against the trailer's table, and the trailer itself; the
-/// identity must be `expected`. Returns the trailer's info. Throws CorruptData naming rank, step
-/// and tensor, or what Transfer::wait throws.
+/// it. Checks the manifest's digest, every block against the trailer's table, and the trailer
+/// itself; the identity must be `expected`. Returns the trailer's info. Throws CorruptData naming
+/// rank, step and tensor, or what Transfer::wait throws.
 [[nodiscard]] ImageInfo receive_image(const Link& link, std::span<std::byte> image,
                                       const Shape& shape, const Digest& manifest_digest,
                                       const ImageIdentity& expected);

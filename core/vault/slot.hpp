@@ -13,7 +13,7 @@
 namespace meshstage {
 
 /// Names a slot of a rank's vault. Slots whose owner_rank is the vault's own rank have that rank's
-/// images; the others have the replicas of the ward owner_rank: its images without the bytes
+/// images. The others have the replicas of the ward owner_rank: its images without the bytes
 /// borrowed from other ranks (core/image/replica.hpp). Each owner has two slots: one has the base
 /// while the other is written.
 struct SlotKey {

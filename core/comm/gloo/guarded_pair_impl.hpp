@@ -42,9 +42,10 @@ class Stranger final : public ::gloo::transport::tcp::Handler {
 ///
 /// Gloo's own thread calls handleEvents() of each pair, and its exceptions are caught nowhere. So
 /// std::terminate follows when a peer resets its connection before it was accepted (it was killed,
-/// or gave up connecting), or sends a message longer than its receive, a message without a receive,
-/// or bytes that are no message. Here these make the pair fail, as a broken connection does: a
-/// thread that waits for the pair, or for a transfer of it, gets the exception.
+/// or gave up connecting). It also follows when a peer sends a message longer than its receive, a
+/// message without a receive, or bytes that are no message. Here these make the pair fail, as a
+/// broken connection does: a thread that waits for the pair, or for a transfer of it, gets the
+/// exception.
 ///
 /// Gloo takes the first connection to a listening pair for the peer and closes the listening
 /// socket, so a port scanner would keep the peer out. Here the connecting side begins with the
