@@ -1,6 +1,5 @@
 #pragma once
 #include <cstdint>
-#include <exception>
 #include <memory>
 #include <optional>
 #include <set>
@@ -8,8 +7,7 @@
 #include <vector>
 
 #include <meshstage/core/async/deadline.hpp>
-#include <meshstage/core/comm/control_links.hpp>
-#include <meshstage/core/comm/process_group.hpp>
+#include <meshstage/core/comm/generation.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/comm/transport.hpp>
 #include <meshstage/core/error/export.hpp>
@@ -36,43 +34,6 @@ struct MembershipOptions {
   std::string agreement;
   TrainingLinks training_links = TrainingLinks::kTree;
 };
-
-/// One life of the group of ranks: from a successful form() to the first death.
-/// Copyable handles; close() ends all of them.
-struct MESHSTAGE_API Generation {
-  std::uint64_t number = 0;  ///< Above 0.
-  std::string claim;         ///< What its entry in the Store says.
-  int rank = 0;
-  int world_size = 1;
-  std::shared_ptr<ControlLinks> links;     ///< To the tree's neighbours and the data peers.
-  std::shared_ptr<ProcessGroup> data;      ///< To the data peers: images.
-  std::shared_ptr<ProcessGroup> training;  ///< The trainer's collectives.
-
-  /// Aborts both groups with `cause`, from any thread. The links stay.
-  void abort(std::exception_ptr cause) const noexcept;
-  /// Closes links and groups. Not from the links' thread.
-  void close() const noexcept;
-};
-
-/// Who died, and what its witness saw; rank -1: nobody did, the generation broke by itself.
-struct DeathCause {
-  int rank = 0;
-  std::string reason;
-};
-/// "rank 2 died: end of file", or the reason alone where no rank is to blame.
-[[nodiscard]] std::string describe(const DeathCause& cause);
-
-/// Where the Store keeps the first death of a generation, and how: "<rank> <reason>".
-[[nodiscard]] std::string cause_key(const std::string& job, std::uint64_t generation);
-[[nodiscard]] std::string encode_cause(const DeathCause& cause);
-[[nodiscard]] DeathCause decode_cause(const std::string& text);
-
-/// The newest generation that anybody claimed, as the Store's server has it now: first the claim of
-/// `generation` itself is created, which a server alone can refuse, so that nothing that was
-/// remembered of the Store on the way (a file system's cache) answers instead. A Store that was
-/// emptied has that claim again afterwards. Throws what the Store throws.
-[[nodiscard]] std::uint64_t look_for_newest(Store& store, const std::string& job,
-                                            const Generation& generation, Deadline deadline);
 
 /// Forms generations over the Store: rule 6 and rule 7 of the protocol.
 ///
@@ -131,11 +92,11 @@ class MESHSTAGE_API Membership {
   [[nodiscard]] std::uint64_t incarnation() const noexcept { return incarnation_; }
 
  private:
-  struct Attempt;
   struct Forming;
   [[nodiscard]] std::string key(std::uint64_t generation, const std::string& what) const;
   [[nodiscard]] std::string claim_text() const;
   [[nodiscard]] std::string claim_key(std::uint64_t generation) const;
+  [[nodiscard]] bool is_replaced(Deadline deadline);
   void check_not_replaced(Deadline deadline);
   [[nodiscard]] std::uint64_t newest_generation(Deadline deadline);
   /// Sends whoever waits in a generation below `number` that has no outcome on to it.

@@ -3,7 +3,7 @@
 #include <memory>
 #include <string>
 
-#include <meshstage/core/comm/membership.hpp>
+#include <meshstage/core/comm/generation.hpp>
 #include <meshstage/core/comm/process_group.hpp>
 
 namespace meshstage::detail {

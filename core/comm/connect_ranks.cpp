@@ -1,0 +1,246 @@
+#include <algorithm>
+#include <set>
+#include <span>
+#include <stop_token>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/comm/connect_ranks_impl.hpp>
+#include <meshstage/core/comm/job_entries_impl.hpp>
+#include <meshstage/core/comm/named_losses_impl.hpp>
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/rank_tree.hpp>
+
+namespace meshstage::detail {
+
+namespace {
+
+/// What a rank that gives up still writes after its deadline, so that nobody waits for it.
+constexpr std::chrono::seconds kLastWords{2};
+constexpr std::byte kReady{'R'};  // child to parent: all below and I are connected
+constexpr std::byte kGo{'G'};     // parent to child: the generation is formed
+
+std::vector<int> merged(std::vector<int> a, const std::vector<int>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  std::sort(a.begin(), a.end());
+  a.erase(std::unique(a.begin(), a.end()), a.end());
+  return a;
+}
+
+/// The Store as a transport sees it while it connects: remembers the addresses that it publishes.
+class PublishedIn final : public Store {
+ public:
+  explicit PublishedIn(Store& inner) : inner_(inner) {}
+
+  void set(const std::string& key, std::string_view value, Deadline deadline) override {
+    published_.push_back(key);
+    inner_.set(key, value, deadline);
+  }
+  std::optional<std::string> get(const std::string& key, Deadline deadline) override {
+    return inner_.get(key, deadline);
+  }
+  std::string compare_and_create(const std::string& key, std::string_view value,
+                                 Deadline deadline) override {
+    published_.push_back(key);
+    return inner_.compare_and_create(key, value, deadline);
+  }
+  std::vector<std::string> list(const std::string& prefix, Deadline deadline) override {
+    return inner_.list(prefix, deadline);
+  }
+  void remove(const std::string& key, Deadline deadline) override { inner_.remove(key, deadline); }
+  std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
+                           std::stop_token stop) override {
+    return inner_.wait_for_any(keys, deadline, std::move(stop));
+  }
+  void wait_reachable(Deadline deadline, std::stop_token stop,
+                      const Unanswered& unanswered) override {
+    inner_.wait_reachable(deadline, std::move(stop), unanswered);
+  }
+
+  void remove_published(Deadline deadline) {
+    for (const auto& key : std::exchange(published_, {})) inner_.remove(key, deadline);
+  }
+
+ private:
+  Store& inner_;
+  std::vector<std::string> published_;
+};
+
+/// One generation on its way: what the links and the Store say while this rank connects.
+struct Attempt {
+  Attempt(Store& store, const std::string& outcome_key)
+      : watcher([this, &store, outcome_key](const std::stop_token& done) {
+          try {
+            const std::string outcome = store.wait_for(outcome_key, Deadline::never(), done);
+            if (outcome != kFormed) fail(outcome);
+          } catch (const Cancelled&) {
+            // This rank is through.
+          } catch (const std::exception& e) {
+            fail(e.what());
+          }
+        }) {}
+  Attempt(const Attempt&) = delete;
+  Attempt& operator=(const Attempt&) = delete;
+  ~Attempt() {
+    if (links) links->set_handlers({});
+  }
+
+  void fail(const std::string& why) {
+    {
+      const MutexLock lock(mutex);
+      if (failure.empty()) failure = why;
+    }
+    stop.request_stop();
+  }
+  [[nodiscard]] std::string failed() {
+    const MutexLock lock(mutex);
+    return failure;
+  }
+
+  /// From now on the links tell us; until "go" has come, then they keep things for their user.
+  void listen(const std::shared_ptr<ControlLinks>& to) {
+    links = to.get();
+    ControlHandlers handlers;
+    // A peer that has heard "go" before us may say more than that: it is for whoever comes next.
+    handlers.takes = [](int /*peer*/, std::span<const std::byte> message) {
+      return message.size() == 1 && (message[0] == kReady || message[0] == kGo);
+    };
+    handlers.on_message = [this](int peer, std::span<const std::byte> message) {
+      // No later message is ours.
+      if (message[0] == kGo) links->set_handlers({});
+      const MutexLock lock(mutex);
+      if (message[0] == kReady) ready.insert(peer);
+      if (message[0] == kGo) go = true;
+      changed.notify_all();
+    };
+    handlers.on_lost = [this](int peer, LostReason reason, const std::string& detail) {
+      fail("rank " + std::to_string(peer) + " went away while forming (" +
+           std::string(to_string(reason)) + ": " + detail + ")");
+    };
+    links->set_handlers(std::move(handlers));
+  }
+
+  /// Waits until so many children are ready. Throws Cancelled if the attempt failed, Timeout.
+  void wait_for_children(std::size_t count, Deadline deadline) {
+    MutexLock lock(mutex);
+    const auto token = stop.get_token();
+    check(token, changed.wait_until(lock, token, deadline, [&]() MESHSTAGE_REQUIRES(mutex) {
+      return ready.size() == count;
+    }));
+  }
+  /// The same for the parent's "go".
+  void wait_for_go(Deadline deadline) {
+    MutexLock lock(mutex);
+    const auto token = stop.get_token();
+    check(token, changed.wait_until(lock, token, deadline,
+                                    [this]() MESHSTAGE_REQUIRES(mutex) { return go; }));
+  }
+  static void check(const std::stop_token& token, bool there) {
+    if (there) return;
+    if (token.stop_requested()) throw Cancelled("the generation was abandoned");
+    throw Timeout("the ranks did not agree on the generation by the deadline");
+  }
+
+  Mutex mutex;
+  CondVar changed;
+  std::stop_source stop;
+  std::string failure MESHSTAGE_GUARDED_BY(mutex);
+  std::set<int> ready MESHSTAGE_GUARDED_BY(mutex);
+  bool go MESHSTAGE_GUARDED_BY(mutex) = false;
+  ControlLinks* links = nullptr;
+  std::jthread watcher;  // last: it ends before what it uses
+};
+
+}  // namespace
+
+std::string gave_up_text(int rank) {
+  return "rank " + std::to_string(rank) + " waited until its deadline";
+}
+
+Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
+                        const std::string& claim, Deadline deadline) {
+  Store& store = *options.store;
+  PublishedIn published(store);
+  const std::string outcome_key = generation_key(options.job, number, "outcome");
+  const int rank = options.rank;
+  const int world = options.world_size;
+  const auto up = tree::parent(rank);
+  const auto children = tree::children(rank, world);
+  const auto tree_links = tree::neighbours(rank, world);
+
+  ConnectRequest request;
+  request.job = options.job;
+  request.generation = number;
+  request.rank = rank;
+  request.world_size = world;
+  request.store_prefix = generation_key(options.job, number, "net");
+
+  Generation result;
+  result.number = number;
+  result.claim = claim;
+  result.rank = rank;
+  result.world_size = world;
+  const auto abandon = [&](const std::string& why) {
+    const Deadline last_words = Deadline::after(kLastWords);
+    store.compare_and_create(outcome_key, std::string(kAbandoned) + why, last_words);
+    result.close();
+    published.remove_published(last_words);
+  };
+  Attempt attempt(store, outcome_key);
+  const auto token = attempt.stop.get_token();
+  try {
+    request.name = "links";
+    request.peers = merged(tree_links, options.data_peers);
+    result.links = options.transport->connect_links(request, published, deadline, token);
+    attempt.listen(result.links);
+    request.name = "data";
+    request.peers = options.data_peers;
+    result.data = options.transport->connect_group(request, published, deadline, token);
+    request.name = "train";
+    request.peers = tree_links;
+    if (options.training_links == TrainingLinks::kAll) {
+      request.peers.clear();
+      for (int r = 0; r < world; ++r) {
+        if (r != rank) request.peers.push_back(r);
+      }
+    }
+    result.training = detail::with_named_losses(
+        options.transport->connect_group(request, published, deadline, token),
+        [store = options.store, job = options.job, number](int lost, const std::string& reason,
+                                                           Deadline by) {
+          return note_cause(*store, job, number, {lost, reason}, by);
+        });
+
+    // Up the tree: all connected. At the root: formed, for all to see. Down the tree: go.
+    attempt.wait_for_children(children.size(), deadline);
+    if (up) {
+      result.links->send(*up, std::span(&kReady, 1));
+      attempt.wait_for_go(deadline);
+    } else {
+      result.links->set_handlers({});  // what children send after "go" is their user's
+      if (!attempt.failed().empty()) throw Cancelled("the generation was abandoned");
+      const std::string outcome = store.compare_and_create(outcome_key, kFormed, deadline);
+      if (outcome != kFormed) throw Cancelled(outcome);
+    }
+    for (const int child : children) result.links->send(child, std::span(&kGo, 1));
+  } catch (const Timeout&) {
+    abandon(gave_up_text(rank));
+    throw;
+  } catch (const PeerLost& e) {
+    abandon(e.what());
+    return {{}, e.what()};
+  } catch (const Cancelled&) {
+    std::string why = attempt.failed();
+    if (why.starts_with(kAbandoned)) why.erase(0, kAbandoned.size());  // another rank said so
+    abandon(why);
+    return {{}, why};
+  } catch (const Error& e) {
+    abandon(e.what());
+    throw;
+  }
+  return {result, {}};
+}
+
+}  // namespace meshstage::detail

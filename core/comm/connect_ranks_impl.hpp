@@ -1,0 +1,26 @@
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include <meshstage/core/comm/membership.hpp>
+
+namespace meshstage::detail {
+
+/// How one attempt to form a generation ended.
+struct Attempted {
+  std::optional<Generation> generation;
+  std::string why;  ///< There is none: why it was abandoned, as its outcome in the Store says.
+};
+
+/// Why an attempt ends that a rank leaves at its deadline.
+[[nodiscard]] std::string gave_up_text(int rank);
+
+/// Connects this rank, which has its place in that generation, to its peers, and waits until all
+/// ranks are connected: they report up the control tree, the root creates "formed", and that goes
+/// down the tree. An attempt that fails is abandoned in the Store for all and leaves no address
+/// there. Throws Timeout at the deadline and what the Store throws; abandoned then, too.
+[[nodiscard]] Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
+                                      const std::string& claim, Deadline deadline);
+
+}  // namespace meshstage::detail

@@ -1,0 +1,46 @@
+#include <utility>
+
+#include <meshstage/core/comm/generation.hpp>
+#include <meshstage/core/comm/job_entries_impl.hpp>
+
+namespace meshstage {
+
+std::string describe(const DeathCause& cause) {
+  if (cause.rank < 0) return cause.reason;
+  return "rank " + std::to_string(cause.rank) + " " + cause.reason;
+}
+
+std::string cause_key(const std::string& job, std::uint64_t generation) {
+  return detail::generation_key(job, generation, "cause");
+}
+
+std::string encode_cause(const DeathCause& cause) {
+  return std::to_string(cause.rank) + " " + cause.reason;
+}
+
+DeathCause decode_cause(const std::string& text) {
+  const auto space = text.find(' ');
+  DeathCause cause;
+  cause.rank = text.starts_with('-') ? -1 : static_cast<int>(detail::leading_number(text));
+  if (space != std::string::npos) cause.reason = text.substr(space + 1);
+  return cause;
+}
+
+std::uint64_t look_for_newest(Store& store, const std::string& job, const Generation& generation,
+                              Deadline deadline) {
+  store.compare_and_create(detail::claim_key(job, generation.number), generation.claim, deadline);
+  return detail::newest_claim(store, job, deadline);
+}
+
+void Generation::abort(std::exception_ptr cause) const noexcept {
+  if (data) data->abort(cause);
+  if (training) training->abort(cause);
+}
+
+void Generation::close() const noexcept {
+  if (links) links->close();
+  if (data) data->close();
+  if (training) training->close();
+}
+
+}  // namespace meshstage

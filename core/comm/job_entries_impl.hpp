@@ -1,0 +1,41 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/comm/generation.hpp>
+#include <meshstage/core/comm/store.hpp>
+
+/// Private to comm: how a job's entries in the Store are called (membership.hpp lists them), and
+/// what their texts are. Numbers in names have twenty digits, so that they sort.
+namespace meshstage::detail {
+
+/// How an entry gen/<n>/outcome reads, and how one begins.
+constexpr char kFormed[] = "formed";
+constexpr std::string_view kAbandoned = "abandoned: ";
+
+/// The number that `text` begins with; 0 if none.
+[[nodiscard]] std::uint64_t leading_number(std::string_view text);
+
+/// gen/<n>/`what`
+[[nodiscard]] std::string generation_key(const std::string& job, std::uint64_t generation,
+                                         const std::string& what);
+[[nodiscard]] std::string place_key(const std::string& job, std::uint64_t generation, int rank);
+/// claim/<n>
+[[nodiscard]] std::string claim_key(const std::string& job, std::uint64_t generation);
+
+/// 0 if nobody ever claimed a generation. Throws InvalidState on an entry that no rank has written.
+[[nodiscard]] std::uint64_t newest_claim(Store& store, const std::string& job, Deadline deadline);
+/// 0 if no process ever registered as that rank.
+[[nodiscard]] std::uint64_t newest_incarnation(Store& store, const std::string& job, int rank,
+                                               Deadline deadline);
+/// Registers a process as the newest of its rank, and removes the entries of older ones.
+[[nodiscard]] std::uint64_t register_incarnation(Store& store, const std::string& job, int rank,
+                                                 Deadline deadline);
+
+/// Writes who died. The first cause stays; returns the one that is there.
+DeathCause note_cause(Store& store, const std::string& job, std::uint64_t generation,
+                      const DeathCause& cause, Deadline deadline);
+
+}  // namespace meshstage::detail
