@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/dtensor/spec_impl.hpp>
 
 namespace meshstage::dtensor {
 namespace {
@@ -30,6 +31,7 @@ Value auxiliary_of(const DTensor& tensor) {
                             {"names", list_of(spec.mesh.names())},
                             {"hash", std::bit_cast<std::int64_t>(spec.mesh.hash())}}},
               {"rank", tensor.rank()},
+              {"coordinate", list_of(require_coordinate(spec.mesh, tensor.rank()))},
               {"placements", meshstage::to_string(spec.placements)},
               {"shape", list_of(spec.shape)},
               {"stride", list_of(spec.stride)}};
@@ -47,14 +49,18 @@ std::vector<std::string> texts_of(const Value& value) {
   return texts;
 }
 
-/// Throws anything that reading a wrong Value throws; the caller makes it CorruptData.
-DTensor decoded(const std::vector<Node::Child>& children, const Value& auxiliary,
-                const std::vector<DeviceMesh>& meshes) {
+const Tensor& local_of(const std::vector<Node::Child>& children) {
   if (children.size() != 1 || children.front().name != kLocal) {
     throw CorruptData("it has " + std::to_string(children.size()) + " children, not the one \"" +
                       kLocal + "\"");
   }
-  const auto& tensor = children.front().value.as<Tensor>();
+  return children.front().value.as<Tensor>();
+}
+
+/// Throws anything that reading a wrong Value throws; the caller makes it CorruptData.
+DTensor decoded(const std::vector<Node::Child>& children, const Value& auxiliary,
+                const std::vector<DeviceMesh>& meshes) {
+  const Tensor& tensor = local_of(children);
   const Value& mesh = auxiliary.at("mesh");
   const auto shape = numbers_of(mesh.at("shape"));
   const auto names = texts_of(mesh.at("names"));
@@ -78,6 +84,36 @@ DTensor decoded(const std::vector<Node::Child>& children, const Value& auxiliary
                    tensor.dtype(), numbers_of(auxiliary.at("shape")),
                    numbers_of(auxiliary.at("stride"))};
   return DTensor::from_spec(tensor, std::move(spec), auxiliary.at("rank")->as<int>());
+}
+
+/// Throws anything that reading a wrong Value throws; the caller makes it CorruptData.
+TensorBoxes boxes_of(const std::vector<Node::Child>& children, const Value& auxiliary) {
+  const Tensor& local = local_of(children);
+  const Value& mesh = auxiliary.at("mesh");
+  const auto shape = numbers_of(mesh.at("shape"));
+  TensorBoxes result;
+  result.shape = numbers_of(auxiliary.at("shape"));
+  result.dtype = local.dtype();
+  result.group = std::bit_cast<std::uint64_t>(mesh.at("hash")->as<std::int64_t>());
+  const Layout layout(shape, result.shape,
+                      parse_placements(auxiliary.at("placements")->as<std::string>()));
+  const Coordinate coordinate = numbers_of(auxiliary.at("coordinate"));
+  LocalShard box = layout.at(coordinate);
+  if (local.shape() != box.shape) {
+    throw CorruptData("its local tensor is " + local.describe() + ", and its placements make " +
+                      to_string(box.shape) + " of it");
+  }
+  for (std::size_t d = 0; d < shape.size(); ++d) {
+    const Placement& placement = layout.placements()[d];
+    if (placement.is_partial()) {
+      throw StructureMismatch("it is placed as " + to_string(layout.placements()) +
+                              ": a partial tensor is still to be reduced and cannot be cut; "
+                              "redistribute() it before it is staged");
+    }
+    if (!placement.is_shard()) result.copy.push_back(coordinate[d]);
+  }
+  result.boxes.push_back({std::move(box.offset), local});
+  return result;
 }
 
 }  // namespace
@@ -137,6 +173,18 @@ void register_nodes(NodeRegistry& registry, std::vector<DeviceMesh> meshes) {
           throw CorruptData(std::string("what is recorded of a DTensor makes none: ") + e.what());
         }
       });
+}
+
+void register_boxes(BoxReaders& readers) {
+  readers.add(kTypeName, [](const std::vector<Node::Child>& children, const Value& auxiliary) {
+    try {
+      return boxes_of(children, auxiliary);
+    } catch (const StructureMismatch&) {
+      throw;
+    } catch (const Error& e) {
+      throw CorruptData(std::string("what is recorded of a DTensor makes none: ") + e.what());
+    }
+  });
 }
 
 }  // namespace meshstage::dtensor

@@ -5,13 +5,14 @@
 #include <vector>
 
 #include <meshstage/core/error/export.hpp>
+#include <meshstage/core/tree/boxes.hpp>
 #include <meshstage/core/tree/node.hpp>
 #include <meshstage/dtensor/dtensor.hpp>
 
 namespace meshstage::dtensor {
 
 /// A DTensor in a state dict: its local tensor is the child "local". Its auxiliary data are mesh
-/// (shape, names and hash), rank, placements, global shape and stride.
+/// (shape, names and hash), rank, its coordinate, placements, global shape and stride.
 ///
 ///   Dict state{{"weight", dtensor::to_value(weight)}};
 ///   DTensor weight = dtensor::from_value(state.at("weight"));
@@ -43,5 +44,9 @@ class MESHSTAGE_API DTensorNode final : public Node {
 /// CorruptData.
 MESHSTAGE_API void register_nodes(NodeRegistry& registry, const DeviceMesh& mesh);
 MESHSTAGE_API void register_nodes(NodeRegistry& registry, std::vector<DeviceMesh> meshes);
+
+/// Lets `readers` read DTensors of any mesh, also of a job that is over: see core/reshard. A
+/// DTensor with a partial placement is StructureMismatch.
+MESHSTAGE_API void register_boxes(BoxReaders& readers);
 
 }  // namespace meshstage::dtensor

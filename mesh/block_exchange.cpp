@@ -195,34 +195,6 @@ void keep(const std::vector<const Piece*>& out, const std::vector<const Piece*>&
 
 }  // namespace
 
-Block intersection(const Block& a, const Block& b) {
-  Block both;
-  both.shape.resize(a.shape.size());
-  both.offset.resize(a.shape.size());
-  for (std::size_t d = 0; d < a.shape.size(); ++d) {
-    const std::int64_t begin = std::max(a.offset[d], b.offset[d]);
-    const std::int64_t end = std::min(a.offset[d] + a.shape[d], b.offset[d] + b.shape[d]);
-    both.offset[d] = begin;
-    both.shape[d] = std::max<std::int64_t>(end - begin, 0);
-  }
-  return both;
-}
-
-bool contains(const Block& outer, const Block& inner) {
-  return intersection(outer, inner).shape == inner.shape;
-}
-
-Tensor view_of(const Tensor& tensor, const Block& held, const Block& wanted) {
-  Tensor view = tensor;
-  for (std::size_t d = 0; d < wanted.shape.size(); ++d) {
-    if (wanted.shape[d] == held.shape[d]) continue;
-    // An empty block has no place; any will do.
-    const std::int64_t start = wanted.empty() ? 0 : wanted.offset[d] - held.offset[d];
-    view = view.narrow(static_cast<std::int64_t>(d), start, wanted.shape[d]);
-  }
-  return view;
-}
-
 void exchange(ProcessGroup& group, std::span<const Piece> outgoing, std::span<const Piece> incoming,
               Deadline deadline) {
   struct Distance {

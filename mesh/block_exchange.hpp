@@ -6,23 +6,17 @@
 
 #include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/comm/process_group.hpp>
-#include <meshstage/core/tensor/tensor.hpp>
-#include <meshstage/mesh/layout.hpp>
+#include <meshstage/core/tensor/box.hpp>
 
 /// Moves blocks of tensors between the ranks of a group; redistribute, gather and reshard use it.
 /// Private to mesh, dtensor and sharded.
 namespace meshstage::blocks {
 
 /// A block within a tensor, in the coordinates of the whole tensor.
-using Block = LocalShard;
-
-/// The elements that both blocks have; a block with a size 0 if there are none.
-[[nodiscard]] Block intersection(const Block& a, const Block& b);
-/// True if `inner` lies within `outer`, so that view_of() can make a view of it.
-[[nodiscard]] bool contains(const Block& outer, const Block& inner);
-/// A view of the block `wanted` in a tensor that has the block `held`. `wanted` must lie within
-/// `held`.
-[[nodiscard]] Tensor view_of(const Tensor& tensor, const Block& held, const Block& wanted);
+using Block = Box;
+using meshstage::contains;
+using meshstage::intersection;
+using meshstage::view_of;
 
 /// One block that goes to `peer` or comes from it: a view, of any strides, on the CPU.
 struct Piece {

@@ -23,16 +23,6 @@ Part part(std::int64_t size, std::int64_t k, std::int64_t i) {
 
 }  // namespace
 
-bool LocalShard::empty() const noexcept {
-  return std::find(shape.begin(), shape.end(), 0) != shape.end();
-}
-
-std::int64_t LocalShard::numel() const noexcept {
-  std::int64_t n = 1;
-  for (const std::int64_t s : shape) n *= s;
-  return n;
-}
-
 Layout::Layout(std::span<const std::int64_t> mesh_shape, std::span<const std::int64_t> tensor_shape,
                std::span<const Placement> placements)
     : mesh_(mesh_shape.begin(), mesh_shape.end()),

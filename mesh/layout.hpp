@@ -4,22 +4,15 @@
 #include <vector>
 
 #include <meshstage/core/error/export.hpp>
+#include <meshstage/core/tensor/box.hpp>
 #include <meshstage/mesh/device_mesh.hpp>
 #include <meshstage/mesh/placement.hpp>
 
 namespace meshstage {
 
-/// The part of a tensor that one rank has: a block of `shape` (elements) whose first element lies
-/// at `offset` in the whole tensor. Along a dimension where the block is empty, the offset is the
-/// tensor's size, as in PyTorch.
-struct LocalShard {
-  std::vector<std::int64_t> shape;
-  std::vector<std::int64_t> offset;
-  [[nodiscard]] bool empty() const noexcept;
-  /// Number of elements; 1 for a tensor without dimensions.
-  [[nodiscard]] std::int64_t numel() const noexcept;
-  friend bool operator==(const LocalShard&, const LocalShard&) = default;
-};
+/// The part of a tensor that one rank has. Along a dimension where the box is empty, the offset is
+/// the tensor's size, as in PyTorch.
+using LocalShard = Box;
 
 /// The blocks of a tensor placed on a mesh. The constructor checks shape and placements, at() gives
 /// any rank's block. Mesh dimensions cut the tensor in their order, each one the pieces of those

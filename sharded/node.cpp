@@ -118,4 +118,19 @@ void register_nodes(NodeRegistry& registry, int rank) {
       });
 }
 
+void register_boxes(BoxReaders& readers) {
+  readers.add(kTypeName, [](const std::vector<Node::Child>& children, const Value& auxiliary) {
+    try {
+      const ShardedTensor tensor = decoded(children, auxiliary);
+      TensorBoxes result{tensor.shape(), tensor.dtype(), {}, 0, {}};
+      for (const Shard& shard : tensor.local_shards()) {
+        result.boxes.push_back({shard.metadata.offsets, shard.tensor});
+      }
+      return result;
+    } catch (const Error& e) {
+      throw CorruptData(std::string("what is recorded of a ShardedTensor makes none: ") + e.what());
+    }
+  });
+}
+
 }  // namespace meshstage::sharded

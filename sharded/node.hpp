@@ -3,6 +3,7 @@
 #include <vector>
 
 #include <meshstage/core/error/export.hpp>
+#include <meshstage/core/tree/boxes.hpp>
 #include <meshstage/core/tree/node.hpp>
 #include <meshstage/sharded/sharded_tensor.hpp>
 
@@ -38,5 +39,8 @@ class MESHSTAGE_API ShardedTensorNode final : public Node {
 /// rank's shards become a replica held by `rank`. Data that cannot be a ShardedTensor give
 /// CorruptData.
 MESHSTAGE_API void register_nodes(NodeRegistry& registry, int rank);
+
+/// Lets `readers` read ShardedTensors of any group, also of a job that is over: see core/reshard.
+MESHSTAGE_API void register_boxes(BoxReaders& readers);
 
 }  // namespace meshstage::sharded

@@ -5,16 +5,22 @@
 
 namespace meshstage::detail {
 
-/// Calls f(i, j) for each element of a shape in row-major order, with the element offsets under two
-/// sets of strides, until f returns false; then returns false. The shape must not contain 0.
+/// Calls f(i, j, n) for the runs of n elements that are neighbours under both sets of strides, in
+/// row-major order, with the element offsets of each run's begin, until f returns false; then
+/// returns false. The shape must not contain 0.
 template <class F>
-bool for_each_pair(const Shape& shape, const Strides& a, const Strides& b, F&& f) {
-  Shape index(shape.size(), 0);
+bool for_each_run_pair(const Shape& shape, const Strides& a, const Strides& b, F&& f) {
+  std::int64_t run = 1;
+  std::size_t outer = shape.size();
+  while (outer > 0 && (shape[outer - 1] == 1 || (a[outer - 1] == run && b[outer - 1] == run))) {
+    run *= shape[--outer];
+  }
+  Shape index(outer, 0);
   std::int64_t i = 0;
   std::int64_t j = 0;
   for (;;) {
-    if (!f(i, j)) return false;
-    std::size_t d = shape.size();
+    if (!f(i, j, run)) return false;
+    std::size_t d = outer;
     for (;;) {
       if (d == 0) return true;
       --d;

@@ -167,12 +167,14 @@ void Tensor::copy_from(const Tensor& source) const {
     return;
   }
   const std::size_t width = size_of(dtype());
-  detail::for_each_pair(
-      shape(), strides(), source.strides(), [&](std::int64_t to, std::int64_t from) {
-        std::memcpy(first_byte() + static_cast<std::size_t>(to) * width,
-                    source.first_byte() + static_cast<std::size_t>(from) * width, width);
-        return true;
-      });
+  detail::for_each_run_pair(shape(), strides(), source.strides(),
+                            [&](std::int64_t to, std::int64_t from, std::int64_t run) {
+                              std::memmove(
+                                  first_byte() + static_cast<std::size_t>(to) * width,
+                                  source.first_byte() + static_cast<std::size_t>(from) * width,
+                                  static_cast<std::size_t>(run) * width);
+                              return true;
+                            });
 }
 
 bool same_bits(const Tensor& a, const Tensor& b) {
@@ -183,10 +185,11 @@ bool same_bits(const Tensor& a, const Tensor& b) {
   if (a.is_contiguous() && b.is_contiguous())
     return std::memcmp(a.first_byte(), b.first_byte(), a.nbytes()) == 0;
   const std::size_t width = size_of(a.dtype());
-  return detail::for_each_pair(
-      a.shape(), a.strides(), b.strides(), [&](std::int64_t i, std::int64_t j) {
+  return detail::for_each_run_pair(
+      a.shape(), a.strides(), b.strides(), [&](std::int64_t i, std::int64_t j, std::int64_t run) {
         return std::memcmp(a.first_byte() + static_cast<std::size_t>(i) * width,
-                           b.first_byte() + static_cast<std::size_t>(j) * width, width) == 0;
+                           b.first_byte() + static_cast<std::size_t>(j) * width,
+                           static_cast<std::size_t>(run) * width) == 0;
       });
 }
 

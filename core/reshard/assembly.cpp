@@ -1,0 +1,350 @@
+#include <meshstage/core/reshard/assembly.hpp>
+
+#include <map>
+#include <optional>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/image.hpp>
+#include <meshstage/core/reshard/assembly_impl.hpp>
+#include <meshstage/core/reshard/index_impl.hpp>
+#include <meshstage/core/reshard/plain_impl.hpp>
+#include <meshstage/core/tree/compare.hpp>
+
+namespace meshstage {
+namespace {
+
+using detail::BoxTarget;
+using detail::mismatch;
+using detail::OldValue;
+
+/// A box of one old rank.
+struct OldBox {
+  Box box;
+  Tensor tensor;
+};
+
+/// A tensor of the old job.
+struct OldTensor {
+  Shape shape;
+  DType dtype = DType::kF32;
+  std::vector<OldBox> boxes;  ///< Of the copy that is read.
+  struct Other {
+    bool same_group = true;
+    std::vector<OldBox> boxes;
+  };
+  std::vector<Other> others;  ///< The other copies, which should be equal.
+};
+
+std::string shown(DType dtype, const Shape& shape) {
+  return std::string(to_string(dtype)) + to_string(shape);
+}
+
+class Planner {
+ public:
+  Planner(detail::AssemblyPlan& plan, std::span<const Value> old, int rank,
+          const ReshardOptions& options)
+      : plan_(plan), rank_(rank), options_(options), index_(old, options.readers) {}
+
+  void run() {
+    visit(plan_.state);
+    if (const auto path = index_.left(); !path.empty()) {
+      throw mismatch(path, "every rank of the old job has it, and this rank's state does not");
+    }
+    detail::check_overlaps(plan_.state, plan_.targets);
+  }
+
+ private:
+  [[nodiscard]] const std::string& path() const { return walk_.path().text(); }
+
+  const std::vector<OldValue>& take() {
+    const auto* found = index_.take(path());
+    if (found == nullptr) {
+      throw mismatch(path(), "no rank of the old job, of " + std::to_string(index_.ranks()) +
+                                 " ranks, has it");
+    }
+    return *found;
+  }
+
+  void visit(Value& place) {
+    const auto& old = take();
+    if (place.is_scalar()) {
+      if (auto value = plain().scalar(old)) plan_.scalars.push_back({&place, std::move(*value)});
+      return;
+    }
+    if (const auto* tensor = place.get_if<Tensor>()) {
+      const Shape origin(tensor->dim(), 0);
+      place_tensor({tensor->shape(), tensor->dtype(), {{origin, *tensor}}, 0, {}}, old);
+      if (const auto* attributes = place.attributes(); attributes && !attributes->empty()) {
+        Value inner = *attributes;
+        walk_.below_attributes([&] { visit(inner); });
+      }
+      return;
+    }
+    if (const auto* node = place.get_if<NodePtr>()) {
+      if (options_.readers.contains((*node)->type_name())) {
+        place_tensor(read(**node, "this rank's"), old);
+      } else {
+        visit_node(place, old);
+      }
+      return;
+    }
+    for (const OldValue& there : old) {
+      if (there.value.kind() != place.kind()) {
+        throw mismatch(path(), "it is a " + place.describe() + " here, and " +
+                                   there.value.describe() + " at rank " +
+                                   std::to_string(there.rank) + " of the old job");
+      }
+    }
+    const void* identity = detail::container_identity(place);
+    if (!seen_.insert(identity).second) return mark(place);
+    walk_.open(identity, [&] {
+      if (auto* dict = place.get_if<Dict>()) {
+        for (auto& [key, value] : *dict) walk_.below(key, [&, &v = value] { visit(v); });
+        return;
+      }
+      Sequence* sequence = place.get_if<List>();
+      if (sequence == nullptr) sequence = place.get_if<Tuple>();
+      for (std::size_t i = 0; i < sequence->size(); ++i) {
+        walk_.below(Key(i), [&] { visit((*sequence)[i]); });
+      }
+    });
+  }
+
+  /// What stands below is planned already, by another path.
+  void mark(const Value& value) {
+    if (const auto* attributes = value.attributes(); attributes && !attributes->empty()) {
+      walk_.below_attributes([&] {
+        (void)take();
+        mark(Value(*attributes));
+      });
+    }
+    detail::for_each_below(value, [&](const Key& key, const Value& inner) {
+      walk_.below(key, [&] {
+        (void)take();
+        const auto* node = inner.get_if<NodePtr>();
+        if (node == nullptr || !options_.readers.contains((*node)->type_name())) mark(inner);
+      });
+    });
+  }
+
+  void visit_node(Value& place, const std::vector<OldValue>& old) {
+    const NodePtr node = place.as<NodePtr>();
+    for (const OldValue& there : old) {
+      const std::string where = " at rank " + std::to_string(there.rank) + " of the old job";
+      const auto* other = there.value.get_if<NodePtr>();
+      if (other == nullptr || (*other)->type_name() != node->type_name()) {
+        throw mismatch(
+            path(), "it is " + place.describe() + " here, and " + there.value.describe() + where);
+      }
+      if (compare(node->auxiliary(), (*other)->auxiliary())) {
+        throw mismatch(path(), "the node \"" + node->type_name() +
+                                   "\" is described otherwise here than" + where +
+                                   "; if it is a tensor on a mesh, give ReshardOptions::readers a "
+                                   "reader of its type");
+      }
+    }
+    if (const auto it = written_.find(node.get()); it != written_.end()) {
+      it->second->places.push_back(&place);
+      return mark(place);
+    }
+    detail::NodeWrite& write = plan_.nodes.emplace_back();
+    written_.emplace(node.get(), &write);
+    write.node = node;
+    write.places.push_back(&place);
+    const auto children = node->children();
+    for (const auto& child : children) write.children.push_back(child.value);
+    walk_.open(node.get(), [&] {
+      for (std::size_t i = 0; i < children.size(); ++i) {
+        walk_.below(Key(children[i].name), [&] { visit(write.children[i]); });
+      }
+    });
+    plan_.inner_first.push_back(&write);
+  }
+
+  [[nodiscard]] TensorBoxes read(const Node& node, const std::string& whose) const {
+    const auto what = [&](const Error& e) {
+      return "the node \"" + node.type_name() + "\" of " + whose + " state: " + e.what();
+    };
+    try {
+      return *options_.readers.read(node);
+    } catch (const StructureMismatch& e) {
+      throw mismatch(path(), what(e));
+    } catch (const CorruptData& e) {
+      throw make_error<CorruptData>(walk_.path().shown() + ": " + what(e), {}, {}, path());
+    }
+  }
+
+  [[nodiscard]] detail::PlainRule plain() const {
+    return {path(), options_.plain ? options_.plain(path()) : PlainKind::kSame, rank_};
+  }
+
+  /// Nothing: this rank keeps what it has.
+  [[nodiscard]] std::optional<OldTensor> old_tensor(const std::vector<OldValue>& old) const {
+    if (old.front().value.get_if<Tensor>() != nullptr) {
+      const auto tensor = plain().tensor(old);
+      if (!tensor) return std::nullopt;
+      const Box whole{tensor->shape(), Shape(tensor->dim(), 0)};
+      return OldTensor{tensor->shape(), tensor->dtype(), {{whole, *tensor}}, {}};
+    }
+    OldTensor result;
+    std::map<std::pair<std::uint64_t, std::vector<std::int64_t>>, std::vector<OldBox>> copies;
+    for (const OldValue& there : old) {
+      const std::string whose = "rank " + std::to_string(there.rank) + "'s old";
+      const auto* node = there.value.get_if<NodePtr>();
+      if (node == nullptr || !options_.readers.contains((*node)->type_name())) {
+        throw mismatch(path(), "it is a tensor here, and " + there.value.describe() + " in " +
+                                   whose + " state");
+      }
+      TensorBoxes boxes = read(**node, whose);
+      if (&there == &old.front()) {
+        result.shape = boxes.shape;
+        result.dtype = boxes.dtype;
+      } else if (boxes.shape != result.shape || boxes.dtype != result.dtype) {
+        throw mismatch(path(), "it is " + shown(boxes.dtype, boxes.shape) + " in " + whose +
+                                   " state and " + shown(result.dtype, result.shape) + " in rank " +
+                                   std::to_string(old.front().rank) + "'s");
+      }
+      auto& copy = copies[{boxes.group, boxes.copy}];
+      for (TensorBox& box : boxes.boxes) {
+        copy.push_back({{box.tensor.shape(), std::move(box.offset)}, std::move(box.tensor)});
+      }
+    }
+    const std::uint64_t group = copies.begin()->first.first;
+    for (auto& [key, boxes] : copies) {
+      if (&boxes == &copies.begin()->second) {
+        result.boxes = std::move(boxes);
+      } else {
+        result.others.push_back({key.first == group, std::move(boxes)});
+      }
+    }
+    return result;
+  }
+
+  void place_tensor(const TensorBoxes& mine, const std::vector<OldValue>& old) {
+    const auto source = old_tensor(old);
+    if (!source) return;
+    if (source->shape != mine.shape || source->dtype != mine.dtype) {
+      throw mismatch(path(), "it is " + shown(source->dtype, source->shape) +
+                                 " in the old job and " + shown(mine.dtype, mine.shape) + " here");
+    }
+    for (const TensorBox& box : mine.boxes) {
+      if (box.tensor.numel() == 0) continue;
+      if (!box.tensor.device().is_cpu()) {
+        throw make_error<InvalidState>(
+            walk_.path().shown() + " is on " + to_string(box.tensor.device()) +
+                "; the states of another number of ranks are put together in CPU memory only",
+            {}, {}, path());
+      }
+      BoxTarget& target = plan_.targets.emplace_back(
+          BoxTarget{path(), box.tensor, {box.tensor.shape(), box.offset}, {}});
+      cover(target, *source);
+      compare_copies(target.box, *source);
+    }
+  }
+
+  /// Plans the copies that fill a box.
+  void cover(BoxTarget& target, const OldTensor& source) {
+    std::vector<Box> missing{target.box};
+    for (const OldBox& from : source.boxes) {
+      const Box both = intersection(target.box, from.box);
+      if (both.empty()) continue;
+      target.copies.push_back({both, view_of(from.tensor, from.box, both)});
+      std::vector<Box> rest;
+      for (const Box& part : missing) {
+        for (Box& left : without(part, both)) rest.push_back(std::move(left));
+      }
+      missing = std::move(rest);
+    }
+    if (missing.empty()) return;
+    throw mismatch(
+        path(), "no rank of the old job has the box " + to_string(missing.front().shape) + " at " +
+                    to_string(missing.front().offset) + " of " + shown(source.dtype, source.shape));
+  }
+
+  /// Compares what all copies have of a box with the copy that is read.
+  void compare_copies(const Box& box, const OldTensor& source) {
+    bool warned = false;
+    for (const auto& other : source.others) {
+      for (const OldBox& theirs : other.boxes) {
+        const Box wanted = intersection(box, theirs.box);
+        if (wanted.empty()) continue;
+        for (const OldBox& from : source.boxes) {
+          const Box both = intersection(wanted, from.box);
+          if (both.empty() || same_bits(view_of(theirs.tensor, theirs.box, both),
+                                        view_of(from.tensor, from.box, both))) {
+            continue;
+          }
+          const std::string where =
+              "the box " + to_string(both.shape) + " at " + to_string(both.offset);
+          if (!other.same_group) {
+            throw mismatch(path(), "it lies on several meshes of the old job, and " + where +
+                                       " differs between them; give the tensors of each mesh a "
+                                       "path of their own");
+          }
+          if (!std::exchange(warned, true)) {
+            plan_.warnings.push_back(
+                walk_.path().shown() + ": " + where +
+                " differs between the copies that the old job's mesh replicates; "
+                "all of it is taken from the copy that is first by coordinates");
+          }
+        }
+      }
+    }
+  }
+
+  detail::AssemblyPlan& plan_;
+  const int rank_;
+  const ReshardOptions& options_;
+  detail::OldIndex index_;
+  detail::Walk walk_;
+  std::unordered_set<const void*> seen_;
+  std::unordered_map<const Node*, detail::NodeWrite*> written_;
+};
+
+}  // namespace
+
+Assembly::Assembly(std::unique_ptr<detail::AssemblyPlan> plan) : plan_(std::move(plan)) {}
+Assembly::Assembly(Assembly&&) noexcept = default;
+Assembly& Assembly::operator=(Assembly&&) noexcept = default;
+Assembly::~Assembly() = default;
+
+Assembly Assembly::plan(std::span<const Value> old, Value state, int rank, int world_size,
+                        const ReshardOptions& options) {
+  if (old.empty()) throw InvalidArgument("an old job has at least one rank");
+  if (rank < 0 || rank >= world_size) {
+    throw InvalidArgument("there is no rank " + std::to_string(rank) + " of " +
+                          std::to_string(world_size));
+  }
+  require_writable(state);
+  auto plan = std::make_unique<detail::AssemblyPlan>();
+  plan->state = std::move(state);
+  Planner(*plan, old, rank, options).run();
+  return Assembly(std::move(plan));
+}
+
+const std::vector<std::string>& Assembly::warnings() const noexcept { return plan_->warnings; }
+
+std::uint64_t Assembly::bytes() const noexcept {
+  std::uint64_t bytes = 0;
+  for (const BoxTarget& target : plan_->targets) bytes += target.tensor.nbytes();
+  return bytes;
+}
+
+void Assembly::write() {
+  for (const BoxTarget& target : plan_->targets) {
+    for (const auto& [part, from] : target.copies) {
+      view_of(target.tensor, target.box, part).copy_from(from);
+    }
+  }
+  for (const auto& scalar : plan_->scalars) *scalar.place = scalar.value;
+  for (detail::NodeWrite* write : plan_->inner_first) {
+    const NodePtr now =
+        write->node->assign(write->children) ? write->node : write->node->rebuild(write->children);
+    for (Value* place : write->places) *place = now;
+  }
+}
+
+}  // namespace meshstage

@@ -1,0 +1,60 @@
+#pragma once
+#include <deque>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include <meshstage/core/tree/boxes.hpp>
+#include <meshstage/core/tree/walk.hpp>
+
+namespace meshstage::detail {
+
+/// What one old rank has at a path.
+struct OldValue {
+  int rank = 0;
+  Value value;
+};
+
+/// Every path of the old ranks' states, with what each rank has there, by rank ascending. Nodes
+/// that a reader reads are not gone into.
+class OldIndex {
+ public:
+  OldIndex(std::span<const Value> old, const BoxReaders& readers);
+
+  /// Null if no rank has the path. Marks the path as taken.
+  [[nodiscard]] const std::vector<OldValue>* take(const std::string& path);
+  /// The first path, in the order of rank 0's state, that every rank has and nobody took; empty if
+  /// there is none.
+  [[nodiscard]] std::string left() const;
+  [[nodiscard]] int ranks() const noexcept { return ranks_; }
+
+ private:
+  void add(int rank, const Value& value, Walk& walk);
+  struct Entry {
+    std::vector<OldValue> values;
+    bool taken = false;
+  };
+  const BoxReaders& readers_;
+  int ranks_;
+  std::unordered_map<std::string, std::size_t> places_;
+  std::vector<std::string> paths_;
+  std::deque<Entry> entries_;
+};
+
+/// Calls f(key, value) for what stands directly below a container, or below a node of `children`.
+template <class F>
+void for_each_below(const Value& value, F&& f) {
+  if (const auto* dict = value.get_if<Dict>()) {
+    for (const auto& [key, inner] : *dict) f(key, inner);
+  } else if (const auto* node = value.get_if<NodePtr>()) {
+    for (const auto& child : (*node)->children()) f(Key(child.name), child.value);
+  } else {
+    const Sequence* sequence = value.get_if<List>();
+    if (sequence == nullptr) sequence = value.get_if<Tuple>();
+    if (sequence == nullptr) return;
+    for (std::size_t i = 0; i < sequence->size(); ++i) f(Key(i), (*sequence)[i]);
+  }
+}
+
+}  // namespace meshstage::detail

@@ -1,0 +1,147 @@
+#include <algorithm>
+#include <span>
+
+#include <meshstage/core/reshard/assembly_impl.hpp>
+#include <meshstage/core/reshard/plain_impl.hpp>
+#include <meshstage/core/tree/compare.hpp>
+
+namespace meshstage::detail {
+namespace {
+
+std::string at(const OldValue& old) {
+  return " at rank " + std::to_string(old.rank) + " of the old job";
+}
+
+Value sum_of_scalars(const std::string& path, const std::vector<OldValue>& old) {
+  if (std::all_of(old.begin(), old.end(),
+                  [](const OldValue& o) { return o.value.get_if<double>() != nullptr; })) {
+    double sum = 0;
+    for (const OldValue& o : old) sum += o.value.as<double>();
+    return sum;
+  }
+  std::int64_t sum = 0;
+  for (const OldValue& o : old) {
+    const auto* number = o.value.get_if<std::int64_t>();
+    if (number == nullptr) {
+      throw mismatch(path, "there is no sum of " + o.value.describe() + at(o) +
+                               ": integers or doubles can be summed");
+    }
+    if (__builtin_add_overflow(sum, *number, &sum)) {
+      throw mismatch(path, "the sum over the ranks of the old job does not fit 64 signed bits");
+    }
+  }
+  return sum;
+}
+
+template <class T>
+void add(const Tensor& sum, const Tensor& summand) {
+  const std::span<T> to(sum.data<T>(), static_cast<std::size_t>(sum.numel()));
+  const T* from = summand.data<const T>();
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    if constexpr (std::is_integral_v<T>) {  // wraps, as a tensor's sum does
+      using Unsigned = std::make_unsigned_t<T>;
+      to[i] = static_cast<T>(static_cast<Unsigned>(to[i]) + static_cast<Unsigned>(from[i]));
+    } else {
+      to[i] += from[i];
+    }
+  }
+}
+
+Tensor sum_of_tensors(const std::string& path, const std::vector<OldValue>& old) {
+  const auto& first = old.front().value.as<Tensor>();
+  const Tensor sum = Tensor::zeros(first.shape(), first.dtype());
+  for (const OldValue& o : old) {
+    const Tensor summand = o.value.as<Tensor>().contiguous();
+    switch (first.dtype()) {
+      case DType::kF32:
+        add<float>(sum, summand);
+        break;
+      case DType::kF64:
+        add<double>(sum, summand);
+        break;
+      case DType::kI32:
+        add<std::int32_t>(sum, summand);
+        break;
+      case DType::kI64:
+        add<std::int64_t>(sum, summand);
+        break;
+      default:
+        throw mismatch(path, "tensors of " + std::string(to_string(first.dtype())) +
+                                 " cannot be summed: F32, F64, I32 and I64 can");
+    }
+  }
+  return sum;
+}
+
+}  // namespace
+
+void PlainRule::differ(const OldValue& a, const OldValue& b) const {
+  std::string what = a.value.describe() + at(a) + " and ";
+  what += b.value.describe() + " at rank " + std::to_string(b.rank);
+  throw mismatch(path, "the ranks of the old job differ (" + what +
+                           "), and nothing says what that means for another number of ranks: let "
+                           "ReshardOptions::plain call it kFirst, kPerRank or kSummed");
+}
+
+const OldValue* PlainRule::of_this_rank(const std::vector<OldValue>& old) const {
+  const auto it =
+      std::find_if(old.begin(), old.end(), [&](const OldValue& o) { return o.rank == rank; });
+  return it == old.end() ? nullptr : &*it;
+}
+
+std::optional<Value> PlainRule::scalar(const std::vector<OldValue>& old) const {
+  for (const OldValue& o : old) {
+    if (!o.value.is_scalar()) {
+      throw mismatch(path, "it is a plain value here, and " + o.value.describe() + at(o));
+    }
+  }
+  switch (kind) {
+    case PlainKind::kSame:
+      for (const OldValue& o : old) {
+        if (compare(old.front().value, o.value)) differ(old.front(), o);
+      }
+      return old.front().value;
+    case PlainKind::kFirst:
+      return old.front().value;
+    case PlainKind::kPerRank: {
+      const OldValue* mine = of_this_rank(old);
+      return mine == nullptr ? std::nullopt : std::optional<Value>(mine->value);
+    }
+    case PlainKind::kSummed: {
+      Value sum = sum_of_scalars(path, old);
+      if (rank == 0) return sum;
+      return sum.get_if<double>() != nullptr ? Value(0.0) : Value(0);
+    }
+  }
+  throw InvalidArgument(path + ": ReshardOptions::plain gives no PlainKind");
+}
+
+std::optional<Tensor> PlainRule::tensor(const std::vector<OldValue>& old) const {
+  const auto* first = old.front().value.get_if<Tensor>();
+  for (const OldValue& o : old) {
+    const auto* tensor = o.value.get_if<Tensor>();
+    if (tensor == nullptr || tensor->dtype() != first->dtype()) {
+      throw mismatch(path, "it is " + old.front().value.describe() + at(old.front()) + " and " +
+                               o.value.describe() + at(o));
+    }
+    if (kind == PlainKind::kSummed && tensor->shape() != first->shape()) differ(old.front(), o);
+  }
+  switch (kind) {
+    case PlainKind::kSame:
+      for (const OldValue& o : old) {
+        if (!same_bits(*first, o.value.as<Tensor>())) differ(old.front(), o);
+      }
+      return *first;
+    case PlainKind::kFirst:
+      return *first;
+    case PlainKind::kPerRank: {
+      const OldValue* mine = of_this_rank(old);
+      return mine == nullptr ? std::nullopt : std::optional<Tensor>(mine->value.as<Tensor>());
+    }
+    case PlainKind::kSummed:
+      return rank == 0 ? sum_of_tensors(path, old) : Tensor::zeros(first->shape(), first->dtype());
+  }
+  throw InvalidArgument(path + ": ReshardOptions::plain gives no PlainKind");
+}
+
+}  // namespace meshstage::detail

@@ -1,0 +1,28 @@
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/reshard/assembly.hpp>
+#include <meshstage/core/reshard/index_impl.hpp>
+
+namespace meshstage::detail {
+
+/// What a rank of the new job gets of the plain values that the old ranks have at a path.
+struct PlainRule {
+  const std::string& path;
+  PlainKind kind = PlainKind::kSame;
+  int rank = 0;  ///< Of the new job.
+
+  /// Nothing: the rank keeps what it has. Throws StructureMismatch where a value is no scalar,
+  /// where the values differ and the kind does not allow it, or where there is no sum of them.
+  [[nodiscard]] std::optional<Value> scalar(const std::vector<OldValue>& old) const;
+  /// The same for tensors.
+  [[nodiscard]] std::optional<Tensor> tensor(const std::vector<OldValue>& old) const;
+
+ private:
+  [[noreturn]] void differ(const OldValue& a, const OldValue& b) const;
+  [[nodiscard]] const OldValue* of_this_rank(const std::vector<OldValue>& old) const;
+};
+
+}  // namespace meshstage::detail

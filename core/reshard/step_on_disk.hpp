@@ -1,0 +1,36 @@
+#pragma once
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <meshstage/core/error/export.hpp>
+#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/os/file_system.hpp>
+#include <meshstage/core/tree/value.hpp>
+
+namespace meshstage {
+
+/// A step of which a directory has a file of every rank of the job that staged it.
+struct StepOnDisk {
+  ImageId id;
+  int world_size = 1;
+  /// By rank: the rank's own file first, then the copies that its holders wrote.
+  std::vector<std::vector<std::filesystem::path>> files;
+};
+
+/// The whole steps of a job in a directory, ascending by id; of any number of ranks. Names alone:
+/// nothing is read. `complain` is told of each file that other users can have written.
+[[nodiscard]] MESHSTAGE_API std::vector<StepOnDisk> list_steps_on_disk(
+    FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
+    const std::function<void(const std::string&)>& complain = {});
+
+/// The states of all ranks, by rank: read-only views of the files, which they keep mapped. Checks
+/// every digest. Where a rank's file is damaged, the next one is taken and `complain` is told.
+/// Types of nodes are OpaqueNodes. Throws CorruptData naming the rank whose files are all damaged.
+[[nodiscard]] MESHSTAGE_API std::vector<Value> read_step(
+    FileSystem& fs, const StepOnDisk& step, std::string_view job,
+    const std::function<void(const std::string&)>& complain = {});
+
+}  // namespace meshstage
