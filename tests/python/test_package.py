@@ -1,0 +1,78 @@
+"""The package as a whole: what importing it needs, its order with torch's, its command."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def check(code: str, *arguments: str) -> str:
+    done = run(code, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_it_imports_neither_torch_nor_numpy():
+    check("""
+        import sys, meshstage
+        assert not {"torch", "numpy"} & set(sys.modules)
+    """)
+
+
+def test_the_module_links_nothing_of_python_libraries():
+    from pathlib import Path
+
+    from meshstage import _meshstage
+
+    needed = subprocess.run(
+        ["ldd", _meshstage.__file__], capture_output=True, text=True, timeout=60
+    ).stdout
+    for name in ("torch", "c10", "cuda", "gloo"):
+        assert name not in needed.replace(str(Path(_meshstage.__file__).parent), "")
+
+
+@pytest.mark.parametrize("order", ["torch, meshstage.torch", "meshstage.errors, torch"])
+def test_either_import_order(order):
+    pytest.importorskip("torch")
+    check(f"""
+        import {order}
+        import torch, meshstage.torch
+        staged = meshstage.torch.StateDictStager().stage([torch.ones(3)])
+        assert torch.equal(staged[0], torch.ones(3))
+    """)
+
+
+def test_errors_have_pythons_classes_too():
+    from meshstage import errors
+
+    assert set(errors.BY_KIND.values()) < {
+        value for value in vars(errors).values() if isinstance(value, type)
+    }
+    assert issubclass(errors.OutOfMemory, MemoryError)
+    assert issubclass(errors.IoError, OSError)
+    assert issubclass(errors.PeerLost, errors.RejoinNeeded)
+
+
+def test_an_error_of_the_library_has_its_class():
+    from meshstage import _meshstage, errors
+
+    with pytest.raises(errors.IoError, match="/nonexistent"):
+        _meshstage.map_shared("/nonexistent", 0, 1)
+    with pytest.raises(errors.CorruptData, match="too few"):
+        _meshstage.map_shared(__file__, 1 << 40, 1)
+
+
+def test_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "meshstage", "info"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Gloo" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "meshstage", "nonsense"], capture_output=True)
+    assert done.returncode != 0

@@ -1,0 +1,509 @@
+"""meshstage.torch.StateDictStager: what is staged, what is kept, what is refused."""
+
+import collections
+import copy
+import dataclasses
+import enum
+import gc
+import io
+import multiprocessing
+import pickle
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from meshstage.errors import InvalidArgument, InvalidState  # noqa: E402
+from meshstage.torch import StateDictStager  # noqa: E402
+from meshstage.torch._shared import SharedStorage  # noqa: E402
+
+
+@pytest.fixture(params=[False, True], ids=["private", "shared"])
+def stager(request):
+    with_shared = StateDictStager(share_memory=request.param)
+    yield with_shared
+    with_shared.close()
+
+
+def mapping(stager):
+    return list(stager._cached_storage_mapping.values())
+
+
+# Tensors.
+
+def test_bytes_are_copied_and_do_not_follow(stager):
+    source = torch.arange(12.0).reshape(3, 4)
+    staged = stager.stage({"a": source})["a"]
+    source.zero_()
+    assert torch.equal(staged, torch.arange(12.0).reshape(3, 4))
+    assert staged.data_ptr() != source.data_ptr()
+
+
+def test_staging_again_refreshes_the_same_memory(stager):
+    source = torch.zeros(5)
+    first = stager.stage([source])[0]
+    source.fill_(7)
+    second = stager.stage([source])[0]
+    assert first.data_ptr() == second.data_ptr()
+    assert torch.equal(first, torch.full((5,), 7.0))
+
+
+def test_views_strides_offsets_and_ties_are_kept(stager):
+    base = torch.arange(24.0).reshape(4, 6)
+    state = {"base": base, "t": base.t(), "part": base[1:3, ::2], "tie": base}
+    staged = stager.stage(state)
+    assert staged["tie"] is staged["base"]
+    for name, source in state.items():
+        assert staged[name].stride() == source.stride()
+        assert staged[name].storage_offset() == source.storage_offset()
+        assert torch.equal(staged[name], source)
+    assert len(mapping(stager)) == 1
+    staged["base"].fill_(1)
+    assert torch.equal(staged["part"], torch.ones(2, 3))
+
+
+def test_each_storage_is_its_own_of_exact_size(stager):
+    state = [torch.zeros(n, dtype=torch.uint8) for n in (1, 3, 70, 4097)]
+    staged = stager.stage(state)
+    assert [t.untyped_storage().nbytes() for t in staged] == [1, 3, 70, 4097]
+    assert sum(s.nbytes() for s in mapping(stager)) == 1 + 3 + 70 + 4097
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bool, torch.uint8, torch.int16, torch.int64, torch.uint16, torch.uint64, torch.float16,
+     torch.bfloat16, torch.float64, torch.complex64, torch.complex128, torch.float8_e4m3fn,
+     torch.float8_e5m2],
+    ids=str,
+)  # fmt: skip
+def test_dtypes(stager, dtype):
+    source = torch.randint(0, 2, (3, 5)).to(dtype)
+    staged = stager.stage(source)
+    assert staged.dtype == dtype
+    assert torch.equal(staged.view(torch.uint8), source.view(torch.uint8))
+
+
+def test_empty_and_scalar_tensors(stager):
+    state = {"empty": torch.empty(0), "flat": torch.empty(0, 3, 0), "one": torch.tensor(3.5)}
+    staged = stager.stage(state)
+    assert {k: v.shape for k, v in staged.items()} == {k: v.shape for k, v in state.items()}
+    assert staged["one"].item() == 3.5
+
+
+def test_conjugate_and_negative_bits_are_kept(stager):
+    source = torch.tensor([1 + 2j, 3 - 4j])
+    staged = stager.stage({"conj": source.conj(), "neg": source.conj().imag, "plain": source})
+    assert staged["conj"].is_conj() and staged["neg"].is_neg()
+    assert torch.equal(staged["conj"], source.conj())
+    assert torch.equal(staged["neg"], source.conj().imag)
+    assert len(mapping(stager)) == 1
+
+
+def test_sub_byte_dtypes_are_raw_bytes_of_their_dtype(stager):
+    source = torch.arange(4, dtype=torch.uint8).view(torch.uint4)
+    staged = stager.stage(source)
+    assert staged.dtype == torch.uint4
+    assert staged.untyped_storage().tolist() == [0, 1, 2, 3]
+
+
+def test_parameters_are_staged_as_tensors_without_gradients(stager):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    staged = stager.stage({"p": parameter, "leaf": torch.ones(2, requires_grad=True)})
+    assert type(staged["p"]) is torch.Tensor
+    assert not staged["p"].requires_grad and not staged["leaf"].requires_grad
+
+
+class Named(torch.Tensor):
+    pass
+
+
+def test_a_subclass_with_memory_keeps_its_type_and_attributes(stager):
+    source = torch.arange(3.0).as_subclass(Named)
+    source.unit = "m"
+    source.other = torch.ones(2)
+    staged = stager.stage([source])[0]
+    assert type(staged) is Named and staged.unit == "m"
+    assert torch.equal(staged.as_subclass(torch.Tensor), torch.arange(3.0))
+    source.other.zero_()
+    assert torch.equal(staged.other, torch.ones(2))
+
+
+def test_untyped_storages_are_staged(stager):
+    tensor = torch.arange(4, dtype=torch.uint8)
+    staged = stager.stage({"s": tensor.untyped_storage(), "t": tensor})
+    assert staged["s"].tolist() == [0, 1, 2, 3]
+    assert staged["s"].data_ptr() == staged["t"].data_ptr()
+
+
+# Identity: the storage, not the address.
+
+def test_a_new_storage_never_writes_over_what_another_was_staged_to(stager):
+    kept = []
+    for i in range(50):  # the allocator gives freed addresses again
+        source = torch.full((1000,), float(i))
+        kept.append(stager.stage(source))
+        del source
+    for i, staged in enumerate(kept):
+        assert torch.equal(staged, torch.full((1000,), float(i)))
+
+
+def test_the_memory_of_a_dead_storage_is_used_again(stager):
+    addresses = set()
+    for _ in range(20):
+        source = torch.zeros(100_000)
+        addresses.add(stager.stage(source).data_ptr())
+        del source
+    assert len(mapping(stager)) == 0
+    assert len(addresses) < 5
+
+
+def test_a_tensor_whose_data_was_replaced_is_followed(stager):
+    source = torch.zeros(4)
+    stager.stage([source])
+    source.data = torch.ones(8)
+    assert torch.equal(stager.stage([source])[0], torch.ones(8))
+
+
+def test_a_storage_that_was_resized_is_followed(stager):
+    source = torch.zeros(4)
+    first = stager.stage([source])[0]
+    source.resize_(1000).fill_(2)
+    second = stager.stage([source])[0]
+    assert torch.equal(second, torch.full((1000,), 2.0))
+    assert torch.equal(first, torch.zeros(4))
+
+
+def test_what_was_staged_can_be_staged(stager):
+    source = torch.arange(3.0)
+    first = stager.stage([source])[0]
+    second = stager.stage([first])[0]
+    source.zero_()
+    assert torch.equal(second, torch.arange(3.0))
+    assert second.data_ptr() != first.data_ptr()
+
+
+def test_the_stager_keeps_no_source_alive(stager):
+    source = torch.zeros(10)
+    staged = stager.stage({"a": source})
+    reference = torch.utils.weak.WeakTensorKeyDictionary()
+    reference[source] = True
+    del source
+    gc.collect()
+    assert len(reference) == 0
+    assert torch.equal(staged["a"], torch.zeros(10))
+
+
+# Other objects.
+
+@dataclasses.dataclass
+class Plain:
+    tensor: torch.Tensor
+    names: list
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    tensor: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenSlots:
+    tensor: torch.Tensor
+
+
+class Reads:
+    """Its state setter reads the tensor's bytes, which must be there by then."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.sum = self.tensor.sum().item()
+
+
+class Rebuilt:
+    def __init__(self, tensor):
+        self.tensor = tensor
+        self.sum = tensor.sum().item()
+
+    def __reduce__(self):
+        return Rebuilt, (self.tensor,)
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class ListOf(list):
+    pass
+
+
+class DictOf(dict):
+    pass
+
+
+def test_objects_by_the_deepcopy_protocol(stager):
+    tensor = torch.arange(4.0)
+    state = {
+        "plain": Plain(tensor, ["a"]),
+        "frozen": Frozen(tensor),
+        "slots": FrozenSlots(tensor),
+        "reads": Reads(tensor),
+        "rebuilt": Rebuilt(tensor),
+        "color": Color.RED,
+        "set": {1, 2},
+        "list": ListOf([tensor, 1]),
+        "dict": DictOf(a=tensor),
+        "ordered": collections.OrderedDict(b=tensor),
+        "default": collections.defaultdict(list, c=[tensor]),
+        "bound": Plain(tensor, []).__repr__,
+        (1, "key"): None,
+    }
+    staged = stager.stage(state)
+    tensor_staged = staged["plain"].tensor
+    tensor.zero_()
+    expected = torch.arange(4.0)
+    for found in (
+        staged["plain"].tensor, staged["frozen"].tensor, staged["slots"].tensor,
+        staged["reads"].tensor, staged["rebuilt"].tensor, staged["list"][0], staged["dict"]["a"],
+        staged["ordered"]["b"], staged["default"]["c"][0], staged["bound"].__self__.tensor,
+    ):  # fmt: skip
+        assert torch.equal(found, expected)
+        assert found is tensor_staged
+    assert staged["reads"].sum == staged["rebuilt"].sum == 6.0
+    assert staged["color"] is Color.RED and staged["set"] == {1, 2}
+    assert type(staged["list"]) is ListOf and type(staged["dict"]) is DictOf
+    assert staged["default"].default_factory is list
+    assert staged["plain"].names == ["a"] and staged["plain"].names is not state["plain"].names
+    assert (1, "key") in staged
+
+
+def test_sharing_and_cycles_in_containers_are_kept(stager):
+    inner = [torch.ones(2)]
+    loop: list = [inner]
+    loop.append(loop)
+    state = {"a": inner, "b": inner, "loop": loop}
+    staged = stager.stage(state)
+    assert staged["a"] is staged["b"] and staged["a"] is not inner
+    assert staged["loop"][1] is staged["loop"] and staged["loop"][0] is staged["a"]
+
+
+def test_a_module_and_its_optimizer(stager):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    expected = copy.deepcopy(state)
+    staged = stager.stage(state)
+    assert staged["model"]._metadata == state["model"]._metadata
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for name, tensor in expected["model"].items():
+        assert torch.equal(staged["model"][name], tensor)
+    assert staged["optimizer"]["param_groups"] == expected["optimizer"]["param_groups"]
+    fresh = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    fresh.load_state_dict(staged["model"])
+
+
+def test_deepcopy_with_tensor_offload_uses_the_memo(stager):
+    source = torch.ones(2)
+    memo = {id(source): "mine"}
+    assert stager.deepcopy_with_tensor_offload([source], memo) == ["mine"]
+
+
+# Refused, by path.
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "layout"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantized"),
+        (lambda: torch.empty(3, device="meta"), "meta"),
+    ],
+    ids=["sparse", "quantized", "meta"],
+)
+def test_refused_with_the_path(stager, make, why):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensor = make()
+    with pytest.raises(InvalidArgument, match=f"optimizer.state.0.*{why}") as caught:
+        stager.stage({"optimizer": {"state": [tensor]}})
+    assert caught.value.path == "optimizer.state.0"
+    assert torch.equal(stager.stage(torch.ones(2)), torch.ones(2))  # still usable
+
+
+class Opaque(torch.Tensor):
+    """A wrapper that does not say which tensors it wraps."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, kinds, args=(), kwargs=None):
+        raise NotImplementedError(function)
+
+
+class Known(Opaque):
+    def __tensor_flatten__(self):
+        return ["inner"], "context"
+
+    @staticmethod
+    def __tensor_unflatten__(inner, context, size, stride):
+        assert context == "context"
+        return Known(inner["inner"])
+
+
+def test_wrappers_are_walked_where_they_say_how_and_refused_elsewhere(stager):
+    inner = torch.arange(3.0)
+    staged = stager.stage({"w": Known(inner), "inner": inner})
+    assert type(staged["w"]) is Known and staged["w"].inner is staged["inner"]
+    inner.zero_()
+    assert torch.equal(staged["w"].inner, torch.arange(3.0))
+    with pytest.raises(InvalidArgument, match="layer.weight.*wrapper") as caught:
+        stager.stage({"layer": {"weight": Opaque(inner)}})
+    assert caught.value.path == "layer.weight"
+
+
+# Options, closing, memory.
+
+def test_pin_memory_without_cuda_warns_and_goes_on():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.warns(UserWarning, match="CUDA"):
+        stager = StateDictStager(pin_memory=True)
+    assert torch.equal(stager.stage(torch.ones(3)), torch.ones(3))
+    assert not stager.pin_memory
+
+
+def test_close_leaves_results_alone(stager):
+    source = torch.ones(3)
+    staged = stager.stage([source])
+    stager.close()
+    stager.close()
+    assert len(stager._cached_storage_mapping) == 0
+    assert torch.equal(staged[0], torch.ones(3))
+    with pytest.raises(InvalidState, match="closed"):
+        stager.stage([source])
+
+
+def test_a_stager_without_users_is_freed_at_once():
+    import weakref
+
+    stager = StateDictStager()
+    stager.stage([torch.ones(3)])
+    gone = weakref.ref(stager)
+    gc.disable()
+    try:
+        del stager
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_staging_many_times_does_not_grow():
+    import resource
+
+    stager = StateDictStager()
+    def once():
+        stager.stage({"w": torch.zeros(1_000_000), "n": [torch.zeros(100) for _ in range(20)]})
+
+    once()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(100):
+        once()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # KiB
+
+
+def test_structures_take_turns(stager):
+    states = [{f"t{i}": torch.full((i + 1,), float(i))} for i in range(7)]
+    for _ in range(3):
+        staged = [stager.stage(state) for state in states]
+    for i, one in enumerate(staged):
+        assert torch.equal(one[f"t{i}"], torch.full((i + 1,), float(i)))
+    assert len(mapping(stager)) == 7
+
+
+# Shared memory.
+
+@pytest.fixture
+def shared():
+    source = torch.arange(6.0)
+    stager = StateDictStager(share_memory=True)
+    return stager, source, stager.stage({"a": source, "b": source[2:]})
+
+
+def test_shared_tensors_say_so(shared):
+    _, _, staged = shared
+    assert staged["a"].is_shared() and staged["b"].is_shared()
+    assert type(staged["a"].untyped_storage()) is SharedStorage
+    assert not StateDictStager().stage(torch.ones(2)).is_shared()
+
+
+def test_shared_memory_is_one_mapping():
+    stager = StateDictStager(share_memory=True)
+    staged = stager.stage([torch.zeros(100) for _ in range(50)])
+    assert len({t.untyped_storage().location[0] for t in staged}) == 1
+
+
+def test_share_memory_of_a_shared_storage_is_itself(shared):
+    storage = shared[2]["a"].untyped_storage()
+    assert storage.share_memory_() is storage
+    assert shared[2]["a"].share_memory_().data_ptr() == storage.data_ptr()
+
+
+def test_cpu_of_a_shared_storage_is_itself(shared):
+    storage = shared[2]["a"].untyped_storage()
+    assert storage.cpu() is storage and shared[2]["a"].cpu() is shared[2]["a"]
+
+
+def test_new_storages_of_its_type_are_ordinary(shared):
+    made = type(shared[2]["a"].untyped_storage())(16)
+    assert type(made) is torch.UntypedStorage and made.nbytes() == 16 and not made.is_shared()
+
+
+def test_copies_of_shared_tensors_are_ordinary_and_keep_ties(shared):
+    _, source, staged = shared
+    copied = copy.deepcopy(staged)
+    source.zero_()
+    shared[0].stage({"a": source})
+    assert torch.equal(copied["a"], torch.arange(6.0)) and not copied["a"].is_shared()
+    assert copied["b"].untyped_storage().data_ptr() == copied["a"].data_ptr()
+
+
+def test_pickles_and_files_of_shared_tensors_stand_alone(shared):
+    _, _, staged = shared
+    again = pickle.loads(pickle.dumps(staged["a"].untyped_storage()))
+    assert again.tolist() == staged["a"].untyped_storage().tolist()
+    assert torch.equal(pickle.loads(pickle.dumps(staged))["b"], torch.arange(6.0)[2:])
+    file = io.BytesIO()
+    torch.save(staged, file)
+    file.seek(0)
+    loaded = torch.load(file)  # weights_only, its default
+    assert torch.equal(loaded["a"], torch.arange(6.0))
+    assert loaded["b"].untyped_storage().data_ptr() == loaded["a"].data_ptr()
+
+
+def _add_one(staged, tied):
+    same = staged["a"].untyped_storage().data_ptr() == staged["b"].untyped_storage().data_ptr()
+    tied.put(same and staged["a"].is_shared())
+    staged["a"].add_(1)
+
+
+def test_another_process_gets_a_handle_not_a_copy(shared):
+    _, _, staged = shared
+    spawn = multiprocessing.get_context("spawn")
+    tied = spawn.Queue()
+    child = spawn.Process(target=_add_one, args=(staged, tied))
+    child.start()
+    assert tied.get(timeout=60)
+    child.join(60)
+    assert child.exitcode == 0
+    assert torch.equal(staged["a"], torch.arange(6.0) + 1)

@@ -1,0 +1,178 @@
+"""The training loop around a Checkpointer: ``Checkpointer.steps``."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from meshstage.errors import (
+    Error,
+    InvalidArgument,
+    InvalidState,
+    PeerSilent,
+    RejoinNeeded,
+    Unrecoverable,
+)
+
+if TYPE_CHECKING:
+    from meshstage._checkpointer import Checkpointer, Staging
+
+
+class Step:
+    """One step, as the body of the loop sees it.
+
+    Leaving its ``with`` block by RejoinNeeded ends the generation, not the program: the loop goes
+    on at the step that was recovered. Every other exception passes.
+    """
+
+    def __init__(self, number: int, last: "Staging", may_change: bool):
+        #: the steps that were trained before; after a recovery numbers come again
+        self.number = number
+        self._last = last
+        self._may_change = may_change
+        self._entered = self._left = self._stopped = False
+        self._lost: RejoinNeeded | None = None
+
+    def before_update(self) -> None:
+        """Returns when the state may be changed. Does nothing without ``overlap``."""
+        if not self._may_change:
+            self._may_change = True
+            _wait_copied(self._last)
+
+    def stop(self) -> None:
+        """Makes this step the last one; for all ranks at the same step."""
+        self._stopped = True
+
+    def __enter__(self) -> "Step":
+        self._entered = True
+        return self
+
+    def __exit__(self, kind, value, trace) -> bool:
+        self._left = True
+        if isinstance(value, RejoinNeeded):
+            self._lost = value
+            return True
+        return False
+
+
+def steps(
+    ckpt: "Checkpointer", state: dict, count: int, stage_every: int, overlap: bool,
+    max_losses: int, max_failed_steps: int, finish: bool, recovered,
+) -> Iterator[Step]:  # fmt: skip
+    """See Checkpointer.steps; what Checkpointer::run does in C++, turned inside out."""
+    if stage_every < 1:
+        raise InvalidArgument("stage_every is not positive")
+    run = _Run(ckpt, state, max_losses, max_failed_steps)
+    while True:
+        try:
+            got = ckpt.recover(state)
+            if recovered is not None:
+                recovered(got)
+            number = got.step
+            while number < count:
+                if not overlap:
+                    _wait_copied(run.last)
+                step = Step(number, run.last, not overlap)
+                yield step
+                run.check(step)
+                number += 1
+                ends = step._stopped or number == count
+                if not ends and number % stage_every == 0:
+                    if ckpt._waits_when_busy:
+                        run.wait_outcome()
+                    ends = ckpt.ending
+                    if not ends:
+                        run.stage(number)
+                if ends:
+                    run.stage_last(number)
+                    break
+            if finish:
+                ckpt.finish()
+            return
+        except RejoinNeeded as error:
+            run.lost(error)
+        ckpt.rejoin()
+
+
+def _wait_copied(staging: "Staging") -> None:
+    """What went wrong in the copying fails the step on every rank, and is counted there."""
+    try:
+        staging.wait()
+    except RejoinNeeded:
+        raise
+    except Error:
+        pass
+
+
+class _Run:
+    """The newest staging of a run, and how many went wrong."""
+
+    def __init__(self, ckpt, state, max_losses, max_failed_steps):
+        from meshstage._checkpointer import Staging
+
+        self._ckpt, self._state = ckpt, state
+        self._max_losses, self._max_failed = max_losses, max_failed_steps
+        self._losses = self._failed = 0
+        self._empty = Staging()
+        self.last = self._empty
+
+    def check(self, step: Step) -> None:
+        if step._lost is not None:
+            raise step._lost
+        if not (step._entered and step._left):
+            raise InvalidState(f"the body of step {step.number} is not inside 'with step:'")
+        if not step._may_change:
+            raise InvalidState(
+                f"steps() with overlap: the body of step {step.number} did not call "
+                "before_update(), so it may have changed what is being staged"
+            )
+
+    def stage(self, number: int) -> None:
+        before = self.last
+        staged = self._ckpt.stage(self._state, number)
+        if before is not self._empty and not before._inner.outcome_ready():
+            return  # left out: the one before is not over
+        self._count(before)
+        self.last = staged
+
+    def stage_last(self, number: int) -> None:
+        self.wait_outcome()
+        self._count(self.last)
+        self.last = self._ckpt.stage(self._state, number)
+        self.wait_outcome()
+        if self._count(self.last) != "complete":
+            raise Unrecoverable(f"the last step, {number}, failed; the warnings say why")
+
+    def wait_outcome(self) -> None:
+        if self.last is self._empty:
+            return
+        patience = 2 * self._ckpt._deadline
+        if self.last.outcome(patience) is None:
+            raise PeerSilent(f"step {self.last.step} has no outcome after {patience} s")
+
+    def lost(self, error: RejoinNeeded) -> None:
+        last, self.last = self.last, self._empty
+        try:  # a step that is complete all the same counts: another rank may have ended by it
+            if last is not self._empty and last._inner.outcome_ready():
+                self._count(last)
+        except RejoinNeeded:
+            pass
+        self._losses += 1
+        if self._losses > self._max_losses:
+            raise Unrecoverable(
+                f"no step became complete in {self._losses} generations in a row; how the last "
+                f"one ended: {error}"
+            ) from error
+
+    def _count(self, staging: "Staging") -> str | None:
+        if staging is self._empty:
+            return None
+        outcome = staging.outcome()
+        if outcome == "complete":
+            self._losses = self._failed = 0
+        elif outcome == "failed":
+            self._failed += 1
+            if self._failed > self._max_failed:
+                raise Unrecoverable(
+                    f"{self._failed} staged steps in a row failed, the last was {staging.step}; "
+                    "the warnings say on which rank, and why"
+                )
+        return outcome

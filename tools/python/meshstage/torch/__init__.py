@@ -1,0 +1,5 @@
+"""What takes the place of PyTorch's classes. Importing it imports torch."""
+
+from meshstage.torch._stager import StateDictStager
+
+__all__ = ["StateDictStager"]

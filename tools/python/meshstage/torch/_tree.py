@@ -1,0 +1,57 @@
+"""What stands for torch's objects in the state of a Checkpointer."""
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from meshstage import _meshstage
+from meshstage.errors import InvalidArgument
+
+_DTYPES = {
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16",
+    torch.int16: "I16", torch.uint32: "U32", torch.int32: "I32", torch.uint64: "U64",
+    torch.int64: "I64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
+    torch.complex64: "C64", torch.complex128: "C128",
+}  # fmt: skip
+
+
+class StandIns:
+    """What stands for the tensors of one state: views of their memory, which they keep."""
+
+    def __init__(self):
+        self._storages: dict[int, Any] = {}  # by number: tensors that share one share it here
+
+    def __call__(self, value: Any) -> Any:
+        """The view, or NotImplemented. Raises InvalidArgument for a tensor that is no dense CPU
+        tensor of a known dtype: its bytes alone would not give it back."""
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        if is_traceable_wrapper_subclass(value):
+            names, _ = value.__tensor_flatten__()
+            return {name: getattr(value, name) for name in names}
+        if value.layout != torch.strided or value.is_quantized:
+            raise InvalidArgument(f"is a tensor of layout {value.layout} and {value.dtype}")
+        if value.device.type != "cpu":
+            raise InvalidArgument(f"is a tensor on {value.device}: CPU tensors are taken so far")
+        if value.is_conj() or value.is_neg():
+            raise InvalidArgument("has a lazy conjugate or negative: resolve_conj(), resolve_neg()")
+        if value.dtype not in _DTYPES:
+            raise InvalidArgument(f"is a tensor of {value.dtype}, which has no dtype here")
+        if value.data_ptr() == 0 and value.numel() != 0:
+            raise InvalidArgument(f"is a {type(value).__qualname__} with elements and no memory")
+        return _meshstage.Tensor.on_storage(
+            self._storage(value.untyped_storage()),
+            _DTYPES[value.dtype],
+            tuple(value.shape),
+            value.stride(),
+            value.storage_offset(),
+        )
+
+    def _storage(self, storage: torch.UntypedStorage) -> Any:
+        known = self._storages.get(storage._cdata)
+        if known is None:
+            known = _meshstage.ForeignStorage(storage.data_ptr(), storage.nbytes(), storage)
+            self._storages[storage._cdata] = known
+        return known

@@ -1,0 +1,48 @@
+#pragma once
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include <meshstage/core/replicate/results.hpp>
+
+#include "waiting.hpp"
+
+namespace meshstage::python {
+
+/// Log lines on their way from threads of C++, which never call Python, to the thread of Python
+/// that hands them on.
+class LogQueue {
+ public:
+  void push(const LogLine& line) {
+    const std::lock_guard lock(mutex_);
+    lines_.push_back(line);
+    changed_.notify_all();
+  }
+  /// What was pushed is still popped; then pop() says that it is over.
+  void close() {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    changed_.notify_all();
+  }
+  /// The next line, waiting for it; nothing when the queue is closed and empty. Needs the GIL,
+  /// which it gives up while it waits. Not on Python's main thread: it looks at no signals.
+  std::optional<LogLine> pop() {
+    const nanobind::gil_scoped_release release;
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return closed_ || !lines_.empty(); });
+    if (lines_.empty()) return std::nullopt;
+    LogLine line = std::move(lines_.front());
+    lines_.pop_front();
+    return line;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<LogLine> lines_;
+  bool closed_ = false;
+};
+
+}  // namespace meshstage::python

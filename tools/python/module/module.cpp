@@ -1,0 +1,16 @@
+// _meshstage: the part of the Python package that is C++. It links meshstage and nothing of torch,
+// numpy or any other library of Python's.
+#include <nanobind/nanobind.h>
+
+#include "checkpointer.hpp"
+#include "errors.hpp"
+#include "stager.hpp"
+#include "tree.hpp"
+
+NB_MODULE(_meshstage, module) {
+  using namespace meshstage::python;
+  bind_errors(module);
+  bind_stager(module);
+  bind_tree(module);
+  bind_checkpointer(module);
+}
