@@ -194,6 +194,106 @@ def test_the_stager_keeps_no_source_alive(stager):
     assert torch.equal(staged["a"], torch.zeros(10))
 
 
+# Structures that were staged before are walked by a plan.
+
+def planned():
+    weight = torch.arange(6.0).reshape(2, 3)
+    inner = collections.OrderedDict(w=weight, b=torch.ones(2, requires_grad=True))
+    inner._metadata = {"version": 1}
+    return {"inner": inner, "list": [1, torch.zeros(3), "x"], "tie": weight, "t": (2, weight[1:])}
+
+
+def _set(path, value):
+    def change(state):
+        for key in path[:-1]:
+            state = state[key]
+        state[path[-1]] = value(state[path[-1]]) if callable(value) else value
+
+    return change
+
+
+def _attribute(state):
+    state["inner"]["w"].unit = "m"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: None,
+        lambda state: state["list"][1].fill_(7),
+        _set(["list", 0], 5),
+        _set(["list", 2], None),
+        _set(["list", 0], torch.ones(1)),
+        _set(["list", 1], 3),
+        _set(["list", 1], lambda t: torch.zeros(3)),
+        _set(["list", 1], lambda t: t.double()),
+        _set(["list", 1], lambda t: t.view(torch.int32)),
+        _set(["list", 1], lambda t: t[1:]),
+        _set(["list", 1], lambda t: t.view(3, 1)),
+        _set(["list", 1], lambda t: torch.nn.Parameter(t)),
+        lambda state: state["inner"]["w"].t_(),
+        lambda state: state["list"][1].resize_(100).fill_(3),
+        _set(["tie"], lambda t: t.view_as(t)),
+        _set(["tie"], lambda t: t.clone()),
+        _set(["list", 1], lambda t: [t]),
+        _attribute,
+        lambda state: state["list"].append(1),
+        lambda state: state.update(more=torch.ones(2)),
+        lambda state: state.update(same=state["list"]),
+        lambda state: state["inner"]._metadata.update(version=2),
+        lambda state: state["inner"].move_to_end("w"),
+        lambda state: state.pop("tie"),
+    ],
+)
+def test_a_state_that_changed_after_it_was_planned(stager, change):
+    state = planned()
+    first = stager.stage(state)
+    assert len(stager._plans) == 1
+    first["list"][1].resize_(0)  # a result is its owner's
+    first["inner"]["w"].t_()
+    with torch.no_grad():
+        change(state)
+    fresh = StateDictStager().stage(state)
+    for _ in range(2):
+        staged = stager.stage(state)
+        assert_same(staged, fresh)
+        assert (staged["list"] is staged.get("same")) == ("same" in state)
+        assert (staged["inner"]["w"] is staged.get("tie")) == (
+            state["inner"]["w"] is state.get("tie")
+        )
+        assert staged["inner"]._metadata == state["inner"]._metadata
+        assert staged["inner"]._metadata is not state["inner"]._metadata
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert (a.dtype, a.shape, a.stride(), a.storage_offset(), a.__dict__, a.requires_grad) == (
+            b.dtype, b.shape, b.stride(), b.storage_offset(), b.__dict__, b.requires_grad,
+        )  # fmt: skip
+        assert torch.equal(a, b)
+        assert a.untyped_storage().nbytes() == b.untyped_storage().nbytes()
+    elif isinstance(a, dict):
+        assert [*a] == [*b]
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def test_a_plan_does_not_outlive_its_sources():
+    stager = StateDictStager()
+    state = planned()
+    stager.stage(state)
+    assert stager._plans
+    del state["list"][1]
+    assert not stager._plans and len(mapping(stager)) == 2
+
+
 # Other objects.
 
 @dataclasses.dataclass

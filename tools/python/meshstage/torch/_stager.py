@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from meshstage import _meshstage
 from meshstage.errors import InvalidArgument, InvalidState
+from meshstage.torch._plan import PLAIN_TENSORS, Differs, Plan
 from meshstage.torch._shared import adopt, untyped
 
 _NONE = object()
@@ -25,7 +26,7 @@ _ATOMIC = frozenset(
         torch.memory_format,
     }
 )  # fmt: skip
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = PLAIN_TENSORS
 _KNOWN_BATCHES = 4  # as many structures as the C++ stager knows at a time
 
 
@@ -87,6 +88,7 @@ class StateDictStager:
         self._cached_storage_mapping = WeakIdKeyDictionary()
         self._entries: dict[int, _Entry] = {}
         self._batches: list[tuple[list[_Entry], Any]] = []
+        self._plans: list[Plan] = []
         self._stager = _meshstage.StorageStager(share_memory=share_memory)
         weak_self = weakref.ref(self)
 
@@ -97,14 +99,17 @@ class StateDictStager:
             entry = stager._entries.get(ref.cdata)
             if entry is not None and entry.ref is ref:
                 del stager._entries[ref.cdata]
-                stager._batches.clear()
+                stager._forget_structures()
 
         self._forget = forget
 
     @torch.no_grad()
     def stage(self, state_dict: Any, non_blocking: bool = False) -> Any:
         """The copy. Raises InvalidArgument, with the path, for a tensor that cannot be staged."""
-        return self._stage(state_dict, {}, non_blocking)
+        if self._stager is None:
+            raise InvalidState("the stager is closed")
+        result = self._stage_known(state_dict)
+        return self._stage(state_dict, {}, non_blocking) if result is _NONE else result
 
     @torch.no_grad()
     def deepcopy_with_tensor_offload(self, x, memo=None, _nil=(), non_blocking=False):
@@ -115,7 +120,7 @@ class StateDictStager:
         """Lets go of the memory; results keep theirs. Only close() may be called afterwards."""
         self._cached_storage_mapping.clear()
         self._entries.clear()
-        self._batches.clear()
+        self._forget_structures()
         if self._stager is not None:
             self._stager.clear()
             self._stager = None
@@ -124,9 +129,50 @@ class StateDictStager:
         if self._stager is None:
             raise InvalidState("the stager is closed")
         walk = _Walk(self, memo, non_blocking)
+        alone = not memo
         result = walk.copy(x, None)
         walk.flush()
+        if alone:
+            self._plan(x, result, walk)
         return result
+
+    def _stage_known(self, state):
+        """By a plan, or _NONE."""
+        for plan in self._plans:
+            try:
+                result = plan.match(state, self._copy_attributes)
+            except Differs:
+                continue
+            if plan not in self._plans:
+                break  # a storage died meanwhile
+            moved = self._stager.stage(plan.batch)
+            if not moved:
+                return result
+            self._place(plan.entries, plan.batch, moved)
+            self._forget_structures()  # its staged tensors are on the old places
+            break
+        return _NONE
+
+    def _plan(self, state, result, walk) -> None:
+        """Remembers a structure that was staged the slow way, if it is simple."""
+        if walk.batches != 1 or walk.by_torch:
+            return
+        entries, batch = self._batches[0]
+        plan = Plan(_ATOMIC, entries, batch, walk.seen)
+        if plan.compile(state, result):
+            self._plans.insert(0, plan)
+            del self._plans[_KNOWN_BATCHES:]
+
+    def _forget_structures(self) -> None:
+        self._batches.clear()
+        self._plans.clear()
+
+    def _copy_attributes(self, x, y) -> None:
+        walk = _Walk(self, {}, False)
+        for name, value in x.__dict__.items():
+            setattr(y, name, walk.copy(value, (None, name)))
+        if walk.seen:
+            raise Differs
 
     def _entry(self, storage: torch.UntypedStorage, cdata: int) -> _Entry:
         entry = self._entries.get(cdata)
@@ -140,7 +186,7 @@ class StateDictStager:
         entry = _Entry(storage)
         entry.ref = _SourceRef(storage, self._forget, cdata)
         if cdata in self._entries:  # resized: its batches copy what is not there any more
-            self._batches.clear()
+            self._forget_structures()
         self._entries[cdata] = entry
         return entry
 
@@ -167,7 +213,10 @@ class StateDictStager:
             batch = _meshstage.StorageBatch([entry.source for entry in entries])
             self._batches.insert(0, (entries, batch))
             del self._batches[_KNOWN_BATCHES:]
-        for i in self._stager.stage(batch):
+        self._place(entries, batch, self._stager.stage(batch))
+
+    def _place(self, entries: list[_Entry], batch, moved: list[int]) -> None:
+        for i in moved:
             entry = entries[i]
             entry.staged = untyped(batch.capsule(i))
             location = batch.location(i)
@@ -188,7 +237,9 @@ class _Walk:
         self._stager = stager
         self._memo = memo
         self._non_blocking = non_blocking
-        self._seen: dict[int, _Entry] = {}  # by the storage's number
+        self.seen: dict[int, _Entry] = {}  # by the storage's number
+        self.batches = 0  # were copied
+        self.by_torch = False  # some were
         self._alive: list[Any] = []  # what the memo and the entries name by number
         self._pending: list[_Entry] = []
         self._late: list[tuple] = []
@@ -214,6 +265,7 @@ class _Walk:
         if self._pending:
             pending, self._pending = self._pending, []
             self._stager._copy(pending)
+            self.batches += 1
         late, self._late = self._late, []
         for y, entry, offset, size, stride, conj, neg in late:
             if entry.staged is None:  # of no bytes
@@ -330,16 +382,17 @@ class _Walk:
 
     def _take(self, storage: torch.UntypedStorage, path) -> _Entry:
         cdata = storage._cdata
-        entry = self._seen.get(cdata)
+        entry = self.seen.get(cdata)
         if entry is None:
             if storage.device.type == "meta":
                 raise _refused(path, "is on the meta device: it has no bytes")
             entry = self._stager._entry(storage, cdata)
-            self._seen[cdata] = entry
+            self.seen[cdata] = entry
             self._alive.append(storage)
             if entry.nbytes == 0:
                 pass
             elif self._stager._copied_by_torch(storage):
+                self.by_torch = True
                 self._stager._copy_by_torch(entry, storage, self._non_blocking)
             else:
                 self._pending.append(entry)
