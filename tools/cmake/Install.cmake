@@ -3,7 +3,14 @@
 #   include/    <meshstage/...>
 #   bin/        the command and the example trainer
 #   share/      the manual page, completions, documents and examples
+# The target meshstage_installed builds all of it, and no test.
 include(CMakePackageConfigHelpers)
+add_custom_target(meshstage_installed)
+foreach(target IN ITEMS meshstage meshstage_gloo meshstage_cuda meshstage_command meshstage-trainer)
+  if(TARGET ${target})
+    add_dependencies(meshstage_installed ${target})
+  endif()
+endforeach()
 set(package_folder "${CMAKE_INSTALL_LIBDIR}/cmake/meshstage")
 install(TARGETS meshstage EXPORT meshstage-targets
   FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
