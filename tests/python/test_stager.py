@@ -212,6 +212,9 @@ def _set(path, value):
     return change
 
 
+KEPT: list = []
+
+
 def _attribute(state):
     state["inner"]["w"].unit = "m"
 
@@ -226,6 +229,8 @@ def _attribute(state):
         _set(["list", 0], torch.ones(1)),
         _set(["list", 1], 3),
         _set(["list", 1], lambda t: torch.zeros(3)),
+        _set(["list", 1], lambda t: KEPT.append(t) or torch.full((3,), 5.0)),  # both are alive
+        lambda state: state["list"][1].untyped_storage().resize_(4000),
         _set(["list", 1], lambda t: t.double()),
         _set(["list", 1], lambda t: t.view(torch.int32)),
         _set(["list", 1], lambda t: t[1:]),

@@ -43,35 +43,47 @@ class Plan:
     """Compiled from a state and its staged copy. Dead when any of its storages is: its owner drops
     it then, so equal numbers of storages mean the same storages."""
 
-    def __init__(self, atomic, entries: list, batch, entry_of: dict):
+    def __init__(self, atomic, entry_of: dict):
         self._atomic = atomic
         self._entry_of = entry_of  # by the storage's number; while compiling
-        self.entries, self.batch = entries, batch
+        self.entries: list = []
+        self.batch = None
         self._ties: list[tuple[int, int]] = []
-        self._root = None
-        self._containers: list[int] | set[int] = set()
-        self._tensors: list = []
+        self._leaves: list[_Leaf] = []
+        self._open: set[int] = set()  # the containers met; while compiling
+        self._containers: list[int] = []
+        self._tensors: list[torch.Tensor] = []
 
-    def compile(self, source, staged) -> bool:
-        """False if the state has what no plan knows."""
+    @classmethod
+    def compile(cls, atomic, source, staged, entry_of: dict) -> "Plan | None":
+        """None if the state has what no plan knows. The staged tensors need no bytes yet."""
+        plan = cls(atomic, entry_of)
         try:
-            self._root = self._compile(source, staged)
+            plan._root = plan._compile(source, staged)
         except Differs:
-            return False
-        if type(self._root) is not _Node:
-            return False
+            return None
+        if type(plan._root) is not _Node:
+            return None
         first: dict[int, int] = {}
-        for i, tensor in enumerate(self._tensors):
+        for i, tensor in enumerate(plan._tensors):
             j = first.setdefault(id(tensor), i)
             if j != i:
-                self._ties.append((j, i))
-        self._distinct = len(first)
-        self._containers, self._tensors, self._entry_of = [], [], {}
-        return True
+                plan._ties.append((j, i))
+        plan._distinct = len(first)
+        plan._tensors, plan._entry_of, plan._open = [], {}, set()
+        return plan
+
+    def settle(self, entries: list, batch) -> None:
+        """When the staged tensors have their storages: what of them was copied, as which batch."""
+        self.entries, self.batch = entries, batch
+        for leaf in self._leaves:
+            leaf.staged = leaf.staged.detach()  # the caller may change what its own tensor is
+        self._leaves = []
 
     def match(self, state, copy_attributes):
-        """The result, before its bytes are copied. Raises Differs."""
-        self._containers, self._tensors = [], []
+        """The result, before its bytes are copied; its sources; and the tensors made for them, one
+        for each source. Raises Differs."""
+        self._containers, self._tensors, self._results = [], [], []
         self._made: dict[int, torch.Tensor] = {}
         try:
             result = self._match(self._root, state, copy_attributes)
@@ -82,9 +94,9 @@ class Plan:
                 raise Differs
             if len(set(self._containers)) != len(self._containers):
                 raise Differs
-            return result
+            return result, tensors, self._results
         finally:
-            self._containers, self._tensors, self._made = [], [], {}
+            self._containers, self._tensors, self._results, self._made = [], [], [], {}
 
     def _compile(self, x, y):
         kind = type(x)
@@ -97,10 +109,12 @@ class Plan:
             if entry is None:
                 raise Differs
             self._tensors.append(x)
-            return _Leaf(x, entry, y.detach())  # y is the caller's, who may change what it is
-        if id(x) in self._containers:  # shared, or a cycle
+            leaf = _Leaf(x, entry, y)
+            self._leaves.append(leaf)
+            return leaf
+        if id(x) in self._open:  # shared, or a cycle
             raise Differs
-        self._containers.add(id(x))
+        self._open.add(id(x))
         if kind is dict or kind is collections.OrderedDict:
             if any(type(key) not in self._atomic for key in x):
                 raise Differs
@@ -122,7 +136,7 @@ class Plan:
             if len(x) != node.keys:
                 raise Differs
             values = x
-        atomic, tensors, made = self._atomic, self._tensors, self._made
+        atomic, tensors, results, made = self._atomic, self._tensors, self._results, self._made
         result = []
         for value, child in zip(values, node.children):
             if child is None:
@@ -146,6 +160,7 @@ class Plan:
                     if self._ties:
                         made[id(value)] = tensor
                 result.append(tensor)
+                results.append(tensor)
             else:
                 result.append(self._match(child, value, copy_attributes))
         if kind is dict:

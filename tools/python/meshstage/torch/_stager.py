@@ -3,9 +3,11 @@
 import collections
 import copyreg
 import enum
+import functools
 import types
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,10 +108,36 @@ class StateDictStager:
     @torch.no_grad()
     def stage(self, state_dict: Any, non_blocking: bool = False) -> Any:
         """The copy. Raises InvalidArgument, with the path, for a tensor that cannot be staged."""
+        result, finish = self.begin(state_dict, non_blocking)
+        finish()
+        return result
+
+    @torch.no_grad()
+    def begin(self, state_dict: Any, non_blocking: bool = False) -> tuple[Any, Callable[[], None]]:
+        """The first half of ``stage``: reads the state, and raises what is wrong with it. The
+        second half, which may be called on another thread, copies the bytes; until it has returned
+        the result's tensors are not to be used, and no other staging is to begin. The state's
+        containers may change at once."""
         if self._stager is None:
             raise InvalidState("the stager is closed")
-        result = self._stage_known(state_dict)
-        return self._stage(state_dict, {}, non_blocking) if result is _NONE else result
+        for plan in self._plans:
+            try:
+                result, sources, results = plan.match(state_dict, self._copy_attributes)
+            except Differs:
+                continue
+            return result, functools.partial(self._replay, plan, sources, results)
+        walk = _Walk(self, {}, non_blocking)
+        result = walk.copy(state_dict, None)
+        plan = None
+        if walk.batches == 0 and not walk.by_torch:
+            plan = Plan.compile(_ATOMIC, state_dict, result, walk.seen)
+
+        def finish() -> None:
+            walk.flush()
+            if plan is not None and walk.batches == 1:
+                self._remember(plan, walk.seen)
+
+        return result, finish
 
     @torch.no_grad()
     def deepcopy_with_tensor_offload(self, x, memo=None, _nil=(), non_blocking=False):
@@ -129,39 +157,31 @@ class StateDictStager:
         if self._stager is None:
             raise InvalidState("the stager is closed")
         walk = _Walk(self, memo, non_blocking)
-        alone = not memo
         result = walk.copy(x, None)
         walk.flush()
-        if alone:
-            self._plan(x, result, walk)
         return result
 
-    def _stage_known(self, state):
-        """By a plan, or _NONE."""
-        for plan in self._plans:
-            try:
-                result = plan.match(state, self._copy_attributes)
-            except Differs:
-                continue
-            if plan not in self._plans:
-                break  # a storage died meanwhile
-            moved = self._stager.stage(plan.batch)
-            if not moved:
-                return result
-            self._place(plan.entries, plan.batch, moved)
-            self._forget_structures()  # its staged tensors are on the old places
-            break
-        return _NONE
-
-    def _plan(self, state, result, walk) -> None:
-        """Remembers a structure that was staged the slow way, if it is simple."""
-        if walk.batches != 1 or walk.by_torch:
+    def _replay(self, plan: Plan, sources: list[torch.Tensor], results: list[torch.Tensor]) -> None:
+        """Copies what a plan has matched; holding ``sources`` keeps them until that is done."""
+        moved = self._stager.stage(plan.batch)
+        if not moved:
             return
-        entries, batch = self._batches[0]
-        plan = Plan(_ATOMIC, entries, batch, walk.seen)
-        if plan.compile(state, result):
-            self._plans.insert(0, plan)
-            del self._plans[_KNOWN_BATCHES:]
+        self._place(plan.entries, plan.batch, moved)
+        self._forget_structures()  # what it makes results of is on the old places
+        places = {plan.entries[i].ref.cdata: plan.entries[i].staged for i in moved}
+        for source, result in zip(sources, results):
+            place = places.get(source.untyped_storage()._cdata)
+            if place is not None:
+                offset, size, stride = result.storage_offset(), result.size(), result.stride()
+                result.set_(place, offset, size, stride)
+
+    def _remember(self, plan: Plan, entries: dict[int, _Entry]) -> None:
+        plan.settle(*self._batches[0])
+        self._plans.insert(0, plan)
+        del self._plans[_KNOWN_BATCHES:]
+        # A storage that died before the plan was in the list could not take it out.
+        if any(self._entries.get(cdata) is not entry for cdata, entry in entries.items()):
+            self._forget_structures()
 
     def _forget_structures(self) -> None:
         self._batches.clear()
