@@ -22,13 +22,14 @@
 namespace meshstage {
 namespace {
 
-/// For jobs that nobody named: they can never be found again, so any unique name serves.
+/// A name for a job that has none. No restart can find such a job, so any unique name will do.
 std::string unique_job() {
   std::random_device random;
   return "job-" + std::to_string(getpid()) + "-" + std::to_string(random());
 }
 
-/// A directory as a user writes it: "ckpt" is below the working directory, "~/ckpt" below HOME.
+/// The absolute path of a directory as a user writes it: "ckpt" is below the working directory,
+/// "~/ckpt" below HOME.
 std::filesystem::path resolved(const std::filesystem::path& given, const std::string& option) {
   std::string text = given.string();
   if (text.starts_with("~")) {
@@ -102,9 +103,9 @@ class Checkpointer::Impl {
   Impl& operator=(const Impl&) = delete;
   ~Impl() { agent_.leave(); }
 
-  /// As Agent::recover, with a line for a person where it takes longer than a second. Where it
-  /// finds nothing, all ranks stage step 0; that may fail without any rank's death, so often and no
-  /// more.
+  /// Agent::recover(), with a line for a person if it takes longer than a second. If there is
+  /// nothing to recover, all ranks stage step 0. Step 0 may fail without a rank's death; recover()
+  /// gives up after that has happened a few times in a row.
   Recovered recover(Value& state) {
     constexpr int kMostBlameless = 3;
     try {
@@ -119,14 +120,14 @@ class Checkpointer::Impl {
     }
   }
 
-  /// Ends the generation on every rank, by no rank's death, and throws so.
+  /// Ends the generation on every rank, names no rank as dead, and throws the loss.
   [[noreturn]] void end_generation(const std::string& why) {
     agent_.end_generation(why);
     agent_.throw_if_lost();
     throw PeerLost(why);  // it was being left
   }
 
-  /// Outside a generation, because forming it failed: throws why, again.
+  /// Called outside a generation, because forming one failed: throws that error again.
   void check_formed() const {
     if (unformed_) std::rethrow_exception(unformed_);
   }
@@ -153,8 +154,8 @@ class Checkpointer::Impl {
       throw;
     }
     unformed_ = nullptr;
-    // A second longer than the silence that ends a rank: so it is the silent one that is named, not
-    // one that itself waits for it.
+    // A second longer than the silence after which a rank counts as lost. So the error names the
+    // silent rank, and not a rank that waits for the silent one.
     group_ = detail::with_limit(generation_.training, options_.deadline + std::chrono::seconds(1));
     agent_.begin(generation_);
     const RankEnvironment& who = *options_.environment;
@@ -188,9 +189,9 @@ class Checkpointer::Impl {
     return recovered;
   }
 
-  /// A recovery found nothing, so every rank's tensors are those that its program began with, and
-  /// stay so until all ranks have step 0: recover() does not return before. Whatever dies from here
-  /// on, survivors and replacements go on from the same bits.
+  /// Stages step 0. The recovery found nothing, so every rank's tensors are those with which its
+  /// program began. They stay so until all ranks have step 0, because recover() does not return
+  /// before. Whichever rank dies from here on, survivors and replacements go on from the same bits.
   void begin_with_step_zero(const Value& state) {
     Staging first = agent_.stage(state, 0);
     try {
@@ -201,7 +202,8 @@ class Checkpointer::Impl {
                        std::to_string(options_.forming_deadline.count()) +
                        " ms; does every rank call recover()?");
     }
-    // Another rank may not have staged it yet; it is not to take this one's leaving for a death.
+    // Another rank may not have staged step 0 yet, and must not take this rank's leaving for a
+    // death.
     end_generation("step 0 failed, no rank is to blame; all ranks rejoin and try again");
   }
 
@@ -216,8 +218,8 @@ class Checkpointer::Impl {
     return std::to_string(options_.environment->world_size);
   }
 
-  /// The Store, which may have been started together with the ranks. One that lets them wait for
-  /// longer than starting takes is spoken of, once.
+  /// Waits for the Store, which may have been started together with the ranks. If the wait is
+  /// longer than a start should take, one line says so.
   static std::shared_ptr<Store> reached(const CheckpointerOptions& o, Deadline deadline) {
     Deadline silent = Deadline::after(std::chrono::seconds(2));
     o.store_object->wait_reachable(deadline, {}, [&](const std::string& why) {
@@ -228,7 +230,7 @@ class Checkpointer::Impl {
     return o.store_object;
   }
 
-  /// Fills in every default, so that the rest reads options alone.
+  /// Fills in every default, so that all other code reads only the options.
   static CheckpointerOptions complete(CheckpointerOptions o) {
     check(o);
     if (!o.environment) o.environment = RankEnvironment::detect();
@@ -267,7 +269,8 @@ class Checkpointer::Impl {
     return o;
   }
 
-  /// What the agent is given: the points that it passes are noted for lines about long recoveries.
+  /// The options for the agent. Its observer also notes the points, for lines about long
+  /// recoveries.
   [[nodiscard]] CheckpointerOptions agent_options() const {
     CheckpointerOptions o = options_;
     o.observer = [passed = passed_, trace = trace_,

@@ -11,8 +11,8 @@
 namespace meshstage {
 namespace {
 
-/// Waits until the copying is over. What went wrong in it fails the step on every rank, and is
-/// counted there, with the outcome; only the end of the generation is for here.
+/// Waits until the copy is over. An error of the copy fails the step on every rank, and is counted
+/// with the outcome; so only the end of the generation is thrown here.
 void wait_copied(Work<void>& staged) {
   try {
     staged.wait();
@@ -69,7 +69,7 @@ class Run {
   }
 
  private:
-  /// From a recovery to the last step, which is complete then.
+  /// Trains from a recovery to the last step, and returns when that step is complete.
   std::uint64_t train() {
     std::uint64_t step = begin();
     termination_.training(true);
@@ -117,7 +117,7 @@ class Run {
     last_ = std::move(next);
   }
 
-  /// The last step is to be complete, not only on its way.
+  /// Waits until the last step is complete.
   void stage_last(std::uint64_t step) {
     settle();
     last_ = ckpt_.stage(state_, step);
@@ -126,7 +126,7 @@ class Run {
                     ", failed; no rank is to blame, all ranks train it again");
   }
 
-  /// Waits for the outcome of what was staged last.
+  /// Waits for the outcome of the step that was staged last.
   std::optional<Outcome> settle() {
     wait_outcome();
     return count(last_);
@@ -142,8 +142,8 @@ class Run {
     }
   }
 
-  /// The generation ended. If the last step's outcome is known all the same it counts: another rank
-  /// may have ended its run for it.
+  /// Called when the generation ended. The last step's outcome counts if it is known, because
+  /// another rank may have ended its run on it.
   void count_last() {
     Staging last = std::exchange(last_, {});
     if (!last.outcome().valid() || !last.outcome().ready()) return;

@@ -4,11 +4,11 @@
 
 #include "transition_impl.hpp"
 
-/// Rule 5, driven over the tree. Slots: every rank verifies, Have climbs. Files newer than what the
-/// slots cover: AskDisk comes down, Have climbs. The root chooses: Choice comes down. Everyone
-/// fetches, serves and compares its structure: Ready climbs. Established comes down; only then is a
-/// trainer touched or a step staged. Whoever cannot go on tells GiveUp to every peer, who do
-/// likewise.
+/// Rule 5, over the tree. Every rank verifies its slots: Have climbs. For files newer than the step
+/// that slots cover AskDisk comes down, and Have climbs. The root chooses: Choice comes down. Every
+/// rank fetches, serves and compares its structure: Ready climbs. Established comes down; only then
+/// is a trainer touched or a step staged. A rank that cannot go on sends GiveUp to every peer, and
+/// each peer does the same.
 namespace meshstage::protocol {
 
 namespace {
@@ -21,7 +21,7 @@ void enter(Recovery& recovery, Phase phase) {
   recovery.below = 0;
 }
 
-/// The same error at every rank; nothing was restored anywhere.
+/// Ends the recovery with the same error at every rank; no trainer was restored.
 void give_up(Turn& turn, const Failure& failure, int heard_from) {
   for (const int peer : turn.config().peers) {
     if (peer != heard_from) turn.send(peer, GiveUp{failure});
@@ -32,8 +32,8 @@ void give_up(Turn& turn, const Failure& failure, int heard_from) {
   forget_generation(turn.s);
 }
 
-/// Whether rank `at` keeps images of `owner`: it is the owner or a holder. Only these are linked to
-/// one another, so that nobody else can send or be sent one.
+/// True if rank `at` is the owner or a holder of it. Only these ranks are linked to one another, so
+/// no other rank can send or receive the owner's images.
 bool keeps(const Turn& turn, int at, int owner) {
   if (owner < 0 || owner >= turn.config().world_size) return false;
   const auto& holders = turn.config().holders[static_cast<std::size_t>(owner)];
@@ -56,21 +56,21 @@ bool reaches(const Turn& turn, const Claim& claim) {
   return keeps(turn, claim.at, claim.owner) && stranger(turn, claim) < 0;
 }
 
-/// The claims that can be fetched. The others come from a job that had other holders, or borrowed
-/// tensors with others.
+/// The claims that can be fetched. The others come from a job that had other holders or other
+/// lenders.
 std::vector<Claim> within_reach(const Turn& turn) {
   std::vector<Claim> claims = turn.s.recovery.claims;
   std::erase_if(claims, [&](const Claim& c) { return !reaches(turn, c); });
   return claims;
 }
 
-/// Those from which an image can be had.
+/// The claims from which a whole image can be had.
 std::vector<Claim> complete(const Turn& turn, std::vector<Claim> claims) {
   return turn.rule().whole_claims ? whole_claims(claims) : claims;
 }
 
-/// There is a newer step than can be recovered with these options: what is lost by going on without
-/// it is for a person to decide.
+/// The error for a step that is newer than those which can be recovered with these options. A
+/// person must decide whether the job may go on without that step.
 Failure out_of_reach(const Turn& turn, ImageId newer) {
   Failure failure{ErrorKind::kUnrecoverable, -1, {}, {}, {}};
   const auto claims = complete(turn, turn.s.recovery.claims);
@@ -100,7 +100,7 @@ void ask_disk(Turn& turn, ImageId newer_than) {
   turn.act(VerifyDisk{newer_than});
 }
 
-/// The slot where a claim of this rank's own memory lies; nullptr if that is none of its slots.
+/// The slot of a claim to this rank's own memory; nullptr if this rank has no such slot.
 Slot* slot_of(Turn& turn, const Claim& claim) {
   if (claim.at != turn.config().rank || claim.slot < 0 || claim.slot > 1) return nullptr;
   if (claim.place == Place::kOwnSlot) {
@@ -123,7 +123,8 @@ void begin_fetch(Turn& turn, const Claim& source) {
   turn.reach(Point::kFetchStarted, source.id);
 }
 
-/// Whether this rank and everything below it can restore: then says so, or at the root ends it.
+/// If this rank and all ranks below it can restore, sends Ready to the parent; the root asks the
+/// Store.
 void tally_ready(Turn& turn) {
   Recovery& recovery = turn.s.recovery;
   if (recovery.phase != Phase::kFetch) return;
@@ -140,7 +141,8 @@ void tally_ready(Turn& turn) {
     turn.reach(Point::kEstablished, id);
     return become_ready(turn);
   }
-  // What is established counts as complete from here, so the Store must say that one was.
+  // The established step counts as complete from here, so the Store must have the note of a
+  // complete step.
   recovery.phase = Phase::kAsking;
   turn.act(AskStore{id, id.exists()});
 }
@@ -193,7 +195,8 @@ void learn_choice(Turn& turn, const Choice& choice) {
   }
 }
 
-/// The root has all claims: slots first, then (asked for) files; then it chooses.
+/// Called at the root when all claims are there: first for slots, then, if asked for, for files.
+/// Then it chooses.
 void choose_at_root(Turn& turn) {
   State& s = turn.s;
   Recovery& recovery = s.recovery;
@@ -248,8 +251,8 @@ void choose_at_root(Turn& turn) {
     const auto it = std::find_if(claims.begin(), claims.end(),
                                  [&](const Claim& claim) { return claim.id == choice.id; });
     if (it != claims.end()) choice.base = it->base;
-    // Among all that its owner and holders have: a replica that cannot be made whole is still where
-    // it belongs.
+    // Transfers are planned over all claims of owner and holders: a replica that cannot be made
+    // whole is still at its place.
     claims = recovery.claims;
     std::erase_if(claims, [&](const Claim& c) { return !keeps(turn, c.at, c.owner); });
     choice.transfers =
@@ -261,7 +264,7 @@ void choose_at_root(Turn& turn) {
   learn_choice(turn, choice);
 }
 
-/// Own claims and those of all below are there: up with them.
+/// Sends the claims of this rank and of all ranks below it to the parent, once all are there.
 void tally_claims(Turn& turn) {
   Recovery& recovery = turn.s.recovery;
   if (!recovery.mine || recovery.below != turn.everyone_below()) return;
@@ -274,7 +277,7 @@ void tally_claims(Turn& turn) {
   if (disk) enter(recovery, Phase::kChoice);
 }
 
-/// More of it would help nobody, and might make a message too long.
+/// The most bytes of damage text. More would help no reader, and might make a message too long.
 constexpr std::size_t kMostDamage = 2000;
 
 void take_claims(Turn& turn, const std::vector<Claim>& claims, ImageId evidence,

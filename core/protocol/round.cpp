@@ -5,13 +5,14 @@
 
 /// Rules 2, 3 and 4: staging a step, holding the wards' replicas, voting, the outcome.
 ///
-/// A yes climbs the tree (a rank reports once it and everything below it votes yes), complete comes
-/// down from the root. A no needs no tally: whoever votes no knows the outcome, and floods it.
+/// A yes climbs the tree: a rank reports it once the rank itself and all ranks below it vote yes.
+/// Complete comes down from the root. A no is not counted: the rank that votes no knows the
+/// outcome, and floods it.
 namespace meshstage::protocol {
 
 namespace {
 
-/// More rounds than this are remembered only while they are open.
+/// Of more rounds than this only the open ones are remembered.
 constexpr std::size_t kRememberedRounds = 64;
 
 Round* find_round(State& s, ImageId id) {
@@ -44,8 +45,9 @@ Round& round_of(Turn& turn, ImageId id) {
   return *find_round(turn.s, id);
 }
 
-/// The step has failed: this rank votes no, or heard of a no. Tells every neighbour but the one it
-/// comes from. Its slots may be reused once what still writes them has ended.
+/// Makes the step failed, because this rank votes no or heard of a no. Tells every tree neighbour
+/// except the one from which the no came. The step's slots may be reused once writes to them have
+/// ended.
 void fail(Turn& turn, Round& round, int rank, const std::string& why, int heard_from) {
   if (round.verdict != Verdict::kOpen) return;
   round.verdict = Verdict::kFailed;
@@ -66,7 +68,8 @@ Wishes both(const Wishes& a, const Wishes& b) {
   return {a.end || b.end, a.persist || b.persist, std::max(a.since_disk, b.since_disk)};
 }
 
-/// Every rank voted yes: `id` is the base of what comes next, and everything before is over.
+/// Makes the step complete, because every rank voted yes. `id` is the base of the next steps, and
+/// all rounds before it are over.
 void complete(Turn& turn, ImageId id, const Orders& orders) {
   State& s = turn.s;
   turn.send_down(Complete{id, orders});
@@ -83,7 +86,7 @@ void complete(Turn& turn, ImageId id, const Orders& orders) {
   turn.reach(Point::kComplete, id);
 }
 
-/// The root alone: orders what anybody wishes for.
+/// At the root: makes the step complete, with orders for what any rank wishes for.
 void decide(Turn& turn, Round& round) {
   const ImageId id = round.id;
   round.asked_persist = turn.s.wishes.persist;
@@ -94,8 +97,9 @@ void decide(Turn& turn, Round& round) {
   complete(turn, id, Orders{all.end, all.persist || due});
 }
 
-/// Votes when all that the vote vouches for is there, reports when all below has voted too, and at
-/// the root decides. The round may be gone afterwards.
+/// Votes yes if own image, replicas and lent bytes are as a yes promises. Reports the yes to the
+/// parent if all ranks below have voted, too; the root asks the Store instead. The round may be
+/// gone afterwards.
 void try_vote(Turn& turn, Round& round) {
   if (round.verdict != Verdict::kOpen || round.reported) return;
   if (!round.voted) {
@@ -123,7 +127,8 @@ void try_vote(Turn& turn, Round& round) {
   turn.act(AskStore{id, note});  // answer_round goes on
 }
 
-/// The step of a request, made the newest; nullptr (and refused) if it cannot be begun now.
+/// Begins the round of a request and makes it the newest; nullptr, with a Refuse or a failed round,
+/// if it cannot begin now.
 Round* request(Turn& turn, std::uint64_t step, bool skip) {
   State& s = turn.s;
   const ImageId id{s.generation, step};
@@ -159,8 +164,8 @@ Round* request(Turn& turn, std::uint64_t step, bool skip) {
   return &round;
 }
 
-/// The open round of a message; nullptr (and stale) if it is over. A round that this rank's trainer
-/// has already passed by fails here and now.
+/// The open round of a message; nullptr (and stale) if the round is over. If this rank's trainer
+/// has passed the step by, the round fails now.
 Round* open_round(Turn& turn, ImageId id) {
   if (id.generation != turn.s.generation) {
     turn.malformed("a round of generation " + std::to_string(id.generation));
@@ -198,14 +203,14 @@ void accept_replica(Turn& turn, Round& round, std::size_t index) {
   if (ward.image_digest) turn.act(ExpectDigest{rank, round.id, *ward.image_digest});
 }
 
-/// The slot held for a ward is no longer being written: an offer may have waited for that.
+/// Called when a ward's slot is no longer being written: accepts an offer that waited for that.
 void accept_waiting(Turn& turn, std::size_t index) {
   for (Round& round : turn.s.rounds) {
     if (round.wards[index].part == Part::kWaiting) return accept_replica(turn, round, index);
   }
 }
 
-/// The slot being written with that image; nullptr if there is none (any more).
+/// The slot that is being written with image `id`; nullptr if there is none.
 Slot* writing(SlotPair& pair, ImageId id) {
   for (Slot& slot : pair) {
     if (slot.state == Slot::State::kWriting && slot.id == id) return &slot;
@@ -213,7 +218,8 @@ Slot* writing(SlotPair& pair, ImageId id) {
   return nullptr;
 }
 
-/// Ends the writing of a ward's replica; the round goes on by the caller. nullptr if stale.
+/// Ends the writing of a ward's replica and returns its round, with which the caller goes on;
+/// nullptr if stale.
 Round* end_replica(Turn& turn, int rank, ImageId id, bool sealed) {
   const int ward = ward_index(turn, rank);
   Round* round = turn.s.mode == Mode::kReady && ward >= 0 ? find_round(turn.s, id) : nullptr;
@@ -229,8 +235,8 @@ Round* end_replica(Turn& turn, int rank, ImageId id, bool sealed) {
   return round;
 }
 
-/// Compares what a rank's replicas borrow from this one with what lies here, once both are known.
-/// If they differ the step fails, and that rank is told.
+/// Compares the bytes that a borrower's replicas borrow from this rank with this rank's own, once
+/// both digests are known. If they differ the step fails, and the borrower gets a Differ.
 void compare_lent(Turn& turn, Round& round, std::size_t index) {
   const auto& borrow = round.borrows[index];
   if (round.own != Part::kSealed || !borrow || borrow->bytes == 0 || !turn.rule().vote_needs_lent) {
@@ -244,9 +250,10 @@ void compare_lent(Turn& turn, Round& round, std::size_t index) {
                 " in tensors that are said to be the same on both");
 }
 
-/// What an offer says of the rounds before it: its base is complete, all between have failed. For
-/// the offerer has passed them, knowing their outcome (rule 3), and none that it did not vote for
-/// can ever be complete. False (and refused) if that cannot be.
+/// Learns from an offer the outcome of the rounds before it: the base is complete, and all rounds
+/// between base and offer have failed. The owner has passed those rounds knowing their outcome
+/// (rule 3), and a step for which it did not vote can never be complete. False (and refused) if the
+/// offer contradicts this rank's knowledge.
 bool learn_from_offer(Turn& turn, const Offer& offer) {
   State& s = turn.s;
   if (offer.base > s.base) {
@@ -307,8 +314,8 @@ void on(Turn& turn, const OwnSealed& event) {
       turn.send(holder, Sealed{event.id, event.image_digest});
     }
   }
-  // Of a step that has failed, too: what differs is left in by the next one, however many pairs of
-  // ranks it concerns.
+  // Borrows are sent in failed rounds, too, so that one step finds all pairs of ranks whose bytes
+  // differ, and the next step borrows from none of them.
   const auto& lenders = turn.config().lenders[turn.config().rank];
   for (std::size_t i = 0; i < lenders.size(); ++i) {
     Borrow borrow = i < event.borrowed.size() ? event.borrowed[i] : Borrow{};
@@ -481,7 +488,7 @@ void answer_round(Turn& turn, const StoreAnswered& event) {
   if (round == nullptr || !round->reported || round->verdict != Verdict::kOpen) {
     return turn.stale("no step waits for the Store");
   }
-  // No clock makes a step safe: without an answer it fails, and training goes on.
+  // No clock makes a step safe: without the Store's answer the step fails, and training goes on.
   if (event.found == StoreAnswered::Found::kNothing) return fail_here(turn, *round, event.why);
   if (!turn.s.noted) turn.reach(Point::kFirstNoted, event.id);
   turn.s.noted = true;

@@ -73,8 +73,9 @@ void on(Turn& turn, const Formed& event) {
   start_recovery(turn);
 }
 
-/// Rule 7: the cause goes to the Store (by whoever saw it itself) and along the tree before
-/// anything is closed. Promises stay: no slot is touched until the next recovery.
+/// Rule 7: before any link is closed, the rank that saw the death itself notes its cause in the
+/// Store, and the cause travels along the tree. Promises stay: no slot is touched until the next
+/// recovery.
 void break_generation(Turn& turn, const Death& death, int heard_from) {
   State& s = turn.s;
   if (s.mode != Mode::kRecovering && s.mode != Mode::kReady) return turn.stale("already broken");
@@ -121,8 +122,8 @@ void on(Turn& turn, StoreAnswered event) {
 
 // --- files: rule 10 ---
 
-/// More file rounds than this are not open at a time; the oldest are forgotten (and never pruned
-/// by: a newer one does that).
+/// The most file rounds that are open at a time. The oldest ones are forgotten; a newer one prunes
+/// their files.
 constexpr std::size_t kFileRounds = 16;
 
 FileRound& file_round(State& s, ImageId id) {
@@ -232,7 +233,7 @@ void on(Turn& turn, int from, const Finish&) {
 
 // --- dispatch ---
 
-/// Whether only a rank that knows the recovery to be agreed sends this.
+/// True for a message that only a rank sends which knows that the recovery is agreed.
 bool implies_established(const Body& body) {
   return std::holds_alternative<Offer>(body) || std::holds_alternative<Accept>(body) ||
          std::holds_alternative<Sealed>(body) || std::holds_alternative<Yes>(body) ||

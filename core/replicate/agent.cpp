@@ -39,8 +39,9 @@ class Agent::Impl {
       lose(peer, kind, std::move(why));
     };
     engine_.lose_in_transfer = [this](int peer, ErrorKind kind, std::string why) {
-      // Whoever has finished closes its groups, perhaps before this rank hears that all have; every
-      // step is decided by then. A death is still told by the links.
+      // A rank that has finished closes its groups, perhaps before this rank hears that all ranks
+      // have finished. Every step is decided by then, so that is no loss. The links still tell a
+      // death.
       if (!engine_.state.wants_finish) lose(peer, kind, std::move(why));
     };
     engine_.lose_store = [this](std::string why) {
@@ -103,7 +104,7 @@ class Agent::Impl {
   void perform(const protocol::AskStore& a) { ask_store(a); }
   void perform(const protocol::Announce& a) {
     if (a.verdict == protocol::Verdict::kComplete) {
-      // What is due on disk holds its slots before the next stage() can ask for them.
+      // A step that goes to disk holds its slots before the next stage() can ask for them.
       if (a.orders.persist) persister_.persist(a.id, own_.persisted(a.id));
       inbox_.complete(a.id);
       engine_.gate.agree_end(a.orders.end);
@@ -160,7 +161,8 @@ void Agent::Impl::begin(const Generation& generation) {
   in_generation_ = true;
   engine_.post(protocol::Formed{generation.number});
   if (!generation.links) return;
-  // Behind Formed in the loop's queue: whatever a faster peer has sent already waits in the links.
+  // Messages come behind Formed in the loop's queue: those that a faster peer has sent already wait
+  // in the links.
   const auto to_loop = [this](std::function<void()> task) {
     try {
       if (auto ticket = engine_.scope.enter()) engine_.to_loop(std::move(ticket), std::move(task));
@@ -183,7 +185,7 @@ void Agent::Impl::begin(const Generation& generation) {
 
 void Agent::Impl::leave() noexcept {
   if (!in_generation_) return;
-  // Until the next begin() there is nothing that the trainer could do.
+  // Until the next begin() every call of the trainer throws.
   engine_.gate.lose({ErrorKind::kCancelled, -1, "the generation was left"});
   const auto cause = engine_.gate.loss()->error();
   engine_.generation.abort(cause);
@@ -192,7 +194,8 @@ void Agent::Impl::leave() noexcept {
     own_.let_go(cause);
     slots_.forget_waiting();
   });
-  // A rank that sees this one's links end reads in the Store which death was the first.
+  // A rank that sees this rank's links end reads in the Store which death was the first, so this
+  // rank's note must be there before.
   store_.settle(Deadline::after(engine_.options.deadline));
   engine_.generation.close();  // rule 8: after this nothing writes into a receive target
   engine_.scope.close();
@@ -241,7 +244,7 @@ std::uint64_t Agent::Impl::highest_generation() {
 
 void Agent::Impl::feed(protocol::Event event) {
   events_.push_back(std::move(event));
-  if (feeding_) return;  // an action brought it: after the other actions
+  if (feeding_) return;  // an action feeds it: it waits for the other actions
   struct Feeding {
     Impl& impl;
     explicit Feeding(Impl& i) : impl(i) { impl.feeding_ = true; }
@@ -262,8 +265,8 @@ void Agent::Impl::feed(protocol::Event event) {
   }
 }
 
-/// Something was thrown that no part expects, perhaps in the middle of a transition. The generation
-/// ends here and for all; the next one reads everything anew.
+/// Gets an exception that no part expects, perhaps from the middle of a transition. Ends the
+/// generation for this rank and all others; the next generation reads everything anew.
 void Agent::Impl::failed(std::exception_ptr failure) noexcept {
   if (engine_.present == 0) return;
   try {
@@ -271,7 +274,7 @@ void Agent::Impl::failed(std::exception_ptr failure) noexcept {
         "rank " + std::to_string(engine_.rank) + " cannot go on: " + text_of(failure);
     engine_.report.warn(why);
     feed(protocol::Broken{-1, ErrorKind::kPeerLost, why});
-  } catch (...) {  // not even that: this rank ends its generation without a word
+  } catch (...) {  // no memory for that: this rank ends its generation silently
     engine_.state.mode = protocol::Mode::kBroken;
     engine_.gate.lose_without_memory();
     engine_.generation.abort(failure);
@@ -281,7 +284,7 @@ void Agent::Impl::failed(std::exception_ptr failure) noexcept {
 void Agent::Impl::hear(int from, std::span<const std::byte> received) {
   const auto message = protocol::without_digest(received);
   if (!message) {
-    // What it was is not known, so somebody would wait for it for ever. Nobody is dead.
+    // The message's kind is unknown, so a rank would wait for it for ever. No rank is dead.
     lose(-1, ErrorKind::kPeerLost,
          "a control message from rank " + std::to_string(from) + " to rank " +
              std::to_string(engine_.rank) + " was damaged on its way");
@@ -297,7 +300,7 @@ void Agent::Impl::hear(int from, std::span<const std::byte> received) {
   }
 }
 
-/// Links belong to one generation: nothing of another one comes over them.
+/// Links belong to one generation, so a message of another generation is an error.
 void Agent::Impl::check_generation(const char* what, int from, std::uint64_t generation) const {
   if (generation == engine_.present) return;
   throw make_error<CorruptData>(std::string(what) + " from rank " + std::to_string(from) +
@@ -312,8 +315,8 @@ void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& deta
   const bool neighbour = peer == engine_.config->parent ||
                          std::find(children.begin(), children.end(), peer) != children.end();
   if (reason == LostReason::kClosed && !neighbour) {
-    // An orderly goodbye overtakes what travels along the tree: a last outcome, or Finish. Whoever
-    // left too early is told of by its neighbours, behind these.
+    // An orderly goodbye overtakes messages that travel along the tree: a last outcome, or Finish.
+    // If the peer left too early, its tree neighbours say so, behind these messages.
     return;
   }
   switch (reason) {
@@ -324,7 +327,7 @@ void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& deta
       lose(peer, ErrorKind::kPeerLost, "died: " + detail);
       return;
     case LostReason::kProtocol:
-      // No rank is to blame, and no place to be taken: both ends live.
+      // Both ends live: no rank is lost, and none needs a replacement.
       lose(-1, ErrorKind::kPeerLost,
            "a broken link between rank " + std::to_string(engine_.rank) + " and rank " +
                std::to_string(peer) + ": " + detail + "; nobody died, all rejoin");
@@ -335,8 +338,8 @@ void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& deta
   }
 }
 
-/// What was seen may be the second sign of a death that somebody else saw first (rule 7), so the
-/// Store is asked which it was. A Store that does not answer at once is not waited for.
+/// The loss may be the second sign of a death that another rank saw first (rule 7), so this asks
+/// the Store which death it was. It does not wait for a Store that does not answer at once.
 void Agent::Impl::lose(int peer, ErrorKind kind, std::string why) {
   constexpr std::chrono::milliseconds kPatience{250};
   if (engine_.state.mode == protocol::Mode::kBroken ||
@@ -390,8 +393,8 @@ void Agent::Impl::note_death(const protocol::NoteDeath& action) {
       });
 }
 
-/// The root's look. A Store that does not answer costs steps, not the job: each fails, with a
-/// warning, well before the trainer's deadline.
+/// The root's question of rule 12. A Store that does not answer costs steps, not the job: each step
+/// fails, with a warning, well before the trainer's deadline.
 void Agent::Impl::ask_store(const protocol::AskStore& action) {
   const Deadline by =
       Deadline::after(engine_.state.mode == protocol::Mode::kReady ? engine_.options.deadline / 4
@@ -458,8 +461,8 @@ void Agent::Impl::refused(const protocol::Refuse& action) {
   }
 }
 
-/// Everyone finished, so nothing needs what may still be on its way: a failed step's replica, say.
-/// The vault goes when nothing uses its slots any more.
+/// Every rank finished, so no rank needs images that are still on their way, such as a failed
+/// step's replica. Removes the vault when its slots have no users any more.
 void Agent::Impl::remove_vault() {
   closing_ = true;
   if (engine_.generation.data) {

@@ -31,7 +31,7 @@ Shape shape_of(const StreamStart& start) {
 }
 
 std::vector<std::string> names_for_a_want(std::vector<std::string> names) {
-  // Room for what the link itself puts around a message.
+  // Leaves room for the bytes that the link itself puts around a message.
   constexpr std::size_t kMost = ControlLinks::kMaxMessageBytes - 4096;
   std::sort(names.begin(), names.end());
   std::size_t bytes = protocol::kWireHeaderBytes + protocol::kWantBytes;

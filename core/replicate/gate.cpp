@@ -121,7 +121,8 @@ RecoverCommand TrainerGate::next_command(Deadline deadline, std::chrono::millise
     gave_up_ = true;
     rethrow_loss();
   }
-  // What all agreed on before the loss is restored all the same; the next call throws.
+  // A recovery that all ranks agreed on before the loss still restores the trainer; the next call
+  // throws.
   if (loss_ && command_.kind != Kind::kRestore && command_.kind != Kind::kFailed) rethrow_loss();
   return std::exchange(command_, {});
 }
@@ -157,7 +158,7 @@ bool TrainerGate::wait_idle(Deadline deadline) {
   MutexLock lock(mutex_);
   if (finished_) return true;
   rethrow_loss();
-  // What is read from a slot when all have finished would keep its vault.
+  // A slot that is still read when all ranks have finished would keep the vault.
   wait(lock, deadline, "the last step has no outcome", [this]() MESHSTAGE_REQUIRES(mutex_) {
     return !in_flight_ && sending_ == 0 && persisting_ == 0;
   });

@@ -8,7 +8,7 @@
 namespace meshstage::replicate {
 namespace {
 
-/// The kind of an error; kIo for what is no Error.
+/// The kind of an error; kIo for an exception that is no Error.
 ErrorKind kind_of(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
@@ -120,7 +120,7 @@ void Inbox::abort(const protocol::AbortRound& action) {
   for (auto it = incoming_.begin(); it != incoming_.end();) {
     const Incoming& in = it->second;
     if (in.fetch || in.id != action.id || in.sealing || (in.streaming && !in.arrived)) {
-      ++it;  // its pieces are on their way: taken to the end, then answered
+      ++it;  // its pieces are on their way: it answers when all are taken
       continue;
     }
     engine_.feed(protocol::ReplicaFailed{in.owner, in.id, "the step failed"});
@@ -184,7 +184,8 @@ void Inbox::fetch(const protocol::Fetch& action, std::optional<std::filesystem::
 }
 
 void Inbox::established() {
-  for (const int peer : engine_.data_peers()) take_starts(peer);  // none that is left is asked for
+  for (const int peer : engine_.data_peers())
+    take_starts(peer);  // no ask is left for them, so they are refused
 }
 
 void Inbox::ask_lenders(int owner, ImageId id) {
@@ -195,7 +196,7 @@ void Inbox::ask_lenders(int owner, ImageId id) {
       [this, owner, id](const std::vector<Verifier::Missing>& all) {
         Incoming* now = find(owner, id);
         if (now == nullptr) return;
-        // Only those have been told to answer.
+        // Only the announced lenders have a ServeLent, so only they will answer.
         const bool as_announced = std::equal(
             all.begin(), all.end(), now->lenders.begin(), now->lenders.end(),
             [](const Verifier::Missing& part, int lender) { return part.lender == lender; });
@@ -235,9 +236,9 @@ void Inbox::take_starts(int from) {
   auto& starts = starts_[from];
   while (!starts.empty()) {
     const exchange::StreamStart start = starts.front();
-    // Who serves a fetch may have heard of the choice before this rank did, or the slot may still
-    // be in use: what this rank is going to ask for is not unwanted. Images of one peer come in
-    // order, so those behind it wait too.
+    // The rank that serves a fetch may have heard of the choice before this rank, or the slot may
+    // still be in use. Then this rank will still ask for the image, so the stream start must wait.
+    // Images of one peer come in order, so the starts behind it wait, too.
     const bool fetch = start.id.generation < engine_.generation.number;
     if (fetch && engine_.state.mode == protocol::Mode::kRecovering &&
         find(start.owner, start.id) == nullptr && !refused_.contains(start.owner)) {
@@ -251,7 +252,7 @@ void Inbox::take_starts(int from) {
 void Inbox::begin_stream(int from, const exchange::StreamStart& start) {
   const auto asked = asks_.take(from, start.owner, start.content, start.id);
   if (!asked || *asked != exchange::shape_of(start)) {
-    // No receive is posted for what may never come, nor for sizes that nobody agreed to.
+    // Posts no receive for an image that may never come, nor for sizes that were not agreed.
     const std::string what =
         "the image of rank " + std::to_string(start.owner) + ", " + to_string(start.id) +
         (!asked ? ", which this rank did not ask for"
@@ -269,7 +270,7 @@ void Inbox::begin_stream(int from, const exchange::StreamStart& start) {
   if (in != nullptr && start.content == exchange::Content::kLent) {
     return receive_lent(*in, from, start);
   }
-  // Given up here while its first piece was already on the way.
+  // This rank gave up the image while its first piece was already on its way.
   if (in == nullptr || in->from != from || in->streaming) return streams_.drain(from, start);
   in->streaming = true;
   Arriving stream;
@@ -310,7 +311,7 @@ void Inbox::arrived(int owner, ImageId id, const ImageInfo& info) {
   Incoming* in = find(owner, id);
   if (in == nullptr) return;
   if (aborted_.contains(id)) {
-    // Its owner may never have come to announce a digest: waiting for one would keep the slot.
+    // The owner may never announce a digest for a failed step: waiting for it would keep the slot.
     return not_arrived(owner, id, ErrorKind::kCancelled, "the step failed");
   }
   in->arrived = info;
@@ -359,8 +360,8 @@ void Inbox::not_arrived(int owner, ImageId id, ErrorKind kind, const std::string
   const Incoming* in = find(owner, id);
   if (in == nullptr) return;
   const bool fetch = in->fetch;
-  // A transfer that ends badly gives up all of this rank's group. What ended it reports why: as the
-  // recovery's error a Cancelled would hide a death from every rank.
+  // A failed transfer aborts this rank's whole group, and its cause is reported by whoever aborted
+  // it. As the recovery's error, Cancelled would hide that cause, a death, from every rank.
   if (fetch && kind == ErrorKind::kCancelled) return;
   forget(incoming_.find(owner));
   if (fetch) {

@@ -34,7 +34,7 @@ void Loop::fail(std::exception_ptr failure) noexcept {
 void Loop::run(const std::function<void()>& task) {
   bool done = false;  // guarded by mutex_
   post([&] {
-    // Told also where the task throws: the caller waits in any case.
+    // Also done if the task throws, because the caller waits in any case.
     struct Tell {
       Loop& loop;
       bool& done;

@@ -13,7 +13,7 @@ OwnStep::OwnStep(Engine& engine, Slots& slots, Copier& copier, Streams& streams)
 void OwnStep::request(const std::shared_ptr<StageJob>& job) {
   pending_ = job;
   engine_.feed(protocol::StageRequested{job->step, job->sizes});
-  if (pending_ == job) pending_.reset();  // answered by nothing: the generation is over
+  if (pending_ == job) pending_.reset();  // no action answered: the generation is over
 }
 
 void OwnStep::write(const protocol::WriteOwn& action) {
@@ -34,7 +34,7 @@ void OwnStep::write(const protocol::WriteOwn& action) {
     slots_.begin_write(key, identity, job->sizes.image_bytes,
                        [this, job, identity](WriteLease& lease, const std::exception_ptr& error) {
                          if (error) return fail(*job, error);
-                         if (left_) return;  // leave() tells the trainer
+                         if (left_) return;  // leave() gives the trainer its error
                          job->lease = std::move(lease);
                          copy(job, identity);
                        });
@@ -52,12 +52,12 @@ void OwnStep::copy(const std::shared_ptr<StageJob>& job, const ImageIdentity& id
     engine_.feed(event);
     settle(*job);
   });
-  slots_.retry();  // a holder may have been ready before
+  slots_.retry();  // a holder may have accepted before
 }
 
 void OwnStep::leave_out(StageJob& job, const std::string& why) {
   job.source = {};
-  job.staged.set_value();  // nothing of it was or will be read
+  job.staged.set_value();  // the copy never reads the tensors
   end_unwritten(job, std::make_exception_ptr(Cancelled(why)), why);
 }
 
@@ -78,8 +78,9 @@ void OwnStep::send(const protocol::SendImage& action) {
   const auto job = job_;
   if (!job || job->id != action.id) return;  // superseded: the receiver hears Failed
   slots_.when_free([this, job, action]() -> bool {
-    // The holder may be ready before the own slot is (its older image is still being persisted).
-    // Sending then must not hold the slot, or writing would wait for sending, and that for writing.
+    // The holder may be ready before this step has its slot, because the slot's older image is
+    // still being persisted. Until then sending must not hold the slot: the copy would wait for the
+    // sending, and the sending for the copy.
     if (job->image.empty() && !job->written) return false;
     const SlotKey key{engine_.rank, job->slot};
     slots_.hold(key);
@@ -94,7 +95,7 @@ void OwnStep::send(const protocol::SendImage& action) {
     stream.start = exchange::stream_start(engine_.rank, action.id, shape);
     stream.image = [job] { return std::span<const std::byte>(job->image); };
     stream.wait_final = [job](std::uint64_t until) {
-      // What failed in copying fails the step, not the stream: the receiver takes every piece.
+      // An error of the copy fails the step, but not the stream: the receiver takes every piece.
       try {
         job->watermark.wait(until);
       } catch (...) {  // whatever ended the copying
@@ -108,11 +109,11 @@ void OwnStep::send(const protocol::SendImage& action) {
 
 void OwnStep::announce(const protocol::Announce& action) {
   if (!job_ || job_->id != action.id) {
-    // A step that this rank left out, or that failed before it got a slot.
+    // The step failed before it got a slot, or this rank left it out.
     if (pending_ && pending_->step == action.id.step) {
       const auto job = std::exchange(pending_, nullptr);
       job->accepted.set_value();
-      job->staged.set_value();  // nothing of it was or will be read
+      job->staged.set_value();  // the copy never reads the tensors
       job->outcome.set_value(Outcome::kFailed);
       job->persisted.set_value(DiskOutcome::kNotDue);
       job->decided = job->written = true;
@@ -123,7 +124,7 @@ void OwnStep::announce(const protocol::Announce& action) {
   const auto job = job_;
   if (job->decided) return;
   job->decided = true;
-  // kOpen: the loss that follows is what its Staging throws.
+  // kOpen: the generation broke, and lose() gives the Staging its error.
   if (action.verdict == protocol::Verdict::kOpen) return;
   const bool complete = action.verdict == protocol::Verdict::kComplete;
   engine_.gate.count([&](Stats& stats) {
@@ -142,7 +143,7 @@ void OwnStep::announce(const protocol::Announce& action) {
 bool OwnStep::refuse(const protocol::Refuse& action) {
   if (!pending_) return false;
   const auto job = std::exchange(pending_, nullptr);
-  // The generation may have broken after stage() looked.
+  // The generation may have broken after stage() checked it.
   const auto loss = engine_.gate.loss();
   job->accepted.set_error(
       loss ? loss->error()
@@ -167,12 +168,12 @@ void OwnStep::lose(const std::exception_ptr& loss) {
 
 void OwnStep::let_go(const std::exception_ptr& loss) {
   left_ = true;
-  // The job may wait for a slot, a sender for it.
+  // The job may wait for a slot, and a sending thread for the job.
   for (const auto& job : {pending_, job_}) {
     if (job && job->image.empty()) job->watermark.fail(loss);
   }
   if (!job_ || job_->image.empty() || !job_->on_devices) return;
-  // The trainer's stream may wait for a peer that is gone, and the copies behind it.
+  // The trainer's stream may wait for a peer that is gone, and the copies wait behind the stream.
   engine_.loop.post_at(Deadline::after(engine_.options.deadline / 8), [job = job_] {
     if (job->written) return;
     job->watermark.fail(std::make_exception_ptr(

@@ -41,7 +41,8 @@ Persistence::Found Persistence::verify(
       const auto claim = protocol::claim_of(
           info, checked_loans(mapped->bytes(), info), rank_,
           who.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile, 0);
-      // The same image may be there twice: as own file and, in a shared directory, as a replica.
+      // The same image may be there twice: as the owner's file and, in a shared directory, as a
+      // holder's replica.
       const bool known = std::any_of(found.claims.begin(), found.claims.end(), [&](const auto& c) {
         return c.owner == claim.owner && c.id == claim.id;
       });

@@ -38,7 +38,7 @@ void Persister::persist(ImageId id, Promise<DiskOutcome> persisted) {
       for (const SlotKey key : keys) {
         if (!write(key, id)) good = false;
       }
-      // In whatever generation this ends, the slots are given back.
+      // The slots are given back even if another generation has begun by then.
       const auto give_back = [&] {
         engine_.loop.post([this, id, keys, good, generation, seconds = seconds_since(begun)] {
           written(id, keys, good, seconds, generation);
@@ -61,9 +61,10 @@ void Persister::persist(ImageId id, Promise<DiskOutcome> persisted) {
 bool Persister::write(SlotKey key, ImageId id) {
   try {
     const ReadLease lease = engine_.vault.read(key);
-    // A file stands alone: what leaves something out is none.
+    // A file must be complete by itself, so a replica that borrows is not written.
     if (key.owner_rank != engine_.rank && lease.info().borrowed_bytes != 0) return true;
-    // Older files go when all ranks have this one: it must not be what rotted in a slot.
+    // Older files are removed when all ranks have this one, so an image that rotted in its slot
+    // must not be written.
     (void)verify_image(lease.image());
     files_.publish(lease.info(), lease.image());
     return true;
@@ -77,7 +78,7 @@ bool Persister::write(SlotKey key, ImageId id) {
 
 void Persister::written(ImageId id, const std::vector<SlotKey>& keys, bool good, double seconds,
                         std::uint64_t generation) {
-  // finish() waits for it, so it ends here whatever the rest throws.
+  // finish() waits for the end of persisting, so it ends here even if the rest throws.
   struct AtEnd {
     TrainerGate& gate;
     ~AtEnd() { gate.persisting_ends(); }

@@ -9,7 +9,7 @@
 namespace meshstage::replicate {
 namespace {
 
-/// "<generation> <step>", as the first complete step was noted.
+/// Reads "<generation> <step>", the note of the first complete step.
 ImageId parse_note(const std::string& text) {
   ImageId id;
   const char* end = text.data() + text.size();

@@ -10,7 +10,7 @@ StoreWorker::StoreWorker(Engine& engine, std::shared_ptr<Store> store)
 void StoreWorker::ask(std::string what,
                       std::function<std::optional<std::string>(Store&, Deadline)> call,
                       Deadline deadline, std::function<void(Answer)> then) {
-  // The loop's thread alone looks at it: whichever of the answer and the deadline comes first.
+  // Only the loop's thread reads it. The first of answer and deadline takes it.
   const auto waiting = std::make_shared<std::function<void(Answer)>>(std::move(then));
   const auto answer = [waiting](Answer a) {
     if (const auto tell = std::exchange(*waiting, nullptr)) tell(std::move(a));

@@ -22,8 +22,8 @@ transfer::Link Streams::link_to(int peer, ImageId id, protocol::Point point) con
           }};
 }
 
-/// A transfer may see a death before the links do, and a connection may end without one: either way
-/// no image can travel in this generation any more.
+/// Ends the generation. A transfer may see a death before the links do, and a connection may end
+/// without a death: in both cases no image can travel in this generation any more.
 void Streams::lost(const TaskScope::Ticket& ticket, int peer, ErrorKind kind,
                    std::string why) const {
   engine_.to_loop(ticket, [this, peer, kind, text = std::move(why)] {
@@ -49,12 +49,12 @@ void Streams::send(Outgoing stream, std::function<void()> done) {
     } catch (const PeerSilent& e) {
       lost(ticket, to, e.kind(), std::string("took no piece of an image: ") + e.what());
     } catch (const Error& e) {
-      // The generation is broken (who noticed says so), or the step never got a slot.
+      // The generation is broken, which is reported elsewhere, or the step never got a slot.
       engine_.report.info("an image to rank " + std::to_string(to) + " was not sent: " + e.what());
-    } catch (...) {  // the stream may have ended within a piece: so does the generation
+    } catch (...) {  // the stream may have ended within a piece, so the generation ends
       engine_.loop.fail(std::current_exception());
     }
-    what.reset();  // with the lease on what was sent
+    what.reset();  // with its lease on the sent image
     engine_.to_loop(ticket, [this, tell = std::move(end)] {
       tell();
       engine_.gate.sending_ends();
@@ -69,7 +69,7 @@ void Streams::send_now(const Outgoing& stream) const {
     if (stream.wait_final) stream.wait_final(until);
   };
   const auto shape = exchange::shape_of(start);
-  wait_final(shape.manifest_bytes);  // it has a slot, and copying has begun
+  wait_final(shape.manifest_bytes);  // then the image has a slot, and copying has begun
   engine_.say(stream.to, start);
   const auto link = link_to(stream.to, start.id, protocol::Point::kChunkSent);
   if (start.content == exchange::Content::kLent) {

@@ -34,7 +34,7 @@ Staging Trainer::stage(const Value& state, std::uint64_t step) {
   std::shared_ptr<StageJob> job;
   try {
     job = make_job(state, step);
-  } catch (...) {  // whatever it is, the other ranks wait for this step: they are told at once
+  } catch (...) {  // of any kind: the other ranks wait for this step, so its no is sent at once
     engine_.post(protocol::StageSkipped{
         step, "it could not be staged there: " + text_of(std::current_exception())});
     engine_.gate.leave_step();
@@ -68,7 +68,8 @@ std::shared_ptr<StageJob> Trainer::make_job(const Value& state, std::uint64_t st
     source = plan_->capture(state, engine_.options.streams);
     if (!source) throw InvalidState("the state dict changed while stage() read it");
   }
-  // Not with the plan: who was refused and tries again is refused again.
+  // The room is checked even if the plan is an old one, so that a stage() that was refused is
+  // refused again.
   const ImageLayout& layout = plan_->layout();
   const std::pair room{layout.image_bytes, layout.image_bytes - layout.borrowed_bytes};
   if (room != room_for_) {
@@ -133,7 +134,7 @@ PlanOptions Trainer::plan_options(const Value& state, const std::set<int>& apart
 }
 
 void Trainer::check_room_for(std::uint64_t image_bytes, std::uint64_t replica_bytes) {
-  // Two own slots and two for each ward; what this vault holds already is not needed again.
+  // Two own slots and two for each ward, less the bytes that this vault has already.
   const std::uint64_t all =
       2 * (image_bytes + 4096) + 2 * engine_.config->wards.size() * (replica_bytes + 4096);
   const std::uint64_t held = engine_.vault.bytes_held();
@@ -160,7 +161,8 @@ Recovered Trainer::recover(Value& state) {
     try {
       now = engine_.gate.next_command(deadline, length);
     } catch (const PeerSilent& e) {
-      // This rank goes no further in this generation, so no rank does. (Stale after a silence.)
+      // This rank gives up this generation, so all ranks must. (The protocol ignores the event if a
+      // silence has ended the generation already.)
       engine_.post(protocol::Broken{
           -1, ErrorKind::kPeerSilent,
           "rank " + std::to_string(engine_.rank) + " gave up recovering: " + e.what()});
@@ -209,7 +211,7 @@ std::shared_ptr<const ReadLease> Trainer::compare(const RecoverCommand& command,
     }
     if (answer.mismatch.empty()) require_writable(state);
     engine_.post(std::move(answer));
-  } catch (const Error& e) {  // the others wait for this rank: they hear of it, too
+  } catch (const Error& e) {  // the other ranks wait for this one, so they get the error, too
     engine_.post(protocol::FetchFailed{engine_.rank, e.kind(), e.what()});
   } catch (const std::exception& e) {  // from a user's node, or no memory
     engine_.post(protocol::FetchFailed{engine_.rank, ErrorKind::kInvalidState, e.what()});
@@ -249,7 +251,7 @@ void Trainer::finish() {
   engine_.gate.wait_finished(deadline);
 }
 
-/// All ranks know the same step as the newest by now. Memory goes with finish(), so what cannot be
+/// By now all ranks know the same newest step. finish() frees the memory, so a step that cannot be
 /// written keeps the job from finishing.
 void Trainer::persist_newest(Deadline deadline) {
   Promise<bool> done;
@@ -310,7 +312,7 @@ std::vector<SlotKey> Trainer::hold_replica(int ward) {
   Promise<std::vector<SlotKey>> found;
   Work<std::vector<SlotKey>> keys = found.work();
   engine_.loop.post([this, ward, found]() mutable {
-    // The generation may have broken since the call began: then its loss is the answer.
+    // If the generation has broken since the call began, throw its loss.
     if (const auto loss = engine_.gate.loss()) {
       found.set_error(loss->error());
       return;

@@ -14,7 +14,7 @@
 namespace meshstage::replicate {
 namespace {
 
-/// What a slot holds, proven just now. Throws CorruptData.
+/// The claim to a slot's image, which this proves. Throws CorruptData.
 protocol::Claim claim_of(const ReadLease& lease, int at) {
   const SlotKey key = lease.key();
   const bool own = key.owner_rank == at;
@@ -25,7 +25,7 @@ protocol::Claim claim_of(const ReadLease& lease, int at) {
                             key.index);
 }
 
-/// Adds what is wrong with one image to what is wrong with those before it.
+/// Adds the damage of one image to the text about the images before it.
 void add_damage(std::string& to, const std::string& what) { to += (to.empty() ? "" : "; ") + what; }
 
 std::string place_of(SlotKey key, int at) {
@@ -72,7 +72,8 @@ void Verifier::slots(ImageId evidence, std::function<void(const protocol::SlotsV
 protocol::SlotsVerified Verifier::verify_slots(ImageId evidence) {
   protocol::SlotsVerified result;
   result.evidence = evidence;
-  // What processes before this one left, stopped ones too, counts like what this one sealed.
+  // Images that earlier processes left, stopped ones too, count like images that this process
+  // sealed.
   for (const SlotKey key : engine_.vault.adopt_older()) {
     engine_.report.info("has from an older process " + place_of(key, engine_.rank));
   }

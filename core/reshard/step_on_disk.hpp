@@ -12,7 +12,7 @@
 
 namespace meshstage {
 
-/// A step of which a directory has a file of every rank of the job that staged it.
+/// A step for which a directory has a file of every rank of the job that staged it.
 struct StepOnDisk {
   ImageId id;
   int world_size = 1;
@@ -20,15 +20,15 @@ struct StepOnDisk {
   std::vector<std::vector<std::filesystem::path>> files;
 };
 
-/// The whole steps of a job in a directory, ascending by id; of any number of ranks. Names alone:
-/// nothing is read. `complain` is told of each file that other users can have written.
+/// The whole steps of a job in a directory, ascending by id, whatever their world sizes. Reads
+/// names only. `complain` gets a text for each file that other users can have written.
 [[nodiscard]] MESHSTAGE_API std::vector<StepOnDisk> list_steps_on_disk(
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
     const std::function<void(const std::string&)>& complain = {});
 
 /// The states of all ranks, by rank: read-only views of the files, which they keep mapped. Checks
-/// every digest. Where a rank's file is damaged, the next one is taken and `complain` is told.
-/// Types of nodes are OpaqueNodes. Throws CorruptData naming the rank whose files are all damaged.
+/// every digest. If a rank's file is damaged, takes the rank's next file and calls `complain`. All
+/// nodes become OpaqueNodes. Throws CorruptData naming the rank whose files are all damaged.
 [[nodiscard]] MESHSTAGE_API std::vector<Value> read_step(
     FileSystem& fs, const StepOnDisk& step, std::string_view job,
     const std::function<void(const std::string&)>& complain = {});

@@ -22,7 +22,7 @@ struct MESHSTAGE_API Box {
 [[nodiscard]] MESHSTAGE_API Box intersection(const Box& a, const Box& b);
 /// True if `inner` lies within `outer`, so that view_of() can make a view of it.
 [[nodiscard]] MESHSTAGE_API bool contains(const Box& outer, const Box& inner);
-/// What `box` has beside `hole`: disjoint boxes, at most two for each dimension.
+/// The elements of `box` that are not in `hole`: disjoint boxes, at most two for each dimension.
 [[nodiscard]] MESHSTAGE_API std::vector<Box> without(const Box& box, const Box& hole);
 /// A view of the box `wanted` in a tensor that has the box `held`. `wanted` must lie within `held`.
 [[nodiscard]] MESHSTAGE_API Tensor view_of(const Tensor& tensor, const Box& held,

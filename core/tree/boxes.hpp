@@ -17,21 +17,21 @@ struct TensorBox {
   Tensor tensor;
 };
 
-/// What one rank stores of a tensor that lies on several ranks.
+/// The part that one rank stores of a tensor that lies on several ranks.
 struct TensorBoxes {
   Shape shape;  ///< Of the whole tensor, elements.
   DType dtype = DType::kF32;
   std::vector<TensorBox> boxes;
   /// Names the group of ranks that has the tensor. Two groups may have two tensors.
   std::uint64_t group = 0;
-  /// Which of the group's copies of the tensor these boxes are of. All ranks of a group with an
-  /// equal `copy` have the whole tensor together.
+  /// Names the copy of the tensor to which these boxes belong. All ranks of a group with an equal
+  /// `copy` have the whole tensor together.
   std::vector<std::int64_t> copy;
 };
 
-/// Reads boxes out of nodes. A reader uses nothing but what an image keeps of a node, its children
-/// and its auxiliary data. So a reader reads the nodes of a job of another number of ranks, without
-/// that job's meshes and groups. A value: copy it, extend it, pass it on.
+/// Reads boxes out of nodes. A reader uses only the parts of a node that an image keeps: its
+/// children and its auxiliary data. So it can read nodes of a job with another world size, without
+/// that job's meshes. A value: copy it, extend it, pass it on.
 ///
 ///     BoxReaders readers;
 ///     dtensor::register_boxes(readers);
