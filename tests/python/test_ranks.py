@@ -10,14 +10,14 @@ import pytest
 pytest.importorskip("numpy")
 
 STEPS = 40
-RANK = Path(__file__).with_name("rank.py")
+HERE = Path(__file__).parent
 
 
-def run(directory: Path, *arguments: str) -> list[str]:
+def run(program: str, directory: Path, *arguments: str) -> list[str]:
     directory.mkdir()
     command = [
         sys.executable, "-m", "meshstage", "run", "-n", "2", "--job", "ranks", "--",
-        sys.executable, str(RANK), str(directory), str(STEPS), *arguments,
+        sys.executable, str(HERE / program), str(directory), str(STEPS), *arguments,
     ]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=240,
@@ -27,10 +27,12 @@ def run(directory: Path, *arguments: str) -> list[str]:
     return [(directory / f"result.{rank}").read_text() for rank in (0, 1)]
 
 
-def test_a_killed_rank_comes_back_with_the_same_bits(tmp_path):
-    undisturbed = run(tmp_path / "undisturbed")
+@pytest.mark.parametrize("program", ["rank.py", "torch_rank.py"])
+def test_a_killed_rank_comes_back_with_the_same_bits(tmp_path, program):
+    if program == "torch_rank.py":
+        pytest.importorskip("torch")
+    undisturbed = run(program, tmp_path / "undisturbed")
     assert undisturbed[0] == undisturbed[1]
-    assert undisturbed[0].endswith(f" {sum(range(STEPS))}")
-    killed = run(tmp_path / "killed", "23")
+    killed = run(program, tmp_path / "killed", "23")
     assert (tmp_path / "killed" / "died").exists()
     assert killed == undisturbed

@@ -67,7 +67,7 @@ class Checkpointer:
                     train(step.number)
 
     A state is a dict of dicts, lists, tuples, scalars and arrays: numpy's and torch's, recovered
-    in place, and whatever has DLPack. Rank and world size come from the launcher's variables unless
+    in place, and whatever has DLPack; or a ``meshstage.torch.state(...)``. Rank and world size come from the launcher's variables unless
     they are given. Durations are seconds. ``log(warning, text)`` gets each line, on a thread of
     Python's own; without it the logger "meshstage" does.
 
@@ -138,13 +138,16 @@ class Checkpointer:
         """Collective. Brings the newest step that all ranks can still produce into ``state``:
         arrays in place, scalars into its dicts and lists. Where there is none, ``state`` is staged
         as step 0. Raises StructureMismatch (nothing was touched), Unrecoverable, RejoinNeeded."""
-        got = Recovered(*self._get().recover(state, _foreign()))
+        tree = _tree_of(state)
+        got = Recovered(*self._get().recover(tree, _foreign()))
+        if tree is not state:
+            state.write(tree)
         self._begun = True
         return got
 
     def stage(self, state: dict, step: int) -> Staging:
         """Starts staging; arrays may change when the result's ``wait()`` has returned."""
-        return Staging(self._get().stage(state, step, _foreign()))
+        return Staging(self._get().stage(_tree_of(state), step, _foreign()))
 
     def rejoin(self) -> "Checkpointer":
         """After RejoinNeeded: forms the next generation with all ranks. Then ``recover``."""
@@ -240,6 +243,11 @@ def _closed() -> Exception:
     from meshstage.errors import InvalidState
 
     return InvalidState("this Checkpointer is closed")
+
+
+def _tree_of(state: Any) -> dict:
+    """The dict itself, or what an object with read() and write() is now (meshstage.torch.state)."""
+    return state if isinstance(state, dict) else state.read()
 
 
 def _foreign() -> Callable[[Any], Any] | None:

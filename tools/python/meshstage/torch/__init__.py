@@ -2,5 +2,6 @@
 
 from meshstage.torch._async_stager import Stager
 from meshstage.torch._stager import StateDictStager
+from meshstage.torch._state import State, state
 
-__all__ = ["Stager", "StateDictStager"]
+__all__ = ["Stager", "State", "StateDictStager", "state"]

@@ -1,0 +1,138 @@
+"""meshstage.torch.state: a training of torch's, as it was, in the next process."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import meshstage  # noqa: E402
+import meshstage.torch  # noqa: E402
+from meshstage import errors  # noqa: E402
+
+OPTIMIZERS = {
+    "adam": lambda p: torch.optim.Adam(p, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, momentum=0.5, centered=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "plain sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "adagrad": lambda p: torch.optim.Adagrad(p),
+}
+
+
+@pytest.fixture
+def make(tmp_path):
+    made = []
+
+    def one():
+        for old in made:
+            old.close()
+        made.append(
+            meshstage.Checkpointer(
+                job="state", directory=tmp_path, vault_directory=tmp_path, rank=0, world_size=1
+            )
+        )
+        return made[-1]
+
+    yield one
+    for old in made:
+        old.close()
+
+
+class Training:
+    """A small model with frozen parameters, dropout, batch norm and a schedule."""
+
+    def __init__(self, optimizer):
+        torch.manual_seed(1)
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5),
+            torch.nn.Linear(8, 2),
+        )  # fmt: skip
+        self.model[0].bias.requires_grad = False
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2, 0.5)
+        self.state = None
+
+    def as_state(self):
+        self.state = meshstage.torch.state(
+            model=self.model, optimizer=self.optimizer, scheduler=self.scheduler, rng=True, seen=0
+        )
+        return self.state
+
+    def train(self, steps):
+        for _ in range(steps):
+            self.model(torch.randn(16, 4)).square().mean().backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            self.optimizer.zero_grad()
+            if self.state is not None:
+                self.state["seen"] += 1
+
+    def bits(self):
+        return copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
+
+
+def assert_same_bits(a, b):
+    for one, other in zip(a, b, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_recovered_training_goes_on_with_the_same_bits(make, optimizer):
+    undisturbed = Training(optimizer)
+    undisturbed.train(9)  # without a state: what torch does by itself
+
+    first = Training(optimizer)
+    state = first.as_state()
+    ckpt = make()
+    assert ckpt.recover(state).step == 0
+    first.train(5)
+    staging = ckpt.stage(state, 5)
+    assert staging.wait(60) and staging.outcome(60) == "complete"
+    first.train(1)
+
+    second = Training(optimizer)  # a new process would: nothing has stepped yet
+    weight = second.model[0].weight.data_ptr()
+    state = second.as_state()
+    assert make().recover(state).step == 5
+    assert state["seen"] == 5
+    second.train(4)
+    assert second.model[0].weight.data_ptr() == weight
+    assert_same_bits(second.bits(), undisturbed.bits())
+    assert second.scheduler.state_dict() == undisturbed.scheduler.state_dict()
+
+
+def test_optimizer_state_goes_by_the_parameters_names(make):
+    first = Training("adamw")
+    state = first.as_state()
+    assert "model.3.weight" in state.read()["optimizer"]["state"]
+    assert "model.0.bias" not in state.read()["optimizer"]["state"]  # frozen
+
+
+def test_a_compiled_modules_names_are_the_plain_ones():
+    model = torch.nn.Linear(2, 2)
+    compiled = torch.compile(model)
+    optimizer = torch.optim.AdamW(compiled.parameters())
+    read = meshstage.torch.state(model=compiled, optimizer=optimizer).read()
+    assert set(read["model"]) == {"weight", "bias"}
+    assert set(read["optimizer"]["state"]) == {"model.weight", "model.bias"}
+
+
+def test_sgd_with_dampening_is_refused_before_its_first_step():
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, dampening=0.1)
+    with pytest.raises(errors.InvalidArgument, match="dampening"):
+        meshstage.torch.state(model=model, optimizer=optimizer)
+
+
+def test_steps_takes_a_state(make):
+    training = Training("adamw")
+    state = training.as_state()
+    for step in make().steps(state, 7, stage_every=3, finish=False):
+        with step:
+            training.train(1)
+    assert state["seen"] == 7
+    again = Training("adamw")
+    state = again.as_state()
+    assert make().recover(state).step == 7
+    assert_same_bits(again.bits(), training.bits())
