@@ -105,3 +105,46 @@ def test_close_ends_its_thread_and_refuses_what_comes_after():
     assert not any(t.name.startswith("meshstage-stager") for t in threading.enumerate())
     with pytest.raises(InvalidState):
         stager.stage({})
+
+
+@pytest.mark.parametrize("share_memory", [False, True])
+def test_the_process_executor_gets_the_step(tmp_path, share_memory):
+    import subprocess
+    import sys
+    import textwrap
+
+    program = tmp_path / "save.py"  # the executor's process imports the main program
+    program.write_text(textwrap.dedent(f"""
+        import sys
+        import torch
+        import torch.distributed as dist
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+        from meshstage.torch import Stager
+
+        def main():
+            dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+            stager = Stager(async_staging=True, share_memory={share_memory})
+            state = {{"w": torch.arange(1000.0), "tie": None}}
+            state["tie"] = state["w"][10:]
+            for i in range(2):
+                state["w"].fill_(i)
+                response = dcp.async_save(
+                    state, checkpoint_id="{tmp_path}/c%d" % i, async_stager=stager,
+                    async_checkpointer_type=AsyncCheckpointerType.PROCESS)
+                response.staging_completion.result(60)
+                state["w"].fill_(-1)
+                response.upload_completion.result(100)
+                loaded = {{"w": torch.zeros(1000), "tie": torch.zeros(990)}}
+                dcp.load(loaded, checkpoint_id="{tmp_path}/c%d" % i)
+                assert (loaded["w"] == i).all() and (loaded["tie"] == i).all()
+            stager.close()
+            dist.destroy_process_group()
+
+        if __name__ == "__main__":
+            main()
+    """))
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr

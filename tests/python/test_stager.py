@@ -183,6 +183,19 @@ def test_what_was_staged_can_be_staged(stager):
     assert second.data_ptr() != first.data_ptr()
 
 
+def test_a_result_that_torch_puts_into_other_memory_is_left_alone(stager):
+    source = torch.zeros(4)
+    state = {"a": source, "b": torch.ones(2)}
+    results = []
+    for i in range(5):  # the slow walk and the plan
+        source.fill_(i)
+        result = stager.stage(state)
+        results.append(result["a"].share_memory_())
+        assert torch.equal(results[-1], torch.full((4,), float(i)))
+    source.fill_(9)
+    assert torch.equal(stager.stage(state)["a"], torch.full((4,), 9.0))
+
+
 def test_the_stager_keeps_no_source_alive(stager):
     source = torch.zeros(10)
     staged = stager.stage({"a": source})

@@ -35,13 +35,14 @@ _KNOWN_BATCHES = 4  # as many structures as the C++ stager knows at a time
 class _Entry:
     """A source storage, by its identity, and the storage that it is staged to."""
 
-    __slots__ = ("address", "nbytes", "source", "staged", "ref", "__weakref__")
+    __slots__ = ("address", "nbytes", "source", "staged", "place", "ref")
 
     def __init__(self, storage: torch.UntypedStorage):
         self.address = storage.data_ptr()
         self.nbytes = storage.nbytes()
         self.source = _meshstage.SourceStorage(self.address, self.nbytes)
         self.staged: torch.UntypedStorage | None = None
+        self.place = -1  # where that storage's bytes are staged to
         self.ref: weakref.ref | None = None
 
 
@@ -163,10 +164,9 @@ class StateDictStager:
 
     def _replay(self, plan: Plan, sources: list[torch.Tensor], results: list[torch.Tensor]) -> None:
         """Copies what a plan has matched; holding ``sources`` keeps them until that is done."""
-        moved = self._stager.stage(plan.batch)
+        moved = self._stage_batch(plan.entries, plan.batch)
         if not moved:
             return
-        self._place(plan.entries, plan.batch, moved)
         self._forget_structures()  # what it makes results of is on the old places
         places = {plan.entries[i].ref.cdata: plan.entries[i].staged for i in moved}
         for source, result in zip(sources, results):
@@ -233,18 +233,30 @@ class StateDictStager:
             batch = _meshstage.StorageBatch([entry.source for entry in entries])
             self._batches.insert(0, (entries, batch))
             del self._batches[_KNOWN_BATCHES:]
-        self._place(entries, batch, self._stager.stage(batch))
+        self._stage_batch(entries, batch)
 
-    def _place(self, entries: list[_Entry], batch, moved: list[int]) -> None:
+    def _stage_batch(self, entries: list[_Entry], batch) -> list[int]:
+        """Copies, and makes new storages on the places that are other ones now; their indexes.
+        A storage is also made anew where torch has put another memory under the old one, which is
+        what share_memory_() does, and sending it to another process."""
+        moved = self._stager.stage(batch)
+        if any(e.staged is None or e.staged.data_ptr() != e.place for e in entries):
+            replaced = [
+                i for i, e in enumerate(entries)
+                if e.staged is None or e.staged.data_ptr() != e.place
+            ]  # fmt: skip
+            moved = sorted({*moved, *replaced})
         for i in moved:
             entry = entries[i]
             entry.staged = untyped(batch.capsule(i))
+            entry.place = entry.staged.data_ptr()
             location = batch.location(i)
             if location is not None:
                 adopt(entry.staged, location)
             storage = entry.ref()
             if storage is not None:
                 self._cached_storage_mapping[storage] = entry.staged
+        return moved
 
 
 class _Walk:
