@@ -125,6 +125,21 @@ def test_a_log_callback_that_fails_ends_nothing(tmp_path):
     assert done.returncode == 0 and "LookupError" in done.stderr
 
 
+def test_one_that_nobody_closes_leaves_no_thread(tmp_path):
+    check(tmp_path, """
+        before = threading.active_count()
+        native = len(os.listdir("/proc/self/task"))
+        for _ in range(3):
+            ckpt = make()
+            ckpt.recover({"a": np.ones(3)})
+            del ckpt
+        deadline = time.monotonic() + 30
+        while threading.active_count() > before or len(os.listdir("/proc/self/task")) > native:
+            assert time.monotonic() < deadline, threading.enumerate()
+            time.sleep(0.01)
+    """)
+
+
 def test_calls_after_the_end_are_refused(tmp_path):
     check(tmp_path, """
         ckpt = make()

@@ -105,6 +105,7 @@ class Checkpointer:
             target=_hand_on, args=(self._queue, log), name="meshstage-log", daemon=True
         )
         self._logs.start()
+        weakref.finalize(self, self._queue.close)  # of one that nobody closes: the thread ends
         _open.add(self)
         try:
             self._inner = _meshstage.Checkpointer(
