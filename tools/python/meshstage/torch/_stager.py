@@ -470,7 +470,10 @@ class _Walk:
     def _wrapper(self, x, path):
         """By its tensors: DTensor by its local one. What describes them is not copied."""
         names, context = x.__tensor_flatten__()
-        inner = {name: self.copy(getattr(x, name), (path, name)) for name in names}
+        inner = {name: getattr(x, name) for name in names}
+        for name, part in inner.items():
+            if isinstance(part, torch.Tensor):  # and not a mesh
+                inner[name] = self.copy(part, (path, name))
         self.flush()
         size, stride = x.size(), x.stride() if x.layout == torch.strided else None
         return type(x).__tensor_unflatten__(inner, context, size, stride)

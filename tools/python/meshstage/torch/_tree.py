@@ -30,7 +30,8 @@ class StandIns:
             return NotImplemented
         if is_traceable_wrapper_subclass(value):
             names, _ = value.__tensor_flatten__()
-            return {name: getattr(value, name) for name in names}
+            parts = {name: getattr(value, name) for name in names}
+            return {name: part for name, part in parts.items() if isinstance(part, torch.Tensor)}
         if value.layout != torch.strided or value.is_quantized:
             raise InvalidArgument(f"is a tensor of layout {value.layout} and {value.dtype}")
         if value.device.type != "cpu":
