@@ -153,6 +153,26 @@ struct Attempt {
   std::jthread watcher;  // last: it ends before what it uses
 };
 
+/// Generation::connect_pairs of the generation that `request` names.
+Pairs connect_pairs(const std::shared_ptr<Store>& store, Transport& transport,
+                    ConnectRequest request, const std::vector<int>& peers, Deadline deadline,
+                    const std::stop_token& stop) {
+  PublishedIn published(*store);
+  request.peers = peers;
+  Pairs made;
+  try {
+    request.name = "pair-links";
+    made.links = transport.connect_links(request, published, deadline, stop);
+    request.name = "pair-data";
+    made.data = transport.connect_group(request, published, deadline, stop);
+    return made;
+  } catch (...) {  // whatever it is, half of a pair is no use
+    if (made.links) made.links->close();
+    published.remove_published(Deadline::after(kLastWords));
+    throw;
+  }
+}
+
 }  // namespace
 
 std::string gave_up_text(int rank) {
@@ -182,6 +202,11 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
   result.claim = claim;
   result.rank = rank;
   result.world_size = world;
+  result.connect_pairs = [store = options.store, transport = options.transport, request](
+                             const std::vector<int>& peers, Deadline by,
+                             const std::stop_token& stop) {
+    return connect_pairs(store, *transport, request, peers, by, stop);
+  };
   const auto abandon = [&](const std::string& why) {
     const Deadline last_words = Deadline::after(kLastWords);
     store.compare_and_create(outcome_key, std::string(kAbandoned) + why, last_words);

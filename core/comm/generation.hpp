@@ -1,8 +1,11 @@
 #pragma once
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
+#include <stop_token>
 #include <string>
+#include <vector>
 
 #include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/comm/control_links.hpp>
@@ -11,6 +14,12 @@
 #include <meshstage/core/error/export.hpp>
 
 namespace meshstage {
+
+/// Links and a group between some pairs of ranks of a generation.
+struct Pairs {
+  std::shared_ptr<ControlLinks> links;
+  std::shared_ptr<ProcessGroup> data;
+};
 
 /// One life of the group of ranks: from a successful form() to the first death.
 /// Copyable handles; close() ends all of them.
@@ -22,6 +31,10 @@ struct MESHSTAGE_API Generation {
   std::shared_ptr<ControlLinks> links;     ///< To the tree's neighbours and the data peers.
   std::shared_ptr<ProcessGroup> data;      ///< To the data peers: images.
   std::shared_ptr<ProcessGroup> training;  ///< The trainer's collectives.
+  /// Connects to ranks that are no data peers, each of which connects to this one: once in a
+  /// generation. Throws what Transport does; nothing is left behind then. The caller closes both.
+  std::function<Pairs(const std::vector<int>& peers, Deadline deadline, std::stop_token stop)>
+      connect_pairs;
 
   /// Aborts both groups with `cause`, from any thread. The links stay.
   void abort(std::exception_ptr cause) const noexcept;

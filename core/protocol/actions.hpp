@@ -22,15 +22,25 @@ struct Send {
 struct VerifySlots {
   bool verify = true;
 };
-/// Verify every file whose image is newer than `newer_than` (kNoImage: all) and answer with
-/// FilesVerified.
+/// Verify every file whose image is newer than `newer_than` (kNoImage: all), and as many images of
+/// the stray vaults on this host that no other rank of this generation has taken. Answer with
+/// FilesVerified. `strays` is false only in the explorer.
 struct VerifyDisk {
   ImageId newer_than;
+  bool strays = true;
 };
+/// Connect to these ranks, which do the same, for what the choice has to send between them. Answer
+/// with Connected, or with Broken where that does not work by the deadline.
+struct Connect {
+  std::vector<int> peers;
+};
+/// All that was sent between the pairs of Connect has arrived: close their connections.
+struct Disconnect {};
 /// Bring `source` into slot `slot`: an own slot if source.owner is this rank, else a slot of ward
-/// source.owner. The bytes come from another rank's Serve, or from this rank's disk if source.at is
-/// this rank. For an own image that needs_lenders() more bytes come from the ServeLent of each rank
-/// in source.borrowed. Mark the slot WRITING at once; answer with Fetched or FetchFailed.
+/// source.owner. The bytes come from another rank's Serve, or from this rank's disk or a stray
+/// vault if source.at is this rank. For an own image that needs_lenders() more bytes come from the
+/// ServeLent of each rank in source.borrowed. Mark the slot WRITING at once; answer with Fetched or
+/// FetchFailed.
 struct Fetch {
   Claim source;
   int slot = 0;
@@ -60,11 +70,13 @@ struct CheckStructure {
   int slot = 0;
 };
 /// All agreed: write the own slot's image into the trainer's tensors; recover() returns its step.
+/// What older processes left is superseded, and stray vaults too: remove them, never before.
 struct RestoreTrainer {
   int slot = 0;
   ImageId id;
 };
-/// All agreed that there is nothing to recover: recover() returns step 0.
+/// All agreed that there is nothing to recover: recover() returns step 0. What was left goes as for
+/// RestoreTrainer.
 struct RecoveredNothing {};
 /// recover() throws this; no trainer tensor was written at any rank. The generation is over.
 /// Each peer gets the cause on its own link, so that the cause comes before that link's
@@ -173,10 +185,11 @@ struct Reached {
   ImageId id{};
 };
 
-using Action = std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeLent, StopBorrowing,
-                            CheckStructure, RestoreTrainer, RecoveredNothing, RecoverFailed,
-                            WriteOwn, AcceptReplica, ExpectDigest, SendImage, AbortRound,
-                            AbortTransfers, AskStore, Announce, NoteDeath, ReportLost, Prune,
-                            RemoveVault, Refuse, Reached, ReceiveStream, TakeWant>;
+using Action =
+    std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeLent, StopBorrowing,
+                 CheckStructure, RestoreTrainer, RecoveredNothing, RecoverFailed, WriteOwn,
+                 AcceptReplica, ExpectDigest, SendImage, AbortRound, AbortTransfers, AskStore,
+                 Announce, NoteDeath, ReportLost, Prune, RemoveVault, Refuse, Reached,
+                 ReceiveStream, TakeWant, Connect, Disconnect>;
 
 }  // namespace meshstage::protocol

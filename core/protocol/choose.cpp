@@ -14,6 +14,8 @@ const char* to_string(Place place) noexcept {
       return "own memory";
     case Place::kHeldSlot:
       return "holder memory";
+    case Place::kStray:
+      return "stray vault";
     case Place::kOwnFile:
     case Place::kHeldFile:
       return "disk";
@@ -45,7 +47,8 @@ std::vector<bool> wholeness(std::span<const Claim> claims) {
     for (const Claim* by : copies[{claim.id, wanted.rank}]) {
       const auto& lent_there = by->lent;
       if (std::find(lent_there.begin(), lent_there.end(), mine) == lent_there.end()) return false;
-      there = there || by->place == Place::kOwnSlot;
+      there = there || by->place == Place::kOwnSlot ||
+              (by->place == Place::kStray && by->vault == by->owner);
     }
     return there;
   };
@@ -134,17 +137,19 @@ std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
   std::vector<Transfer> transfers;
   for (int owner = 0; owner < world_size; ++owner) {
     const auto& found = copies[static_cast<std::size_t>(owner)];
+    const auto& keepers = holders[static_cast<std::size_t>(owner)];
     const auto restore = [&](int to) {
       const Claim* nearest = nullptr;
       const auto distance = [&](const Claim* c) {
-        const bool file = c->place == Place::kOwnFile || c->place == Place::kHeldFile;
-        return std::tuple(file ? (c->at == to ? 2 : 3) : 0, c->needs_lenders(),
-                          static_cast<int>(c->place), c->at);
+        // Ranks that keep images of one owner are linked; others are to connect first.
+        const bool linked =
+            c->at == owner || std::find(keepers.begin(), keepers.end(), c->at) != keepers.end();
+        return std::tuple(is_file(c->place) ? 1 : 0, c->needs_lenders(),
+                          c->at == to ? 0 : (linked ? 1 : 2), static_cast<int>(c->place), c->at);
       };
       for (const std::size_t i : found) {
         const Claim* claim = &claims[i];
-        const bool slot = claim->place == Place::kOwnSlot || claim->place == Place::kHeldSlot;
-        if (slot && claim->at == to) return;  // already where it belongs
+        if (is_slot(claim->place) && claim->at == to) return;  // already where it belongs
         if (to == owner && (!whole[i] || (can_borrow && !can_borrow(*claim)))) continue;
         if (nearest == nullptr || distance(claim) < distance(nearest)) nearest = claim;
       }
@@ -152,7 +157,7 @@ std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
     };
     restore(owner);
     if (!restore_holders) continue;
-    for (const int holder : holders[static_cast<std::size_t>(owner)]) restore(holder);
+    for (const int holder : keepers) restore(holder);
   }
   return transfers;
 }

@@ -23,15 +23,23 @@ struct ImageSizes {
   friend bool operator==(const ImageSizes&, const ImageSizes&) = default;
 };
 
-/// The place of a copy of an image, nearest first.
+/// The place of a copy of an image.
 enum class Place : std::uint8_t {
   kOwnSlot,   ///< in the memory of the rank whose image it is
   kHeldSlot,  ///< in the memory of another rank
   kOwnFile,   ///< on the disk of the rank whose image it is
   kHeldFile,  ///< on the disk of another rank
+  kStray,     ///< in a stray vault: on the claimer's host, of a rank that sits elsewhere now
 };
+[[nodiscard]] constexpr bool is_file(Place place) noexcept {
+  return place == Place::kOwnFile || place == Place::kHeldFile;
+}
+/// A slot of the claimer's own vault.
+[[nodiscard]] constexpr bool is_slot(Place place) noexcept {
+  return place == Place::kOwnSlot || place == Place::kHeldSlot;
+}
 
-/// "own memory", "holder memory", "disk": as the drill prints it.
+/// "own memory", "holder memory", "stray vault", "disk": as the drill prints it.
 MESHSTAGE_API const char* to_string(Place place) noexcept;
 
 /// One image, or replica of an image, whose digests were verified just now.
@@ -49,10 +57,13 @@ struct Claim {
   std::vector<Loan> borrowed{};
   /// The loans that this image lends to replicas of other ranks, by borrower.
   std::vector<Loan> lent{};
-  /// True if this copy borrows bytes: only a copy in a holder's memory can.
-  [[nodiscard]] bool needs_lenders() const noexcept {
-    return place == Place::kHeldSlot && !borrowed.empty();
+  int vault = -1;  ///< kStray: the rank whose vault it is
+  /// True if this copy is without what the image borrows: a replica, in memory.
+  [[nodiscard]] bool is_replica() const noexcept {
+    return place == Place::kHeldSlot || (place == Place::kStray && vault != owner);
   }
+  /// Whether this copy borrows something.
+  [[nodiscard]] bool needs_lenders() const noexcept { return is_replica() && !borrowed.empty(); }
   friend bool operator==(const Claim&, const Claim&) = default;
 };
 
@@ -61,9 +72,9 @@ struct Claim {
                                            int slot);
 
 /// One image that has to travel before redundancy is whole again. `source.at == to` is a load from
-/// the rank's own disk. The destination chooses the slot: an own slot if `to == source.owner`, else
-/// a slot of its ward `source.owner`. An owner that fetches a replica also gets the borrowed bytes
-/// from its lenders.
+/// the rank's own disk, or from a stray vault that it took. The destination chooses the slot: an
+/// own slot if `to == source.owner`, else a slot of its ward `source.owner`. An owner that fetches
+/// a replica also gets the borrowed bytes from its lenders.
 struct Transfer {
   Claim source;
   int to = 0;
@@ -94,12 +105,12 @@ MESHSTAGE_API bool same_image(ImageId a, ImageId b, bool generations_apart = tru
 /// True if the owner of a claim is linked to all its lenders.
 using CanBorrow = std::function<bool(const Claim&)>;
 
-/// A transfer for every owner and every holder that lacks `id`, from its nearest source: the
-/// owner's memory, a holder's memory, the destination's own disk, another rank's disk. An owner
-/// gets only whole claims that it `can_borrow` (null: all). For a holder a replica that borrows the
-/// same bytes suffices.
-/// \param holders holders[r] are the ranks that hold r's replica.
-/// \param restore_holders false only in the explorer, which then restores owners alone.
+/// A transfer for every owner and every holder that lacks `id`, from its nearest source: memory (on
+/// the destination's own host, then at a rank that keeps the owner's images, then anywhere), the
+/// destination's own disk, another rank's disk. An owner gets only whole claims that it
+/// `can_borrow` (null: all). For a holder a replica that borrows the same bytes suffices. \param
+/// holders holders[r] are the ranks that hold r's replica. \param restore_holders false only in the
+/// explorer, which then restores owners alone.
 MESHSTAGE_API std::vector<Transfer> plan_transfers(std::span<const Claim> claims, ImageId id,
                                                    const std::vector<std::vector<int>>& holders,
                                                    bool restore_holders = true,

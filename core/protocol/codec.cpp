@@ -16,7 +16,7 @@ constexpr std::uint32_t kMagic = 0x4d50534d;  // "MSPM" as bytes
 /// Texts for people are cut to this, so that no error can make a message too long for its link.
 constexpr std::size_t kMaxText = 4096;
 /// Of a claim, without its two lists of loans.
-constexpr std::size_t kClaimBytes = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 44 + 16 + 8;
+constexpr std::size_t kClaimBytes = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 44 + 16 + 8 + 4;
 constexpr std::size_t kLoanBytes = 4 + 16;
 
 /// Appends little-endian.
@@ -78,6 +78,7 @@ class Writer {
     digest(value.image_digest);
     loans(value.borrowed);
     loans(value.lent);
+    rank(value.vault);
   }
   std::vector<std::byte> take() { return std::move(bytes_); }
 
@@ -211,7 +212,7 @@ class Reader {
     // An image of a larger world is reported to the root, which names both sizes.
     value.owner = number<std::int32_t>("claim's owner");
     if (value.owner < 0) bad("claim's owner", "rank " + std::to_string(value.owner));
-    value.place = static_cast<Place>(small("claim's kind", 3));
+    value.place = static_cast<Place>(small("claim's kind", 4));
     value.slot = small("claim's slot", 1);
     const auto world = number<std::uint32_t>("claim's world size");
     if (world == 0 || world > static_cast<std::uint32_t>(std::numeric_limits<int>::max())) {
@@ -228,6 +229,10 @@ class Reader {
     value.image_digest = digest("claim's image digest");
     value.borrowed = loans("claim's lenders");
     value.lent = loans("claim's borrowers");
+    value.vault = rank("claim's vault", true);
+    if ((value.place == Place::kStray) != (value.vault >= 0)) {
+      bad("claim's vault", "rank " + std::to_string(value.vault));
+    }
     return value;
   }
   ErrorKind error_kind(const char* field) {
@@ -316,8 +321,9 @@ void read(Reader& r, Have& m) {
   m.claims.resize(r.count("claims", kClaimBytes));
   for (Claim& claim : m.claims) {
     claim = r.claim();
-    const bool file = claim.place == Place::kOwnFile || claim.place == Place::kHeldFile;
-    if (file != m.disk) r.bad("claim's kind", m.disk ? "a slot among files" : "a file among slots");
+    if (is_slot(claim.place) == m.disk) {
+      r.bad("claim's kind", m.disk ? "a slot among files" : "a file among slots");
+    }
   }
   m.evidence = r.id("evidence", true);
   m.damage = r.text("damage");

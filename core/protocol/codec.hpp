@@ -22,8 +22,8 @@
 namespace meshstage::protocol {
 
 /// A job's ranks run one build, so no older version is read. 3: stream starts and wants are
-/// messages; votes carry wishes, and Complete carries orders.
-inline constexpr std::uint16_t kWireVersion = 3;
+/// messages; votes carry wishes, and Complete carries orders. 4: claims to stray vaults.
+inline constexpr std::uint16_t kWireVersion = 4;
 inline constexpr std::size_t kWireHeaderBytes = 32;
 /// The bytes that a claim takes in a message.
 [[nodiscard]] MESHSTAGE_API std::size_t encoded_bytes(const Claim& claim) noexcept;

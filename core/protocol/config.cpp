@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -70,6 +71,17 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
     peers.insert(peers.end(), more->begin(), more->end());
   }
   if (config->parent >= 0) peers.push_back(config->parent);
+  std::set<int> data(config->wards.begin(), config->wards.end());
+  for (const int ward : config->wards) {
+    const auto& beside = config->holders[static_cast<std::size_t>(ward)];
+    data.insert(beside.begin(), beside.end());
+  }
+  for (const auto* more : {&config->holders[static_cast<std::size_t>(rank)],
+                           &config->lenders[static_cast<std::size_t>(rank)], &config->borrowers}) {
+    data.insert(more->begin(), more->end());
+  }
+  data.erase(rank);
+  config->data_peers.assign(data.begin(), data.end());
   std::sort(peers.begin(), peers.end());
   peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
   return config;

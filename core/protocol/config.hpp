@@ -26,6 +26,7 @@ struct Rules {
   bool beyond_unknown = true;
   bool newest_covered = true;     ///< 5b: the newest covered step, not the newest marked complete
   bool whole_claims = true;       ///< 5b: a replica counts only with what it borrows
+  bool found_anywhere = true;     ///< 14: an image counts wherever it lies, in whosever vault
   bool restore_holders = true;    ///< 5c: redundancy is whole again at owner and holder
   bool fetch_beside_base = true;  ///< 5c: a fetch spares the chosen step's base
   bool agree_first = true;        ///< 5d: everyone is ready before anyone restores or stages
@@ -61,6 +62,10 @@ struct Config {
   /// All ranks that this rank exchanges messages with, ascending: tree neighbours, holders and
   /// wards, lenders and borrowers.
   std::vector<int> peers;
+  /// The ranks with which this rank exchanges images, ascending: its holders, its wards, the other
+  /// holders of its wards (which restore a holder when the owner is gone), its lenders and its
+  /// borrowers.
+  std::vector<int> data_peers;
   /// The most bytes of claims in a Have; the oldest images' claims are left out first
   /// (Have::beyond).
   std::size_t most_claim_bytes = kMostClaimBytes;

@@ -25,14 +25,17 @@ struct SlotsVerified {
   ImageId evidence{};
   std::string damage{};
 };
-/// Answer to VerifyDisk: every file that is newer than VerifyDisk::newer_than and whose digests are
-/// right. \c evidence: the newest id in any file's name, read or not. Empty if there is no
-/// directory. \c damage: see SlotsVerified.
+/// Answer to VerifyDisk: every file and every image in a stray vault that is newer than
+/// VerifyDisk::newer_than and whose digests are right. \c evidence: the newest id in any file's
+/// name, read or not, and of the bases in strays' headers. Empty if there is no directory. \c
+/// damage: see SlotsVerified.
 struct FilesVerified {
   std::vector<Claim> claims;
   ImageId evidence{};
   std::string damage{};
 };
+/// Answer to Connect: each of its ranks is connected.
+struct Connected {};
 /// Answer to a Fetch: the image is verified and sealed.
 struct Fetched {
   int owner = 0;
@@ -126,6 +129,6 @@ struct Received {
 using Event = std::variant<Formed, SlotsVerified, FilesVerified, Fetched, FetchFailed,
                            StructureChecked, StageRequested, StageSkipped, OwnSealed, OwnFailed,
                            ReplicaReady, ReplicaSealed, ReplicaFailed, StoreAnswered, Persisted,
-                           Wished, FinishRequested, Broken, Received>;
+                           Wished, FinishRequested, Broken, Received, Connected>;
 
 }  // namespace meshstage::protocol

@@ -136,10 +136,10 @@ struct Want {
 // --- recovery, tree ---
 
 /// To the parent: the claims of the sender and of all ranks below it. First for slots, then for
-/// files.
+/// files and stray vaults.
 struct Have {
   bool disk = false;
-  std::vector<Claim> claims;
+  std::vector<Claim> claims;  ///< disk: also those of stray vaults
   /// The newest step that is known to have been complete: by the Store's note, a base in any header
   /// (verified or not), or a file's name. kNoImage: no step is known.
   ImageId evidence;
@@ -151,7 +151,8 @@ struct Have {
   ImageId beyond{};
   friend bool operator==(const Have&, const Have&) = default;
 };
-/// To the children: asks for the claims to files newer than this (kNoImage: all files).
+/// To the children: asks for the claims to files, and to images in stray vaults, newer than this
+/// (kNoImage: all).
 struct AskDisk {
   ImageId newer_than;
   friend bool operator==(const AskDisk&, const AskDisk&) = default;

@@ -1,11 +1,13 @@
 #include <algorithm>
+#include <set>
 #include <string>
 #include <utility>
 
 #include "transition_impl.hpp"
 
 /// Rule 5, over the tree. Every rank verifies its slots: Have climbs. For files newer than the step
-/// that slots cover AskDisk comes down, and Have climbs. The root chooses: Choice comes down. Every
+/// that slots cover, and for stray vaults, AskDisk comes down, and Have climbs. The root chooses:
+/// Choice comes down. Pairs of ranks that the choice needs and that are not linked connect. Every
 /// rank fetches, serves and compares its structure: Ready climbs. Established comes down; only then
 /// is a trainer touched or a step staged. A rank that cannot go on sends GiveUp to every peer, and
 /// each peer does the same.
@@ -26,14 +28,20 @@ void give_up(Turn& turn, const Failure& failure, int heard_from) {
   for (const int peer : turn.config().peers) {
     if (peer != heard_from) turn.send(peer, GiveUp{failure});
   }
+  const Recovery& recovery = turn.s.recovery;
+  const auto& peers = turn.config().peers;
+  for (const int peer : recovery.bridges) {
+    if (peer == heard_from || recovery.connecting) continue;
+    if (!std::binary_search(peers.begin(), peers.end(), peer)) turn.send(peer, GiveUp{failure});
+  }
   turn.act(AbortTransfers{});
   turn.act(RecoverFailed{failure});
   turn.s.mode = Mode::kBroken;
   forget_generation(turn.s);
 }
 
-/// True if rank `at` is the owner or a holder of it. Only these ranks are linked to one another, so
-/// no other rank can send or receive the owner's images.
+/// True if rank `at` is the owner or a holder of it. These ranks are linked to one another. Another
+/// rank that has an image connects to the rank that the image is for.
 bool keeps(const Turn& turn, int at, int owner) {
   if (owner < 0 || owner >= turn.config().world_size) return false;
   const auto& holders = turn.config().holders[static_cast<std::size_t>(owner)];
@@ -52,12 +60,15 @@ int stranger(const Turn& turn, const Claim& claim) {
   return -1;
 }
 
-bool reaches(const Turn& turn, const Claim& claim) {
-  return keeps(turn, claim.at, claim.owner) && stranger(turn, claim) < 0;
+bool may_send(const Turn& turn, const Claim& claim) {
+  return turn.rule().found_anywhere || keeps(turn, claim.at, claim.owner);
 }
 
-/// The claims that can be fetched. The others come from a job that had other holders or other
-/// lenders.
+bool reaches(const Turn& turn, const Claim& claim) {
+  return may_send(turn, claim) && stranger(turn, claim) < 0;
+}
+
+/// The claims that can be fetched. The others come from a job that had other lenders.
 std::vector<Claim> within_reach(const Turn& turn) {
   std::vector<Claim> claims = turn.s.recovery.claims;
   std::erase_if(claims, [&](const Claim& c) { return !reaches(turn, c); });
@@ -83,12 +94,10 @@ Failure out_of_reach(const Turn& turn, ImageId newer) {
     const int other = stranger(turn, claim);
     failure.rank = claim.owner;
     failure.why = to_string(newer) + " needs the image of rank " + std::to_string(claim.owner) +
-                  " that rank " + std::to_string(claim.at) + " has, ";
-    failure.why += keeps(turn, claim.at, claim.owner)
-                       ? "which borrows from rank " + std::to_string(other) +
-                             ", its lender no more; start with the borrowed tensors"
-                       : std::string("which is its holder no more; start with the holders");
-    failure.why += " of before, or remove that vault (meshstage clean) to go back to an older step";
+                  " that rank " + std::to_string(claim.at) + " has, which borrows from rank " +
+                  std::to_string(other) +
+                  ", its lender no more; start with the borrowed tensors of before, or remove that "
+                  "vault (meshstage clean) to go back to an older step";
     break;
   }
   return failure;
@@ -97,7 +106,7 @@ Failure out_of_reach(const Turn& turn, ImageId newer) {
 void ask_disk(Turn& turn, ImageId newer_than) {
   turn.send_down(AskDisk{newer_than});
   enter(turn.s.recovery, Phase::kFiles);
-  turn.act(VerifyDisk{newer_than});
+  turn.act(VerifyDisk{newer_than, turn.rule().found_anywhere});
 }
 
 /// The slot of a claim to this rank's own memory; nullptr if this rank has no such slot.
@@ -128,7 +137,7 @@ void begin_fetch(Turn& turn, const Claim& source) {
 void tally_ready(Turn& turn) {
   Recovery& recovery = turn.s.recovery;
   if (recovery.phase != Phase::kFetch) return;
-  if (recovery.fetching != 0 || !recovery.structure_ok) return;
+  if (recovery.connecting || recovery.fetching != 0 || !recovery.structure_ok) return;
   if (!turn.rule().agree_first) return become_ready(turn);
   if (recovery.below != turn.everyone_below()) return;
   const ImageId id = recovery.choice.id;
@@ -145,6 +154,60 @@ void tally_ready(Turn& turn) {
   // complete step.
   recovery.phase = Phase::kAsking;
   turn.act(AskStore{id, id.exists()});
+}
+
+/// The ranks that this one exchanges images with by that choice, and is not linked to.
+std::vector<int> bridges_for(const Turn& turn, const Choice& choice) {
+  const int rank = turn.config().rank;
+  const auto& linked = turn.config().data_peers;
+  std::set<int> bridges;
+  for (const Transfer& transfer : choice.transfers) {
+    const int at = transfer.source.at;
+    if (at == transfer.to || (at != rank && transfer.to != rank)) continue;
+    const int other = at == rank ? transfer.to : at;
+    if (!std::binary_search(linked.begin(), linked.end(), other)) bridges.insert(other);
+  }
+  return {bridges.begin(), bridges.end()};
+}
+
+/// Fetches and serves what the choice says.
+void begin_transfers(Turn& turn, const Choice& choice) {
+  const int rank = turn.config().rank;
+  const int verified = turn.s.recovery.own_slot;
+  const bool comes = std::any_of(choice.transfers.begin(), choice.transfers.end(),
+                                 [rank](const Transfer& transfer) {
+                                   return transfer.to == rank && transfer.source.owner == rank &&
+                                          !transfer.source.needs_lenders();
+                                 });
+  for (const Transfer& transfer : choice.transfers) {
+    const Claim& source = transfer.source;
+    if (transfer.to == rank) {
+      begin_fetch(turn, source);
+    } else if (source.at == rank) {
+      turn.act(Serve{source, transfer.to});
+    }
+    const auto& by = source.borrowed;
+    if (transfer.to != source.owner || !source.needs_lenders() ||
+        std::none_of(by.begin(), by.end(), [&](const Loan& loan) { return loan.rank == rank; })) {
+      continue;
+    }
+    if (verified < 0 && comes) {
+      turn.s.recovery.lend_later.push_back(transfer.to);
+      continue;
+    }
+    if (verified < 0) {
+      return give_up(turn,
+                     Failure{ErrorKind::kInvalidState,
+                             rank,
+                             {},
+                             {},
+                             "rank " + std::to_string(rank) + " is to lend to the image of rank " +
+                                 std::to_string(transfer.to) + ", " + to_string(choice.id) +
+                                 ", and has none of its own of that step"},
+                     -1);
+    }
+    turn.act(ServeLent{choice.id, verified, transfer.to});
+  }
 }
 
 void learn_choice(Turn& turn, const Choice& choice) {
@@ -166,33 +229,11 @@ void learn_choice(Turn& turn, const Choice& choice) {
       break;
     }
   }
-  const int rank = turn.config().rank;
-  const int verified = s.recovery.own_slot;
-  for (const Transfer& transfer : choice.transfers) {
-    const Claim& source = transfer.source;
-    if (transfer.to == rank) {
-      begin_fetch(turn, source);
-    } else if (source.at == rank) {
-      turn.act(Serve{source, transfer.to});
-    }
-    const auto& by = source.borrowed;
-    if (transfer.to != source.owner || !source.needs_lenders() ||
-        std::none_of(by.begin(), by.end(), [&](const Loan& loan) { return loan.rank == rank; })) {
-      continue;
-    }
-    if (verified < 0) {
-      return give_up(turn,
-                     Failure{ErrorKind::kInvalidState,
-                             rank,
-                             {},
-                             {},
-                             "rank " + std::to_string(rank) + " is to lend to the image of rank " +
-                                 std::to_string(transfer.to) + ", " + to_string(choice.id) +
-                                 ", and has none of its own of that step"},
-                     -1);
-    }
-    turn.act(ServeLent{choice.id, verified, transfer.to});
-  }
+  s.recovery.bridges = bridges_for(turn, choice);
+  if (s.recovery.bridges.empty()) return begin_transfers(turn, choice);
+  s.recovery.connecting = true;
+  s.recovery.choice.transfers = choice.transfers;
+  turn.act(Connect{s.recovery.bridges});
 }
 
 /// Called at the root when all claims are there: first for slots, then, if asked for, for files.
@@ -251,10 +292,10 @@ void choose_at_root(Turn& turn) {
     const auto it = std::find_if(claims.begin(), claims.end(),
                                  [&](const Claim& claim) { return claim.id == choice.id; });
     if (it != claims.end()) choice.base = it->base;
-    // Transfers are planned over all claims of owner and holders: a replica that cannot be made
-    // whole is still at its place.
+    // Transfers are planned over all claims: a replica that cannot be made whole is still at its
+    // place.
     claims = recovery.claims;
-    std::erase_if(claims, [&](const Claim& c) { return !keeps(turn, c.at, c.owner); });
+    std::erase_if(claims, [&](const Claim& c) { return !may_send(turn, c); });
     choice.transfers =
         plan_transfers(claims, choice.id, turn.config().holders, turn.rule().restore_holders, apart,
                        [&](const Claim& c) { return stranger(turn, c) < 0; });
@@ -354,12 +395,10 @@ void on(Turn& turn, int from, const Choice& choice) {
       return turn.malformed("a choice that mixes " + to_string(transfer.source.id) + " into " +
                             to_string(choice.id));
     }
-    for (const int end : {transfer.source.at, transfer.to}) {
-      if (keeps(turn, end, owner)) continue;
+    if (!keeps(turn, transfer.to, owner)) {
       return turn.malformed("a choice that sends an image of rank " + std::to_string(owner) +
-                            " from rank " + std::to_string(transfer.source.at) + " to rank " +
-                            std::to_string(transfer.to) + "; rank " + std::to_string(end) +
-                            " is no holder of it");
+                            " to rank " + std::to_string(transfer.to) +
+                            ", which is no holder of it");
     }
     const int other = transfer.to == owner ? stranger(turn, transfer.source) : -1;
     if (other >= 0) {
@@ -369,6 +408,18 @@ void on(Turn& turn, int from, const Choice& choice) {
     }
   }
   learn_choice(turn, choice);
+}
+
+void on(Turn& turn, const Connected&) {
+  Recovery& recovery = turn.s.recovery;
+  if (!recovering(turn, Phase::kFetch) || !recovery.connecting) {
+    return turn.stale("nothing is to be connected");
+  }
+  recovery.connecting = false;
+  Choice choice = recovery.choice;
+  choice.transfers = std::exchange(recovery.choice.transfers, {});
+  begin_transfers(turn, choice);
+  tally_ready(turn);
 }
 
 void on(Turn& turn, const Fetched& event) {
@@ -382,7 +433,12 @@ void on(Turn& turn, const Fetched& event) {
     pair[slot].state = Slot::State::kSealed;
     --turn.s.recovery.fetching;
     turn.reach(Point::kFetched, pair[slot].id);
-    if (own) turn.act(CheckStructure{slot});
+    if (own) {
+      turn.act(CheckStructure{slot});
+      for (const int to : std::exchange(turn.s.recovery.lend_later, {})) {
+        turn.act(ServeLent{turn.s.recovery.choice.id, slot, to});
+      }
+    }
     return tally_ready(turn);
   }
   turn.stale("nothing is fetched of that rank");
@@ -427,7 +483,9 @@ void on(Turn& turn, int from, const Established& established) {
 
 void on(Turn& turn, int from, const GiveUp& message) {
   const auto& peers = turn.config().peers;
-  if (!std::binary_search(peers.begin(), peers.end(), from)) {
+  const auto& bridges = turn.s.recovery.bridges;
+  if (!std::binary_search(peers.begin(), peers.end(), from) &&
+      !std::binary_search(bridges.begin(), bridges.end(), from)) {
     return turn.malformed("give-up from rank " + std::to_string(from) + ", no peer of this rank");
   }
   if (turn.s.mode != Mode::kRecovering) return turn.malformed("give-up after the agreement");
@@ -439,6 +497,7 @@ void become_ready(Turn& turn) {
   const ImageId id = s.recovery.choice.id;
   const int slot = s.recovery.own_slot;
   turn.send_down(Established{id});
+  if (!s.recovery.bridges.empty()) turn.act(Disconnect{});
   s.base = id;
   s.mode = Mode::kReady;
   s.recovery = {};

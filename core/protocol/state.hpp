@@ -91,8 +91,12 @@ struct Recovery {
   std::string damage{};       ///< gathered like the claims (see Have)
   ImageId beyond{};           ///< gathered like the claims (see Have)
   Choice choice;
-  int fetching = 0;   ///< own transfers that have not arrived yet
-  int own_slot = -1;  ///< the own slot that has the chosen image
+  /// The ranks to connect to for the choice, ascending: no data peers of this rank.
+  std::vector<int> bridges{};
+  bool connecting = false;        ///< to `bridges`; until that is done the choice's transfers wait
+  int fetching = 0;               ///< own transfers that have not arrived yet
+  int own_slot = -1;              ///< the own slot that has the chosen image
+  std::vector<int> lend_later{};  ///< the borrowers that are served once the own image is there
   bool structure_ok = false;
   friend bool operator==(const Recovery&, const Recovery&) = default;
 };

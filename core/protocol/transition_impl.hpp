@@ -78,6 +78,7 @@ void fail_unrequested(Turn& turn, const std::string& why);
 // recovery.cpp: rule 5.
 void on(Turn& turn, const SlotsVerified& event);
 void on(Turn& turn, const FilesVerified& event);
+void on(Turn& turn, const Connected& event);
 void on(Turn& turn, const Fetched& event);
 void on(Turn& turn, const FetchFailed& event);
 void on(Turn& turn, const StructureChecked& event);

@@ -74,6 +74,10 @@ class Agent::Impl {
   void check_generation(const char* what, int from, std::uint64_t generation) const;
   void lose(int peer, ErrorKind kind, std::string why);
   void lost_link(int peer, LostReason reason, const std::string& detail);
+  /// From now on what these links bring comes to the loop. Any thread. `bridge`: a goodbye says
+  /// only that what was fetched is there.
+  void listen(ControlLinks& links, bool bridge);
+  void connect(const protocol::Connect& action);
   void report_lost(const protocol::ReportLost& action);
   void note_death(const protocol::NoteDeath& action);
   void ask_store(const protocol::AskStore& action);
@@ -100,6 +104,8 @@ class Agent::Impl {
   void perform(const protocol::AbortRound& a) { inbox_.abort(a); }
   void perform(const protocol::ReceiveStream& a) { inbox_.stream(a.from, a.start); }
   void perform(const protocol::TakeWant& a) { lender_.want(a.from, a.want); }
+  void perform(const protocol::Connect& a) { connect(a); }
+  void perform(const protocol::Disconnect&) { verifier_.disconnect(); }
   void perform(const protocol::AbortTransfers&) { abort_transfers(); }
   void perform(const protocol::AskStore& a) { ask_store(a); }
   void perform(const protocol::Announce& a) {
@@ -157,12 +163,16 @@ void Agent::Impl::begin(const Generation& generation) {
     engine_.present = number;
     losing_ = store_lost_ = false;
   });
+  engine_.bridge.open();
   engine_.scope.open();
   in_generation_ = true;
   engine_.post(protocol::Formed{generation.number});
-  if (!generation.links) return;
   // Messages come behind Formed in the loop's queue: those that a faster peer has sent already wait
   // in the links.
+  if (generation.links) listen(*generation.links, false);
+}
+
+void Agent::Impl::listen(ControlLinks& links, bool bridge) {
   const auto to_loop = [this](std::function<void()> task) {
     try {
       if (auto ticket = engine_.scope.enter()) engine_.to_loop(std::move(ticket), std::move(task));
@@ -170,7 +180,7 @@ void Agent::Impl::begin(const Generation& generation) {
       engine_.loop.fail(std::current_exception());
     }
   };
-  generation.links->set_handlers(
+  links.set_handlers(
       {.on_message =
            [this, to_loop](int peer, std::span<const std::byte> message) {
              to_loop([this, peer, bytes = std::vector(message.begin(), message.end())] {
@@ -178,7 +188,8 @@ void Agent::Impl::begin(const Generation& generation) {
              });
            },
        .on_lost =
-           [this, to_loop](int peer, LostReason reason, const std::string& detail) {
+           [this, to_loop, bridge](int peer, LostReason reason, const std::string& detail) {
+             if (bridge && reason == LostReason::kClosed) return;
              to_loop([this, peer, reason, detail] { lost_link(peer, reason, detail); });
            }});
 }
@@ -189,6 +200,7 @@ void Agent::Impl::leave() noexcept {
   engine_.gate.lose({ErrorKind::kCancelled, -1, "the generation was left"});
   const auto cause = engine_.gate.loss()->error();
   engine_.generation.abort(cause);
+  engine_.bridge.abort(cause);
   copier_.leave();
   engine_.loop.run([&] {
     own_.let_go(cause);
@@ -198,6 +210,7 @@ void Agent::Impl::leave() noexcept {
   // rank's note must be there before.
   store_.settle(Deadline::after(engine_.options.deadline));
   engine_.generation.close();  // rule 8: after this nothing writes into a receive target
+  engine_.bridge.close();
   engine_.scope.close();
   engine_.loop.run([&] {
     engine_.present = 0;
@@ -370,10 +383,26 @@ void Agent::Impl::lose(int peer, ErrorKind kind, std::string why) {
 
 // --- actions that are no part's ------------------------------------------------------------------
 
+void Agent::Impl::connect(const protocol::Connect& action) {
+  verifier_.connect(
+      action.peers,
+      [this] {
+        if (const auto links = engine_.bridge.links()) listen(*links, true);
+        feed(protocol::Connected{});
+      },
+      [this, peers = action.peers](ErrorKind, const std::string& why) {
+        std::string ranks;
+        for (const int peer : peers) ranks += " " + std::to_string(peer);
+        lose(-1, ErrorKind::kPeerLost,
+             "rank " + std::to_string(engine_.rank) +
+                 " cannot connect to what has its images, rank" + ranks + ": " + why);
+      });
+}
+
 void Agent::Impl::abort_transfers() {
-  if (engine_.generation.data) {
-    engine_.generation.data->abort(Loss{ErrorKind::kPeerLost, -1, "the generation broke"}.error());
-  }
+  const auto cause = Loss{ErrorKind::kPeerLost, -1, "the generation broke"}.error();
+  if (engine_.generation.data) engine_.generation.data->abort(cause);
+  engine_.bridge.abort(cause);
   slots_.forget_waiting();
 }
 
@@ -443,6 +472,7 @@ void Agent::Impl::report_lost(const protocol::ReportLost& action) {
   own_.lose(error);
   persister_.lose(error);
   engine_.generation.abort(error);
+  engine_.bridge.abort(error);
 }
 
 void Agent::Impl::refused(const protocol::Refuse& action) {
@@ -491,7 +521,9 @@ Agent::Agent(CheckpointerOptions options, std::shared_ptr<Store> store)
     : impl_(std::make_unique<Impl>(std::move(options), std::move(store))) {}
 Agent::~Agent() = default;
 std::string Agent::agreement() const { return impl_->agreement(); }
-std::vector<int> Agent::data_peers() const { return impl_->engine_.data_peers(); }
+const std::vector<int>& Agent::data_peers() const noexcept {
+  return impl_->engine_.config->data_peers;
+}
 std::uint64_t Agent::highest_generation() const { return impl_->highest_generation(); }
 void Agent::begin(const Generation& generation) { impl_->begin(generation); }
 void Agent::leave() noexcept { impl_->leave(); }

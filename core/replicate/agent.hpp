@@ -28,10 +28,8 @@ class MESHSTAGE_API Agent {
   Agent& operator=(const Agent&) = delete;
   ~Agent();
 
-  /// The ranks with which this rank exchanges images, ascending: its holders, its wards, the other
-  /// holders of its wards (which restore a holder when the owner is gone), its lenders and its
-  /// borrowers.
-  [[nodiscard]] std::vector<int> data_peers() const;
+  /// See protocol::Config::data_peers.
+  [[nodiscard]] const std::vector<int>& data_peers() const noexcept;
   /// The options that all ranks must have in common, as text: "blocks of 4194304 bytes, holders
   /// 1f0c...".
   [[nodiscard]] std::string agreement() const;

@@ -1,6 +1,6 @@
 #include <meshstage/core/replicate/engine.hpp>
 
-#include <set>
+#include <algorithm>
 #include <span>
 #include <utility>
 
@@ -46,8 +46,19 @@ FailureHandler Engine::boundary() {
 }
 
 void Engine::say(int to, std::uint64_t of_generation, const protocol::Body& body) const {
-  generation.links->send(
-      to, protocol::with_digest(protocol::encode(wire, rank, {of_generation, body})));
+  const auto among = [to](const std::vector<int>& ranks) {
+    return std::binary_search(ranks.begin(), ranks.end(), to);
+  };
+  // A bridge may lead to a tree neighbour, whose messages keep their order on the link of before.
+  const bool linked = among(config->peers) || among(config->data_peers);
+  const auto links = linked ? generation.links : bridge.links_to(to);
+  if (!links) return;
+  links->send(to, protocol::with_digest(protocol::encode(wire, rank, {of_generation, body})));
+}
+
+std::shared_ptr<ProcessGroup> Engine::group_to(int peer) const {
+  auto group = bridge.group_to(peer);
+  return group ? group : generation.data;
 }
 
 ImageIdentity Engine::identity(int owner, ImageId id, ImageId base) const {
@@ -62,19 +73,6 @@ transfer::Shape Engine::shape_of(const protocol::ImageSizes& sizes, bool with_ma
           with_manifest,
           replica ? sizes.borrowed_bytes : 0,
           sizes.loans};
-}
-
-std::vector<int> Engine::data_peers() const {
-  std::set<int> peers;
-  const auto add = [&](const std::vector<int>& ranks) { peers.insert(ranks.begin(), ranks.end()); };
-  const auto at = [](int r) { return static_cast<std::size_t>(r); };
-  add(config->holders[at(rank)]);
-  add(config->wards);
-  for (const int ward : config->wards) add(config->holders[at(ward)]);
-  add(config->lenders[at(rank)]);
-  add(config->borrowers);
-  peers.erase(rank);
-  return {peers.begin(), peers.end()};
 }
 
 }  // namespace meshstage::replicate

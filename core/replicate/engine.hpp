@@ -9,6 +9,7 @@
 #include <meshstage/core/protocol/codec.hpp>
 #include <meshstage/core/protocol/events.hpp>
 #include <meshstage/core/protocol/state.hpp>
+#include <meshstage/core/replicate/bridge.hpp>
 #include <meshstage/core/replicate/gate.hpp>
 #include <meshstage/core/replicate/loop.hpp>
 #include <meshstage/core/replicate/options.hpp>
@@ -42,6 +43,7 @@ struct Engine {
   /// The trainer's thread changes it while no task of a generation lives.
   Generation generation;
   TaskScope scope;
+  Bridge bridge;
 
   /// The loop's thread only: the number of `generation`, 0 outside one. Tasks that keep no ticket
   /// (an answer of the Store, a timed task) compare it with the generation in which they began.
@@ -70,15 +72,16 @@ struct Engine {
   /// The handler for threads of this engine: an exception of their tasks ends the generation.
   [[nodiscard]] FailureHandler boundary();
 
-  /// Any thread. Sends a control message of that generation, or of the present one.
+  /// Any thread. Sends a control message of that generation, or of the present one. Dropped if `to`
+  /// is neither a peer nor at the other end of a bridge.
   void say(int to, std::uint64_t of_generation, const protocol::Body& body) const;
   void say(int to, const protocol::Body& body) const { say(to, generation.number, body); }
   [[nodiscard]] ImageIdentity identity(int owner, ImageId id, ImageId base) const;
   /// The shape of a replica, or of a whole image.
   [[nodiscard]] transfer::Shape shape_of(const protocol::ImageSizes& sizes, bool with_manifest,
                                          bool replica) const;
-  /// See Agent::data_peers().
-  [[nodiscard]] std::vector<int> data_peers() const;
+  /// Any thread. The group in which images go to and from that rank.
+  [[nodiscard]] std::shared_ptr<ProcessGroup> group_to(int peer) const;
 };
 
 }  // namespace meshstage::replicate

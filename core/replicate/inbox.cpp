@@ -132,13 +132,13 @@ void Inbox::complete(ImageId id) { aborted_.erase(aborted_.begin(), aborted_.upp
 
 // --- an image that is fetched --------------------------------------------------------------------
 
-void Inbox::fetch(const protocol::Fetch& action, std::optional<std::filesystem::path> file) {
+void Inbox::fetch(const protocol::Fetch& action, std::optional<Verifier::Here> here) {
   const protocol::Claim& source = action.source;
   if (source.at != engine_.rank) {
     asks_.add(source.at, source.owner, exchange::Content::kImage, source.id,
               engine_.shape_of(source.sizes, true, sends_replica(source, engine_.rank)));
   }
-  slots_.when_free([this, action, file]() -> bool {
+  slots_.when_free([this, action, here]() -> bool {
     const protocol::Claim& from = action.source;
     const SlotKey key{from.owner, action.slot};
     if (slots_.in_use(key)) return false;
@@ -146,7 +146,7 @@ void Inbox::fetch(const protocol::Fetch& action, std::optional<std::filesystem::
         from.sizes.image_bytes - (from.owner == engine_.rank ? 0 : from.sizes.borrowed_bytes);
     slots_.begin_write(
         key, engine_.identity(from.owner, from.id, from.base), bytes,
-        [this, from, file](WriteLease& lease, const std::exception_ptr& error) {
+        [this, from, here](WriteLease& lease, const std::exception_ptr& error) {
           if (error) {
             refused_.insert(from.owner);
             if (from.at != engine_.rank) take_starts(from.at);
@@ -168,13 +168,15 @@ void Inbox::fetch(const protocol::Fetch& action, std::optional<std::filesystem::
           const auto target = in.lease.image();
           incoming_.insert_or_assign(from.owner, std::move(in));
           if (from.at != engine_.rank) return take_starts(from.at);
-          if (!file) {
+          if (!here) {
             return not_arrived(from.owner, from.id, ErrorKind::kNotFound,
-                               "its file was not verified by this rank");
+                               "what it is to be read from was not verified by this rank");
           }
           verifier_.load(
-              *file, target, from.sizes,
-              [this, owner = from.owner, id = from.id](const ImageInfo& info) {
+              *here, target, from.sizes,
+              [this, owner = from.owner, id = from.id,
+               in_parts = incoming_.at(from.owner).in_parts](const ImageInfo& info) {
+                if (in_parts) return ask_lenders(owner, id);
                 arrived(owner, id, info);
               },
               failing(from.owner, from.id));
@@ -184,8 +186,9 @@ void Inbox::fetch(const protocol::Fetch& action, std::optional<std::filesystem::
 }
 
 void Inbox::established() {
-  for (const int peer : engine_.data_peers())
+  for (auto& [peer, starts] : starts_) {
     take_starts(peer);  // no ask is left for them, so they are refused
+  }
 }
 
 void Inbox::ask_lenders(int owner, ImageId id) {

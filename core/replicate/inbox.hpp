@@ -1,7 +1,6 @@
 #pragma once
 #include <cstdint>
 #include <deque>
-#include <filesystem>
 #include <map>
 #include <optional>
 #include <set>
@@ -32,8 +31,8 @@ class Inbox {
   void abort(const protocol::AbortRound& action);
   /// Called when a step is complete: steps up to `id` are over.
   void complete(ImageId id);
-  /// `file`: the image's file, if its source is a file of this rank.
-  void fetch(const protocol::Fetch& action, std::optional<std::filesystem::path> file);
+  /// `here`: where the image lies if this rank itself is its source.
+  void fetch(const protocol::Fetch& action, std::optional<Verifier::Here> here);
   /// Called for the StreamStart of rank `from`, whose image's pieces follow.
   void stream(int from, const exchange::StreamStart& start);
   /// Called when the recovery is over: nothing more is fetched.

@@ -59,8 +59,8 @@ struct CheckpointerOptions {
   /// of replicas. The same on every rank (checked). mesh's make_holders() gives such lists, across
   /// hosts or racks. Empty: {(r + W/2) mod W}.
   /// A job survives while each rank's owner or one of its holders is left. A restart may have other
-  /// lists, but it finds copies only at owners and at their new holders. Memory: two replicas of
-  /// each ward besides the two own images.
+  /// lists, and its ranks on other hosts: copies are found wherever ranks of the job sit, and go to
+  /// the new holders. Memory: two replicas of each ward besides the two own images.
   std::vector<std::vector<int>> holders = {};
   /// Lets replicas leave out a tensor that the mesh already replicates: they borrow it from the
   /// lender, a rank in another failure domain that has the same bytes. That saves the network and

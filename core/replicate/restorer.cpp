@@ -52,26 +52,27 @@ void Restorer::verify_slots() {
 }
 
 void Restorer::verify_disk(const protocol::VerifyDisk& action) {
-  verifier_.disk(action.newer_than,
-                 [this](const Persistence::Found& found, const std::string& damage) {
-                   found_ = found;
-                   engine_.feed(protocol::FilesVerified{found.claims, found.newest_named, damage});
-                 });
+  verifier_.disk(action, [this](const Verifier::Found& found) {
+    found_ = found;
+    engine_.feed(protocol::FilesVerified{found.claims, found.evidence, found.damage});
+  });
 }
 
-std::optional<std::filesystem::path> Restorer::file_of(const protocol::Claim& claim) const {
+std::optional<Verifier::Here> Restorer::place_of(const protocol::Claim& claim) const {
   const auto it = std::find(found_.claims.begin(), found_.claims.end(), claim);
   if (it == found_.claims.end()) return std::nullopt;
-  return found_.paths[static_cast<std::size_t>(it - found_.claims.begin())];
+  return found_.places[static_cast<std::size_t>(it - found_.claims.begin())];
 }
 
 void Restorer::fetch(const protocol::Fetch& action) {
   const protocol::Claim& source = action.source;
   if (source.owner == engine_.rank) {
-    own_source_ = is_file(source) ? Source::kDisk : Source::kHolderMemory;
+    const bool here = source.place == protocol::Place::kStray && source.at == engine_.rank;
+    own_source_ = here ? Source::kOwnMemory : Source::kHolderMemory;
+    if (is_file(source.place)) own_source_ = Source::kDisk;
     own_source_rank_ = source.at;
   }
-  inbox_.fetch(action, file_of(source));
+  inbox_.fetch(action, place_of(source));
 }
 
 void Restorer::serve(const protocol::Serve& action) {
@@ -79,10 +80,10 @@ void Restorer::serve(const protocol::Serve& action) {
   const auto fail = [this, owner = source.owner](ErrorKind kind, const std::string& why) {
     engine_.feed(protocol::FetchFailed{owner, kind, why});
   };
-  const auto file = is_file(source) ? file_of(source) : std::filesystem::path();
-  if (!file) return fail(ErrorKind::kNotFound, "the file was not verified by this rank");
+  const auto here = is_slot(source.place) ? Verifier::Here{} : place_of(source);
+  if (!here) return fail(ErrorKind::kNotFound, "the image was not verified by this rank");
   verifier_.open(
-      source, *file,
+      source, *here,
       [this, action](const Verifier::Source& image) {
         const protocol::Claim& claim = action.source;
         Outgoing stream;
@@ -92,6 +93,7 @@ void Restorer::serve(const protocol::Serve& action) {
             engine_.shape_of(claim.sizes, true, sends_replica(claim, action.to)));
         stream.image = [bytes = image.bytes] { return bytes; };
         stream.keep = image.keep;
+        stream.over_bridge = engine_.bridge.links_to(action.to) != nullptr;
         streams_.send(std::move(stream), [] {});
       },
       fail);
@@ -106,6 +108,7 @@ void Restorer::check_structure(const protocol::CheckStructure& action) {
 
 void Restorer::restore(const protocol::RestoreTrainer& action) {
   inbox_.established();
+  found_ = {};  // and the stray vaults' mappings
   RecoverCommand command;
   command.kind = RecoverCommand::Kind::kRestore;
   command.slot = action.slot;
@@ -116,6 +119,7 @@ void Restorer::restore(const protocol::RestoreTrainer& action) {
 }
 
 void Restorer::nothing() {
+  found_ = {};
   RecoverCommand command;
   command.kind = RecoverCommand::Kind::kNothing;
   engine_.gate.command(std::move(command));

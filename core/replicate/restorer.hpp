@@ -1,12 +1,10 @@
 #pragma once
-#include <filesystem>
 #include <optional>
 #include <string>
 
 #include <meshstage/core/protocol/actions.hpp>
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/inbox.hpp>
-#include <meshstage/core/replicate/persistence.hpp>
 #include <meshstage/core/replicate/store_worker.hpp>
 #include <meshstage/core/replicate/streams.hpp>
 #include <meshstage/core/replicate/verifier.hpp>
@@ -32,14 +30,15 @@ class Restorer {
   [[nodiscard]] std::string note_key() const { return engine_.options.job + "/complete/first"; }
 
  private:
-  [[nodiscard]] std::optional<std::filesystem::path> file_of(const protocol::Claim& claim) const;
+  /// Nothing for a claim of another rank, and for what was not verified.
+  [[nodiscard]] std::optional<Verifier::Here> place_of(const protocol::Claim& claim) const;
 
   Engine& engine_;
   StoreWorker& store_;
   Verifier& verifier_;
   Streams& streams_;
   Inbox& inbox_;
-  Persistence::Found found_;  ///< The result of verify_disk(), for fetch() and serve().
+  Verifier::Found found_;  ///< The result of verify_disk(), for fetch() and serve().
   Source own_source_ = Source::kOwnMemory;
   int own_source_rank_ = -1;
 };

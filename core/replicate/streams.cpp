@@ -1,5 +1,6 @@
 #include <meshstage/core/replicate/streams.hpp>
 
+#include <algorithm>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
@@ -9,14 +10,21 @@
 namespace meshstage::replicate {
 
 Streams::Streams(Engine& engine) : engine_(engine) {
-  for (const int peer : engine.data_peers()) {
-    send_[peer] = std::make_unique<Worker>("ms-send", engine.boundary());
-    receive_[peer] = std::make_unique<Worker>("ms-recv", engine.boundary());
+  for (const int peer : engine.config->data_peers) {
+    (void)worker(send_, "ms-send", peer);
+    (void)worker(receive_, "ms-recv", peer);
   }
 }
 
-transfer::Link Streams::link_to(int peer, ImageId id, protocol::Point point) const {
-  return {*engine_.generation.data, peer, 0, engine_.options.deadline,
+Worker& Streams::worker(Workers& workers, const char* name, int peer) {
+  auto& found = workers[peer];
+  if (!found) found = std::make_unique<Worker>(name, engine_.boundary());
+  return *found;
+}
+
+transfer::Link Streams::link_to(ProcessGroup& group, int peer, ImageId id,
+                                protocol::Point point) const {
+  return {group, peer, 0, engine_.options.deadline,
           [this, peer, id, point](std::uint64_t piece, std::uint64_t pieces) {
             engine_.report.reach(point, id, peer, piece, pieces);
           }};
@@ -39,13 +47,16 @@ void Streams::send(Outgoing stream, std::function<void()> done) {
   engine_.gate.sending_begins();
   ++active_;
   const int to = stream.to;
-  send_.at(to)->post([this, to, what = std::make_shared<Outgoing>(std::move(stream)),
-                      end = std::move(done), ticket]() mutable {
+  Worker& thread = worker(send_, "ms-send", to);
+  thread.post([this, to, what = std::make_shared<Outgoing>(std::move(stream)),
+               end = std::move(done), ticket]() mutable {
     try {
       send_now(*what);
     } catch (const PeerLost& e) {
-      lost(ticket, e.rank().value_or(to), e.kind(),
-           std::string("was lost while an image travelled: ") + e.what());
+      if (!what->over_bridge) {
+        lost(ticket, e.rank().value_or(to), e.kind(),
+             std::string("was lost while an image travelled: ") + e.what());
+      }
     } catch (const PeerSilent& e) {
       lost(ticket, to, e.kind(), std::string("took no piece of an image: ") + e.what());
     } catch (const Error& e) {
@@ -71,7 +82,8 @@ void Streams::send_now(const Outgoing& stream) const {
   const auto shape = exchange::shape_of(start);
   wait_final(shape.manifest_bytes);  // then the image has a slot, and copying has begun
   engine_.say(stream.to, start);
-  const auto link = link_to(stream.to, start.id, protocol::Point::kChunkSent);
+  const auto group = engine_.group_to(stream.to);
+  const auto link = link_to(*group, stream.to, start.id, protocol::Point::kChunkSent);
   if (start.content == exchange::Content::kLent) {
     transfer::send_ranges(link, stream.image(), stream.ranges, start.block_bytes);
   } else {
@@ -86,31 +98,33 @@ void Streams::receive(Arriving stream, Arrived arrived, Failed failed) {
   if (!ticket) return;
   ++active_;
   const int from = stream.from;
-  receive_.at(from)->post([this, from, what = std::move(stream), ok = std::move(arrived),
-                           bad = std::move(failed), ticket] {
-    const auto fail = [&](ErrorKind kind, const std::string& why) {
-      engine_.to_loop(ticket, [bad, kind, why] { bad(kind, why); });
-    };
-    try {
-      const ImageInfo info = receive_now(what);
-      engine_.to_loop(ticket, [ok, info] { ok(info); });
-    } catch (const PeerLost& e) {
-      lost(ticket, e.rank().value_or(from), e.kind(),
-           std::string("was lost while an image travelled: ") + e.what());
-    } catch (const PeerSilent& e) {
-      lost(ticket, from, e.kind(), std::string("sent no piece of its image: ") + e.what());
-    } catch (const Error& e) {
-      fail(e.kind(), e.what());
-    } catch (...) {  // pieces may be left on the connection, so no stream can follow this one
-      engine_.loop.fail(std::current_exception());
-    }
-    engine_.to_loop(ticket, [this] { ended(); });
-  });
+  worker(receive_, "ms-recv", from)
+      .post([this, from, what = std::move(stream), ok = std::move(arrived), bad = std::move(failed),
+             ticket] {
+        const auto fail = [&](ErrorKind kind, const std::string& why) {
+          engine_.to_loop(ticket, [bad, kind, why] { bad(kind, why); });
+        };
+        try {
+          const ImageInfo info = receive_now(what);
+          engine_.to_loop(ticket, [ok, info] { ok(info); });
+        } catch (const PeerLost& e) {
+          lost(ticket, e.rank().value_or(from), e.kind(),
+               std::string("was lost while an image travelled: ") + e.what());
+        } catch (const PeerSilent& e) {
+          lost(ticket, from, e.kind(), std::string("sent no piece of its image: ") + e.what());
+        } catch (const Error& e) {
+          fail(e.kind(), e.what());
+        } catch (...) {  // pieces may be left on the connection, so no stream can follow this one
+          engine_.loop.fail(std::current_exception());
+        }
+        engine_.to_loop(ticket, [this] { ended(); });
+      });
 }
 
 ImageInfo Streams::receive_now(const Arriving& stream) const {
   const auto& start = stream.start;
-  const auto link = link_to(stream.from, start.id, protocol::Point::kChunkReceived);
+  const auto group = engine_.group_to(stream.from);
+  const auto link = link_to(*group, stream.from, start.id, protocol::Point::kChunkReceived);
   if (start.content == exchange::Content::kLent) {
     transfer::receive_ranges(link, stream.image, stream.ranges, start.block_bytes);
     return {};
@@ -127,9 +141,10 @@ void Streams::drain(int from, const exchange::StreamStart& start) {
   auto ticket = engine_.scope.enter();
   if (!ticket) return;
   ++active_;
-  receive_.at(from)->post([this, from, start, ticket] {
+  worker(receive_, "ms-recv", from).post([this, from, start, ticket] {
     try {
-      transfer::drain_image(link_to(from, start.id, protocol::Point::kChunkReceived),
+      const auto group = engine_.group_to(from);
+      transfer::drain_image(link_to(*group, from, start.id, protocol::Point::kChunkReceived),
                             exchange::shape_of(start));
     } catch (const PeerLost& e) {
       lost(ticket, e.rank().value_or(from), e.kind(),
@@ -157,6 +172,12 @@ void Streams::ended() {
 void Streams::leave() {
   active_ = 0;
   idle_ = nullptr;
+  const auto& peers = engine_.config->data_peers;
+  for (auto* const workers : {&send_, &receive_}) {
+    std::erase_if(*workers, [&](const auto& entry) {
+      return !std::binary_search(peers.begin(), peers.end(), entry.first);
+    });
+  }
 }
 
 }  // namespace meshstage::replicate

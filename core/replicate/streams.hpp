@@ -25,6 +25,9 @@ struct Outgoing {
   std::function<void(std::uint64_t)> wait_final;
   std::vector<ImageRange> ranges;    ///< Content::kLent: ranges of `image`, one behind the other.
   std::shared_ptr<const void> keep;  ///< Dropped when the last piece has left.
+  /// The rank at the other end closes when all that was sent to it is there, perhaps before this
+  /// rank knows that. So the receiver alone reports a loss.
+  bool over_bridge = false;
 };
 
 /// An image, a replica, or ranges of an image, that another rank has begun to send.
@@ -38,9 +41,9 @@ struct Arriving {
   ImageIdentity identity;
 };
 
-/// Moves images: for each data peer one thread sends (`ms-send`) and one receives (`ms-recv`). It
-/// knows how images travel, but neither rounds nor recoveries. The loss of a peer in a transfer
-/// ends the generation.
+/// Moves images: for each data peer, and for each rank at the other end of a bridge, one thread
+/// sends (`ms-send`) and one receives (`ms-recv`). It knows how images travel, but neither rounds
+/// nor recoveries. The loss of a peer in a transfer ends the generation.
 /// Threads: the loop's. `done` and `failed` run there, too.
 class Streams {
  public:
@@ -63,13 +66,16 @@ class Streams {
   void ended();
   void send_now(const Outgoing& stream) const;
   [[nodiscard]] ImageInfo receive_now(const Arriving& stream) const;
-  [[nodiscard]] transfer::Link link_to(int peer, ImageId id, protocol::Point point) const;
+  [[nodiscard]] transfer::Link link_to(ProcessGroup& group, int peer, ImageId id,
+                                       protocol::Point point) const;
   void lost(const TaskScope::Ticket& ticket, int peer, ErrorKind kind, std::string why) const;
+  using Workers = std::map<int, std::unique_ptr<Worker>>;
+  Worker& worker(Workers& workers, const char* name, int peer);
 
   Engine& engine_;
   int active_ = 0;
   std::function<void()> idle_;
-  std::map<int, std::unique_ptr<Worker>> send_, receive_;
+  Workers send_, receive_;
 };
 
 }  // namespace meshstage::replicate

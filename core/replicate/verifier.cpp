@@ -97,44 +97,106 @@ protocol::SlotsVerified Verifier::verify_slots(ImageId evidence) {
   return result;
 }
 
-void Verifier::disk(
-    ImageId newer_than,
-    std::function<void(const Persistence::Found&, const std::string& damage)> then) {
-  using Result = std::pair<Persistence::Found, std::string>;
-  run<Result>(
-      [this, newer_than] {
-        Result result;
-        try {
-          result.first = files_.verify(newer_than, [&](const std::string& text) {
-            engine_.report.warn(text);
-            add_damage(result.second, text);
-          });
-        } catch (const Error& e) {
-          engine_.report.warn(std::string("the directory of images cannot be read: ") + e.what());
-        }
-        return result;
+void Verifier::verify_files(ImageId newer_than, Found& found) {
+  try {
+    auto files = files_.verify(newer_than, [&](const std::string& text) {
+      engine_.report.warn(text);
+      add_damage(found.damage, text);
+    });
+    found.evidence = files.newest_named;
+    found.claims = std::move(files.claims);
+    for (auto& path : files.paths) found.places.push_back({std::move(path), nullptr});
+  } catch (const Error& e) {
+    engine_.report.warn(std::string("the directory of images cannot be read: ") + e.what());
+  }
+}
+
+void Verifier::verify_strays(ImageId newer_than, Found& found) {
+  const auto slots =
+      engine_.vault.take_strays(engine_.generation.number, engine_.world_size,
+                                [this](const std::string& text) { engine_.report.warn(text); });
+  for (const StraySlot& slot : slots) {
+    found.evidence = std::max(found.evidence, slot.image.identity.base);
+    if (slot.image.identity.id <= newer_than) continue;
+    const bool whole = slot.key.owner_rank == slot.vault;
+    try {
+      const ImageInfo verified = whole ? verify_image(slot.bytes) : verify_replica(slot.bytes);
+      if (verified != slot.image) throw CorruptData("header and image disagree");
+      auto claim = protocol::claim_of(verified, checked_loans(slot.bytes, verified), engine_.rank,
+                                      protocol::Place::kStray, slot.key.index);
+      claim.vault = slot.vault;
+      found.claims.push_back(std::move(claim));
+      found.places.push_back({{}, std::make_shared<const StraySlot>(slot)});
+    } catch (const Error& e) {
+      const std::string what = place_of(slot.key, slot.vault) + ", found by rank " +
+                               std::to_string(engine_.rank) + " on its host: " + e.what();
+      engine_.report.warn("not used: " + what);
+      add_damage(found.damage, what);
+    }
+  }
+}
+
+void Verifier::disk(const protocol::VerifyDisk& action, std::function<void(const Found&)> then) {
+  run<Found>(
+      [this, action] {
+        Found found;
+        verify_files(action.newer_than, found);
+        if (action.strays) verify_strays(action.newer_than, found);
+        return found;
       },
-      [tell = std::move(then)](const Result& result) { tell(result.first, result.second); },
+      std::move(then),
       [this](ErrorKind, const std::string& why) {
-        engine_.lose(-1, ErrorKind::kPeerLost,
-                     "rank " + std::to_string(engine_.rank) +
-                         " cannot read its directory of images: " + why);
+        engine_.lose(
+            -1, ErrorKind::kPeerLost,
+            "rank " + std::to_string(engine_.rank) + " cannot look for images on its host: " + why);
       });
 }
 
-void Verifier::load(std::filesystem::path path, std::span<std::byte> target,
-                    protocol::ImageSizes sizes, std::function<void(const ImageInfo&)> then,
-                    Failed failed) {
+void Verifier::connect(const std::vector<int>& peers, std::function<void()> then, Failed failed) {
+  run<bool>(
+      [this, peers] {
+        engine_.bridge.connect(engine_.generation.connect_pairs, peers,
+                               Deadline::after(engine_.options.deadline));
+        return true;
+      },
+      [tell = std::move(then)](bool) { tell(); }, std::move(failed));
+}
+
+void Verifier::disconnect() {
+  run<bool>(
+      [this] {
+        engine_.bridge.close();
+        return true;
+      },
+      [](bool) {}, [](ErrorKind, const std::string&) {});
+}
+
+Verifier::Source Verifier::bytes_of(const Here& here) const {
+  if (here.stray) return {here.stray->bytes, here.stray->keep, {}};
+  const auto file = MappedFile::open(engine_.fs, here.file);
+  return {file->bytes(), file, {}};
+}
+
+void Verifier::load(Here from, std::span<std::byte> target, protocol::ImageSizes sizes,
+                    std::function<void(const ImageInfo&)> then, Failed failed) {
   run<ImageInfo>(
-      [this, path = std::move(path), target, sizes] {
-        const auto file = MappedFile::open(engine_.fs, path);
-        if (file->bytes().size() != sizes.image_bytes)
-          throw CorruptData(path.string() + " changed");
-        const std::uint64_t left_out = sizes.image_bytes - target.size();
-        fast_copy(target.first(sizes.manifest_bytes), file->bytes().first(sizes.manifest_bytes));
-        fast_copy(target.subspan(sizes.manifest_bytes),
-                  file->bytes().subspan(sizes.manifest_bytes + left_out));
-        return left_out == 0 ? verify_image(target) : verify_replica(target);
+      [this, from = std::move(from), target, sizes] {
+        const Source source = bytes_of(from);
+        const auto behind_manifest = [&](std::uint64_t bytes) {
+          const std::uint64_t without = sizes.image_bytes - sizes.borrowed_bytes;
+          if (bytes != sizes.image_bytes && bytes != without) {
+            throw CorruptData("the image of " + std::to_string(sizes.image_bytes) +
+                              " bytes is one of " + std::to_string(bytes) + " by now");
+          }
+          return bytes - sizes.manifest_bytes;
+        };
+        // Borrowed bytes are the first behind the manifest.
+        const auto rest =
+            std::min(behind_manifest(source.bytes.size()), behind_manifest(target.size()));
+        fast_copy(target.first(sizes.manifest_bytes), source.bytes.first(sizes.manifest_bytes));
+        fast_copy(target.last(rest), source.bytes.last(rest));
+        if (source.bytes.size() < target.size()) return ImageInfo{};
+        return target.size() == sizes.image_bytes ? verify_image(target) : verify_replica(target);
       },
       std::move(then), std::move(failed));
 }
@@ -171,15 +233,13 @@ void Verifier::prove(int from, std::span<std::byte> image, Digest manifest, Imag
       std::move(then), std::move(failed));
 }
 
-void Verifier::open(const protocol::Claim& claim, std::filesystem::path path,
+void Verifier::open(const protocol::Claim& claim, Here here,
                     std::function<void(const Source&)> then, Failed failed) {
   run<Source>(
-      [this, claim, path = std::move(path)] {
+      [this, claim, here = std::move(here)] {
         Source source;
-        if (is_file(claim)) {
-          const auto file = MappedFile::open(engine_.fs, path);
-          source.bytes = file->bytes();
-          source.keep = file;
+        if (!is_slot(claim.place)) {
+          source = bytes_of(here);
         } else {
           const auto lease =
               std::make_shared<ReadLease>(engine_.vault.read({claim.owner, claim.slot}));

@@ -8,6 +8,7 @@
 
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/image/replica.hpp>
+#include <meshstage/core/protocol/actions.hpp>
 #include <meshstage/core/protocol/events.hpp>
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
@@ -24,15 +25,31 @@ class Verifier {
 
   using Failed = std::function<void(ErrorKind kind, const std::string& why)>;
 
+  /// An image of this rank that lies in none of its slots: in a file, or in a stray vault.
+  struct Here {
+    std::filesystem::path file;
+    std::shared_ptr<const StraySlot> stray;  ///< Null: in the file.
+  };
+  /// Files and images in stray vaults.
+  struct Found {
+    std::vector<protocol::Claim> claims;
+    std::vector<Here> places;  ///< Of each claim.
+    ImageId evidence;          ///< The newest id in a file's name, or base in a stray's header.
+    std::string damage;        ///< In words what is wrong with others.
+  };
+
   /// Finds every sealed slot whose digests are right. `evidence`: the Store's note.
   void slots(ImageId evidence, std::function<void(const protocol::SlotsVerified&)> then);
-  /// Finds every sound file newer than `newer_than`. `damage` says in words what is wrong with the
-  /// others.
-  void disk(ImageId newer_than,
-            std::function<void(const Persistence::Found&, const std::string& damage)> then);
+  /// Finds every sound file, and every sound image in the stray vaults that this rank takes.
+  void disk(const protocol::VerifyDisk& action, std::function<void(const Found&)> then);
+  /// Connects to the other ends of Engine::bridge.
+  void connect(const std::vector<int>& peers, std::function<void()> then, Failed failed);
+  /// Closes Engine::bridge.
+  void disconnect();
 
-  /// Copies a file of this disk into `target` (an image, or its replica) and proves it.
-  void load(std::filesystem::path file, std::span<std::byte> target, protocol::ImageSizes sizes,
+  /// Copies what lies here into `target` (an image, or its replica) and proves it; but a replica
+  /// that is to become an image, whose borrowed storages are still to come.
+  void load(Here from, std::span<std::byte> target, protocol::ImageSizes sizes,
             std::function<void(const ImageInfo&)> then, Failed failed);
 
   /// The storages that a lender must send to complete a replica in the memory of a whole image.
@@ -53,9 +70,9 @@ class Verifier {
     std::shared_ptr<const void> keep;
     std::vector<ImageRange> ranges;  ///< For lent(): the places of the storages.
   };
-  /// Opens the image of a claim: in a slot, or in the file `path`.
-  void open(const protocol::Claim& claim, std::filesystem::path path,
-            std::function<void(const Source&)> then, Failed failed);
+  /// Opens the image of a claim: in a slot, or `here`.
+  void open(const protocol::Claim& claim, Here here, std::function<void(const Source&)> then,
+            Failed failed);
   /// Finds the storages of a Want in the own image in `slot`; rank `to` wants them.
   void lent(exchange::Want want, int slot, int to, std::function<void(const Source&)> then,
             Failed failed);
@@ -64,15 +81,15 @@ class Verifier {
   template <class Result>
   void run(std::function<Result()> work, std::function<void(const Result&)> then, Failed failed);
   [[nodiscard]] protocol::SlotsVerified verify_slots(ImageId evidence);
+  void verify_files(ImageId newer_than, Found& found);
+  void verify_strays(ImageId newer_than, Found& found);
+  [[nodiscard]] Source bytes_of(const Here& here) const;
 
   Engine& engine_;
   const Persistence& files_;
   Worker worker_;
 };
 
-[[nodiscard]] inline bool is_file(const protocol::Claim& claim) {
-  return claim.place == protocol::Place::kOwnFile || claim.place == protocol::Place::kHeldFile;
-}
 /// True if `to` gets a replica: a holder always does, an owner if the source needs lenders.
 [[nodiscard]] inline bool sends_replica(const protocol::Claim& source, int to) {
   return to != source.owner || source.needs_lenders();

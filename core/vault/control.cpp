@@ -21,6 +21,7 @@ constexpr std::size_t kVersionAt = 1;
 constexpr std::size_t kNewestAt = 2;
 constexpr std::size_t kGenerationAt = 3;
 constexpr std::size_t kEpochAt = 4;
+constexpr std::size_t kJoinedAt = 5;
 constexpr std::size_t kOwnersAt = 8;
 constexpr std::size_t kOwnerWords = 4;
 constexpr std::size_t kOwners = (kPageBytes / 8 - kOwnersAt) / kOwnerWords;
@@ -126,7 +127,11 @@ void ControlPage::raise_newest(std::uint64_t incarnation) { raise(kNewestAt, inc
 std::uint64_t ControlPage::epoch() const { return load(kEpochAt); }
 bool ControlPage::raise_epoch(std::uint64_t epoch) { return raise(kEpochAt, epoch); }
 std::uint64_t ControlPage::generation() const { return load(kGenerationAt); }
-void ControlPage::raise_generation(std::uint64_t generation) { raise(kGenerationAt, generation); }
+bool ControlPage::raise_generation(std::uint64_t generation) {
+  return raise(kGenerationAt, generation);
+}
+std::uint64_t ControlPage::joined() const { return load(kJoinedAt); }
+void ControlPage::set_joined(std::uint64_t instance) { store(kJoinedAt, instance); }
 
 std::optional<VaultOwner> ControlPage::owner(std::uint64_t incarnation) const {
   const std::size_t at = owner_at(incarnation);

@@ -41,7 +41,11 @@ class ControlPage {
   /// True if the epoch was lower, and is `epoch` now.
   [[nodiscard]] bool raise_epoch(std::uint64_t epoch);
   [[nodiscard]] std::uint64_t generation() const;
-  void raise_generation(std::uint64_t generation);
+  /// True if it was lower, and is `generation` now.
+  bool raise_generation(std::uint64_t generation);
+  /// The instance of the owner that entered a generation last; 0: none did.
+  [[nodiscard]] std::uint64_t joined() const;
+  void set_joined(std::uint64_t instance);
   /// The last owner that was written for `incarnation`.
   [[nodiscard]] std::optional<VaultOwner> owner(std::uint64_t incarnation) const;
   void set_owner(const VaultOwner& owner);

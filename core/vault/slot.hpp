@@ -46,6 +46,17 @@ struct SlotInfo {
   return key.owner_rank == vault_rank ? image.image_bytes : image.replica_bytes();
 }
 
+/// A sealed slot of a stray vault, mapped: no process changes its bytes while the vault that took
+/// it has it, and they can be read as long as `keep` lives. Whether they are whole is to be
+/// verified.
+struct StraySlot {
+  int vault = 0;    ///< The rank whose vault it is.
+  SlotKey key;      ///< An image of that rank if key.owner_rank is `vault`, else a replica.
+  ImageInfo image;  ///< As the header says.
+  std::span<const std::byte> bytes;
+  std::shared_ptr<const void> keep;
+};
+
 namespace detail {
 struct VaultState;
 struct Slot;

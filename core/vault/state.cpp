@@ -80,6 +80,7 @@ void VaultState::check_owned() const {
             ", this process took it in epoch " + std::to_string(epoch),
         options.rank);
   }
+  if (lock_inode == 0) return;  // a stray vault: taken, not owned
   const auto there = fs.stat(lock_path());
   if (!there || there->inode != lock_inode) {
     throw make_error<InvalidState>("the vault of job \"" + options.job + "\", rank " +

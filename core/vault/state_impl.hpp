@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/origin.hpp>
@@ -14,6 +15,8 @@
 #include <meshstage/core/vault/vault.hpp>
 
 namespace meshstage::detail {
+
+struct Stray;
 
 /// VaultState::mutex guards it, with two exceptions: the leases own the image's bytes, and only the
 /// writer changes the file and the size of the mapping.
@@ -51,6 +54,7 @@ struct VaultState {
   PageLocks page_locks;
   mutable Mutex mutex;  // also of what a Slot's leases change
   std::map<SlotKey, std::shared_ptr<Slot>> slots MESHSTAGE_GUARDED_BY(mutex);
+  std::vector<std::shared_ptr<Stray>> strays MESHSTAGE_GUARDED_BY(mutex);
 
   [[nodiscard]] bool in_forked_child() const noexcept { return !origin.is_here(); }
 

@@ -5,6 +5,7 @@
 #include <meshstage/core/vault/adopt_impl.hpp>
 #include <meshstage/core/vault/attach_impl.hpp>
 #include <meshstage/core/vault/names_impl.hpp>
+#include <meshstage/core/vault/stray_impl.hpp>
 
 #include <algorithm>
 #include <utility>
@@ -60,11 +61,23 @@ std::uint64_t Vault::max_generation() const {
     highest =
         std::max({highest, info.image.identity.id.generation, info.image.identity.base.generation});
   }
+  // A header's generation is in its control page, too.
+  for (const int rank : detail::other_ranks(*state_)) {
+    try {
+      const auto page = detail::ControlPage::open(
+          state_->fs,
+          state_->path_of(detail::control_name(state_->process.uid, state_->options.job, rank)));
+      if (page) highest = std::max(highest, page->generation());
+    } catch (const InvalidState&) {  // another user's file under a name of ours
+    } catch (const CorruptData&) {   // its own rank's attach() says so
+    }
+  }
   return highest;
 }
 
 void Vault::note_generation(std::uint64_t g) {
   state_->check_owned();
+  state_->control.set_joined(state_->process.instance);
   state_->control.raise_generation(g);
 }
 
@@ -188,6 +201,32 @@ bool Vault::copy_in(const detail::OlderSlot& from, SlotKey to) {
   return false;
 }
 
+std::vector<StraySlot> Vault::take_strays(std::uint64_t generation, int world_size,
+                                          const std::function<void(const std::string&)>& warn) {
+  std::vector<StraySlot> slots;
+  const MutexLock files(detail::lock_files_mutex());
+  const MutexLock lock(state_->mutex);
+  state_->check_owned();
+  state_->strays.clear();
+  for (const int rank : detail::other_ranks(*state_)) {
+    const auto leave_alone = [&](const Error& e) {
+      warn("the vault of rank " + std::to_string(rank) + " in " +
+           state_->options.directory.native() + " is left alone: " + e.what());
+    };
+    try {
+      auto stray = detail::take_stray(*state_, rank, generation, world_size);
+      if (!stray) continue;
+      for (auto& slot : detail::slots_of(*stray)) slots.push_back(std::move(slot));
+      state_->strays.push_back(std::make_shared<detail::Stray>(std::move(*stray)));
+    } catch (const InvalidState& e) {  // another user's, of another world, taken since
+      leave_alone(e);
+    } catch (const CorruptData& e) {
+      leave_alone(e);
+    }
+  }
+  return slots;
+}
+
 std::uint64_t Vault::bytes_held() const {
   const MutexLock lock(state_->mutex);
   std::uint64_t bytes = 0;
@@ -237,7 +276,9 @@ std::uint64_t Vault::free_superseded() {
   const MutexLock files(detail::lock_files_mutex());
   const MutexLock lock(state_->mutex);
   state_->check_owned();
-  return remove_files(*state_, state_->incarnation, false);
+  std::uint64_t freed = remove_files(*state_, state_->incarnation, false);
+  for (const auto& stray : state_->strays) freed += detail::remove(*stray, false);
+  return freed;
 }
 
 void Vault::remove_all() {
@@ -245,6 +286,8 @@ void Vault::remove_all() {
   const MutexLock lock(state_->mutex);
   state_->check_owned();
   for (const auto& [key, slot] : state_->slots) state_->check_free(key, *slot);
+  for (const auto& stray : state_->strays) detail::remove(*stray, true);
+  state_->strays.clear();
   // The own lock and the control page last: what is left of an interrupted removal is still found.
   // Owners of older incarnations that still live see the page they have mapped: they stay fenced.
   remove_files(*state_, state_->incarnation + 1, true);

@@ -74,9 +74,9 @@ class MESHSTAGE_API Vault {
   [[nodiscard]] std::vector<std::pair<SlotKey, SlotInfo>> slots() const;
 
   /// The highest generation in any header (also as a base) and in any note_generation(), over all
-  /// incarnations of this job and rank. 0 if there is none.
+  /// incarnations of this job, of every rank whose vault is in this directory. 0 if there is none.
   [[nodiscard]] std::uint64_t max_generation() const;
-  /// Remembers that generation `g` was seen; lasts as long as the vault's files.
+  /// This process enters generation `g`; remembered as long as the vault's files last.
   void note_generation(std::uint64_t g);
 
   /// Marks the slot WRITING, in memory before this returns, then grows the slot if `bytes` do not
@@ -107,14 +107,24 @@ class MESHSTAGE_API Vault {
   /// InvalidState if fenced, SystemError.
   std::vector<SlotKey> adopt_older();
 
+  /// Takes every *stray* vault: one of this job, in this directory, of another rank, that no
+  /// process of `generation` has. Each rank of that generation calls note_generation() before any
+  /// calls this; of those that do, one takes each vault. Returns what is sealed there, the newest
+  /// first in each vault. Its owners of before begin and seal nothing any more; who attaches it
+  /// later makes another incarnation. A vault with images of another world size is left alone, and
+  /// `warn` hears of it. What an earlier call took is let go first. Throws SystemError.
+  std::vector<StraySlot> take_strays(std::uint64_t generation, int world_size,
+                                     const std::function<void(const std::string&)>& warn);
+
   /// Bytes of this incarnation's slot files, headers included.
   [[nodiscard]] std::uint64_t bytes_held() const;
   /// Removes the slots of older incarnations (a process that still maps them is safe) and the lock
-  /// files of those whose owner is dead. Call it once recover() has agreed. Returns the bytes
-  /// freed.
+  /// files of those whose owner is dead; of the strays that were taken, what no living process
+  /// owns. Call it once recover() has agreed. Returns the bytes freed.
   std::uint64_t free_superseded();
-  /// Removes every file of this job and rank, older incarnations' too; afterwards check_owned()
-  /// throws. Only finish() calls this. Throws InvalidState if fenced.
+  /// Removes every file of this job and rank, older incarnations' too, and those of the strays that
+  /// were taken; afterwards check_owned() throws. Only finish() calls this. Throws InvalidState if
+  /// fenced.
   void remove_all();
 
  private:

@@ -308,8 +308,10 @@ TEST_CASE("a lender without its own image of the step gives up") {
     has = {lending()};
     has[0].id.step = 4;
   }
-  SECTION("it fetches its own in the same recovery") {
-    transfers.insert(transfers.begin(), Transfer{claim(2, 1, Place::kHeldSlot), 1});
+  SECTION("it fetches a replica of its own, which has to be made whole itself") {
+    Claim borrows = claim(2, 1, Place::kHeldSlot);
+    borrows.borrowed = {{0, {}}};
+    transfers.insert(transfers.begin(), Transfer{borrows, 1});
   }
   State state = choosing_rank(config_of(1), has);
   const auto out = choose_transfers(state, transfers);
@@ -320,6 +322,18 @@ TEST_CASE("a lender without its own image of the step gives up") {
   CHECK(failure.rank == 1);
   CHECK_THAT(failure.why, Contains("rank 1 is to lend to the image of rank 2"));
   for (const int peer : {0, 2}) REQUIRE(sent<GiveUp>(out, peer) != nullptr);
+}
+
+TEST_CASE("a lender that fetches its own image lends from it when it is there") {
+  State state = choosing_rank(config_of(1), {});
+  const auto out =
+      choose_transfers(state, {{claim(2, 1, Place::kHeldSlot), 1}, {leaves_out(1), 2}});
+  REQUIRE(first<Fetch>(out) != nullptr);
+  CHECK(first<ServeLent>(out) == nullptr);
+  const auto later = tell(state, Fetched{1});
+  REQUIRE(first<ServeLent>(later) != nullptr);
+  CHECK(first<ServeLent>(later)->slot == first<Fetch>(out)->slot);
+  CHECK(first<ServeLent>(later)->to == 2);
 }
 
 TEST_CASE("a choice that has a stranger lend to a replica is malformed") {

@@ -1,6 +1,7 @@
 #include <meshstage/core/protocol/choose.hpp>
 #include <meshstage/core/protocol/transition.hpp>
 
+#include <algorithm>
 #include <string>
 
 #include "tests/support/catch.hpp"
@@ -114,6 +115,42 @@ TEST_CASE("the plan restores owners and holders from the nearest copy") {
     REQUIRE(plan[0] == Transfer{claim(1, 1, Place::kOwnFile, id), 1});
     REQUIRE(plan[1] == Transfer{claim(0, 1, Place::kHeldFile, id), 0});
   }
+}
+
+TEST_CASE("an image in a stray vault counts, and is taken from the own host, then from a keeper") {
+  const ImageId id{1, 5};
+  const auto holders = default_holders(4);  // rank 1's is rank 3
+  const auto stray = [&](int at, int owner, int vault) {
+    Claim c = claim(at, owner, Place::kStray, id);
+    c.vault = vault;
+    return c;
+  };
+  const auto plan = [&](const std::vector<Claim>& claims) {
+    return plan_transfers(claims, id, holders);
+  };
+  const std::vector<Claim> all = {stray(1, 0, 0), stray(1, 2, 0), stray(1, 1, 1), stray(2, 3, 1)};
+  REQUIRE(choose(all, 4) == id);
+  REQUIRE(plan({stray(0, 1, 1), stray(1, 1, 3), stray(3, 1, 1)}) ==
+          std::vector<Transfer>{{stray(1, 1, 3), 1}, {stray(3, 1, 1), 3}});
+  REQUIRE(plan({stray(0, 1, 1), stray(3, 1, 1)}).front() == Transfer{stray(3, 1, 1), 1});
+  REQUIRE(plan({stray(0, 1, 1), own(1, id)}) == std::vector<Transfer>{{own(1, id), 3}});
+  REQUIRE(plan({stray(0, 1, 1), claim(1, 1, Place::kOwnFile, id)}).front() ==
+          Transfer{stray(0, 1, 1), 1});  // memory anywhere before a file
+}
+
+TEST_CASE("a lender's own image in a stray vault makes replicas whole, a replica there does not") {
+  const Claim replica = borrowing(0, {{1, kSame}});
+  Claim lender = lending(1, {{2, kSame}}, Place::kStray);
+  for (const int vault : {1, 0}) {
+    lender.vault = vault;
+    const auto whole = whole_claims(std::vector<Claim>{replica, lender});
+    REQUIRE((std::find(whole.begin(), whole.end(), replica) != whole.end()) == (vault == 1));
+  }
+  Claim stray = moved(replica, 0, Place::kStray);  // in the vault of whoever held it: a replica
+  stray.vault = 0;
+  REQUIRE(stray.needs_lenders());
+  stray.vault = 2;
+  REQUIRE(!stray.needs_lenders());
 }
 
 TEST_CASE("every one of several holders is restored") {

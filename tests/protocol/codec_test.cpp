@@ -44,6 +44,13 @@ Claim file_claim() {
   return claim;
 }
 
+Claim stray_claim() {
+  Claim claim = any_claim();
+  claim.place = Place::kStray;
+  claim.vault = 2;
+  return claim;
+}
+
 StreamStart any_start() {
   return {1, {3, 17}, Content::kLent, true, 4096 * 21, 4096, 8192, 16384, 2};
 }
@@ -76,6 +83,7 @@ std::vector<Body> all_bodies() {
           Have{false, {any_claim(), any_claim()}, base},
           Have{false, {borrowing_claim(), any_claim(), borrowing_claim()}, base},
           Have{true, {file_claim()}, kNoImage, "rank 1: block 3 does not match its digest"},
+          Have{true, {file_claim(), stray_claim()}, base},
           AskDisk{kNoImage},
           Choice{id, base, {{any_claim(), 2}}},
           Choice{id, base, {{borrowing_claim(), 1}, {any_claim(), 2}}},
@@ -144,7 +152,7 @@ TEST_CASE("the bytes of a message are these") {
   }
   REQUIRE(hex ==
           "4d53504d"
-          "0300"
+          "0400"
           "0100"
           "8877665544332211"
           "04000000"
@@ -169,9 +177,9 @@ TEST_CASE("a message cut short anywhere is refused, and so is one with more behi
 }
 
 TEST_CASE("messages of another version are refused") {
-  for (const int version : {0, 1, 2, 4}) {
+  for (const int version : {0, 1, 2, 3, 5}) {
     REQUIRE(says(refusal(with(bytes_of(Yes{{2, 85}}), 4, version)),
-                 "version: " + std::to_string(version) + ", this library reads 3; use one build"));
+                 "version: " + std::to_string(version) + ", this library reads 4; use one build"));
   }
 }
 
@@ -228,7 +236,7 @@ TEST_CASE("loans that cannot be are refused by name") {
   const std::size_t borrowed = kFirstClaim + kSizesEnd + kMoreSizes + 16;
   REQUIRE(says(refusal(with(have, borrowed, 200)), "claim's lenders: 200 of them do not fit"));
   REQUIRE(says(refusal(with(have, borrowed + 3, 255)), "claim's lenders: 4278190080 of them"));
-  REQUIRE(says(refusal(with(have, borrowed + 4, 2)), "claim's borrowers: 2 of them"));
+  REQUIRE(says(refusal(with(have, borrowed + 4, 3)), "claim's borrowers: 3 of them"));
 }
 
 TEST_CASE("what is wrong with a message is named") {
@@ -262,6 +270,16 @@ TEST_CASE("what is wrong with a message is named") {
   claim.slot = 2;
   REQUIRE(says(refusal(bytes_of(Have{false, {claim}, {}})), "slot: 2"));
   REQUIRE(says(refusal(bytes_of(Have{true, {any_claim()}, {}})), "a slot among files"));
+  REQUIRE(says(refusal(bytes_of(Have{false, {stray_claim()}, {}})), "a file among slots"));
+  claim = stray_claim();
+  claim.vault = -1;
+  REQUIRE(says(refusal(bytes_of(Have{true, {claim}, {}})), "claim's vault: rank -1"));
+  claim = file_claim();
+  claim.vault = 0;
+  REQUIRE(says(refusal(bytes_of(Have{true, {claim}, {}})), "claim's vault: rank 0"));
+  claim = stray_claim();
+  claim.vault = 4;
+  REQUIRE(says(refusal(bytes_of(Have{true, {claim}, {}})), "claim's vault: rank 4"));
 }
 
 TEST_CASE("an image of a larger world reaches the root, which names both sizes") {

@@ -215,6 +215,65 @@ TEST_CASE("three ranks: a failure") {
   require_safe(bounds);
 }
 
+// The job comes back with its ranks on other hosts.
+
+TEST_CASE("two ranks: two restarts on other hosts") {
+  Bounds bounds = ranks(2, 2);
+  bounds.reseats = 2;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: a restart on other hosts, and a lost host") {
+  Bounds bounds = ranks(2, 2);
+  bounds.reseats = bounds.host_losses = 1;
+  require_safe(bounds);
+  bounds.steps = 1;
+  bounds.crashes = meshstage::test::kSanitized ? 0 : 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: a restart on other hosts; more is lost than is survived, with files") {
+  Bounds bounds = ranks(2, 1);
+  bounds.reseats = bounds.losses_beyond = 1;
+  bounds.disk = true;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks that lend to each other's replicas: a restart on other hosts, a lost host") {
+  Bounds bounds = ranks(2, 1);
+  bounds.lenders = {{1}, {0}};
+  bounds.reseats = bounds.differences = 1;
+  require_safe(bounds);
+  bounds.differences = 0;
+  bounds.host_losses = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks: a restart on other hosts") {
+  Bounds bounds = ranks(3, 1);
+  bounds.reseats = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("random runs of ranks that share hosts and change them keep every promise") {
+  for (const int world : {4, 6, 8}) {
+    Bounds bounds = ranks(world, 3);
+    bounds.seats = 2;
+    bounds.reseats = bounds.crashes = 3;
+    bounds.host_losses = bounds.lost_messages = bounds.local_failures = bounds.timeouts = 1;
+    bounds.finish = bounds.disk = true;
+    for (const bool borrowed : {false, true}) {  // from the next host's ranks
+      for (int r = 0; borrowed && r < world; ++r) bounds.lenders.push_back({(r + 2) % world});
+      bounds.differences = borrowed ? 1 : 0;
+      const int runs = meshstage::test::kSanitized ? 20 : 300;
+      const Result result = walk(bounds, static_cast<std::uint64_t>(world), runs, 100'000);
+      std::cout << runs << " walks, " << summary(bounds, result) << std::endl;
+      if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
+      REQUIRE(result.violation == "");
+    }
+  }
+}
+
 // Replicas that borrow from another rank: from the holder itself where there are two ranks, from
 // a third rank where there are three (rank r's holder is r + 1).
 

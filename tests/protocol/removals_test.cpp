@@ -35,6 +35,7 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "beyond-unknown") b.claims = 2, b.crashes = 2, b.local_failures = 1;
   if (rule == "agree-first") b.world = 3, b.steps = 3;
   if (rule == "structure-first") b.mismatches = 1;
+  if (rule == "found-anywhere") b.crashes = 0, b.steps = b.reseats = 1;
   if (rule == "finish-together") b.steps = 1, b.finish = true;
   if (rule == "prune-together") b.world = 3, b.disk = true;
   if (rule == "vote-needs-lent") b.steps = b.differences = 1, b.lenders = {{1}, {0}};
@@ -62,7 +63,7 @@ void require_needed(const std::string& rule) {
   REQUIRE(replay(bounds, result.trace).violation() == "");
 }
 
-static_assert(kRules.size() == 22, "each rule has its test here");
+static_assert(kRules.size() == 23, "each rule has its test here");
 
 }  // namespace
 
@@ -90,6 +91,19 @@ TEST_CASE("without everyone's vote a promise breaks") { require_needed("all-must
 TEST_CASE("without the note first a promise breaks") { require_needed("note-first"); }
 TEST_CASE("without the root's look a promise breaks") { require_needed("look"); }
 TEST_CASE("without choosing what is covered a promise breaks") { require_needed("newest-covered"); }
+TEST_CASE("without counting images wherever they lie a promise breaks") {
+  require_needed("found-anywhere");
+}
+TEST_CASE("without agreement before stray vaults are removed a promise breaks") {
+  Bounds bounds;
+  bounds.world = 3;
+  bounds.steps = bounds.reseats = 1;
+  bounds.rules.agree_first = false;
+  Limits limits;
+  limits.safety_only = true;
+  const Result result = explore(bounds, limits);
+  REQUIRE(result.violation.find("alone would lose it") != std::string::npos);
+}
 TEST_CASE("without knowing what was left out a promise breaks") {
   require_needed("beyond-unknown");
 }
@@ -157,6 +171,7 @@ TEST_CASE("every run is told so that it can be read again, and no two choices re
       bounds.zombies = bounds.unanswered = 1;
   bounds.disk = bounds.finish = true;
   bounds.differences = 1;
+  bounds.reseats = 2;
   bounds.lenders = {{2}, {0}, {1}};
   for (const bool quarantine : {true, false}) {
     bounds.rules.quarantine = quarantine;

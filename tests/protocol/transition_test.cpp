@@ -183,14 +183,25 @@ TEST_CASE("well-formed messages that no peer would send are refused, and nothing
   require_refused(state, message(0, OnDisk{{1, 1}}), kMalformed);
 }
 
-TEST_CASE("a choice that moves an image between ranks that are not linked is refused") {
-  State state = make_state(make_config(1, 4));  // its holder and ward is rank 3, its parent rank 0
+namespace {
+
+/// Rank 1 of 4, which waits for generation 2's choice. Its holder, ward and child is rank 3, its
+/// parent rank 0.
+State waiting_for_choice() {
+  State state = make_state(make_config(1, 4));
   tell(state, Formed{2});
   tell(state, SlotsVerified{});
   hear(state, 3, Have{}, 2);
   hear(state, 0, AskDisk{}, 2);
   tell(state, FilesVerified{});
   hear(state, 3, Have{true, {}, kNoImage}, 2);
+  return state;
+}
+
+}  // namespace
+
+TEST_CASE("a choice that sends an image to a rank that does not keep it is refused") {
+  State state = waiting_for_choice();
   Claim claim;
   claim.at = 1;
   claim.owner = 1;
@@ -201,12 +212,64 @@ TEST_CASE("a choice that moves an image between ranks that are not linked is ref
     return message(0, protocol::Choice{claim.id, kNoImage, {{claim, to}}}, 2);
   };
   require_refused(state, choose(1, 1, 2), kMalformed);  // this rank is to send to a stranger
-  require_refused(state, choose(2, 1, 1), kMalformed);  // to receive from one
-  require_refused(state, choose(1, 0, 2), kMalformed);  // to send what it does not hold
+  require_refused(state, choose(2, 0, 1), kMalformed);  // to receive what it does not hold
   require_refused(state, choose(1, 9, 1), kMalformed);  // of nobody
   require_refused(state, choose(1, -1, 1), kMalformed);
   const auto actions = tell(state, choose(1, 1, 3));
   REQUIRE(first<Serve>(actions) != nullptr);
+  REQUIRE(first<Connect>(actions) == nullptr);
+}
+
+TEST_CASE("ranks that are not linked connect for a choice, exchange its images and disconnect") {
+  State state = waiting_for_choice();
+  Claim here;  // in a stray vault that this rank took: rank 2 lacks it
+  here.at = 1;
+  here.owner = 2;
+  here.place = Place::kStray;
+  here.vault = 2;
+  here.id = {1, 5};
+  Claim there = here;  // in one that rank 2 took
+  there.at = 2;
+  there.owner = there.vault = 1;
+  const protocol::Choice choice{here.id, kNoImage, {{there, 1}, {here, 2}}};
+  auto actions = hear(state, 0, choice, 2);
+  REQUIRE(first<Connect>(actions) != nullptr);
+  REQUIRE(first<Connect>(actions)->peers == std::vector<int>{2});
+  REQUIRE(first<Fetch>(actions) == nullptr);
+  REQUIRE(first<Serve>(actions) == nullptr);
+
+  SECTION("until Established") {
+    actions = tell(state, Connected{});
+    REQUIRE(first<Fetch>(actions)->source == there);
+    REQUIRE(first<Serve>(actions)->source == here);
+    require_refused(state, Connected{}, kStale);
+    tell(state, Fetched{1});
+    hear(state, 3, Ready{}, 2);
+    tell(state, StructureChecked{});
+    actions = hear(state, 0, Established{here.id}, 2);
+    REQUIRE(first<Disconnect>(actions) != nullptr);
+    REQUIRE(first<RestoreTrainer>(actions) != nullptr);
+    require_refused(state, Connected{}, kStale);
+  }
+  SECTION("all that is ready waits for the connection") {
+    hear(state, 3, Ready{}, 2);
+    REQUIRE(state.recovery.phase == Recovery::Phase::kFetch);
+  }
+  SECTION("one that gives up says so on the new connection, too") {
+    tell(state, Connected{});
+    actions = tell(state, FetchFailed{1, ErrorKind::kIo, "no"});
+    REQUIRE(sent<GiveUp>(actions, 2) != nullptr);
+  }
+  SECTION("but not before there is one") {
+    actions = tell(state, FetchFailed{1, ErrorKind::kIo, "no"});
+    REQUIRE(sent<GiveUp>(actions, 0) != nullptr);
+    REQUIRE(sent<GiveUp>(actions, 2) == nullptr);
+    require_refused(state, Connected{}, kStale);
+  }
+  SECTION("what the other one gives up for is this one's error, too") {
+    tell(state, Connected{});
+    REQUIRE(first<RecoverFailed>(hear(state, 2, GiveUp{}, 2)) != nullptr);
+  }
 }
 
 TEST_CASE("a death is noted in the Store and passed on before transfers are aborted") {

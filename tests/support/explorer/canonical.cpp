@@ -57,6 +57,7 @@ void put_claim(std::string& out, const Claim& claim) {
   put_id(out, claim.base);
   put_number(out, claim.sizes.borrowed_bytes);
   put_number(out, claim.image_digest.low);
+  put_rank(out, claim.vault);
 }
 
 template <class List, class F>
@@ -166,6 +167,9 @@ void put(std::string& out, const State& s) {
   put_id(out, r.evidence);
   put_id(out, r.beyond);
   put_choice(out, r.choice);
+  put_list(out, r.bridges, put_rank);
+  put_list(out, r.lend_later, put_rank);
+  put_number(out, r.connecting ? 1 : 0);
   put_number(out, static_cast<std::uint64_t>(r.fetching));
   put_number(out, static_cast<std::uint64_t>(r.own_slot + 1));
 }
@@ -204,12 +208,13 @@ std::string World::bytes() const {
   for (const int n :
        {left_.crashes, left_.host_losses, left_.losses_beyond, left_.lost_messages, left_.timeouts,
         left_.local_failures, left_.skips, left_.mismatches, left_.flips, left_.zombies,
-        left_.differences, left_.early_ends, left_.ends, left_.unanswered}) {
+        left_.differences, left_.early_ends, left_.ends, left_.unanswered, left_.reseats}) {
     out.push_back(static_cast<char>(n));
   }
   put_number(out, nodes_.size());
   for (const Node& node : nodes_) {
     put_rank(out, node.rank);
+    put_rank(out, node.host);
     put_number(out, (node.alive ? 1U : 0U) | (node.zombie ? 2U : 0U) | (node.pending ? 4U : 0U) |
                         (node.gave_up ? 8U : 0U));
     if (node.alive) put(out, node.state);
@@ -225,6 +230,12 @@ std::string World::bytes() const {
     put_number(out, static_cast<std::uint64_t>(node.next_step));
     put_number(out, node.unborrowed);
   }
+  put_list(out, strays_, [](std::string& o, const Stray& stray) {
+    put_rank(o, stray.host), put_rank(o, stray.rank);
+    put_number(o, stray.taken), put_rank(o, stray.by);
+    for (const MemorySlot& slot : stray.own) put(o, slot);
+    for (const MemorySlots& pair : stray.held) put(o, pair[0]), put(o, pair[1]);
+  });
   // Only the order within one pair and generation matters.
   using Place = std::tuple<int, int, std::uint64_t, std::size_t>;
   std::vector<Place> order;

@@ -31,7 +31,7 @@ constexpr const char* kUsage =
     "[--mismatches N]\n"
     "  [--flips N] [--zombies N] [--unanswered N] [--differences N] [--lenders SHIFT] [--disk] "
     "[--finish]\n"
-    "  [--early-ends N] (with --finish) [--claims N] [--ends N]\n"
+    "  [--early-ends N] (with --finish) [--claims N] [--ends N] [--reseats N] [--seats N]\n"
     "  [--safety-only] [--without RULE] [--max-states N]\n"
     "  [--walk RUNS --seed N --walk-steps N]\n"
     "meshstage_explorer --replay FILE\n";
@@ -70,6 +70,8 @@ Command parse(const std::vector<std::string>& words) {
                  {"--unanswered", &bounds.unanswered},
                  {"--differences", &bounds.differences},
                  {"--claims", &bounds.claims},
+                 {"--reseats", &bounds.reseats},
+                 {"--seats", &bounds.seats},
                  {"--lenders", &lender_shift},
                  {"--walk", &c.runs},
                  {"--walk-steps", &c.walk_steps}};

@@ -12,7 +12,8 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 22> kRules = {{
+inline constexpr std::array<NamedRule, 23> kRules = {{
+    {"found-anywhere", &protocol::Rules::found_anywhere},
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
     {"stage-beside-base", &protocol::Rules::stage_beside_base},

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include <meshstage/core/protocol/codec.hpp>
 
@@ -11,10 +12,11 @@ World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) 
   const Bounds& b = *bounds_;
   left_ = {b.crashes,        b.host_losses, b.losses_beyond, b.lost_messages, b.timeouts,
            b.local_failures, b.skips,       b.mismatches,    b.flips,         b.zombies,
-           b.differences,    b.early_ends,  b.ends,          b.unanswered};
+           b.differences,    b.early_ends,  b.ends,          b.unanswered,    b.reseats};
   for (int rank = 0; rank < b.world; ++rank) {
     Node node;
     node.rank = rank;
+    node.host = rank / b.seats;
     auto config =
         std::make_shared<Config>(*make_config(rank, b.world, b.holders, b.rules, b.lenders));
     if (b.claims > 0) {
@@ -78,10 +80,38 @@ const MemorySlot* World::own_image(int rank, ImageId id) const {
   return nullptr;
 }
 
+const MemorySlot* World::any_image(int rank, ImageId id, int without) const {
+  const MemorySlot* found = nullptr;
+  if (nodes_[static_cast<std::size_t>(rank)].host != without) found = own_image(rank, id);
+  for (const Stray& stray : strays_) {
+    if (stray.rank != rank || stray.host == without) continue;
+    for (const MemorySlot& slot : stray.own) {
+      if (slot.header == MemorySlot::Header::kSealed && slot.whole && slot.id == id) found = &slot;
+    }
+  }
+  return found;
+}
+
+bool World::spread() const {
+  for (int rank = 0; rank < bounds_->world && bounds_->world > 1; ++rank) {
+    const Node& node = nodes_[static_cast<std::size_t>(rank)];
+    const auto& holders = node.state.config->holders[static_cast<std::size_t>(rank)];
+    const auto& lenders = node.state.config->lenders[static_cast<std::size_t>(rank)];
+    const auto beside = [&](int other) {
+      return nodes_[static_cast<std::size_t>(other)].host == node.host;
+    };
+    if (std::all_of(holders.begin(), holders.end(), beside) ||
+        std::any_of(lenders.begin(), lenders.end(), beside)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 bool World::has_lenders(const MemorySlot& replica, int without) const {
   for (int rank = 0; rank < bounds_->world; ++rank) {
     if ((replica.lenders & bit(rank)) == 0) continue;
-    const MemorySlot* by = rank == without ? nullptr : own_image(rank, replica.id);
+    const MemorySlot* by = any_image(rank, replica.id, without);
     if (by == nullptr || by->loan != replica.loan) return false;
   }
   return true;
@@ -109,15 +139,20 @@ void World::add_loans(Claim& claim) const {
   }
 }
 
+Claim World::claim_of(const Node& node, const MemorySlot& slot, int owner, Place place,
+                      int index) const {
+  Claim claim{node.rank, owner, place, index, bounds_->world, slot.id, slot.base, {}, {}};
+  claim.sizes.borrowed_bytes = slot.lenders;
+  claim.image_digest.low = static_cast<std::uint64_t>(slot.loan);
+  add_loans(claim);
+  return claim;
+}
+
 std::vector<Claim> World::slot_claims(const Node& node, bool verify) const {
   std::vector<Claim> claims;
   const auto add = [&](const MemorySlot& slot, int owner, Place place, int index) {
     if (slot.header != MemorySlot::Header::kSealed || (verify && !slot.whole)) return;
-    Claim claim{node.rank, owner, place, index, bounds_->world, slot.id, slot.base, {}, {}};
-    claim.sizes.borrowed_bytes = slot.lenders;
-    claim.image_digest.low = static_cast<std::uint64_t>(slot.loan);
-    add_loans(claim);
-    claims.push_back(std::move(claim));
+    claims.push_back(claim_of(node, slot, owner, place, index));
   };
   for (int i = 0; i < 2; ++i) add(node.own[i], node.rank, Place::kOwnSlot, i);
   for (std::size_t w = 0; w < node.held.size(); ++w) {
@@ -151,7 +186,7 @@ ImageId World::newest_covered(int without, bool memory, bool disk) const {
   std::vector<Copy> copies;
   for (int rank = 0; rank < bounds_->world; ++rank) {
     const Node& node = nodes_[static_cast<std::size_t>(rank)];
-    const auto look = [&](const MemorySlots& pair, int owner) {
+    const auto look_at = [&](const MemorySlots& pair, int owner) {
       for (const MemorySlot& slot : pair) {
         const bool good = slot.header == MemorySlot::Header::kSealed && slot.whole &&
                           slot.content == slot.id && slot.content_owner == owner &&
@@ -159,11 +194,16 @@ ImageId World::newest_covered(int without, bool memory, bool disk) const {
         if (good) copies.push_back({slot.id, owner, slot.lenders, slot.loan});
       }
     };
-    if (memory && rank != without) {
-      look(node.own, rank);
-      for (std::size_t w = 0; w < node.held.size(); ++w) {
-        look(node.held[w], node.state.config->wards[w]);
+    const auto look = [&](const auto& vault) {
+      if (!memory || vault.host == without) return;
+      look_at(vault.own, rank);
+      for (std::size_t w = 0; w < vault.held.size(); ++w) {
+        look_at(vault.held[w], node.state.config->wards[w]);
       }
+    };
+    look(node);
+    for (const Stray& stray : strays_) {
+      if (stray.rank == rank) look(stray);
     }
     if (!disk) continue;
     for (const File& file : node.files) {
@@ -209,7 +249,7 @@ void World::check() {
     return wrong(name(agreed_) + " was complete, and now no step that new is covered");
   }
   if (degraded_ || bounds_->world == 1) return;
-  for (int host = 0; host < bounds_->world; ++host) {
+  for (int host = 0; host < host_count(); ++host) {
     if (newest_covered(host, true, true) < agreed_) {
       return wrong(name(agreed_) + " is complete, but the loss of host " + std::to_string(host) +
                    " alone would lose it");
@@ -235,6 +275,73 @@ void World::end_process(Node& node, bool lose_memory) {
   if (!lose_memory) return;
   node.own = {};
   std::fill(node.held.begin(), node.held.end(), MemorySlots{});
+}
+
+void World::lose_host(int host) {
+  for (int rank = 0; rank < bounds_->world; ++rank) {
+    Node& node = nodes_[static_cast<std::size_t>(rank)];
+    if (node.host == host) end_process(node, true);
+  }
+  std::erase_if(strays_, [&](const Stray& stray) { return stray.host == host; });
+}
+
+void World::reseat(const std::vector<int>& hosts) {
+  for (int rank = 0; rank < bounds_->world; ++rank) {
+    Node& node = nodes_[static_cast<std::size_t>(rank)];
+    end_process(node, false);
+    const int before = std::exchange(node.host, hosts[static_cast<std::size_t>(rank)]);
+    if (before == node.host) continue;
+    Stray left{before, rank, node.own, node.held};
+    node.own = {};
+    std::fill(node.held.begin(), node.held.end(), MemorySlots{});
+    const auto empty = [](const MemorySlots& pair) {
+      return pair[0].header == MemorySlot::Header::kEmpty &&
+             pair[1].header == MemorySlot::Header::kEmpty;
+    };
+    const bool nothing = empty(left.own) && std::all_of(left.held.begin(), left.held.end(), empty);
+    for (auto it = strays_.begin(); it != strays_.end(); ++it) {
+      if (it->rank != rank || it->host != node.host) continue;
+      node.own = it->own;  // it is back where it sat once
+      node.held = it->held;
+      strays_.erase(it);
+      break;
+    }
+    if (!nothing) strays_.push_back(std::move(left));
+  }
+  std::sort(strays_.begin(), strays_.end(), [](const Stray& a, const Stray& b) {
+    return std::pair(a.host, a.rank) < std::pair(b.host, b.rank);
+  });
+}
+
+void World::take_strays(const Node& node, ImageId newer_than, bool verify, FilesVerified& found) {
+  for (Stray& stray : strays_) {
+    if (stray.host != node.host || stray.taken >= node.state.generation) continue;
+    stray.taken = node.state.generation;
+    stray.by = node.rank;
+    const auto add = [&](const MemorySlots& pair, int owner) {
+      for (int i = 0; i < 2; ++i) {
+        const MemorySlot& slot = pair[static_cast<std::size_t>(i)];
+        if (slot.header != MemorySlot::Header::kEmpty) {
+          found.evidence = std::max(found.evidence, slot.base);
+        }
+        if (slot.header != MemorySlot::Header::kSealed || (verify && !slot.whole) ||
+            slot.id <= newer_than) {
+          continue;
+        }
+        found.claims.push_back(claim_of(node, slot, owner, Place::kStray, i));
+        found.claims.back().vault = stray.rank;
+      }
+    };
+    add(stray.own, stray.rank);
+    const auto& wards = nodes_[static_cast<std::size_t>(stray.rank)].state.config->wards;
+    for (std::size_t w = 0; w < stray.held.size(); ++w) add(stray.held[w], wards[w]);
+  }
+}
+
+void World::remove_strays(const Node& node) {
+  std::erase_if(strays_, [&](const Stray& stray) {
+    return stray.by == node.rank && stray.taken == node.state.generation;
+  });
 }
 
 /// Drops what this process would ignore: messages of its generation once it is out of it, and of

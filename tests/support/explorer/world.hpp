@@ -34,6 +34,8 @@ struct Bounds {
   int differences = 0;     ///< an image has other bytes in what it borrows or lends
   int claims = 0;          ///< so many fit into a message; 0: all
   int ends = 0;            ///< a trainer wishes the job to end
+  int reseats = 0;         ///< all processes end; the job comes back with ranks on other hosts
+  int seats = 1;           ///< ranks on each host; a host is lost with all of them
   bool disk = false;       ///< ranks may persist complete steps
   bool finish = false;     ///< trainers call finish() after the last step
   Rules rules{};
@@ -54,6 +56,7 @@ struct Choice {
     kReplicaSealed,  ///< a sealed the replica of b (of generation c, where quarantine is off)
     kFetched,        ///< a sealed the image of b
     kAnswered,       ///< the Store answers a
+    kConnected,      ///< a is connected to all that the choice wants
     kCompared,       ///< a's structure is the image's
     kPersist,        ///< a wrote its newest complete step to disk
     kWish,           ///< a's trainer wishes the job to end
@@ -73,6 +76,8 @@ struct Choice {
     kFlip,    ///< at a, slot b (0, 1: own; then the held ones)
     kZombie,  ///< a is stopped, taken for dead and replaced by a new incarnation with an empty
               ///< vault
+    kReseat,  ///< all processes end and come back, each rank a hosts further on; vaults stay
+    kSwap,    ///< the same, but only a and the next rank change their hosts
   };
   Kind kind = Kind::kForm;
   int a = 0, b = 0;
@@ -111,7 +116,7 @@ struct File {
 
 /// Something a rank's driver has been told to do and has not reported yet.
 struct Job {
-  enum class Kind : std::uint8_t { kOwn, kReplica, kFetch, kAsk, kCompare };
+  enum class Kind : std::uint8_t { kOwn, kReplica, kFetch, kAsk, kCompare, kConnect };
   Kind kind = Kind::kOwn;
   std::uint64_t generation = 0;
   int owner = 0;  ///< whose image
@@ -126,9 +131,20 @@ struct Job {
   Claim source{};     ///< fetch
 };
 
-/// One process of a rank, and the memory of its host.
+/// The vault of a rank that sits on another host now.
+struct Stray {
+  int host = 0;
+  int rank = 0;
+  MemorySlots own{};
+  std::vector<MemorySlots> held;
+  std::uint64_t taken = 0;  ///< the generation in which a rank on the host took it last
+  int by = -1;
+};
+
+/// One process of a rank, and its vault.
 struct Node {
   int rank = 0;
+  int host = 0;
   bool alive = true;
   bool zombie = false;
   bool pending = false;  ///< a generation was formed that it has not borrow of
@@ -210,7 +226,7 @@ class World {
   using Kind = Choice::Kind;
   struct Budget {
     int crashes, host_losses, losses_beyond, lost_messages, timeouts, local_failures, skips,
-        mismatches, flips, zombies, differences, early_ends, ends, unanswered;
+        mismatches, flips, zombies, differences, early_ends, ends, unanswered, reseats;
   };
   struct CarryOut;
   struct CrashAt {
@@ -230,6 +246,12 @@ class World {
   void begin_slot(Node& node, const Job& job);
   void seal_slot(MemorySlot& slot, const Job& job, int loan);
   void end_process(Node& node, bool lose_memory);
+  void lose_host(int host);
+  /// All processes end, and rank r comes back on hosts[r].
+  void reseat(const std::vector<int>& hosts);
+  /// What this rank takes of the strays on its host, and claims.
+  void take_strays(const Node& node, ImageId newer_than, bool verify, FilesVerified& found);
+  void remove_strays(const Node& node);
   void clear_messages_to(const Node& node);
   bool end_job(const Choice& choice);
   void note_point(const Node& node, const Reached& reached);
@@ -246,7 +268,12 @@ class World {
   [[nodiscard]] const MemorySlot* source_of(const Job& job) const;
   /// What own image of that id that rank has in memory, whole; nullptr if none.
   [[nodiscard]] const MemorySlot* own_image(int rank, ImageId id) const;
-  /// Whether all that a replica borrows is there, but for the memory of `without`.
+  /// The same in any vault, but for those on the host `without`.
+  [[nodiscard]] const MemorySlot* any_image(int rank, ImageId id, int without) const;
+  /// Whether each rank has a holder, and all its lenders, on other hosts. The loss of one host is
+  /// survived only then.
+  [[nodiscard]] bool spread() const;
+  /// Whether all that a replica borrows is there, but for the memory of the host `without`.
   [[nodiscard]] bool has_lenders(const MemorySlot& replica, int without) const;
   /// Whose own images complete this rank's next image's replicas.
   [[nodiscard]] Ranks borrowed_by(const Node& node) const;
@@ -257,9 +284,16 @@ class World {
   [[nodiscard]] bool would_accept(const Node& node, const Event& event) const;
   void add_loans(Claim& claim) const;
   [[nodiscard]] std::vector<Claim> slot_claims(const Node& node, bool verify) const;
+  [[nodiscard]] Claim claim_of(const Node& node, const MemorySlot& slot, int owner, Place place,
+                               int index) const;
+  [[nodiscard]] int host_count() const {
+    return (bounds_->world + bounds_->seats - 1) / bounds_->seats;
+  }
+  /// Whether each rank that this one is to connect to has learned of it, too.
+  [[nodiscard]] bool can_connect(const Node& node) const;
   [[nodiscard]] ImageId evidence(const Node& node) const;
-  /// The newest image id with a whole copy of every rank, in memory (but that of `without`) or, if
-  /// asked, on disk.
+  /// The newest image id with a whole copy of every rank, in memory (but that of the host
+  /// `without`) or, if asked, on disk.
   [[nodiscard]] ImageId newest_covered(int without, bool memory, bool disk) const;
   [[nodiscard]] static std::size_t ward_of(const Node& node, int ward);
   [[nodiscard]] static MemorySlots& held_by(Node& node, int ward) {
@@ -273,6 +307,7 @@ class World {
   std::shared_ptr<const Bounds> bounds_;
   Budget left_{};
   std::vector<Node> nodes_;                             ///< one for each rank, then zombies
+  std::vector<Stray> strays_;                           ///< by host and rank
   std::vector<std::shared_ptr<const Letter>> letters_;  ///< in the order of sending
   std::vector<Early> early_;                            ///< sorted
   std::vector<DeadLink> dead_links_;                    ///< sorted

@@ -27,6 +27,9 @@ void World::feed(Node& node, const Event& event) {
           found.claims.back().image_digest.low = static_cast<std::uint64_t>(f.loan);
           add_loans(found.claims.back());
         }
+        if (files->strays) {
+          take_strays(node, files->newer_than, bounds_->rules.verify_claims, found);
+        }
         todo.emplace_back(std::move(found));
       } else if (const auto* accept = std::get_if<AcceptReplica>(&action)) {
         carry_out(node, action);
@@ -94,7 +97,10 @@ void World::note_point(const Node& node, const Reached& reached) {
         wrong(name(reached.id) + " is recovered, though " + name(agreed_) + " was complete");
       }
       agreed_ = reached.id;
-      if (lost_in_ < store_generation_) degraded_ = beyond_ = false;  // redundancy is whole
+      if (lost_in_ < store_generation_) {  // redundancy is whole
+        degraded_ = !spread();
+        beyond_ = false;
+      }
       if (reached.id.exists()) ever_agreed_ = true;
       break;
     default:
@@ -232,6 +238,10 @@ struct World::CarryOut {
     node.unborrowed |= bit(a.from);
     return true;
   }
+  bool operator()(const Connect&) const {
+    node.jobs.push_back({Job::Kind::kConnect, generation});
+    return true;
+  }
   bool operator()(const CheckStructure&) const {
     node.jobs.push_back({Job::Kind::kCompare, generation});
     return true;
@@ -253,6 +263,7 @@ struct World::CarryOut {
   bool operator()(const RestoreTrainer& a) const {
     world.say(node, "restores its trainer to " + name(a.id));
     node.next_step = static_cast<int>(a.id.step) + 1;
+    world.remove_strays(node);
     if (node.zombie) return true;
     const MemorySlot slot = a.slot >= 0 ? node.own[a.slot] : MemorySlot{};
     // What rots between its verification and its use is not the protocol's to notice.
@@ -279,6 +290,7 @@ struct World::CarryOut {
   bool operator()(const RecoveredNothing&) const {
     world.say(node, "starts at step 0");
     node.next_step = 1;
+    world.remove_strays(node);
     if (world.ever_agreed_ && !node.zombie)
       world.wrong("recover() returns step 0, though a step was complete once");
     return true;

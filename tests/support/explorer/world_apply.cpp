@@ -100,6 +100,10 @@ bool World::end_job(const Choice& choice) {
       feed(node, answer);
       return true;
     }
+    case Kind::kConnected:
+      if (!take(Job::Kind::kConnect, 0, false)) return false;
+      feed(node, Connected{});
+      return true;
     case Kind::kCompared:
     case Kind::kMismatch: {
       const auto job = take(Job::Kind::kCompare, 0, false);
@@ -223,8 +227,24 @@ void World::step(const Choice& choice) {
         beyond_ = true;
       }
       lose();
-      end_process(node, true);
+      lose_host(node.host);
       break;
+    case Kind::kReseat:
+    case Kind::kSwap: {
+      --left_.reseats;
+      std::vector<int> hosts;
+      for (int rank = 0; rank < bounds_->world; ++rank) {
+        const int host = nodes_[static_cast<std::size_t>(rank)].host;
+        const int shift = choice.kind == Kind::kReseat ? choice.a : 0;
+        hosts.push_back((host + shift) % host_count());
+      }
+      if (choice.kind == Kind::kSwap) {
+        std::swap(hosts[static_cast<std::size_t>(choice.a)],
+                  hosts[static_cast<std::size_t>((choice.a + 1) % bounds_->world)]);
+      }
+      reseat(hosts);
+      break;
+    }
     case Kind::kFlip:
       --left_.flips;
       lose();

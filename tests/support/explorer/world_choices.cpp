@@ -10,9 +10,19 @@ namespace meshstage::explorer {
 /// Where the bytes of a fetch lie; nullptr if that is a file.
 const MemorySlot* World::source_of(const Job& job) const {
   const Claim& source = job.source;
-  if (source.place == Place::kOwnFile || source.place == Place::kHeldFile) return nullptr;
+  if (is_file(source.place)) return nullptr;
   const Node& at = nodes_[static_cast<std::size_t>(source.at)];
   const auto slot = static_cast<std::size_t>(source.slot);
+  if (source.place == Place::kStray) {
+    static const MemorySlot kGone;
+    const Node& vault = nodes_[static_cast<std::size_t>(source.vault)];
+    for (const Stray& stray : strays_) {
+      if (stray.host != at.host || stray.rank != source.vault) continue;
+      return source.owner == source.vault ? &stray.own[slot]
+                                          : &stray.held[ward_of(vault, source.owner)][slot];
+    }
+    return &kGone;
+  }
   return source.owner == at.rank ? &at.own[slot] : &at.held[ward_of(at, source.owner)][slot];
 }
 
@@ -31,11 +41,21 @@ bool World::fetch_broken(const Node& node, const Job& job) const {
   return false;
 }
 
+bool World::can_connect(const Node& node) const {
+  const auto& peers = node.state.recovery.bridges;
+  return std::all_of(peers.begin(), peers.end(), [&](int peer) {
+    const Node* other = const_cast<World*>(this)->live_node(peer, node.state.generation);
+    if (other == nullptr || other->state.generation != node.state.generation) return false;
+    const auto& theirs = other->state.recovery.bridges;
+    return active(*other) && std::binary_search(theirs.begin(), theirs.end(), node.rank);
+  });
+}
+
 bool World::can_finish(const Node& node, const Job& job) const {
   if (job.aborted) return false;
   if (job.kind == Job::Kind::kReplica) return job.digest_known && job.sending;
   if (job.kind != Job::Kind::kFetch) return true;
-  const bool replica = job.owner == node.rank && job.source.place == Place::kHeldSlot;
+  const bool replica = job.owner == node.rank && job.source.is_replica();
   if (replica && (job.lenders & ~job.lent) != 0) return false;
   return job.sending && !fetch_broken(node, job);
 }
@@ -69,6 +89,9 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
       case Job::Kind::kAsk:
         out.push_back({Kind::kAnswered, me});
         if (left_.unanswered > 0) out.push_back({Kind::kUnanswered, me});
+        break;
+      case Job::Kind::kConnect:
+        if (can_connect(node)) out.push_back({Kind::kConnected, me});
         break;
       case Job::Kind::kCompare:
         out.push_back({Kind::kCompared, me});
@@ -119,6 +142,15 @@ void World::fault_choices(const Node& node, std::vector<Choice>& out) const {
       out.push_back({Kind::kHostLost, me});
     }
     if (left_.zombies > 0 && redundant && active(node)) out.push_back({Kind::kZombie, me});
+  }
+  if (left_.reseats > 0 && me == 0 && host_count() > 1) {
+    for (int shift = 1; shift < host_count(); ++shift) out.push_back({Kind::kReseat, shift});
+    for (int rank = 0; rank < bounds_->world && bounds_->world > 2; ++rank) {
+      const int next = (rank + 1) % bounds_->world;
+      if (nodes_[static_cast<std::size_t>(rank)].host !=
+          nodes_[static_cast<std::size_t>(next)].host)
+        out.push_back({Kind::kSwap, rank});
+    }
   }
   if (left_.flips > 0 && !degraded_) {
     for (int i = 0; i < static_cast<int>(slot_count(node)); ++i) {
@@ -182,6 +214,8 @@ bool is_fault(const Choice& choice) {
     case Choice::Kind::kHostLost:
     case Choice::Kind::kFlip:
     case Choice::Kind::kZombie:
+    case Choice::Kind::kReseat:
+    case Choice::Kind::kSwap:
     case Choice::Kind::kMismatch:
     case Choice::Kind::kOwnDiffers:
     case Choice::Kind::kUnanswered:
@@ -216,6 +250,13 @@ std::string to_string(const Choice& choice) {
       return a + " has the Store's answer";
     case Choice::Kind::kUnanswered:
       return a + " gets NO ANSWER from the Store";
+    case Choice::Kind::kConnected:
+      return a + " is connected to all that it exchanges images with";
+    case Choice::Kind::kReseat:
+      return "all processes END; each rank comes back " + std::to_string(choice.a) +
+             " hosts further on";
+    case Choice::Kind::kSwap:
+      return "all processes END; " + a + " and the next rank come back on each other's host";
     case Choice::Kind::kCompared:
       return a + " finds its structure equal";
     case Choice::Kind::kPersist:

@@ -1,0 +1,200 @@
+// A job whose processes all end, and which comes back with its ranks on other hosts. A host is a
+// directory of vaults: what lies in another one is out of a process's reach.
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/in_process_job.hpp"
+#include "tests/support/job_steps.hpp"
+#include "tests/support/rank_errors.hpp"
+#include "tests/support/temp_directory.hpp"
+
+namespace {
+
+namespace ms = meshstage;
+using ms::test::all_good;
+using ms::test::all_ranks;
+using ms::test::InProcessJob;
+using ms::test::recover_to;
+using ms::test::run_ranks;
+using ms::test::stage_all;
+
+/// The host of each rank.
+using Seats = std::vector<int>;
+const Seats kBefore{0, 0, 1, 1};
+
+std::string directory_of(int host) { return "/host" + std::to_string(host); }
+
+class SeatedJob {
+ public:
+  explicit SeatedJob(int world, bool files = false) : job_(world), files_(files) {}
+
+  ms::CheckpointerOptions options(int rank, int host) {
+    auto o = job_.options(rank);
+    o.vault_directory = directory_of(host);
+    o.persist_every = files_ ? 1 : 0;
+    if (store_) o.store_object = store_;
+    return o;
+  }
+  /// One life of the job: it recovers that step and stages those. `finishes`: and ends for good.
+  void live(const Seats& seats, std::uint64_t finds, const std::vector<std::uint64_t>& stages,
+            bool finishes = false) {
+    all_good(run_ranks(all_ranks(job_.world_size()), [&](int rank) {
+      ms::Checkpointer ckpt(options(rank, seats[static_cast<std::size_t>(rank)]));
+      (void)recover_to(ckpt, finds);
+      stage_all(ckpt, stages);
+      if (finishes) ckpt.finish();
+    }));
+  }
+  /// Removes all vaults of a host.
+  void lose(int host) {
+    for (const auto& name : job_.disk().list(directory_of(host))) {
+      job_.disk().unlink(directory_of(host) + "/" + name);
+    }
+  }
+  /// Of a host's vaults, the files that end so.
+  std::vector<std::string> files(int host, const std::string& mark = "") {
+    std::vector<std::string> found;
+    if (!job_.disk().stat(directory_of(host))) return found;
+    for (const auto& name : job_.disk().list(directory_of(host))) {
+      if (name.find(mark) != std::string::npos) found.push_back(name);
+    }
+    return found;
+  }
+  void lose_store() { store_ = std::make_shared<ms::InMemoryStore>(); }
+
+ private:
+  InProcessJob job_;
+  std::shared_ptr<ms::Store> store_;
+  bool files_;
+};
+
+}  // namespace
+
+TEST_CASE("a job that comes back with its ranks on other hosts goes on from its newest step") {
+  const bool files = GENERATE(false, true);
+  const auto after = GENERATE(Seats{1, 1, 0, 0},   // each one host further on
+                              Seats{1, 0, 1, 0},   // two stay, two change places
+                              Seats{0, 0, 1, 1},   // as before
+                              Seats{1, 1, 2, 2});  // half of them on a host that has nothing
+  SeatedJob job(4, files);
+  job.live(kBefore, 0, {1, 2, 3});
+  job.live(after, 3, {4, 5});
+  // What the ranks of before left is gone, and each rank has its four slots where it sits now.
+  for (int host = 0; host < 3; ++host) {
+    std::set<int> sit;
+    for (int rank = 0; rank < 4; ++rank) {
+      if (after[static_cast<std::size_t>(rank)] == host) sit.insert(rank);
+    }
+    const bool reached = !sit.empty();
+    for (int rank = 0; reached && rank < 4; ++rank) {
+      const auto slots = job.files(host, "-r" + std::to_string(rank) + "-i");
+      CHECK(slots.empty() == !sit.contains(rank));
+    }
+  }
+  job.live(after, 5, {6}, true);
+  for (int host = 0; host < 3; ++host) {
+    const bool reached = std::find(after.begin(), after.end(), host) != after.end();
+    for (const auto& name : job.files(host)) {
+      if (reached) FAIL(directory_of(host) << "/" << name << " is left over");
+    }
+  }
+}
+
+TEST_CASE("after ranks changed their hosts the loss of either host is survived again") {
+  const int lost = GENERATE(0, 1);
+  SeatedJob job(4);
+  job.live(kBefore, 0, {1, 2});
+  job.live({1, 1, 0, 0}, 2, {});
+  job.lose(lost);
+  job.live({1, 1, 0, 0}, 2, {3});
+}
+
+TEST_CASE("one host alone brings the step back to ranks that sit there all") {
+  const int left = GENERATE(0, 1);
+  SeatedJob job(4);
+  job.live(kBefore, 0, {1, 2});
+  job.lose(1 - left);
+  job.live(Seats(4, left), 2, {3}, true);
+  CHECK(job.files(left).empty());
+}
+
+TEST_CASE("a start that ended before it had recovered leaves what it took to the next one") {
+  SeatedJob job(4);
+  job.live(kBefore, 0, {1, 2});
+  for (const auto& seats : {Seats{1, 1, 0, 0}, Seats{1, 0, 1, 0}}) {
+    all_good(run_ranks(all_ranks(4), [&](int rank) {
+      const ms::Checkpointer ckpt(job.options(rank, seats[static_cast<std::size_t>(rank)]));
+    }));
+  }
+  job.live({0, 1, 1, 0}, 2, {3}, true);
+}
+
+TEST_CASE("with the Store lost, too, what is staged on other hosts is newer than what was found") {
+  SeatedJob job(2);
+  job.live({0, 1}, 0, {1, 2});
+  job.lose_store();
+  job.live({1, 0}, 2, {3});
+  job.live({0, 1}, 3, {4}, true);
+}
+
+TEST_CASE(
+    "the vault of a rank that is stopped on the host that it left is read, and goes at last") {
+  SeatedJob job(2);
+  std::vector<std::unique_ptr<ms::Checkpointer>> hung(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    auto& ckpt = hung[static_cast<std::size_t>(rank)];
+    ckpt = std::make_unique<ms::Checkpointer>(job.options(rank, rank));
+    (void)recover_to(*ckpt, 0);
+    stage_all(*ckpt, {1, 2});
+  }));
+  job.live({1, 0}, 2, {3}, true);
+  hung.clear();
+  for (const int host : {0, 1}) CHECK(job.files(host).empty());
+}
+
+TEST_CASE("ranks that have no data connection connect for what the other one alone has") {
+  // Rank r exchanges images with rank r + 2 alone. What rank 1 needs lies beside ranks 0 and 2.
+  SeatedJob job(4);
+  job.live({0, 1, 2, 3}, 0, {1, 2});
+  job.live({1, 0, 3, 2}, 2, {3});
+  job.live({0, 1, 2, 3}, 3, {4}, true);
+  for (int host = 0; host < 4; ++host) CHECK(job.files(host).empty());
+}
+
+TEST_CASE("the same over sockets and Gloo, on the real file system") {
+  const TempDirectory temporary;
+  const auto store = std::make_shared<ms::InMemoryStore>();
+  const auto live = [&](const Seats& seats, std::uint64_t finds, std::uint64_t stages, bool end) {
+    all_good(run_ranks(all_ranks(4), [&](int rank) {
+      ms::CheckpointerOptions o;
+      o.job = "seats";
+      o.directory = temporary.path() / "disk";
+      o.vault_directory = temporary.path() / std::to_string(seats[static_cast<std::size_t>(rank)]);
+      o.deadline = std::chrono::seconds(20);
+      o.forming_deadline = std::chrono::seconds(60);
+      o.block_bytes = 4096;
+      o.environment = ms::RankEnvironment{};
+      o.environment->rank = rank;
+      o.environment->world_size = 4;
+      o.environment->local_rank = rank;
+      o.environment->local_world_size = 4;
+      o.store_object = store;
+      o.log = [](const ms::LogLine&) {};
+      ms::Checkpointer ckpt(std::move(o));
+      (void)recover_to(ckpt, finds);
+      stage_all(ckpt, {stages});
+      if (end) ckpt.finish();
+    }));
+  };
+  live({0, 1, 2, 3}, 0, 1, false);
+  live({1, 0, 3, 2}, 1, 2, false);
+  live({2, 3, 0, 1}, 2, 3, true);
+  for (int host = 0; host < 4; ++host) {
+    CHECK(std::filesystem::is_empty(temporary.path() / std::to_string(host)));
+  }
+}

@@ -1,0 +1,168 @@
+// Vaults of ranks that sit on another host by now: who takes them, and what becomes of them.
+#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/memory_file_system.hpp>
+#include <meshstage/core/vault/vault.hpp>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/support/catch.hpp"
+#include "tests/vault/vault_support.hpp"
+
+using namespace meshstage;
+
+namespace {
+
+constexpr std::uint64_t kBefore = 3, kNow = 4;
+
+/// A host whose processes open vaults of job "j", made by ranks of 4.
+struct Host {
+  MemoryFileSystem disk;
+  std::vector<std::unique_ptr<MemoryFileSystem>> processes;
+  std::vector<std::string> warnings;
+
+  Vault attach(int rank) {
+    processes.push_back(disk.as_process(100 + static_cast<std::int64_t>(processes.size())));
+    return Vault::attach(
+        {.job = "j", .rank = rank, .directory = "/vault", .fs = processes.back().get()});
+  }
+  /// Of a process that has come as far as the generation.
+  Vault enter(int rank, std::uint64_t generation) {
+    Vault vault = attach(rank);
+    vault.note_generation(generation);
+    return vault;
+  }
+  std::vector<StraySlot> take(Vault& vault, std::uint64_t generation = kNow, int world = 4) {
+    return vault.take_strays(generation, world,
+                             [this](const std::string& text) { warnings.push_back(text); });
+  }
+  std::size_t count(const std::string& mark) {
+    std::size_t found = 0;
+    for (const auto& name : disk.list("/vault")) found += name.find(mark) != std::string::npos;
+    return found;
+  }
+};
+
+/// Rank 1's vault, with its own image of step 7 and its replica of rank 3's.
+void fill(Vault& vault) {
+  write_image(vault, {1, 0}, identity_of("j", 1, {kBefore, 7}), 100);
+  write_image(vault, {3, 1}, identity_of("j", 3, {kBefore, 7}), 200);
+}
+
+}  // namespace
+
+TEST_CASE("one process of a generation takes a stray vault, and finds what is sealed there") {
+  Host host;
+  {
+    Vault left = host.enter(1, kBefore);
+    fill(left);
+    (void)left.begin_write({1, 1}, identity_of("j", 1, {kBefore, 8}), 100);  // left WRITING
+  }
+  Vault first = host.enter(0, kNow), second = host.enter(2, kNow);
+  const auto found = host.take(first);
+  REQUIRE(found.size() == 2);
+  for (const StraySlot& slot : found) {
+    CHECK(slot.vault == 1);
+    CHECK(slot.image.identity.id == ImageId{kBefore, 7});
+    CHECK(slot.bytes.size() == slot.image.image_bytes);
+    CHECK(is_filled_with(slot.bytes, 7));
+  }
+  CHECK(found[0].key.owner_rank != found[1].key.owner_rank);
+  CHECK(host.take(second).empty());
+  CHECK(host.take(first).empty());
+  CHECK(host.take(second, kNow + 1).size() == 2);  // the next generation's
+}
+
+TEST_CASE("what was taken goes with what is superseded, and the rest of it at last") {
+  Host host;
+  {
+    Vault left = host.enter(1, kBefore);
+    fill(left);
+  }
+  Vault vault = host.enter(0, kNow);
+  const auto found = host.take(vault);
+  CHECK(vault.free_superseded() == 2 * (4096 + 4096));
+  CHECK(host.count("-r1-i") == 0);
+  CHECK(host.count("-r1.control") == 1);
+  CHECK(is_filled_with(found.at(0).bytes, 7));  // as long as it is kept
+  vault.remove_all();
+  CHECK(host.disk.list("/vault").empty());
+}
+
+TEST_CASE("the vault of a living owner of an older generation is read, and goes at last") {
+  Host host;
+  Vault hung = host.enter(1, kBefore);
+  fill(hung);
+  Vault vault = host.enter(0, kNow);
+  CHECK(host.take(vault).size() == 2);
+  CHECK(vault.free_superseded() == 0);
+  CHECK(host.count("-r1-i1-") == 2);
+  // It begins nothing any more.
+  CHECK_THROWS_AS(hung.begin_write({1, 1}, identity_of("j", 1, {kBefore, 8}), 100), InvalidState);
+  vault.remove_all();
+  CHECK(host.disk.list("/vault").empty());
+}
+
+TEST_CASE("the vaults of ranks of the generation, and of ranks on their way, are no strays") {
+  Host host;
+  {
+    Vault left = host.enter(3, kBefore);
+    write_image(left, {3, 0}, identity_of("j", 3, {kBefore, 7}), 100);
+  }
+  Vault vault = host.enter(0, kNow);
+  Vault member = host.enter(1, kNow);
+  fill(member);
+  Vault newcomer = host.attach(3);  // it has taken over what was left
+  CHECK(host.take(vault).empty());
+  CHECK_NOTHROW(member.check_owned());
+  CHECK_NOTHROW(newcomer.check_owned());
+  CHECK(newcomer.slot({3, 0}).state == SlotState::kSealed);
+  CHECK(vault.free_superseded() == 0);
+  vault.remove_all();
+  CHECK(newcomer.slot({3, 0}).state == SlotState::kSealed);
+}
+
+TEST_CASE("a rank that comes back while its vault is taken finds what is there") {
+  Host host;
+  {
+    Vault left = host.enter(1, kBefore);
+    fill(left);
+  }
+  Vault vault = host.enter(0, kNow);
+  CHECK(host.take(vault).size() == 2);
+  Vault back = host.attach(1);
+  CHECK(back.incarnation() == 2);  // the lock of the first one is held
+  CHECK(back.adopt_older().size() == 2);
+  // What it has made its own stays, whatever the taker does.
+  (void)vault.free_superseded();
+  vault.remove_all();
+  std::size_t sealed = 0;
+  for (const auto& [key, info] : back.slots()) sealed += info.state == SlotState::kSealed;
+  CHECK(sealed == 2);
+  CHECK_NOTHROW(back.check_owned());
+}
+
+TEST_CASE("a stray vault of another world size is left alone, and named") {
+  Host host;
+  {
+    Vault left = host.enter(1, kBefore);
+    fill(left);
+  }
+  Vault vault = host.enter(0, kNow);
+  CHECK(host.take(vault, kNow, 8).empty());
+  REQUIRE(host.warnings.size() == 1);
+  CHECK(host.warnings[0].find("images of 4 ranks") != std::string::npos);
+  (void)vault.free_superseded();
+  vault.remove_all();
+  CHECK(host.count("-r1-i1-") == 2);
+}
+
+TEST_CASE("the highest generation is that of any vault of the job in the directory") {
+  Host host;
+  {
+    const Vault left = host.enter(1, 9);
+  }
+  const Vault vault = host.enter(0, kNow);
+  CHECK(vault.max_generation() == 9);
+}
