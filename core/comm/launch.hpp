@@ -22,8 +22,9 @@ struct View {
     kUnknown,  ///< Nothing that decides; watch on.
     /// Formed: every rank renewed its sign of life twice. Else: who claimed or joined it runs.
     kAlive,
-    /// A rank is gone that was in it when it formed, or all that came while it is forming; or one
-    /// was silent for as long as patience lasts.
+    /// Formed, and a rank of it is gone, while another one lives, which comes back for the next.
+    kBroken,
+    /// All that were in it are gone, or one was silent for as long as patience lasts.
     kLost,
   };
   bool exists = false;  ///< False: nobody ever claimed a generation of this job.
@@ -37,7 +38,6 @@ struct View {
   /// Nobody is this rank of it, or was in the launch's generation before; or who was is known to be
   /// gone, or silent.
   bool seat_free = true;
-  bool refused = false;  ///< Another rank of the comer's launch was refused beside it.
 };
 
 /// A process that wants to be a rank of the job.
@@ -49,7 +49,8 @@ struct Comer {
   std::string agreement;
   /// It has been in a generation of `launch`, and comes back because that ended.
   bool member = false;
-  bool take_over = false;  ///< Take the job from a launch that is alive, too.
+  /// Take the job from another launch that is alive, too; nothing beside the comer's own launch.
+  bool take_over = false;
 };
 
 enum class Admission : std::uint8_t {
@@ -64,5 +65,9 @@ enum class Admission : std::uint8_t {
 };
 
 [[nodiscard]] MESHSTAGE_API Admission admit(const View& job, const Comer& comer);
+
+/// Whether admit() says something else for other signs: else nobody need look for them, which asks
+/// every rank of the job.
+[[nodiscard]] MESHSTAGE_API bool signs_matter(const View& job, const Comer& comer);
 
 }  // namespace meshstage::launch

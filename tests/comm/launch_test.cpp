@@ -38,20 +38,46 @@ TEST_CASE("a job that nobody claimed is taken") {
 }
 
 TEST_CASE("a job that runs refuses, watches or lets in, by its signs of life") {
-  const auto of = [](Signs signs, const Comer& c) {
-    return admit(view(Outcome::kFormed, signs), c);
+  const auto of = [](Signs signs, const Comer& c, bool seat_free = false) {
+    View v = view(Outcome::kFormed, signs);
+    v.seat_free = seat_free;
+    return admit(v, c);
   };
   for (const auto* launch : {"", "one", "two"}) {
     CHECK(of(Signs::kAlive, comer(launch)) == Admission::kRefused);
     CHECK(of(Signs::kUnknown, comer(launch)) == Admission::kWatch);
+    CHECK(of(Signs::kBroken, comer(launch)) == Admission::kWatch);
   }
-  CHECK(of(Signs::kLost, comer("")) == Admission::kClaim);
-  CHECK(of(Signs::kLost, comer("one")) == Admission::kClaim);
+  CHECK(of(Signs::kLost, comer("")) == Admission::kWatch);  // until its own seat is free, too
   CHECK(of(Signs::kLost, comer("two")) == Admission::kTake);
   CHECK(of(Signs::kLost, comer("one", 3)) == Admission::kTake);
+  for (const Signs signs : {Signs::kUnknown, Signs::kBroken, Signs::kLost}) {
+    CHECK(of(signs, comer(""), true) == Admission::kClaim);
+    CHECK(of(signs, comer("one"), true) == Admission::kClaim);
+  }
+}
+
+TEST_CASE("take_over takes a job from another start, and never from one's own") {
   Comer forced = comer("two");
   forced.take_over = true;
-  CHECK(of(Signs::kAlive, forced) == Admission::kTake);
+  CHECK(admit(view(Outcome::kFormed, Signs::kAlive), forced) == Admission::kTake);
+  CHECK(admit(view(Outcome::kForming, Signs::kAlive), forced) == Admission::kTake);
+  forced.launch = "one";
+  View v = view(Outcome::kFormed, Signs::kAlive);
+  v.seat_free = false;
+  CHECK(admit(v, forced) == Admission::kRefused);
+  forced.launch.clear();  // a rank that is started anew by hand, with the options of before
+  CHECK(admit(view(Outcome::kFormed, Signs::kUnknown), forced) == Admission::kClaim);
+}
+
+TEST_CASE("a rank that comes to its own start asks nobody") {
+  using meshstage::launch::signs_matter;
+  CHECK_FALSE(signs_matter(view(Outcome::kForming, Signs::kUnknown), comer("one")));
+  CHECK_FALSE(signs_matter(view(Outcome::kForming, Signs::kUnknown), comer("")));
+  CHECK_FALSE(signs_matter(view(Outcome::kAbandoned, Signs::kUnknown), comer("one")));
+  CHECK_FALSE(signs_matter(view(Outcome::kFormed, Signs::kUnknown), comer("one")));  // seat free
+  CHECK(signs_matter(view(Outcome::kFormed, Signs::kUnknown), comer("two")));
+  CHECK(signs_matter(view(Outcome::kForming, Signs::kUnknown), comer("one", 3)));
 }
 
 TEST_CASE("a seat that somebody has is waited for") {

@@ -54,7 +54,7 @@ State Model::start() const {
   State s{};
   s.claims = 1;
   s.claim[0] = {
-      1, bounds_.forming ? kForming : kFormed, bounds_.forming ? byte(0) : byte(1), 0, 0, {1, 1}};
+      1, bounds_.forming ? kForming : kFormed, bounds_.forming ? byte(0) : byte(1), 0, {1, 1}};
   s.stops = byte(bounds_.stops);
   s.kills = byte(bounds_.kills);
   s.impatient = byte(bounds_.impatient);
@@ -121,11 +121,11 @@ void Model::look(const State& s, int launch, int rank, explorer::Moves<State>& o
   view.world_size = bounds_.forming && claim.launch == 1 ? kRanks + 2 : kRanks;
   view.worked = claim.worked != 0;
   view.outcome = static_cast<View::Outcome>(claim.outcome);
-  view.refused = bounds_.rules.refused_together && (claim.refused >> launch & 1) != 0;
   const Process* const holder = holder_of(s, rank);
   view.seat_free = holder == nullptr || holder->at == At::kEnded || holder->stopped != 0;
   int gone = 0;
   int there = 0;
+  int answered = 0;
   int renewed = 0;
   bool silent = false;
   for (int r = 0; r < kRanks; ++r) {
@@ -136,6 +136,7 @@ void Model::look(const State& s, int launch, int rank, explorer::Moves<State>& o
     ++there;
     if (other->at == At::kEnded) ++gone;
     if (other->stopped != 0) silent = true;
+    if (other->at != At::kEnded && p.seen[static_cast<std::size_t>(r)] > 0) ++answered;
     const int needed = bounds_.rules.twice ? 2 : 1;
     if (p.seen[static_cast<std::size_t>(r)] >= needed) ++renewed;
   }
@@ -166,8 +167,6 @@ void Model::look(const State& s, int launch, int rank, explorer::Moves<State>& o
       case Admission::kWatch:
         return;  // as if it had not looked
       case Admission::kRefused:
-        newest(then).refused = byte(newest(then).refused | 1 << launch);
-        [[fallthrough]];
       case Admission::kOtherWorld:
       case Admission::kOtherOptions:
       case Admission::kFenced:
@@ -176,22 +175,24 @@ void Model::look(const State& s, int launch, int rank, explorer::Moves<State>& o
         return out.add({launch, rank, "is refused, and ends"}, then);
     }
   };
-  if (view.refused && process(s, launch, rank).member == 0) {
-    return decide(View::Signs::kUnknown, "");
-  }
   if (claim.outcome == kFormed) {
     const int needed = bounds_.rules.every_rank ? kRanks : 1;
     if (gone > 0) {
-      decide(View::Signs::kLost, "finds a rank of the newest generation gone");
+      if (gone == there) decide(View::Signs::kLost, "finds the newest generation gone");
+      if (gone < there && answered > 0) {
+        decide(bounds_.rules.survivors_first ? View::Signs::kBroken : View::Signs::kLost,
+               "finds a rank of the newest generation gone, another alive");
+      }
     } else if (renewed >= needed) {
       decide(View::Signs::kAlive, "saw the newest generation renew");
     } else if (silent) {
       decide(View::Signs::kLost, "finds a rank of the newest generation silent");
-    } else if (s.impatient > 0) {
+    }
+    decide(View::Signs::kUnknown, "comes back, or finds its seat free");
+    if (s.impatient > 0) {
       --next.impatient;
       decide(View::Signs::kLost, "takes a rank of the newest generation for silent");
     }
-    if (process(s, launch, rank).member != 0) decide(View::Signs::kUnknown, "comes back");
     return;
   }
   const bool all_gone = there > 0 && gone == there;
@@ -222,10 +223,9 @@ void Model::come(const State& s, int launch, int rank, explorer::Moves<State>& o
       const bool worked =
           s.claim[s.claims - 1U].worked != 0 && s.claim[s.claims - 1U].launch == p.as;
       if (newest(s).outcome == kForming) newest(next).outcome = kAbandoned;
-      next.claim[next.claims++] = {p.as, kForming, byte(worked ? 1 : 0), 0, 0, {}};
+      next.claim[next.claims++] = {p.as, kForming, byte(worked ? 1 : 0), 0, {}};
       Claim& mine = next.claim[next.claims - 1U];
       mine.by = byte(4 * launch + rank);
-      if (newest(s).launch == p.as) mine.refused = newest(s).refused;
       p.claim = next.claims;
       p.at = At::kPlace;
       return out.add({launch, rank, "claims generation", next.claims}, next);

@@ -15,13 +15,14 @@ namespace meshstage::launches {
 
 /// Each can be left out, and then a promise breaks (launches_test.cpp).
 struct Rules {
-  bool launch_owns = true;       ///< A claim belongs to a launch; ranks of another do not join it.
-  bool claim_first = true;       ///< The Store says yes before a vault is touched.
-  bool every_rank = true;        ///< Refused only if every rank was seen to renew ...
-  bool twice = true;             ///< ... twice: one renewal may have been under way already.
-  bool claim_is_epoch = true;    ///< A vault is taken in the epoch that the claim numbers.
-  bool refused_together = true;  ///< A rank is refused where another of its launch was.
-  bool lost_forming = true;      ///< A launch that died while it formed leaves nothing to wait for.
+  bool launch_owns = true;     ///< A claim belongs to a launch; ranks of another do not join it.
+  bool claim_first = true;     ///< The Store says yes before a vault is touched.
+  bool every_rank = true;      ///< Refused only if every rank was seen to renew ...
+  bool twice = true;           ///< ... twice: one renewal may have been under way already.
+  bool claim_is_epoch = true;  ///< A vault is taken in the epoch that the claim numbers.
+  bool survivors_first =
+      true;                  ///< Where a rank is gone and another lives, a newcomer waits for it.
+  bool lost_forming = true;  ///< A launch that died while it formed leaves nothing to wait for.
 };
 
 struct Bounds {
@@ -45,7 +46,6 @@ struct Claim {
   std::uint8_t outcome;  ///< 0 forming, 1 formed, 2 abandoned.
   std::uint8_t worked;
   std::uint8_t by;                         ///< The rank that created it.
-  std::uint8_t refused;                    ///< Bit l: a rank of launch l was refused beside it.
   std::array<std::uint8_t, kRanks> place;  ///< 1 + the launch whose process joined as that rank.
 };
 

@@ -106,10 +106,10 @@ TEST_CASE("without two renewals a job that hangs is taken for healthy") {
 TEST_CASE("without the claim's number as epoch an older start takes a newer one's vault") {
   require_needed(after_a_job(2, 0, 1), &Rules::claim_is_epoch);
 }
-TEST_CASE("without being refused together a start and the job end because of one another") {
+TEST_CASE("without waiting for survivors a start and the job end because of one another") {
   Bounds bounds = after_a_job(0, 1);
   bounds.launches = 2;
-  require_needed(bounds, &Rules::refused_together);
+  require_needed(bounds, &Rules::survivors_first);
 }
 TEST_CASE("without an end of launches that died while forming nobody comes in") {
   require_needed(died_while_forming(), &Rules::lost_forming);
