@@ -19,6 +19,7 @@ BlockDigests::BlockDigests(std::uint64_t block_bytes, std::uint64_t digested_byt
                           std::to_string(count));
   }
   digests_.resize(count);
+  upper_halves_.resize(count);
   added_.resize(count);
 }
 
@@ -36,17 +37,23 @@ void BlockDigests::add(std::size_t index, std::span<const std::byte> bytes) {
                           std::to_string(block_size(index)) + " bytes, not " +
                           std::to_string(bytes.size()));
   }
-  put(index, digest64(bytes));
+  put(index, digest_block(bytes));
 }
 
-void BlockDigests::put(std::size_t index, std::uint64_t digest) {
+void BlockDigests::put(std::size_t index, const Digest& digest) {
   if (index < first_block_ || index >= block_count()) {
     throw InvalidArgument("block " + std::to_string(index) + ", where those from " +
                           std::to_string(first_block_) + " to " + std::to_string(block_count()) +
                           " were to come");
   }
-  digests_[index] = digest;
+  digests_[index] = digest.low;
+  upper_halves_[index] = digest.high;
   added_[index] = 1;
+}
+
+Digest BlockDigests::digest(std::size_t index) const {
+  static_cast<void>(block_size(index));  // throws
+  return {upper_halves_[index], digests_[index]};
 }
 
 bool BlockDigests::complete() const noexcept {

@@ -13,6 +13,9 @@ MESHSTAGE_API std::uint64_t digest64(std::span<const std::byte> bytes) noexcept;
 /// XXH3-128 of bytes: the digest of a manifest and of an image.
 MESHSTAGE_API Digest digest128(std::span<const std::byte> bytes) noexcept;
 
+/// A block's digest: `low` is its digest64(), `high` the upper half of XXH3-128.
+MESHSTAGE_API Digest digest_block(std::span<const std::byte> bytes) noexcept;
+
 /// The digests of an image's blocks, made one by one in any order. Block i has the bytes [i *
 /// block_bytes, (i + 1) * block_bytes) behind the manifest; the last block ends at the trailer.
 /// Threads: several may add different blocks at once.
@@ -33,19 +36,23 @@ class MESHSTAGE_API BlockDigests {
   [[nodiscard]] std::uint64_t block_size(std::size_t index) const;
   /// Digests a block that has arrived. Throws InvalidArgument on a wrong index or size.
   void add(std::size_t index, std::span<const std::byte> bytes);
-  /// Like add(), for a block whose digest64() is known already. Throws InvalidArgument on a wrong
-  /// index.
-  void put(std::size_t index, std::uint64_t digest);
+  /// Like add(), for a block whose digest_block() is known already. Throws InvalidArgument on a
+  /// wrong index.
+  void put(std::size_t index, const Digest& digest);
   /// True if all blocks from first_block() on were added.
   [[nodiscard]] bool complete() const noexcept;
-  /// 0 for a block that was not added.
+  /// Each block's digest64(), as the image's trailer has them; 0 for a block that was not added.
   [[nodiscard]] std::span<const std::uint64_t> digests() const noexcept { return digests_; }
+  /// The block's digest_block(); zeros if it was not added. Throws InvalidArgument on a wrong
+  /// index.
+  [[nodiscard]] Digest digest(std::size_t index) const;
 
  private:
   std::uint64_t block_bytes_ = 0;
   std::uint64_t digested_bytes_ = 0;
   std::size_t first_block_ = 0;
   std::vector<std::uint64_t> digests_;
+  std::vector<std::uint64_t> upper_halves_;
   std::vector<std::uint8_t> added_;
 };
 

@@ -23,6 +23,13 @@ Digest digest128(std::span<const std::byte> bytes) noexcept {
   return {hash.high64, hash.low64};
 }
 
+Digest digest_block(std::span<const std::byte> bytes) noexcept {
+  const auto hash = XXH3_128bits(bytes.data(), bytes.size());
+  // Of longer inputs XXH3-64 is the lower half of XXH3-128.
+  constexpr std::size_t kShort = 240;
+  return {hash.high64, bytes.size() <= kShort ? digest64(bytes) : hash.low64};
+}
+
 Digest digest_ranges(std::span<const std::byte> image, std::span<const ImageRange> ranges) {
   const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
                                                                        &XXH3_freeState);

@@ -1,7 +1,8 @@
-// XXH3-64 of more than 240 bytes, as its specification has it: the input is a row of stripes of 64
+// XXH3 of more than 240 bytes, as its specification has it: the input is a row of stripes of 64
 // bytes, 16 of them a group. Each of eight lanes adds up one product a stripe; behind a group the
 // lanes are scrambled. The last 64 bytes come once more, with a secret of their own, and the lanes
-// are folded. The secret moves by 8 bytes from stripe to stripe.
+// are folded: once for XXH3-64, which is the lower half of XXH3-128, and once for the upper half.
+// The secret moves by 8 bytes from stripe to stripe.
 #include <meshstage/core/image/digesting_copy.hpp>
 
 #include <algorithm>
@@ -33,6 +34,7 @@ using Secret = std::array<std::byte, XXH3_SECRET_DEFAULT_SIZE>;
 constexpr std::size_t kScrambleSecret = sizeof(Secret) - kStripe;
 constexpr std::size_t kLastSecret = sizeof(Secret) - kStripe - 7;
 constexpr std::size_t kFoldSecret = 11;
+constexpr std::size_t kUpperFoldSecret = sizeof(Secret) - kStripe - kFoldSecret;
 
 const Secret& secret() {
   static const Secret bytes = [] {
@@ -117,10 +119,9 @@ __attribute__((target("avx2"))) void add_last(Lanes& lanes, const std::byte* las
                      add(_mm256_load_si256(kept + 1), load(last + kStripe / 2), key + kStripe / 2));
 }
 
-std::uint64_t fold(const Lanes& lanes, std::uint64_t bytes) noexcept {
+std::uint64_t fold(const Lanes& lanes, std::size_t key, std::uint64_t sum) noexcept {
   Lanes keys;
-  std::memcpy(keys.data(), secret().data() + kFoldSecret, sizeof keys);
-  std::uint64_t sum = bytes * kPrime64A;
+  std::memcpy(keys.data(), secret().data() + key, sizeof keys);
   for (std::size_t i = 0; i < lanes.size(); i += 2) {
     __extension__ using Wide = unsigned __int128;
     const Wide product = Wide{lanes[i] ^ keys[i]} * (lanes[i + 1] ^ keys[i + 1]);
@@ -179,11 +180,13 @@ void DigestingCopy::digest_written() noexcept {
   digested_ += count * kStripe;
 }
 
-std::uint64_t DigestingCopy::finish() noexcept {
+Digest DigestingCopy::finish() noexcept {
   if (streaming_) fence();
-  if (!fused_) return digest64(block_);
+  if (!fused_) return digest_block(block_);
   add_last(lanes_, block_.data() + block_.size() - kStripe);
-  return fold(lanes_, block_.size());
+  const std::uint64_t bytes = block_.size();
+  return {fold(lanes_, kUpperFoldSecret, ~(bytes * kPrime64B)),
+          fold(lanes_, kFoldSecret, bytes * kPrime64A)};
 }
 
 #else
@@ -193,7 +196,7 @@ void DigestingCopy::write(std::span<const std::byte> bytes) noexcept {
   at_ += bytes.size();
 }
 void DigestingCopy::digest_written() noexcept {}
-std::uint64_t DigestingCopy::finish() noexcept { return digest64(block_); }
+Digest DigestingCopy::finish() noexcept { return digest_block(block_); }
 
 #endif
 

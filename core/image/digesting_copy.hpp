@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <span>
 
+#include <meshstage/core/image/identity.hpp>
+
 namespace meshstage::detail {
 
 /// Writes one block of an image front to back and digests it in the same pass. The digest is that
@@ -22,8 +24,8 @@ class DigestingCopy {
   void write_zeros(std::size_t bytes) noexcept;
   /// Counts the next bytes as written, because a device has copied them into the block.
   void take(std::size_t bytes) noexcept;
-  /// XXH3-64 of the block. Call it when the whole block was written. All stores are fenced.
-  [[nodiscard]] std::uint64_t finish() noexcept;
+  /// digest_block() of the block. Call it when the whole block was written. All stores are fenced.
+  [[nodiscard]] Digest finish() noexcept;
 
  private:
   void digest_written() noexcept;

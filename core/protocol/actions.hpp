@@ -109,6 +109,7 @@ struct SendImage {
   int holder = 0;
   ImageId id;
   bool need_manifest = true;
+  std::vector<Digest> held{};  ///< as Accept's: these blocks need not be sent
 };
 /// The pieces of that image now come from rank `from`. Take them into the slot that asked for them,
 /// or drop them if none did.

@@ -17,7 +17,8 @@ constexpr std::uint32_t kMagic = 0x4d50534d;  // "MSPM" as bytes
 constexpr std::size_t kMaxText = 4096;
 /// Of a claim, without its two lists of loans.
 constexpr std::size_t kClaimBytes = 4 + 4 + 1 + 1 + 4 + 16 + 16 + 44 + 16 + 8 + 4;
-constexpr std::size_t kLoanBytes = 4 + 16;
+constexpr std::size_t kDigestBytes = 16;
+constexpr std::size_t kLoanBytes = 4 + kDigestBytes;
 
 /// Appends little-endian.
 class Writer {
@@ -267,10 +268,14 @@ void read(Reader& r, Offer& m) {
 void write(Writer& w, const Accept& m) {
   w.id(m.id);
   w.flag(m.need_manifest);
+  w.count(m.held.size());
+  for (const Digest& digest : m.held) w.digest(digest);
 }
 void read(Reader& r, Accept& m) {
   m.id = r.id("id");
   m.need_manifest = r.flag("need manifest");
+  m.held.resize(r.count("held blocks", kDigestBytes));
+  for (Digest& digest : m.held) digest = r.digest("held blocks");
 }
 void write(Writer& w, const Sealed& m) {
   w.id(m.id);
@@ -411,6 +416,7 @@ void write(Writer& w, const StreamStart& m) {
   w.number(m.block_bytes);
   w.number(m.borrowed_bytes);
   w.number(m.loans);
+  w.flag(m.masked);
 }
 void read(Reader& r, StreamStart& m) {
   m.owner = r.rank("owner");
@@ -422,6 +428,7 @@ void read(Reader& r, StreamStart& m) {
   m.block_bytes = r.number<std::uint64_t>("block bytes");
   m.borrowed_bytes = r.number<std::uint64_t>("borrowed bytes");
   m.loans = r.number<std::uint32_t>("loans");
+  m.masked = r.flag("masked");
   if (m.image_bytes > kMostImageBytes) r.bad("image bytes", std::to_string(m.image_bytes));
   if (m.block_bytes == 0) r.bad("block bytes", "0");
   if (m.manifest_bytes > m.image_bytes) {

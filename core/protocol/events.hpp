@@ -81,6 +81,7 @@ struct ReplicaReady {
   int ward = 0;
   ImageId id;
   bool need_manifest = true;
+  std::vector<Digest> held{};  ///< as Accept's
 };
 /// The replica arrived whole, with the digest of ExpectDigest, and is sealed.
 struct ReplicaSealed {

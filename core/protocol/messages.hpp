@@ -49,6 +49,9 @@ struct Offer {
 struct Accept {
   ImageId id;
   bool need_manifest = true;
+  /// What that slot holds already, by the holder's own table: the digest of each block. Empty: all
+  /// is to be sent (rule 17).
+  std::vector<Digest> held{};
   friend bool operator==(const Accept&, const Accept&) = default;
 };
 /// Owner to holder: the own image is sealed, and this is its digest.
@@ -117,6 +120,7 @@ struct StreamStart {
   std::uint64_t borrowed_bytes =
       0;                    ///< the bytes that a replica leaves out; 0: a whole image travels
   std::uint32_t loans = 0;  ///< as ImageInfo's
+  bool masked = false;      ///< masks say which pieces stay, because the receiver holds them
   friend bool operator==(const StreamStart&, const StreamStart&) = default;
 };
 /// A storage by its name in an image's header.

@@ -347,7 +347,7 @@ void on(Turn& turn, int from, const Accept& accept) {
       (round->own != Part::kWriting && round->own != Part::kSealed)) {
     return turn.stale("nothing of that step is to be sent");
   }
-  turn.act(SendImage{from, accept.id, accept.need_manifest});
+  turn.act(SendImage{from, accept.id, accept.need_manifest, accept.held});
 }
 
 // --- the wards' replicas ---
@@ -398,7 +398,7 @@ void on(Turn& turn, const ReplicaReady& event) {
       round->wards[ward].part != Part::kWriting) {
     return turn.stale("no replica of that step is awaited");
   }
-  turn.send(event.ward, Accept{event.id, event.need_manifest});
+  turn.send(event.ward, Accept{event.id, event.need_manifest, event.held});
 }
 
 void on(Turn& turn, const ReplicaSealed& event) {

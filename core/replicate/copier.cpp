@@ -43,17 +43,16 @@ void Copier::copy(std::shared_ptr<StageJob> job, ImageIdentity identity,
       });
 }
 
-BlockDigests Copier::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends) {
+void Copier::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends) {
   const auto devices = job.plan->issue(job.source, job.image, streams_, ends);
   std::vector<DeviceReady> copied;
   for (const auto& before : job.source.ready) {
     if (devices) copied.push_back({before.device, devices->staged(before.device)});
   }
   job.staged.devices()->set(std::move(copied));
-  auto digests = job.plan->block_digests();
-  job.plan->copy(job.source, job.image, job.watermark,
-                 {.pace = &pace_, .crew = &crew_, .digests = &digests, .devices = devices.get()});
-  return digests;
+  job.plan->copy(
+      job.source, job.image, job.watermark,
+      {.pace = &pace_, .crew = &crew_, .digests = &job.blocks, .devices = devices.get()});
 }
 
 protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
@@ -65,12 +64,12 @@ protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
       job.plan->write_manifest(job.image);
     }
     job.watermark.advance(layout.data_begin);
-    const auto digests = copy_tensors(job, ends);
+    copy_tensors(job, ends);
     if (job.digests) job.digests->check(job.source);
     job.source = {};  // lets go of the trainer's storages
     engine_.gate.count([&](Stats& stats) { stats.stage_seconds = seconds_since(job.requested); });
     job.staged.set_value();
-    const ImageInfo info = job.plan->seal(identity, job.image, job.watermark, digests);
+    const ImageInfo info = job.plan->seal(identity, job.image, job.watermark, job.blocks);
     auto event = sealed_event(job, info);
     job.lease.seal(info);
     return event;

@@ -53,8 +53,8 @@ class Copier {
 
  private:
   [[nodiscard]] protocol::Event write(StageJob& job, const ImageIdentity& identity);
-  /// Copies the tensors; returns when the trainer may change them, with the digests of the blocks.
-  [[nodiscard]] BlockDigests copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends);
+  /// Copies the tensors and digests them; returns when the trainer may change them.
+  void copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends);
   [[nodiscard]] protocol::OwnSealed sealed_event(const StageJob& job, const ImageInfo& info) const;
 
   Engine& engine_;

@@ -9,7 +9,7 @@ namespace meshstage::exchange {
 
 static_assert(protocol::kMostImageBytes == transfer::kMostBytes);
 
-StreamStart stream_start(int owner, ImageId id, const Shape& shape, Content content) {
+StreamStart stream_start(int owner, ImageId id, const Shape& shape, Content content, bool masked) {
   return {.owner = owner,
           .id = id,
           .content = content,
@@ -18,7 +18,8 @@ StreamStart stream_start(int owner, ImageId id, const Shape& shape, Content cont
           .manifest_bytes = shape.manifest_bytes,
           .block_bytes = shape.block_bytes,
           .borrowed_bytes = shape.borrowed_bytes,
-          .loans = shape.loans};
+          .loans = shape.loans,
+          .masked = masked};
 }
 
 Shape shape_of(const StreamStart& start) {

@@ -16,7 +16,7 @@ using transfer::Shape;
 
 /// The message that precedes an image of that shape.
 [[nodiscard]] StreamStart stream_start(int owner, ImageId id, const Shape& shape,
-                                       Content content = Content::kImage);
+                                       Content content = Content::kImage, bool masked = false);
 /// The shape of the pieces that follow a StreamStart.
 [[nodiscard]] Shape shape_of(const StreamStart& start);
 

@@ -67,11 +67,12 @@ void Inbox::accept(const protocol::AcceptReplica& action) {
       return stuck ? fail(*stuck) : false;
     }
     if (old != incoming_.end()) forget(old);
+    const auto held = std::make_shared<transfer::HeldBlocks>(slots_.take_held(key));
     slots_.begin_write(key, engine_.identity(action.ward, action.id, action.base),
                        action.sizes.image_bytes - action.sizes.borrowed_bytes,
-                       [this, action](WriteLease& lease, const std::exception_ptr& error) {
+                       [this, action, held](WriteLease& lease, const std::exception_ptr& error) {
                          if (!error && !aborted_.contains(action.id))
-                           return begin(action, std::move(lease));
+                           return begin(action, std::move(lease), std::move(*held));
                          const std::string why = error ? text_of(error) : "the step failed";
                          if (error) {
                            engine_.report.warn("cannot hold rank " + std::to_string(action.ward) +
@@ -84,8 +85,10 @@ void Inbox::accept(const protocol::AcceptReplica& action) {
   });
 }
 
-void Inbox::begin(const protocol::AcceptReplica& action, WriteLease lease) {
+void Inbox::begin(const protocol::AcceptReplica& action, WriteLease lease,
+                  transfer::HeldBlocks held) {
   Incoming in;
+  in.slot = {action.ward, action.slot};
   in.from = in.owner = action.ward;
   in.id = action.id;
   in.base = action.base;
@@ -94,15 +97,24 @@ void Inbox::begin(const protocol::AcceptReplica& action, WriteLease lease) {
   const auto& before = in.lease.previous();
   in.with_manifest = !before || before->manifest_digest != action.sizes.manifest_digest ||
                      before->manifest_bytes != action.sizes.manifest_bytes;
+  // Only what this process put there, in the same layout, and what the header still names.
+  if (in.with_manifest || !before || before->identity.id != held.id ||
+      held.manifest_digest != action.sizes.manifest_digest ||
+      held.block_bytes != engine_.options.block_bytes ||
+      held.blocks.size() > transfer::kMostHeldBlocks) {
+    held = {};
+  }
+  in.holding = std::make_shared<transfer::Holding>();
+  in.holding->held = std::move(held);
   if (const auto known = announced_.find(action.ward);
       known != announced_.end() && known->second.first == action.id) {
     in.expected = known->second.second;
   }
   asks_.add(in.from, in.owner, exchange::Content::kImage, in.id,
             engine_.shape_of(in.sizes, in.with_manifest, true));
-  const bool with_manifest = in.with_manifest;
+  protocol::ReplicaReady ready{action.ward, action.id, in.with_manifest, in.holding->held.blocks};
   incoming_.insert_or_assign(action.ward, std::move(in));
-  engine_.feed(protocol::ReplicaReady{action.ward, action.id, with_manifest});
+  engine_.feed(std::move(ready));
 }
 
 void Inbox::expect(const protocol::ExpectDigest& action) {
@@ -281,6 +293,7 @@ void Inbox::begin_stream(int from, const exchange::StreamStart& start) {
   stream.start = start;
   stream.image = in->lease.image();
   stream.prove = !in->in_parts;
+  stream.holding = in->holding;
   stream.manifest_digest = in->sizes.manifest_digest;
   stream.identity = engine_.identity(in->owner, in->id, in->base);
   streams_.receive(
@@ -347,9 +360,14 @@ void Inbox::seal_if_proven(Incoming& in) {
 }
 
 void Inbox::sealed(int owner, ImageId id) {
-  const Incoming* in = find(owner, id);
+  Incoming* in = find(owner, id);
   if (in == nullptr) return;
   const bool fetch = in->fetch;
+  if (in->holding && !in->holding->blocks.empty()) {
+    slots_.remember_held(in->slot,
+                         {id, in->sizes.manifest_digest, engine_.options.block_bytes,
+                          in->holding->held.times_kept + 1, std::move(in->holding->blocks)});
+  }
   incoming_.erase(owner);
   if (fetch) {
     engine_.feed(protocol::Fetched{owner});

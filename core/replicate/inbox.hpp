@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -54,14 +55,18 @@ class Inbox {
     bool in_parts = false;     ///< A fetched replica that borrows bytes.
     std::vector<int> lenders;  ///< The lenders that the recovery's choice names.
     std::map<int, std::vector<ImageRange>> missing;  ///< By lender: ranges that have not come.
+    SlotKey slot;
     WriteLease lease;
+    /// A ward's replica: which of its blocks the slot holds; from the stream's begin on the
+    /// receiving thread's, until it has arrived.
+    std::shared_ptr<transfer::Holding> holding;
     std::optional<Digest> expected;    ///< The owner's digest; known from the start for a fetch.
     std::optional<ImageInfo> arrived;  ///< Set when the stream arrived and all digests were right.
   };
 
   [[nodiscard]] Incoming* find(int owner, ImageId id);
   std::map<int, Incoming>::iterator forget(std::map<int, Incoming>::iterator it);
-  void begin(const protocol::AcceptReplica& action, WriteLease lease);
+  void begin(const protocol::AcceptReplica& action, WriteLease lease, transfer::HeldBlocks held);
   void take_starts(int from);
   void begin_stream(int from, const exchange::StreamStart& start);
   void receive_lent(Incoming& in, int from, const exchange::StreamStart& start);

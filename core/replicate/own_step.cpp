@@ -44,6 +44,7 @@ void OwnStep::write(const protocol::WriteOwn& action) {
 
 void OwnStep::copy(const std::shared_ptr<StageJob>& job, const ImageIdentity& identity) {
   job->image = job->lease.image();
+  job->blocks = job->plan->block_digests();
   const SlotKey key{engine_.rank, job->slot};
   slots_.hold(key);
   copier_.copy(job, identity, [this, job, key](const protocol::Event& event) {
@@ -92,7 +93,14 @@ void OwnStep::send(const protocol::SendImage& action) {
     });
     Outgoing stream;
     stream.to = action.holder;
-    stream.start = exchange::stream_start(engine_.rank, action.id, shape);
+    stream.start = exchange::stream_start(engine_.rank, action.id, shape, exchange::Content::kImage,
+                                          !action.held.empty());
+    stream.held = action.held;
+    stream.digest = [job](std::size_t block) -> std::optional<Digest> {
+      // The copy may have ended before that block; then threads may still write digests.
+      if (job->watermark.failed()) return std::nullopt;
+      return job->blocks.digest(block);
+    };
     stream.image = [job] { return std::span<const std::byte>(job->image); };
     stream.wait_final = [job](std::uint64_t until) {
       // An error of the copy fails the step, but not the stream: the receiver takes every piece.

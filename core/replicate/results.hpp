@@ -110,6 +110,8 @@ struct Stats {
   /// from lenders instead. Transfers of a recovery do not count.
   std::uint64_t replica_bytes_sent = 0;
   std::uint64_t replica_bytes_borrowed = 0;
+  /// What holders had already, and did not travel.
+  std::uint64_t replica_bytes_kept = 0;
 };
 
 /// A holder's replica of one of its wards, decoded.

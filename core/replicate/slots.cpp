@@ -64,6 +64,7 @@ void Slots::retry() {
 
 void Slots::leave() {
   waiting_.clear();
+  held_.clear();
   for (auto& [key, users] : users_) users.others = 0;
   std::erase_if(users_, [](const auto& entry) { return entry.second.disk == 0; });
 }
@@ -71,6 +72,7 @@ void Slots::leave() {
 void Slots::begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes, Then then) {
   auto ticket = engine_.scope.enter();
   if (!ticket) return;
+  held_.erase(key);
   hold(key);
   worker_.post([this, key, who = std::move(identity), bytes, tell = std::move(then), ticket] {
     const auto lease = std::make_shared<WriteLease>();
@@ -92,6 +94,18 @@ void Slots::begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes
       release(key);
     });
   });
+}
+
+transfer::HeldBlocks Slots::take_held(SlotKey key) {
+  const auto it = held_.find(key);
+  if (it == held_.end()) return {};
+  auto held = std::move(it->second);
+  held_.erase(it);
+  return held;
+}
+
+void Slots::remember_held(SlotKey key, transfer::HeldBlocks held) {
+  held_.insert_or_assign(key, std::move(held));
 }
 
 void Slots::give_back(WriteLease lease) {

@@ -8,6 +8,7 @@
 
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/replicate/engine.hpp>
+#include <meshstage/core/transfer/kept.hpp>
 
 namespace meshstage::replicate {
 
@@ -49,6 +50,11 @@ class Slots {
   /// `then` does not take is given back.
   using Then = std::function<void(WriteLease& lease, const std::exception_ptr& error)>;
   void begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes, Then then);
+  /// What this process received into that slot and proved, if it is still there: once, for the
+  /// image that is to be written next. begin_write() ends what nobody took, and so does leave():
+  /// what lies in a slot is proven anew by each recovery.
+  [[nodiscard]] transfer::HeldBlocks take_held(SlotKey key);
+  void remember_held(SlotKey key, transfer::HeldBlocks held);
   /// Gives a lease back, on ms-slots.
   void give_back(WriteLease lease);
   /// Runs `task` on ms-slots behind the tasks before it. A generation may end before the task does.
@@ -65,6 +71,7 @@ class Slots {
 
   Engine& engine_;
   std::map<SlotKey, Users> users_;
+  std::map<SlotKey, transfer::HeldBlocks> held_;
   std::vector<std::function<bool()>> waiting_;
   Worker worker_;
 };

@@ -58,6 +58,7 @@ struct StageJob {
   WriteLease lease;  ///< The copying thread's from then on.
   std::span<std::byte> image;
   Watermark watermark;
+  BlockDigests blocks;  ///< Each final where the watermark has passed its block.
   // The loop's thread only:
   bool decided = false;  ///< The outcome is known (or the generation broke).
   bool written = false;  ///< The copying has ended.

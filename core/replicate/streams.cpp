@@ -87,7 +87,14 @@ void Streams::send_now(const Outgoing& stream) const {
   if (start.content == exchange::Content::kLent) {
     transfer::send_ranges(link, stream.image(), stream.ranges, start.block_bytes);
   } else {
-    transfer::send_image(link, stream.image(), shape, wait_final);
+    const auto stayed = [this](std::uint64_t bytes) {
+      engine_.gate.count([bytes](Stats& stats) {
+        stats.replica_bytes_sent -= bytes;
+        stats.replica_bytes_kept += bytes;
+      });
+    };
+    transfer::send_image(link, stream.image(), shape, wait_final,
+                         {stream.held, stream.digest, stayed});
   }
 }
 
@@ -133,8 +140,11 @@ ImageInfo Streams::receive_now(const Arriving& stream) const {
     transfer::receive_pieces(link, stream.image, exchange::shape_of(start));
     return {};
   }
+  transfer::Holding nothing;
+  transfer::Holding& holding = stream.holding ? *stream.holding : nothing;
+  holding.masked = start.masked;
   return transfer::receive_image(link, stream.image, exchange::shape_of(start),
-                                 stream.manifest_digest, stream.identity);
+                                 stream.manifest_digest, stream.identity, holding);
 }
 
 void Streams::drain(int from, const exchange::StreamStart& start) {
@@ -145,7 +155,7 @@ void Streams::drain(int from, const exchange::StreamStart& start) {
     try {
       const auto group = engine_.group_to(from);
       transfer::drain_image(link_to(*group, from, start.id, protocol::Point::kChunkReceived),
-                            exchange::shape_of(start));
+                            exchange::shape_of(start), start.masked);
     } catch (const PeerLost& e) {
       lost(ticket, e.rank().value_or(from), e.kind(),
            std::string("was lost while an image travelled: ") + e.what());

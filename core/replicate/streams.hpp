@@ -3,6 +3,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
+#include <meshstage/core/transfer/kept.hpp>
 
 namespace meshstage::replicate {
 
@@ -23,6 +25,9 @@ struct Outgoing {
   /// Blocks until the bytes up to that offset are final; null: all are. An exception before the
   /// first piece ends the stream before it began.
   std::function<void(std::uint64_t)> wait_final;
+  /// The receiver's table, and the digests of what is sent (transfer::Offered).
+  std::vector<Digest> held;
+  std::function<std::optional<Digest>(std::size_t block)> digest;
   std::vector<ImageRange> ranges;    ///< Content::kLent: ranges of `image`, one behind the other.
   std::shared_ptr<const void> keep;  ///< Dropped when the last piece has left.
   /// The rank at the other end closes when all that was sent to it is there, perhaps before this
@@ -35,8 +40,9 @@ struct Arriving {
   int from = -1;
   exchange::StreamStart start;
   std::span<std::byte> image;
-  std::vector<ImageRange> ranges;  ///< Content::kLent: their places in `image`.
-  bool prove = true;               ///< False for a replica that lenders still complete.
+  std::shared_ptr<transfer::Holding> holding;  ///< The slot's blocks that may stay; may be null.
+  std::vector<ImageRange> ranges;              ///< Content::kLent: their places in `image`.
+  bool prove = true;                           ///< False for a replica that lenders still complete.
   Digest manifest_digest{};
   ImageIdentity identity;
 };

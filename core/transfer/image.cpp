@@ -6,6 +6,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
+#include <meshstage/core/transfer/masks_impl.hpp>
 #include <meshstage/core/transfer/window_impl.hpp>
 
 namespace meshstage::transfer {
@@ -37,6 +38,17 @@ void check_memory(std::size_t bytes, const Shape& shape) {
                         std::to_string(bytes) + " bytes of memory");
 }
 
+/// The block that a piece is, if it is a block and nothing else: those may stay.
+std::optional<std::size_t> block_of(const Shape& shape, std::uint64_t digested,
+                                    const Piece& piece) {
+  if (shape.borrowed_bytes != 0 || piece.offset < shape.manifest_bytes) return std::nullopt;
+  const std::uint64_t at = piece.offset - shape.manifest_bytes;
+  if (piece.bytes != shape.block_bytes || at > digested || digested - at < piece.bytes) {
+    return std::nullopt;
+  }
+  return at / shape.block_bytes;
+}
+
 void check_identity(int from, const ImageInfo& info, const Digest& manifest_digest,
                     const ImageIdentity& expected) {
   if (info.manifest_digest != manifest_digest) {
@@ -56,30 +68,80 @@ void check_identity(int from, const ImageInfo& info, const Digest& manifest_dige
 
 void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
                 const std::function<void(std::uint64_t)>& wait_final) {
-  check_memory(image.size(), shape);
-  const auto pieces = pieces_of(shape);
-  Window(link).run(
-      pieces,
-      [&](std::size_t i) {
-        wait_final(pieces[i].offset + pieces[i].bytes);
-        return link.group.send(link.peer, link.tag, place_of(image, shape, pieces[i]));
-      },
-      [](std::size_t) {});
+  send_image(link, image, shape, wait_final, Offered());
 }
 
-void drain_image(const Link& link, const Shape& shape) {
+void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
+                const std::function<void(std::uint64_t)>& wait_final, const Offered& offered) {
+  check_memory(image.size(), shape);
+  const auto pieces = pieces_of(shape);
+  const auto digested = digested_bytes(shape);
+  Masks masks(pieces.size(), !offered.held.empty());
+  const auto is_there = [&](const Piece& piece) {
+    wait_final(piece.offset + piece.bytes);
+    const auto block = block_of(shape, digested, piece);
+    return block && *block < offered.held.size() &&
+           stays(offered.held[*block], offered.mine(*block));
+  };
+  const auto send_mask = [&](std::size_t group) {
+    std::uint64_t mask = 0, kept = 0;
+    for (auto i = masks.begin_of(group); i < masks.end_of(group); ++i) {
+      if (is_there(pieces[i])) {
+        kept += pieces[i].bytes;
+      } else {
+        mask |= std::uint64_t{1} << (i - masks.begin_of(group));
+      }
+    }
+    if (kept > 0 && offered.stayed) offered.stayed(kept);
+    masks.set(group, mask);
+    return link.group.send(link.peer, link.tag, masks.bytes(group));
+  };
+  const auto send_piece = [&](std::size_t i) -> std::unique_ptr<Transfer> {
+    if (!masks.travels(i)) return nullptr;
+    wait_final(pieces[i].offset + pieces[i].bytes);
+    return link.group.send(link.peer, link.tag, place_of(image, shape, pieces[i]));
+  };
+  Window(link).run(
+      masks.things(),
+      [&](std::size_t i) {
+        const auto [is_mask, number] = masks.thing(i);
+        return is_mask ? send_mask(number) : send_piece(number);
+      },
+      [&](std::size_t i) {
+        const auto [is_mask, number] = masks.thing(i);
+        if (!is_mask && link.on_piece) link.on_piece(number + 1, pieces.size());
+      },
+      [](std::size_t) { return std::size_t{0}; });
+}
+
+void drain_image(const Link& link, const Shape& shape, bool masked) {
   const auto pieces = pieces_of(shape);
   std::uint64_t largest = 0;
   for (const auto& piece : pieces) largest = std::max(largest, piece.bytes);
   std::vector<std::byte> scratch(largest);
-  for (const auto& piece : pieces) {
-    link.group.receive(link.peer, link.tag, std::span(scratch).first(piece.bytes))
-        ->wait_while_moving(link.stall);
+  Masks masks(pieces.size(), masked);
+  const auto take = [&](std::span<std::byte> bytes) {
+    link.group.receive(link.peer, link.tag, bytes)->wait_while_moving(link.stall);
+  };
+  for (std::size_t i = 0; i < masks.things(); ++i) {
+    const auto [is_mask, number] = masks.thing(i);
+    if (is_mask) {
+      take(masks.bytes(number));
+    } else if (masks.travels(number)) {
+      take(std::span(scratch).first(pieces[number].bytes));
+    }
   }
 }
 
 ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shape& shape,
                         const Digest& manifest_digest, const ImageIdentity& expected) {
+  Holding nothing;
+  return receive_image(link, image, shape, manifest_digest, expected, nothing);
+}
+
+ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shape& shape,
+                        const Digest& manifest_digest, const ImageIdentity& expected,
+                        Holding& holding) {
   if (image.size() != shape.image_bytes - shape.borrowed_bytes) {
     throw InvalidArgument("an image of " +
                           std::to_string(shape.image_bytes - shape.borrowed_bytes) +
@@ -96,26 +158,63 @@ ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shap
   if (by_blocks) {
     digests = BlockDigests(shape.block_bytes, digested, shape.borrowed_bytes / shape.block_bytes);
   }
+  Masks masks(pieces.size(), holding.masked);
+  const auto& held = holding.held;
+  std::string wrong;
+  const auto stayed = [&](const Piece& piece) {
+    const auto block = block_of(shape, digested, piece);
+    if (!block || *block >= held.blocks.size()) {
+      wrong = "bytes " + std::to_string(piece.offset) + " to " +
+              std::to_string(piece.offset + piece.bytes) + " are not here and were not sent";
+      return;
+    }
+    const Digest& known = held.blocks[*block];
+    if ((*block + held.times_kept) % kVerifyOneIn == 0 &&
+        digest_block(place_of(image, shape, piece)) != known) {
+      wrong = "block " + std::to_string(*block) + " has changed since it was received";
+    }
+    digests.put(*block, known);
+    holding.kept_bytes += piece.bytes;
+  };
+  const auto came = [&](const Piece& piece) {
+    if (!by_blocks || piece.offset < shape.manifest_bytes) return;
+    const auto block = (piece.offset - shape.manifest_bytes) / shape.block_bytes;
+    if (block < digests.block_count()) {
+      digests.add(block, place_of(image, shape, {piece.offset, digests.block_size(block)}));
+    }
+  };
   // Blocks are digested while later ones are still on their way. Nothing is judged before every
   // piece has come: the sender's stream must end at a piece's end, whatever is wrong with it.
   Window(link).run(
-      pieces,
-      [&](std::size_t i) {
-        return link.group.receive(link.peer, link.tag, place_of(image, shape, pieces[i]));
+      masks.things(),
+      [&](std::size_t i) -> std::unique_ptr<Transfer> {
+        const auto [is_mask, number] = masks.thing(i);
+        if (is_mask) return link.group.receive(link.peer, link.tag, masks.bytes(number));
+        if (!masks.travels(number)) return nullptr;
+        return link.group.receive(link.peer, link.tag, place_of(image, shape, pieces[number]));
       },
       [&](std::size_t i) {
-        if (!by_blocks || pieces[i].offset < shape.manifest_bytes) return;
-        const auto block = (pieces[i].offset - shape.manifest_bytes) / shape.block_bytes;
-        if (block < digests.block_count()) {
-          digests.add(block, place_of(image, shape, {pieces[i].offset, digests.block_size(block)}));
-        }
-      });
+        const auto [is_mask, number] = masks.thing(i);
+        if (is_mask) return;
+        masks.travels(number) ? came(pieces[number]) : stayed(pieces[number]);
+        if (link.on_piece) link.on_piece(number + 1, pieces.size());
+      },
+      [&](std::size_t i) { return masks.needed_for(i); });
+  if (!wrong.empty()) {
+    throw make_error<CorruptData>(
+        "the replica from rank " + std::to_string(link.peer) + ": " + wrong, link.peer,
+        expected.id.step);
+  }
   const ImageInfo said = whole ? read_info(image) : read_replica_info(image);
-  const ImageInfo info = !by_blocks || said.block_bytes != shape.block_bytes
-                             ? (whole ? verify_image(image) : verify_replica(image))
-                         : whole ? check_blocks(image, digests)
-                                 : check_replica_blocks(image, digests);
+  const bool as_digested = by_blocks && said.block_bytes == shape.block_bytes;
+  const ImageInfo info = !as_digested ? (whole ? verify_image(image) : verify_replica(image))
+                         : whole      ? check_blocks(image, digests)
+                                      : check_replica_blocks(image, digests);
   check_identity(link.peer, info, manifest_digest, expected);
+  if (as_digested && whole) {
+    holding.blocks.resize(digested / shape.block_bytes);
+    for (std::size_t i = 0; i < holding.blocks.size(); ++i) holding.blocks[i] = digests.digest(i);
+  }
   return info;
 }
 

@@ -5,6 +5,7 @@
 #include <span>
 
 #include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/transfer/kept.hpp>
 #include <meshstage/core/transfer/pieces.hpp>
 
 namespace meshstage::transfer {
@@ -15,10 +16,13 @@ namespace meshstage::transfer {
 /// what Transfer::wait throws.
 void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
                 const std::function<void(std::uint64_t)>& wait_final);
+/// The same without the blocks that the receiver holds already; of a whole image only.
+void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
+                const std::function<void(std::uint64_t)>& wait_final, const Offered& offered);
 
 /// Receives all pieces of an image that this rank does not want any more, into scratch memory of
-/// one piece.
-void drain_image(const Link& link, const Shape& shape);
+/// one piece. `masked` is as Holding's.
+void drain_image(const Link& link, const Shape& shape, bool masked = false);
 
 /// Receives into `image`, which must have the size of the image or replica that is sent, and proves
 /// it. Checks the manifest's digest, every block against the trailer's table, and the trailer
@@ -27,6 +31,12 @@ void drain_image(const Link& link, const Shape& shape);
 [[nodiscard]] ImageInfo receive_image(const Link& link, std::span<std::byte> image,
                                       const Shape& shape, const Digest& manifest_digest,
                                       const ImageIdentity& expected);
+/// The same into a slot that may hold blocks of it already. Throws CorruptData too for a block that
+/// stays though it is not held, and for one that is held no more as it was. Whatever it throws, no
+/// later image may keep what is there.
+[[nodiscard]] ImageInfo receive_image(const Link& link, std::span<std::byte> image,
+                                      const Shape& shape, const Digest& manifest_digest,
+                                      const ImageIdentity& expected, Holding& holding);
 
 /// Receives a replica into its places in the memory of a whole image. Proves nothing, because the
 /// borrowed bytes are still missing.

@@ -18,15 +18,27 @@ class Window {
 
   template <class Post, class Done>
   void run(const std::vector<Piece>& pieces, Post&& post, Done&& done) {
-    for (std::size_t next = 0, finished = 0; finished < pieces.size();) {
-      if (next < pieces.size() && flying_.size() < kWindow) {
+    run(
+        pieces.size(), post,
+        [&](std::size_t i) {
+          done(i);
+          if (link_.on_piece) link_.on_piece(i + 1, pieces.size());
+        },
+        [](std::size_t) { return std::size_t{0}; });
+  }
+
+  /// Things that are transferred in order. `post` may return null: nothing travels. A thing is
+  /// posted when as many are done as `needs` says.
+  template <class Post, class Done, class Needs>
+  void run(std::size_t count, Post&& post, Done&& done, Needs&& needs) {
+    for (std::size_t next = 0, finished = 0; finished < count;) {
+      if (next < count && flying_.size() < kWindow && needs(next) <= finished) {
         flying_.push_back(post(next++));
         continue;
       }
-      flying_.front()->wait_while_moving(link_.stall);
+      if (flying_.front()) flying_.front()->wait_while_moving(link_.stall);
       flying_.pop_front();
       done(finished++);
-      if (link_.on_piece) link_.on_piece(finished, pieces.size());
     }
   }
 

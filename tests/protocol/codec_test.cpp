@@ -71,6 +71,7 @@ std::vector<Body> all_bodies() {
   return {Offer{id, base, {1000, 100, {5, 6}}},
           Offer{id, base, {1000, 100, {5, 6}, 900, 4}},
           Accept{id, false},
+          Accept{id, false, {{1, 2}, {3, 4}}},
           Sealed{id, {7, 8}},
           Yes{id},
           Yes{id, {true, false, 7}},
@@ -160,7 +161,8 @@ TEST_CASE("the bytes of a message are these") {
           "0900000000000000"
           "0200000000000000"
           "5500000000000000"
-          "01");
+          "01"
+          "00000000");
 }
 
 TEST_CASE("a message cut short anywhere is refused, and so is one with more behind it") {
@@ -250,6 +252,7 @@ TEST_CASE("what is wrong with a message is named") {
   REQUIRE(says(refusal(with(accept, 24, 0)), "generation"));
   REQUIRE(says(refusal(with(accept, 32, 0)), "accept from rank 2: id"));
   REQUIRE(says(refusal(with(accept, 48, 2)), "need manifest: 2 is above 1"));
+  REQUIRE(says(refusal(with(accept, 49, 1)), "held blocks: 1 of them do not fit"));
   REQUIRE(says(refusal(accept, 3), "sender"));
 
   REQUIRE(says(refusal(bytes_of(Failed{{2, 85}, 4, {}})), "failed from rank 2: rank: rank 4"));
