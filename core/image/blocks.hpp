@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -65,6 +66,15 @@ MESHSTAGE_API ImageInfo check_blocks(std::span<const std::byte> image, const Blo
 /// replica's first block.
 MESHSTAGE_API ImageInfo check_replica_blocks(std::span<const std::byte> replica,
                                              const BlockDigests& digests);
+
+/// Hands a whole image to `take` in pieces, ascending and without gaps, each with its offset. A
+/// piece is a copy in memory of this call's own, which was compared with the image's digests: what
+/// rots in `image` meanwhile is found, or was copied before. Throws CorruptData as verify_image()
+/// does before the wrong piece is handed out; the pieces before it are not to be used then. The
+/// copies take the memory of the manifest, of a block or of the trailer, whichever is largest.
+MESHSTAGE_API ImageInfo read_proven(
+    std::span<const std::byte> image,
+    const std::function<void(std::span<const std::byte> piece, std::uint64_t offset)>& take);
 
 /// Bytes of the trailer of an image whose data up to the trailer are `digested_bytes`.
 /// `loans`: ImageInfo::loans.

@@ -5,6 +5,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/files/publish.hpp>
+#include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/replica.hpp>
 
@@ -19,8 +20,32 @@ void Persistence::publish(const ImageInfo& info, std::span<const std::byte> imag
   PersistedName name{who.job, who.id, who.rank, who.world_size, {}};
   if (who.rank != rank_) name.holder = rank_;
   const auto path = directory_ / to_file_name(name);
-  if (fs_->stat(path)) return;
-  publish_atomically(*fs_, path, image);
+  if (holds(path, info)) {
+    fs_->sync_directory(directory_);  // whoever wrote it may have failed at this
+    return;
+  }
+  publish_atomically(*fs_, path, [&](File& file) {
+    const ImageInfo proven =
+        read_proven(image, [&file](std::span<const std::byte> piece, std::uint64_t offset) {
+          write_fully(file, piece, offset);
+        });
+    if (proven != info) {
+      throw make_error<CorruptData>(
+          "the image is of " + to_string(proven.identity) + ", but was to be of " + to_string(who),
+          who.rank, who.id.step);
+    }
+  });
+}
+
+bool Persistence::holds(const std::filesystem::path& path, const ImageInfo& info) const {
+  if (!fs_->stat(path)) return false;
+  try {
+    return verify_image(MappedFile::open_own(*fs_, path)->bytes()) == info;
+  } catch (const CorruptData&) {
+    return false;
+  } catch (const InvalidState&) {  // others may write it: no recovery would take it
+    return false;
+  }
 }
 
 Persistence::Found Persistence::verify(

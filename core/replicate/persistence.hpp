@@ -19,9 +19,12 @@ class MESHSTAGE_API Persistence {
   /// `fs` must outlive it. Makes no directory before the first publish().
   Persistence(FileSystem& fs, std::filesystem::path directory, std::string job, int rank);
 
-  /// Writes one sealed image under the name of its identity, atomically and synced. An image that
-  /// is there already is left alone. Throws IoError and the other errors of FileSystem: then the
-  /// file is whole or not there.
+  /// Writes one sealed image under the name of its identity, atomically and synced; `info` was read
+  /// from the slot. Each byte is copied, proven by the image's digests and written from the copy
+  /// (read_proven()), so what rots in `image` meanwhile does not reach the disk. A file that is
+  /// there already stays if it proves to be this image and nobody else may write it; else it is
+  /// replaced. Throws CorruptData, IoError and the other errors of FileSystem: then the file is
+  /// whole or not there.
   void publish(const ImageInfo& info, std::span<const std::byte> image) const;
 
   /// The result of verify().
@@ -46,6 +49,8 @@ class MESHSTAGE_API Persistence {
   [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
 
  private:
+  [[nodiscard]] bool holds(const std::filesystem::path& path, const ImageInfo& info) const;
+
   FileSystem* fs_;
   std::filesystem::path directory_;
   std::string job_;

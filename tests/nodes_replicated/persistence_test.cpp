@@ -6,6 +6,7 @@
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/files/state_file.hpp>
+#include <meshstage/core/vault/listing.hpp>
 #include <meshstage/dtensor/node.hpp>
 
 #include "tests/nodes_replicated/sharded_job.hpp"
@@ -88,6 +89,26 @@ void check_files(InProcessJob& job, const std::filesystem::path& directory) {
   }
 }
 
+// Flips a byte of that rank's own image of that step, whichever slot it lies in. Returns how many
+// slots held it.
+int rot_own_image(InProcessJob& job, int rank, std::uint64_t step) {
+  int found = 0;
+  for (const auto& vault : list_vaults("/vault", job.disk())) {
+    for (const auto& [key, info] : vault.slots) {
+      if (vault.rank != rank || key.owner_rank != rank || info.image.identity.id.step != step)
+        continue;
+      ++found;
+      const std::string end = "own" + std::to_string(key.index);
+      const std::string mark = "-r" + std::to_string(rank) + "-";
+      for (const auto& name : job.disk().list("/vault")) {
+        if (name.ends_with(end) && name.find(mark) != std::string::npos)
+          flip(job.disk(), "/vault/" + name, 8200);
+      }
+    }
+  }
+  return found;
+}
+
 }  // namespace
 
 TEST_CASE("replication_persistence: in the directory that is given, own and partner's files") {
@@ -114,20 +135,18 @@ TEST_CASE("replication_persistence: all memory is lost, and the files bring ever
 
 TEST_CASE("What rotted in a slot is not written to disk, and no older file goes for it") {
   InProcessJob job(kWorld);
+  int rotted = 0;
   const auto errors = try_run(
       job,
-      [&job](CheckpointerOptions& o) {
+      [&](CheckpointerOptions& o) {
         if (o.environment->rank != 0) return;  // the root decides when all have voted
-        o.observer = [&job](const PointEvent& e) {
+        o.observer = [&job, &rotted](const PointEvent& e) {
           if (e.point != protocol::Point::kDecided || e.id.step != 10) return;
-          for (const auto& name : job.disk().list("/vault")) {
-            if (name.ends_with("own0") && name.find("-r0-") != std::string::npos) {
-              flip(job.disk(), "/vault/" + name, 8200);  // steps 0 and 10 are in the first slot
-            }
-          }
+          rotted += rot_own_image(job, 0, 10);
         };
       },
       true);
+  CHECK(rotted == 1);
   // The vaults stay: a restart recovers the step from the holder's memory.
   CHECK(errors[0].find("finish(): the newest step is not on disk") != std::string::npos);
   std::map<std::uint64_t, int> files;
