@@ -159,8 +159,10 @@ bool OwnStep::refuse(const protocol::Refuse& action) {
   return true;
 }
 
-void OwnStep::settle(const StageJob& job) {
-  if (job.decided && job.written) engine_.gate.leave_step();
+void OwnStep::settle(StageJob& job) {
+  // Once: behind the first time the trainer may have the next step in flight already.
+  if (!job.decided || !job.written || std::exchange(job.settled, true)) return;
+  engine_.gate.leave_step();
 }
 
 void OwnStep::lose(const std::exception_ptr& loss) {

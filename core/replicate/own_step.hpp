@@ -47,7 +47,7 @@ class OwnStep {
   void fail(StageJob& job, const std::exception_ptr& error);
   void leave_out(StageJob& job, const std::string& why);
   void end_unwritten(StageJob& job, const std::exception_ptr& error, const std::string& why);
-  void settle(const StageJob& job);
+  void settle(StageJob& job);
 
   Engine& engine_;
   Slots& slots_;

@@ -62,6 +62,7 @@ struct StageJob {
   // The loop's thread only:
   bool decided = false;  ///< The outcome is known (or the generation broke).
   bool written = false;  ///< The copying has ended.
+  bool settled = false;  ///< Both, and the gate was left.
 };
 
 [[nodiscard]] inline double seconds_since(std::chrono::steady_clock::time_point t) {

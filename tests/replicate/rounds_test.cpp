@@ -87,6 +87,45 @@ TEST_CASE("a stage() that throws is that rank's no, told at once") {
   }));
 }
 
+TEST_CASE("a step that failed here ends once: the next one is not taken for ended, too") {
+  InProcessJob job(2);
+  std::promise<void> busy;
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    auto o = job.options(rank);
+    ms::FaultyFileSystem fs(*o.file_system);
+    o.file_system = &fs;
+    o.when_busy = ms::WhenBusy::kSkip;
+    if (rank == 0) {
+      // Step 2 has failed, and the loop is held there until the trainer is in the next stage().
+      o.observer = [&fs](const ms::PointEvent& e) {
+        if (e.point != ms::protocol::Point::kFailed || e.id.step != 2) return;
+        fs.wait_until_blocked();
+        fs.unblock();
+      };
+    }
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1});
+    if (rank == 0) fs.fail(ms::FileOperation::kReserve, 1, ENOSPC);
+    auto staging = ckpt.stage(state_of(rank, 2, 50'000), 2);
+    require(staging.outcome().get() == ms::Outcome::kFailed, "step 2 is complete");
+    if (rank == 0) {
+      fs.block(ms::FileOperation::kFreeSpace);  // a still larger state asks for room anew
+      staging = ckpt.stage(state_of(rank, 3, 100'000), 3);
+      auto next = ckpt.stage(state_of(rank, 4, 100'000), 4);
+      require(next.outcome().get() == ms::Outcome::kSkipped, "step 4 was not skipped");
+      busy.set_value();
+    } else {
+      require(busy.get_future().wait_for(std::chrono::seconds(30)) == std::future_status::ready,
+              "rank 0 never skipped step 4");
+      staging = ckpt.stage(state_of(rank, 3), 3);
+    }
+    (void)staging.outcome().get();  // complete, or failed because rank 0 was past it
+    stage_all(ckpt, {5});
+    ckpt.finish();
+  }));
+}
+
 TEST_CASE("finish() fails the steps that its rank never staged") {
   const int leaves_out = GENERATE(0, 1, 2);
   InProcessJob job(3);
