@@ -26,9 +26,9 @@ std::vector<SlotKey> Persister::slots_with(ImageId id) const {
 }
 
 void Persister::persist(ImageId id, Promise<DiskOutcome> persisted) {
-  waiting_.emplace(id, std::move(persisted));
   const auto keys = slots_with(id);
-  for (const SlotKey key : keys) slots_.hold_for_disk(key);
+  waiting_.emplace(id, std::move(persisted));
+  slots_.hold_for_disk(keys);
   engine_.gate.persisting_begins();
   try {
     worker_.post([this, id, keys, generation = engine_.present] {
@@ -51,8 +51,8 @@ void Persister::persist(ImageId id, Promise<DiskOutcome> persisted) {
       }
     });
   } catch (...) {  // nothing was begun
-    for (const SlotKey key : keys) slots_.release_from_disk(key);
     engine_.gate.persisting_ends();
+    slots_.release_from_disk(keys);
     throw;
   }
 }
@@ -76,18 +76,22 @@ bool Persister::write(SlotKey key, ImageId id) {
 
 void Persister::written(ImageId id, const std::vector<SlotKey>& keys, bool good, double seconds,
                         std::uint64_t generation) {
-  // finish() waits for the end of persisting, so it ends here even if the rest throws.
+  // finish() waits for both, so both end here even if the rest throws.
   struct AtEnd {
-    TrainerGate& gate;
-    ~AtEnd() { gate.persisting_ends(); }
-  } const at_end{engine_.gate};
-  for (const SlotKey key : keys) slots_.release_from_disk(key);
+    Persister& persister;
+    const bool good;
+    ~AtEnd() {
+      if (persister.newest_done_) persister.newest_done_->set_value(good);
+      persister.newest_done_.reset();
+      persister.engine_.gate.persisting_ends();
+    }
+  } const at_end{*this, good};
+  slots_.release_from_disk(keys);
   if (good) written_ = std::max(written_, id);
   if (const auto it = waiting_.find(id); !good && it != waiting_.end()) {
     it->second.set_value(DiskOutcome::kFailed);
     waiting_.erase(it);
   }
-  if (newest_done_) std::exchange(newest_done_, std::nullopt)->set_value(good);
   if (good && generation == engine_.present) engine_.feed(protocol::Persisted{id});
   engine_.gate.count([&](Stats& stats) {
     ++(good ? stats.persisted : stats.persist_failed);
@@ -101,8 +105,8 @@ void Persister::persist_newest(Promise<bool> done) {
     done.set_value(true);
     return;
   }
-  newest_done_ = std::move(done);
   persist(id);
+  newest_done_ = std::move(done);  // written() comes later, on this thread
 }
 
 void Persister::lose(const std::exception_ptr& loss) {

@@ -15,28 +15,38 @@ std::optional<SlotKey> sealed_slot(int owner, const protocol::SlotPair& pair, Im
 
 Slots::Slots(Engine& engine) : engine_(engine), worker_("ms-slots", engine.boundary()) {}
 
-void Slots::drop_if_unused(SlotKey key) {
+bool Slots::drop_if_unused(SlotKey key) noexcept {
   const auto it = users_.find(key);
-  if (it->second.others + it->second.disk > 0) return;
+  if (it->second.others + it->second.disk > 0) return false;
   users_.erase(it);
-  retry();
+  return true;
 }
 
 void Slots::release(SlotKey key) {
   --users_[key].others;
-  drop_if_unused(key);
+  if (drop_if_unused(key)) retry();
 }
 
-void Slots::hold_for_disk(SlotKey key) {
-  Users& users = users_[key];
-  if (users.disk++ > 0) return;
-  users.disk_since = Deadline::Clock::now();
-  engine_.loop.post_at(patience_with(users), [this] { retry(); });
+void Slots::hold_for_disk(std::span<const SlotKey> keys) {
+  Users now;
+  now.disk_since = Deadline::Clock::now();
+  std::map<SlotKey, Users> fresh;
+  for (const SlotKey key : keys) fresh.emplace(key, now);
+  engine_.loop.post_at(patience_with(now), [this] { retry(); });
+  users_.merge(fresh);  // from here on nothing throws
+  for (const SlotKey key : keys) {
+    Users& users = users_.find(key)->second;
+    if (users.disk++ == 0) users.disk_since = now.disk_since;
+  }
 }
 
-void Slots::release_from_disk(SlotKey key) {
-  --users_[key].disk;
-  drop_if_unused(key);
+void Slots::release_from_disk(std::span<const SlotKey> keys) {
+  bool any = false;
+  for (const SlotKey key : keys) {
+    --users_.find(key)->second.disk;
+    if (drop_if_unused(key)) any = true;
+  }
+  if (any) retry();
 }
 
 Deadline Slots::patience_with(const Users& users) const {

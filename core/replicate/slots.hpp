@@ -3,6 +3,7 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,10 +28,11 @@ class Slots {
   /// Counts a user of the slot. A slot with users is not given to another image.
   void hold(SlotKey key) { ++users_[key].others; }
   void release(SlotKey key);
-  /// hold() and release() for the time in which the slot is written to disk. That may hang: see
-  /// stuck().
-  void hold_for_disk(SlotKey key);
-  void release_from_disk(SlotKey key);
+  /// hold() for the time in which the slots are written to disk. That may hang: see stuck(). Holds
+  /// none of the slots if it throws (no memory).
+  void hold_for_disk(std::span<const SlotKey> keys);
+  /// Releases all of the slots, also if an attempt of when_free() throws.
+  void release_from_disk(std::span<const SlotKey> keys);
   [[nodiscard]] bool in_use(SlotKey key) const { return users_.contains(key); }
   [[nodiscard]] bool any_in_use() const { return !users_.empty(); }
   /// Returns a text if the slot has been written to disk for longer than half of the deadline. Then
@@ -66,7 +68,8 @@ class Slots {
     int others = 0, disk = 0;
     Deadline::Clock::time_point disk_since{};
   };
-  void drop_if_unused(SlotKey key);
+  /// Returns whether nobody uses it now.
+  [[nodiscard]] bool drop_if_unused(SlotKey key) noexcept;
   [[nodiscard]] Deadline patience_with(const Users& users) const;
 
   Engine& engine_;

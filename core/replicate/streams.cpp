@@ -67,9 +67,10 @@ void Streams::send(Outgoing stream, std::function<void()> done) {
     }
     what.reset();  // with its lease on the sent image
     engine_.to_loop(ticket, [this, tell = std::move(end)] {
-      tell();
       engine_.gate.sending_ends();
-      ended();
+      --active_;
+      tell();
+      run_if_idle();
     });
   });
 }
@@ -124,7 +125,10 @@ void Streams::receive(Arriving stream, Arrived arrived, Failed failed) {
         } catch (...) {  // pieces may be left on the connection, so no stream can follow this one
           engine_.loop.fail(std::current_exception());
         }
-        engine_.to_loop(ticket, [this] { ended(); });
+        engine_.to_loop(ticket, [this] {
+          --active_;
+          run_if_idle();
+        });
       });
 }
 
@@ -163,7 +167,10 @@ void Streams::drain(int from, const exchange::StreamStart& start) {
       engine_.report.info("an unwanted image of rank " + std::to_string(from) +
                           " ended: " + e.what());
     }
-    engine_.to_loop(ticket, [this] { ended(); });
+    engine_.to_loop(ticket, [this] {
+      --active_;
+      run_if_idle();
+    });
   });
 }
 
@@ -174,8 +181,8 @@ void Streams::when_idle(std::function<void()> task) {
   idle_ = std::move(task);
 }
 
-void Streams::ended() {
-  if (--active_ > 0 || !idle_) return;
+void Streams::run_if_idle() {
+  if (active_ > 0 || !idle_) return;
   std::exchange(idle_, nullptr)();
 }
 

@@ -69,7 +69,7 @@ class Streams {
   void leave();
 
  private:
-  void ended();
+  void run_if_idle();
   void send_now(const Outgoing& stream) const;
   [[nodiscard]] ImageInfo receive_now(const Arriving& stream) const;
   [[nodiscard]] transfer::Link link_to(ProcessGroup& group, int peer, ImageId id,

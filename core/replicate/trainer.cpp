@@ -31,27 +31,37 @@ Staging Trainer::stage(const Value& state, std::uint64_t step) {
     persisted.set_value(DiskOutcome::kNotDue);
     return {Work<void>(), outcome.work(), persisted.work(), step};
   }
-  std::shared_ptr<StageJob> job;
+  Staging staging;
+  Work<void> accepted;
   try {
-    job = make_job(state, step);
+    const auto job = make_job(state, step);
+    staging = Staging(job->staged.work(), job->outcome.work(), job->persisted.work(), step,
+                      job->staged.devices());
+    accepted = job->accepted.work();
+    engine_.to_loop(engine_.scope.enter(), [this, job] { own_.request(job); });
   } catch (...) {  // of any kind: the other ranks wait for this step, so its no is sent at once
-    engine_.post(protocol::StageSkipped{
-        step, "it could not be staged there: " + text_of(std::current_exception())});
-    engine_.gate.leave_step();
+    vote_no(step, std::current_exception());
     throw;
   }
-  Staging staging(job->staged.work(), job->outcome.work(), job->persisted.work(), step,
-                  job->staged.devices());
-  Work<void> accepted = job->accepted.work();
   try {
-    engine_.to_loop(engine_.scope.enter(),
-                    [this, request = std::move(job)] { own_.request(request); });
     accepted.wait();
   } catch (...) {
     engine_.gate.leave_step();
     throw;
   }
   return staging;
+}
+
+void Trainer::vote_no(std::uint64_t step, const std::exception_ptr& error) noexcept {
+  try {
+    // The gate is left behind the step's outcome, so that the next stage() finds none in flight.
+    engine_.loop.run([&] {
+      engine_.feed(protocol::StageSkipped{step, "it could not be staged there: " + text_of(error)});
+    });
+  } catch (...) {  // the others would wait for this rank's vote
+    engine_.loop.fail(std::current_exception());
+  }
+  engine_.gate.leave_step();
 }
 
 std::shared_ptr<StageJob> Trainer::make_job(const Value& state, std::uint64_t step) {

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <set>
 #include <utility>
@@ -29,6 +30,8 @@ class Trainer {
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry);
 
  private:
+  /// The step in flight cannot be staged here: it fails for all ranks.
+  void vote_no(std::uint64_t step, const std::exception_ptr& error) noexcept;
   [[nodiscard]] std::shared_ptr<StageJob> make_job(const Value& state, std::uint64_t step);
   [[nodiscard]] PlanOptions plan_options(const Value& state, const std::set<int>& apart) const;
   void check_room_for(std::uint64_t image_bytes, std::uint64_t replica_bytes);
