@@ -214,7 +214,7 @@ std::shared_ptr<const ReadLease> Trainer::compare(const RecoverCommand& command,
     protocol::StructureChecked answer;
     if (const auto difference = compare_structure(image->image(), state)) {
       answer.path = difference->path;
-      answer.mismatch = difference->describe() + " (staged as rank " +
+      answer.mismatch = describe_mismatch(*difference) + " (staged as rank " +
                         std::to_string(engine_.rank) + " of " +
                         std::to_string(image->info().identity.world_size) +
                         " ranks, recovered by " + std::to_string(engine_.world_size) + ")";

@@ -239,7 +239,8 @@ TEST_CASE("a job id used again for another model names the first difference and 
   }));
   for (const auto& text : said) {
     CHECK_THAT(text, contains_text("model.weight"));
-    CHECK_THAT(text, contains_text("120"));
+    CHECK_THAT(text, contains_text("100, 50] in the image"));
+    CHECK_THAT(text, contains_text("120, 50] in the program's state dict"));
     CHECK_THAT(text, contains_text("staged as rank 1 of 2 ranks, recovered by 2"));
   }
 }
