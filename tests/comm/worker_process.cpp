@@ -2,7 +2,9 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <spawn.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -59,6 +61,19 @@ bool WorkerProcess::running() {
   if (::waitpid(pid_, &status, WNOHANG) != pid_) return true;
   pid_ = -1;
   return false;
+}
+
+bool WorkerProcess::ends_within(std::chrono::milliseconds time) {
+  if (pid_ <= 0) return true;
+  const int process = static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0));
+  if (process < 0) throw_errno("pidfd_open", "of a worker", errno);
+  pollfd ended{process, POLLIN, 0};
+  int count = -1;
+  do {
+    count = ::poll(&ended, 1, static_cast<int>(time.count()));
+  } while (count < 0 && errno == EINTR);
+  ::close(process);
+  return count > 0;
 }
 
 void WorkerProcess::stop() {

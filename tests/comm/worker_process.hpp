@@ -1,5 +1,6 @@
 // A worker program that a test starts, talks to through its standard input, stops and kills.
 #pragma once
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,8 @@ class WorkerProcess {
   void signal(int number);
   /// False once it has ended (and was reaped).
   [[nodiscard]] bool running();
+  /// Waits until it has ended, at most so long; does not reap it, so finish() has its status.
+  [[nodiscard]] bool ends_within(std::chrono::milliseconds time);
   /// SIGSTOP; returns once none of its threads runs any more.
   void stop();
   /// SIGKILL (which also ends a stopped process), then reaps. Idempotent.
