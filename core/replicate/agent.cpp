@@ -286,12 +286,21 @@ void Agent::Impl::failed(std::exception_ptr failure) noexcept {
     const std::string why =
         "rank " + std::to_string(engine_.rank) + " cannot go on: " + text_of(failure);
     engine_.report.warn(why);
-    feed(protocol::Broken{-1, ErrorKind::kPeerLost, why});
-  } catch (...) {  // no memory for that: this rank ends its generation silently
-    engine_.state.mode = protocol::Mode::kBroken;
-    engine_.gate.lose_without_memory();
-    engine_.generation.abort(failure);
+    if (engine_.state.mode == protocol::Mode::kFinished) {
+      engine_.report.warn("the vault stays in " + engine_.options.vault_directory.string());
+    } else {
+      feed(protocol::Broken{-1, ErrorKind::kPeerLost, why});
+    }
+  } catch (...) {  // NOLINT(bugprone-empty-catch): what follows needs no memory
   }
+  if (engine_.state.mode == protocol::Mode::kFinished) return engine_.gate.finished();
+  if (engine_.gate.is_lost()) return;
+  // A transition ended half way, or there is no memory for words.
+  engine_.state.mode = protocol::Mode::kBroken;
+  engine_.gate.lose_without_memory();
+  own_.lose(failure);
+  persister_.lose(failure);
+  engine_.generation.abort(failure);
 }
 
 void Agent::Impl::hear(int from, std::span<const std::byte> received) {

@@ -39,6 +39,11 @@ std::optional<Loss> TrainerGate::loss() const {
   return loss_;
 }
 
+bool TrainerGate::is_lost() const noexcept {
+  const MutexLock lock(mutex_);
+  return loss_.has_value();
+}
+
 void TrainerGate::rethrow_loss() const {
   if (loss_) std::rethrow_exception(loss_->error());
 }

@@ -44,6 +44,7 @@ class TrainerGate {
   /// lose() where there is no memory for a message.
   void lose_without_memory() noexcept;
   [[nodiscard]] std::optional<Loss> loss() const;
+  [[nodiscard]] bool is_lost() const noexcept;
   void throw_if_lost() const;
   /// Called when every rank finished and the vault is removed.
   void finished();
