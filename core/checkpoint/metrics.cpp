@@ -3,6 +3,8 @@
 #include <sstream>
 #include <string_view>
 
+#include <nlohmann/json.hpp>
+
 #include <meshstage/core/checkpoint/metrics.hpp>
 #include <meshstage/core/files/publish.hpp>
 #include <meshstage/core/os/file_system.hpp>
@@ -33,18 +35,15 @@ void for_each_figure(const Stats& s, F&& visit) {
 
 }  // namespace
 
-// A job's name has no character that JSON or Prometheus would escape.
 std::string stats_json(const Stats& stats, const StatsLabels& labels) {
-  std::ostringstream out;
-  out << "{\"job\":\"" << labels.job << "\",\"rank\":" << labels.rank
-      << ",\"generation\":" << labels.generation;
-  for_each_figure(stats, [&](const char* name, auto value, bool, const char*) {
-    out << ",\"" << name << "\":" << value;
-  });
-  out << "}";
-  return out.str();
+  nlohmann::ordered_json object{
+      {"job", labels.job}, {"rank", labels.rank}, {"generation", labels.generation}};
+  for_each_figure(stats,
+                  [&](const char* name, auto value, bool, const char*) { object[name] = value; });
+  return object.dump();
 }
 
+// A job's name has no character that Prometheus would escape.
 std::string stats_prometheus(const Stats& stats, const StatsLabels& labels) {
   std::ostringstream out;
   const std::string who =

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include <nlohmann/json.hpp>
+
 #include <meshstage/core/checkpoint/trace_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -16,9 +18,10 @@ std::filesystem::path of_rank(std::filesystem::path path, int rank) {
   return path;
 }
 
-std::string microseconds(std::chrono::system_clock::time_point time) {
-  using std::chrono::microseconds;
-  return std::to_string(std::chrono::duration_cast<microseconds>(time.time_since_epoch()).count());
+using Json = nlohmann::ordered_json;
+
+std::int64_t microseconds(std::chrono::system_clock::duration time) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(time).count();
 }
 
 }  // namespace
@@ -30,7 +33,9 @@ Trace::Trace(const std::filesystem::path& path, int rank)
     throw make_error<IoError>("the trace " + path_.string() + " cannot be written", {}, {},
                               path_.string());
   }
-  write(R"("ph":"M","name":"process_name","args":{"name":"rank )" + std::to_string(rank) + "\"}");
+  write({{"ph", "M"},
+         {"name", "process_name"},
+         {"args", {{"name", "rank " + std::to_string(rank)}}}});
 }
 
 Trace::~Trace() { worker_.drain(); }
@@ -43,32 +48,35 @@ int Trace::row(Track track, int peer) {
   if (fresh) {
     std::string name = kNames[static_cast<std::size_t>(track)];
     if (peer >= 0) name += "rank " + std::to_string(peer);
-    write(R"("ph":"M","name":"thread_name","tid":)" + std::to_string(it->second) +
-          R"(,"args":{"name":")" + name + "\"}");
+    write({{"ph", "M"}, {"name", "thread_name"}, {"tid", it->second}, {"args", {{"name", name}}}});
   }
   return it->second;
 }
 
-void Trace::write(std::string line) {
-  const std::string whole = "{\"pid\":" + std::to_string(rank_) + "," + line + "},\n";
-  worker_.post([this, whole] { file_ << whole << std::flush; });
+void Trace::write(const Json& event) {
+  Json whole{{"pid", rank_}};
+  whole.update(event);
+  worker_.post([this, line = whole.dump() + ",\n"] { file_ << line << std::flush; });
 }
 
 void Trace::span(Track track, const char* name, const PointEvent& event, Time now) {
   const auto begun = begun_.find({track, event.id});
   if (begun == begun_.end()) return;
-  const auto length = std::chrono::duration_cast<std::chrono::microseconds>(now - begun->second);
-  write(R"("ph":"X","name":")" + std::string(name) + " " + std::to_string(event.id.step) +
-        R"(","tid":)" + std::to_string(row(track, event.peer)) +
-        ",\"ts\":" + microseconds(begun->second) + ",\"dur\":" + std::to_string(length.count()) +
-        R"(,"args":{"generation":)" + std::to_string(event.generation) + "}");
+  write({{"ph", "X"},
+         {"name", std::string(name) + " " + std::to_string(event.id.step)},
+         {"tid", row(track, event.peer)},
+         {"ts", microseconds(begun->second.time_since_epoch())},
+         {"dur", microseconds(now - begun->second)},
+         {"args", {{"generation", event.generation}}}});
 }
 
 void Trace::instant(Track track, const PointEvent& event, Time now) {
-  write(R"("ph":"i","s":"t","name":")" + std::string(event.name) + R"(","tid":)" +
-        std::to_string(row(track, -1)) + ",\"ts\":" + microseconds(now) +
-        R"(,"args":{"generation":)" + std::to_string(event.generation) +
-        ",\"step\":" + std::to_string(event.id.step) + "}");
+  write({{"ph", "i"},
+         {"s", "t"},
+         {"name", event.name},
+         {"tid", row(track, -1)},
+         {"ts", microseconds(now.time_since_epoch())},
+         {"args", {{"generation", event.generation}, {"step", event.id.step}}}});
 }
 
 void Trace::note(const PointEvent& event) {

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <string>
 
+#include <nlohmann/json_fwd.hpp>
+
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/replicate/observer.hpp>
 
@@ -36,7 +38,8 @@ class Trace {
   /// Writes the span from begin() to `now`; nothing if begin() was not called for it.
   void span(Track track, const char* name, const PointEvent& event, Time now);
   void instant(Track track, const PointEvent& event, Time now);
-  void write(std::string line);
+  /// Appends one event as a line of its own.
+  void write(const nlohmann::ordered_json& event);
 
   const std::filesystem::path path_;
   const int rank_;
