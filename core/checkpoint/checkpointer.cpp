@@ -8,6 +8,7 @@
 #include <random>
 #include <utility>
 
+#include <meshstage/core/checkpoint/any_world_impl.hpp>
 #include <meshstage/core/checkpoint/progress_impl.hpp>
 #include <meshstage/core/checkpoint/run_impl.hpp>
 #include <meshstage/core/checkpoint/trace_impl.hpp>
@@ -185,26 +186,71 @@ class Checkpointer::Impl {
            std::to_string(waited.count()) + " s; passed last: " + passed_->text());
     });
     const Recovered recovered = agent_.recover(state);
-    if (!recovered.id.exists()) begin_with_step_zero(state);
+    if (recovered.id.exists()) return recovered;
+    if (const auto taken = take_old_step(state)) {
+      begin_with_step(state, taken->id.step);
+      return {.step = taken->id.step,
+              .id = {generation_.number, taken->id.step},
+              .source = Source::kDisk,
+              .from_rank = options_.environment->rank,
+              .generation = generation_.number,
+              .old_world_size = taken->world_size};
+    }
+    begin_with_step(state, 0);
     return recovered;
   }
 
-  /// Stages step 0. The recovery found nothing, so every rank's tensors are those with which its
-  /// program began. They stay so until all ranks have step 0, because recover() does not return
-  /// before. Whichever rank dies from here on, survivors and replacements go on from the same bits.
-  void begin_with_step_zero(const Value& state) {
-    Staging first = agent_.stage(state, 0);
+  /// Nothing of this number of ranks was found. If there is a step of another number of ranks,
+  /// `state` becomes this rank's part of it. If one rank cannot take it, every rank throws why, now
+  /// and at each later call, and no state was touched.
+  std::optional<detail::OldWorldStep> take_old_step(Value& state) {
+    if (!options_.any_world) return std::nullopt;
+    std::optional<detail::OldWorldStep> found;
+    if (const auto old = agent_.old_step(); old.id.exists()) found = {old.id, old.world_size};
+    FileSystem* const fs = options_.file_system;
+    const detail::OldFiles files{fs != nullptr ? *fs : real_file_system(), options_.directory,
+                                 options_.job, *options_.any_world,
+                                 [this](const std::string& text) { warn(text); }};
+    std::optional<detail::TakenStep> taken;
+    try {
+      taken = detail::plan_old_step(files, state, found, *generation_.training,
+                                    Deadline::after(options_.forming_deadline));
+    } catch (const RejoinNeeded&) {
+      agent_.throw_if_lost();  // the agent knows who is to blame
+      throw;
+    } catch (...) {
+      unformed_ = std::current_exception();
+      throw;
+    }
+    if (!taken) return std::nullopt;
+    try {
+      taken->assembly.write();
+    } catch (...) {  // a user's node: the others must not wait for this rank
+      agent_.end_generation("rank " + std::to_string(options_.environment->rank) +
+                            " could not write its state");
+      throw;
+    }
+    return taken->step;
+  }
+
+  /// Stages the first step. The recovery found nothing, so every rank's tensors are those with
+  /// which its program began, or were put together from the files of another number of ranks. They
+  /// stay so until all ranks have the step, because recover() does not return before. Whichever
+  /// rank dies from here on, survivors and replacements go on from the same bits.
+  void begin_with_step(const Value& state, std::uint64_t step) {
+    Staging first = agent_.stage(state, step);
+    const std::string name = "step " + std::to_string(step);
     try {
       const Outcome outcome = first.outcome().get(Deadline::after(options_.forming_deadline));
       if (outcome == Outcome::kComplete) return;
     } catch (const Timeout&) {
-      throw PeerSilent("step 0 has no outcome after " +
+      throw PeerSilent(name + " has no outcome after " +
                        std::to_string(options_.forming_deadline.count()) +
                        " ms; does every rank call recover()?");
     }
-    // Another rank may not have staged step 0 yet, and must not take this rank's leaving for a
+    // Another rank may not have staged the step yet, and must not take this rank's leaving for a
     // death.
-    end_generation("step 0 failed, no rank is to blame; all ranks rejoin and try again");
+    end_generation(name + " failed, no rank is to blame; all ranks rejoin and try again");
   }
 
   static void say(const CheckpointerOptions& o, const std::string& text) {

@@ -75,9 +75,16 @@ struct RestoreTrainer {
   int slot = 0;
   ImageId id;
 };
-/// All agreed that there is nothing to recover: recover() returns step 0. What was left goes as for
-/// RestoreTrainer.
-struct RecoveredNothing {};
+/// All agreed that this number of ranks has nothing to recover: recover() begins with step 0, or
+/// with the step of a job of another number of ranks. What was left goes as for RestoreTrainer.
+struct RecoveredNothing {
+  OldStep old{};  ///< at the root only; kNoImage: step 0
+};
+/// Root only: a job of another number of ranks left a newer step than the one that is taken.
+struct LeftBehind {
+  OldStep step;
+  ImageId taken;  ///< the step that the job goes on from
+};
 /// recover() throws this; no trainer tensor was written at any rank. The generation is over.
 /// Each peer gets the cause on its own link, so that the cause comes before that link's
 /// end-of-file.
@@ -188,9 +195,9 @@ struct Reached {
 
 using Action =
     std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeLent, StopBorrowing,
-                 CheckStructure, RestoreTrainer, RecoveredNothing, RecoverFailed, WriteOwn,
-                 AcceptReplica, ExpectDigest, SendImage, AbortRound, AbortTransfers, AskStore,
-                 Announce, NoteDeath, ReportLost, Prune, RemoveVault, Refuse, Reached,
+                 CheckStructure, RestoreTrainer, RecoveredNothing, LeftBehind, RecoverFailed,
+                 WriteOwn, AcceptReplica, ExpectDigest, SendImage, AbortRound, AbortTransfers,
+                 AskStore, Announce, NoteDeath, ReportLost, Prune, RemoveVault, Refuse, Reached,
                  ReceiveStream, TakeWant, Connect, Disconnect>;
 
 }  // namespace meshstage::protocol

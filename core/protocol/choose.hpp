@@ -67,6 +67,13 @@ struct Claim {
   friend bool operator==(const Claim&, const Claim&) = default;
 };
 
+/// A step that a job of another number of ranks staged.
+struct OldStep {
+  ImageId id{};  ///< kNoImage: there is none
+  int world_size = 0;
+  friend bool operator==(const OldStep&, const OldStep&) = default;
+};
+
 /// The claim to an image or a replica whose trailer gives `info` and `loans`.
 [[nodiscard]] MESHSTAGE_API Claim claim_of(const ImageInfo& info, Loans loans, int at, Place place,
                                            int slot);

@@ -21,7 +21,7 @@ std::vector<std::vector<int>> default_holders(int world_size) {
 std::shared_ptr<const Config> make_config(int rank, int world_size,
                                           std::vector<std::vector<int>> holders, Rules rules,
                                           std::vector<std::vector<int>> lenders,
-                                          std::uint64_t persist_every) {
+                                          std::uint64_t persist_every, bool any_world) {
   const auto require = [](bool good, const std::string& why) {
     if (!good) throw InvalidArgument("replication: " + why);
   };
@@ -62,6 +62,7 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
   config->lenders = std::move(lenders);
   config->rules = rules;
   config->persist_every = persist_every;
+  config->any_world = any_world;
   config->parent = tree::parent(rank).value_or(-1);
   config->children = tree::children(rank, world_size);
   auto& peers = config->peers;

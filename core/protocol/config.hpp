@@ -25,6 +25,7 @@ struct Rules {
   /// 5b: nothing is chosen unless it is newer than all claims left out
   bool beyond_unknown = true;
   bool newest_covered = true;     ///< 5b: the newest covered step, not the newest marked complete
+  bool old_if_newer = true;       ///< 5b: an old job's step is taken only if nothing is as new
   bool whole_claims = true;       ///< 5b: a replica counts only with what it borrows
   bool found_anywhere = true;     ///< 14: an image counts wherever it lies, in whosever vault
   bool restore_holders = true;    ///< 5c: redundancy is whole again at owner and holder
@@ -54,6 +55,7 @@ struct Config {
   std::vector<std::vector<int>> lenders;
   Rules rules;
   std::uint64_t persist_every = 0;  ///< every n-th complete step goes to disk; 0: only on wish
+  bool any_world = false;           ///< the job may go on from a step of another number of ranks
   // Derived:
   std::vector<int> wards;      ///< the ranks whose replica this rank holds, ascending
   std::vector<int> borrowers;  ///< the ranks whose replicas may borrow from this one, ascending
@@ -79,6 +81,7 @@ struct Config {
 /// \throws InvalidArgument naming a rank that is out of range, its own holder, or named twice.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<const Config> make_config(
     int rank, int world_size, std::vector<std::vector<int>> holders = {}, Rules rules = {},
-    std::vector<std::vector<int>> lenders = {}, std::uint64_t persist_every = 0);
+    std::vector<std::vector<int>> lenders = {}, std::uint64_t persist_every = 0,
+    bool any_world = false);
 
 }  // namespace meshstage::protocol

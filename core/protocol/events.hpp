@@ -33,6 +33,9 @@ struct FilesVerified {
   std::vector<Claim> claims;
   ImageId evidence{};
   std::string damage{};
+  /// Root, if Config::any_world: the newest step of which the disk has the image of every rank of a
+  /// job of another number of ranks, verified.
+  OldStep old{};
 };
 /// Answer to Connect: each of its ranks is connected.
 struct Connected {};

@@ -236,6 +236,33 @@ void learn_choice(Turn& turn, const Choice& choice) {
   turn.act(Connect{s.recovery.bridges});
 }
 
+/// Removes the claims to images of another number of ranks: they are no copies of this job's
+/// images. Keeps the newest one's id in Recovery::left.
+void set_others_apart(Turn& turn) {
+  Recovery& recovery = turn.s.recovery;
+  std::erase_if(recovery.claims, [&](const Claim& claim) {
+    if (claim.world_size == turn.config().world_size) return false;
+    if (claim.id > recovery.left.id) recovery.left = {claim.id, claim.world_size};
+    return true;
+  });
+}
+
+/// The error where there is an image of another number of ranks, and no step to go on from.
+Failure other_world(const Turn& turn, int owner, const OldStep& step) {
+  Failure failure{ErrorKind::kStructureMismatch, owner, {}, {}, {}};
+  failure.why = owner < 0 ? "an image" : "the image of rank " + std::to_string(owner);
+  failure.why += " (" + to_string(step.id) + ") was made by " + std::to_string(step.world_size) +
+                 " ranks, this job has " + std::to_string(turn.config().world_size) + "; ";
+  failure.why +=
+      turn.config().any_world
+          ? "CheckpointerOptions::any_world goes on from files alone, and rank 0 finds "
+            "no step with a sound file of every rank in its directory: start with the "
+            "number of before and call finish(), or persist a step, in a shared directory"
+          : "use the same number, or another job id, or let "
+            "CheckpointerOptions::any_world go on from the files of before";
+  return failure;
+}
+
 /// Called at the root when all claims are there: first for slots, then, if asked for, for files.
 /// Then it chooses.
 void choose_at_root(Turn& turn) {
@@ -246,17 +273,14 @@ void choose_at_root(Turn& turn) {
   const auto unknown = [&](ImageId id) {
     return turn.rule().beyond_unknown && id <= recovery.beyond && recovery.beyond.exists();
   };
+  if (turn.config().any_world) set_others_apart(turn);
   if (recovery.phase == Phase::kSlots) {
     const ImageId covered = choose(complete(turn, within_reach(turn)), world, apart);
     return ask_disk(turn, unknown(covered) ? kNoImage : covered);
   }
   for (const Claim& claim : recovery.claims) {
     if (claim.world_size == world) continue;
-    Failure failure{ErrorKind::kStructureMismatch, claim.owner, {}, {}, {}};
-    failure.why = "the image of rank " + std::to_string(claim.owner) + " (" + to_string(claim.id) +
-                  ") was made by " + std::to_string(claim.world_size) + " ranks, this job has " +
-                  std::to_string(world) + "; use the same number, or another job id";
-    return give_up(turn, failure, -1);
+    return give_up(turn, other_world(turn, claim.owner, {claim.id, claim.world_size}), -1);
   }
   std::vector<Claim> claims = within_reach(turn);
   if (!turn.rule().newest_covered) {
@@ -265,11 +289,11 @@ void choose_at_root(Turn& turn) {
   const std::vector<Claim> whole = complete(turn, claims);
   Choice choice;
   choice.id = choose(whole, world, apart);
-  if (const ImageId newer = choose(complete(turn, recovery.claims), world, apart);
-      newer > choice.id) {
+  const ImageId taken = std::max(choice.id, recovery.old.id);
+  if (const ImageId newer = choose(complete(turn, recovery.claims), world, apart); newer > taken) {
     return give_up(turn, out_of_reach(turn, newer), -1);
   }
-  if (unknown(choice.id)) {
+  if (unknown(taken)) {
     Failure failure{ErrorKind::kInvalidState, -1, {}, {}, {}};
     failure.why = "the ranks hold more images and files than can be compared: no step newer than " +
                   to_string(recovery.beyond) +
@@ -277,7 +301,10 @@ void choose_at_root(Turn& turn) {
                   "other steps from the ranks' directories (meshstage ls shows them)";
     return give_up(turn, failure, -1);
   }
-  if (!choice.id.exists() && recovery.evidence.exists()) {
+  if (!taken.exists() && recovery.left.id.exists()) {
+    return give_up(turn, other_world(turn, -1, recovery.left), -1);
+  }
+  if (!taken.exists() && recovery.evidence.exists()) {
     Failure failure;
     failure.ranks = ranks_without_image(whole, world);
     failure.why = to_string(recovery.evidence) +
@@ -287,6 +314,12 @@ void choose_at_root(Turn& turn) {
     if (!recovery.damage.empty()) failure.why += "; damaged: " + recovery.damage;
     if (!failure.ranks.empty()) failure.rank = failure.ranks.front();
     return give_up(turn, failure, -1);
+  }
+  if (recovery.left.id > taken) turn.act(LeftBehind{recovery.left, taken});
+  if (recovery.old.id.exists() && (recovery.old.id > choice.id || !turn.rule().old_if_newer)) {
+    choice.id = kNoImage;  // all ranks begin anew, with the old job's step
+  } else {
+    recovery.old = {};
   }
   if (choice.id.exists()) {
     const auto it = std::find_if(claims.begin(), claims.end(),
@@ -361,6 +394,7 @@ void on(Turn& turn, const FilesVerified& event) {
     return turn.stale("nobody asked for files");
   }
   turn.s.recovery.mine = true;
+  if (turn.root() && turn.config().any_world) turn.s.recovery.old = event.old;
   take_claims(turn, event.claims, event.evidence, event.damage);
 }
 
@@ -496,6 +530,7 @@ void become_ready(Turn& turn) {
   State& s = turn.s;
   const ImageId id = s.recovery.choice.id;
   const int slot = s.recovery.own_slot;
+  const OldStep old = s.recovery.old;
   turn.send_down(Established{id});
   if (!s.recovery.bridges.empty()) turn.act(Disconnect{});
   s.base = id;
@@ -505,7 +540,7 @@ void become_ready(Turn& turn) {
   if (id.exists()) {
     turn.act(RestoreTrainer{slot, id});
   } else {
-    turn.act(RecoveredNothing{});
+    turn.act(RecoveredNothing{old});
   }
 }
 

@@ -90,6 +90,8 @@ struct Recovery {
   ImageId evidence{};         ///< newest step known to have been complete (see Have)
   std::string damage{};       ///< gathered like the claims (see Have)
   ImageId beyond{};           ///< gathered like the claims (see Have)
+  OldStep old{};              ///< root: FilesVerified::old
+  OldStep left{};             ///< root: the newest step claimed of another number of ranks
   Choice choice;
   /// The ranks to connect to for the choice, ascending: no data peers of this rank.
   std::vector<int> bridges{};

@@ -32,7 +32,8 @@ class Agent::Impl {
   Impl(CheckpointerOptions options, std::shared_ptr<Store> store)
       : engine_(std::move(options),
                 [this](std::exception_ptr failure) { failed(std::move(failure)); }),
-        files_(engine_.fs, engine_.options.directory, engine_.options.job, engine_.rank),
+        files_(engine_.fs, engine_.options.directory, engine_.options.job, engine_.rank,
+               engine_.world_size),
         store_(engine_, std::move(store)) {
     engine_.feed = [this](protocol::Event event) { feed(std::move(event)); };
     engine_.lose = [this](int peer, ErrorKind kind, std::string why) {
@@ -95,7 +96,8 @@ class Agent::Impl {
   void perform(const protocol::StopBorrowing& a) { lender_.stop_borrowing(a); }
   void perform(const protocol::CheckStructure& a) { restorer_.check_structure(a); }
   void perform(const protocol::RestoreTrainer& a) { restorer_.restore(a); }
-  void perform(const protocol::RecoveredNothing&) { restorer_.nothing(); }
+  void perform(const protocol::RecoveredNothing& a) { restorer_.nothing(a.old); }
+  void perform(const protocol::LeftBehind& a) { restorer_.left_behind(a); }
   void perform(const protocol::RecoverFailed& a) { restorer_.failed(a); }
   void perform(const protocol::WriteOwn& a) { own_.write(a); }
   void perform(const protocol::SendImage& a) { own_.send(a); }
@@ -240,6 +242,7 @@ std::string Agent::Impl::agreement() const {
   if (!engine_.options.borrowed.lenders.empty()) {
     text << ", lenders " << digest(engine_.config->lenders);
   }
+  if (engine_.options.any_world) text << ", any number of ranks";
   return text.str();
 }
 
@@ -537,6 +540,7 @@ std::uint64_t Agent::highest_generation() const { return impl_->highest_generati
 void Agent::begin(const Generation& generation) { impl_->begin(generation); }
 void Agent::leave() noexcept { impl_->leave(); }
 Recovered Agent::recover(Value& state) { return impl_->trainer_.recover(state); }
+protocol::OldStep Agent::old_step() const { return impl_->trainer_.old_step(); }
 Staging Agent::stage(const Value& state, std::uint64_t step) {
   return impl_->trainer_.stage(state, step);
 }

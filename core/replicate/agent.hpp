@@ -6,6 +6,7 @@
 
 #include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/comm/store.hpp>
+#include <meshstage/core/protocol/choose.hpp>
 #include <meshstage/core/replicate/options.hpp>
 #include <meshstage/core/replicate/results.hpp>
 #include <meshstage/core/tree/node.hpp>
@@ -47,6 +48,9 @@ class MESHSTAGE_API Agent {
 
   /// As Checkpointer::recover, stage, finish.
   Recovered recover(Value& state);
+  /// At rank 0, after a recover() that returned no id: the step of another number of ranks to go on
+  /// from, if there is one. The other ranks are told by it.
+  [[nodiscard]] protocol::OldStep old_step() const;
   Staging stage(const Value& state, std::uint64_t step);
   void finish();
   /// As Checkpointer::request_termination and persist_now. Threads: any.

@@ -21,7 +21,7 @@ Engine::Engine(CheckpointerOptions given, FailureHandler on_failure)
       world_size(options.environment->world_size),
       fs(options.file_system != nullptr ? *options.file_system : real_file_system()),
       config(protocol::make_config(rank, world_size, options.holders, {}, options.borrowed.lenders,
-                                   options.persist_every)),
+                                   options.persist_every, options.any_world.has_value())),
       wire{tag_of_job(options.job), world_size},
       state(protocol::make_state(config)),
       loop(std::move(on_failure)),

@@ -28,6 +28,7 @@ struct RecoverCommand {
   ImageId id;
   Source source = Source::kNothing;  ///< kRestore: where the image came from.
   int from_rank = -1;
+  protocol::OldStep old;  ///< kNothing, at rank 0.
   protocol::Failure failure;
 };
 

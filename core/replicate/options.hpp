@@ -17,6 +17,7 @@
 #include <meshstage/core/replicate/borrowed_tensors.hpp>
 #include <meshstage/core/replicate/observer.hpp>
 #include <meshstage/core/replicate/results.hpp>
+#include <meshstage/core/reshard/assembly.hpp>
 #include <meshstage/core/stage/pace.hpp>
 
 namespace meshstage {
@@ -54,6 +55,14 @@ struct CheckpointerOptions {
   /// Unit of digests and of transfer, in bytes: a power of two from 4096 on, the same on every rank
   /// (checked).
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
+  /// Given, a job may be started with another number of ranks than before: recover() goes on from
+  /// the newest step of which `directory`, shared by all ranks or on their one host, has a file of
+  /// every rank of before (finish() and persist_every leave them), unless these ranks have a step
+  /// as new. It puts each rank's state together as Assembly::plan() does, stages it as this number
+  /// of ranks' first step, and returns when that is complete; the files stay until a newer step is
+  /// on disk. What the ranks of before have in memory alone, and is newer, is named by a warning.
+  /// Not given: another number is refused. The same on every rank.
+  std::optional<ReshardOptions> any_world = {};
   WhenBusy when_busy = WhenBusy::kWait;
   /// holders[r] = the ranks that hold a replica of rank r's images; the list's length is the number
   /// of replicas. The same on every rank (checked). mesh's make_holders() gives such lists, across

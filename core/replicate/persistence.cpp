@@ -8,11 +8,17 @@
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/replica.hpp>
+#include <meshstage/core/reshard/step_on_disk.hpp>
 
 namespace meshstage {
 
-Persistence::Persistence(FileSystem& fs, std::filesystem::path directory, std::string job, int rank)
-    : fs_(&fs), directory_(std::move(directory)), job_(std::move(job)), rank_(rank) {}
+Persistence::Persistence(FileSystem& fs, std::filesystem::path directory, std::string job, int rank,
+                         int world_size)
+    : fs_(&fs),
+      directory_(std::move(directory)),
+      job_(std::move(job)),
+      rank_(rank),
+      world_size_(world_size) {}
 
 void Persistence::publish(const ImageInfo& info, std::span<const std::byte> image) const {
   make_private_directory(*fs_, directory_);
@@ -81,13 +87,28 @@ Persistence::Found Persistence::verify(
   return found;
 }
 
+protocol::OldStep Persistence::newest_old_step(
+    const std::function<void(const std::string&)>& complain) const {
+  const auto steps = list_steps_on_disk(*fs_, directory_, job_);
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    if (step->world_size == world_size_) continue;
+    try {
+      (void)read_step(*fs_, *step, job_, complain);
+      return {step->id, step->world_size};
+    } catch (const CorruptData& e) {
+      complain(e.what());
+    }
+  }
+  return {};
+}
+
 std::uint64_t Persistence::highest_generation() const {
   const auto files = list_own_images(*fs_, directory_, job_);  // ascending by id
   return files.empty() ? 0 : files.back().name.id.generation;
 }
 
 std::size_t Persistence::prune_older(ImageId than, std::size_t keep) const {
-  return prune(*fs_, directory_, job_, rank_, than, keep);
+  return prune(*fs_, directory_, job_, rank_, world_size_, than, keep);
 }
 
 }  // namespace meshstage

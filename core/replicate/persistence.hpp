@@ -17,7 +17,8 @@ namespace meshstage {
 class MESHSTAGE_API Persistence {
  public:
   /// `fs` must outlive it. Makes no directory before the first publish().
-  Persistence(FileSystem& fs, std::filesystem::path directory, std::string job, int rank);
+  Persistence(FileSystem& fs, std::filesystem::path directory, std::string job, int rank,
+              int world_size);
 
   /// Writes one sealed image under the name of its identity, atomically and synced; `info` was read
   /// from the slot. Each byte is copied, proven by the image's digests and written from the copy
@@ -39,6 +40,11 @@ class MESHSTAGE_API Persistence {
   [[nodiscard]] Found verify(ImageId newer_than,
                              const std::function<void(const std::string&)>& complain) const;
 
+  /// The newest step of which the directory has a sound file of every rank of a job of another
+  /// number of ranks. Reads the files of that step; `complain` is told of damaged ones.
+  [[nodiscard]] protocol::OldStep newest_old_step(
+      const std::function<void(const std::string&)>& complain) const;
+
   /// The highest generation in any file's name of this job, whoever wrote it; 0 without files.
   [[nodiscard]] std::uint64_t highest_generation() const;
 
@@ -55,6 +61,7 @@ class MESHSTAGE_API Persistence {
   std::filesystem::path directory_;
   std::string job_;
   int rank_;
+  int world_size_;
 };
 
 }  // namespace meshstage

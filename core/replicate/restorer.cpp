@@ -54,7 +54,7 @@ void Restorer::verify_slots() {
 void Restorer::verify_disk(const protocol::VerifyDisk& action) {
   verifier_.disk(action, [this](const Verifier::Found& found) {
     found_ = found;
-    engine_.feed(protocol::FilesVerified{found.claims, found.evidence, found.damage});
+    engine_.feed(protocol::FilesVerified{found.claims, found.evidence, found.damage, found.old});
   });
 }
 
@@ -118,11 +118,21 @@ void Restorer::restore(const protocol::RestoreTrainer& action) {
   engine_.gate.command(std::move(command));
 }
 
-void Restorer::nothing() {
+void Restorer::nothing(const protocol::OldStep& old) {
   found_ = {};
   RecoverCommand command;
+  command.old = old;
   command.kind = RecoverCommand::Kind::kNothing;
   engine_.gate.command(std::move(command));
+}
+
+void Restorer::left_behind(const protocol::LeftBehind& action) {
+  const std::string world = std::to_string(action.step.world_size);
+  engine_.report.warn(to_string(action.step.id) + " of " + world +
+                      " ranks is newer than what is gone on from, " + to_string(action.taken) +
+                      ", and its images are in memory alone or not whole on disk; to keep it, end "
+                      "this job now, start it with " +
+                      world + " ranks and let it finish()");
 }
 
 void Restorer::failed(const protocol::RecoverFailed& action) {

@@ -24,7 +24,8 @@ class Restorer {
   void serve(const protocol::Serve& action);
   void check_structure(const protocol::CheckStructure& action);
   void restore(const protocol::RestoreTrainer& action);
-  void nothing();
+  void nothing(const protocol::OldStep& old);
+  void left_behind(const protocol::LeftBehind& action);
   void failed(const protocol::RecoverFailed& action);
   /// The Store's key for the note of the first complete step.
   [[nodiscard]] std::string note_key() const { return engine_.options.job + "/complete/first"; }

@@ -30,6 +30,9 @@ struct Recovered {
   Source source = Source::kNothing;
   int from_rank = -1;            ///< The rank whose memory or disk it was, maybe this one.
   std::uint64_t generation = 0;  ///< The generation in which training goes on.
+  /// Not 0: so many ranks, another number than now, staged the step, and their files were put
+  /// together (CheckpointerOptions::any_world). `id` is that of the first step of this number.
+  int old_world_size = 0;
 };
 
 /// The outcome of a staged step.

@@ -187,6 +187,7 @@ Recovered Trainer::recover(Value& state) {
       case RecoverCommand::Kind::kRestore:
       case RecoverCommand::Kind::kNothing: {
         const Recovered result = restore(now, image, state, deadline);
+        old_ = now.old;
         image.reset();
         try {
           engine_.vault.free_superseded();

@@ -24,6 +24,7 @@ class Trainer {
 
   /// As Checkpointer::recover, stage, finish, held; end_generation as Agent's.
   Recovered recover(Value& state);
+  [[nodiscard]] protocol::OldStep old_step() const { return old_; }  ///< As Agent's.
   Staging stage(const Value& state, std::uint64_t step);
   void finish();
   void end_generation(const std::string& why);
@@ -54,6 +55,7 @@ class Trainer {
   Slots& slots_;
   Persister& persister_;
   std::shared_ptr<const StagingPlan> plan_;
+  protocol::OldStep old_;
   bool header_told_ = false;
   std::set<int> plan_apart_;  ///< Lenders from which the plan borrows nothing.
   std::pair<std::uint64_t, std::uint64_t> room_for_;  ///< Image and replica bytes with room.

@@ -99,13 +99,17 @@ protocol::SlotsVerified Verifier::verify_slots(ImageId evidence) {
 
 void Verifier::verify_files(ImageId newer_than, Found& found) {
   try {
-    auto files = files_.verify(newer_than, [&](const std::string& text) {
+    const auto complain = [&](const std::string& text) {
       engine_.report.warn(text);
       add_damage(found.damage, text);
-    });
+    };
+    auto files = files_.verify(newer_than, complain);
     found.evidence = files.newest_named;
     found.claims = std::move(files.claims);
     for (auto& path : files.paths) found.places.push_back({std::move(path), nullptr});
+    if (engine_.rank == 0 && engine_.options.any_world) {
+      found.old = files_.newest_old_step(complain);
+    }
   } catch (const Error& e) {
     engine_.report.warn(std::string("the directory of images cannot be read: ") + e.what());
   }

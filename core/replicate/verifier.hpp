@@ -36,6 +36,7 @@ class Verifier {
     std::vector<Here> places;  ///< Of each claim.
     ImageId evidence;          ///< The newest id in a file's name, or base in a stray's header.
     std::string damage;        ///< In words what is wrong with others.
+    protocol::OldStep old;     ///< Persistence::newest_old_step(), at rank 0 if it is asked for.
   };
 
   /// Finds every sealed slot whose digests are right. `evidence`: the Store's note.

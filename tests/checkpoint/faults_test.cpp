@@ -303,6 +303,7 @@ TEST_CASE("a job that comes back with another world size is told both sizes") {
     CHECK_THAT(text, contains_text("2"));
     CHECK_THAT(text, contains_text("3"));
     CHECK_THAT(text, contains_text("was made by 2 ranks, this job has 3"));
+    CHECK_THAT(text, contains_text("CheckpointerOptions::any_world"));
   }
 }
 

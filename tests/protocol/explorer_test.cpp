@@ -105,6 +105,15 @@ TEST_CASE("two ranks: an image that rots, and a crash") {
   require_safe(bounds);
 }
 
+TEST_CASE("two and three ranks: an old job's step on disk, a crash and a lost host") {
+  const int world = GENERATE(2, 3);
+  Bounds bounds = ranks(world, world == 2 ? 2 : 1);
+  bounds.old_job = true;
+  bounds.crashes = 1;
+  bounds.host_losses = world == 2 ? 1 : 0;
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks: a stopped process goes on after its replacement joined") {
   Bounds bounds = ranks(2, meshstage::test::kSanitized ? 1 : 2);
   bounds.zombies = 1;

@@ -307,6 +307,65 @@ TEST_CASE("a world of another size is refused at the root, both sizes named") {
   REQUIRE(failed->failure.why.find("has 1") != std::string::npos);
 }
 
+TEST_CASE(
+    "with consent, a step of another number of ranks is begun with unless this one has newer") {
+  State state = make_state(make_config(0, 1, {}, {}, {}, 0, true));
+  Claim old;  // in this rank's vault, of four ranks
+  old.world_size = 4;
+  old.id = {2, 9};
+  old.slot = 1;
+  Claim own;
+  own.world_size = 1;
+  const OldStep on_disk{{2, 7}, 4};
+  tell(state, Formed{5});
+  SECTION("nothing of this number") {
+    tell(state, SlotsVerified{{old}, {1, 0}});
+    auto out = tell(state, FilesVerified{{}, {2, 7}, {}, on_disk});
+    REQUIRE(first<LeftBehind>(out)->step == OldStep{{2, 9}, 4});
+    REQUIRE(first<LeftBehind>(out)->taken == ImageId{2, 7});
+    out = tell(state, StoreAnswered{});
+    REQUIRE(first<RecoveredNothing>(out)->old == on_disk);
+    REQUIRE(first<WriteOwn>(tell(state, StageRequested{7, {}}))->id == ImageId{5, 7});
+  }
+  SECTION("an older step of this number") {
+    own.id = {1, 30};
+    tell(state, SlotsVerified{{own}, kNoImage});
+    tell(state, FilesVerified{{}, kNoImage, {}, on_disk});
+    const auto out = tell(state, StoreAnswered{});
+    REQUIRE(first<RestoreTrainer>(out) == nullptr);
+    REQUIRE(first<RecoveredNothing>(out)->old == on_disk);
+  }
+  SECTION("a newer step of this number") {
+    own.id = {3, 1};
+    tell(state, SlotsVerified{{own, old}, kNoImage});
+    auto out = tell(state, FilesVerified{{}, kNoImage, {}, on_disk});
+    REQUIRE(first<LeftBehind>(out) == nullptr);
+    REQUIRE(first<CheckStructure>(out)->slot == 0);
+    tell(state, StructureChecked{});
+    out = tell(state, StoreAnswered{{3, 1}});
+    REQUIRE(first<RestoreTrainer>(out)->id == ImageId{3, 1});
+  }
+  SECTION("no file of every rank") {
+    tell(state, SlotsVerified{{old}, {1, 0}});
+    const auto out = tell(state, FilesVerified{});
+    REQUIRE(first<RecoverFailed>(out)->failure.kind == ErrorKind::kStructureMismatch);
+    const std::string& why = first<RecoverFailed>(out)->failure.why;
+    REQUIRE(why.find("made by 4 ranks, this job has 1") != std::string::npos);
+    REQUIRE(why.find("a sound file of every rank") != std::string::npos);
+  }
+}
+
+TEST_CASE("without consent another number of ranks is refused, whatever is on disk") {
+  State state = make_state(make_config(0, 1));
+  Claim old;
+  old.world_size = 4;
+  old.id = {2, 9};
+  tell(state, Formed{5});
+  tell(state, SlotsVerified{{old}, {1, 0}});
+  const auto out = tell(state, FilesVerified{{}, kNoImage, {}, {{2, 9}, 4}});
+  REQUIRE(first<RecoverFailed>(out)->failure.why.find("any_world") != std::string::npos);
+}
+
 TEST_CASE("nothing is recovered only where nothing was ever complete") {
   State state = make_state(make_config(0, 1));
   tell(state, Formed{2});

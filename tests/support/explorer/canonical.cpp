@@ -166,6 +166,7 @@ void put(std::string& out, const State& s) {
   put_list(out, r.claims, put_claim);
   put_id(out, r.evidence);
   put_id(out, r.beyond);
+  put_id(out, r.old.id);
   put_choice(out, r.choice);
   put_list(out, r.bridges, put_rank);
   put_list(out, r.lend_later, put_rank);

@@ -257,6 +257,7 @@ std::string summary(const Bounds& b, const Result& result) {
   if (!b.lenders.empty()) text += ", replicas that borrow";
   if (b.claims > 0) text += ", " + std::to_string(b.claims) + " claims a message";
   if (b.disk) text += ", disk";
+  if (b.old_job) text += ", an old job's step on disk";
   if (b.finish) text += ", finish";
   char figures[160];
   std::snprintf(figures, sizeof figures, ": %llu states, %llu edges, depth %llu, %.1f s%s",

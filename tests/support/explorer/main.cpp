@@ -30,7 +30,7 @@ constexpr const char* kUsage =
     "  [--losses-beyond N] [--lost-messages N] [--timeouts N] [--local-failures N] [--skips N] "
     "[--mismatches N]\n"
     "  [--flips N] [--zombies N] [--unanswered N] [--differences N] [--lenders SHIFT] [--disk] "
-    "[--finish]\n"
+    "[--old-job] [--finish]\n"
     "  [--early-ends N] (with --finish) [--claims N] [--ends N] [--reseats N] [--seats N]\n"
     "  [--safety-only] [--without RULE] [--max-states N]\n"
     "  [--walk RUNS --seed N --walk-steps N]\n"
@@ -79,6 +79,7 @@ Command parse(const std::vector<std::string>& words) {
     const char* name;
     bool* target;
   } flags[] = {{"--disk", &bounds.disk},
+               {"--old-job", &bounds.old_job},
                {"--finish", &bounds.finish},
                {"--safety-only", &c.limits.safety_only}};
   for (std::size_t i = 0; i < words.size(); ++i) {

@@ -37,7 +37,9 @@ struct Bounds {
   int reseats = 0;         ///< all processes end; the job comes back with ranks on other hosts
   int seats = 1;           ///< ranks on each host; a host is lost with all of them
   bool disk = false;       ///< ranks may persist complete steps
-  bool finish = false;     ///< trainers call finish() after the last step
+  /// The root's disk has a step of a job of another number of ranks, older than any step of these.
+  bool old_job = false;
+  bool finish = false;  ///< trainers call finish() after the last step
   Rules rules{};
   std::vector<std::vector<int>> holders;  ///< empty: the default
   /// lenders[r]: the ranks from which the replicas of r borrow; empty: replicas are whole.

@@ -30,6 +30,7 @@ void World::feed(Node& node, const Event& event) {
         if (files->strays) {
           take_strays(node, files->newer_than, bounds_->rules.verify_claims, found);
         }
+        if (bounds_->old_job && node.rank == 0) found.old = {{1, 0}, bounds_->world + 1};
         todo.emplace_back(std::move(found));
       } else if (const auto* accept = std::get_if<AcceptReplica>(&action)) {
         carry_out(node, action);
@@ -287,8 +288,10 @@ struct World::CarryOut {
     }
     return true;
   }
-  bool operator()(const RecoveredNothing&) const {
-    world.say(node, "starts at step 0");
+  bool operator()(const RecoveredNothing& a) const {
+    world.say(node, a.old.id.exists() ? "starts with the old job's step" : "starts at step 0");
+    if (world.bounds_->old_job && node.rank == 0 && !a.old.id.exists() && !node.zombie)
+      world.wrong("step 0 begins, though the step of an old job is on disk");
     node.next_step = 1;
     world.remove_strays(node);
     if (world.ever_agreed_ && !node.zombie)
