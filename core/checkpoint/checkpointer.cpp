@@ -12,11 +12,13 @@
 #include <meshstage/core/checkpoint/progress_impl.hpp>
 #include <meshstage/core/checkpoint/run_impl.hpp>
 #include <meshstage/core/checkpoint/trace_impl.hpp>
+#include <meshstage/core/checkpoint/trainer_signs_impl.hpp>
 #include <meshstage/core/checkpoint/training_group_impl.hpp>
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/comm/supervisor.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/replicate/agent.hpp>
+#include <meshstage/core/replicate/agreement.hpp>
 #include <meshstage/core/replicate/report.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
@@ -89,15 +91,21 @@ class Checkpointer::Impl {
  public:
   Impl(CheckpointerOptions options, Deadline deadline)
       : options_(complete(std::move(options))),
-        agent_(agent_options(), options_.store_object),
         membership_({.job = options_.job,
                      .rank = options_.environment->rank,
                      .world_size = options_.environment->world_size,
                      .store = reached(options_, deadline),
                      .transport = options_.transport,
-                     .data_peers = agent_.data_peers(),
-                     .agreement = agent_.agreement(),
-                     .training_links = options_.training_links}) {
+                     .data_peers = replicate::data_peers(options_),
+                     .agreement = replicate::agreement(options_),
+                     .training_links = options_.training_links,
+                     .launch = options_.environment->launch,
+                     .take_over = options_.take_over,
+                     .patience = options_.deadline / 2,
+                     .sign_of_life = [this] { return signs_.now(); },
+                     .waits = [this](const std::string& text) { warn(text); }}),
+        // No vault is touched before the Store has said yes.
+        agent_(agent_options(), options_.store_object, enter(deadline)) {
     form(deadline);
   }
   Impl(const Impl&) = delete;
@@ -129,8 +137,20 @@ class Checkpointer::Impl {
   }
 
   /// Called outside a generation, because forming one failed: throws that error again.
-  void check_formed() const {
+  void check_formed() {
+    signs_.call();
     if (unformed_) std::rethrow_exception(unformed_);
+  }
+
+  /// Another process has this rank's place, as rejoin() found: nothing brings it back.
+  void check_not_fenced() const {
+    try {
+      if (unformed_) std::rethrow_exception(unformed_);
+    } catch (const InvalidState& e) {
+      if (std::string_view(e.what()).find("fenced: ") != std::string_view::npos) throw;
+    } catch (const Error&) {
+      // Whatever else it was, rejoin() is the answer to it.
+    }
   }
 
   void form(Deadline deadline) {
@@ -169,8 +189,9 @@ class Checkpointer::Impl {
       options_.trace.empty()
           ? nullptr
           : std::make_shared<detail::Trace>(options_.trace, options_.environment->rank);
-  Agent agent_;
+  detail::TrainerSigns signs_;
   Membership membership_;
+  Agent agent_;
   Generation generation_;
   std::shared_ptr<ProcessGroup> group_;  ///< The generation's, for the trainer.
   bool finished_ = false;
@@ -253,6 +274,15 @@ class Checkpointer::Impl {
     end_generation(name + " failed, no rank is to blame; all ranks rejoin and try again");
   }
 
+  /// Takes this rank's place in the job; returns in which epoch the vault may be taken.
+  std::uint64_t enter(Deadline deadline) {
+    const std::uint64_t seen = Vault::highest_epoch({.job = options_.job,
+                                                     .rank = options_.environment->rank,
+                                                     .directory = options_.vault_directory,
+                                                     .fs = options_.file_system});
+    return membership_.enter(seen, deadline);
+  }
+
   static void say(const CheckpointerOptions& o, const std::string& text) {
     const LogLine line{
         LogLine::Level::kWarning,
@@ -281,6 +311,7 @@ class Checkpointer::Impl {
     check(o);
     if (!o.environment) o.environment = RankEnvironment::detect();
     if (o.job.empty()) o.job = o.environment->job;
+    o.take_over = o.take_over || o.environment->take_over;
     if (o.job.empty()) {
       if (o.environment->world_size > 1) {
         throw InvalidArgument(
@@ -348,6 +379,7 @@ Staging Checkpointer::stage(const Dict& state, std::uint64_t step) {
 
 Checkpointer& Checkpointer::rejoin() {
   if (impl_->finished_) throw InvalidState("rejoin() after finish()");
+  impl_->check_not_fenced();
   impl_->form(Deadline::after(impl_->options_.forming_deadline));
   return *this;
 }

@@ -26,10 +26,18 @@ DeathCause decode_cause(const std::string& text) {
   return cause;
 }
 
-std::uint64_t look_for_newest(Store& store, const std::string& job, const Generation& generation,
-                              Deadline deadline) {
+std::optional<NewerClaim> look_for_newer(Store& store, const std::string& job,
+                                         const Generation& generation, Deadline deadline) {
   store.compare_and_create(detail::claim_key(job, generation.number), generation.claim, deadline);
-  return detail::newest_claim(store, job, deadline);
+  NewerClaim newer;
+  newer.number = detail::newest_claim(store, job, deadline);
+  if (newer.number <= generation.number) return std::nullopt;
+  if (const auto text = store.get(detail::claim_key(job, newer.number), deadline)) {
+    const auto claim = detail::Claim::parse(*text);
+    const bool ours = claim.launch == detail::Claim::parse(generation.claim).launch;
+    if (!ours) newer.owner = detail::name_of_start(claim);
+  }
+  return newer;
 }
 
 void Generation::abort(std::exception_ptr cause) const noexcept {

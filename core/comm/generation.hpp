@@ -3,6 +3,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <vector>
@@ -55,11 +56,19 @@ struct DeathCause {
 [[nodiscard]] std::string encode_cause(const DeathCause& cause);
 [[nodiscard]] DeathCause decode_cause(const std::string& text);
 
-/// The newest generation that anybody claimed, as the Store's server has it now: first the claim of
+/// A claim that is newer than a generation: the generation is over.
+struct NewerClaim {
+  std::uint64_t number = 0;
+  std::string owner;  ///< "the start \"torchrun-7\"", if another start took the job; else empty.
+};
+
+/// Whether anybody claimed a newer generation, as the Store's server has it now: first the claim of
 /// `generation` itself is created, which a server alone can refuse, so that nothing that was
 /// remembered of the Store on the way (a file system's cache) answers instead. A Store that was
 /// emptied has that claim again afterwards. Throws what the Store throws.
-[[nodiscard]] std::uint64_t look_for_newest(Store& store, const std::string& job,
-                                            const Generation& generation, Deadline deadline);
+[[nodiscard]] MESHSTAGE_API std::optional<NewerClaim> look_for_newer(Store& store,
+                                                                     const std::string& job,
+                                                                     const Generation& generation,
+                                                                     Deadline deadline);
 
 }  // namespace meshstage

@@ -1,5 +1,6 @@
 #include <charconv>
 #include <random>
+#include <sstream>
 #include <vector>
 
 #include <meshstage/core/comm/job_entries_impl.hpp>
@@ -28,6 +29,42 @@ std::string incarnations_of(const std::string& job, int rank) {
 
 }  // namespace
 
+std::uint64_t random_number() {
+  std::random_device random;
+  return std::uint64_t{random()} << 32 | random();
+}
+
+std::string Claim::text() const {
+  return std::to_string(world) + " " + (launch.empty() ? "?" : launch) + " " +
+         std::to_string(last) + (agreement.empty() ? "" : " " + agreement);
+}
+
+Claim Claim::parse(const std::string& text) {
+  Claim claim;
+  std::istringstream in(text);
+  in >> claim.world >> claim.launch >> claim.last;
+  if (in.get() == ' ') std::getline(in, claim.agreement);
+  return claim;
+}
+
+std::string name_of_start(const Claim& claim) {
+  if (claim.launch.empty() || claim.launch.starts_with('?')) return "another start";
+  return "the start \"" + claim.launch + "\"";
+}
+
+std::string Place::text() const {
+  std::ostringstream out;
+  out << token << ' ' << boot << ' ' << pid_namespace << ' ' << pid << ' ' << start_time;
+  return out.str();
+}
+
+Place Place::parse(const std::string& text) {
+  Place place;
+  std::istringstream in(text);
+  in >> place.token >> place.boot >> place.pid_namespace >> place.pid >> place.start_time;
+  return place;
+}
+
 std::uint64_t leading_number(std::string_view text) {
   std::uint64_t number = 0;
   std::from_chars(text.data(), text.data() + text.size(), number);
@@ -41,6 +78,14 @@ std::string generation_key(const std::string& job, std::uint64_t generation,
 
 std::string place_key(const std::string& job, std::uint64_t generation, int rank) {
   return generation_key(job, generation, "place/" + std::to_string(rank));
+}
+
+std::string alive_key(const std::string& job, std::uint64_t generation, int rank) {
+  return generation_key(job, generation, "alive/" + std::to_string(rank));
+}
+
+std::string left_key(const std::string& job, std::uint64_t generation, int rank) {
+  return generation_key(job, generation, "left/" + std::to_string(rank));
 }
 
 std::string claim_key(const std::string& job, std::uint64_t generation) {
@@ -69,8 +114,7 @@ std::uint64_t newest_incarnation(Store& store, const std::string& job, int rank,
 
 std::uint64_t register_incarnation(Store& store, const std::string& job, int rank,
                                    Deadline deadline) {
-  std::random_device random;
-  const std::string token = std::to_string(std::uint64_t{random()} << 32 | random());
+  const std::string token = std::to_string(random_number());
   const std::string prefix = incarnations_of(job, rank);
   std::vector<std::string> older;
   std::uint64_t number = 0;

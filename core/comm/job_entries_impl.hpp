@@ -15,6 +15,34 @@ namespace meshstage::detail {
 constexpr char kFormed[] = "formed";
 constexpr std::string_view kAbandoned = "abandoned: ";
 
+/// For a name that nobody else draws.
+[[nodiscard]] std::uint64_t random_number();
+
+/// What an entry claim/<n> says. A launch's name has no spaces.
+struct Claim {
+  int world = 0;
+  std::string launch;
+  std::uint64_t last = 0;  ///< The generation that this launch formed last; 0: none yet.
+  std::string agreement;
+
+  [[nodiscard]] std::string text() const;
+  [[nodiscard]] static Claim parse(const std::string& text);
+};
+
+/// "the start \"torchrun-7\"", or "another start" where its launcher gave no name.
+[[nodiscard]] std::string name_of_start(const Claim& claim);
+
+/// What an entry gen/<n>/place/<rank> says: the process that joined n as that rank.
+struct Place {
+  std::uint64_t token = 0;  ///< Drawn by the process, which may have a place in many generations.
+  std::uint64_t boot = 0, pid_namespace = 0;  ///< As ProcessAddress.
+  std::int64_t pid = 0;
+  std::uint64_t start_time = 0;
+
+  [[nodiscard]] std::string text() const;
+  [[nodiscard]] static Place parse(const std::string& text);
+};
+
 /// The number that `text` begins with; 0 if none.
 [[nodiscard]] std::uint64_t leading_number(std::string_view text);
 
@@ -22,6 +50,8 @@ constexpr std::string_view kAbandoned = "abandoned: ";
 [[nodiscard]] std::string generation_key(const std::string& job, std::uint64_t generation,
                                          const std::string& what);
 [[nodiscard]] std::string place_key(const std::string& job, std::uint64_t generation, int rank);
+[[nodiscard]] std::string alive_key(const std::string& job, std::uint64_t generation, int rank);
+[[nodiscard]] std::string left_key(const std::string& job, std::uint64_t generation, int rank);
 /// claim/<n>
 [[nodiscard]] std::string claim_key(const std::string& job, std::uint64_t generation);
 

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <ctime>
 #include <map>
 #include <set>
 #include <thread>
@@ -7,7 +9,10 @@
 #include <meshstage/core/comm/connect_ranks_impl.hpp>
 #include <meshstage/core/comm/job_entries_impl.hpp>
 #include <meshstage/core/comm/membership.hpp>
+#include <meshstage/core/comm/newcomer_impl.hpp>
+#include <meshstage/core/comm/signs_of_life_impl.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/process_watch.hpp>
 
 namespace meshstage {
 
@@ -17,7 +22,7 @@ using detail::kAbandoned;
 using detail::kFormed;
 using detail::leading_number;
 
-/// What a rank that gives up still reads after its deadline, to say whom it waited for.
+/// For what a rank still reads or writes after its deadline or at its end.
 constexpr std::chrono::seconds kLastWords{2};
 
 /// An error's text without the word for its kind, to build another error of.
@@ -30,6 +35,27 @@ std::string without_kind(const Error& e) {
 /// was begun, says nothing of why no attempt succeeds.
 bool is_failed_connection(std::string_view why) {
   return why.starts_with(to_string(ErrorKind::kPeerLost));
+}
+
+void check_generation(std::uint64_t highest_seen, int rank) {
+  if (highest_seen < Membership::kLastGeneration) return;
+  throw InvalidState("an image of rank " + std::to_string(rank) +
+                     " says that it is of generation " + std::to_string(highest_seen) +
+                     ", which no job reaches; remove the vault or the file that says so");
+}
+
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  ::gmtime_r(&now, &parts);
+  std::array<char, 32> text{};
+  (void)std::strftime(text.data(), text.size(), "%Y-%m-%d %H:%M:%S UTC", &parts);
+  return text.data();
+}
+
+MembershipOptions sorted(MembershipOptions options) {
+  std::sort(options.data_peers.begin(), options.data_peers.end());
+  return options;
 }
 
 }  // namespace
@@ -55,31 +81,44 @@ struct Membership::Forming {
   }
 };
 
-Membership::Membership(MembershipOptions options, Deadline deadline)
-    : options_(std::move(options)) {
+Membership::Membership(MembershipOptions options) : options_(sorted(std::move(options))) {
   if (options_.job.empty()) throw InvalidArgument("a job needs a name");
   if (!options_.store || !options_.transport) {
     throw InvalidArgument("membership needs a store and a transport");
+  }
+  if (options_.launch.find(' ') != std::string::npos) {
+    throw InvalidArgument("launch \"" + options_.launch + "\": no spaces");
   }
   ConnectRequest check;
   check.rank = options_.rank;
   check.world_size = options_.world_size;
   check.peers = options_.data_peers;
   check_request(check);
-  std::sort(options_.data_peers.begin(), options_.data_peers.end());
-  incarnation_ =
-      detail::register_incarnation(*options_.store, options_.job, options_.rank, deadline);
+  newcomer_ = std::make_unique<detail::Newcomer>(options_);
 }
 
-Membership::~Membership() = default;
+Membership::~Membership() {
+  if (!origin_.is_here()) {
+    (void)signs_.release();  // its thread is the parent's
+    return;
+  }
+  signs_.reset();
+  if (placed_ == 0) return;
+  // So that nobody waits for a process that is gone.
+  try {
+    const Deadline last_words = Deadline::after(kLastWords);
+    options_.store->set(detail::left_key(options_.job, placed_, options_.rank), {}, last_words);
+    if (formed_) return;
+    options_.store->compare_and_create(
+        key(placed_, "outcome"),
+        std::string(kAbandoned) + "rank " + std::to_string(options_.rank) + " ended", last_words);
+  } catch (const Error&) {
+    // Others wait a little longer then.
+  }
+}
 
 std::string Membership::key(std::uint64_t generation, const std::string& what) const {
   return detail::generation_key(options_.job, generation, what);
-}
-
-std::string Membership::claim_text() const {
-  return std::to_string(options_.world_size) +
-         (options_.agreement.empty() ? "" : " " + options_.agreement);
 }
 
 std::string Membership::claim_key(std::uint64_t generation) const {
@@ -87,8 +126,8 @@ std::string Membership::claim_key(std::uint64_t generation) const {
 }
 
 bool Membership::is_replaced(Deadline deadline) {
-  return detail::newest_incarnation(*options_.store, options_.job, options_.rank, deadline) >
-         incarnation_;
+  return incarnation_ != 0 && detail::newest_incarnation(*options_.store, options_.job,
+                                                         options_.rank, deadline) > incarnation_;
 }
 
 void Membership::check_not_replaced(Deadline deadline) {
@@ -117,56 +156,122 @@ void Membership::abandon_older(std::uint64_t number, Deadline deadline) {
   }
 }
 
+void Membership::claim_next(std::uint64_t newest, std::uint64_t seen, const detail::Claim& claim,
+                            const std::string& why, Deadline deadline) {
+  // Whoever waits in it is to come along, or to see that it is over. One that is decided stays so.
+  if (newest != 0) {
+    options_.store->compare_and_create(key(newest, "outcome"), std::string(kAbandoned) + why,
+                                       deadline);
+  }
+  options_.store->compare_and_create(claim_key(std::max(newest, seen) + 1), claim.text(), deadline);
+}
+
 std::optional<std::uint64_t> Membership::join_newest(std::uint64_t& seen, Deadline deadline) {
-  Store& store = *options_.store;
-  const std::string world = std::to_string(options_.world_size);
-  const std::string claim = claim_text();
+  using launch::Admission;
   const std::uint64_t newest = newest_generation(deadline);
-  const auto outcome = newest == 0 ? std::optional<std::string>(kFormed)
-                                   : store.get(key(newest, "outcome"), deadline);
-  if (outcome || newest <= seen) {
-    // Decided, or too low for what this rank has: who waits in it is to come along.
-    if (!outcome) {
-      store.compare_and_create(key(newest, "outcome"), std::string(kAbandoned) + "number too low",
-                               deadline);
-    }
-    store.compare_and_create(claim_key(std::max(newest, seen) + 1), claim, deadline);
+  launch::Comer comer;
+  comer.launch = member_ ? launch_ : options_.launch;
+  comer.world_size = options_.world_size;
+  comer.agreement = options_.agreement;
+  comer.member = member_;
+  comer.take_over = options_.take_over;
+  detail::Claim theirs;
+  std::string text;
+  std::optional<launch::View> view = launch::View();
+  if (newest != 0) {
+    const auto claim = options_.store->get(claim_key(newest), deadline);
+    if (!claim) return std::nullopt;  // removed just now: a newer one is there
+    text = *claim;
+    theirs = detail::Claim::parse(text);
+    view = newcomer_->look(newest, theirs, comer, deadline);
+  }
+  const Admission admission = view ? launch::admit(*view, comer) : Admission::kWatch;
+  switch (admission) {
+    case Admission::kWatch:
+      newcomer_->wait(newest, theirs, deadline);
+      return std::nullopt;
+    case Admission::kTake:
+      claim_next(newest, seen,
+                 {options_.world_size,
+                  options_.launch.empty() ? "?" + std::to_string(detail::random_number())
+                                          : options_.launch,
+                  0, options_.agreement},
+                 "another start took the job", deadline);
+      return std::nullopt;
+    case Admission::kClaim:
+      if (view->outcome == launch::View::Outcome::kFormed) theirs.last = newest;
+      claim_next(newest, seen, theirs, "a newer generation was claimed", deadline);
+      return std::nullopt;
+    case Admission::kJoin:
+      break;
+    default:
+      newcomer_->refuse(admission, newest, theirs, deadline);
+  }
+  if (newest <= seen) {
+    claim_next(newest, seen, theirs, "number too low", deadline);
     return std::nullopt;
   }
-  const std::string theirs = store.compare_and_create(claim_key(newest), claim, deadline);
-  if (theirs != claim) {
-    const std::string their_world = theirs.substr(0, theirs.find(' '));
-    if (their_world != world) {
-      throw InvalidState("job " + options_.job + " is formed by " + their_world +
-                         " ranks, but this rank was started as one of " + world);
-    }
-    throw InvalidState("job " + options_.job + ": rank " + std::to_string(options_.rank) +
-                       " was started with " + options_.agreement + ", others with " +
-                       theirs.substr(std::min(theirs.size(), world.size() + 1)) +
-                       "; give all ranks the same options");
-  }
+  launch_ = theirs.launch;
+  claim_ = text;
+  return take_place(newest, theirs, seen, deadline);
+}
+
+std::optional<std::uint64_t> Membership::take_place(std::uint64_t number,
+                                                    const detail::Claim& claim, std::uint64_t& seen,
+                                                    Deadline deadline) {
+  Store& store = *options_.store;
   // Whoever looked before this one was claimed may wait in an older one, where nobody comes any
   // more: what was claimed by then is in the list that is read from here on.
-  abandon_older(newest, deadline);
-  const std::string mine = std::to_string(incarnation_);
-  const std::string place = detail::place_key(options_.job, newest, options_.rank);
-  if (store.compare_and_create(place, mine, deadline) == mine) return newest;
+  abandon_older(number, deadline);
+  const ProcessAddress self = own_process_address();
+  const detail::Place mine{newcomer_->token(), self.boot, self.pid_namespace, self.pid,
+                           self.start_time};
+  const std::string place = detail::place_key(options_.job, number, options_.rank);
+  if (store.compare_and_create(place, mine.text(), deadline) == mine.text() && placed_ != number) {
+    placed_ = number;
+    formed_ = false;
+    if (incarnation_ == 0) {
+      incarnation_ = detail::register_incarnation(store, options_.job, options_.rank, deadline);
+    }
+    if (!signs_) {
+      signs_ = std::make_unique<detail::SignsOfLife>(
+          options_.store, options_.job, options_.rank,
+          detail::pause_between_signs(options_.patience, options_.world_size),
+          options_.sign_of_life);
+    }
+    signs_->in(number, true);
+    return number;
+  }
+  if (!newcomer_->seat_is_free(number, claim, false, deadline)) {
+    newcomer_->wait(number, claim, deadline);  // another process was faster
+    return std::nullopt;
+  }
   // By an older process of this rank, or by us in an attempt that failed: it will not come back.
-  store.compare_and_create(key(newest, "outcome"),
+  store.compare_and_create(key(number, "outcome"),
                            std::string(kAbandoned) + "the place of rank " +
                                std::to_string(options_.rank) +
                                " was taken by a process that is gone",
                            deadline);
-  seen = newest;
+  seen = number;
   return std::nullopt;
 }
 
-Generation Membership::form(std::uint64_t highest_seen, Deadline deadline) {
-  if (highest_seen >= kLastGeneration) {
-    throw InvalidState("an image of rank " + std::to_string(options_.rank) +
-                       " says that it is of generation " + std::to_string(highest_seen) +
-                       ", which no job reaches; remove the vault or the file that says so");
+std::uint64_t Membership::enter(std::uint64_t highest_seen, Deadline deadline) {
+  check_generation(highest_seen, options_.rank);
+  std::uint64_t seen = highest_seen;
+  while (!entered_) {
+    entered_ = join_newest(seen, deadline);
+    if (!entered_ && deadline.expired()) {
+      throw Timeout("job " + options_.job + " could not be entered by the deadline" +
+                    newcomer_->waited_for());
+    }
   }
+  return *entered_;
+}
+
+Generation Membership::form(std::uint64_t highest_seen, Deadline deadline) {
+  check_generation(highest_seen, options_.rank);
+  if (signs_) signs_->in(placed_, true);
   using std::chrono::milliseconds;
   constexpr milliseconds kLongestPause{1000};
   milliseconds pause{0};  // none after the first attempt that fails: a rank may just have died
@@ -174,11 +279,16 @@ Generation Membership::form(std::uint64_t highest_seen, Deadline deadline) {
   Forming forming{deadline, {}, 0, {}};
   while (true) {
     check_not_replaced(deadline);
-    const auto number = join_newest(seen, deadline);
+    auto number = std::exchange(entered_, std::nullopt);
+    if (!number || *number <= seen) number = join_newest(seen, deadline);
     if (!number) {
       if (!deadline.expired()) continue;
     } else {
-      if (auto generation = connect(*number, forming)) return *generation;
+      if (auto generation = connect(*number, forming)) {
+        member_ = formed_ = true;
+        signs_->in(*number, false);
+        return *generation;
+      }
       seen = *number;
       const Deadline next = Deadline::after(pause).earlier(deadline);
       std::this_thread::sleep_until(next.time());
@@ -186,7 +296,8 @@ Generation Membership::form(std::uint64_t highest_seen, Deadline deadline) {
       if (!deadline.expired()) continue;
       throw_missing(seen, forming);
     }
-    throw Timeout("no generation could be formed by the deadline" + forming.earlier_failure());
+    throw Timeout("no generation could be formed by the deadline" + forming.earlier_failure() +
+                  newcomer_->waited_for());
   }
 }
 
@@ -223,7 +334,7 @@ std::vector<int> Membership::absent(Deadline deadline) {
 std::optional<Generation> Membership::connect(std::uint64_t number, Forming& forming) {
   detail::Attempted attempted;
   try {
-    attempted = detail::connect_ranks(options_, number, claim_text(), forming.deadline);
+    attempted = detail::connect_ranks(options_, number, claim_, forming.deadline);
   } catch (const Timeout& e) {
     const std::string last = forming.earlier_failure();
     throw_missing(number, forming);
@@ -233,6 +344,7 @@ std::optional<Generation> Membership::connect(std::uint64_t number, Forming& for
   if (!attempted.generation) {
     forming.note_failure(number, attempted.why, options_.world_size);
   } else if (options_.rank == 0) {
+    options_.store->set(key(number, "since"), utc_now(), forming.deadline);
     remove_superseded(number, forming.deadline);
   }
   return attempted.generation;

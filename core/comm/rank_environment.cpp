@@ -143,6 +143,23 @@ bool drawn_by_torchrun(const std::string& id) {
          });
 }
 
+/// What the launcher calls this start. torchrun's restart count is left out: each of its agents
+/// counts by itself. A step of Slurm that another launcher was started in says nothing of ranks.
+template <class Text>
+std::string launch_of(const std::string& source, const Text& text) {
+  std::string launch;
+  if (const std::string id = text("TORCHELASTIC_RUN_ID"); source == "torchrun" && id != "none") {
+    launch = id;
+  } else if (source == "mpirun") {
+    launch = text("PMIX_NAMESPACE");
+  } else if (const std::string step = text("SLURM_STEP_ID"); source == "srun" && !step.empty()) {
+    launch = text("SLURM_JOB_ID") + "." + text("SLURM_RESTART_COUNT") + "." + step;
+  }
+  if (launch.empty()) return launch;
+  std::replace(launch.begin(), launch.end(), ' ', '_');
+  return source + "-" + launch;
+}
+
 }  // namespace
 
 RankEnvironment RankEnvironment::detect(const std::map<std::string, std::string>& environment) {
@@ -166,6 +183,8 @@ RankEnvironment RankEnvironment::detect(const std::map<std::string, std::string>
   if (const std::string id = text("SLURM_JOB_ID"); result.job.empty() && !id.empty()) {
     result.job = "slurm-" + id;
   }
+  result.launch = text("MESHSTAGE_LAUNCH");
+  result.take_over = text("MESHSTAGE_TAKE_OVER") == "1";
   result.store = text("MESHSTAGE_STORE");
   result.host = text("MESHSTAGE_HOST");
   result.supervisor = text("MESHSTAGE_SUPERVISOR");
@@ -186,6 +205,7 @@ RankEnvironment RankEnvironment::detect(const std::map<std::string, std::string>
     }
   }
   result.source = first.source;
+  if (result.launch.empty()) result.launch = launch_of(result.source, text);
   result.rank = first.rank->value;
   result.world_size = first.size->value;
   result.local_rank = first.local_rank ? first.local_rank->value : result.rank;

@@ -31,6 +31,12 @@ struct MESHSTAGE_API RankEnvironment {
   /// "slurm-" and SLURM_JOB_ID; or empty. A run id that torchrun drew itself does not count,
   /// because each start has another one.
   std::string job;
+  /// How the launcher calls this start of all ranks, another at the next start: MESHSTAGE_LAUNCH;
+  /// else, of the launcher that is the source, torchrun's run id, or Slurm's job, restart count and
+  /// step, or mpirun's PMIX_NAMESPACE. Empty: it gave none. Without spaces.
+  std::string launch;
+  /// MESHSTAGE_TAKE_OVER=1: see CheckpointerOptions::take_over.
+  bool take_over = false;
   std::string store;  ///< MESHSTAGE_STORE (see open_store()), or empty.
   /// MESHSTAGE_HOST: the name or address at which other hosts reach this one, or empty.
   std::string host;

@@ -101,6 +101,7 @@ struct StoreAnswered {
   enum class Found : std::uint8_t {
     kNewest,      ///< The Store also has the note, if `note` was set.
     kSuperseded,  ///< A newer generation was claimed, so this generation decides nothing any more.
+    kFenced,      ///< ... by another start, which owns the job now.
     kNothing,     ///< The Store did not answer in time; it may have the note.
   };
   ImageId id;

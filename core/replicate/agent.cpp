@@ -27,10 +27,16 @@ namespace meshstage {
 
 using namespace replicate;
 
+namespace {
+
+const std::string kFenced = "fenced: ";
+
+}  // namespace
+
 class Agent::Impl {
  public:
-  Impl(CheckpointerOptions options, std::shared_ptr<Store> store)
-      : engine_(std::move(options),
+  Impl(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch)
+      : engine_(std::move(options), vault_epoch,
                 [this](std::exception_ptr failure) { failed(std::move(failure)); }),
         files_(engine_.fs, engine_.options.directory, engine_.options.job, engine_.rank,
                engine_.world_size),
@@ -46,7 +52,11 @@ class Agent::Impl {
       if (!engine_.state.wants_finish) lose(peer, kind, std::move(why));
     };
     engine_.lose_store = [this](std::string why) {
-      store_lost_ = true;
+      own_end_ = ErrorKind::kIo;
+      feed(protocol::Broken{engine_.rank, ErrorKind::kPeerLost, std::move(why)});
+    };
+    engine_.lose_vault = [this](std::string why) {
+      own_end_ = ErrorKind::kInvalidState;
       feed(protocol::Broken{engine_.rank, ErrorKind::kPeerLost, std::move(why)});
     };
   }
@@ -61,7 +71,6 @@ class Agent::Impl {
   // --- the trainer's thread
   void begin(const Generation& generation);
   void leave() noexcept;
-  [[nodiscard]] std::string agreement() const;
   [[nodiscard]] std::uint64_t highest_generation();
 
   Engine engine_;
@@ -130,9 +139,10 @@ class Agent::Impl {
   // The loop's thread only:
   std::deque<protocol::Event> events_;
   bool feeding_ = false;
-  bool losing_ = false;      ///< The Store was asked for the cause of a death.
-  bool store_lost_ = false;  ///< The loss is that of the Store.
-  bool closing_ = false;     ///< Everyone finished: links that end are in order.
+  bool losing_ = false;  ///< The Store was asked for the cause of a death.
+  /// This rank itself ends the generation, by an error of that kind: the Store is lost, or fenced.
+  std::optional<ErrorKind> own_end_;
+  bool closing_ = false;  ///< Everyone finished: links that end are in order.
   // The trainer's thread only:
   bool in_generation_ = false;
 
@@ -163,7 +173,8 @@ void Agent::Impl::begin(const Generation& generation) {
   copier_.enter();
   engine_.loop.run([this, number = generation.number] {
     engine_.present = number;
-    losing_ = store_lost_ = false;
+    losing_ = false;
+    own_end_.reset();
   });
   engine_.bridge.open();
   engine_.scope.open();
@@ -225,25 +236,6 @@ void Agent::Impl::leave() noexcept {
   });
   engine_.generation = {};
   in_generation_ = false;
-}
-
-std::string Agent::Impl::agreement() const {
-  const auto digest = [](const std::vector<std::vector<int>>& lists) {
-    std::string all;
-    for (const auto& list : lists) {
-      for (const int rank : list) all += std::to_string(rank) + ",";
-      all += ";";
-    }
-    return digest64(std::as_bytes(std::span(all)));
-  };
-  std::ostringstream text;
-  text << "blocks of " << engine_.options.block_bytes << " bytes, holders " << std::hex
-       << digest(engine_.config->holders);
-  if (!engine_.options.borrowed.lenders.empty()) {
-    text << ", lenders " << digest(engine_.config->lenders);
-  }
-  if (engine_.options.any_world) text << ", any number of ranks";
-  return text.str();
 }
 
 std::uint64_t Agent::Impl::highest_generation() {
@@ -446,9 +438,14 @@ void Agent::Impl::ask_store(const protocol::AskStore& action) {
        key = restorer_.note_key(), id = action.id](Store& store, Deadline deadline) {
         const std::string text = std::to_string(id.generation) + " " + std::to_string(id.step);
         if (note) store.compare_and_create(key, text, deadline);
-        const std::uint64_t newest = look_for_newest(store, job, generation, deadline);
-        if (newest <= generation.number) return std::optional<std::string>();
-        return std::optional(std::to_string(newest));
+        const auto newer = look_for_newer(store, job, generation, deadline);
+        if (!newer) return std::optional<std::string>();
+        const std::string number = std::to_string(newer->number);
+        if (newer->owner.empty()) {
+          return std::optional("generation " + number + " was claimed: this one is over");
+        }
+        return std::optional(kFenced + newer->owner + " owns the job since generation " + number +
+                             "; this process must end");
       },
       by,
       [this, generation = engine_.present, id = action.id](const StoreWorker::Answer& answer) {
@@ -462,8 +459,8 @@ void Agent::Impl::ask_store(const protocol::AskStore& action) {
           event.found = Found::kNothing;
           event.why = text_of(answer.error);
         } else if (answer.value) {
-          event.found = Found::kSuperseded;
-          event.why = "generation " + *answer.value + " was claimed: this one is over";
+          event.found = answer.value->starts_with(kFenced) ? Found::kFenced : Found::kSuperseded;
+          event.why = *answer.value;
         }
         feed(event);
       });
@@ -471,8 +468,8 @@ void Agent::Impl::ask_store(const protocol::AskStore& action) {
 
 void Agent::Impl::report_lost(const protocol::ReportLost& action) {
   Loss loss{action.kind, action.rank, describe(DeathCause{action.rank, action.why})};
-  if (store_lost_) {
-    loss.kind = ErrorKind::kIo;
+  if (own_end_) {
+    loss.kind = *own_end_;
     loss.why = action.why;
   } else if (action.rank == engine_.rank) {
     loss.kind = ErrorKind::kInvalidState;
@@ -529,13 +526,9 @@ void Agent::Impl::remove_vault() {
 
 // --- the public face -----------------------------------------------------------------------------
 
-Agent::Agent(CheckpointerOptions options, std::shared_ptr<Store> store)
-    : impl_(std::make_unique<Impl>(std::move(options), std::move(store))) {}
+Agent::Agent(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch)
+    : impl_(std::make_unique<Impl>(std::move(options), std::move(store), vault_epoch)) {}
 Agent::~Agent() = default;
-std::string Agent::agreement() const { return impl_->agreement(); }
-const std::vector<int>& Agent::data_peers() const noexcept {
-  return impl_->engine_.config->data_peers;
-}
 std::uint64_t Agent::highest_generation() const { return impl_->highest_generation(); }
 void Agent::begin(const Generation& generation) { impl_->begin(generation); }
 void Agent::leave() noexcept { impl_->leave(); }

@@ -22,18 +22,14 @@ namespace meshstage {
 /// thread; wish() may come from any.
 class MESHSTAGE_API Agent {
  public:
-  /// Attaches the vault. `options` must be complete: the agent fills in no defaults. Throws what
-  /// Vault::attach throws, and InvalidArgument on senseless options.
-  Agent(CheckpointerOptions options, std::shared_ptr<Store> store);
+  /// Attaches the vault, in that epoch (see VaultOptions). `options` must be complete: the agent
+  /// fills in no defaults. Throws what Vault::attach throws, and InvalidArgument on senseless
+  /// options.
+  Agent(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch = 0);
   Agent(const Agent&) = delete;
   Agent& operator=(const Agent&) = delete;
   ~Agent();
 
-  /// See protocol::Config::data_peers.
-  [[nodiscard]] const std::vector<int>& data_peers() const noexcept;
-  /// The options that all ranks must have in common, as text: "blocks of 4194304 bytes, holders
-  /// 1f0c...".
-  [[nodiscard]] std::string agreement() const;
   /// The highest generation that this rank's vault has seen or that a file of the job on its disk
   /// names. New generations must be higher than those of files, also when all memory and the Store
   /// are gone.

@@ -15,7 +15,7 @@ std::uint64_t tag_of_job(const std::string& job) {
 
 }  // namespace
 
-Engine::Engine(CheckpointerOptions given, FailureHandler on_failure)
+Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHandler on_failure)
     : options(std::move(given)),
       rank(options.environment->rank),
       world_size(options.environment->world_size),
@@ -29,7 +29,8 @@ Engine::Engine(CheckpointerOptions given, FailureHandler on_failure)
       vault(Vault::attach({.job = options.job,
                            .rank = rank,
                            .directory = options.vault_directory,
-                           .fs = options.file_system})) {}
+                           .fs = options.file_system,
+                           .epoch = vault_epoch})) {}
 
 void Engine::to_loop(TaskScope::Ticket ticket, std::function<void()> task) {
   loop.post([held = std::move(ticket), run = std::move(task)] { run(); });

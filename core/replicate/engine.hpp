@@ -28,7 +28,7 @@ namespace meshstage::replicate {
 /// scope.
 struct Engine {
   /// Attaches the vault. `on_failure` runs on the loop and gets exceptions that no part expects.
-  Engine(CheckpointerOptions options, FailureHandler on_failure);
+  Engine(CheckpointerOptions options, std::uint64_t vault_epoch, FailureHandler on_failure);
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
@@ -57,6 +57,8 @@ struct Engine {
   std::function<void(int peer, ErrorKind kind, std::string why)> lose;
   /// The loop's thread only. Ends the generation because the Store does not answer.
   std::function<void(std::string why)> lose_store;
+  /// The loop's thread only. Another process took this rank's vault: every call throws `why`.
+  std::function<void(std::string why)> lose_vault;
   /// lose() for a loss that a transfer saw: ignored once this rank has called finish().
   std::function<void(int peer, ErrorKind kind, std::string why)> lose_in_transfer;
 

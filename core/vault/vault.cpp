@@ -31,6 +31,13 @@ Vault Vault::attach(VaultOptions options) {
   return Vault(std::move(state));
 }
 
+std::uint64_t Vault::highest_epoch(const VaultOptions& options) {
+  FileSystem& fs = options.fs != nullptr ? *options.fs : real_file_system();
+  const auto page = detail::ControlPage::open(
+      fs, options.directory / detail::control_name(fs.process().uid, options.job, options.rank));
+  return page ? std::max(page->epoch(), page->generation()) : 0;
+}
+
 Vault::Vault(std::shared_ptr<detail::VaultState> state) : state_(std::move(state)) {}
 Vault::Vault(Vault&&) noexcept = default;
 Vault& Vault::operator=(Vault&&) noexcept = default;

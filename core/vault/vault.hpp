@@ -53,6 +53,10 @@ class MESHSTAGE_API Vault {
   /// already; the files belong to another user or are open to others), IoError.
   [[nodiscard]] static Vault attach(VaultOptions options);
 
+  /// The highest epoch in which that rank's vault was taken, and generation that was noted in it; 0
+  /// if it does not exist. Only reads. Throws as attach().
+  [[nodiscard]] static std::uint64_t highest_epoch(const VaultOptions& options);
+
   Vault(Vault&&) noexcept;
   Vault& operator=(Vault&&) noexcept;
   ~Vault();

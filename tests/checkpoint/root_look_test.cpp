@@ -48,6 +48,7 @@ TEST_CASE("a job that was started again on other hosts acknowledges nothing more
     auto options = job.options(rank);
     options.vault_directory = "/elsewhere";
     options.transport = elsewhere.attach(rank);
+    options.take_over = true;
     of(second, rank) = std::make_unique<ms::Checkpointer>(std::move(options));
   }));
   const auto errors = run_ranks(all_ranks(world), [&](int rank) {

@@ -155,6 +155,33 @@ TEST_CASE("what is said of job, store and host is passed on") {
   CHECK(e.host == "10.0.0.7");
 }
 
+TEST_CASE("a start is called as the launcher of the ranks calls it") {
+  const auto launch = [](Variables variables) { return RankEnvironment::detect(variables).launch; };
+  const Variables torchrun{{"RANK", "0"},
+                           {"WORLD_SIZE", "2"},
+                           {"TORCHELASTIC_RUN_ID", "my run"},
+                           {"TORCHELASTIC_RESTART_COUNT", "3"}};
+  CHECK(launch(torchrun) == "torchrun-my_run");  // each agent counts restarts by itself
+  CHECK(launch({{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"TORCHELASTIC_RUN_ID", "none"}}).empty());
+  CHECK(launch({{"OMPI_COMM_WORLD_RANK", "0"},
+                {"OMPI_COMM_WORLD_SIZE", "2"},
+                {"PMIX_NAMESPACE", "77@1"}}) == "mpirun-77@1");
+  Variables srun{{"SLURM_PROCID", "0"},
+                 {"SLURM_NTASKS", "2"},
+                 {"SLURM_JOB_ID", "12"},
+                 {"SLURM_RESTART_COUNT", "1"},
+                 {"SLURM_STEP_ID", "4"}};
+  CHECK(launch(srun) == "srun-12.1.4");
+  // Ranks that are numbered by hand may be tasks of several steps, and are one start all the same.
+  srun.insert({{"MESHSTAGE_RANK", "0"}, {"MESHSTAGE_WORLD_SIZE", "2"}});
+  CHECK(launch(srun).empty());
+  srun["MESHSTAGE_LAUNCH"] = "tuesday";
+  CHECK(launch(srun) == "tuesday");
+  CHECK_FALSE(RankEnvironment::detect(srun).take_over);
+  srun["MESHSTAGE_TAKE_OVER"] = "1";
+  CHECK(RankEnvironment::detect(srun).take_over);
+}
+
 TEST_CASE("variables set by hand beat a launcher's") {
   const auto e = RankEnvironment::detect({{"MESHSTAGE_RANK", "1"},
                                           {"MESHSTAGE_WORLD_SIZE", "2"},

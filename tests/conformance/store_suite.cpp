@@ -130,8 +130,8 @@ void ranks_form_over(const std::function<std::shared_ptr<Store>()>& open) {
   CHECK(members[1]->declare_death(first, 0, "left").rank == kVictim);
   for (const auto& g : generations) g.close();
   members[kVictim] = member(kVictim);
-  CHECK(members[kVictim]->incarnation() == 2);
   form(first);
+  CHECK(members[kVictim]->incarnation() == 2);
   CHECK(generations[0].number > first);
   const auto cause = members[4]->cause_of(first);
   REQUIRE(cause.has_value());

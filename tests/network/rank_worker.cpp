@@ -1,10 +1,12 @@
-// A rank of the network tests: rank_worker FOLDER RANK SIZE DEADLINE_MS. Recovers, checks every bit
-// of what it got, stages step after step, and after a loss does it again. What it sees goes to the
-// Store (FOLDER/store):
+// A rank of the network tests: rank_worker FOLDER RANK SIZE DEADLINE_MS [LAUNCH [PERSIST_EVERY
+// [take-over]]], LAUNCH "" for a start that nobody named. Recovers, checks every bit of what it
+// got, stages step after step, and after a loss does it again. What it sees goes to the Store
+// (FOLDER/store):
 //   recovered/<generation>/<rank>  the step
 //   complete/<generation>/<rank>   the newest step that it knows to be complete
 //   lost/<generation>/<rank>       "<rank named> <kind> <CLOCK_MONOTONIC, ms>: <text>"
 //   child/<rank>                   pid of the child that "fork" made
+//   ended/<launch>/<rank>          the error that ended it
 // Lines of its standard input: "fork", "vanish RANK", "slow MS BYTES_PER_SECOND", "meddle RANK
 // HOW". Ends with its input; exit status 3 if it was fenced, 1 for any other end.
 #include <sys/wait.h>
@@ -18,6 +20,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include <meshstage/core/checkpoint/checkpointer.hpp>
 #include <meshstage/core/error/error.hpp>
@@ -39,7 +42,8 @@ long now_ms() {
 
 class Rank {
  public:
-  Rank(const std::string& folder, int rank, int world, std::chrono::milliseconds deadline)
+  Rank(const std::string& folder, int rank, int world, std::chrono::milliseconds deadline,
+       const std::vector<std::string>& more)
       : plain_(std::make_shared<FileStore>(folder + "/store")),
         proxied_(std::make_shared<ProxiedStore>(plain_, rank)),
         rank_(rank) {
@@ -48,11 +52,13 @@ class Rank {
     options_.vault_directory = folder + "/vaults";
     options_.deadline = deadline;
     options_.forming_deadline = 60s;
-    options_.persist_every = 0;
+    options_.persist_every = more.size() > 1 ? std::stoul(more[1]) : 0;
+    options_.take_over = more.size() > 2;
     options_.block_bytes = 4096;  // a piece is soon through a slow wire
     RankEnvironment environment;
     environment.rank = environment.local_rank = rank;
     environment.world_size = environment.local_world_size = world;
+    if (!more.empty()) environment.launch = more[0];
     options_.environment = environment;
     options_.store_object = proxied_;
     input_ = std::thread([this] { listen(); });
@@ -60,6 +66,11 @@ class Rank {
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
   ~Rank() { input_.join(); }
+
+  /// For a test that waits for this process's end.
+  void note_end(const Error& e) {
+    plain_->set("ended/" + options_.environment->launch + "/" + std::to_string(rank_), e.what());
+  }
 
   void run() {
     Checkpointer ckpt(options_);
@@ -132,14 +143,15 @@ class Rank {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5) return 2;
+  if (argc < 5) return 2;
   try {
     Rank rank(argv[1], std::stoi(argv[2]), std::stoi(argv[3]),
-              std::chrono::milliseconds(std::stoi(argv[4])));
+              std::chrono::milliseconds(std::stoi(argv[4])), {argv + 5, argv + argc});
     try {
       rank.run();
       return 0;
     } catch (const Error& e) {
+      rank.note_end(e);
       std::cerr << "rank_worker " << argv[2] << ": " << e.what() << "\n";
       std::_Exit(e.kind() == ErrorKind::kInvalidState ? 3 : 1);  // its input may still be open
     }

@@ -531,7 +531,7 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
       case 12:
         return ReplicaFailed{rank(), id(), "x"};
       case 13:
-        return StoreAnswered{id(), static_cast<StoreAnswered::Found>(below(3)), "x"};
+        return StoreAnswered{id(), static_cast<StoreAnswered::Found>(below(4)), "x"};
       case 14:
         return Persisted{id()};
       case 15:

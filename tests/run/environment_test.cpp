@@ -39,6 +39,7 @@ TEST_CASE("what a rank is given is what the library reads, whatever launcher is 
   launch.place = place_of(parse_hosts("a 2\nb 4\n", "f"), "b");
   launch.job = "gpt2";
   launch.store = "tcp://a:29400";
+  launch.name = "run-7";
   launch.supervisor = "/x/supervisor";
   launch.master_port = 29'501;
   launch.processors = 9;
@@ -54,6 +55,7 @@ TEST_CASE("what a rank is given is what the library reads, whatever launcher is 
   CHECK(read.local_world_size == 4);
   CHECK(read.job == "gpt2");
   CHECK(read.store == "tcp://a:29400");
+  CHECK(read.launch == "run-7");
   CHECK(read.host == "b");
   CHECK(read.supervisor == "/x/supervisor");
   CHECK(mine.at("GROUP_RANK") == "1");

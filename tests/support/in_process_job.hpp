@@ -26,7 +26,9 @@ class InProcessJob {
   }
 
   /// Options of a new process that plays `rank`: each call is another process.
-  CheckpointerOptions options(int rank) {
+  CheckpointerOptions options(int rank) { return options(rank, fabric_); }
+  /// The same with links of another fabric: a start of the job beside one that lives.
+  CheckpointerOptions options(int rank, InProcessFabric& fabric) {
     const std::lock_guard lock(mutex_);
     processes_.push_back(disk_.as_process(next_process_++));
     CheckpointerOptions o;
@@ -42,7 +44,7 @@ class InProcessJob {
     environment.local_rank = rank;
     environment.local_world_size = world_size_;
     o.environment = environment;
-    o.transport = fabric_.attach(rank);
+    o.transport = fabric.attach(rank);
     o.store_object = store_;
     o.file_system = processes_.back().get();
     o.log = [this](const LogLine& line) {

@@ -59,6 +59,11 @@ run::Place place(const Arguments& a) {
   return run::place_of(hosts, a.this_host.empty() ? own_host_name() : a.this_host);
 }
 
+// A name that no other run has.
+std::string drawn_name() {
+  return "run-" + std::to_string(::getpid()) + "-" + std::to_string(std::random_device{}());
+}
+
 // The user's, else one that no other run has.
 std::string job_of(const Arguments& a, const run::Place& place) {
   if (!a.job.empty()) return a.job;
@@ -67,8 +72,7 @@ std::string job_of(const Arguments& a, const run::Place& place) {
   if (place.hosts > 1) {
     throw InvalidArgument("ranks on several hosts need a job id that all share: --job NAME");
   }
-  std::random_device random;
-  const std::string drawn = "run-" + std::to_string(::getpid()) + "-" + std::to_string(random());
+  const std::string drawn = drawn_name();
   std::fprintf(stderr,
                "meshstage run: no job id was given, so MESHSTAGE_JOB is %s; a later run that is to "
                "go on where this one ends needs the same --job NAME\n",
@@ -88,6 +92,8 @@ LaunchOptions launch_options(const Arguments& a) {
         "store` serves one), redis://HOST or a shared folder");
   }
   options.launch.job = job_of(a, here);
+  // The launchers of several hosts could not agree on one.
+  if (here.hosts == 1) options.launch.name = drawn_name();
   options.launch.processors = allowed_processors();
   options.keep_master_port = a.master_port != 0 || here.hosts > 1;
   options.launch.master_port = a.master_port != 0 ? a.master_port : kMasterPort;

@@ -25,6 +25,7 @@ Environment rank_environment(const Launch& launch, int local_rank, Environment i
   set("MESHSTAGE_LOCAL_RANK", local);
   set("MESHSTAGE_LOCAL_WORLD_SIZE", local_world_size);
   set("MESHSTAGE_JOB", launch.job);
+  if (!launch.name.empty()) inherited.try_emplace("MESHSTAGE_LAUNCH", launch.name);
   set("MESHSTAGE_SUPERVISOR", launch.supervisor);
   if (!launch.store.empty()) set("MESHSTAGE_STORE", launch.store);
   if (!place.name.empty()) inherited.try_emplace("MESHSTAGE_HOST", place.name);

@@ -13,6 +13,7 @@ using Environment = std::map<std::string, std::string>;
 struct Launch {
   Place place;
   std::string job;         ///< MESHSTAGE_JOB
+  std::string name;        ///< MESHSTAGE_LAUNCH, unless the user set it; empty: none.
   std::string store;       ///< MESHSTAGE_STORE; empty: the program's default.
   std::string supervisor;  ///< MESHSTAGE_SUPERVISOR: the socket on which ranks report.
   std::uint16_t master_port = 0;

@@ -1,0 +1,43 @@
+#include <memory>
+#include <span>
+#include <sstream>
+
+#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/protocol/config.hpp>
+#include <meshstage/core/replicate/agreement.hpp>
+
+namespace meshstage::replicate {
+
+namespace {
+
+std::shared_ptr<const protocol::Config> config_of(const CheckpointerOptions& options) {
+  return protocol::make_config(options.environment->rank, options.environment->world_size,
+                               options.holders, {}, options.borrowed.lenders,
+                               options.persist_every);
+}
+
+}  // namespace
+
+std::vector<int> data_peers(const CheckpointerOptions& options) {
+  return config_of(options)->data_peers;
+}
+
+std::string agreement(const CheckpointerOptions& options) {
+  const auto config = config_of(options);
+  const auto digest = [](const std::vector<std::vector<int>>& lists) {
+    std::string all;
+    for (const auto& list : lists) {
+      for (const int rank : list) all += std::to_string(rank) + ",";
+      all += ";";
+    }
+    return digest64(std::as_bytes(std::span(all)));
+  };
+  std::ostringstream text;
+  text << "blocks of " << options.block_bytes << " bytes, holders " << std::hex
+       << digest(config->holders);
+  if (!options.borrowed.lenders.empty()) text << ", lenders " << digest(config->lenders);
+  if (options.any_world) text << ", any number of ranks";
+  return text.str();
+}
+
+}  // namespace meshstage::replicate

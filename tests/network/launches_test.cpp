@@ -1,0 +1,197 @@
+// Starts of a job beside one another, as real processes: beside a healthy job, beside one that
+// hangs, after one that died.
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <meshstage/core/comm/store.hpp>
+
+#include "tests/comm/worker_process.hpp"
+#include "tests/support/catch.hpp"
+
+namespace {
+
+using namespace std::chrono_literals;
+using namespace meshstage;
+using namespace meshstage::testing;
+using Catch::Matchers::Contains;
+
+using Workers = std::vector<std::unique_ptr<WorkerProcess>>;
+
+constexpr int kWorld = 4;
+constexpr int kFenced = 3;  // exit status of a worker that was refused or fenced
+
+/// One job on one host, and the starts of it.
+class Job {
+ public:
+  explicit Job(std::chrono::milliseconds deadline, int persist_every = 0)
+      : deadline_(deadline), persist_every_(persist_every) {
+    std::filesystem::create_directory(folder_.path() + "/vaults");
+  }
+  [[nodiscard]] std::unique_ptr<WorkerProcess> start(int rank, const std::string& launch,
+                                                     int world = kWorld, bool takes_over = false) {
+    std::vector<std::string> arguments{folder_.path(),
+                                       std::to_string(rank),
+                                       std::to_string(world),
+                                       std::to_string(deadline_.count()),
+                                       launch,
+                                       std::to_string(persist_every_)};
+    if (takes_over) arguments.emplace_back("take-over");
+    return std::make_unique<WorkerProcess>(own_folder() + "/rank_worker", arguments);
+  }
+  [[nodiscard]] Workers start_all(const std::string& launch, int world = kWorld,
+                                  bool takes_over = false) {
+    Workers workers;
+    for (int r = 0; r < world; ++r) workers.push_back(start(r, launch, world, takes_over));
+    return workers;
+  }
+  std::string note(const std::string& what, int generation, int rank) {
+    return store_.wait_for(what + "/" + std::to_string(generation) + "/" + std::to_string(rank),
+                           Deadline::after(60s));
+  }
+  /// Until every rank knows a step from `step` on to be complete. Fails if one is lost.
+  void train(int generation, int step, int world = kWorld) {
+    for (int r = 0; r < world; ++r) {
+      while (std::stoi(note("complete", generation, r)) < step) {
+        const auto key = "lost/" + std::to_string(generation) + "/" + std::to_string(r);
+        if (const auto text = store_.get(key)) FAIL("rank " << r << " lost " << *text);
+        std::this_thread::sleep_for(5ms);
+      }
+    }
+  }
+  int complete(int generation) { return std::stoi(note("complete", generation, 0)); }
+  std::string end_of(const std::string& launch, int rank) {
+    return store_.wait_for("ended/" + launch + "/" + std::to_string(rank), Deadline::after(60s));
+  }
+  /// Names of the files in which the ranks' vaults lie.
+  [[nodiscard]] std::set<std::string> vaults() const { return names("/vaults"); }
+  [[nodiscard]] std::set<std::string> names(const std::string& in) const {
+    std::set<std::string> found;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_.path() + in)) {
+      found.insert(entry.path().filename().string());
+    }
+    return found;
+  }
+  FileStore& store() { return store_; }
+
+ private:
+  TemporaryFolder folder_;
+  FileStore store_{folder_.path() + "/store"};
+  const std::chrono::milliseconds deadline_;
+  const int persist_every_;
+};
+
+void end(Workers& workers) {
+  for (auto& w : workers) w->end_input();
+  for (auto& w : workers) CHECK(w->finish() == 0);
+}
+
+void require_refused(Job& job, Workers& workers, const std::string& launch) {
+  for (std::size_t r = 0; r < workers.size(); ++r) {
+    CHECK(workers[r]->finish() == kFenced);
+    const std::string why = job.end_of(launch, static_cast<int>(r));
+    CHECK_THAT(why, Contains("job network is running: all 4 ranks"));
+    CHECK_THAT(why, Contains(" since 2"));
+    CHECK_THAT(why, Contains("take_over"));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a second start beside a healthy job is refused, and the job goes on") {
+  const bool named = GENERATE(true, false);
+  const int persist_every = GENERATE(0, 2);
+  INFO("named " << named << ", persist_every " << persist_every);
+  const std::string second_name = named ? "two" : "";
+  Job job(2s, persist_every);
+  Workers first = job.start_all(named ? "one" : "");
+  job.train(1, 5);
+  const auto vaults = job.vaults();
+  Workers second = job.start_all(second_name);
+  require_refused(job, second, second_name);
+  // Not one generation was ended for it, and no vault was taken.
+  job.train(1, job.complete(1) + 10);
+  CHECK(job.vaults() == vaults);
+  end(first);
+}
+
+TEST_CASE("one rank that is started twice beside a healthy job is refused, and the job goes on") {
+  Job job(2s);
+  Workers first = job.start_all("");
+  job.train(1, 5);
+  const auto twice = job.start(1, "");
+  CHECK(twice->finish() == kFenced);
+  CHECK_THAT(job.end_of("", 1), Contains("is running"));
+  job.train(1, job.complete(1) + 10);
+  end(first);
+}
+
+TEST_CASE("four ranks die while they form, and the job is started as three") {
+  Job job(2s);
+  {
+    Workers four;
+    for (int r = 0; r < 3; ++r) four.push_back(job.start(r, ""));  // the last one never comes
+    for (int r = 0; r < 3; ++r) {
+      (void)job.store().wait_for("network/gen/00000000000000000001/place/" + std::to_string(r),
+                                 Deadline::after(60s));
+    }
+    for (auto& w : four) w->kill();
+  }
+  Workers three = job.start_all("", 3);
+  job.train(2, 5, 3);
+  end(three);
+}
+
+TEST_CASE("a start that takes over has the job, and the ranks of before are told") {
+  Job job(2s);
+  Workers first = job.start_all("one");
+  job.train(1, 5);
+  Workers second = job.start_all("two", kWorld, true);
+  job.train(2, job.complete(1) + 5);
+  CHECK(std::stoi(job.note("recovered", 2, 0)) >= job.complete(1));
+  for (int r = 0; r < kWorld; ++r) {
+    CHECK_THAT(job.end_of("one", r), Contains("fenced: "));
+    CHECK(first[static_cast<std::size_t>(r)]->finish() == kFenced);
+  }
+  job.train(2, job.complete(2) + 5);
+  end(second);
+}
+
+TEST_CASE("a job that hangs is replaced, and fenced when it goes on") {
+  const bool named = GENERATE(true, false);
+  INFO("named " << named);
+  Job job(2s);
+  Workers hung = job.start_all(named ? "one" : "");
+  job.train(1, 5);
+  for (auto& w : hung) w->stop();
+  const int reached = job.complete(1);
+  Workers second = job.start_all(named ? "two" : "other");
+  job.train(2, reached + 5);
+  CHECK(std::stoi(job.note("recovered", 2, 0)) >= reached);
+  for (auto& w : hung) w->signal(SIGCONT);
+  for (int r = 0; r < kWorld; ++r) {
+    CHECK_THAT(job.end_of(named ? "one" : "", r), Contains("fenced: "));
+    CHECK(hung[static_cast<std::size_t>(r)]->finish() == kFenced);
+  }
+  job.train(2, job.complete(2) + 5);
+  end(second);
+}
+
+TEST_CASE("a job whose ranks were all killed is started anew, and waits for nobody") {
+  const bool named = GENERATE(true, false);
+  INFO("named " << named);
+  Job job(300s);  // whoever waited for signs of life would wait for 150 s
+  Workers first = job.start_all(named ? "one" : "");
+  job.train(1, 5);
+  for (auto& w : first) w->kill();
+  const int reached = job.complete(1);
+  Workers second = job.start_all(named ? "two" : "");
+  CHECK(std::stoi(job.note("recovered", 2, 0)) >= reached);
+  job.train(2, reached + 5);
+  end(second);
+}
