@@ -57,7 +57,7 @@ class Job {
       for (std::uint64_t step = step_ + 1; step <= last; ++step) {
         std::this_thread::sleep_for(1ms);  // it trains
         stage_all(*ranks_[static_cast<std::size_t>(rank)], {step});
-        if (rank == 0 && over) last = step + 1;  // the others may be one ahead, and no more
+        if (rank == 0 && over && last > step + 1) last = step + 1;  // the others may be one ahead, and no more
       }
     });
     beside.join();
