@@ -40,7 +40,7 @@ bool applies_here(const DTensor& tensor, Operation operation, Scalar number) {
       case ReduceOp::kProduct:
         if (add) {
           throw refused(tensor, operation,
-                        "no local summand adds it to a product; redistribute "
+                        "a sum cannot be added locally to parts of a product; redistribute "
                         "the partial to Replicate or Shard first");
         }
         here = here && coordinate[d] == 0;

@@ -150,8 +150,8 @@ DTensor DTensor::from_local(const Tensor& local, MeshGroups& groups, const Place
                           ", but its part of " + spec.to_string() + " is " +
                           meshstage::to_string(part.shape) +
                           (options.shape ? ""
-                                         : "; the global shape is the sum of what the ranks gave, "
-                                           "say it if that is wrong"));
+                                         : "; the global shape was taken as the sum of the local "
+                                           "ones: give FromLocalOptions::shape if that is wrong"));
   }
   return {local, std::make_shared<const DTensorSpec>(std::move(spec)), groups.rank()};
 }

@@ -170,7 +170,8 @@ void register_nodes(NodeRegistry& registry, std::vector<DeviceMesh> meshes) {
         } catch (const StructureMismatch&) {
           throw;
         } catch (const Error& e) {
-          throw CorruptData(std::string("what is recorded of a DTensor makes none: ") + e.what());
+          throw CorruptData(std::string("the recorded parts of a DTensor do not fit together: ") +
+                            e.what());
         }
       });
 }

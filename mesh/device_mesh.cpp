@@ -86,7 +86,7 @@ struct DeviceMesh::Order {
   }
   [[noreturn]] static void repeated(int rank) {
     throw InvalidArgument("rank " + std::to_string(rank) +
-                          " stands twice in the mesh: list every rank once");
+                          " is listed twice in the mesh: list every rank once");
   }
 };
 
@@ -102,7 +102,7 @@ DeviceMesh DeviceMesh::make(std::vector<std::int64_t> shape, std::vector<std::st
     }
     const auto next = text::product(mesh.size_, shape[d]);
     if (!next || *next > kMaxRanks) {
-      throw InvalidArgument(shape_words(shape) + " has more ranks than a rank number counts (" +
+      throw InvalidArgument(shape_words(shape) + " has more ranks than fit a rank number (" +
                             std::to_string(kMaxRanks) + "): use smaller sizes");
     }
     mesh.size_ = *next;
@@ -124,7 +124,7 @@ DeviceMesh DeviceMesh::make(std::vector<std::int64_t> shape, std::vector<std::st
     if (std::find(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(d), names[d]) !=
         names.begin() + static_cast<std::ptrdiff_t>(d)) {
       throw InvalidArgument("mesh dimension name '" + names[d] +
-                            "' stands twice: give every dimension a name of its own");
+                            "' is listed twice: give every dimension a name of its own");
     }
   }
   mesh.shape_ = std::move(shape);

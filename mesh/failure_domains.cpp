@@ -35,7 +35,7 @@ FailureDomains FailureDomains::from_hosts(std::vector<Host> hosts) {
   for (const Host& host : hosts) {
     if (!host_numbers.emplace(host.name, 0).second) {
       throw InvalidArgument("host " + text::quoted(host.name) +
-                            " stands twice: put all its ranks into one entry");
+                            " is listed twice: put all its ranks into one entry");
     }
     if (host.ranks.empty()) {
       throw InvalidArgument("host " + text::quoted(host.name) + " has no ranks: leave it out");
@@ -49,7 +49,7 @@ FailureDomains FailureDomains::from_hosts(std::vector<Host> hosts) {
   }
   if (world == 0) throw InvalidArgument("no hosts: give at least one with its ranks");
   if (world > static_cast<std::size_t>(std::numeric_limits<int>::max())) {
-    throw InvalidArgument("more ranks than a rank number counts");
+    throw InvalidArgument("more ranks than fit a rank number");
   }
   out.host_of_.assign(world, -1);
   for (std::size_t h = 0; h < hosts.size(); ++h) {

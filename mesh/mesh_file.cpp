@@ -439,7 +439,7 @@ void Reader::read_tensor(const Place& table) {
   tensor.name = *name;
   tensor.shape = *shape;
   if (!tensor_names_.insert(tensor.name).second) {
-    error(name_at, "tensor " + text::quoted(tensor.name) + " stands twice",
+    error(name_at, "tensor " + text::quoted(tensor.name) + " is listed twice",
           "give every tensor a name of its own");
     return;
   }

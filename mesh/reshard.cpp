@@ -15,8 +15,8 @@ void refuse_partial(const PlacedTensor& placed, const char* when) {
   for (const auto& p : placed.placements) {
     if (!p.is_partial()) continue;
     throw InvalidArgument("placements " + to_string(placed.placements) + " " + when +
-                          ": a partial has to be reduced, which no sending of boxes does; "
-                          "redistribute it to R or S(DIM) first");
+                          ": a partial must be reduced, and boxes only move elements; redistribute "
+                          "it to R or S(DIM) first");
   }
 }
 

@@ -112,8 +112,9 @@ void register_nodes(NodeRegistry& registry, int rank) {
         try {
           return std::make_shared<ShardedTensorNode>(decoded(children, auxiliary).held_by(rank));
         } catch (const Error& e) {
-          throw CorruptData(std::string("what is recorded of a ShardedTensor makes none: ") +
-                            e.what());
+          throw CorruptData(
+              std::string("the recorded parts of a ShardedTensor do not fit together: ") +
+              e.what());
         }
       });
 }

@@ -82,7 +82,7 @@ Tensor ShardedTensor::gather(ProcessGroup& group, int root, Deadline deadline) c
   check_use(*this, group, "gather()");
   if (root < 0 || root >= group.size()) {
     throw InvalidArgument("gather() to rank " + std::to_string(root) + ", which a group of " +
-                          std::to_string(group.size()) + " has not");
+                          std::to_string(group.size()) + " does not have");
   }
   const ShardMetadata whole{Shape(shape().size(), 0), shape(), {root, kCpu}};
   const Tensor result = group.rank() == root ? Tensor::empty(shape(), dtype()) : Tensor();

@@ -125,8 +125,9 @@ ShardedTensorMetadata judged(const std::vector<Given>& all) {
     }
   }
   if (metadata.shards.empty()) {
-    throw InvalidArgument("no rank has a shard of the tensor " + to_string(shape) +
-                          "; one of no elements needs an empty shard, for its dtype");
+    throw InvalidArgument(
+        "no rank has a shard of the tensor " + to_string(shape) +
+        "; a tensor without elements needs an empty shard, which gives its dtype");
   }
   metadata.dtype = dtype_from_string(dtype).value();
   sharded::check_cover(metadata.shards, shape, [&](std::size_t i) { return names[i]; });

@@ -46,7 +46,7 @@ std::vector<ShardMetadata> shards_of(const ShardingSpec& spec, const Shape& shap
     if (rank >= 0 && rank < world_size) continue;
     throw make_error<InvalidArgument>(name(i) + " (" + to_string(shards[i]) +
                                           ") is placed on a rank that a group of " +
-                                          std::to_string(world_size) + " has not",
+                                          std::to_string(world_size) + " does not have",
                                       rank);
   }
   sharded::check_cover(shards, shape, name);

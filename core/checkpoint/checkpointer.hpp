@@ -91,9 +91,9 @@ class MESHSTAGE_API Checkpointer {
                     const RunOptions& options = {});
 
   /// The current generation's group, for the trainer's own collectives (and mesh's MeshGroups). A
-  /// death aborts the group with PeerLost, a silent rank with PeerSilent. Each wait in the group
-  /// ends a second after options.deadline at the latest, so its operations need no deadline. After
-  /// rejoin(), finish() or destruction the group throws; call group() again for the next
+  /// death aborts the group with PeerLost, a silent rank with PeerSilent. A wait in the group ends
+  /// when no byte has moved for options.deadline and a second, so its operations need no deadline.
+  /// After rejoin(), finish() or destruction the group throws; call group() again for the next
   /// generation's.
   [[nodiscard]] std::shared_ptr<ProcessGroup> group() const;
   [[nodiscard]] int rank() const noexcept;

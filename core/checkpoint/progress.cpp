@@ -32,7 +32,7 @@ Progress::Progress(std::chrono::milliseconds first, std::function<void(std::chro
         try {
           tell_until(stop, first, tell);
         } catch (const std::exception& e) {
-          std::cerr << std::string("meshstage: how a wait goes is told no more: ") + e.what() +
+          std::cerr << std::string("meshstage: this wait is not reported any more: ") + e.what() +
                            "\n";
         }
       }) {}

@@ -81,9 +81,9 @@ class Run {
       now.may_change_ = !options_.overlap;
       body_(now);
       if (!now.may_change_) {
-        throw InvalidState(
-            "run() with overlap: the body of step " + std::to_string(step) +
-            " did not call RunStep::before_update(), so it may have changed what is being staged");
+        throw InvalidState("run() with overlap: the body of step " + std::to_string(step) +
+                           " did not call RunStep::before_update(), so it may have changed tensors "
+                           "that are still being copied");
       }
       ++step;
       stopped = now.stopped_;
@@ -123,7 +123,7 @@ class Run {
     last_ = ckpt_.stage(state_, step);
     if (settle() == Outcome::kComplete) return;
     end_generation_("the last step, " + std::to_string(step) +
-                    ", failed; no rank is to blame, all ranks train it again");
+                    ", failed although no rank was lost; all ranks train it again");
   }
 
   /// Waits for the outcome of the step that was staged last.

@@ -60,10 +60,12 @@ void Trace::write(const Json& event) {
 }
 
 void Trace::span(Track track, const char* name, const PointEvent& event, Time now) {
-  const auto begun = begun_.find({track, event.id});
+  // What a recovery finds is not known when it begins.
+  const auto begun = begun_.find({track, track == Track::kRecovery ? kNoImage : event.id});
   if (begun == begun_.end()) return;
+  const std::string what = event.id.exists() ? std::to_string(event.id.step) : "nothing";
   write({{"ph", "X"},
-         {"name", std::string(name) + " " + std::to_string(event.id.step)},
+         {"name", std::string(name) + " " + what},
          {"tid", row(track, event.peer)},
          {"ts", microseconds(begun->second.time_since_epoch())},
          {"dur", microseconds(now - begun->second)},
@@ -87,12 +89,9 @@ void Trace::note(const PointEvent& event) {
       begun_.clear();
       begin(Track::kRecovery, kNoImage, now);
       return instant(Track::kRecovery, event, now);
-    case Point::kRestoring: {
-      PointEvent recovery = event;
-      recovery.id = kNoImage;
-      span(Track::kRecovery, "recover", recovery, now);
+    case Point::kRestoring:
+      span(Track::kRecovery, "recover", event, now);
       return instant(Track::kRecovery, event, now);
-    }
     case Point::kOwnWriting:
       begin(Track::kSend, event.id, now);
       return begin(Track::kStage, event.id, now);

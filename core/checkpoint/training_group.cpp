@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <utility>
 
 #include <meshstage/core/checkpoint/training_group_impl.hpp>
@@ -9,7 +10,13 @@ class LimitedTransfer final : public Transfer {
  public:
   LimitedTransfer(std::unique_ptr<Transfer> inner, std::chrono::milliseconds limit)
       : inner_(std::move(inner)), limit_(limit) {}
-  void wait(Deadline deadline) override { inner_->wait(deadline.earlier(Deadline::after(limit_))); }
+  void wait(Deadline deadline) override {
+    if (deadline.is_never()) return inner_->wait_while_moving(limit_);
+    inner_->wait(deadline.earlier(Deadline::after(limit_)));
+  }
+  void wait_while_moving(std::chrono::milliseconds silence) override {
+    inner_->wait_while_moving(std::min(silence, limit_));
+  }
 
  private:
   std::unique_ptr<Transfer> inner_;

@@ -120,7 +120,7 @@ Dict load_shards(FileSystem& fs, const std::filesystem::path& path, const ShardN
       if (!tensors.contains(name)) throw refuse(name, "is not in");
     }
     for (const auto& [name, tensor] : tensors) {
-      if (!names.contains(name.string())) throw refuse(name.string(), "is not said to be in");
+      if (!names.contains(name.string())) throw refuse(name.string(), "is not listed for");
       all.set(name, tensor);
     }
   }

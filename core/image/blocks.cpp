@@ -125,15 +125,16 @@ ImageInfo check(std::span<const std::byte> bytes, const BlockDigests& digests, d
       digests.block_count() * 8 != trailer.digests.size()) {
     refuse(trailer,
            "it has " + std::to_string(trailer.digests.size() / 8) + " blocks of " +
-               std::to_string(info.block_bytes) + " bytes, digested were " +
+               std::to_string(info.block_bytes) + " bytes, but digests were made of " +
                std::to_string(digests.block_count()) + " of " +
-               std::to_string(digests.block_bytes()),
+               std::to_string(digests.block_bytes()) + " bytes",
            "");
   }
   if (digests.first_block() != first_block(trailer)) {
     refuse(trailer,
            "it begins with block " + std::to_string(first_block(trailer)) +
-               ", digested were those from " + std::to_string(digests.first_block()),
+               ", but digests were made from block " + std::to_string(digests.first_block()) +
+               " on",
            "");
   }
   for (auto i = digests.first_block(); i < digests.block_count(); ++i)

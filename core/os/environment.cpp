@@ -25,7 +25,7 @@ constexpr std::array kVariables{
     EnvironmentVariable{"MESHSTAGE_HOST", "a host name or an address",
                         "where other hosts reach this one"},
     EnvironmentVariable{"MESHSTAGE_LAUNCH", "any text without spaces",
-                        "names one start of all ranks, the same for each; the launcher's id serves"},
+                        "names one start, the same for all ranks; else the launcher's id"},
     EnvironmentVariable{"MESHSTAGE_TAKE_OVER", "1",
                         "takes the job from another start whose ranks are alive; for one start"},
     EnvironmentVariable{"MESHSTAGE_SUPERVISOR", "a socket's path",

@@ -473,8 +473,8 @@ void Agent::Impl::report_lost(const protocol::ReportLost& action) {
     loss.why = action.why;
   } else if (action.rank == engine_.rank) {
     loss.kind = ErrorKind::kInvalidState;
-    loss.why = "fenced: the others went on without rank " + std::to_string(action.rank) +
-               " (this process " + action.why + "); end it, its replacement has its place";
+    loss.why = "fenced: the other ranks went on with a replacement for rank " +
+               std::to_string(action.rank) + " (this process " + action.why + "); end this process";
   }
   const auto error = loss.error();
   engine_.gate.lose(loss);

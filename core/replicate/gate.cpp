@@ -174,6 +174,10 @@ void TrainerGate::wait_finished(Deadline deadline) {
   MutexLock lock(mutex_);
   wait(lock, deadline, "some rank did not call finish()",
        [this]() MESHSTAGE_REQUIRES(mutex_) { return finished_; });
+  // The removal of older images may have been posted after wait_idle().
+  if (!changed_.wait_until(lock, deadline,
+                           [this]() MESHSTAGE_REQUIRES(mutex_) { return persisting_ == 0; }))
+    throw Timeout("finish(): older images are still being removed");
 }
 
 Stats TrainerGate::stats() const {

@@ -120,13 +120,24 @@ void Persister::all_on_disk(ImageId id) {
     waiting_.erase(waiting_.begin());
   }
   engine_.gate.count([&](Stats& stats) { stats.disk_step = id.step; });
-  worker_.post([this, older_than = id, keep = engine_.options.keep - 1] {
-    try {
-      files_.prune_older(older_than, keep);
-    } catch (...) {  // they are in the way of nothing
-      engine_.report.warn("cannot remove older images: " + text_of(std::current_exception()));
-    }
-  });
+  // finish() waits for it: what was still to be removed would stay.
+  engine_.gate.persisting_begins();
+  try {
+    worker_.post([this, older_than = id, keep = engine_.options.keep - 1] {
+      struct AtEnd {
+        TrainerGate& gate;
+        ~AtEnd() { gate.persisting_ends(); }
+      } const at_end{engine_.gate};
+      try {
+        files_.prune_older(older_than, keep);
+      } catch (...) {  // they are in the way of nothing
+        engine_.report.warn("cannot remove older images: " + text_of(std::current_exception()));
+      }
+    });
+  } catch (...) {
+    engine_.gate.persisting_ends();
+    throw;
+  }
 }
 
 }  // namespace meshstage::replicate

@@ -192,7 +192,7 @@ Recovered Trainer::recover(Value& state) {
         try {
           engine_.vault.free_superseded();
         } catch (const SystemError& e) {  // tried again by the next recover(), or finish()
-          engine_.report.warn(std::string("what a replaced process left cannot be removed: ") +
+          engine_.report.warn(std::string("files of a replaced process cannot be removed: ") +
                               e.what());
         }
         engine_.gate.recovered();

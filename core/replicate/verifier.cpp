@@ -75,7 +75,7 @@ protocol::SlotsVerified Verifier::verify_slots(ImageId evidence) {
   // Images that earlier processes left, stopped ones too, count like images that this process
   // sealed.
   for (const SlotKey key : engine_.vault.adopt_older()) {
-    engine_.report.info("has from an older process " + place_of(key, engine_.rank));
+    engine_.report.info("an older process left " + place_of(key, engine_.rank));
   }
   for (const auto& [key, info] : engine_.vault.slots()) {
     result.evidence = std::max(result.evidence, info.image.identity.base);

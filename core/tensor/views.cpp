@@ -29,7 +29,7 @@ Tensor Tensor::view(Shape shape) const {
   }
   if (element_count(shape) != numel()) {
     throw InvalidArgument("view: " + describe() + " has " + std::to_string(numel()) +
-                          " elements, " + to_string(shape) + " has not");
+                          " elements, " + to_string(shape) + " has another number");
   }
   auto strides = contiguous_strides(shape);
   return on_storage(storage(), dtype(), std::move(shape), std::move(strides), storage_offset());

@@ -1,6 +1,7 @@
 // A job whose processes all end, and which comes back with its ranks on other hosts. A host is a
 // directory of vaults: what lies in another one is out of a process's reach.
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <set>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/hanging_store.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
 #include "tests/support/rank_errors.hpp"
@@ -36,6 +38,7 @@ class SeatedJob {
   ms::CheckpointerOptions options(int rank, int host) {
     auto o = job_.options(rank);
     o.vault_directory = directory_of(host);
+    o.deadline = std::chrono::seconds(6);  // a start beside ranks that are stopped waits for half
     o.persist_every = files_ ? 1 : 0;
     if (store_) o.store_object = store_;
     return o;
@@ -50,6 +53,7 @@ class SeatedJob {
       if (finishes) ckpt.finish();
     }));
   }
+  std::shared_ptr<ms::Store> store() { return job_.store(); }
   /// Removes all vaults of a host.
   void lose(int host) {
     for (const auto& name : job_.disk().list(directory_of(host))) {
@@ -145,14 +149,19 @@ TEST_CASE("with the Store lost, too, what is staged on other hosts is newer than
 TEST_CASE(
     "the vault of a rank that is stopped on the host that it left is read, and goes at last") {
   SeatedJob job(2);
+  const auto store = std::make_shared<ms::test::HangingStore>(job.store());
   std::vector<std::unique_ptr<ms::Checkpointer>> hung(2);
   all_good(run_ranks(all_ranks(2), [&](int rank) {
     auto& ckpt = hung[static_cast<std::size_t>(rank)];
-    ckpt = std::make_unique<ms::Checkpointer>(job.options(rank, rank));
+    auto options = job.options(rank, rank);
+    options.store_object = store;
+    ckpt = std::make_unique<ms::Checkpointer>(std::move(options));
     (void)recover_to(*ckpt, 0);
     stage_all(*ckpt, {1, 2});
   }));
+  store->hang();  // what is stopped answers nobody who asks whether it lives
   job.live({1, 0}, 2, {3}, true);
+  store->go_on();
   hung.clear();
   for (const int host : {0, 1}) CHECK(job.files(host).empty());
 }

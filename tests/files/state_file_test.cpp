@@ -133,7 +133,7 @@ TEST_CASE("a checkpoint in several files loads as one state dict by its index") 
     refused(map("model-1.safetensors", name), "no name of a file beside the index");
   refused(map("model-1.safetensors", "a\\u0000b"), "beside the index");
   refused(map("model-2.safetensors", "model-1.safetensors"), "is not in");
-  refused(R"({"weight_map":{"a.w":"model-1.safetensors"}})", "\"a.b\" is not said to be in");
+  refused(R"({"weight_map":{"a.w":"model-1.safetensors"}})", "\"a.b\" is not listed for");
   refused(R"({"weight_map":{"a.w":"model-1.safetensors","a.w":"model-2.safetensors"}})", "twice");
   refused(R"({"weight_map":{},"weight_map":{}})", "twice");
   refused(R"({"weight_map":{"a.w":1}})", "in no file");

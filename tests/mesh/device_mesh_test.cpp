@@ -170,7 +170,7 @@ TEST_CASE("what is no mesh is refused with a reason") {
   CHECK_THAT(shape({1 << 20, 1 << 20}), contains_text("more ranks"));
   CHECK_THAT(shape({INT64_MAX, INT64_MAX}), contains_text("more ranks"));
   CHECK_THAT(shape({2, 4}, {"dp"}), contains_text("2 dimensions but 1 name"));
-  CHECK_THAT(shape({2, 4}, {"dp", "dp"}), contains_text("'dp' stands twice"));
+  CHECK_THAT(shape({2, 4}, {"dp", "dp"}), contains_text("'dp' is listed twice"));
   CHECK_THAT(shape({2}, {""}), contains_text("''"));
   CHECK_THAT(shape({2}, {"d p"}), contains_text("'d p'"));
   CHECK_THAT(why([] { (void)DeviceMesh::from_shape({2}, {}, INT32_MAX); }),
@@ -179,9 +179,9 @@ TEST_CASE("what is no mesh is refused with a reason") {
     return why([&] { (void)DeviceMesh::from_ranks(r, s); });
   };
   CHECK_THAT(ranks({0, 1, 2}, {2, 2}), contains_text("holds 4 ranks but 3"));
-  CHECK_THAT(ranks({0, 1, 1, 2}, {2, 2}), contains_text("rank 1 stands twice"));
-  CHECK_THAT(ranks({0, 2'000'000'000, 1, 1}, {2, 2}), contains_text("rank 1 stands twice"));
-  CHECK_THAT(ranks({0, 0}, {2}), contains_text("rank 0 stands twice"));
+  CHECK_THAT(ranks({0, 1, 1, 2}, {2, 2}), contains_text("rank 1 is listed twice"));
+  CHECK_THAT(ranks({0, 2'000'000'000, 1, 1}, {2, 2}), contains_text("rank 1 is listed twice"));
+  CHECK_THAT(ranks({0, 0}, {2}), contains_text("rank 0 is listed twice"));
   CHECK_THAT(ranks({0, -1}, {2}), contains_text("rank -1"));
   const auto mesh = DeviceMesh::from_shape({2, 4}, {"dp", "tp"});
   CHECK_THAT(why([&] { (void)mesh.dim("x"); }), contains_text("'x': it has dp, tp"));

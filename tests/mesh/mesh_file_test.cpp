@@ -146,10 +146,10 @@ TEST_CASE("what is wrong in a mesh file is named with its line, its key and the 
       {"[mesh]\nshape = [9223372036854775807]", 2, "mesh.shape[0]", "out of range"},
       {"[mesh]\nshape = [99999999999999999999]", 2, "", "not TOML"},
       {"[mesh]\nshape = [2, 4]\nnames = [\"dp\"]", 3, "mesh.names", "one name for each"},
-      {"[mesh]\nshape = [2, 4]\nnames = [\"dp\", \"dp\"]", 3, "mesh.names", "'dp' stands twice"},
+      {"[mesh]\nshape = [2, 4]\nnames = [\"dp\", \"dp\"]", 3, "mesh.names", "'dp' is listed twice"},
       {"[mesh]\nshape = [2]\nnames = \"dp\"", 3, "mesh.names", "list of names"},
       {"[mesh]\nshape = [2]\nnames = [3]", 3, "mesh.names[0]", "not a string"},
-      {"[mesh]\nshape = [2]\nranks = [0, 0]", 3, "mesh.ranks", "rank 0 stands twice"},
+      {"[mesh]\nshape = [2]\nranks = [0, 0]", 3, "mesh.ranks", "rank 0 is listed twice"},
       {"[mesh]\nshape = [2]\nranks = [0, 1, 2]", 3, "mesh.ranks", "product of the sizes"},
       {"[mesh]\nshape = [2]\nranks = [0, -1]", 3, "mesh.ranks[1]", "out of range"},
       {"[mesh]\nshape = [2]\nranks = \"0-x\"", 3, "mesh.ranks", "such as 0-3,8"},
@@ -207,7 +207,7 @@ TEST_CASE("what is wrong in a mesh file is named with its line, its key and the 
        6, "tensor[0].dtype", "use bool, u8"},
       {"[mesh]\nshape = [2]\n[[tensor]]\nname = \"w\"\nshape = [8]\nplacements = \"R\"\n"
        "[[tensor]]\nname = \"w\"\nshape = [8]\nplacements = \"R\"",
-       8, "tensor[1].name", "stands twice"},
+       8, "tensor[1].name", "is listed twice"},
   };
   for (const Wrong& w : table) {
     INFO(w.text);

@@ -178,7 +178,7 @@ TEST_CASE("failure domains are made of host names, sizes or lists, and checked")
   };
   CHECK_THAT(bad({}), contains_text("no hosts"));
   CHECK_THAT(bad({{"a", "", {}}}), contains_text("'a' has no ranks"));
-  CHECK_THAT(bad({{"a", "", {0}}, {"a", "", {1}}}), contains_text("'a' stands twice"));
+  CHECK_THAT(bad({{"a", "", {0}}, {"a", "", {1}}}), contains_text("'a' is listed twice"));
   CHECK_THAT(bad({{"a", "", {0, 1}}, {"b", "", {1}}}),
              contains_text("rank 1 is on host 'a' and again on"));
   CHECK_THAT(bad({{"a", "", {0, 2}}}), contains_text("ranks must be 0..1"));

@@ -1,5 +1,6 @@
 // Starts of a job beside one another, as real processes: beside a healthy job, beside one that
 // hangs, after one that died.
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <filesystem>
@@ -63,6 +64,21 @@ class Job {
         std::this_thread::sleep_for(5ms);
       }
     }
+  }
+  /// The generation in which rank 0 recovers after that one: the next, or a later one where an
+  /// attempt failed.
+  int after(int generation) {
+    const auto until = Deadline::after(60s);
+    while (!until.expired()) {
+      int newest = 0;
+      for (const auto& key : store_.list("recovered/")) {
+        if (key.ends_with("/0")) newest = std::max(newest, std::stoi(key.substr(10)));
+      }
+      if (newest > generation) return newest;
+      std::this_thread::sleep_for(5ms);
+    }
+    FAIL("no generation after " << generation);
+    return 0;
   }
   int complete(int generation) { return std::stoi(note("complete", generation, 0)); }
   std::string end_of(const std::string& launch, int rank) {
@@ -143,7 +159,7 @@ TEST_CASE("four ranks die while they form, and the job is started as three") {
     for (auto& w : four) w->kill();
   }
   Workers three = job.start_all("", 3);
-  job.train(2, 5, 3);
+  job.train(job.after(0), 5, 3);
   end(three);
 }
 
@@ -152,13 +168,14 @@ TEST_CASE("a start that takes over has the job, and the ranks of before are told
   Workers first = job.start_all("one");
   job.train(1, 5);
   Workers second = job.start_all("two", kWorld, true);
-  job.train(2, job.complete(1) + 5);
-  CHECK(std::stoi(job.note("recovered", 2, 0)) >= job.complete(1));
+  const int newer = job.after(1);
+  job.train(newer, job.complete(1) + 5);
+  CHECK(std::stoi(job.note("recovered", newer, 0)) >= job.complete(1));
   for (int r = 0; r < kWorld; ++r) {
     CHECK_THAT(job.end_of("one", r), Contains("fenced: "));
     CHECK(first[static_cast<std::size_t>(r)]->finish() == kFenced);
   }
-  job.train(2, job.complete(2) + 5);
+  job.train(newer, job.complete(newer) + 5);
   end(second);
 }
 
@@ -171,14 +188,15 @@ TEST_CASE("a job that hangs is replaced, and fenced when it goes on") {
   for (auto& w : hung) w->stop();
   const int reached = job.complete(1);
   Workers second = job.start_all(named ? "two" : "other");
-  job.train(2, reached + 5);
-  CHECK(std::stoi(job.note("recovered", 2, 0)) >= reached);
+  const int newer = job.after(1);
+  job.train(newer, reached + 5);
+  CHECK(std::stoi(job.note("recovered", newer, 0)) >= reached);
   for (auto& w : hung) w->signal(SIGCONT);
   for (int r = 0; r < kWorld; ++r) {
     CHECK_THAT(job.end_of(named ? "one" : "", r), Contains("fenced: "));
     CHECK(hung[static_cast<std::size_t>(r)]->finish() == kFenced);
   }
-  job.train(2, job.complete(2) + 5);
+  job.train(newer, job.complete(newer) + 5);
   end(second);
 }
 
@@ -191,7 +209,8 @@ TEST_CASE("a job whose ranks were all killed is started anew, and waits for nobo
   for (auto& w : first) w->kill();
   const int reached = job.complete(1);
   Workers second = job.start_all(named ? "two" : "");
-  CHECK(std::stoi(job.note("recovered", 2, 0)) >= reached);
-  job.train(2, reached + 5);
+  const int newer = job.after(1);
+  CHECK(std::stoi(job.note("recovered", newer, 0)) >= reached);
+  job.train(newer, reached + 5);
   end(second);
 }

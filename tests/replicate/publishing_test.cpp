@@ -33,7 +33,7 @@ std::vector<std::byte> copy_of(std::span<const std::byte> bytes) {
 std::string publish_rotting(MemoryFileSystem& disk, const TestImage& image, std::uint64_t at,
                             FileOperation operation, int nth) {
   FaultyFileSystem held(disk);
-  const Persistence files(held, "/disk", "job", 2);
+  const Persistence files(held, "/disk", "job", 2, image.info.identity.world_size);
   std::string error;
   held.shorten_writes(4096);
   held.block(operation);
@@ -98,7 +98,7 @@ TEST_CASE("what a slot says of its image must be what the image says") {
   const TestImage image = small_image();
   ImageInfo other = image.info;
   other.identity.id.step += 5;
-  const Persistence files(disk, "/disk", "job", 2);
+  const Persistence files(disk, "/disk", "job", 2, image.info.identity.world_size);
   CHECK_THROWS_WITH(files.publish(other, image.bytes()), contains_text("but was to be of"));
   CHECK(read_all(disk, "/disk").empty());
 }
@@ -107,7 +107,7 @@ TEST_CASE("an image that is on disk already is believed only when it proves to b
   MemoryFileSystem disk;
   FaultyFileSystem counted(disk);
   const TestImage image = small_image();
-  const Persistence files(counted, "/disk", "job", 2);
+  const Persistence files(counted, "/disk", "job", 2, image.info.identity.world_size);
   files.publish(image.info, image.bytes());
   const auto published = read_all(disk, "/disk");
   REQUIRE(published.size() == 1);

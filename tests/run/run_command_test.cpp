@@ -112,6 +112,20 @@ TEST_CASE("a rank that dies of the signal passed on is not started anew") {
   CHECK(r.lines("starts") == 2);
 }
 
+TEST_CASE("a second Ctrl-C kills ranks that do not end") {
+  Run r;
+  // Each rank answers the signal that is passed on by another one to the launcher.
+  const Outcome o = r.go({"-n", "2", "--job", "j"},
+                         "trap 'kill -INT $PPID' INT; touch $D/up.$RANK; "
+                         "until [ -e $D/up.0 ]; do sleep 0.02; done; echo ready; "
+                         "while :; do sleep 0.05; done",
+                         "[1] ready");
+  INFO(o.err);
+  CHECK_FALSE(o.timed_out);
+  CHECK(o.code == 128 + SIGINT);
+  CHECK_THAT(o.err, contains_text("a second one kills them") && contains_text("killing ranks "));
+}
+
 TEST_CASE("what a rank left running ends with it, also what left its group") {
   Run r;
   const std::string mark = "4" + std::to_string(::getpid());  // seconds no other test sleeps for
@@ -154,6 +168,51 @@ TEST_CASE("wrong arguments say what is right") {
   refused({"run", "-n", "2", "--restart", "some", "--", "true"}, "alone");
   refused({"run", "-n", "2", "--job", "j", "--", "/no/such/program"}, "/no/such/program");
   refused({"run", "--hosts", "/no/hosts", "--", "true"}, "/no/hosts");
+}
+
+TEST_CASE("launchers of two hosts start one job by the same file, and a dead rank comes back") {
+  Run r;
+  const auto path = [&](const char* name) { return (r.folder.path() / name).string(); };
+  std::ofstream(path("hosts")) << "a 1\nb slots=2\n";
+  for (const char* folder : {"vault-a", "vault-b"}) std::filesystem::create_directory(path(folder));
+  const auto on = [&](const std::string& host) {
+    const std::string script =
+        "[ $RANK = 2 ] && [ ! -e $D/killed ] || exec \"$@\"; touch $D/killed; "
+        "exec \"$@\" --fault kill@30";
+    return drill_runs::run(MESHSTAGE_COMMAND,
+                           {"run",
+                            "--hosts",
+                            path("hosts"),
+                            "--this",
+                            host,
+                            "--store",
+                            "file:" + path("store"),
+                            "--job",
+                            "two-hosts",
+                            "--",
+                            "sh",
+                            "-c",
+                            script,
+                            "sh",
+                            MESHSTAGE_TRAINER,
+                            "--dir",
+                            path("ckpt"),
+                            "--vault",
+                            path(("vault-" + host).c_str()),
+                            "--steps",
+                            "60"},
+                           120s, {"D=" + r.folder.path().string(), "MESHSTAGE_HOST=127.0.0.1"});
+  };
+  Outcome a, b;
+  std::thread first([&] { a = on("a"); });
+  b = on("b");
+  first.join();
+  INFO(a.out << a.err << b.out << b.err);
+  CHECK(a.code == 0);
+  CHECK(b.code == 0);
+  CHECK_THAT(a.out, contains_text("[0] step   60/60"));
+  CHECK_THAT(b.err, contains_text("rank 2: signal 9; it is started anew"));
+  CHECK_THAT(b.err, !contains_text("rank 0"));
 }
 
 TEST_CASE("ranks of a real job that die again and again come back and finish") {

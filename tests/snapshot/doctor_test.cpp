@@ -112,6 +112,12 @@ TEST_CASE("doctor names each thing that is wrong, with its remedy") {
       {"environment", Level::kWarning,
        [](auto& f) { f.environment = {{"RANK", "0"}, {"WORLD_SIZE", "8"}}; },
        "on how many hosts they are is not said", "MESHSTAGE_HOST"},
+      {"host", Level::kProblem,
+       [](auto& f) {
+         f.environment["MESHSTAGE_HOST"] = "node9";
+         f.host_error = "the host node9 has no address here";
+       },
+       "MESHSTAGE_HOST=node9 cannot be used", "has no address here"},
       {"store", Level::kProblem,
        [](auto& f) {
          f.environment["MESHSTAGE_STORE"] = "127.0.0.1:29500";
@@ -177,6 +183,27 @@ TEST_CASE("doctor asks the store whether it answers") {
   const auto wrong = store_of("tcp://10.0.0.300:1");
   CHECK(wrong.at("level") == "problem");
   CHECK(contains(wrong.at("remedy"), "names no store"));
+}
+
+TEST_CASE("doctor finds a host that the other ranks could not reach") {
+  const TempDirectory temp;
+  const auto host_of = [&](const std::string& host) {
+    ::setenv("MESHSTAGE_HOST", host.c_str(), 1);
+    const auto answer = run({"doctor", "--vault", temp.path().string(), "--json"}).json();
+    ::unsetenv("MESHSTAGE_HOST");
+    for (const auto& check : answer.at("checks")) {
+      if (check.at("name") == "host") return check;
+    }
+    throw NotFound("doctor said nothing of the host");
+  };
+  CHECK(host_of("[::1]").at("level") == "ok");
+  for (const char* host : {"nobody.invalid", "12"}) {
+    INFO(host);
+    const auto answer = host_of(host);
+    CHECK(answer.at("level") == "problem");
+    CHECK(answer.at("found") == "MESHSTAGE_HOST=" + std::string(host) + " cannot be used");
+    CHECK(contains(answer.at("remedy"), "at which the other ranks reach this host"));
+  }
 }
 
 TEST_CASE("doctor and info run on this host and print JSON") {

@@ -185,27 +185,27 @@ Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps
 
 void ArgumentParser::add_to(CLI::App& command) {
   command.add_option("--ranks", ranks_,
-                     "Processes to train with, 1 to 64\n(default: 4, or as --mesh has)");
+                     "Processes to train with, 1 to 64\n(default: 4, or those of --mesh)");
   command
       .add_option("--mesh", given_.mesh,
                   "2,2: cut the optimizer's moments over a mesh of that shape,\n"
-                  "by its last dimension, repeated along the others")
+                  "along its last dimension, and repeat them along the others")
       ->delimiter(',')
       ->type_name("SIZES");
-  command.add_flag(
-      "--spare-replicated", given_.spare_replicated,
-      "With --mesh: copies borrow what the mesh repeats on another\nhost, neither sent nor held; a "
-      "lost rank gets it from\nthere; the bytes borrowed are printed");
+  command.add_flag("--spare-replicated", given_.spare_replicated,
+                   "With --mesh: copies borrow what the mesh repeats on another\n"
+                   "host, so it is neither sent nor held; a lost rank gets it\n"
+                   "from there; the borrowed bytes are printed");
   command
       .add_option("--copies", given_.partners.copies,
                   "Ranks that hold a copy of each rank's images")
       ->capture_default_str();
   command.add_option("--partners", policy_,
-                     "Which ranks: half-shift, ring, across-hosts, cliques\n"
+                     "How these are chosen: half-shift, ring, across-hosts, cliques\n"
                      "(default: half-shift)");
   command
       .add_option("--ranks-per-host", given_.ranks_per_host,
-                  "So many neighbouring ranks are said to share a host")
+                  "Count so many neighbouring ranks as one host")
       ->capture_default_str();
   command.add_option("--steps", given_.steps, "Steps to train")
       ->check(whole_number())
@@ -215,7 +215,8 @@ void ArgumentParser::add_to(CLI::App& command) {
       ->capture_default_str();
   command.add_option("--text", text_, "Text to learn (default: the licence of this project)");
   command.add_option("--dir", given_.directory,
-                     "Where the run's files go; removed again\n(default: a temporary directory)");
+                     "Directory for the run's files; they are removed at the end\n(default: a "
+                     "temporary directory)");
   command.add_flag("--json", given_.json, "Print one JSON object and nothing else");
   command
       .add_option("--kill", kills_,
@@ -226,14 +227,14 @@ void ArgumentParser::add_to(CLI::App& command) {
       ->type_name("R@S[:P]");
   command
       .add_option("--stop", stops_,
-                  "RANK@STEP[:POINT]: SIGSTOP, a rank that hangs; it is\n"
-                  "replaced, then woken up; repeatable")
+                  "RANK@STEP[:POINT]: SIGSTOP, so RANK hangs; another process\n"
+                  "replaces it, then it is woken up; repeatable")
       ->type_name("R@S[:P]");
   command
       .add_option("--lose", loses_,
-                  "RANK@STEP[:POINT]: SIGKILL and its vault wiped, a host is\n"
-                  "gone; 1+2@STEP: two at once; all@STEP: only disk is left;\n"
-                  "repeatable")
+                  "RANK@STEP[:POINT]: SIGKILL, and its vault is wiped, as if a\n"
+                  "host were lost; 1+2@STEP: two ranks at once; all@STEP: only\n"
+                  "the disk is left; repeatable")
       ->type_name("R@S[:P]");
   command
       .add_option("--leave-out", left_out_,
@@ -242,8 +243,7 @@ void ArgumentParser::add_to(CLI::App& command) {
       ->type_name("R@S");
   command.add_option("--kills", random_kills_, "This many kills at random ranks, steps and points")
       ->check(whole_number());
-  command.add_option("--seed", seed_, "Draws the kills of --kills (default: 1)")
-      ->check(whole_number());
+  command.add_option("--seed", seed_, "Random seed of --kills (default: 1)")->check(whole_number());
   command
       .add_option("--persist-every", persist_every_,
                   "Every n-th complete staged step goes to disk\n(default: 4; 1 with --lose all)")
@@ -254,7 +254,7 @@ void ArgumentParser::add_to(CLI::App& command) {
       ->check(whole_number());
   command.add_option(
       "--trace", given_.trace,
-      "Write all that the ranks report to this file, as JSON\nlines (tools/trainer/README.md)");
+      "Write all reports of the ranks to this file, as JSON\nlines (tools/trainer/README.md)");
   command.add_option("--timeout", given_.timeout_s, "Give up after this many seconds in one run")
       ->check(whole_number())
       ->capture_default_str();

@@ -24,9 +24,9 @@ CLI::App* add_command(CLI::App& mesh, const char* name, const char* what, const 
 
 void add_mesh_options(CLI::App& command, MeshWords& words) {
   command.add_option("--mesh", words.mesh, "Sizes of the dimensions: 2,4");
-  command.add_option("--names", words.names, "Their names: dp,tp (left out: dim0,dim1)");
+  command.add_option("--names", words.names, "Names of the dimensions: dp,tp (default: dim0,dim1)");
   command.add_option("--ranks", words.ranks,
-                     "Ranks in row-major order: 3,7,0-2 (left out: 0, 1, ...)");
+                     "Ranks in row-major order: 3,7,0-2 (default: 0, 1, ...)");
 }
 
 void add_mesh_or_file(CLI::App& command, MeshWords& words) {
@@ -38,12 +38,14 @@ void add_job_options(CLI::App& command, JobWords& words) {
   command.add_option("FILE", words.file, "A mesh file (TOML), instead of --mesh and the hosts");
   add_mesh_options(command, words.mesh);
   command.add_option("--ranks-per-host", words.ranks_per_host,
-                     "Ranks of each host (left out: every rank is a host of its own)");
+                     "Ranks of each host (default: every rank is a host of its own)");
   command.add_option("--host-sizes", words.host_sizes, "Ranks of each host, uneven: 8,8,6");
   command.add_option("--hosts-per-rack", words.hosts_per_rack, "Hosts of each rack");
-  command.add_option("--policy", words.policy,
-                     "half-shift (default), ring, across-hosts, across-racks or cliques");
-  command.add_option("--copies", words.copies, "Copies of each rank's image on others (default 1)");
+  command.add_option(
+      "--policy", words.policy,
+      "How holders are chosen: half-shift (default), ring, across-hosts, across-racks or cliques");
+  command.add_option("--copies", words.copies,
+                     "Copies of each rank's image at other ranks (default: 1)");
   command
       .add_option(
           "--tensor", words.tensors,
@@ -53,14 +55,14 @@ void add_job_options(CLI::App& command, JobWords& words) {
       ->allow_extra_args(false)
       ->delimiter('\0');
   command.add_flag("--spare-replicated", words.spare_replicated,
-                   "Copies borrow the tensors that another host has too");
+                   "Copies borrow tensors that another host has, too");
 }
 
 }  // namespace
 
 void add_mesh_commands(CLI::App& app, std::ostream& out, std::optional<std::size_t> width) {
-  CLI::App* mesh =
-      app.add_subcommand("mesh", "What a mesh means and what it survives, without a job");
+  CLI::App* mesh = app.add_subcommand(
+      "mesh", "Shows what a mesh means and which losses it survives, without a job");
   mesh->require_subcommand(1);
   set_example(*mesh, "meshstage mesh show --mesh 2,4 --names dp,tp");
 
@@ -77,7 +79,7 @@ void add_mesh_commands(CLI::App& app, std::ostream& out, std::optional<std::size
 
   auto shard = std::make_shared<ShardOptions>();
   shard->width = width;
-  command = add_command(*mesh, "shard", "Which rank has which block of a tensor",
+  command = add_command(*mesh, "shard", "Shows which rank has which block of a tensor",
                         "meshstage mesh shard --mesh 2,4 --tensor 13,7 --placements \"S(0),R\"",
                         shard, &mesh_shard, out);
   add_mesh_or_file(*command, shard->mesh);
@@ -85,32 +87,32 @@ void add_mesh_commands(CLI::App& app, std::ostream& out, std::optional<std::size
       ->add_option("--tensor", shard->tensor,
                    "Sizes of the tensor: 13,7; or the name of a tensor of the FILE")
       ->required();
-  command->add_option(
-      "--placements", shard->placements,
-      "One for each mesh dimension: R, S(DIM) or P(sum|avg|product|min|max) (left out: those of "
-      "the FILE's tensor)");
+  command->add_option("--placements", shard->placements,
+                      "One for each mesh dimension: R, S(DIM) or P(sum|avg|product|min|max) "
+                      "(default: those of the FILE's tensor)");
   command->add_flag("--json", shard->json, "One JSON object");
 
   auto reshard = std::make_shared<ReshardOptions>();
-  command = add_command(*mesh, "reshard", "Who sends which box of a tensor to whom",
-                        "meshstage mesh reshard --from 2,4 --to 3 --tensor 1024,512 --placements "
-                        "\"S(0),R\"",
-                        reshard, &mesh_reshard, out);
+  command =
+      add_command(*mesh, "reshard", "Shows which rank sends which box of a tensor to which rank",
+                  "meshstage mesh reshard --from 2,4 --to 3 --tensor 1024,512 --placements "
+                  "\"S(0),R\"",
+                  reshard, &mesh_reshard, out);
   command->add_option("--from", reshard->from, "Sizes of the mesh before: 2,4")->required();
   command->add_option("--to", reshard->to, "Sizes of the mesh after: 3")->required();
   command->add_option("--tensor", reshard->tensor, "Sizes of the tensor: 1024,512")->required();
   command
       ->add_option("--placements", reshard->placements,
-                   "Before, one for each mesh dimension: R or S(DIM)")
+                   "Placements before, one for each mesh dimension: R or S(DIM)")
       ->required();
   command->add_option("--to-placements", reshard->to_placements,
-                      "After (left out: the same; on a mesh of another number of dimensions the "
-                      "first cut before, along its first dimension)");
+                      "Placements after (default: the same; if the number of mesh dimensions "
+                      "differs, the first S(DIM) of those before, along the first dimension)");
   command->add_flag("--json", reshard->json, "One JSON object");
 
   auto partners = std::make_shared<PartnersOptions>();
   command =
-      add_command(*mesh, "partners", "Who holds whose copies, and what that costs",
+      add_command(*mesh, "partners", "Shows which ranks hold which copies, and what that costs",
                   "meshstage mesh partners --mesh 2,4 --ranks-per-host 4 --policy across-hosts "
                   "--tensor \"w=f32[1024,512]:S(0),R\" --bandwidth 12.5",
                   partners, &mesh_partners, out);
@@ -120,29 +122,28 @@ void add_mesh_commands(CLI::App& app, std::ostream& out, std::optional<std::size
   command->add_flag("--json", partners->json, "One JSON object");
 
   auto survive = std::make_shared<SurviveWords>();
-  command =
-      add_command(*mesh, "survive", "Which losses of hosts or racks leave everything somewhere",
-                  "meshstage mesh survive --mesh 8 --ranks-per-host 2 --lose host", survive,
-                  &mesh_survive, out);
+  command = add_command(*mesh, "survive", "Shows which losses of hosts or racks the copies survive",
+                        "meshstage mesh survive --mesh 8 --ranks-per-host 2 --lose host", survive,
+                        &mesh_survive, out);
   add_job_options(*command, survive->job);
   command->add_option("--lose", survive->lose,
-                      "What is lost at once: rank, host (default) or rack");
+                      "The unit that is lost at once: rank, host (default) or rack");
   command->add_option("--require", survive->require,
-                      "Exit 1 unless every loss of so many is survived");
+                      "Exit 1 unless every loss of so many units is survived");
   command->add_flag("--json", survive->json, "One JSON object");
 
   auto check = std::make_shared<CheckOptions>();
-  command = add_command(*mesh, "check", "Finds what is wrong in a mesh file",
+  command = add_command(*mesh, "check", "Finds the errors in a mesh file",
                         "meshstage mesh check mesh.toml", check, &mesh_check, out);
   command->add_option("FILE", check->file, "A mesh file (TOML)")->required();
   command->add_flag("--json", check->json, "One JSON object");
 
   auto draw = std::make_shared<DrawOptions>();
-  command = add_command(*mesh, "draw", "A picture (SVG) of hosts, ranks, partners and a tensor",
+  command = add_command(*mesh, "draw", "Draws hosts, ranks, partners and a tensor (SVG)",
                         "meshstage mesh draw mesh.toml -o mesh.svg", draw, &mesh_draw, out);
   command->add_option("FILE", draw->file, "A mesh file (TOML)")->required();
-  command->add_option("-o,--output", draw->output, "The SVG file (left out or -: standard output)");
-  command->add_option("--tensor", draw->tensor, "The tensor to draw (left out: the first)");
+  command->add_option("-o,--output", draw->output, "The SVG file (default, or -: standard output)");
+  command->add_option("--tensor", draw->tensor, "The tensor to draw (default: the first)");
 }
 
 }  // namespace meshstage::tools

@@ -154,7 +154,7 @@ MeshDescription read_job(const JobWords& words) {
     for (const TensorSpec& other : job->tensors) {
       if (other.name == tensor.name) {
         throw InvalidArgument("tensor " + text::quoted(tensor.name) +
-                              " stands twice: give every tensor a name of its own");
+                              " is listed twice: give every tensor a name of its own");
       }
     }
     const TensorPlace place = place_of(job->mesh, tensor);

@@ -115,19 +115,20 @@ LaunchOptions launch_options(const Arguments& a) {
 void add_run_command(CLI::App& app) {
   auto* command = app.add_subcommand(
       "run",
-      "Start the ranks of a job on this host, and start those anew that die. The others stay up, "
-      "notice the death, and go on with the new one at the newest complete step. Each rank gets "
-      "MESHSTAGE_RANK and its kin, and torchrun's variables (RANK, LOCAL_RANK, WORLD_SIZE, "
-      "LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR, MASTER_PORT, OMP_NUM_THREADS). A rank that ends "
-      "with 0 has finished. One that ends with 75 asks for a restart of all ranks. One that dies "
-      "three times in a row before it joined the job ends the job. Exit code: 0 if every rank "
-      "ended with 0, else that of the rank that ended the job (128 + N for signal N).");
+      "Start the ranks of a job on this host, and start a rank anew when it dies. The other ranks "
+      "stay up, notice the death, and go on with the new one from the newest complete step. Each "
+      "rank gets MESHSTAGE_RANK and its like, and torchrun's variables (RANK, LOCAL_RANK, "
+      "WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK, MASTER_ADDR, MASTER_PORT, OMP_NUM_THREADS). A "
+      "rank that ends "
+      "with 0 has finished. A rank that ends with 75 asks for a restart of all ranks. A rank that "
+      "dies three times in a row before it has joined the job ends the job. Exit code: 0 if every "
+      "rank ended with 0, else the code of the rank that ended the job (128 + N for signal N).");
   auto a = std::make_shared<Arguments>();
   command->add_option("-n,--ranks", a->ranks, "Ranks to start, all on this host")
       ->check(CLI::Range(1, 65'536));
   command
       ->add_option("--restart", a->restart,
-                   "What is started anew after a death: the dead rank alone, or all ranks (for "
+                   "Which ranks are started anew after a death: the dead rank alone, or all (for "
                    "programs that do not rejoin)")
       ->check(CLI::IsMember({"alone", "all"}))
       ->capture_default_str();
@@ -137,11 +138,12 @@ void add_run_command(CLI::App& app) {
                        "End the job at the next death after so many restarts (default: no limit)")
           ->check(whole_number());
   command->add_option("--job", a->job,
-                      "Job id, MESHSTAGE_JOB: the same in a later run goes on from what this one "
-                      "left (default: the variable, else a new one)");
-  command->add_option("--store", a->store,
-                      "Where the ranks meet, MESHSTAGE_STORE (default: the variable, else the "
-                      "program's folder)");
+                      "Job id, MESHSTAGE_JOB; a later run with the same id goes on where this one "
+                      "ended (default: the variable, else a new id)");
+  command->add_option(
+      "--store", a->store,
+      "The Store where the ranks meet, MESHSTAGE_STORE (default: the variable, else the "
+      "program's folder)");
   command
       ->add_option("--hosts", a->hosts,
                    "File with a line NAME RANKS for each host; run this command on each of them")

@@ -25,7 +25,7 @@ void end_with(int code) {
 void add_in(CLI::App* command, Places& places) {
   command
       ->add_option("--in", places.directories,
-                   "Where images are looked for: DIR and below; repeatable (default: /dev/shm and "
+                   "Look for images in DIR and below; repeatable (default: /dev/shm and "
                    "the jobs' default directories)")
       ->type_name("DIR")
       ->allow_extra_args(false);
@@ -83,7 +83,7 @@ void add_verify(CLI::App& app, std::ostream& out) {
   auto o = std::make_shared<VerifyOptions>();
   CLI::App* c =
       add(app, "verify",
-          "Checks every digest of images; exit 1 if one is damaged, is no image, or is a plain "
+          "Checks every digest of images; exit 1 if a file is damaged, is no image, or is a plain "
           "safetensors file, which has no digests, and if there is nothing to check",
           "meshstage verify /scratch/ckpt", o,
           [&out](const VerifyOptions& options) { return verify_snapshots(options, out); });
@@ -97,14 +97,12 @@ void add_verify(CLI::App& app, std::ostream& out) {
 
 void add_diff(CLI::App& app, std::ostream& out) {
   auto o = std::make_shared<DiffOptions>();
-  CLI::App* c = add(
-      app, "diff",
-      "Compares two snapshots, bit for bit, and prints the first differences by path; exit 1 if "
-      "there are any. Where one is a plain safetensors file, tensors are compared by their names, "
-      "and "
-      "what is no tensor if the file was exported",
-      "meshstage diff gpt2/0@80 gpt2/0@85", o,
-      [&out](const DiffOptions& options) { return diff_snapshots(options, out); });
+  CLI::App* c = add(app, "diff",
+                    "Compares two snapshots, bit for bit, and prints the first differences by "
+                    "path; exit 1 if there are any. If one is a plain safetensors file, tensors "
+                    "are compared by their names, and other values only if the file was exported",
+                    "meshstage diff gpt2/0@80 gpt2/0@85", o,
+                    [&out](const DiffOptions& options) { return diff_snapshots(options, out); });
   add_snapshot(c, "left", o->left);
   add_snapshot(c, "right", o->right);
   c->add_flag("--structure", o->structure, "Compare structure alone, not values");
@@ -121,7 +119,7 @@ void add_export(CLI::App& app, std::ostream& out) {
   CLI::App* c = add(
       app, "export",
       "Writes every path as a tensor of its own (contiguous; shared storages are repeated) into a "
-      "safetensors file that any reader opens; what is no tensor goes into its metadata",
+      "safetensors file that any reader opens; values that are no tensors go into its metadata",
       "meshstage export gpt2/0@85 --output model.safetensors --path model", o,
       [&out](const ExportOptions& options) { return export_snapshot(options, out); });
   add_snapshot(c, "snapshot", o->snapshot);
@@ -138,8 +136,8 @@ void add_clean(CLI::App& app, std::ostream& out, Confirm confirm) {
   auto o = std::make_shared<CleanOptions>();
   CLI::App* c =
       add(app, "clean",
-          "Removes the vaults that no living process owns, of jobs of which no rank lives on this "
-          "host. Asks first; without a terminal it only lists them (exit 1) unless --yes is given. "
+          "Removes vaults without a living owner, if no rank of their job lives on this host. Asks "
+          "first; without a terminal it only lists them (exit 1) unless --yes is given. "
           "Persisted images are never removed",
           "meshstage clean --job gpt2 --yes", o,
           [&out, confirm = std::move(confirm)](const CleanOptions& options) {
@@ -168,12 +166,13 @@ void add_doctor(CLI::App& app, std::ostream& out) {
       "its remedy. Exit 1 if something would keep a job from running",
       "meshstage doctor --state 1.5GiB --ranks 4", o,
       [&out](const DoctorOptions& options) { return run_doctor(options, out); });
-  c->add_option("--vault", o->vault, "Where the images are to live")
+  c->add_option("--vault", o->vault, "The vault's directory")
       ->type_name("DIR")
       ->capture_default_str();
-  c->add_option("--state", o->state_bytes,
-                "Bytes of one rank's state dict (1500000000, 1.5GB, 1.4GiB): is there room for the "
-                "four images of it that each rank keeps (two of them copies, taken to be whole)?")
+  c->add_option(
+       "--state", o->state_bytes,
+       "Bytes of one rank's state dict (1500000000, 1.5GB, 1.4GiB): checks that there is room for "
+       "the four images of that size that each rank keeps (two of them copies, counted as whole)")
       ->type_name("SIZE")
       ->transform([](const std::string& text) { return std::to_string(parse_size(text)); });
   c->add_option("--ranks", o->ranks, "Ranks on this host")

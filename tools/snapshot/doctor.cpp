@@ -186,13 +186,15 @@ Check environment(const HostFacts& f) {
         fmt::format("rank {} of {}, {} on this host ({})", e.rank, e.world_size, e.local_world_size,
                     e.source == "none" ? "no launcher's variables" : "from " + e.source);
     if (!e.local_size_known && e.world_size > 1) {
-      c.level = Level::kWarning;
       c.text = fmt::format("rank {} of {} (from {}); on how many hosts they are is not said",
                            e.rank, e.world_size, e.source);
-      c.remedy =
-          "this host's own address is given to the others; set MESHSTAGE_HOST where that is the "
-          "wrong one, or the number of ranks on this host (LOCAL_WORLD_SIZE, "
-          "MESHSTAGE_LOCAL_WORLD_SIZE)";
+      if (e.host.empty()) {
+        c.level = Level::kWarning;
+        c.remedy =
+            "this host's own address is given to the others; set MESHSTAGE_HOST where that is the "
+            "wrong one, or the number of ranks on this host (LOCAL_WORLD_SIZE, "
+            "MESHSTAGE_LOCAL_WORLD_SIZE)";
+      }
     }
     if (!e.job.empty() && !is_valid_job_name(e.job)) {
       c.level = Level::kProblem;
@@ -205,6 +207,16 @@ Check environment(const HostFacts& f) {
     c.remedy = "unset what the launcher did not set, or set it to what is meant";
   }
   return c;
+}
+
+/// At what the other ranks would reach this one.
+Check host(const HostFacts& f) {
+  const std::string named = "MESHSTAGE_HOST=" + printable(f.environment.at("MESHSTAGE_HOST"), 200);
+  if (f.host_error.empty()) return {.name = "host", .text = named, .remedy = {}};
+  return {.name = "host",
+          .level = Level::kProblem,
+          .text = named + " cannot be used",
+          .remedy = printable(f.host_error, 1000)};
 }
 
 /// Where the ranks would meet.
@@ -287,6 +299,8 @@ std::vector<Check> diagnose(const HostFacts& facts, const DoctorOptions& options
   checks.insert(checks.end(), {huge_pages(facts), locked_memory(facts, options), open_files(facts),
                                file_size(facts, options), removal(facts), leftovers(facts),
                                environment(facts), store(facts)});
+  const auto named = facts.environment.find("MESHSTAGE_HOST");
+  if (named != facts.environment.end() && !named->second.empty()) checks.push_back(host(facts));
   const auto unknown = unknown_variables(facts);
   checks.insert(checks.end(), unknown.begin(), unknown.end());
   return checks;

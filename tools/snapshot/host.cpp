@@ -7,6 +7,7 @@
 #include <sstream>
 #include <string_view>
 
+#include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/vault/listing.hpp>
@@ -74,6 +75,19 @@ void count_dead_vaults(FileSystem& fs, HostFacts& facts) {
   }
 }
 
+/// As the job would be refused.
+void check_own_host(HostFacts& facts) {
+  const auto named = facts.environment.find("MESHSTAGE_HOST");
+  if (named == facts.environment.end() || named->second.empty()) return;
+  try {
+    TcpTransportOptions options;
+    options.host = named->second;
+    (void)make_tcp_transport(options);
+  } catch (const InvalidArgument& e) {
+    facts.host_error = e.what();
+  }
+}
+
 /// A folder is not made, and not looked at.
 void ask_store(HostFacts& facts) {
   const auto named = facts.environment.find("MESHSTAGE_STORE");
@@ -116,6 +130,7 @@ HostFacts read_host(FileSystem& fs, const std::filesystem::path& vault) {
       facts.environment.emplace(variable.substr(0, equals), variable.substr(equals + 1));
     }
   }
+  check_own_host(facts);
   ask_store(facts);
   if (facts.vault_exists) count_dead_vaults(fs, facts);
   return facts;

@@ -60,12 +60,11 @@ void serve(const std::string& address, std::ostream& out) {
 void add_store_command(CLI::App& app, std::ostream& out) {
   auto* command = app.add_subcommand(
       "store",
-      "Serve the Store in which the ranks of a job meet, where they share no folder. Runs until "
-      "SIGINT or SIGTERM; its entries live as long as it does, so start it before or with the "
-      "ranks, which wait for it, not as one of them, on a host that outlives them. Prints what the "
-      "ranks are to be given. "
-      "Whoever "
-      "reaches the port can write: listen where only the job's hosts do.");
+      "Serve the Store in which the ranks of a job meet if they share no folder. Runs until SIGINT "
+      "or SIGTERM, and its entries live as long as it runs. Start it before the ranks or with them "
+      "(they wait for it), on a host that outlives them, and not as one of the ranks. Prints the "
+      "address to give to the ranks. Every host that reaches the port can write, so listen on a "
+      "network that only the job's hosts are in.");
   auto address = std::make_shared<std::string>("127.0.0.1:29400");
   command->add_option("--listen", *address, "HOST:PORT to listen on; port 0: any free one")
       ->capture_default_str();

@@ -102,7 +102,7 @@ DriverState refused_init(const Driver& driver, CUresult result, int version) {
     case CUDA_ERROR_SYSTEM_NOT_READY:
       return failed(DeviceProblem::kNotReady,
                     "the system is not ready (" + said +
-                        "); is the fabric manager running, and has it the driver's version?",
+                        "); check that the fabric manager runs and has the driver's version",
                     version);
     case CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:
       return failed(DeviceProblem::kNotReady,
