@@ -19,7 +19,7 @@ TEST_CASE("1,024 ranks stage, lose one with its memory, recover every bit, and g
   constexpr int kWorld = 1024;
   constexpr int kLost = 700;
   // So many threads share a few processors that a thousandth of them each is what a rank gets.
-  constexpr std::chrono::seconds kPatience{120};
+  constexpr std::chrono::seconds kPatience{240};
   using Clock = std::chrono::steady_clock;
   InProcessJob job(kWorld);
   std::vector<ms::Source> sources(kWorld);
