@@ -1,22 +1,16 @@
-#include <memory>
 #include <span>
 #include <sstream>
 
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/protocol/config.hpp>
 #include <meshstage/core/replicate/agreement.hpp>
 
 namespace meshstage::replicate {
 
-namespace {
-
 std::shared_ptr<const protocol::Config> config_of(const CheckpointerOptions& options) {
   return protocol::make_config(options.environment->rank, options.environment->world_size,
-                               options.holders, {}, options.borrowed.lenders,
-                               options.persist_every);
+                               options.holders, {}, options.borrowed.lenders, options.persist_every,
+                               options.any_world.has_value());
 }
-
-}  // namespace
 
 std::vector<int> data_peers(const CheckpointerOptions& options) {
   return config_of(options)->data_peers;

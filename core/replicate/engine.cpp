@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/replicate/agreement.hpp>
 
 namespace meshstage::replicate {
 namespace {
@@ -20,8 +21,7 @@ Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHand
       rank(options.environment->rank),
       world_size(options.environment->world_size),
       fs(options.file_system != nullptr ? *options.file_system : real_file_system()),
-      config(protocol::make_config(rank, world_size, options.holders, {}, options.borrowed.lenders,
-                                   options.persist_every, options.any_world.has_value())),
+      config(config_of(options)),
       wire{tag_of_job(options.job), world_size},
       state(protocol::make_state(config)),
       loop(std::move(on_failure)),
