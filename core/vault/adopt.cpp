@@ -12,17 +12,10 @@ namespace meshstage::detail {
 
 namespace {
 
-bool is_older(const VaultState& state, const VaultFileName& name) {
-  return name.uid == state.process.uid && name.job == state.options.job &&
-         name.rank == state.options.rank && name.incarnation < state.incarnation;
-}
-
 /// The lock of a dead owner, held; nothing if the owner lives. Call with lock_files_mutex() held.
 std::unique_ptr<File> lock_of_dead(const VaultState& state, std::uint64_t incarnation) {
-  const auto path = state.path_of(
-      lock_name(state.process.uid, state.options.job, state.options.rank, incarnation));
   try {
-    auto file = open_private(state.fs, path);
+    auto file = open_private(state.fs, state.lock_path(incarnation));
     if (file->try_lock()) return file;
   } catch (const SystemError& e) {
     if (!is_missing(e)) throw;  // removed while a listing was made; its slots go, too
@@ -56,10 +49,9 @@ std::optional<OlderSlot> look_at(const VaultState& state, const VaultFileName& n
 
 std::vector<OlderSlot> older_slots(const VaultState& state) {
   std::vector<OlderSlot> found;
-  for (const auto& file : state.fs.list(state.options.directory)) {
-    const auto name = parse_vault_name(file);
-    if (!name || name->kind != VaultFileKind::kSlot || !is_older(state, *name)) continue;
-    if (auto slot = look_at(state, *name, state.path_of(file))) found.push_back(std::move(*slot));
+  for (const auto& [name, path] : state.files()) {
+    if (name.kind != VaultFileKind::kSlot || name.incarnation >= state.incarnation) continue;
+    if (auto slot = look_at(state, name, path)) found.push_back(std::move(*slot));
   }
   std::sort(found.begin(), found.end(), [](const OlderSlot& a, const OlderSlot& b) {
     if (a.image.identity.id != b.image.identity.id)

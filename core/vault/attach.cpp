@@ -35,32 +35,19 @@ std::string vault_name(const VaultState& state) {
          std::to_string(state.options.rank) + " in " + state.options.directory.native();
 }
 
-bool is_ours(const VaultState& state, const VaultFileName& name) {
-  return name.uid == state.process.uid && name.job == state.options.job &&
-         name.rank == state.options.rank;
-}
-
 std::uint64_t newest_incarnation(const VaultState& state) {
   std::uint64_t newest = 0;
-  for (const auto& file : state.fs.list(state.options.directory)) {
-    const auto name = parse_vault_name(file);
-    if (name && name->kind == VaultFileKind::kLock && is_ours(state, *name)) {
-      newest = std::max(newest, name->incarnation);
-    }
+  for (const auto& [name, path] : state.files()) {
+    if (name.kind == VaultFileKind::kLock) newest = std::max(newest, name.incarnation);
   }
   return newest;
-}
-
-std::filesystem::path lock_path(const VaultState& state, std::uint64_t incarnation) {
-  return state.path_of(
-      lock_name(state.process.uid, state.options.job, state.options.rank, incarnation));
 }
 
 enum class Outcome : std::uint8_t { kMine, kOwnerLives, kLookAgain };
 
 Outcome take_over(VaultState& state, std::uint64_t incarnation) {
   std::unique_ptr<File> file;
-  const auto path = lock_path(state, incarnation);
+  const auto path = state.lock_path(incarnation);
   try {
     file = open_private(state.fs, path);
   } catch (const SystemError& e) {
@@ -78,7 +65,7 @@ Outcome take_over(VaultState& state, std::uint64_t incarnation) {
 }
 
 Outcome make(VaultState& state, std::uint64_t incarnation) {
-  const auto path = lock_path(state, incarnation);
+  const auto path = state.lock_path(incarnation);
   const auto temporary = temporary_path(path, state.process);
   state.fs.unlink(temporary);  // left by an attempt of ours that failed half-way
   auto file = state.fs.open(temporary, OpenMode::kCreateExclusive);
@@ -126,8 +113,7 @@ bool take_epoch(VaultState& state) {
 void become_owner(VaultState& state) {
   const MutexLock lock(lock_files_mutex());
   const VaultOptions& options = state.options;
-  state.control = ControlPage::open_or_create(
-      state.fs, state.path_of(control_name(state.process.uid, options.job, options.rank)));
+  state.control = ControlPage::open_or_create(state.fs, state.control_path());
   if (const auto mine = state.control.owned_by(state.process)) {
     throw make_error<InvalidState>(
         vault_name(state) + " is attached already in this process (incarnation " +
@@ -150,7 +136,7 @@ void become_owner(VaultState& state) {
     }
     if (outcome == Outcome::kMine) {
       if (!take_epoch(state)) {
-        if (!state.taken_over) state.fs.unlink(lock_path(state, state.incarnation));
+        if (!state.taken_over) state.fs.unlink(state.lock_path(state.incarnation));
         state.lock_file.reset();
         throw_taken(state);
       }
@@ -166,11 +152,10 @@ void become_owner(VaultState& state) {
 }
 
 void take_words(const VaultState& state) {
-  for (const auto& file : state.fs.list(state.options.directory)) {
-    const auto name = parse_vault_name(file);
-    if (!name || name->kind != VaultFileKind::kSlot || !is_ours(state, *name)) continue;
+  for (const auto& [name, path] : state.files()) {
+    if (name.kind != VaultFileKind::kSlot) continue;
     try {
-      const auto slot = open_private(state.fs, state.path_of(file));
+      const auto slot = open_private(state.fs, path);
       // A shorter one is being made: its owner looks at the vault's epoch afterwards.
       if (slot->stat().size < kHeaderBytes) continue;
       const Mapping page(*slot, kHeaderBytes, MapAccess::kReadWrite);
@@ -182,11 +167,9 @@ void take_words(const VaultState& state) {
 }
 
 void open_slots(VaultState& state) {
-  for (const auto& file : state.fs.list(state.options.directory)) {
-    const auto name = parse_vault_name(file);
-    if (name && name->kind == VaultFileKind::kSlot && is_ours(state, *name) &&
-        name->incarnation == state.incarnation) {
-      (void)state.ensure_slot(name->slot);
+  for (const auto& [name, path] : state.files()) {
+    if (name.kind == VaultFileKind::kSlot && name.incarnation == state.incarnation) {
+      (void)state.ensure_slot(name.slot);
     }
   }
 }

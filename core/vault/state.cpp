@@ -54,8 +54,24 @@ std::filesystem::path VaultState::slot_path(SlotKey key) const {
   return path_of(slot_name(process.uid, options.job, options.rank, incarnation, key));
 }
 
-std::filesystem::path VaultState::lock_path() const {
-  return path_of(lock_name(process.uid, options.job, options.rank, incarnation));
+std::filesystem::path VaultState::lock_path(std::uint64_t of) const {
+  return path_of(lock_name(process.uid, options.job, options.rank, of));
+}
+
+std::filesystem::path VaultState::control_path() const {
+  return path_of(control_name(process.uid, options.job, options.rank));
+}
+
+std::vector<VaultFile> VaultState::files() const {
+  std::vector<VaultFile> found;
+  for (const auto& file : fs.list(options.directory)) {
+    auto name = parse_vault_name(file);
+    if (name && name->uid == process.uid && name->job == options.job &&
+        name->rank == options.rank) {
+      found.push_back({std::move(*name), path_of(file)});
+    }
+  }
+  return found;
 }
 
 void VaultState::check_owned() const {

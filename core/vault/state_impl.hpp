@@ -11,6 +11,7 @@
 #include <meshstage/core/memory/mapping.hpp>
 #include <meshstage/core/vault/control_impl.hpp>
 #include <meshstage/core/vault/header_impl.hpp>
+#include <meshstage/core/vault/names_impl.hpp>
 #include <meshstage/core/vault/page_locks_impl.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
@@ -29,6 +30,12 @@ struct Slot {
 
   [[nodiscard]] std::uint64_t capacity() const { return mapping.bytes().size() - kHeaderBytes; }
   [[nodiscard]] std::span<std::byte> image() const { return mapping.bytes().subspan(kHeaderBytes); }
+};
+
+/// A file of a vault, of whichever incarnation.
+struct VaultFile {
+  VaultFileName name;
+  std::filesystem::path path;
 };
 
 struct VaultState {
@@ -61,8 +68,13 @@ struct VaultState {
   [[nodiscard]] std::filesystem::path path_of(const std::string& name) const {
     return options.directory / name;
   }
+  /// What the directory has of this user, job and rank.
+  [[nodiscard]] std::vector<VaultFile> files() const;
   [[nodiscard]] std::filesystem::path slot_path(SlotKey key) const;
-  [[nodiscard]] std::filesystem::path lock_path() const;
+  /// Of the incarnation `of`.
+  [[nodiscard]] std::filesystem::path lock_path(std::uint64_t of) const;
+  [[nodiscard]] std::filesystem::path lock_path() const { return lock_path(incarnation); }
+  [[nodiscard]] std::filesystem::path control_path() const;
   /// Vault::check_owned(); needs no lock.
   void check_owned() const;
 

@@ -31,24 +31,17 @@ namespace {
 /// Above every incarnation: all are older ones.
 constexpr std::uint64_t kAboveAll = std::numeric_limits<std::uint64_t>::max();
 
-bool is_of(const VaultState& state, const VaultFileName& name, int rank) {
-  return name.uid == state.process.uid && name.job == state.options.job && name.rank == rank;
-}
-
 /// Nothing if the vault's newest owner lives and has been in no generation.
 std::optional<std::vector<Stray::Lock>> take_locks(const VaultState& vault) {
   std::vector<Stray::Lock> locks;
   std::uint64_t newest = 0;
-  for (const auto& file : vault.fs.list(vault.options.directory)) {
-    const auto name = parse_vault_name(file);
-    if (!name || name->kind != VaultFileKind::kLock || !is_of(vault, *name, vault.options.rank)) {
-      continue;
-    }
-    newest = std::max(newest, name->incarnation);
+  for (const auto& [name, path] : vault.files()) {
+    if (name.kind != VaultFileKind::kLock) continue;
+    newest = std::max(newest, name.incarnation);
     try {
-      auto lock = open_private(vault.fs, vault.path_of(file));
+      auto lock = open_private(vault.fs, path);
       if (!lock->try_lock()) continue;
-      locks.push_back({name->incarnation, vault.path_of(file), std::move(lock)});
+      locks.push_back({name.incarnation, path, std::move(lock)});
     } catch (const SystemError& e) {
       if (!is_missing(e)) throw;
     }
@@ -64,12 +57,10 @@ std::optional<std::vector<Stray::Lock>> take_locks(const VaultState& vault) {
 
 /// Throws InvalidState unless all sealed images of that vault are of `world_size` ranks.
 void check_world(const VaultState& vault, int world_size) {
-  for (const auto& file : vault.fs.list(vault.options.directory)) {
-    const auto name = parse_vault_name(file);
-    if (!name || name->kind != VaultFileKind::kSlot || !is_of(vault, *name, vault.options.rank))
-      continue;
+  for (const auto& [name, path] : vault.files()) {
+    if (name.kind != VaultFileKind::kSlot) continue;
     try {
-      const SlotInfo info = read_header(*open_private(vault.fs, vault.path_of(file)));
+      const SlotInfo info = read_header(*open_private(vault.fs, path));
       const int theirs = info.image.identity.world_size;
       if (info.state != SlotState::kSealed || theirs == world_size) continue;
       throw InvalidState("it has images of " + std::to_string(theirs) +
@@ -86,7 +77,8 @@ std::vector<int> other_ranks(const VaultState& mine) {
   std::set<int> ranks;
   for (const auto& file : mine.fs.list(mine.options.directory)) {
     const auto name = parse_vault_name(file);
-    if (name && name->kind == VaultFileKind::kControl && is_of(mine, *name, name->rank)) {
+    if (name && name->kind == VaultFileKind::kControl && name->uid == mine.process.uid &&
+        name->job == mine.options.job) {
       ranks.insert(name->rank);
     }
   }
@@ -102,8 +94,7 @@ std::optional<Stray> take_stray(const VaultState& mine, int rank, std::uint64_t 
   stray.vault = std::make_shared<VaultState>(std::move(options), mine.fs);
   VaultState& vault = *stray.vault;
   vault.incarnation = kAboveAll;
-  auto control = ControlPage::open(
-      vault.fs, vault.path_of(control_name(vault.process.uid, mine.options.job, rank)));
+  auto control = ControlPage::open(vault.fs, vault.control_path());
   if (!control) return std::nullopt;
   vault.control = std::move(*control);
   if (vault.control.generation() >= generation) return std::nullopt;
@@ -152,24 +143,16 @@ std::uint64_t remove(Stray& stray, bool all) {
                        [&](const Stray::Lock& lock) { return lock.incarnation == incarnation; });
   };
   std::uint64_t freed = 0;
-  for (const auto& file : vault.fs.list(vault.options.directory)) {
-    const auto name = parse_vault_name(file);
-    if (!name || name->kind == VaultFileKind::kControl ||
-        !is_of(vault, *name, vault.options.rank)) {
-      continue;
-    }
-    const bool slot = name->kind == VaultFileKind::kSlot;
-    if (!all && !(slot && held(name->incarnation))) continue;
-    const auto path = vault.path_of(file);
+  for (const auto& [name, path] : vault.files()) {
+    if (name.kind == VaultFileKind::kControl) continue;
+    const bool slot = name.kind == VaultFileKind::kSlot;
+    if (!all && !(slot && held(name.incarnation))) continue;
     const auto stat = vault.fs.stat(path);
     if (vault.fs.unlink(path) && stat && slot) freed += stat->size;
   }
   for (const Stray::Lock& lock : stray.locks) vault.fs.unlink(lock.path);
   stray.locks.clear();
-  if (all) {
-    vault.fs.unlink(
-        vault.path_of(control_name(vault.process.uid, vault.options.job, vault.options.rank)));
-  }
+  if (all) vault.fs.unlink(vault.control_path());
   return freed;
 }
 

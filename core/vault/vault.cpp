@@ -259,17 +259,12 @@ bool is_let_go(FileSystem& fs, const std::filesystem::path& path) {
 std::uint64_t remove_files(const detail::VaultState& state, std::uint64_t below, bool all) {
   using detail::VaultFileKind;
   std::uint64_t freed = 0;
-  for (const auto& file : state.fs.list(state.options.directory)) {
-    const auto name = detail::parse_vault_name(file);
-    if (!name || name->uid != state.process.uid || name->job != state.options.job ||
-        name->rank != state.options.rank || name->incarnation >= below) {
-      continue;
-    }
-    const auto path = state.path_of(file);
-    if (name->kind == VaultFileKind::kSlot) {
+  for (const auto& [name, path] : state.files()) {
+    if (name.incarnation >= below) continue;
+    if (name.kind == VaultFileKind::kSlot) {
       const auto stat = state.fs.stat(path);
       if (state.fs.unlink(path) && stat) freed += stat->size;
-    } else if (name->kind != VaultFileKind::kControl && path != state.lock_path() &&
+    } else if (name.kind != VaultFileKind::kControl && path != state.lock_path() &&
                (all || is_let_go(state.fs, path))) {
       state.fs.unlink(path);
     }
@@ -300,8 +295,7 @@ void Vault::remove_all() {
   remove_files(*state_, state_->incarnation + 1, true);
   state_->slots.clear();
   state_->fs.unlink(state_->lock_path());
-  state_->fs.unlink(state_->path_of(
-      detail::control_name(state_->process.uid, state_->options.job, state_->options.rank)));
+  state_->fs.unlink(state_->control_path());
 }
 
 }  // namespace meshstage
