@@ -1,6 +1,7 @@
 #include <meshstage/core/replicate/persister.hpp>
 
 #include <algorithm>
+#include <memory>
 #include <new>
 #include <string>
 #include <utility>
@@ -9,6 +10,21 @@
 #include <meshstage/core/replicate/stage_job.hpp>
 
 namespace meshstage::replicate {
+namespace {
+
+/// finish() waits for its end.
+class Persisting {
+ public:
+  explicit Persisting(TrainerGate& gate) : gate_(gate) { gate_.persisting_begins(); }
+  Persisting(const Persisting&) = delete;
+  Persisting& operator=(const Persisting&) = delete;
+  ~Persisting() { gate_.persisting_ends(); }
+
+ private:
+  TrainerGate& gate_;
+};
+
+}  // namespace
 
 Persister::Persister(Engine& engine, Slots& slots, const Persistence& files)
     : engine_(engine), slots_(slots), files_(files), worker_("ms-persist", engine.boundary()) {}
@@ -121,23 +137,14 @@ void Persister::all_on_disk(ImageId id) {
   }
   engine_.gate.count([&](Stats& stats) { stats.disk_step = id.step; });
   // finish() waits for it: what was still to be removed would stay.
-  engine_.gate.persisting_begins();
-  try {
-    worker_.post([this, older_than = id, keep = engine_.options.keep - 1] {
-      struct AtEnd {
-        TrainerGate& gate;
-        ~AtEnd() { gate.persisting_ends(); }
-      } const at_end{engine_.gate};
-      try {
-        files_.prune_older(older_than, keep);
-      } catch (...) {  // they are in the way of nothing
-        engine_.report.warn("cannot remove older images: " + text_of(std::current_exception()));
-      }
-    });
-  } catch (...) {
-    engine_.gate.persisting_ends();
-    throw;
-  }
+  const auto removing = std::make_shared<const Persisting>(engine_.gate);
+  worker_.post([this, removing, older_than = id, keep = engine_.options.keep - 1] {
+    try {
+      files_.prune_older(older_than, keep);
+    } catch (...) {  // they are in the way of nothing
+      engine_.report.warn("cannot remove older images: " + text_of(std::current_exception()));
+    }
+  });
 }
 
 }  // namespace meshstage::replicate

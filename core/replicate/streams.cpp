@@ -68,9 +68,7 @@ void Streams::send(Outgoing stream, std::function<void()> done) {
     what.reset();  // with its lease on the sent image
     engine_.to_loop(ticket, [this, tell = std::move(end)] {
       engine_.gate.sending_ends();
-      --active_;
-      tell();
-      run_if_idle();
+      ended(tell);
     });
   });
 }
@@ -125,10 +123,7 @@ void Streams::receive(Arriving stream, Arrived arrived, Failed failed) {
         } catch (...) {  // pieces may be left on the connection, so no stream can follow this one
           engine_.loop.fail(std::current_exception());
         }
-        engine_.to_loop(ticket, [this] {
-          --active_;
-          run_if_idle();
-        });
+        engine_.to_loop(ticket, [this] { ended(); });
       });
 }
 
@@ -167,10 +162,7 @@ void Streams::drain(int from, const exchange::StreamStart& start) {
       engine_.report.info("an unwanted image of rank " + std::to_string(from) +
                           " ended: " + e.what());
     }
-    engine_.to_loop(ticket, [this] {
-      --active_;
-      run_if_idle();
-    });
+    engine_.to_loop(ticket, [this] { ended(); });
   });
 }
 
@@ -181,7 +173,9 @@ void Streams::when_idle(std::function<void()> task) {
   idle_ = std::move(task);
 }
 
-void Streams::run_if_idle() {
+void Streams::ended(const std::function<void()>& tell) {
+  --active_;
+  if (tell) tell();
   if (active_ > 0 || !idle_) return;
   std::exchange(idle_, nullptr)();
 }

@@ -69,7 +69,8 @@ class Streams {
   void leave();
 
  private:
-  void run_if_idle();
+  /// A stream is over: tells so, and then runs what waited for the last one.
+  void ended(const std::function<void()>& tell = {});
   void send_now(const Outgoing& stream) const;
   [[nodiscard]] ImageInfo receive_now(const Arriving& stream) const;
   [[nodiscard]] transfer::Link link_to(ProcessGroup& group, int peer, ImageId id,

@@ -106,8 +106,7 @@ void Trainer::say_what_python_refuses() {
                       " bytes: meshstage reads the files of this state, Python's safetensors "
                       "refuses headers above " +
                       std::to_string(kMaxPythonHeaderBytes) +
-                      " bytes (fewer tensors, or shorter "
-                      "names, make it smaller)");
+                      " bytes (fewer tensors, or shorter names, make it smaller)");
 }
 
 void Trainer::use_device(Device device) {
