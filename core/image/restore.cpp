@@ -28,18 +28,9 @@ void for_each_tensor(const Value& value, detail::Walk& walk, std::unordered_set<
     return;
   }
   if (value.is_scalar() || !seen.insert(detail::container_identity(value)).second) return;
-  const auto visit = [&](const Key& key, const Value& inner) {
+  detail::for_each_below(value, [&](const Key& key, const Value& inner) {
     walk.below(key, [&] { for_each_tensor(inner, walk, seen, f); });
-  };
-  if (const auto* dict = value.get_if<Dict>()) {
-    for (const auto& [key, inner] : *dict) visit(key, inner);
-  } else if (const auto* node = value.get_if<NodePtr>()) {
-    for (const auto& child : (*node)->children()) visit(Key(child.name), child.value);
-  } else {
-    const Sequence* sequence = value.get_if<List>();
-    if (sequence == nullptr) sequence = value.get_if<Tuple>();
-    for (std::size_t i = 0; i < sequence->size(); ++i) visit(Key(i), (*sequence)[i]);
-  }
+  });
 }
 
 // Structures are equal: compare_decoded() found nothing.

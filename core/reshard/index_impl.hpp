@@ -42,19 +42,4 @@ class OldIndex {
   std::deque<Entry> entries_;
 };
 
-/// Calls f(key, value) for what stands directly below a container, or below a node of `children`.
-template <class F>
-void for_each_below(const Value& value, F&& f) {
-  if (const auto* dict = value.get_if<Dict>()) {
-    for (const auto& [key, inner] : *dict) f(key, inner);
-  } else if (const auto* node = value.get_if<NodePtr>()) {
-    for (const auto& child : (*node)->children()) f(Key(child.name), child.value);
-  } else {
-    const Sequence* sequence = value.get_if<List>();
-    if (sequence == nullptr) sequence = value.get_if<Tuple>();
-    if (sequence == nullptr) return;
-    for (std::size_t i = 0; i < sequence->size(); ++i) f(Key(i), (*sequence)[i]);
-  }
-}
-
 }  // namespace meshstage::detail

@@ -60,4 +60,19 @@ inline const void* container_identity(const Value& value) {
   return nullptr;
 }
 
+/// Calls f(key, value) for each value directly below a container or a node; never for other values.
+template <class F>
+void for_each_below(const Value& value, F&& f) {
+  if (const auto* dict = value.get_if<Dict>()) {
+    for (const auto& [key, inner] : *dict) f(key, inner);
+  } else if (const auto* node = value.get_if<NodePtr>()) {
+    for (const auto& child : (*node)->children()) f(Key(child.name), child.value);
+  } else {
+    const Sequence* sequence = value.get_if<List>();
+    if (sequence == nullptr) sequence = value.get_if<Tuple>();
+    if (sequence == nullptr) return;
+    for (std::size_t i = 0; i < sequence->size(); ++i) f(Key(i), (*sequence)[i]);
+  }
+}
+
 }  // namespace meshstage::detail
