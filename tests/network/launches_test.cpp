@@ -10,10 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include <meshstage/core/comm/store.hpp>
-
-#include "tests/comm/worker_process.hpp"
-#include "tests/support/catch.hpp"
+#include "tests/network/rank_notes.hpp"
 
 namespace {
 
@@ -24,11 +21,10 @@ using Catch::Matchers::Contains;
 
 using Workers = std::vector<std::unique_ptr<WorkerProcess>>;
 
-constexpr int kWorld = 4;
 constexpr int kFenced = 3;  // exit status of a worker that was refused or fenced
 
 /// One job on one host, and the starts of it.
-class Job {
+class Job : public RankNotes {
  public:
   explicit Job(std::chrono::milliseconds deadline, int persist_every = 0)
       : deadline_(deadline), persist_every_(persist_every) {
@@ -50,20 +46,6 @@ class Job {
     Workers workers;
     for (int r = 0; r < world; ++r) workers.push_back(start(r, launch, world, takes_over));
     return workers;
-  }
-  std::string note(const std::string& what, int generation, int rank) {
-    return store_.wait_for(what + "/" + std::to_string(generation) + "/" + std::to_string(rank),
-                           Deadline::after(60s));
-  }
-  /// Until every rank knows a step from `step` on to be complete. Fails if one is lost.
-  void train(int generation, int step, int world = kWorld) {
-    for (int r = 0; r < world; ++r) {
-      while (std::stoi(note("complete", generation, r)) < step) {
-        const auto key = "lost/" + std::to_string(generation) + "/" + std::to_string(r);
-        if (const auto text = store_.get(key)) FAIL("rank " << r << " lost " << *text);
-        std::this_thread::sleep_for(5ms);
-      }
-    }
   }
   /// The generation in which rank 0 recovers after that one: the next, or a later one where an
   /// attempt failed.
@@ -93,11 +75,8 @@ class Job {
     }
     return found;
   }
-  FileStore& store() { return store_; }
 
  private:
-  TemporaryFolder folder_;
-  FileStore store_{folder_.path() + "/store"};
   const std::chrono::milliseconds deadline_;
   const int persist_every_;
 };

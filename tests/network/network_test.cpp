@@ -8,10 +8,7 @@
 #include <sstream>
 #include <thread>
 
-#include <meshstage/core/comm/store.hpp>
-
-#include "tests/comm/worker_process.hpp"
-#include "tests/support/catch.hpp"
+#include "tests/network/rank_notes.hpp"
 
 namespace {
 
@@ -19,8 +16,6 @@ using namespace std::chrono_literals;
 using namespace meshstage;
 using namespace meshstage::testing;
 using Catch::Matchers::Contains;
-
-constexpr int kWorld = 4;
 
 long now_ms() {
   return std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -35,7 +30,7 @@ struct Lost {
   std::string text;
 };
 
-class Job {
+class Job : public RankNotes {
  public:
   explicit Job(std::chrono::milliseconds deadline) : deadline_(deadline) {
     std::filesystem::create_directory(folder_.path() + "/vaults");
@@ -53,26 +48,12 @@ class Job {
   void tell_all(const std::string& line) {
     for (auto& w : workers_) w->tell(line);
   }
-  std::string note(const std::string& what, int generation, int rank) {
-    return store_.wait_for(what + "/" + std::to_string(generation) + "/" + std::to_string(rank),
-                           Deadline::after(60s));
-  }
   Lost lost(int generation, int rank) {
     std::istringstream text(note("lost", generation, rank));
     Lost lost;
     text >> lost.rank >> lost.kind >> lost.when;
     std::getline(text, lost.text);
     return lost;
-  }
-  /// Until every rank knows a step from `step` on to be complete. Fails as soon as one is lost.
-  void train(int generation, int step) {
-    for (int r = 0; r < kWorld; ++r) {
-      while (std::stoi(note("complete", generation, r)) < step) {
-        const auto key = "lost/" + std::to_string(generation) + "/" + std::to_string(r);
-        if (const auto text = store_.get(key)) FAIL("rank " << r << " lost " << *text);
-        std::this_thread::sleep_for(5ms);
-      }
-    }
   }
   /// The step that each rank recovered in the generation; all the same.
   int recovered(int generation) {
@@ -84,11 +65,8 @@ class Job {
     for (auto& w : workers_) w->end_input();
     for (auto& w : workers_) CHECK(w->finish() == 0);
   }
-  FileStore& store() { return store_; }
 
  private:
-  TemporaryFolder folder_;
-  FileStore store_{folder_.path() + "/store"};
   const std::chrono::milliseconds deadline_;
   std::vector<std::unique_ptr<WorkerProcess>> workers_;
 };

@@ -1,33 +1,21 @@
 #include "tests/protocol/launches.hpp"
 
-#include <iostream>
-
-#include "tests/support/catch.hpp"
+#include "tests/support/explorer/promises.hpp"
 
 // Which start of a job owns it. Each rule is needed: without it a run breaks a promise, which is
 // printed.
 
 using namespace meshstage::launches;
+namespace explorer = meshstage::explorer;
 using meshstage::explorer::Exploration;
-using meshstage::explorer::go_through;
-using meshstage::explorer::tell;
 
 namespace {
 
-Exploration require_safe(const Bounds& bounds) {
-  Exploration result = go_through(Model(bounds));
-  std::cout << result.states << " states" << std::endl;
-  if (!result.violation.empty()) std::cout << tell(result);
-  REQUIRE(result.violation == "");
-  REQUIRE(result.complete);
-  return result;
-}
+Exploration require_safe(const Bounds& bounds) { return explorer::require_safe(Model(bounds)); }
 
 void require_needed(Bounds bounds, bool Rules::* rule) {
   bounds.rules.*rule = false;
-  const Exploration without = go_through(Model(bounds));
-  std::cout << tell(without);
-  REQUIRE(without.violation != "");
+  explorer::require_broken(Model(bounds));
 }
 
 Bounds beside_a_healthy_job() { return {}; }

@@ -1,33 +1,21 @@
 #include "tests/protocol/takings.hpp"
 
-#include <iostream>
-
-#include "tests/support/catch.hpp"
+#include "tests/support/explorer/promises.hpp"
 
 // What happens to vaults when a job is started beside what is left of an older start. Each rule is
 // needed: without it a run breaks a promise, which is printed.
 
 using namespace meshstage::takings;
+namespace explorer = meshstage::explorer;
 using meshstage::explorer::Exploration;
-using meshstage::explorer::go_through;
-using meshstage::explorer::tell;
 
 namespace {
 
-Exploration require_safe(const Bounds& bounds) {
-  Exploration result = go_through(Model(bounds));
-  std::cout << result.states << " states" << std::endl;
-  if (!result.violation.empty()) std::cout << tell(result);
-  REQUIRE(result.violation == "");
-  REQUIRE(result.complete);
-  return result;
-}
+Exploration require_safe(const Bounds& bounds) { return explorer::require_safe(Model(bounds)); }
 
 void require_needed(Bounds bounds, bool Rules::* rule) {
   bounds.rules.*rule = false;
-  const Exploration without = go_through(Model(bounds));
-  std::cout << tell(without);
-  REQUIRE(without.violation != "");
+  explorer::require_broken(Model(bounds));
 }
 
 Bounds two_ranks() {

@@ -3,13 +3,12 @@
 #include <functional>
 #include <set>
 
-#include <meshstage/core/comm/in_process/fabric.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/transfer/image.hpp>
 
-#include "tests/conformance/ranks.hpp"
 #include "tests/support/borrowing.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/transfer/two_ranks.hpp"
 
 using namespace meshstage;
 using namespace meshstage::transfer;
@@ -58,19 +57,14 @@ struct Exchange {
   void send(const test::TestImage& image, std::span<const Digest> told,
             const std::function<void(Link&)>& after = {}) {
     const auto digests = digests_of(image);
-    InProcessFabric fabric;
-    const auto groups = testing::make_groups([&](int rank) { return fabric.attach(rank); }, 2,
-                                             testing::Linked::kAll);
-    errors = testing::run_ranks(2, [&](int rank) {
-      Link link{*groups[static_cast<std::size_t>(rank)], 1 - rank, 5, std::chrono::seconds(30), {}};
-      if (rank == 0) {
-        const Offered offered{
-            told, [&](std::size_t block) -> std::optional<Digest> { return digests.digest(block); },
-            [&](std::uint64_t bytes) { kept += bytes; }};
-        send_image(link, image.bytes(), shape_of(image.info), [](std::uint64_t) {}, offered);
-        if (after) after(link);
-        return;
-      }
+    const auto sender = [&](Link& link) {
+      const Offered offered{
+          told, [&](std::size_t block) -> std::optional<Digest> { return digests.digest(block); },
+          [&](std::uint64_t bytes) { kept += bytes; }};
+      send_image(link, image.bytes(), shape_of(image.info), [](std::uint64_t) {}, offered);
+      if (after) after(link);
+    };
+    const auto receiver = [&](Link& link) {
       std::string failed;
       try {
         const auto info = receive_image(link, slot.bytes(), shape_of(image.info),
@@ -81,7 +75,8 @@ struct Exchange {
       }
       if (after) after(link);
       if (!failed.empty()) throw InvalidState(failed);
-    });
+    };
+    errors = errors_between(sender, receiver);
   }
   void send(const test::TestImage& image) {
     const auto told = holding.held.blocks;
@@ -174,26 +169,21 @@ TEST_CASE("an image with masks that nobody wants is taken to its end") {
   const auto now = image_of(3, {2, 40});
   const auto digests = digests_of(now);
   Exchange exchange(before);
-  InProcessFabric fabric;
-  const auto groups =
-      testing::make_groups([&](int rank) { return fabric.attach(rank); }, 2, testing::Linked::kAll);
-  const auto errors = testing::run_ranks(2, [&](int rank) {
-    Link link{*groups[static_cast<std::size_t>(rank)], 1 - rank, 5, std::chrono::seconds(30), {}};
-    const auto shape = shape_of(now.info);
-    if (rank == 0) {
-      std::uint64_t stayed = 0;
-      const Offered offered{
-          exchange.holding.held.blocks,
-          [&](std::size_t block) -> std::optional<Digest> { return digests.digest(block); },
-          [&](std::uint64_t bytes) { stayed += bytes; }};
-      send_image(link, now.bytes(), shape, [](std::uint64_t) {}, offered);
-      CHECK(stayed > 0);
-      send_image(link, now.bytes(), shape, [](std::uint64_t) {});
-      return;
-    }
+  const auto shape = shape_of(now.info);
+  const auto sender = [&](Link& link) {
+    std::uint64_t stayed = 0;
+    const Offered offered{
+        exchange.holding.held.blocks,
+        [&](std::size_t block) -> std::optional<Digest> { return digests.digest(block); },
+        [&](std::uint64_t bytes) { stayed += bytes; }};
+    send_image(link, now.bytes(), shape, [](std::uint64_t) {}, offered);
+    CHECK(stayed > 0);
+    send_image(link, now.bytes(), shape, [](std::uint64_t) {});
+  };
+  const auto receiver = [&](Link& link) {
     drain_image(link, shape, true);
     CHECK(receive_image(link, exchange.slot.bytes(), shape, now.info.manifest_digest,
                         now.info.identity) == now.info);
-  });
-  CHECK(errors == std::vector<std::string>(2));
+  };
+  CHECK(errors_between(sender, receiver) == std::vector<std::string>(2));
 }

@@ -1,15 +1,13 @@
 // Images, replicas and what they borrow, from one memory to another over a process group.
 #include <cstring>
-#include <functional>
 
-#include <meshstage/core/comm/in_process/fabric.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/transfer/image.hpp>
 #include <meshstage/core/transfer/ranges.hpp>
 
-#include "tests/conformance/ranks.hpp"
 #include "tests/support/borrowing.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/transfer/two_ranks.hpp"
 
 using namespace meshstage;
 using namespace meshstage::transfer;
@@ -18,18 +16,6 @@ using Catch::Matchers::Contains;
 namespace {
 
 using Shape = transfer::Shape;
-using End = std::function<void(Link& link)>;
-
-/// One end sends while the other receives. What each threw, the sender first.
-std::vector<std::string> errors_between(const End& sender, const End& receiver) {
-  InProcessFabric fabric;
-  const auto groups =
-      testing::make_groups([&](int rank) { return fabric.attach(rank); }, 2, testing::Linked::kAll);
-  return testing::run_ranks(2, [&](int rank) {
-    Link link{*groups[static_cast<std::size_t>(rank)], 1 - rank, 5, std::chrono::seconds(30), {}};
-    (rank == 0 ? sender : receiver)(link);
-  });
-}
 
 void between(const End& sender, const End& receiver) {
   CHECK(errors_between(sender, receiver) == std::vector<std::string>(2));
