@@ -35,9 +35,11 @@ const std::string kFenced = "fenced: ";
 
 class Agent::Impl {
  public:
-  Impl(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch)
-      : engine_(std::move(options), vault_epoch,
-                [this](std::exception_ptr failure) { failed(std::move(failure)); }),
+  Impl(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch,
+       TaskObserver on_task)
+      : engine_(
+            std::move(options), vault_epoch,
+            [this](std::exception_ptr failure) { failed(std::move(failure)); }, std::move(on_task)),
         files_(engine_.fs, engine_.options.directory, engine_.options.job, engine_.rank,
                engine_.world_size),
         store_(engine_, std::move(store)) {
@@ -526,8 +528,10 @@ void Agent::Impl::remove_vault() {
 
 // --- the public face -----------------------------------------------------------------------------
 
-Agent::Agent(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch)
-    : impl_(std::make_unique<Impl>(std::move(options), std::move(store), vault_epoch)) {}
+Agent::Agent(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch,
+             TaskObserver on_task)
+    : impl_(std::make_unique<Impl>(std::move(options), std::move(store), vault_epoch,
+                                   std::move(on_task))) {}
 Agent::~Agent() = default;
 std::uint64_t Agent::highest_generation() const { return impl_->highest_generation(); }
 void Agent::begin(const Generation& generation) { impl_->begin(generation); }

@@ -7,6 +7,7 @@
 #include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/protocol/choose.hpp>
+#include <meshstage/core/replicate/loop.hpp>
 #include <meshstage/core/replicate/options.hpp>
 #include <meshstage/core/replicate/results.hpp>
 #include <meshstage/core/tree/node.hpp>
@@ -25,7 +26,8 @@ class MESHSTAGE_API Agent {
   /// Attaches the vault, in that epoch (see VaultOptions). `options` must be complete: the agent
   /// fills in no defaults. Throws what Vault::attach throws, and InvalidArgument on senseless
   /// options.
-  Agent(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch = 0);
+  Agent(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch = 0,
+        replicate::TaskObserver on_task = {});
   Agent(const Agent&) = delete;
   Agent& operator=(const Agent&) = delete;
   ~Agent();

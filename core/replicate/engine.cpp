@@ -16,7 +16,8 @@ std::uint64_t tag_of_job(const std::string& job) {
 
 }  // namespace
 
-Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHandler on_failure)
+Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHandler on_failure,
+               TaskObserver on_task)
     : options(std::move(given)),
       rank(options.environment->rank),
       world_size(options.environment->world_size),
@@ -24,7 +25,7 @@ Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHand
       config(config_of(options)),
       wire{tag_of_job(options.job), world_size},
       state(protocol::make_state(config)),
-      loop(std::move(on_failure)),
+      loop(std::move(on_failure), std::move(on_task)),
       report(options.job, rank, options.log, options.observer, boundary()),
       vault(Vault::attach({.job = options.job,
                            .rank = rank,

@@ -28,7 +28,8 @@ namespace meshstage::replicate {
 /// scope.
 struct Engine {
   /// Attaches the vault. `on_failure` runs on the loop and gets exceptions that no part expects.
-  Engine(CheckpointerOptions options, std::uint64_t vault_epoch, FailureHandler on_failure);
+  Engine(CheckpointerOptions options, std::uint64_t vault_epoch, FailureHandler on_failure,
+         TaskObserver on_task);
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 

@@ -4,8 +4,10 @@
 
 namespace meshstage::replicate {
 
-Loop::Loop(FailureHandler on_failure)
-    : on_failure_(std::move(on_failure)), thread_("ms-agent", [this] { serve(); }) {}
+Loop::Loop(FailureHandler on_failure, TaskObserver on_task)
+    : on_failure_(std::move(on_failure)),
+      on_task_(std::move(on_task)),
+      thread_("ms-agent", [this] { serve(); }) {}
 
 Loop::~Loop() { stop(); }
 
@@ -87,12 +89,14 @@ void Loop::serve() {
     }
     lock.unlock();
     if (task) {
+      if (on_task_) on_task_(true);
       try {
         task();
       } catch (...) {  // the boundary: a task may throw anything
         failure = std::current_exception();
       }
       task = nullptr;  // what the task captured goes before the next one runs
+      if (on_task_) on_task_(false);
     }
     if (failure) report_failure(on_failure_, "ms-agent", std::move(failure));
     lock.lock();

@@ -10,6 +10,10 @@
 
 namespace meshstage::replicate {
 
+/// For tests: called on the loop's thread with true before each task, and with false when the task
+/// is over and destroyed.
+using TaskObserver = std::function<void(bool begins)>;
+
 /// The engine's thread (`ms-agent`). It runs tasks in the order in which they were posted, and
 /// timed tasks when their time has come. Only this thread touches the protocol's state. No task may
 /// block, because votes and deaths wait behind it.
@@ -18,7 +22,7 @@ class Loop {
  public:
   /// `on_failure` gets each exception that a task throws or that fail() is given. It runs on the
   /// loop's thread.
-  explicit Loop(FailureHandler on_failure);
+  explicit Loop(FailureHandler on_failure, TaskObserver on_task = {});
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;
   ~Loop();
@@ -40,6 +44,7 @@ class Loop {
   void serve();
 
   const FailureHandler on_failure_;
+  const TaskObserver on_task_;
   Mutex mutex_;
   CondVar changed_;
   std::deque<std::function<void()>> queue_ MESHSTAGE_GUARDED_BY(mutex_);

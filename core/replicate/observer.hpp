@@ -21,9 +21,9 @@ struct PointEvent {
   std::uint64_t chunks = 0;  ///< For chunk points: how many chunks there are; elsewhere 0.
 };
 
-/// The engine calls the observer at each point, on the library's threads, without holding a lock
-/// that the trainer could need. An observer may end the process (the drill's observer does); it
-/// must not call the Checkpointer.
+/// The engine calls the observer at each point, on the library's threads, holding no lock that the
+/// trainer could need. Votes wait for it. An observer may end the process (the drill's does), but
+/// must neither wait nor call the Checkpointer.
 using Observer = std::function<void(const PointEvent&)>;
 
 }  // namespace meshstage

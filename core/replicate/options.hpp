@@ -120,7 +120,7 @@ struct CheckpointerOptions {
   /// anew. Empty: no trace.
   std::filesystem::path trace = {};
   Observer observer = {};
-  std::function<void(const LogLine&)> log = {};
+  std::function<void(const LogLine&)> log = {};  ///< On a thread of its own, so it may wait.
 };
 
 }  // namespace meshstage

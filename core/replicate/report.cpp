@@ -50,14 +50,15 @@ Reporter::Reporter(std::string job, int rank, LogSink log, Observer observer,
 
 void Reporter::write(LogLine::Level level, const std::string& text) noexcept {
   try {
-    const LogLine line{level, "meshstage: job " + job_ + ", generation " +
-                                  std::to_string(generation_) + ", rank " + std::to_string(rank_) +
-                                  ": " + text};
-    if (log_failed_) {
-      write_line({}, line);
-    } else if (!write_line(log_, line)) {
-      log_failed_ = true;
-    }
+    LogLine line{level, "meshstage: job " + job_ + ", generation " + std::to_string(generation_) +
+                            ", rank " + std::to_string(rank_) + ": " + text};
+    lines_.post([this, written = std::move(line)] {
+      if (log_failed_) {
+        write_line({}, written);
+      } else if (!write_line(log_, written)) {
+        log_failed_ = true;
+      }
+    });
   } catch (const std::bad_alloc&) {
     std::fputs("meshstage: no memory for a log line\n", stderr);
   }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include <meshstage/core/async/thread.hpp>
+#include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/replicate/observer.hpp>
 #include <meshstage/core/replicate/results.hpp>
@@ -26,11 +27,18 @@ namespace replicate {
 /// The user's two callbacks: log lines and named points. Neither can end a thread. A log that threw
 /// is not called again; its lines go to standard error. An observer that threw is not called again,
 /// and the generation ends.
+/// The log is called on a thread of its own (`ms-log`), so a log that waits (for a terminal that
+/// was stopped, for a disk) keeps nobody else waiting. The observer is called where the point is
+/// passed, so that it can end the process there.
 /// Threads: any.
 class Reporter {
  public:
   /// `on_failure` gets the observer's exception.
   Reporter(std::string job, int rank, LogSink log, Observer observer, FailureHandler on_failure);
+  Reporter(const Reporter&) = delete;
+  Reporter& operator=(const Reporter&) = delete;
+  /// Waits until the log has every line.
+  ~Reporter() { lines_.drain(); }
 
   void set_generation(std::uint64_t generation) noexcept { generation_ = generation; }
   void info(const std::string& text) noexcept { write(LogLine::Level::kInfo, text); }
@@ -47,7 +55,9 @@ class Reporter {
   const Observer observer_;
   const FailureHandler on_failure_;
   std::atomic<std::uint64_t> generation_{0};
-  std::atomic<bool> log_failed_{false}, observer_failed_{false};
+  std::atomic<bool> observer_failed_{false};
+  bool log_failed_ = false;  ///< The log's thread only.
+  Worker lines_{"ms-log"};   ///< Last: it uses the log.
 };
 
 }  // namespace replicate
