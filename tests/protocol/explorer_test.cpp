@@ -248,6 +248,16 @@ TEST_CASE("two ranks: a restart on other hosts; more is lost than is survived, w
   require_safe(bounds);
 }
 
+TEST_CASE("a disk for each host: a restart on other hosts; more is lost than is survived") {
+  Bounds bounds = ranks(2, 1);
+  bounds.reseats = 1;
+  bounds.losses_beyond = 2;
+  bounds.disk = bounds.local_disks = true;
+  require_safe(bounds);
+  bounds.lenders = {{1}, {0}};  // each disk has the images of its own rank alone
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks that lend to each other's replicas: a restart on other hosts, a lost host") {
   Bounds bounds = ranks(2, 1);
   bounds.lenders = {{1}, {0}};
@@ -271,6 +281,7 @@ TEST_CASE("random runs of ranks that share hosts and change them keep every prom
     bounds.reseats = bounds.crashes = 3;
     bounds.host_losses = bounds.lost_messages = bounds.local_failures = bounds.timeouts = 1;
     bounds.finish = bounds.disk = true;
+    bounds.local_disks = world == 6;
     for (const bool borrowed : {false, true}) {  // from the next host's ranks
       for (int r = 0; borrowed && r < world; ++r) bounds.lenders.push_back({(r + 2) % world});
       bounds.differences = borrowed ? 1 : 0;

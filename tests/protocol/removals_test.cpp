@@ -95,6 +95,20 @@ TEST_CASE("without choosing what is covered a promise breaks") { require_needed(
 TEST_CASE("without counting images wherever they lie a promise breaks") {
   require_needed("found-anywhere");
 }
+TEST_CASE("without reading files wherever they lie a promise breaks") {
+  Bounds bounds;
+  bounds.world = 2;
+  bounds.steps = bounds.reseats = 1;
+  bounds.losses_beyond = 2;
+  bounds.disk = bounds.local_disks = true;
+  bounds.lenders = {{1}, {0}};
+  bounds.rules.found_anywhere = false;
+  Limits limits;
+  limits.safety_only = true;
+  const Result result = explore(bounds, limits);
+  std::cout << tell(bounds, result.trace);
+  REQUIRE(result.violation.find("called unrecoverable, though") != std::string::npos);
+}
 TEST_CASE("without agreement before stray vaults are removed a promise breaks") {
   Bounds bounds;
   bounds.world = 3;

@@ -212,6 +212,12 @@ std::string World::bytes() const {
         left_.differences, left_.early_ends, left_.ends, left_.unanswered, left_.reseats}) {
     out.push_back(static_cast<char>(n));
   }
+  const auto put_file = [](std::string& o, const File& file) {
+    put_rank(o, file.owner);
+    put_id(o, file.id);
+    put_number(o, file.lenders);
+    put_number(o, static_cast<std::uint64_t>(file.loan));
+  };
   put_number(out, nodes_.size());
   for (const Node& node : nodes_) {
     put_rank(out, node.rank);
@@ -222,12 +228,7 @@ std::string World::bytes() const {
     put_list(out, node.jobs, [](std::string& o, const Job& job) { put(o, job); });
     for (const MemorySlot& slot : node.own) put(out, slot);
     for (const MemorySlots& pair : node.held) put(out, pair[0]), put(out, pair[1]);
-    put_list(out, node.files, [](std::string& o, const File& file) {
-      put_rank(o, file.owner);
-      put_id(o, file.id);
-      put_number(o, file.lenders);
-      put_number(o, static_cast<std::uint64_t>(file.loan));
-    });
+    put_list(out, node.files, put_file);
     put_number(out, static_cast<std::uint64_t>(node.next_step));
     put_number(out, node.unborrowed);
   }
@@ -236,6 +237,10 @@ std::string World::bytes() const {
     put_number(o, stray.taken), put_rank(o, stray.by);
     for (const MemorySlot& slot : stray.own) put(o, slot);
     for (const MemorySlots& pair : stray.held) put(o, pair[0]), put(o, pair[1]);
+  });
+  put_list(out, left_files_, [&](std::string& o, const LeftFiles& left) {
+    put_rank(o, left.host), put_rank(o, left.writer);
+    put_list(o, left.files, put_file);
   });
   // Only the order within one pair and generation matters.
   using Place = std::tuple<int, int, std::uint64_t, std::size_t>;

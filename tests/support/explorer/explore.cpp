@@ -256,7 +256,7 @@ std::string summary(const Bounds& b, const Result& result) {
   if (b.seats > 1) text += ", " + std::to_string(b.seats) + " ranks a host";
   if (!b.lenders.empty()) text += ", replicas that borrow";
   if (b.claims > 0) text += ", " + std::to_string(b.claims) + " claims a message";
-  if (b.disk) text += ", disk";
+  if (b.disk) text += b.local_disks ? ", a disk for each host" : ", disk";
   if (b.old_job) text += ", an old job's step on disk";
   if (b.finish) text += ", finish";
   char figures[160];

@@ -30,6 +30,7 @@ constexpr const char* kUsage =
     "  [--losses-beyond N] [--lost-messages N] [--timeouts N] [--local-failures N] [--skips N] "
     "[--mismatches N]\n"
     "  [--flips N] [--zombies N] [--unanswered N] [--differences N] [--lenders SHIFT] [--disk] "
+    "[--local-disks] "
     "[--old-job] [--finish]\n"
     "  [--early-ends N] (with --finish) [--claims N] [--ends N] [--reseats N] [--seats N]\n"
     "  [--safety-only] [--without RULE] [--max-states N]\n"
@@ -79,6 +80,7 @@ Command parse(const std::vector<std::string>& words) {
     const char* name;
     bool* target;
   } flags[] = {{"--disk", &bounds.disk},
+               {"--local-disks", &bounds.local_disks},
                {"--old-job", &bounds.old_job},
                {"--finish", &bounds.finish},
                {"--safety-only", &c.limits.safety_only}};

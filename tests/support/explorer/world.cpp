@@ -210,6 +210,11 @@ ImageId World::newest_covered(int without, bool memory, bool disk) const {
       copies.push_back({file.id, file.owner, file.lenders, file.loan});
     }
   }
+  for (const LeftFiles& left : left_files_) {
+    for (const File& file : left.files) {
+      if (disk) copies.push_back({file.id, file.owner, file.lenders, file.loan});
+    }
+  }
   std::sort(copies.begin(), copies.end());
   copies.erase(std::unique(copies.begin(), copies.end()), copies.end());
   // What differs from the image that is to complete its replicas counts for nothing.
@@ -291,6 +296,16 @@ void World::reseat(const std::vector<int>& hosts) {
     end_process(node, false);
     const int before = std::exchange(node.host, hosts[static_cast<std::size_t>(rank)]);
     if (before == node.host) continue;
+    if (bounds_->local_disks) {
+      LeftFiles stay{before, rank, std::exchange(node.files, {})};
+      for (auto it = left_files_.begin(); it != left_files_.end(); ++it) {
+        if (it->writer != rank || it->host != node.host) continue;
+        node.files = it->files;  // it is back where it sat once
+        left_files_.erase(it);
+        break;
+      }
+      if (!stay.files.empty()) left_files_.push_back(std::move(stay));
+    }
     Stray left{before, rank, node.own, node.held};
     node.own = {};
     std::fill(node.held.begin(), node.held.end(), MemorySlots{});
@@ -311,6 +326,39 @@ void World::reseat(const std::vector<int>& hosts) {
   std::sort(strays_.begin(), strays_.end(), [](const Stray& a, const Stray& b) {
     return std::pair(a.host, a.rank) < std::pair(b.host, b.rank);
   });
+  std::sort(left_files_.begin(), left_files_.end(), [](const LeftFiles& a, const LeftFiles& b) {
+    return std::pair(a.host, a.writer) < std::pair(b.host, b.writer);
+  });
+}
+
+int World::reader_of(int rank, int host) const {
+  std::vector<int> here;
+  for (int r = 0; r < bounds_->world; ++r) {
+    if (nodes_[static_cast<std::size_t>(r)].host == host) here.push_back(r);
+  }
+  if (std::binary_search(here.begin(), here.end(), rank)) return rank;
+  return here[static_cast<std::size_t>(rank) % here.size()];
+}
+
+void World::verify_files(const Node& node, ImageId newer_than, bool all,
+                         FilesVerified& found) const {
+  const auto look = [&](const File& file, bool claims) {
+    found.evidence = std::max(found.evidence, file.id);
+    if (file.id <= newer_than || !claims) return;
+    const Place place = file.owner == node.rank ? Place::kOwnFile : Place::kHeldFile;
+    found.claims.push_back(
+        {node.rank, file.owner, place, 0, bounds_->world, file.id, file.base, {}, {}});
+    found.claims.back().sizes.borrowed_bytes = file.lenders;
+    found.claims.back().image_digest.low = static_cast<std::uint64_t>(file.loan);
+    add_loans(found.claims.back());
+  };
+  for (const File& file : node.files) look(file, true);
+  for (const LeftFiles& left : left_files_) {
+    if (left.host != node.host) continue;
+    for (const File& file : left.files) {
+      look(file, file.owner == node.rank || (all && reader_of(file.owner, node.host) == node.rank));
+    }
+  }
 }
 
 void World::take_strays(const Node& node, ImageId newer_than, bool verify, FilesVerified& found) {

@@ -24,19 +24,20 @@ struct Bounds {
   int losses_beyond = 0;  ///< host losses at any time, more than is promised to survive
   int lost_messages = 0;  ///< a message, and all behind it on its link, never arrives
   int timeouts = 0;       ///< a rank gives its generation up though nobody died
-  int local_failures = 0;  ///< an own image, replica or fetch fails
-  int skips = 0;           ///< a trainer leaves a step out because the last one is unfinished
-  int early_ends = 0;      ///< a trainer calls finish() before it has staged all steps
-  int mismatches = 0;      ///< a trainer comes back with another structure
-  int flips = 0;           ///< a sealed image changes by itself
-  int zombies = 0;         ///< a process is stopped, replaced, and goes on
-  int unanswered = 0;      ///< the Store does not answer the root
-  int differences = 0;     ///< an image has other bytes in what it borrows or lends
-  int claims = 0;          ///< so many fit into a message; 0: all
-  int ends = 0;            ///< a trainer wishes the job to end
-  int reseats = 0;         ///< all processes end; the job comes back with ranks on other hosts
-  int seats = 1;           ///< ranks on each host; a host is lost with all of them
-  bool disk = false;       ///< ranks may persist complete steps
+  int local_failures = 0;    ///< an own image, replica or fetch fails
+  int skips = 0;             ///< a trainer leaves a step out because the last one is unfinished
+  int early_ends = 0;        ///< a trainer calls finish() before it has staged all steps
+  int mismatches = 0;        ///< a trainer comes back with another structure
+  int flips = 0;             ///< a sealed image changes by itself
+  int zombies = 0;           ///< a process is stopped, replaced, and goes on
+  int unanswered = 0;        ///< the Store does not answer the root
+  int differences = 0;       ///< an image has other bytes in what it borrows or lends
+  int claims = 0;            ///< so many fit into a message; 0: all
+  int ends = 0;              ///< a trainer wishes the job to end
+  int reseats = 0;           ///< all processes end; the job comes back with ranks on other hosts
+  int seats = 1;             ///< ranks on each host; a host is lost with all of them
+  bool disk = false;         ///< ranks may persist complete steps
+  bool local_disks = false;  ///< each host has a disk of its own; else all ranks share one
   /// The root's disk has a step of a job of another number of ranks, older than any step of these.
   bool old_job = false;
   bool finish = false;  ///< trainers call finish() after the last step
@@ -141,6 +142,13 @@ struct Stray {
   std::vector<MemorySlots> held;
   std::uint64_t taken = 0;  ///< the generation in which a rank on the host took it last
   int by = -1;
+};
+
+/// What a rank that sits on another host now has left on a host's own disk.
+struct LeftFiles {
+  int host = 0;
+  int writer = 0;
+  std::vector<File> files;  ///< sorted
 };
 
 /// One process of a rank, and its vault.
@@ -254,6 +262,10 @@ class World {
   /// What this rank takes of the strays on its host, and claims.
   void take_strays(const Node& node, ImageId newer_than, bool verify, FilesVerified& found);
   void remove_strays(const Node& node);
+  /// The rank that reads, and in the end removes, what that rank has left on this host's disk.
+  [[nodiscard]] int reader_of(int rank, int host) const;
+  /// What this rank finds on its disk, and claims. `all`: of whatever ranks.
+  void verify_files(const Node& node, ImageId newer_than, bool all, FilesVerified& found) const;
   void clear_messages_to(const Node& node);
   bool end_job(const Choice& choice);
   void note_point(const Node& node, const Reached& reached);
@@ -310,6 +322,7 @@ class World {
   Budget left_{};
   std::vector<Node> nodes_;                             ///< one for each rank, then zombies
   std::vector<Stray> strays_;                           ///< by host and rank
+  std::vector<LeftFiles> left_files_;                   ///< by host and writer
   std::vector<std::shared_ptr<const Letter>> letters_;  ///< in the order of sending
   std::vector<Early> early_;                            ///< sorted
   std::vector<DeadLink> dead_links_;                    ///< sorted

@@ -17,16 +17,7 @@ void World::feed(Node& node, const Event& event) {
         todo.emplace_back(SlotsVerified{slot_claims(node, verify->verify), evidence(node)});
       } else if (const auto* files = std::get_if<VerifyDisk>(&action)) {
         FilesVerified found;
-        for (const File& f : node.files) {
-          found.evidence = std::max(found.evidence, f.id);
-          if (f.id <= files->newer_than) continue;
-          const Place place = f.owner == node.rank ? Place::kOwnFile : Place::kHeldFile;
-          found.claims.push_back(
-              {node.rank, f.owner, place, 0, bounds_->world, f.id, f.base, {}, {}});
-          found.claims.back().sizes.borrowed_bytes = f.lenders;
-          found.claims.back().image_digest.low = static_cast<std::uint64_t>(f.loan);
-          add_loans(found.claims.back());
-        }
+        verify_files(node, files->newer_than, files->strays, found);
         if (files->strays) {
           take_strays(node, files->newer_than, bounds_->rules.verify_claims, found);
         }
@@ -325,7 +316,13 @@ struct World::CarryOut {
   }
   bool operator()(const Prune& a) const {
     world.say(node, "removes files older than " + name(a.older_than));
-    std::erase_if(node.files, [&](const File& file) { return file.id < a.older_than; });
+    const auto is_older = [&](const File& file) { return file.id < a.older_than; };
+    std::erase_if(node.files, is_older);
+    for (LeftFiles& left : world.left_files_) {
+      if (left.host != node.host || world.reader_of(left.writer, node.host) != node.rank) continue;
+      std::erase_if(left.files, is_older);
+    }
+    std::erase_if(world.left_files_, [](const LeftFiles& left) { return left.files.empty(); });
     return true;
   }
   bool operator()(const RemoveVault&) const {
