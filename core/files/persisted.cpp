@@ -176,12 +176,13 @@ std::vector<PersistedImage> list_own_images(
 }
 
 std::size_t prune(FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
-                  int writer, int world_size, ImageId persisted_everywhere, std::size_t keep) {
+                  const std::function<bool(int writer)>& removes, ImageId persisted_everywhere,
+                  std::size_t keep) {
   if (!persisted_everywhere.exists()) return 0;
   std::vector<PersistedImage> older;
   std::set<ImageId> ids;
   for (auto& image : list_images(fs, directory, job)) {
-    if (image.name.job != job || image.name.writer() % world_size != writer ||
+    if (image.name.job != job || !removes(image.name.writer()) ||
         !(image.name.id < persisted_everywhere))
       continue;
     ids.insert(image.name.id);

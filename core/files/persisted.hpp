@@ -59,12 +59,13 @@ inline constexpr std::uint64_t kMaxGeneration = std::uint64_t{1} << 62U;
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
     const std::function<void(const std::string&)>& complain = {});
 
-/// Removes the images of `job` written by rank `writer` that are older than `persisted_everywhere`,
-/// the newest image that *every* rank is known to have persisted. `keep` older ids are kept. Also
-/// removes what each rank w wrote that `world_size` ranks have no more, if w % world_size is
-/// `writer`. Removes nothing for kNoImage. Returns how many files were removed.
+/// Removes the images of `job` that are older than `persisted_everywhere`, the newest image that
+/// *every* rank is known to have persisted, and that were written by ranks whose images the caller
+/// `removes`. `keep` older ids are kept. Removes nothing for kNoImage. Returns how many files were
+/// removed.
 MESHSTAGE_API std::size_t prune(FileSystem& fs, const std::filesystem::path& directory,
-                                std::string_view job, int writer, int world_size,
+                                std::string_view job,
+                                const std::function<bool(int writer)>& removes,
                                 ImageId persisted_everywhere, std::size_t keep = 0);
 
 /// A whole file, mapped read-only. Whoever keeps views of bytes() must also keep the pointer. The

@@ -20,6 +20,8 @@
 // files it knows by name.
 #include <meshstage/core/files/publish.hpp>
 
+#include <meshstage/core/files/temporary_impl.hpp>
+
 #include <unistd.h>
 
 #include <algorithm>
@@ -31,19 +33,13 @@
 
 namespace meshstage {
 
-namespace {
+namespace detail {
 
-constexpr std::string_view kMark = ".tmp-";
-
-/// What the names of all temporary files of this process image end with, but for the thread.
 std::string own_mark(const ProcessIdentity& process) {
-  return std::string(kMark) + std::to_string(process.pid) + "-" + std::to_string(process.instance) +
-         "-";
+  return std::string(kTemporaryMark) + std::to_string(process.pid) + "-" +
+         std::to_string(process.instance) + "-";
 }
 
-/// The temporary file, created and locked. A remove_leftovers() elsewhere may find it between the
-/// two and take it for a dead writer's; then it is made again. Once it is locked under its name it
-/// stays.
 std::unique_ptr<File> create_locked(FileSystem& fs, const std::filesystem::path& temporary) {
   constexpr int kRounds = 100;
   for (int round = 0; round < kRounds; ++round) {
@@ -57,10 +53,14 @@ std::unique_ptr<File> create_locked(FileSystem& fs, const std::filesystem::path&
   throw SystemError("fcntl F_SETLK", temporary.native(), EAGAIN);
 }
 
+}  // namespace detail
+
+namespace {
+
 void write_and_rename(FileSystem& fs, const std::filesystem::path& temporary,
                       const std::filesystem::path& target,
                       const std::function<void(File&)>& write) {
-  const auto file = create_locked(fs, temporary);
+  const auto file = detail::create_locked(fs, temporary);
   write(*file);
   file->sync();
   fs.rename(temporary, target);
@@ -73,8 +73,8 @@ void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
   const auto directory =
       target.has_parent_path() ? target.parent_path() : std::filesystem::path(".");
   // One for each thread: two may publish the same target, and the later rename wins.
-  const auto temporary = directory / ("." + target.filename().native() + own_mark(fs.process()) +
-                                      std::to_string(::gettid()));
+  const auto temporary = directory / ("." + target.filename().native() +
+                                      detail::own_mark(fs.process()) + std::to_string(::gettid()));
   try {
     write_and_rename(fs, temporary, target, write);
   } catch (...) {  // passed on: `write` may throw anything
@@ -106,10 +106,10 @@ void publish_atomically(FileSystem& fs, const std::filesystem::path& target,
 
 std::size_t remove_leftovers(FileSystem& fs, const std::filesystem::path& directory) {
   if (!fs.stat(directory)) return 0;
-  const std::string own = own_mark(fs.process());
+  const std::string own = detail::own_mark(fs.process());
   std::size_t removed = 0;
   for (const auto& name : fs.list(directory)) {
-    if (name.front() != '.' || name.find(kMark) == std::string::npos) continue;
+    if (name.front() != '.' || name.find(detail::kTemporaryMark) == std::string::npos) continue;
     if (name.find(own) != std::string::npos) continue;
     const auto path = directory / name;
     try {

@@ -76,7 +76,7 @@ class Agent::Impl {
   [[nodiscard]] std::uint64_t highest_generation();
 
   Engine engine_;
-  const Persistence files_;
+  Persistence files_;
 
  private:
   // --- the loop's thread

@@ -35,8 +35,9 @@ struct CheckpointerOptions {
   /// the launcher's job id, else a unique id that is made and printed (no restart finds the images
   /// of such a job).
   std::string job = {};
-  /// The directory of persisted steps, shared or local to the host: absolute, "ckpt" below the
-  /// working directory, or "~/ckpt". Empty: derived from user and job.
+  /// The directory of persisted steps, shared or local to the host (then what lies there is found
+  /// by whichever rank sits on that host): absolute, "ckpt" below the working directory, or
+  /// "~/ckpt". Empty: derived from user and job.
   std::filesystem::path directory = {};
   /// The directory of the vault's images: a tmpfs, or any directory with room for four images.
   std::filesystem::path vault_directory = "/dev/shm";

@@ -54,13 +54,48 @@ bool Persistence::holds(const std::filesystem::path& path, const ImageInfo& info
   }
 }
 
-Persistence::Found Persistence::verify(
-    ImageId newer_than, const std::function<void(const std::string&)>& complain) const {
+void Persistence::enter(std::uint64_t generation) {
+  leave();
+  generation_ = 0;
+  {
+    const MutexLock lock(mutex_);
+    sharing_.clear();
+  }
+  if (list_own_images(*fs_, directory_, job_).empty()) return;
+  generation_ = generation;
+  presence_ = std::make_unique<Presence>(*fs_, directory_, job_, generation, rank_);
+}
+
+void Persistence::leave() { presence_.reset(); }
+
+int Persistence::heir_of(int rank, const std::vector<int>& sharing) const {
+  const int now = rank % world_size_;
+  if (sharing.empty() || std::binary_search(sharing.begin(), sharing.end(), now)) return now;
+  return sharing[static_cast<std::size_t>(now) % sharing.size()];
+}
+
+Persistence::Found Persistence::verify(ImageId newer_than,
+                                       const std::function<void(const std::string&)>& complain) {
   Found found;
+  std::vector<int> sharing;
+  if (generation_ != 0) {
+    sharing = ranks_present(*fs_, directory_, job_, generation_);
+    const auto here = std::lower_bound(sharing.begin(), sharing.end(), rank_);
+    if (here == sharing.end() || *here != rank_) sharing.insert(here, rank_);
+    const MutexLock lock(mutex_);
+    sharing_ = sharing;
+  }
+  const auto is_mine = [&](const PersistedName& name) {
+    if (name.rank == rank_ || name.writer() == rank_) return true;
+    const auto shares = [&](int rank) {
+      return std::binary_search(sharing.begin(), sharing.end(), rank);
+    };
+    return name.world_size == world_size_ && !shares(name.rank) && !shares(name.writer()) &&
+           heir_of(name.rank, sharing) == rank_;
+  };
   for (const auto& file : list_own_images(*fs_, directory_, job_, complain)) {
     found.newest_named = std::max(found.newest_named, file.name.id);
-    const bool mine = file.name.rank == rank_ || file.name.writer() == rank_;
-    if (!mine || file.name.id <= newer_than) continue;
+    if (!is_mine(file.name) || file.name.id <= newer_than) continue;
     try {
       const auto mapped = MappedFile::open_own(*fs_, file.path);
       const ImageInfo info = verify_image(mapped->bytes());
@@ -108,7 +143,13 @@ std::uint64_t Persistence::highest_generation() const {
 }
 
 std::size_t Persistence::prune_older(ImageId than, std::size_t keep) const {
-  return prune(*fs_, directory_, job_, rank_, world_size_, than, keep);
+  std::vector<int> sharing;
+  {
+    const MutexLock lock(mutex_);
+    sharing = sharing_;
+  }
+  const auto removes = [&](int writer) { return heir_of(writer, sharing) == rank_; };
+  return prune(*fs_, directory_, job_, removes, than, keep);
 }
 
 }  // namespace meshstage

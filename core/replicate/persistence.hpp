@@ -1,19 +1,26 @@
 #pragma once
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/files/presence.hpp>
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/protocol/choose.hpp>
 
 namespace meshstage {
 
-/// The images that one rank has on disk: its own, and its wards' replicas. A persisted image is a
-/// safetensors file with the same bytes as its slot. Threads: any, one at a time for one directory
-/// and rank.
+/// The images that one rank has on disk: its own, and its wards' replicas; and those that ranks
+/// left there which use other directories now. A persisted image is a safetensors file with the
+/// same bytes as its slot. Threads: any, one at a time for one directory and rank.
+///
+/// All ranks may share one directory, or each host may have its own, and a job may come back with
+/// its ranks on other hosts. So in each generation the ranks that share a directory find one
+/// another, and one of them reads, and in the end removes, what is left there by ranks that do not.
 class MESHSTAGE_API Persistence {
  public:
   /// `fs` must outlive it. Makes no directory before the first publish().
@@ -28,17 +35,25 @@ class MESHSTAGE_API Persistence {
   /// whole or not there.
   void publish(const ImageInfo& info, std::span<const std::byte> image) const;
 
+  /// Tells the ranks that share the directory that this rank does, too, if there is an image of the
+  /// job. They know it once they verify() in this generation, if all ranks have entered it before.
+  /// Throws SystemError.
+  void enter(std::uint64_t generation);
+  /// Ends what enter() began. verify() is not called any more in this generation.
+  void leave();
+
   /// The result of verify().
   struct Found {
     std::vector<protocol::Claim> claims;
     std::vector<std::filesystem::path> paths;  ///< The file of each claim.
     ImageId newest_named;  ///< The newest id in the job's file names, read or not.
   };
-  /// Verifies every image newer than `newer_than` that is this rank's own or that this rank wrote.
-  /// For an image that cannot be read or is wrong it makes no claim, but calls `complain` with the
-  /// reason.
+  /// Verifies every image newer than `newer_than` that is this rank's own, or that this rank wrote,
+  /// or whose owner and writer share this directory no more. One rank of those that share it
+  /// verifies each of the latter; if a rank could not tell that it does, more than one. For an
+  /// image that cannot be read or is wrong it makes no claim, but calls `complain` with the reason.
   [[nodiscard]] Found verify(ImageId newer_than,
-                             const std::function<void(const std::string&)>& complain) const;
+                             const std::function<void(const std::string&)>& complain);
 
   /// The newest step of which the directory has a sound file of every rank of a job of another
   /// number of ranks. Reads the files of that step; `complain` is told of damaged ones.
@@ -48,20 +63,27 @@ class MESHSTAGE_API Persistence {
   /// The highest generation in any file's name of this job, whoever wrote it; 0 without files.
   [[nodiscard]] std::uint64_t highest_generation() const;
 
-  /// Removes this rank's images older than `than`, except those of the `keep` newest such steps.
-  /// Returns how many files were removed.
+  /// Removes images older than `than`, except those of the `keep` newest such steps: those that
+  /// this rank wrote, and its part of those that are left by ranks that share the directory no
+  /// more, or by a larger number of ranks. Returns how many files were removed.
   std::size_t prune_older(ImageId than, std::size_t keep) const;
 
   [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
 
  private:
   [[nodiscard]] bool holds(const std::filesystem::path& path, const ImageInfo& info) const;
+  /// The rank that cares for what that one left in the directory.
+  [[nodiscard]] int heir_of(int rank, const std::vector<int>& sharing) const;
 
   FileSystem* fs_;
   std::filesystem::path directory_;
   std::string job_;
   int rank_;
   int world_size_;
+  std::uint64_t generation_ = 0;  // entered; 0: nothing was there
+  std::unique_ptr<Presence> presence_;
+  mutable Mutex mutex_;  // verify() and prune_older() run on different threads
+  std::vector<int> sharing_ MESHSTAGE_GUARDED_BY(mutex_);  // at the last verify(), ascending
 };
 
 }  // namespace meshstage

@@ -108,6 +108,7 @@ void Restorer::check_structure(const protocol::CheckStructure& action) {
 
 void Restorer::restore(const protocol::RestoreTrainer& action) {
   inbox_.established();
+  verifier_.leave_files();
   found_ = {};  // and the stray vaults' mappings
   RecoverCommand command;
   command.kind = RecoverCommand::Kind::kRestore;
@@ -119,6 +120,7 @@ void Restorer::restore(const protocol::RestoreTrainer& action) {
 }
 
 void Restorer::nothing(const protocol::OldStep& old) {
+  verifier_.leave_files();
   found_ = {};
   RecoverCommand command;
   command.old = old;
@@ -136,6 +138,7 @@ void Restorer::left_behind(const protocol::LeftBehind& action) {
 }
 
 void Restorer::failed(const protocol::RecoverFailed& action) {
+  verifier_.leave_files();
   engine_.gate.lose({action.failure.kind, action.failure.rank, action.failure.why});
   RecoverCommand command;
   command.kind = RecoverCommand::Kind::kFailed;

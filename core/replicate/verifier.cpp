@@ -36,7 +36,7 @@ std::string place_of(SlotKey key, int at) {
 
 }  // namespace
 
-Verifier::Verifier(Engine& engine, const Persistence& files)
+Verifier::Verifier(Engine& engine, Persistence& files)
     : engine_(engine), files_(files), worker_("ms-verify", engine.boundary()) {}
 
 template <class Result>
@@ -72,6 +72,12 @@ void Verifier::slots(ImageId evidence, std::function<void(const protocol::SlotsV
 protocol::SlotsVerified Verifier::verify_slots(ImageId evidence) {
   protocol::SlotsVerified result;
   result.evidence = evidence;
+  try {
+    files_.enter(engine_.generation.number);
+  } catch (const Error& e) {
+    engine_.report.warn(
+        std::string("the ranks that share the directory of images cannot be told: ") + e.what());
+  }
   // Images that earlier processes left, stopped ones too, count like images that this process
   // sealed.
   for (const SlotKey key : engine_.vault.adopt_older()) {
@@ -154,6 +160,15 @@ void Verifier::disk(const protocol::VerifyDisk& action, std::function<void(const
             -1, ErrorKind::kPeerLost,
             "rank " + std::to_string(engine_.rank) + " cannot look for images on its host: " + why);
       });
+}
+
+void Verifier::leave_files() {
+  run<bool>(
+      [this] {
+        files_.leave();
+        return true;
+      },
+      [](bool) {}, [](ErrorKind, const std::string&) {});
 }
 
 void Verifier::connect(const std::vector<int>& peers, std::function<void()> then, Failed failed) {

@@ -21,7 +21,7 @@ namespace meshstage::replicate {
 /// generation is being left.
 class Verifier {
  public:
-  Verifier(Engine& engine, const Persistence& files);
+  Verifier(Engine& engine, Persistence& files);
 
   using Failed = std::function<void(ErrorKind kind, const std::string& why)>;
 
@@ -43,6 +43,8 @@ class Verifier {
   void slots(ImageId evidence, std::function<void(const protocol::SlotsVerified&)> then);
   /// Finds every sound file, and every sound image in the stray vaults that this rank takes.
   void disk(const protocol::VerifyDisk& action, std::function<void(const Found&)> then);
+  /// The recovery is over, as far as files are concerned.
+  void leave_files();
   /// Connects to the other ends of Engine::bridge.
   void connect(const std::vector<int>& peers, std::function<void()> then, Failed failed);
   /// Closes Engine::bridge.
@@ -87,7 +89,7 @@ class Verifier {
   [[nodiscard]] Source bytes_of(const Here& here) const;
 
   Engine& engine_;
-  const Persistence& files_;
+  Persistence& files_;
   Worker worker_;
 };
 

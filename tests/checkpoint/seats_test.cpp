@@ -30,16 +30,19 @@ using Seats = std::vector<int>;
 const Seats kBefore{0, 0, 1, 1};
 
 std::string directory_of(int host) { return "/host" + std::to_string(host); }
+std::string disk_of(int host) { return "/disk" + std::to_string(host); }
 
 class SeatedJob {
  public:
-  explicit SeatedJob(int world, bool files = false) : job_(world), files_(files) {}
+  explicit SeatedJob(int world, bool files = false, bool local_disks = false)
+      : job_(world), files_(files), local_disks_(local_disks) {}
 
   ms::CheckpointerOptions options(int rank, int host) {
     auto o = job_.options(rank);
     o.vault_directory = directory_of(host);
     o.deadline = std::chrono::seconds(6);  // a start beside ranks that are stopped waits for half
     o.persist_every = files_ ? 1 : 0;
+    if (local_disks_) o.directory = disk_of(host);
     if (store_) o.store_object = store_;
     return o;
   }
@@ -50,8 +53,15 @@ class SeatedJob {
       ms::Checkpointer ckpt(options(rank, seats[static_cast<std::size_t>(rank)]));
       (void)recover_to(ckpt, finds);
       stage_all(ckpt, stages);
+      if (local_disks_) on_disk(ckpt, stages.back() + 1);
       if (finishes) ckpt.finish();
     }));
+  }
+  /// Stages a step and waits until each rank has it on disk.
+  static void on_disk(ms::Checkpointer& ckpt, std::uint64_t step) {
+    auto staging = ckpt.stage(ms::test::state_of(ckpt.rank(), step), step);
+    const auto disk = staging.persisted().get(ms::Deadline::after(std::chrono::seconds(20)));
+    if (disk != ms::DiskOutcome::kEverywhere) throw ms::InvalidState("not on every disk");
   }
   std::shared_ptr<ms::Store> store() { return job_.store(); }
   /// Removes all vaults of a host.
@@ -69,12 +79,18 @@ class SeatedJob {
     }
     return found;
   }
+  /// What a host's own disk has.
+  std::vector<std::string> disk_files(int host) {
+    if (!job_.disk().stat(disk_of(host))) return {};
+    return job_.disk().list(disk_of(host));
+  }
   void lose_store() { store_ = std::make_shared<ms::InMemoryStore>(); }
 
  private:
   InProcessJob job_;
   std::shared_ptr<ms::Store> store_;
   bool files_;
+  bool local_disks_;
 };
 
 }  // namespace
@@ -173,6 +189,29 @@ TEST_CASE("ranks that have no data connection connect for what the other one alo
   job.live({1, 0, 3, 2}, 2, {3});
   job.live({0, 1, 2, 3}, 3, {4}, true);
   for (int host = 0; host < 4; ++host) CHECK(job.files(host).empty());
+}
+
+TEST_CASE("a step on disks of the hosts' own comes back to ranks that sit on other hosts") {
+  const auto before = GENERATE(Seats{0, 0, 1, 1}, Seats{0, 1, 2, 3});
+  const auto after = GENERATE(Seats{1, 1, 0, 0}, Seats{1, 0, 1, 0}, Seats{3, 0, 1, 2},
+                              Seats{2, 3, 0, 1}, Seats{0, 0, 0, 0});
+  const int hosts = *std::max_element(before.begin(), before.end()) + 1;
+  const bool reached = hosts == 2 || std::set<int>(after.begin(), after.end()).size() > 1;
+  if (!reached || hosts <= *std::max_element(after.begin(), after.end())) return;
+  SeatedJob job(4, true, true);
+  job.live(before, 0, {1});
+  for (int host = 0; host < hosts; ++host) job.lose(host);  // all memory; the Store knows step 1
+  job.live(after, 2, {3});
+  for (int host = 0; host < hosts; ++host) job.lose(host);
+  job.live(after, 4, {5}, true);
+  // Where ranks sit, nothing is left but step 6; of each rank an image of its own, and a replica.
+  for (int host = 0; host < hosts; ++host) {
+    if (std::find(after.begin(), after.end(), host) == after.end()) continue;
+    for (const auto& name : job.disk_files(host)) {
+      INFO(disk_of(host) << "/" << name);
+      CHECK(name.find(".s000000000006.") != std::string::npos);
+    }
+  }
 }
 
 TEST_CASE("the same over sockets and Gloo, on the real file system") {

@@ -32,6 +32,11 @@ void touch(meshstage::FileSystem& fs, const std::filesystem::path& path,
                          std::as_bytes(std::span(text)), 0);
 }
 
+/// prune()'s caller is one of `world` ranks, which remove what each of them wrote.
+std::function<bool(int)> by(int rank, int world) {
+  return [rank, world](int writer) { return writer % world == rank; };
+}
+
 meshstage::EnvironmentLookup environment(const std::map<std::string, std::string>& variables) {
   return [variables](const char* name) -> std::optional<std::string> {
     const auto at = variables.find(name);
@@ -130,12 +135,12 @@ TEST_CASE("pruning takes the writer's older images only, below what every rank h
     }
     return ids;
   };
-  REQUIRE(prune(fs, "/d", "a", 0, 2, meshstage::kNoImage) == 0);
-  REQUIRE(prune(fs, "/d", "a", 0, 2, {1, 5}) == 0);
-  REQUIRE(prune(fs, "/d", "a", 0, 2, {2, 1}, 1) == 2);
+  REQUIRE(prune(fs, "/d", "a", by(0, 2), meshstage::kNoImage) == 0);
+  REQUIRE(prune(fs, "/d", "a", by(0, 2), {1, 5}) == 0);
+  REQUIRE(prune(fs, "/d", "a", by(0, 2), {2, 1}, 1) == 2);
   REQUIRE(left(0) == std::vector<ImageId>{{1, 10}, {1, 10}, {2, 1}, {2, 1}, {2, 15}, {2, 15}});
-  REQUIRE(prune(fs, "/d", "a", 0, 2, {2, 1}, 9) == 0);
-  REQUIRE(prune(fs, "/d", "a", 0, 2, {2, 15}) == 4);
+  REQUIRE(prune(fs, "/d", "a", by(0, 2), {2, 1}, 9) == 0);
+  REQUIRE(prune(fs, "/d", "a", by(0, 2), {2, 15}) == 4);
   REQUIRE(left(0) == std::vector<ImageId>{{2, 15}, {2, 15}});
   REQUIRE(left(1).size() == 8);
   REQUIRE(list_images(fs, "/d", "b").size() == 1);
@@ -148,9 +153,9 @@ TEST_CASE("an interrupted pruning has removed the oldest and goes on next time")
     touch(disk, "/d/" + to_file_name({"a", {1, step}, 0, 1, {}}));
   meshstage::FaultyFileSystem fs(disk);
   fs.fail(meshstage::FileOperation::kUnlink, 2, EIO);
-  REQUIRE_THROWS_AS(prune(fs, "/d", "a", 0, 2, {1, 4}), meshstage::SystemError);
+  REQUIRE_THROWS_AS(prune(fs, "/d", "a", by(0, 2), {1, 4}), meshstage::SystemError);
   REQUIRE(list_images(disk, "/d", "a").front().name.id == ImageId{1, 2});
-  REQUIRE(prune(fs, "/d", "a", 0, 2, {1, 4}) == 2);
+  REQUIRE(prune(fs, "/d", "a", by(0, 2), {1, 4}) == 2);
 }
 
 TEST_CASE("a file is mapped whole, and stays readable when its name is gone") {
@@ -256,8 +261,8 @@ TEST_CASE("what ranks wrote that there are no more is removed by those there are
   disk.make_directories("/d");
   for (int rank = 0; rank < 5; ++rank)
     touch(disk, "/d/" + to_file_name({"a", {1, 1}, rank, 5, {}}));
-  REQUIRE(prune(disk, "/d", "a", 0, 3, {2, 1}) == 2);  // 0 and 3
-  REQUIRE(prune(disk, "/d", "a", 1, 3, {2, 1}) == 2);  // 1 and 4
+  REQUIRE(prune(disk, "/d", "a", by(0, 3), {2, 1}) == 2);  // 0 and 3
+  REQUIRE(prune(disk, "/d", "a", by(1, 3), {2, 1}) == 2);  // 1 and 4
   REQUIRE(list_images(disk, "/d", "a").front().name.rank == 2);
 }
 
@@ -266,6 +271,6 @@ TEST_CASE("pruning removes what dead writers left") {
   disk.make_directories("/d");
   touch(disk, "/d/.x.tmp-1-1-1");
   touch(disk, "/d/" + to_file_name({"a", {1, 1}, 0, 1, {}}));
-  REQUIRE(prune(disk, "/d", "a", 0, 1, {1, 2}) == 1);
+  REQUIRE(prune(disk, "/d", "a", by(0, 1), {1, 2}) == 1);
   REQUIRE(disk.list("/d").empty());
 }
