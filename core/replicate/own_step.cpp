@@ -122,9 +122,9 @@ void OwnStep::announce(const protocol::Announce& action) {
       const auto job = std::exchange(pending_, nullptr);
       job->accepted.set_value();
       job->staged.set_value();  // the copy never reads the tensors
-      job->outcome.set_value(Outcome::kFailed);
       job->persisted.set_value(DiskOutcome::kNotDue);
       job->decided = job->written = true;
+      job->verdict = Outcome::kFailed;
       settle(*job);
     }
     return;
@@ -144,8 +144,8 @@ void OwnStep::announce(const protocol::Announce& action) {
     engine_.report.warn("step " + std::to_string(action.id.step) + " failed: rank " +
                         std::to_string(action.rank) + " voted no: " + action.why);
   }
+  job->verdict = complete ? Outcome::kComplete : Outcome::kFailed;
   settle(*job);
-  job->outcome.set_value(complete ? Outcome::kComplete : Outcome::kFailed);
 }
 
 bool OwnStep::refuse(const protocol::Refuse& action) {
@@ -163,13 +163,16 @@ void OwnStep::settle(StageJob& job) {
   // Once: behind the first time the trainer may have the next step in flight already.
   if (!job.decided || !job.written || std::exchange(job.settled, true)) return;
   engine_.gate.leave_step();
+  // Last: whoever knows the outcome may stage the next step, and none is left out.
+  if (job.verdict) job.outcome.set_value(*job.verdict);
 }
 
 void OwnStep::lose(const std::exception_ptr& loss) {
   for (const auto& job : {pending_, job_}) {
     if (!job) continue;
     job->accepted.set_error(loss);
-    job->outcome.set_error(loss);
+    if (job->verdict) job->outcome.set_value(*job->verdict);
+    job->outcome.set_error(loss);  // unless it is known
     if (!job->decided) job->persisted.set_error(loss);
     if (job->image.empty()) job->staged.set_error(loss);
     job->decided = true;
@@ -197,6 +200,7 @@ void OwnStep::leave(const std::exception_ptr& loss) {
     if (!job) continue;
     job->accepted.set_error(loss);
     job->staged.set_error(loss);
+    if (job->verdict) job->outcome.set_value(*job->verdict);
     job->outcome.set_error(loss);
     if (!job->decided) job->persisted.set_error(loss);
   }

@@ -60,9 +60,10 @@ struct StageJob {
   Watermark watermark;
   BlockDigests blocks;  ///< Each final where the watermark has passed its block.
   // The loop's thread only:
-  bool decided = false;  ///< The outcome is known (or the generation broke).
-  bool written = false;  ///< The copying has ended.
-  bool settled = false;  ///< Both, and the gate was left.
+  bool decided = false;            ///< The outcome is known (or the generation broke).
+  bool written = false;            ///< The copying has ended.
+  bool settled = false;            ///< Both, and the gate was left.
+  std::optional<Outcome> verdict;  ///< If decided, unless the generation broke before.
 };
 
 [[nodiscard]] inline double seconds_since(std::chrono::steady_clock::time_point t) {

@@ -183,6 +183,41 @@ TEST_CASE("budget: in a job, a pace is asked for every byte, and a slow one is l
   for (const auto& error : errors) CHECK(error == "");
 }
 
+TEST_CASE("a step that failed elsewhere is over when its copy is: the next one is not left out") {
+  InProcessJob job(2);
+  ms::test::Gate closed(true);
+  std::barrier recovered(2);
+  const auto errors = run_ranks(all_ranks(2), [&](int rank) {
+    auto o = job.options(rank);
+    o.when_busy = ms::WhenBusy::kSkip;
+    if (rank == 0) o.pace = &closed;
+    ms::Checkpointer ckpt(std::move(o));
+    ms::Dict state = zeros();
+    (void)ckpt.recover(state);
+    if (rank == 0) closed.close();
+    recovered.arrive_and_wait();
+    if (rank == 1) {  // cannot stage step 1, and votes no
+      closed.wait_for_a_piece();
+      ms::Dict cycle;
+      cycle.set("itself", cycle);
+      CHECK_THROWS_AS(ckpt.stage(cycle, 1), ms::InvalidArgument);
+    } else {
+      auto staging = ckpt.stage(state, 1);
+      try {
+        staging.outcome().wait(ms::Deadline::after(std::chrono::milliseconds(300)));
+      } catch (const ms::Timeout&) {  // the copy still waits
+      }
+      if (!staging.outcome().ready()) closed.open();
+      require(staging.outcome().get(in_time()) == ms::Outcome::kFailed, "step 1 is complete");
+    }
+    auto next = ckpt.stage(state, 2);
+    closed.open();
+    require(next.outcome().get(in_time()) == ms::Outcome::kComplete, "step 2 is not complete");
+    ckpt.finish();
+  });
+  for (const auto& error : errors) CHECK(error == "");
+}
+
 namespace {
 
 /// Lets nothing be copied until `threads` threads ask to.
