@@ -397,6 +397,7 @@ std::uint64_t Checkpointer::run(Dict& state, std::uint64_t steps, const RunBody&
 
 std::shared_ptr<ProcessGroup> Checkpointer::group() const {
   impl_->check_formed();
+  if (impl_->finished_) throw InvalidState("group() after finish()");
   impl_->agent_.throw_if_lost();
   if (!impl_->group_) throw InvalidState("group() outside a generation");
   return impl_->group_;
@@ -418,7 +419,9 @@ bool Checkpointer::ending() const { return impl_->agent_.end_agreed(); }
 void Checkpointer::finish() {
   impl_->check_formed();
   impl_->agent_.finish();
-  impl_->finished_ = true;
+  if (std::exchange(impl_->finished_, true)) return;
+  impl_->group_->abort(
+      std::make_exception_ptr(InvalidState("the trainer's group was used after finish()")));
 }
 
 }  // namespace meshstage

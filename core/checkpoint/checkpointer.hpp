@@ -62,7 +62,8 @@ class MESHSTAGE_API Checkpointer {
   /// returned, the program must not change `state`.
   /// Throws StructureMismatch (first differing path; nothing was touched), Unrecoverable (names the
   /// ranks without an image), OutOfMemory and RejoinNeeded. Throws InvalidState if three recoveries
-  /// in a row ended by no rank's death, for example because step 0 failed.
+  /// in a row ended by no rank's death, for example because step 0 failed, and if a recover() of
+  /// this generation has returned or thrown before: rejoin() comes first.
   Recovered recover(Dict& state);
 
   /// Starts staging `state` as `step`, which must be larger than any step before in this
@@ -131,7 +132,10 @@ class MESHSTAGE_API Checkpointer {
   /// Collective; the orderly end of a job. Waits for steps that are being replicated or persisted,
   /// writes the newest complete step to disk (unless persist_every is 0), agrees with all ranks,
   /// then removes every rank's vault. Files on disk stay. The Checkpointer is closed afterwards.
-  /// Throws IoError if this rank cannot write: the step stays in memory, and finish() may be called
+  /// Needs a recover() first, because only a recovery finds the newest complete step; before it
+  /// finish() throws InvalidState at once, and the vault stays.
+  /// Throws IoError if this rank cannot write (the step stays in memory), and Timeout if some rank
+  /// has not called finish() within the forming deadline: in both cases finish() may be called
   /// again.
   void finish();
 

@@ -18,7 +18,7 @@ void TrainerGate::open() {
   const MutexLock lock(mutex_);
   loss_.reset();
   command_ = {};
-  gave_up_ = in_flight_ = recovered_ = end_agreed_ = false;
+  gave_up_ = ordered_ = in_flight_ = recovered_ = end_agreed_ = false;
   sending_ = 0;
 }
 
@@ -64,7 +64,7 @@ bool TrainerGate::enter_step(std::uint64_t step, WhenBusy when,
   MutexLock lock(mutex_);
   if (finished_) throw InvalidState("stage() after finish()");
   rethrow_loss();
-  if (!recovered_) throw InvalidState("stage() before recover() in this generation");
+  require_recovered("stage()");
   if (in_flight_ && when == WhenBusy::kSkip) {
     ++stats_.skipped;
     return false;
@@ -104,6 +104,10 @@ void TrainerGate::check_recover() const {
   if (recovered_) {
     throw InvalidState("this generation has recovered; rejoin() before the next recover()");
   }
+  // No command would come: the engine gave the last one to the recover() that threw.
+  if (ordered_ && !loss_) {
+    throw InvalidState("a recover() of this generation threw; rejoin() before the next recover()");
+  }
 }
 
 void TrainerGate::command(RecoverCommand command) {
@@ -129,6 +133,7 @@ RecoverCommand TrainerGate::next_command(Deadline deadline, std::chrono::millise
   // A recovery that all ranks agreed on before the loss still restores the trainer; the next call
   // throws.
   if (loss_ && command_.kind != Kind::kRestore && command_.kind != Kind::kFailed) rethrow_loss();
+  if (command_.kind != Kind::kCheck) ordered_ = true;
   return std::exchange(command_, {});
 }
 
@@ -141,9 +146,13 @@ void TrainerGate::check_recovered(const char* what) const {
   const MutexLock lock(mutex_);
   if (finished_) throw InvalidState(std::string(what) + " after finish()");
   rethrow_loss();
-  if (!recovered_) {
-    throw InvalidState(std::string(what) + " before recover() in this generation");
-  }
+  require_recovered(what);
+}
+
+void TrainerGate::require_recovered(const char* what) const {
+  if (recovered_) return;
+  throw InvalidState(std::string(what) +
+                     " before recover() in this generation: call recover() first");
 }
 
 void TrainerGate::change(int TrainerGate::* counter, int by) {
@@ -163,6 +172,7 @@ bool TrainerGate::wait_idle(Deadline deadline) {
   MutexLock lock(mutex_);
   if (finished_) return true;
   rethrow_loss();
+  require_recovered("finish()");
   // A slot that is still read when all ranks have finished would keep the vault.
   wait(lock, deadline, "the last step has no outcome", [this]() MESHSTAGE_REQUIRES(mutex_) {
     return !in_flight_ && sending_ == 0 && persisting_ == 0;

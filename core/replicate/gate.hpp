@@ -79,9 +79,10 @@ class TrainerGate {
   void persisting_begins() { change(&TrainerGate::persisting_, 1); }
   void persisting_ends() { change(&TrainerGate::persisting_, -1); }
   /// Returns true if finish() was over before. Otherwise the trainer waits until nothing is in
-  /// flight. Throws Timeout, or the loss.
+  /// flight.
+  /// Throws InvalidState before recover() has returned, Timeout, or the loss.
   [[nodiscard]] bool wait_idle(Deadline deadline);
-  /// The trainer waits until every rank has finished. Throws what wait_idle() throws.
+  /// The trainer waits until every rank has finished. Throws Timeout, or the loss.
   void wait_finished(Deadline deadline);
 
   /// Changes the figures of Stats.
@@ -99,6 +100,7 @@ class TrainerGate {
  private:
   void change(int TrainerGate::* counter, int by);
   void rethrow_loss() const MESHSTAGE_REQUIRES(mutex_);
+  void require_recovered(const char* what) const MESHSTAGE_REQUIRES(mutex_);
   template <class Ready>
   void wait(MutexLock& lock, Deadline deadline, const char* what, Ready ready)
       MESHSTAGE_REQUIRES(mutex_);
@@ -108,6 +110,7 @@ class TrainerGate {
   std::optional<Loss> loss_ MESHSTAGE_GUARDED_BY(mutex_);
   RecoverCommand command_ MESHSTAGE_GUARDED_BY(mutex_);
   bool gave_up_ MESHSTAGE_GUARDED_BY(mutex_) = false;    ///< recover() threw Timeout.
+  bool ordered_ MESHSTAGE_GUARDED_BY(mutex_) = false;    ///< recover() took its last command.
   bool in_flight_ MESHSTAGE_GUARDED_BY(mutex_) = false;  ///< A staged step has not ended yet.
   bool recovered_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   bool finished_ MESHSTAGE_GUARDED_BY(mutex_) = false;

@@ -173,7 +173,7 @@ void OwnStep::lose(const std::exception_ptr& loss) {
     job->accepted.set_error(loss);
     if (job->verdict) job->outcome.set_value(*job->verdict);
     job->outcome.set_error(loss);  // unless it is known
-    if (!job->decided) job->persisted.set_error(loss);
+    job->persisted.set_error(loss);
     if (job->image.empty()) job->staged.set_error(loss);
     job->decided = true;
   }
@@ -202,7 +202,7 @@ void OwnStep::leave(const std::exception_ptr& loss) {
     job->staged.set_error(loss);
     if (job->verdict) job->outcome.set_value(*job->verdict);
     job->outcome.set_error(loss);
-    if (!job->decided) job->persisted.set_error(loss);
+    job->persisted.set_error(loss);
   }
 }
 

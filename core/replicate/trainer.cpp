@@ -223,8 +223,9 @@ std::shared_ptr<const ReadLease> Trainer::compare(const RecoverCommand& command,
     engine_.post(std::move(answer));
   } catch (const Error& e) {  // the other ranks wait for this one, so they get the error, too
     engine_.post(protocol::FetchFailed{engine_.rank, e.kind(), e.what()});
-  } catch (const std::exception& e) {  // from a user's node, or no memory
-    engine_.post(protocol::FetchFailed{engine_.rank, ErrorKind::kInvalidState, e.what()});
+  } catch (...) {  // from a user's node, or no memory
+    engine_.post(protocol::FetchFailed{engine_.rank, ErrorKind::kInvalidState,
+                                       text_of(std::current_exception())});
   }
   return image;
 }
