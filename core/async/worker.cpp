@@ -29,14 +29,23 @@ class Worker::State {
     changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return queue_.empty() && !busy_; });
   }
   void stop() {
-    std::deque<std::function<void()>> dropped;
     {
       const MutexLock lock(mutex_);
       stopping_ = true;
-      dropped.swap(queue_);
       changed_.notify_all();
     }
     thread_.join();
+    // One by one and without the mutex, because what a task captured may call post(). Allocates
+    // nothing, because the destructor calls this.
+    MutexLock lock(mutex_);
+    while (!queue_.empty()) {
+      std::function<void()> dropped = std::move(queue_.front());
+      queue_.pop_front();
+      lock.unlock();
+      dropped = nullptr;
+      lock.lock();
+    }
+    changed_.notify_all();  // drain()
   }
 
  private:
@@ -45,7 +54,7 @@ class Worker::State {
     while (true) {
       changed_.wait(lock,
                     [this]() MESHSTAGE_REQUIRES(mutex_) { return stopping_ || !queue_.empty(); });
-      if (queue_.empty()) return;
+      if (stopping_) return;
       auto task = std::move(queue_.front());
       queue_.pop_front();
       busy_ = true;

@@ -1,6 +1,6 @@
 #include <condition_variable>
+#include <cstdio>
 #include <exception>
-#include <iostream>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -31,9 +31,10 @@ Progress::Progress(std::chrono::milliseconds first, std::function<void(std::chro
     : thread_([first, tell = std::move(tell)](const std::stop_token& stop) {
         try {
           tell_until(stop, first, tell);
-        } catch (const std::exception& e) {
-          std::cerr << std::string("meshstage: this wait is not reported any more: ") + e.what() +
-                           "\n";
+        } catch (const std::exception& e) {  // this thread's boundary
+          std::fprintf(stderr, "meshstage: this wait is not reported any more: %s\n", e.what());
+        } catch (...) {
+          std::fputs("meshstage: this wait is not reported any more\n", stderr);
         }
       }) {}
 

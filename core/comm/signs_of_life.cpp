@@ -34,8 +34,9 @@ void SignsOfLife::run(const std::stop_token& stop) {
     if (stop.stop_requested()) return;
     try {
       if (generation != 0) answer(generation, forming);
-    } catch (const Error&) {
-      // The Store does not answer: a newcomer cannot ask either, and both try again.
+    } catch (...) {
+      // The Store does not answer, so a newcomer cannot ask either; or there was no memory for the
+      // answer. Both try again.
     }
   }
 }

@@ -188,9 +188,9 @@ void Agent::Impl::begin(const Generation& generation) {
 }
 
 void Agent::Impl::listen(ControlLinks& links, bool bridge) {
-  const auto to_loop = [this](std::function<void()> task) {
+  const auto to_loop = [this](const auto& make_task) {
     try {
-      if (auto ticket = engine_.scope.enter()) engine_.to_loop(std::move(ticket), std::move(task));
+      if (auto ticket = engine_.scope.enter()) engine_.to_loop(std::move(ticket), make_task());
     } catch (...) {  // the links' thread: a message that is lost ends the generation
       engine_.loop.fail(std::current_exception());
     }
@@ -198,14 +198,17 @@ void Agent::Impl::listen(ControlLinks& links, bool bridge) {
   links.set_handlers(
       {.on_message =
            [this, to_loop](int peer, std::span<const std::byte> message) {
-             to_loop([this, peer, bytes = std::vector(message.begin(), message.end())] {
-               hear(peer, bytes);
+             to_loop([&] {
+               return [this, peer, bytes = std::vector(message.begin(), message.end())] {
+                 hear(peer, bytes);
+               };
              });
            },
        .on_lost =
            [this, to_loop, bridge](int peer, LostReason reason, const std::string& detail) {
              if (bridge && reason == LostReason::kClosed) return;
-             to_loop([this, peer, reason, detail] { lost_link(peer, reason, detail); });
+             to_loop(
+                 [&] { return [this, peer, reason, detail] { lost_link(peer, reason, detail); }; });
            }});
 }
 

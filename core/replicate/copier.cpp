@@ -56,8 +56,9 @@ void Copier::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends
 }
 
 protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
-  const auto ends = std::make_shared<DeviceEnds>();
+  std::shared_ptr<DeviceEnds> ends;
   try {
+    ends = std::make_shared<DeviceEnds>();
     const auto& layout = job.plan->layout();
     const auto& before = job.lease.previous();
     if (!before || before->manifest_digest != layout.manifest_digest) {
@@ -75,10 +76,15 @@ protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
     return event;
   } catch (...) {  // this thread's boundary: the step fails, and the trainer is told by what
     const auto error = std::current_exception();
-    ends->source = std::exchange(job.source, {});
-    ends->lease = std::move(job.lease);
+    job.watermark.fail(error);  // first: threads that send wait for it
     job.staged.set_error(error);
-    job.watermark.fail(error);
+    // Where there are no ends, no device was asked for anything.
+    StagingSource source = std::exchange(job.source, {});
+    WriteLease lease = std::move(job.lease);
+    if (ends) {
+      ends->source = std::move(source);
+      ends->lease = std::move(lease);
+    }
     return protocol::OwnFailed{job.id, text_of(error)};
   }
 }

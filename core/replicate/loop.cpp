@@ -53,16 +53,32 @@ void Loop::run(const std::function<void()>& task) {
 }
 
 void Loop::stop() noexcept {
-  std::deque<std::function<void()>> dropped;
-  std::multimap<Deadline::Clock::time_point, std::function<void()>> dropped_timed;
   {
     const MutexLock lock(mutex_);
     stopping_ = true;
-    dropped.swap(queue_);
-    dropped_timed.swap(timed_);
     changed_.notify_all();
   }
   thread_.join();
+  drop_tasks();
+}
+
+/// Destroys each task without the mutex, because what a task captured may call the loop. Allocates
+/// nothing.
+void Loop::drop_tasks() noexcept {
+  MutexLock lock(mutex_);
+  while (!queue_.empty() || !timed_.empty()) {
+    std::function<void()> task;
+    if (!queue_.empty()) {
+      task = std::move(queue_.front());
+      queue_.pop_front();
+    } else {
+      task = std::move(timed_.begin()->second);
+      timed_.erase(timed_.begin());
+    }
+    lock.unlock();
+    task = nullptr;
+    lock.lock();
+  }
 }
 
 void Loop::serve() {

@@ -42,6 +42,7 @@ class Loop {
 
  private:
   void serve();
+  void drop_tasks() noexcept;
 
   const FailureHandler on_failure_;
   const TaskObserver on_task_;

@@ -1,5 +1,7 @@
 #include <meshstage/core/replicate/store_worker.hpp>
 
+#include <new>
+
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::replicate {
@@ -19,6 +21,9 @@ void StoreWorker::ask(std::string what,
     Answer a;
     try {
       a.value = run(*store_, deadline);
+    } catch (const std::bad_alloc&) {  // says nothing of the Store: the next generation asks anew
+      a.error = std::current_exception();
+      engine_.loop.fail(a.error);
     } catch (...) {  // this thread's boundary for a Store, which may be the user's
       a.error = std::current_exception();
     }

@@ -267,8 +267,16 @@ void Trainer::finish() {
 void Trainer::persist_newest(Deadline deadline) {
   Promise<bool> done;
   Work<bool> written = done.work();
-  engine_.to_loop(engine_.scope.enter(), [this, done] { persister_.persist_newest(done); });
-  if (written.get(deadline)) return;
+  // The task alone has the promise: if the task fails, the wait for it ends.
+  engine_.to_loop(engine_.scope.enter(), [this, done = std::move(done)]() mutable {
+    persister_.persist_newest(std::move(done));
+  });
+  try {
+    if (written.get(deadline)) return;
+  } catch (const Cancelled&) {
+    throw_loss_behind_failure();
+    throw;
+  }
   engine_.gate.throw_if_lost();
   throw IoError(
       "finish(): the newest step is not on disk (the warning says why); it stays in memory");
@@ -322,7 +330,8 @@ void fill_replica(const ReadLease& own, const ImageInfo& info, std::span<std::by
 std::vector<SlotKey> Trainer::hold_replica(int ward) {
   Promise<std::vector<SlotKey>> found;
   Work<std::vector<SlotKey>> keys = found.work();
-  engine_.loop.post([this, ward, found]() mutable {
+  // The task alone has the promise: if the task fails, the wait for it ends.
+  engine_.loop.post([this, ward, found = std::move(found)]() mutable {
     // If the generation has broken since the call began, throw its loss.
     if (const auto loss = engine_.gate.loss()) {
       found.set_error(loss->error());
@@ -347,7 +356,17 @@ std::vector<SlotKey> Trainer::hold_replica(int ward) {
     for (const SlotKey key : held) slots_.hold(key);
     found.set_value(std::move(held));
   });
-  return keys.get();
+  try {
+    return keys.get();
+  } catch (const Cancelled&) {
+    throw_loss_behind_failure();
+    throw;
+  }
+}
+
+void Trainer::throw_loss_behind_failure() {
+  engine_.loop.run([] {});
+  engine_.gate.throw_if_lost();
 }
 
 Replica Trainer::held(int ward, const NodeRegistry& registry) {

@@ -49,6 +49,9 @@ class Trainer {
   /// same step. Returns them.
   [[nodiscard]] std::vector<SlotKey> hold_replica(int ward);
   void persist_newest(Deadline deadline);
+  /// A task of the loop threw before it answered: throws the loss that the loop made of it. Returns
+  /// if there is none, because the loop has ended.
+  void throw_loss_behind_failure();
 
   Engine& engine_;
   OwnStep& own_;

@@ -1,10 +1,8 @@
-#include <pthread.h>
-
 #include <algorithm>
 #include <deque>
-#include <thread>
 #include <utility>
 
+#include <meshstage/core/async/thread.hpp>
 #include <meshstage/core/comm/deliveries_impl.hpp>
 #include <meshstage/core/comm/in_process/node_impl.hpp>
 #include <meshstage/core/error/error.hpp>
@@ -20,7 +18,7 @@ class InProcessLinksNode : public Node, public ControlLinks {
   ~InProcessLinksNode() override { close(); }
 
   void start() {
-    thread_ = std::thread([this] { run(); });
+    thread_ = Thread("ms-links", [this] { run(); });
   }
 
   [[nodiscard]] int rank() const noexcept override { return request.rank; }
@@ -59,7 +57,7 @@ class InProcessLinksNode : public Node, public ControlLinks {
     }
     deliveries_.stop();
     const std::lock_guard lock(joining_);
-    if (thread_.joinable()) thread_.join();
+    thread_.join();
   }
 
   void peer_left(int peer, LostReason reason) override {
@@ -81,15 +79,24 @@ class InProcessLinksNode : public Node, public ControlLinks {
     static_cast<InProcessLinksNode&>(*other->second).deliveries_.message(rank(), std::move(bytes));
   }
   void run() {
-    pthread_setname_np(pthread_self(), "ms-links");
-    while (deliveries_.wait()) deliveries_.deliver_one();
+    while (deliveries_.wait()) {
+      try {
+        deliveries_.deliver_one();
+      } catch (...) {  // a message is lost, so no link of this rank can go on
+        const std::lock_guard lock(fabric->mutex);
+        for (const auto& [peer, other] : connected) {
+          deliveries_.lost(peer, LostReason::kProtocol, "at this end, its thread failed");
+        }
+        leave(LostReason::kProtocol);
+      }
+    }
   }
 
   Deliveries deliveries_;
   std::deque<std::pair<int, std::vector<std::byte>>> held_;  // sent while frozen
   bool closed_while_frozen_ = false;
   std::mutex joining_;
-  std::thread thread_;
+  Thread thread_;
 };
 
 }  // namespace
