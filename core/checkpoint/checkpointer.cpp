@@ -261,14 +261,8 @@ class Checkpointer::Impl {
   void begin_with_step(const Value& state, std::uint64_t step) {
     Staging first = agent_.stage(state, step);
     const std::string name = "step " + std::to_string(step);
-    try {
-      const Outcome outcome = first.outcome().get(Deadline::after(options_.forming_deadline));
-      if (outcome == Outcome::kComplete) return;
-    } catch (const Timeout&) {
-      throw PeerSilent(name + " has no outcome after " +
-                       std::to_string(options_.forming_deadline.count()) +
-                       " ms; does every rank call recover()?");
-    }
+    agent_.wait(first, options_.forming_deadline);  // ranks may call recover() so much later
+    if (first.outcome().get() == Outcome::kComplete) return;
     // Another rank may not have staged the step yet, and must not take this rank's leaving for a
     // death.
     end_generation(name + " failed, no rank is to blame; all ranks rejoin and try again");
@@ -377,6 +371,10 @@ Staging Checkpointer::stage(const Dict& state, std::uint64_t step) {
   return impl_->agent_.stage(Value(state), step);
 }
 
+void Checkpointer::wait(Staging& staging) { impl_->agent_.wait(staging, impl_->options_.deadline); }
+
+void Checkpointer::tell_waiting() { impl_->agent_.tell_waiting(); }
+
 Checkpointer& Checkpointer::rejoin() {
   if (impl_->finished_) throw InvalidState("rejoin() after finish()");
   impl_->check_not_fenced();
@@ -389,7 +387,7 @@ std::uint64_t Checkpointer::run(Dict& state, std::uint64_t steps, const RunBody&
   return detail::run(
       {.ckpt = *this,
        .trained = impl_->trained_,
-       .patience = impl_->options_.deadline + std::chrono::seconds(1),
+       .wait = [this](Staging& staging) { wait(staging); },
        .waits_when_busy = impl_->options_.when_busy == WhenBusy::kWait,
        .end_generation = [this](const std::string& why) { impl_->end_generation(why); }},
       state, steps, body, options);

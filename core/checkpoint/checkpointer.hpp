@@ -73,6 +73,17 @@ class MESHSTAGE_API Checkpointer {
   /// remedy).
   Staging stage(const Dict& state, std::uint64_t step);
 
+  /// Waits until `staging.outcome()` is ready, as run() and the next stage() do. The wait takes as
+  /// long as the step's images move, however slowly, and has no limit of its own. Every
+  /// options.deadline it tells the other ranks that this one waits, so a rank that does not stage
+  /// the step is found: then the generation ends with PeerSilent naming that rank. A plain
+  /// outcome().wait() tells nobody. Throws RejoinNeeded.
+  void wait(Staging& staging);
+  /// For a program that waits for an outcome in its own way: tells the other ranks what wait()
+  /// tells them. Call it when the wait has taken options.deadline, and again each deadline. Does
+  /// nothing where no outcome is waited for.
+  void tell_waiting();
+
   /// After RejoinNeeded: leaves the broken generation and forms the next one with all ranks,
   /// replacements among them. Call recover() next. If a rank dies meanwhile, rejoin() waits for
   /// that rank's replacement. Throws Timeout at the forming deadline, and InvalidState ("fenced")

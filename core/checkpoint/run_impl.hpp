@@ -1,5 +1,4 @@
 #pragma once
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -14,8 +13,8 @@ struct RunSeams {
   Checkpointer& ckpt;
   /// The step at which an earlier run() of this generation ended, if there was one.
   std::optional<std::uint64_t>& trained;
-  /// Bounds the wait for the outcome of a step.
-  std::chrono::milliseconds patience;
+  /// Waits until the step's outcome is ready, and leaves it there.
+  std::function<void(Staging&)> wait;
   /// True: stage() waits for the step before (WhenBusy::kWait).
   bool waits_when_busy;
   /// Ends the generation on every rank, names no rank as dead, and throws RejoinNeeded with `why`.

@@ -135,6 +135,11 @@ struct TakeWant {
 struct AbortRound {
   ImageId id;
 };
+/// A trainer waits for this step, whose own image is being written. Answer with CopyStuck if
+/// nothing of the image has been copied for a deadline; else not at all.
+struct CheckCopy {
+  ImageId id;
+};
 /// The generation is broken: abort all transfers and let none of them write its target any more
 /// (rule 8).
 struct AbortTransfers {};
@@ -198,6 +203,6 @@ using Action =
                  CheckStructure, RestoreTrainer, RecoveredNothing, LeftBehind, RecoverFailed,
                  WriteOwn, AcceptReplica, ExpectDigest, SendImage, AbortRound, AbortTransfers,
                  AskStore, Announce, NoteDeath, ReportLost, Prune, RemoveVault, Refuse, Reached,
-                 ReceiveStream, TakeWant, Connect, Disconnect>;
+                 ReceiveStream, TakeWant, Connect, Disconnect, CheckCopy>;
 
 }  // namespace meshstage::protocol

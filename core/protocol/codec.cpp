@@ -462,6 +462,15 @@ void read(Reader& r, Want& m) {
   }
 }
 
+void write(Writer& w, const Overdue& m) {
+  w.id(m.id);
+  w.number(m.times);
+}
+void read(Reader& r, Overdue& m) {
+  m.id = r.id("id", true);
+  m.times = r.number<std::uint32_t>("times");
+}
+
 template <std::size_t I = 0>
 Body read_body(Reader& reader, std::size_t kind) {
   if constexpr (I == std::variant_size_v<Body>) {

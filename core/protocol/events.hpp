@@ -118,6 +118,15 @@ struct Wished {
 };
 /// The trainer called finish(), and this rank has no unfinished step.
 struct FinishRequested {};
+/// The trainer has waited `times` deadlines for the outcome of its newest step, or for recover().
+struct Waited {
+  std::uint32_t times = 1;
+};
+/// Answer to CheckCopy, if the copy has come no further. `why` goes on from "rank R".
+struct CopyStuck {
+  ImageId id;
+  std::string why;
+};
 /// A death or silence that this rank saw itself or read in the Store. `kind` is kPeerLost or
 /// kPeerSilent.
 struct Broken {
@@ -134,6 +143,6 @@ struct Received {
 using Event = std::variant<Formed, SlotsVerified, FilesVerified, Fetched, FetchFailed,
                            StructureChecked, StageRequested, StageSkipped, OwnSealed, OwnFailed,
                            ReplicaReady, ReplicaSealed, ReplicaFailed, StoreAnswered, Persisted,
-                           Wished, FinishRequested, Broken, Received, Connected>;
+                           Wished, FinishRequested, Broken, Received, Connected, Waited, CopyStuck>;
 
 }  // namespace meshstage::protocol

@@ -98,6 +98,15 @@ struct Failed {
   friend bool operator==(const Failed&, const Failed&) = default;
 };
 
+/// To every tree neighbour, but not back: a trainer has waited `times` deadlines for this step's
+/// outcome, or for the recovery (kNoImage). Each rank that keeps the others waiting ends the
+/// generation and names itself. A rank whose image is still on its way is not one of them.
+struct Overdue {
+  ImageId id;
+  std::uint32_t times = 1;
+  friend bool operator==(const Overdue&, const Overdue&) = default;
+};
+
 // --- images on their way, between an owner, its holders and those who complete its replicas ---
 
 /// The contents of a stream's pieces.
@@ -223,7 +232,7 @@ struct Death {
 
 using Body = std::variant<Offer, Accept, Sealed, Yes, Complete, Failed, Have, AskDisk, Choice,
                           Ready, Established, GiveUp, OnDisk, AllOnDisk, WantFinish, Finish, Death,
-                          Borrow, Differ, StreamStart, Want>;
+                          Borrow, Differ, StreamStart, Want, Overdue>;
 
 /// A message names its generation; a rank in another generation ignores it (rule 1).
 struct Message {

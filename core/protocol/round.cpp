@@ -164,33 +164,6 @@ Round* request(Turn& turn, std::uint64_t step, bool skip) {
   return &round;
 }
 
-/// The open round of a message; nullptr (and stale) if the round is over. If this rank's trainer
-/// has passed the step by, the round fails now.
-Round* open_round(Turn& turn, ImageId id) {
-  if (id.generation != turn.s.generation) {
-    turn.malformed("a round of generation " + std::to_string(id.generation));
-    return nullptr;
-  }
-  if (id <= turn.s.base) {
-    turn.stale("an older step is complete");
-    return nullptr;
-  }
-  Round& round = round_of(turn, id);
-  if (round.verdict != Verdict::kOpen) {
-    turn.stale("the step has failed");
-    return nullptr;
-  }
-  if (!round.requested && turn.s.newest_requested > id) {
-    fail_here(turn, round, "this rank did not stage it");
-    return nullptr;
-  }
-  if (!round.requested && turn.s.wants_finish && turn.rule().finish_is_a_no) {
-    fail_here(turn, round, "this rank called finish() and did not stage it");
-    return nullptr;
-  }
-  return &round;
-}
-
 void accept_replica(Turn& turn, Round& round, std::size_t index) {
   SlotPair& pair = turn.s.held[index];
   const int slot = turn.rule().stage_beside_base ? slot_beside(pair, turn.s.base) : 0;
@@ -275,6 +248,31 @@ bool learn_from_offer(Turn& turn, const Offer& offer) {
 }
 
 }  // namespace
+
+Round* open_round(Turn& turn, ImageId id) {
+  if (id.generation != turn.s.generation) {
+    turn.malformed("a round of generation " + std::to_string(id.generation));
+    return nullptr;
+  }
+  if (id <= turn.s.base) {
+    turn.stale("an older step is complete");
+    return nullptr;
+  }
+  Round& round = round_of(turn, id);
+  if (round.verdict != Verdict::kOpen) {
+    turn.stale("the step has failed");
+    return nullptr;
+  }
+  if (!round.requested && turn.s.newest_requested > id) {
+    fail_here(turn, round, "this rank did not stage it");
+    return nullptr;
+  }
+  if (!round.requested && turn.s.wants_finish && turn.rule().finish_is_a_no) {
+    fail_here(turn, round, "this rank called finish() and did not stage it");
+    return nullptr;
+  }
+  return &round;
+}
 
 // --- this rank's own image ---
 

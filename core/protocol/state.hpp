@@ -69,6 +69,7 @@ struct Round {
   std::vector<Digest> lent;  ///< once sealed: the digests of what this image lends (see OwnSealed)
   /// The Borrow of each borrower's replicas, in the order of Config::borrowers.
   std::vector<std::optional<Borrow>> borrows;
+  std::uint32_t overdue = 0;  ///< the largest Overdue::times that this rank has passed on
   friend bool operator==(const Round&, const Round&) = default;
 };
 
@@ -100,6 +101,7 @@ struct Recovery {
   int own_slot = -1;              ///< the own slot that has the chosen image
   std::vector<int> lend_later{};  ///< the borrowers that are served once the own image is there
   bool structure_ok = false;
+  std::uint32_t overdue = 0;  ///< as Round::overdue
   friend bool operator==(const Recovery&, const Recovery&) = default;
 };
 

@@ -76,7 +76,7 @@ void on(Turn& turn, const Formed& event) {
 /// Rule 7: before any link is closed, the rank that saw the death itself notes its cause in the
 /// Store, and the cause travels along the tree. Promises stay: no slot is touched until the next
 /// recovery.
-void break_generation(Turn& turn, const Death& death, int heard_from) {
+void break_generation(Turn& turn, const Death& death, int heard_from, bool named_itself = false) {
   State& s = turn.s;
   if (s.mode != Mode::kRecovering && s.mode != Mode::kReady) return turn.stale("already broken");
   if (heard_from < 0) turn.act(NoteDeath{s.generation, death.rank, death.kind, death.why});
@@ -87,7 +87,11 @@ void break_generation(Turn& turn, const Death& death, int heard_from) {
       turn.act(Announce{round.id, Verdict::kOpen, death.rank, death.why});
     }
   }
-  turn.act(ReportLost{death.rank, death.kind, death.why});
+  if (named_itself) {  // it lives: the loss names nobody here, or this rank would count as replaced
+    turn.act(ReportLost{-1, death.kind, "rank " + std::to_string(death.rank) + " " + death.why});
+  } else {
+    turn.act(ReportLost{death.rank, death.kind, death.why});
+  }
   s.mode = Mode::kBroken;
   forget_generation(s);
 }
@@ -278,6 +282,10 @@ void on(Turn& turn, const Received& event) {
 }
 
 }  // namespace
+
+void name_itself(Turn& turn, const std::string& why) {
+  break_generation(turn, Death{turn.config().rank, ErrorKind::kPeerSilent, why}, -1, true);
+}
 
 void transition(State& state, const Event& event, std::vector<Action>& out) {
   Turn turn{state, out};

@@ -70,6 +70,9 @@ void on(Turn& turn, int from, const Differ& differ);
 void on(Turn& turn, int from, const Yes& yes);
 void on(Turn& turn, int from, const Complete& complete);
 void on(Turn& turn, int from, const Failed& failed);
+/// The open round of a message; nullptr (and stale) if the round is over. If this rank's trainer
+/// has passed the step by, the round fails now.
+Round* open_round(Turn& turn, ImageId id);
 /// Gives the Store's answer to the round that waits for it, if a round still does.
 void answer_round(Turn& turn, const StoreAnswered& event);
 /// Votes no on every open step that this rank's trainer has not staged (and will not).
@@ -92,8 +95,16 @@ void start_recovery(Turn& turn);
 /// Called when this rank knows that all agreed to the choice.
 void become_ready(Turn& turn);
 
+// overdue.cpp: rule 15.
+void on(Turn& turn, const Waited& event);
+void on(Turn& turn, const CopyStuck& event);
+void on(Turn& turn, int from, const Overdue& overdue);
+
 // transition.cpp: forming, breaking, files, the end.
 /// Forgets all agreements of a generation, finished or not; the slots stay.
 void forget_generation(State& state);
+/// Rule 15: ends the generation, because the other ranks wait for this one. `why` goes on from
+/// "rank R". This process may rejoin as long as no other has its place.
+void name_itself(Turn& turn, const std::string& why);
 
 }  // namespace meshstage::protocol

@@ -120,6 +120,7 @@ class Agent::Impl {
   void perform(const protocol::Connect& a) { connect(a); }
   void perform(const protocol::Disconnect&) { verifier_.disconnect(); }
   void perform(const protocol::AbortTransfers&) { abort_transfers(); }
+  void perform(const protocol::CheckCopy& a) { own_.check_copy(a); }
   void perform(const protocol::AskStore& a) { ask_store(a); }
   void perform(const protocol::Announce& a) {
     if (a.verdict == protocol::Verdict::kComplete) {
@@ -543,6 +544,10 @@ Recovered Agent::recover(Value& state) { return impl_->trainer_.recover(state); 
 protocol::OldStep Agent::old_step() const { return impl_->trainer_.old_step(); }
 Staging Agent::stage(const Value& state, std::uint64_t step) {
   return impl_->trainer_.stage(state, step);
+}
+void Agent::tell_waiting() { impl_->trainer_.tell_waiting(); }
+void Agent::wait(Staging& staging, std::chrono::milliseconds length) {
+  impl_->trainer_.wait(staging, length);
 }
 void Agent::finish() { impl_->trainer_.finish(); }
 void Agent::wish(bool end, bool persist) {

@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -50,6 +51,10 @@ class MESHSTAGE_API Agent {
   /// from, if there is one. The other ranks are told by it.
   [[nodiscard]] protocol::OldStep old_step() const;
   Staging stage(const Value& state, std::uint64_t step);
+  /// As Checkpointer::tell_waiting.
+  void tell_waiting();
+  /// As Checkpointer::wait, with the time after which the other ranks are told that this one waits.
+  void wait(Staging& staging, std::chrono::milliseconds length);
   void finish();
   /// As Checkpointer::request_termination and persist_now. Threads: any.
   void wish(bool end, bool persist);

@@ -18,8 +18,9 @@ void TrainerGate::open() {
   const MutexLock lock(mutex_);
   loss_.reset();
   command_ = {};
-  gave_up_ = ordered_ = in_flight_ = recovered_ = end_agreed_ = false;
+  ordered_ = in_flight_ = recovered_ = end_agreed_ = false;
   sending_ = 0;
+  waited_ = 0;
 }
 
 void TrainerGate::lose(const Loss& loss) {
@@ -59,8 +60,22 @@ void TrainerGate::finished() {
   changed_.notify_all();
 }
 
-bool TrainerGate::enter_step(std::uint64_t step, WhenBusy when,
-                             std::chrono::milliseconds patience) {
+template <class Ready>
+void TrainerGate::wait(MutexLock& lock, const Patience& patience, Ready ready) {
+  while (!changed_.wait_until(lock, Deadline::after(patience.length), ready)) {
+    const std::uint32_t times = ++waited_;
+    lock.unlock();
+    patience.waited(times);
+    lock.lock();
+  }
+}
+
+std::uint32_t TrainerGate::count_wait() {
+  const MutexLock lock(mutex_);
+  return ++waited_;
+}
+
+bool TrainerGate::enter_step(WhenBusy when, const Patience& patience) {
   MutexLock lock(mutex_);
   if (finished_) throw InvalidState("stage() after finish()");
   rethrow_loss();
@@ -69,15 +84,10 @@ bool TrainerGate::enter_step(std::uint64_t step, WhenBusy when,
     ++stats_.skipped;
     return false;
   }
-  const auto free = [this]() MESHSTAGE_REQUIRES(mutex_) { return loss_ || !in_flight_; };
-  if (!changed_.wait_until(lock, Deadline::after(patience), free)) {
-    throw make_error<PeerSilent>("step " + std::to_string(step) +
-                                     " cannot be staged: the step before has no outcome after " +
-                                     std::to_string(patience.count()) + " ms",
-                                 {}, step);
-  }
+  wait(lock, patience, [this]() MESHSTAGE_REQUIRES(mutex_) { return loss_ || !in_flight_; });
   rethrow_loss();
   in_flight_ = true;
+  waited_ = 0;
   return true;
 }
 
@@ -100,7 +110,6 @@ bool TrainerGate::end_agreed() const {
 void TrainerGate::check_recover() const {
   const MutexLock lock(mutex_);
   if (finished_) throw InvalidState("recover() after finish()");
-  if (gave_up_) rethrow_loss();
   if (recovered_) {
     throw InvalidState("this generation has recovered; rejoin() before the next recover()");
   }
@@ -112,24 +121,15 @@ void TrainerGate::check_recover() const {
 
 void TrainerGate::command(RecoverCommand command) {
   const MutexLock lock(mutex_);
-  if (gave_up_) return;
   command_ = std::move(command);
   changed_.notify_all();
 }
 
-RecoverCommand TrainerGate::next_command(Deadline deadline, std::chrono::milliseconds length) {
+RecoverCommand TrainerGate::next_command(const Patience& patience) {
   using Kind = RecoverCommand::Kind;
   MutexLock lock(mutex_);
-  const auto told = [this]() MESHSTAGE_REQUIRES(mutex_) {
-    return loss_ || command_.kind != Kind::kNone;
-  };
-  if (!changed_.wait_until(lock, deadline, told)) {
-    loss_ = Loss{ErrorKind::kPeerSilent, -1,
-                 "recover() did not end within " + std::to_string(length.count()) +
-                     " ms; does every rank call it?"};
-    gave_up_ = true;
-    rethrow_loss();
-  }
+  wait(lock, patience,
+       [this]() MESHSTAGE_REQUIRES(mutex_) { return loss_ || command_.kind != Kind::kNone; });
   // A recovery that all ranks agreed on before the loss still restores the trainer; the next call
   // throws.
   if (loss_ && command_.kind != Kind::kRestore && command_.kind != Kind::kFailed) rethrow_loss();
@@ -168,15 +168,18 @@ void TrainerGate::wait(MutexLock& lock, Deadline deadline, const char* what, Rea
   rethrow_loss();
 }
 
-bool TrainerGate::wait_idle(Deadline deadline) {
+bool TrainerGate::wait_idle(const Patience& patience) {
   MutexLock lock(mutex_);
   if (finished_) return true;
   rethrow_loss();
   require_recovered("finish()");
-  // A slot that is still read when all ranks have finished would keep the vault.
-  wait(lock, deadline, "the last step has no outcome", [this]() MESHSTAGE_REQUIRES(mutex_) {
-    return !in_flight_ && sending_ == 0 && persisting_ == 0;
-  });
+  // A slot that is still read when all ranks have finished would keep the vault. Silence on its
+  // link ends a sending.
+  wait(lock, patience,
+       [this]() MESHSTAGE_REQUIRES(mutex_) { return loss_ || (!in_flight_ && sending_ == 0); });
+  rethrow_loss();
+  wait(lock, Deadline::after(patience.length), "a step is still being written to disk",
+       [this]() MESHSTAGE_REQUIRES(mutex_) { return persisting_ == 0; });
   return false;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <optional>
 #include <set>
 #include <string>
@@ -32,6 +33,13 @@ struct RecoverCommand {
   protocol::Failure failure;
 };
 
+/// Called while the trainer waits, each time that another `length` has passed. `times` counts since
+/// the step was staged, or since the generation began.
+struct Patience {
+  std::chrono::milliseconds length;
+  std::function<void(std::uint32_t times)> waited;
+};
+
 /// The place where the trainer's thread and the engine meet, with the only mutex between them. The
 /// gate decides what the trainer may do now, and wakes the trainer when that changes. A call blocks
 /// only if its comment says that the trainer waits.
@@ -50,11 +58,10 @@ class TrainerGate {
   /// Called when every rank finished and the vault is removed.
   void finished();
 
-  /// Throws unless a step may be staged. The trainer waits until the step before has ended, at most
-  /// for `patience`. Returns true when `step` is in flight. Returns false if the step before has
+  /// Throws unless a step may be staged. The trainer waits until the step before has ended, however
+  /// long that takes. Returns true when a step is in flight. Returns false if the step before has
   /// not ended and `when` is kSkip: then the step is left out.
-  [[nodiscard]] bool enter_step(std::uint64_t step, WhenBusy when,
-                                std::chrono::milliseconds patience);
+  [[nodiscard]] bool enter_step(WhenBusy when, const Patience& patience);
   /// Called when the step in flight has its outcome and its source is read.
   void leave_step();
 
@@ -65,9 +72,10 @@ class TrainerGate {
   /// Throws unless this generation may recover now.
   void check_recover() const;
   void command(RecoverCommand command);
-  /// The trainer waits for the next command. Throws the loss, and Timeout at the deadline: then the
-  /// Timeout is the loss, and the gate ignores every later command.
-  [[nodiscard]] RecoverCommand next_command(Deadline deadline, std::chrono::milliseconds length);
+  /// The trainer waits for the next command, however long that takes. Throws the loss.
+  [[nodiscard]] RecoverCommand next_command(const Patience& patience);
+  /// The next number for Patience::waited, for a wait that is not the gate's.
+  [[nodiscard]] std::uint32_t count_wait();
   void recovered();
   /// Throws unless recover() has returned in this generation; `what` names the call.
   void check_recovered(const char* what) const;
@@ -79,9 +87,10 @@ class TrainerGate {
   void persisting_begins() { change(&TrainerGate::persisting_, 1); }
   void persisting_ends() { change(&TrainerGate::persisting_, -1); }
   /// Returns true if finish() was over before. Otherwise the trainer waits until nothing is in
-  /// flight.
+  /// flight: for the outcome and for what is being sent however long that takes, for the disk as
+  /// long as one patience.
   /// Throws InvalidState before recover() has returned, Timeout, or the loss.
-  [[nodiscard]] bool wait_idle(Deadline deadline);
+  [[nodiscard]] bool wait_idle(const Patience& patience);
   /// The trainer waits until every rank has finished. Throws Timeout, or the loss.
   void wait_finished(Deadline deadline);
 
@@ -102,6 +111,8 @@ class TrainerGate {
   void rethrow_loss() const MESHSTAGE_REQUIRES(mutex_);
   void require_recovered(const char* what) const MESHSTAGE_REQUIRES(mutex_);
   template <class Ready>
+  void wait(MutexLock& lock, const Patience& patience, Ready ready) MESHSTAGE_REQUIRES(mutex_);
+  template <class Ready>
   void wait(MutexLock& lock, Deadline deadline, const char* what, Ready ready)
       MESHSTAGE_REQUIRES(mutex_);
 
@@ -109,9 +120,9 @@ class TrainerGate {
   CondVar changed_;
   std::optional<Loss> loss_ MESHSTAGE_GUARDED_BY(mutex_);
   RecoverCommand command_ MESHSTAGE_GUARDED_BY(mutex_);
-  bool gave_up_ MESHSTAGE_GUARDED_BY(mutex_) = false;    ///< recover() threw Timeout.
-  bool ordered_ MESHSTAGE_GUARDED_BY(mutex_) = false;    ///< recover() took its last command.
-  bool in_flight_ MESHSTAGE_GUARDED_BY(mutex_) = false;  ///< A staged step has not ended yet.
+  std::uint32_t waited_ MESHSTAGE_GUARDED_BY(mutex_) = 0;  ///< As Patience::waited counts.
+  bool ordered_ MESHSTAGE_GUARDED_BY(mutex_) = false;      ///< recover() took its last command.
+  bool in_flight_ MESHSTAGE_GUARDED_BY(mutex_) = false;    ///< A staged step has not ended yet.
   bool recovered_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   bool finished_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   bool end_agreed_ MESHSTAGE_GUARDED_BY(mutex_) = false;

@@ -24,7 +24,7 @@ namespace meshstage {
 
 /// What stage() does while the step before is unfinished.
 enum class WhenBusy : std::uint8_t {
-  kWait,  ///< Wait for the step before, at most for the deadline.
+  kWait,  ///< Wait for the step before, as long as its images move.
   kSkip,  ///< Leave this step out: it fails on every rank, and this rank's Stats::skipped counts
           ///< it.
 };
@@ -41,10 +41,12 @@ struct CheckpointerOptions {
   std::filesystem::path directory = {};
   /// The directory of the vault's images: a tmpfs, or any directory with room for four images.
   std::filesystem::path vault_directory = "/dev/shm";
-  /// A peer that is silent for so long is taken for dead. It also bounds every wait for peers.
+  /// A peer that is silent for so long is taken for dead. So each link must move some bytes in this
+  /// time, behind whatever is queued there; how long an image takes does not matter. A rank that
+  /// lives, and for which the others have waited so long, ends the generation and is named.
   std::chrono::milliseconds deadline{30'000};
   /// How long rejoin() and the constructor wait for all ranks, and the constructor for the Store (a
-  /// scheduler needs its time).
+  /// scheduler needs its time). So late may a rank call recover() or finish() after another one.
   std::chrono::milliseconds forming_deadline{300'000};
   /// Every n-th complete step goes to disk, own image and whole replicas; finish() writes the
   /// newest one. The ranks go on counting when ranks die. 0: only steps of persist_now() go to

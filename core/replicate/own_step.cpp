@@ -21,6 +21,7 @@ void OwnStep::write(const protocol::WriteOwn& action) {
   job->id = action.id;
   job->slot = action.slot;
   job_ = job;
+  copy_until_.reset();
   job->accepted.set_value();
   const ImageIdentity identity = engine_.identity(engine_.rank, action.id, action.base);
   slots_.when_free([this, job, identity]() -> bool {
@@ -113,6 +114,20 @@ void OwnStep::send(const protocol::SendImage& action) {
     streams_.send(std::move(stream), [this, key] { slots_.release(key); });
     return true;
   });
+}
+
+void OwnStep::check_copy(const protocol::CheckCopy& action) {
+  // Until the step has its slot, that slot's older image is being sent or written to disk.
+  if (!job_ || job_->id != action.id || job_->written || job_->image.empty()) return;
+  const std::uint64_t bytes = job_->watermark.bytes();
+  if (!copy_until_ || bytes != copied_) {
+    copied_ = bytes;
+    copy_until_ = Deadline::after(engine_.options.deadline);
+  } else if (copy_until_->expired()) {
+    engine_.feed(protocol::CopyStuck{
+        action.id, "has copied nothing of step " + std::to_string(action.id.step) + " for " +
+                       std::to_string(engine_.options.deadline.count()) + " ms"});
+  }
 }
 
 void OwnStep::announce(const protocol::Announce& action) {

@@ -1,8 +1,10 @@
 #pragma once
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 
+#include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/protocol/actions.hpp>
 #include <meshstage/core/replicate/copier.hpp>
 #include <meshstage/core/replicate/engine.hpp>
@@ -27,6 +29,9 @@ class OwnStep {
   void send(const protocol::SendImage& action);
   /// Called when the protocol knows the step's outcome.
   void announce(const protocol::Announce& action);
+  /// Called when a trainer waits for the step. Feeds CopyStuck if nothing of it has been copied for
+  /// a deadline.
+  void check_copy(const protocol::CheckCopy& action);
   /// The promise behind that step's Staging::persisted().
   [[nodiscard]] Promise<DiskOutcome> persisted(ImageId id) const;
   /// Called when the protocol refuses an event. False if no request of the trainer waits for an
@@ -55,7 +60,9 @@ class OwnStep {
   Streams& streams_;
   std::shared_ptr<StageJob> pending_;  ///< Requested, and not yet answered by the protocol.
   std::shared_ptr<StageJob> job_;
-  bool left_ = false;  ///< Between let_go() and leave().
+  std::uint64_t copied_ = 0;            ///< Bytes of job_'s image at the last check_copy().
+  std::optional<Deadline> copy_until_;  ///< More of them must be copied by then.
+  bool left_ = false;                   ///< Between let_go() and leave().
 };
 
 }  // namespace meshstage::replicate

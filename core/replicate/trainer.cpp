@@ -23,7 +23,7 @@ Trainer::Trainer(Engine& engine, OwnStep& own, Slots& slots, Persister& persiste
 // --- stage() -------------------------------------------------------------------------------------
 
 Staging Trainer::stage(const Value& state, std::uint64_t step) {
-  if (!engine_.gate.enter_step(step, engine_.options.when_busy, engine_.options.deadline)) {
+  if (!engine_.gate.enter_step(engine_.options.when_busy, patience(engine_.options.deadline))) {
     engine_.post(protocol::StageSkipped{step, {}});
     Promise<Outcome> outcome;
     outcome.set_value(Outcome::kSkipped);
@@ -50,6 +50,24 @@ Staging Trainer::stage(const Value& state, std::uint64_t step) {
     throw;
   }
   return staging;
+}
+
+Patience Trainer::patience(std::chrono::milliseconds length) {
+  return {length, [this](std::uint32_t times) { engine_.post(protocol::Waited{times}); }};
+}
+
+void Trainer::tell_waiting() { engine_.post(protocol::Waited{engine_.gate.count_wait()}); }
+
+void Trainer::wait(Staging& staging, std::chrono::milliseconds length) {
+  auto& outcome = staging.outcome();
+  while (outcome.valid()) {
+    try {
+      return outcome.wait(Deadline::after(length));
+    } catch (const Timeout&) {
+      if (!outcome.valid()) throw;  // it was the outcome's own error
+      tell_waiting();
+    }
+  }
 }
 
 void Trainer::vote_no(std::uint64_t step, const std::exception_ptr& error) noexcept {
@@ -161,22 +179,11 @@ void Trainer::check_room_for(std::uint64_t image_bytes, std::uint64_t replica_by
 
 Recovered Trainer::recover(Value& state) {
   const auto length = engine_.options.forming_deadline;
-  const Deadline deadline = Deadline::after(length);
   engine_.gate.check_recover();
   std::shared_ptr<const ReadLease>
       image;  // from the comparison to the restoring, which then asks the system for nothing
   while (true) {
-    RecoverCommand now;
-    try {
-      now = engine_.gate.next_command(deadline, length);
-    } catch (const PeerSilent& e) {
-      // This rank gives up this generation, so all ranks must. (The protocol ignores the event if a
-      // silence has ended the generation already.)
-      engine_.post(protocol::Broken{
-          -1, ErrorKind::kPeerSilent,
-          "rank " + std::to_string(engine_.rank) + " gave up recovering: " + e.what()});
-      throw;
-    }
+    const RecoverCommand now = engine_.gate.next_command(patience(length));
     switch (now.kind) {
       case RecoverCommand::Kind::kNone:
         break;
@@ -185,7 +192,7 @@ Recovered Trainer::recover(Value& state) {
         break;
       case RecoverCommand::Kind::kRestore:
       case RecoverCommand::Kind::kNothing: {
-        const Recovered result = restore(now, image, state, deadline);
+        const Recovered result = restore(now, image, state, Deadline::after(length));
         old_ = now.old;
         image.reset();
         try {
@@ -255,8 +262,9 @@ Recovered Trainer::restore(const RecoverCommand& command,
 // --- finish() ------------------------------------------------------------------------------------
 
 void Trainer::finish() {
-  const Deadline deadline = Deadline::after(engine_.options.forming_deadline);
-  if (engine_.gate.wait_idle(deadline)) return;
+  const auto length = engine_.options.forming_deadline;
+  if (engine_.gate.wait_idle(patience(length))) return;
+  const Deadline deadline = Deadline::after(length);
   if (engine_.options.persist_every > 0) persist_newest(deadline);
   engine_.post(protocol::FinishRequested{});
   engine_.gate.wait_finished(deadline);

@@ -1,4 +1,5 @@
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -26,11 +27,16 @@ class Trainer {
   Recovered recover(Value& state);
   [[nodiscard]] protocol::OldStep old_step() const { return old_; }  ///< As Agent's.
   Staging stage(const Value& state, std::uint64_t step);
+  /// As Agent's.
+  void tell_waiting();
+  void wait(Staging& staging, std::chrono::milliseconds length);
   void finish();
   void end_generation(const std::string& why);
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry);
 
  private:
+  /// Tells the other ranks each `length` that this rank's trainer waits (rule 15).
+  [[nodiscard]] Patience patience(std::chrono::milliseconds length);
   /// The step in flight cannot be staged here: it fails for all ranks.
   void vote_no(std::uint64_t step, const std::exception_ptr& error) noexcept;
   [[nodiscard]] std::shared_ptr<StageJob> make_job(const Value& state, std::uint64_t step);

@@ -116,6 +116,9 @@ std::vector<Hostile> bodies(const Forger& f, bool from_parent) {
       {f.message(wire::Finish{}), "finish that this rank did not ask for"},
       {f.message(wire::Borrow{next, 100, {1, 2}}), "which is no borrower of this rank"},
       {f.message(wire::Differ{next}), "which is no lender of this rank"},
+      {f.message(wire::Overdue{base, 1}), "an older step is complete"},
+      {f.message(wire::Overdue{{g + 1, 3}, 1}), "a round of generation"},
+      {f.message(wire::Overdue{ms::kNoImage, 1}), "the recovery is over"},
       {f.message(wire::Have{false, {claim}, base}), from_parent ? "no child" : "out of turn"},
   };
   if (from_parent) {

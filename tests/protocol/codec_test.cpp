@@ -101,7 +101,9 @@ std::vector<Body> all_bodies() {
           any_start(),
           StreamStart{0, {1, 1}, Content::kImage, false, 8192, 4096, 4096, 0, 0},
           any_want(),
-          Want{id, {}}};
+          Want{id, {}},
+          Overdue{id, 3},
+          Overdue{kNoImage, 1}};
 }
 
 std::string refusal(const std::vector<std::byte>& bytes, int sender = 2,

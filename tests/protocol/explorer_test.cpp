@@ -91,6 +91,36 @@ TEST_CASE("two ranks: a Store that does not answer, and a crash") {
   require_safe(bounds);
 }
 
+// Slow is not dead, but a rank for which the others wait shows: by its own word (rule 15).
+
+TEST_CASE("two ranks: a trainer that hangs, and one that has waited early; a crash") {
+  Bounds bounds = ranks(2, 1);
+  bounds.hangs = bounds.waits = 1;
+  bounds.crashes = meshstage::test::kSanitized ? 0 : 1;
+  require_safe(bounds);
+  bounds.steps = 2;
+  bounds.crashes = 0;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: a trainer that hangs in recover() or later, a structure that differs") {
+  Bounds bounds = ranks(2, 1);
+  bounds.hangs = bounds.waits = bounds.mismatches = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: a trainer that hangs, a skipped step and a lost message") {
+  Bounds bounds = ranks(2, 1);
+  bounds.hangs = bounds.waits = bounds.skips = bounds.lost_messages = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("three ranks: a trainer that hangs") {
+  Bounds bounds = ranks(3, 1);
+  bounds.hangs = 1;
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks: a structure that differs after a crash") {
   Bounds bounds = ranks(2, 2);
   bounds.crashes = 1;
@@ -338,6 +368,20 @@ TEST_CASE("three ranks whose replicas borrow from a third: a difference") {
   bounds.lenders = {{2}, {0}, {1}};
   bounds.differences = 1;
   require_safe(bounds);
+}
+
+TEST_CASE("random runs of ranks whose trainers hang keep every promise") {
+  for (const int world : {2, 4, 7, 16}) {
+    Bounds bounds = ranks(world, 3);
+    bounds.hangs = 3;
+    bounds.waits = 2;
+    bounds.crashes = bounds.lost_messages = bounds.local_failures = bounds.skips = 1;
+    const int runs = meshstage::test::kSanitized ? 20 : 300;
+    const Result result = walk(bounds, static_cast<std::uint64_t>(world), runs, 100'000);
+    std::cout << runs << " walks, " << summary(bounds, result) << std::endl;
+    if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
+    REQUIRE(result.violation == "");
+  }
 }
 
 TEST_CASE("random runs of up to 64 ranks with every fault keep every promise") {

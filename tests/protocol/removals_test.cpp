@@ -64,7 +64,7 @@ void require_needed(const std::string& rule) {
   REQUIRE(replay(bounds, result.trace).violation() == "");
 }
 
-static_assert(kRules.size() == 24, "each rule has its test here");
+static_assert(kRules.size() == 25, "each rule has its test here");
 
 }  // namespace
 
@@ -146,6 +146,17 @@ TEST_CASE("without a no from whoever finishes, the others wait for ever") {
   const Result result = explore(bounds);
   std::cout << "without finish-is-a-no: " << summary(bounds, result) << std::endl;
   REQUIRE(result.violation.find("waits for ever: g1 step") != std::string::npos);
+}
+TEST_CASE("a rank whose trainer hangs names itself, or the others wait for ever") {
+  Bounds bounds;
+  bounds.world = 2;
+  bounds.steps = 1;
+  bounds.hangs = 1;
+  REQUIRE(explore(bounds).violation == "");
+  bounds.rules.names_itself = false;
+  const Result result = explore(bounds);
+  std::cout << "without names-itself: " << summary(bounds, result) << std::endl;
+  REQUIRE(result.violation.find("waits for ever") != std::string::npos);
 }
 TEST_CASE("without orders beside the base ranks end at different steps") {
   // A rank whose Complete is overtaken by an offer stages the last step and does not know it.

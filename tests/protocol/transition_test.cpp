@@ -460,7 +460,7 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
   const auto id = [&] { return ImageId{below(3), below(4)}; };
   const auto rank = [&] { return static_cast<int>(below(4)) - 1; };
   const auto any_body = [&]() -> Body {
-    switch (below(19)) {
+    switch (below(20)) {
       case 0:
         return Offer{id(), id(), {}};
       case 1:
@@ -498,12 +498,14 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
         return StreamStart{rank(), id()};
       case 17:
         return Want{id(), {{"x", 1}}};
+      case 18:
+        return Overdue{id(), static_cast<std::uint32_t>(below(3))};
       default:
         return Death{rank(), ErrorKind::kPeerLost, "x"};
     }
   };
   const auto any_event = [&]() -> Event {
-    switch (below(24)) {
+    switch (below(26)) {
       case 0:
         return Formed{below(4)};
       case 1:
@@ -538,6 +540,10 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
         return FinishRequested{};
       case 16:
         return Broken{rank(), ErrorKind::kPeerLost, "x"};
+      case 17:
+        return Waited{static_cast<std::uint32_t>(below(3))};
+      case 18:
+        return CopyStuck{id(), "x"};
       default:
         return Received{rank(), Message{below(3), any_body()}};
     }

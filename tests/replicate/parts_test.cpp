@@ -99,44 +99,59 @@ TEST_CASE("an ask ends when its stream begins, or with its round, and never befo
 TEST_CASE("the gate says what the trainer may do, and a loss ends every wait") {
   TrainerGate gate;
   gate.open();
-  const auto soon = milliseconds(5);
-  CHECK_THROWS_AS(gate.enter_step(1, WhenBusy::kWait, soon), InvalidState);  // not recovered
+  // A wait goes on, and is told each time that its length has passed.
+  std::vector<std::uint32_t> told;
+  const Patience patience{milliseconds(5), [&](std::uint32_t times) {
+                            told.push_back(times);
+                            if (told.size() == 3) gate.leave_step();
+                          }};
+  CHECK_THROWS_AS(gate.enter_step(WhenBusy::kWait, patience), InvalidState);  // not recovered
   gate.recovered();
-  CHECK(gate.enter_step(1, WhenBusy::kWait, soon));
-  CHECK_FALSE(gate.enter_step(2, WhenBusy::kSkip, soon));
+  CHECK(gate.enter_step(WhenBusy::kWait, patience));
+  CHECK_FALSE(gate.enter_step(WhenBusy::kSkip, patience));
   CHECK(gate.stats().skipped == 1);
-  CHECK_THROWS_AS(gate.enter_step(2, WhenBusy::kWait, soon), PeerSilent);
-  CHECK_THROWS_AS(gate.wait_idle(Deadline::after(soon)), Timeout);
+  CHECK(gate.enter_step(WhenBusy::kWait, patience));
+  CHECK(told == std::vector<std::uint32_t>{1, 2, 3});
+  CHECK(gate.count_wait() == 1);  // counted anew for the next step
+  const Patience long_one{std::chrono::seconds(20), {}};
   std::thread loses([&] {
     gate.lose({ErrorKind::kPeerLost, 2, "rank 2 died"});
     gate.lose({ErrorKind::kPeerLost, 1, "the second loss is not told"});
   });
   try {
-    (void)gate.wait_idle(Deadline::after(std::chrono::seconds(20)));
+    (void)gate.wait_idle(long_one);
     FAIL("nothing was lost");
   } catch (const PeerLost& e) {
     CHECK(e.rank() == 2);
   }
   loses.join();
-  CHECK_THROWS_AS(gate.enter_step(3, WhenBusy::kSkip, soon), PeerLost);
+  CHECK_THROWS_AS(gate.enter_step(WhenBusy::kSkip, long_one), PeerLost);
   CHECK_THROWS_AS(gate.throw_if_lost(), PeerLost);
   gate.open();
   CHECK_NOTHROW(gate.throw_if_lost());
 }
 
-TEST_CASE("a recovery that the trainer gave up is over until the next generation") {
+TEST_CASE("finish() waits for the disk as long as one patience") {
+  TrainerGate gate;
+  gate.open();
+  gate.recovered();
+  gate.persisting_begins();
+  CHECK_THROWS_AS(gate.wait_idle({milliseconds(5), {}}), Timeout);
+  gate.persisting_ends();
+  CHECK_FALSE(gate.wait_idle({milliseconds(5), {}}));
+}
+
+TEST_CASE("recover() waits for its command, and each time that a length has passed it says so") {
   TrainerGate gate;
   gate.open();
   gate.check_recover();
-  CHECK_THROWS_AS(gate.next_command(Deadline::after(milliseconds(5)), milliseconds(5)), PeerSilent);
-  RecoverCommand late;
-  late.kind = RecoverCommand::Kind::kRestore;
-  gate.command(late);
-  CHECK_THROWS_AS(gate.check_recover(), PeerSilent);
-  CHECK_THROWS_AS(gate.throw_if_lost(), PeerSilent);
-  gate.open();
-  gate.check_recover();
-  gate.command(late);
-  CHECK(gate.next_command(Deadline::never(), milliseconds(5)).kind ==
-        RecoverCommand::Kind::kRestore);
+  std::uint32_t told = 0;
+  const auto told_twice = [&](std::uint32_t times) {
+    told = times;
+    RecoverCommand restore;
+    restore.kind = RecoverCommand::Kind::kRestore;
+    if (times == 2) gate.command(restore);
+  };
+  CHECK(gate.next_command({milliseconds(5), told_twice}).kind == RecoverCommand::Kind::kRestore);
+  CHECK(told == 2);
 }

@@ -199,14 +199,8 @@ void Training::stage() {
 // Reports the outcome of the last staged step, once it is there.
 void Training::settle(bool wait) {
   if (settled_ || (!wait && !last_.outcome().ready())) return;
-  const ms::Outcome outcome = [&] {
-    try {
-      return last_.outcome().get(
-          ms::Deadline::after(options_.checkpoint.deadline + std::chrono::seconds(1)));
-    } catch (const ms::Timeout&) {  // a rank whose trainer hangs stages no more
-      throw ms::PeerSilent("step " + std::to_string(last_.step()) + " has no outcome");
-    }
-  }();
+  checkpointer_->wait(last_);
+  const ms::Outcome outcome = last_.outcome().get();
   settled_ = true;
   const ms::Stats stats = checkpointer_->stats();
   report_.send(Line("staged")

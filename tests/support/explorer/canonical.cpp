@@ -91,6 +91,7 @@ void put_round(std::string& out, const Round& round) {
   for (const auto& borrow : round.borrows) {
     put_number(out, borrow ? 2 * borrow->digest.low + borrow->bytes + 1 : 0);
   }
+  put_number(out, round.overdue);
 }
 
 struct PutBody {
@@ -131,6 +132,7 @@ struct PutBody {
   void operator()(const AllOnDisk& m) const { put_id(out, m.id); }
   void operator()(const WantFinish&) const {}
   void operator()(const Finish&) const {}
+  void operator()(const Overdue& m) const { put_id(out, m.id), put_number(out, m.times); }
   void operator()(const Death& m) const { put_rank(out, m.rank), put_enum(out, m.kind); }
 };
 
@@ -173,6 +175,7 @@ void put(std::string& out, const State& s) {
   put_number(out, r.connecting ? 1 : 0);
   put_number(out, static_cast<std::uint64_t>(r.fetching));
   put_number(out, static_cast<std::uint64_t>(r.own_slot + 1));
+  put_number(out, r.overdue);
 }
 
 void put(std::string& out, const Job& job) {
@@ -206,10 +209,10 @@ void put(std::string& out, const MemorySlot& slot) {
 std::string World::bytes() const {
   std::string out;
   out.reserve(512);
-  for (const int n :
-       {left_.crashes, left_.host_losses, left_.losses_beyond, left_.lost_messages, left_.timeouts,
-        left_.local_failures, left_.skips, left_.mismatches, left_.flips, left_.zombies,
-        left_.differences, left_.early_ends, left_.ends, left_.unanswered, left_.reseats}) {
+  for (const int n : {left_.crashes, left_.host_losses, left_.losses_beyond, left_.lost_messages,
+                      left_.timeouts, left_.local_failures, left_.skips, left_.mismatches,
+                      left_.flips, left_.zombies, left_.differences, left_.early_ends, left_.ends,
+                      left_.unanswered, left_.reseats, left_.hangs, left_.waits}) {
     out.push_back(static_cast<char>(n));
   }
   const auto put_file = [](std::string& o, const File& file) {
@@ -223,7 +226,8 @@ std::string World::bytes() const {
     put_rank(out, node.rank);
     put_rank(out, node.host);
     put_number(out, (node.alive ? 1U : 0U) | (node.zombie ? 2U : 0U) | (node.pending ? 4U : 0U) |
-                        (node.gave_up ? 8U : 0U));
+                        (node.gave_up ? 8U : 0U) | (node.hung ? 16U : 0U));
+    put_number(out, node.waited);
     if (node.alive) put(out, node.state);
     put_list(out, node.jobs, [](std::string& o, const Job& job) { put(o, job); });
     for (const MemorySlot& slot : node.own) put(out, slot);

@@ -32,7 +32,8 @@ constexpr const char* kUsage =
     "  [--flips N] [--zombies N] [--unanswered N] [--differences N] [--lenders SHIFT] [--disk] "
     "[--local-disks] "
     "[--old-job] [--finish]\n"
-    "  [--early-ends N] (with --finish) [--claims N] [--ends N] [--reseats N] [--seats N]\n"
+    "  [--early-ends N] (with --finish) [--claims N] [--ends N] [--reseats N] [--seats N] [--hangs "
+    "N] [--waits N]\n"
     "  [--safety-only] [--without RULE] [--max-states N]\n"
     "  [--walk RUNS --seed N --walk-steps N]\n"
     "meshstage_explorer --replay FILE\n";
@@ -73,6 +74,8 @@ Command parse(const std::vector<std::string>& words) {
                  {"--claims", &bounds.claims},
                  {"--reseats", &bounds.reseats},
                  {"--seats", &bounds.seats},
+                 {"--hangs", &bounds.hangs},
+                 {"--waits", &bounds.waits},
                  {"--lenders", &lender_shift},
                  {"--walk", &c.runs},
                  {"--walk-steps", &c.walk_steps}};

@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 24> kRules = {{
+inline constexpr std::array<NamedRule, 25> kRules = {{
     {"found-anywhere", &protocol::Rules::found_anywhere},
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
@@ -36,6 +36,7 @@ inline constexpr std::array<NamedRule, 24> kRules = {{
     {"finish-together", &protocol::Rules::finish_together},
     {"finish-is-a-no", &protocol::Rules::finish_is_a_no},
     {"orders-with-base", &protocol::Rules::orders_with_base},
+    {"names-itself", &protocol::Rules::names_itself},
     {"prune-together", &protocol::Rules::prune_together},
 }};
 

@@ -12,7 +12,8 @@ World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) 
   const Bounds& b = *bounds_;
   left_ = {b.crashes,        b.host_losses, b.losses_beyond, b.lost_messages, b.timeouts,
            b.local_failures, b.skips,       b.mismatches,    b.flips,         b.zombies,
-           b.differences,    b.early_ends,  b.ends,          b.unanswered,    b.reseats};
+           b.differences,    b.early_ends,  b.ends,          b.unanswered,    b.reseats,
+           b.hangs,          b.waits};
   for (int rank = 0; rank < b.world; ++rank) {
     Node node;
     node.rank = rank;
@@ -265,7 +266,8 @@ void World::check() {
 // --- processes ---
 
 void World::end_process(Node& node, bool lose_memory) {
-  node.alive = false;
+  node.alive = node.hung = false;
+  node.waited = 0;
   node.pending = node.gave_up = false;
   node.jobs.clear();
   node.unborrowed = 0;
@@ -443,6 +445,20 @@ bool World::may_form() const {
     all_on_their_way = all_on_their_way && node.alive && node.pending;
   }
   return !all_on_their_way;
+}
+
+bool World::waits(const Node& node) {
+  if (node.hung || !active(node)) return false;
+  if (node.state.mode == Mode::kRecovering) return true;
+  const auto& rounds = node.state.rounds;
+  return std::any_of(rounds.begin(), rounds.end(), [](const Round& round) {
+    return round.requested && round.verdict == Verdict::kOpen;
+  });
+}
+
+bool World::compares(const Node& node) {
+  return std::any_of(node.jobs.begin(), node.jobs.end(),
+                     [](const Job& job) { return job.kind == Job::Kind::kCompare; });
 }
 
 bool World::would_accept(const Node& node, const Event& event) const {

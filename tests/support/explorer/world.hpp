@@ -35,6 +35,8 @@ struct Bounds {
   int claims = 0;            ///< so many fit into a message; 0: all
   int ends = 0;              ///< a trainer wishes the job to end
   int reseats = 0;           ///< all processes end; the job comes back with ranks on other hosts
+  int hangs = 0;             ///< a trainer calls nothing any more, until the next generation
+  int waits = 0;             ///< a trainer has waited a deadline though others are still busy
   int seats = 1;             ///< ranks on each host; a host is lost with all of them
   bool disk = false;         ///< ranks may persist complete steps
   bool local_disks = false;  ///< each host has a disk of its own; else all ranks share one
@@ -64,6 +66,8 @@ struct Choice {
     kPersist,        ///< a wrote its newest complete step to disk
     kWish,           ///< a's trainer wishes the job to end
     kFinish,         ///< a's trainer calls finish()
+    kWaited,         ///< a's trainer has waited a deadline for an outcome, or for recover(): b is 1
+                     ///< where nothing else can happen
     kBroken,         ///< a notices that its generation is broken
     // What goes wrong:
     kOwnDiffers,  ///< as kOwnSealed, with other bytes in what it borrows or lends
@@ -74,6 +78,7 @@ struct Choice {
     kMismatch,
     kLost,  ///< the oldest message from a to b of generation c, with all that follows it
     kTimeout,
+    kHang,  ///< a's trainer calls nothing any more; its process lives
     kCrash,
     kHostLost,
     kFlip,    ///< at a, slot b (0, 1: own; then the held ones)
@@ -164,8 +169,10 @@ struct Node {
   std::vector<MemorySlots> held;
   std::vector<File> files;  ///< sorted
   int next_step = 1;
-  Ranks unborrowed = 0;  ///< from whom replicas borrow nothing any more
-  bool gave_up = false;  ///< by GiveUp, which precedes the end-of-file on each of its links
+  bool hung = false;         ///< its trainer calls nothing any more
+  std::uint32_t waited = 0;  ///< deadlines, for the same outcome
+  Ranks unborrowed = 0;      ///< from whom replicas borrow nothing any more
+  bool gave_up = false;      ///< by GiveUp, which precedes the end-of-file on each of its links
   std::optional<Failure> failure;  ///< of its newest recovery; no part of the world's identity
 };
 
@@ -236,7 +243,8 @@ class World {
   using Kind = Choice::Kind;
   struct Budget {
     int crashes, host_losses, losses_beyond, lost_messages, timeouts, local_failures, skips,
-        mismatches, flips, zombies, differences, early_ends, ends, unanswered, reseats;
+        mismatches, flips, zombies, differences, early_ends, ends, unanswered, reseats, hangs,
+        waits;
   };
   struct CarryOut;
   struct CrashAt {
@@ -295,6 +303,10 @@ class World {
   [[nodiscard]] bool link_dead(const Node& node) const;
   [[nodiscard]] bool someone_gone(const Node& node) const;
   [[nodiscard]] bool may_form() const;
+  /// Whether this rank's trainer waits for an outcome, or in recover().
+  [[nodiscard]] static bool waits(const Node& node);
+  /// Whether this rank's trainer has still to compare structures in recover().
+  [[nodiscard]] static bool compares(const Node& node);
   [[nodiscard]] bool would_accept(const Node& node, const Event& event) const;
   void add_loans(Claim& claim) const;
   [[nodiscard]] std::vector<Claim> slot_claims(const Node& node, bool verify) const;

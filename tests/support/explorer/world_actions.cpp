@@ -11,8 +11,13 @@ void World::feed(Node& node, const Event& event) {
   std::vector<Event> todo{event};
   for (std::size_t i = 0; i < todo.size(); ++i) {
     std::vector<Action> out;
+    const bool waited = waits(node);
     transition(node.state, todo[i], out);
     for (const Action& action : out) {
+      const auto* death = std::get_if<NoteDeath>(&action);
+      if (death != nullptr && death->rank == node.rank && waited && !compares(node)) {
+        wrong("rank " + std::to_string(node.rank) + " names itself, though it waits like others");
+      }
       if (const auto* verify = std::get_if<VerifySlots>(&action)) {
         todo.emplace_back(SlotsVerified{slot_claims(node, verify->verify), evidence(node)});
       } else if (const auto* files = std::get_if<VerifyDisk>(&action)) {
@@ -26,7 +31,8 @@ void World::feed(Node& node, const Event& event) {
       } else if (const auto* accept = std::get_if<AcceptReplica>(&action)) {
         carry_out(node, action);
         todo.emplace_back(ReplicaReady{accept->ward, accept->id, true});
-      } else if (std::holds_alternative<CheckStructure>(action) && left_.mismatches == 0) {
+      } else if (std::holds_alternative<CheckStructure>(action) && left_.mismatches == 0 &&
+                 !node.hung) {
         todo.emplace_back(StructureChecked{});
       } else if (!carry_out(node, action)) {
         return;  // it ended here

@@ -147,7 +147,8 @@ void World::step(const Choice& choice) {
       }
       break;
     case Kind::kFormed:
-      node.pending = node.gave_up = false;
+      node.pending = node.gave_up = node.hung = false;
+      node.waited = 0;
       feed(node, Formed{store_generation_});
       clear_messages_to(node);
       break;
@@ -162,6 +163,7 @@ void World::step(const Choice& choice) {
       break;
     }
     case Kind::kStage:
+      node.waited = 0;
       feed(node, StageRequested{static_cast<std::uint64_t>(node.next_step++),
                                 {0, 0, {}, borrowed_by(node)}});
       break;
@@ -209,6 +211,14 @@ void World::step(const Choice& choice) {
       });
       break;
     }
+    case Kind::kHang:
+      --left_.hangs;
+      node.hung = true;
+      break;
+    case Kind::kWaited:
+      if (choice.b == 0) --left_.waits;
+      feed(node, Waited{++node.waited});
+      break;
     case Kind::kTimeout:
       --left_.timeouts;
       [[fallthrough]];

@@ -94,6 +94,7 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
         if (can_connect(node)) out.push_back({Kind::kConnected, me});
         break;
       case Job::Kind::kCompare:
+        if (node.hung) break;
         out.push_back({Kind::kCompared, me});
         if (left_.mismatches > 0) out.push_back({Kind::kMismatch, me});
         break;
@@ -103,7 +104,8 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
   if (node.pending && !node.zombie) out.push_back({Kind::kFormed, me});
   if (!active(node)) return;
   if (someone_gone(node) || link_dead(node)) out.push_back({Kind::kBroken, me});
-  if (node.state.mode != Mode::kReady) return;
+  if (left_.waits > 0 && waits(node)) out.push_back({Kind::kWaited, me});
+  if (node.state.mode != Mode::kReady || node.hung) return;
   if (node.next_step <= bounds_->steps && !node.state.wants_finish) {
     const auto step = static_cast<std::uint64_t>(node.next_step);
     if (would_accept(node, StageRequested{step, {}})) {
@@ -134,6 +136,7 @@ void World::fault_choices(const Node& node, std::vector<Choice>& out) const {
   if (node.zombie || store_generation_ == 0) return;
   if (node.alive && node.state.mode != Mode::kFinished) {
     if (left_.crashes > 0) out.push_back({Kind::kCrash, me});
+    if (left_.hangs > 0 && active(node) && !node.hung) out.push_back({Kind::kHang, me});
     if (left_.timeouts > 0 && active(node) && !someone_gone(node)) {
       out.push_back({Kind::kTimeout, me});
     }
@@ -183,6 +186,13 @@ std::vector<Choice> World::choices() const {
   }
   for (const Node& node : nodes_) processes_choices(node, out);
   if (may_form()) out.push_back({Kind::kForm});
+  // Where nothing else can happen, time passes: as often as hangs can have come in between.
+  const auto most = static_cast<std::uint32_t>(bounds_->waits + bounds_->hangs);
+  for (std::size_t i = 0; i < nodes_.size() && out.empty(); ++i) {
+    if (nodes_[i].waited < most && waits(nodes_[i])) {
+      out.push_back({Kind::kWaited, static_cast<int>(i), 1});
+    }
+  }
   for (const Node& node : nodes_) fault_choices(node, out);
   return out;
 }
@@ -191,6 +201,7 @@ std::string World::stuck() const {
   if (finished_) return {};
   for (int rank = 0; rank < bounds_->world; ++rank) {
     const Node& node = nodes_[static_cast<std::size_t>(rank)];
+    if (node.hung && active(node)) continue;  // nobody waits for it, or another rank shows it
     const std::string who = "rank " + std::to_string(rank) + " waits for ever: ";
     if (!node.alive || node.state.mode != Mode::kReady) return who + "it is not recovered";
     if (node.next_step <= bounds_->steps) return who + "it cannot stage";
@@ -210,6 +221,7 @@ bool is_fault(const Choice& choice) {
   switch (choice.kind) {
     case Choice::Kind::kLost:
     case Choice::Kind::kTimeout:
+    case Choice::Kind::kHang:
     case Choice::Kind::kCrash:
     case Choice::Kind::kHostLost:
     case Choice::Kind::kFlip:
@@ -265,6 +277,9 @@ std::string to_string(const Choice& choice) {
       return a + " wishes the job to end";
     case Choice::Kind::kFinish:
       return a + " calls finish()";
+    case Choice::Kind::kWaited:
+      return a + (choice.b == 0 ? " has waited a deadline, though others are still busy"
+                                : " has waited a deadline");
     case Choice::Kind::kBroken:
       return a + " notices that somebody is gone";
     case Choice::Kind::kOwnDiffers:
@@ -281,6 +296,8 @@ std::string to_string(const Choice& choice) {
       return "a message from " + a + " to " + b + " IS LOST, with all behind it" + in_generation;
     case Choice::Kind::kTimeout:
       return a + " TIMES OUT";
+    case Choice::Kind::kHang:
+      return a + " HANGS: its trainer calls nothing any more";
     case Choice::Kind::kCrash:
       return a + " CRASHES";
     case Choice::Kind::kHostLost:

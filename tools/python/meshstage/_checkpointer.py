@@ -197,6 +197,11 @@ class Checkpointer:
         """Nobody leaves before all have come."""
         self._get().barrier()
 
+    def tell_waiting(self) -> None:
+        """For a loop that waits for outcome() with a timeout: tells the other ranks that this one
+        waits, so that a rank that does not stage the step is found. Call it each ``deadline``."""
+        self._get().tell_waiting()
+
     def persist_now(self) -> None:
         """The step that is staged next goes to disk on every rank."""
         self._get().persist_now()

@@ -182,6 +182,9 @@ class PythonCheckpointer {
   void finish() {
     call([](Checkpointer& ckpt) { ckpt.finish(); });
   }
+  void tell_waiting() {
+    call([](Checkpointer& ckpt) { ckpt.tell_waiting(); });
+  }
   void persist_now() {
     call([](Checkpointer& ckpt) { ckpt.persist_now(); });
   }
@@ -346,6 +349,7 @@ void bind_checkpointer(nb::module_& module) {
            nb::arg("foreign").none())
       .def("rejoin", &PythonCheckpointer::rejoin)
       .def("finish", &PythonCheckpointer::finish)
+      .def("tell_waiting", &PythonCheckpointer::tell_waiting)
       .def("persist_now", &PythonCheckpointer::persist_now)
       .def("request_termination", &PythonCheckpointer::request_termination)
       .def("ending", &PythonCheckpointer::ending)

@@ -1,0 +1,96 @@
+#include <algorithm>
+#include <string>
+
+#include "transition_impl.hpp"
+
+/// Rule 15: slow is not dead. An image that is on its way needs no time limit here: its link's
+/// silence ends it. So a trainer waits as long as it takes. What no link shows is a rank whose own
+/// trainer does not come. That rank alone knows it, and names itself when it is told that the
+/// others wait.
+namespace meshstage::protocol {
+
+namespace {
+
+/// Passes on, once, that a trainer waits for the round.
+void pass_on(Turn& turn, Round& round, std::uint32_t times, int heard_from) {
+  if (times <= round.overdue) return turn.stale("it was passed on");
+  round.overdue = times;
+  turn.flood(Overdue{round.id, times}, heard_from);
+  if (round.own == Part::kWriting) turn.act(CheckCopy{round.id});
+}
+
+/// This rank names itself if the recovery waits for it; else it passes on, once, that a trainer
+/// waits.
+void wait_for_recovery(Turn& turn, std::uint32_t times, int heard_from) {
+  Recovery& recovery = turn.s.recovery;
+  if (times <= recovery.overdue) return turn.stale("it was passed on");
+  recovery.overdue = times;
+  const bool reading =
+      (recovery.phase == Recovery::Phase::kSlots || recovery.phase == Recovery::Phase::kFiles) &&
+      !recovery.mine;
+  const int own = recovery.own_slot;
+  const bool comparing = recovery.phase == Recovery::Phase::kFetch && !recovery.structure_ok &&
+                         own >= 0 && turn.s.own[own].state == Slot::State::kSealed;
+  if ((reading || comparing) && turn.rule().names_itself) {
+    return name_itself(turn, reading ? "is still reading its images, for which other ranks have "
+                                       "waited"
+                                     : "has not called recover(), for which other ranks have "
+                                       "waited");
+  }
+  turn.flood(Overdue{kNoImage, times}, heard_from);
+}
+
+}  // namespace
+
+void on(Turn& turn, const Waited& event) {
+  State& s = turn.s;
+  if (s.mode == Mode::kRecovering) return wait_for_recovery(turn, event.times, -1);
+  if (s.mode != Mode::kReady) return turn.stale("nothing is waited for");
+  for (Round& round : s.rounds) {
+    if (!round.requested) continue;
+    if (round.verdict == Verdict::kOpen) {
+      pass_on(turn, round, event.times, -1);
+    } else if (round.own == Part::kWriting) {
+      turn.act(CheckCopy{round.id});  // stage() waits for the end of the copy, too
+    }
+  }
+}
+
+void on(Turn& turn, const CopyStuck& event) {
+  const auto& rounds = turn.s.rounds;
+  const bool writing = std::any_of(rounds.begin(), rounds.end(), [&](const Round& round) {
+    return round.id == event.id && round.own == Part::kWriting;
+  });
+  if (turn.s.mode != Mode::kReady || !writing) return turn.stale("that step is not being staged");
+  name_itself(turn, event.why);
+}
+
+void on(Turn& turn, int from, const Overdue& overdue) {
+  if (child_index(turn, from) < 0 && from != turn.config().parent) {
+    return turn.malformed("overdue from rank " + std::to_string(from) + ", no neighbour");
+  }
+  State& s = turn.s;
+  if (!overdue.id.exists()) {
+    if (s.mode == Mode::kReady) return turn.stale("the recovery is over");
+    return wait_for_recovery(turn, overdue.times, from);
+  }
+  if (s.mode == Mode::kRecovering) {
+    if (s.recovery.phase != Recovery::Phase::kWaiting) {
+      return turn.malformed("overdue before the recovery was agreed");
+    }
+    return turn.flood(overdue, from);  // Established is on its way to this rank
+  }
+  Round* const round = open_round(turn, overdue.id);
+  if (round == nullptr) return;
+  // A trainer that waits itself, because the outcome before is on its way, keeps nobody waiting.
+  const bool waits = std::any_of(s.rounds.begin(), s.rounds.end(), [](const Round& other) {
+    return other.requested && other.verdict == Verdict::kOpen;
+  });
+  if (!waits && turn.rule().names_itself) {
+    return name_itself(turn, "has not staged step " + std::to_string(overdue.id.step) +
+                                 ", for which other ranks have waited");
+  }
+  pass_on(turn, *round, overdue.times, from);
+}
+
+}  // namespace meshstage::protocol
