@@ -35,6 +35,10 @@ struct ControlHandlers {
   std::function<bool(int peer, std::span<const std::byte> message)> takes = {};
   /// Called once for each lost peer, after the last of its messages; `detail` is for people.
   std::function<void(int peer, LostReason reason, const std::string& detail)> on_lost;
+  /// Asked before each heartbeat: while it says false none leaves, and after the silence deadline
+  /// the peers take this rank for silent, as they should where what acts on the messages hangs.
+  /// Must only look, and not call the links. Null: true. Links without a wire do not ask.
+  std::function<bool()> alive = {};
 };
 
 /// Small messages to a few linked peers, and the news of a peer's death. Links carry no bulk data:

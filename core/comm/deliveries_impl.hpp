@@ -66,6 +66,11 @@ class Deliveries {
     changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return stopped_ || deliverable(); });
     return !stopped_;
   }
+  /// ControlHandlers::alive.
+  [[nodiscard]] bool alive() {
+    const MutexLock lock(mutex_);
+    return !handlers_ || !handlers_->alive || handlers_->alive();
+  }
   void set_handlers(ControlHandlers handlers) {
     MutexLock lock(mutex_);
     const bool any = handlers.on_message || handlers.on_lost;

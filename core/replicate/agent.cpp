@@ -210,6 +210,10 @@ void Agent::Impl::listen(ControlLinks& links, bool bridge) {
              if (bridge && reason == LostReason::kClosed) return;
              to_loop(
                  [&] { return [this, peer, reason, detail] { lost_link(peer, reason, detail); }; });
+           },
+       .alive =
+           [this] {
+             return engine_.loop.answers_within(Deadline::length(engine_.options.deadline) / 2);
            }});
 }
 

@@ -52,6 +52,12 @@ void Loop::run(const std::function<void()>& task) {
   changed_.wait(lock, [&]() MESHSTAGE_REQUIRES(mutex_) { return done || stopping_; });
 }
 
+bool Loop::answers_within(Deadline::Clock::duration length) const noexcept {
+  using Clock = Deadline::Clock;
+  const Clock::rep since = busy_since_;
+  return since == 0 || Clock::now() - Clock::time_point(Clock::duration(since)) <= length;
+}
+
 void Loop::stop() noexcept {
   {
     const MutexLock lock(mutex_);
@@ -104,6 +110,7 @@ void Loop::serve() {
       }
     }
     lock.unlock();
+    busy_since_ = Deadline::Clock::now().time_since_epoch().count();
     if (task) {
       if (on_task_) on_task_(true);
       try {
@@ -115,6 +122,7 @@ void Loop::serve() {
       if (on_task_) on_task_(false);
     }
     if (failure) report_failure(on_failure_, "ms-agent", std::move(failure));
+    busy_since_ = 0;
     lock.lock();
   }
 }

@@ -1,4 +1,6 @@
 #pragma once
+#include <atomic>
+#include <chrono>
 #include <deque>
 #include <exception>
 #include <functional>
@@ -36,6 +38,9 @@ class Loop {
   void fail(std::exception_ptr failure) noexcept;
   /// Runs `task` on the loop and waits for its end. Must not be called on the loop's thread.
   void run(const std::function<void()>& task);
+  /// False while one task, or one call of the failure handler, has taken longer than `length`.
+  /// Never waits.
+  [[nodiscard]] bool answers_within(Deadline::Clock::duration length) const noexcept;
   /// Drops tasks that have not started, waits for the one that runs, and joins the thread.
   /// Idempotent. Must not be called on the loop's thread.
   void stop() noexcept;
@@ -53,6 +58,8 @@ class Loop {
       MESHSTAGE_GUARDED_BY(mutex_);
   std::exception_ptr failure_ MESHSTAGE_GUARDED_BY(mutex_);
   bool stopping_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  /// When the present task began, as a count of Deadline::Clock; 0 between tasks.
+  std::atomic<Deadline::Clock::rep> busy_since_{0};
   Thread thread_;  // last: it uses all of the above
 };
 

@@ -44,7 +44,7 @@ Staging Trainer::stage(const Value& state, std::uint64_t step) {
     throw;
   }
   try {
-    accepted.wait();
+    wait_for_engine(accepted);
   } catch (...) {
     engine_.gate.leave_step();
     throw;
@@ -53,7 +53,32 @@ Staging Trainer::stage(const Value& state, std::uint64_t step) {
 }
 
 Patience Trainer::patience(std::chrono::milliseconds length) {
-  return {length, [this](std::uint32_t times) { engine_.post(protocol::Waited{times}); }};
+  return {length, [this](std::uint32_t times) {
+            if (!engine_.loop.answers_within(Deadline::length(engine_.options.deadline))) {
+              return engine_.gate.lose(engine_hangs());
+            }
+            engine_.post(protocol::Waited{times});
+          }};
+}
+
+Loss Trainer::engine_hangs() const {
+  return {ErrorKind::kInvalidState, engine_.rank,
+          "the engine of rank " + std::to_string(engine_.rank) + " has done nothing for " +
+              std::to_string(engine_.options.deadline.count()) +
+              " ms; this process cannot go on and must be ended, the others have left it"};
+}
+
+void Trainer::wait_for_engine(Work<void>& work) const {
+  while (true) {
+    try {
+      return work.wait(Deadline::after(engine_.options.deadline));
+    } catch (const Timeout&) {
+      if (!work.valid()) throw;  // the work's own error
+    }
+    if (!engine_.loop.answers_within(Deadline::length(engine_.options.deadline))) {
+      std::rethrow_exception(engine_hangs().error());
+    }
+  }
 }
 
 void Trainer::tell_waiting() { engine_.post(protocol::Waited{engine_.gate.count_wait()}); }

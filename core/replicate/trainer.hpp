@@ -37,6 +37,9 @@ class Trainer {
  private:
   /// Tells the other ranks each `length` that this rank's trainer waits (rule 15).
   [[nodiscard]] Patience patience(std::chrono::milliseconds length);
+  /// Waits for what the loop does within 10 ms. Throws if the loop hangs.
+  void wait_for_engine(Work<void>& work) const;
+  [[nodiscard]] Loss engine_hangs() const;
   /// The step in flight cannot be staged here: it fails for all ranks.
   void vote_no(std::uint64_t step, const std::exception_ptr& error) noexcept;
   [[nodiscard]] std::shared_ptr<StageJob> make_job(const Value& state, std::uint64_t step);

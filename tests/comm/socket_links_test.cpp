@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <atomic>
 
 #include <chrono>
 #include <csignal>
@@ -352,6 +353,31 @@ TEST_CASE("a peer that says nothing is silent after the deadline, one that beats
   beating[1]->send(0, bytes_of("still here"));
   REQUIRE(alive.wait_for(1));
   CHECK(alive.seen() == Lines{"1: still here"});
+}
+
+TEST_CASE("a rank whose owner says that it hangs beats no more, and is silent to its peers") {
+  LinkOptions options;
+  options.heartbeat_interval = 20ms;
+  options.silence_deadline = 200ms;
+  const auto links = make_links(
+      [&](int /*rank*/) {
+        TcpTransportOptions tcp_options;
+        tcp_options.links = options;
+        return make_tcp_transport(tcp_options);
+      },
+      2, Linked::kAll);
+  Recorder peer;
+  Recorder own;
+  links[0]->set_handlers(peer.handlers());
+  std::atomic<bool> hangs{false};
+  auto handlers = own.handlers();
+  handlers.alive = [&hangs] { return !hangs; };
+  links[1]->set_handlers(std::move(handlers));
+  std::this_thread::sleep_for(2 * options.silence_deadline);
+  CHECK(peer.seen().empty());
+  hangs = true;
+  REQUIRE(peer.wait_for(1));
+  CHECK(peer.seen() == Lines{"1 lost: silent"});
 }
 
 TEST_CASE("a death while others still connect ends the connecting, naming the dead") {

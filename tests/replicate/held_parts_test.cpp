@@ -339,3 +339,23 @@ TEST_CASE("the clock of these tests sees a loop that waits, and one that compute
     CHECK(clocks[0].slow() >= 1);
   }
 }
+
+TEST_CASE("a trainer whose own engine hangs is told so, and not kept") {
+  InProcessJob job(1);
+  auto options = job.options(0);
+  options.deadline = milliseconds(200);
+  Door door;
+  EngineRank rank(options, [&door](bool begins) {
+    if (begins) door.pass();
+  });
+  rank.recover_nothing();
+  door.set_open(false);
+  std::string why;
+  try {
+    (void)rank.stage(1);
+  } catch (const ms::InvalidState& e) {
+    why = e.what();
+  }
+  door.set_open(true);
+  CHECK_THAT(why, Catch::Matchers::Contains("the engine of rank 0 has done nothing for 200 ms"));
+}

@@ -50,6 +50,26 @@ TEST_CASE("the loop runs tasks in order, timed ones in time, and outlives what t
   CHECK(ran.size() == 5);
 }
 
+TEST_CASE("the loop says whether its present task takes long") {
+  using std::chrono::hours;
+  Loop loop([](std::exception_ptr) {});
+  CHECK(loop.answers_within(milliseconds(0)));
+  std::promise<void> begun;
+  std::promise<void> end;
+  loop.post([&] {
+    begun.set_value();
+    end.get_future().wait();
+  });
+  begun.get_future().wait();
+  CHECK(loop.answers_within(hours(1)));
+  std::this_thread::sleep_for(milliseconds(2));
+  CHECK_FALSE(loop.answers_within(milliseconds(1)));
+  end.set_value();
+  loop.run([] {});
+  loop.stop();
+  CHECK(loop.answers_within(milliseconds(0)));
+}
+
 TEST_CASE("a scope is closed when the last of its tasks, and what they started, has ended") {
   TaskScope scope;
   auto first = scope.enter();

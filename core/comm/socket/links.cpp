@@ -241,7 +241,8 @@ void SocketLinks::tick() {
       }
     } else if (is_up && now - connection.sent >= Deadline::length(options_.heartbeat_interval)) {
       // Behind unsent bytes it would tell the peer nothing that they do not.
-      if (!connection.stream.has_output()) queue(connection, FrameType::kHeartbeat, {});
+      if (!connection.stream.has_output() && deliveries_.alive())
+        queue(connection, FrameType::kHeartbeat, {});
       connection.sent = now;
     }
   }
