@@ -158,7 +158,7 @@ void TcpRing::connect(std::uint16_t holder_port) {
 }
 
 void TcpRing::exchange(std::uint64_t bytes, unsigned connections) {
-  std::vector<std::exception_ptr> errors(2 * connections);
+  std::vector<std::exception_ptr> errors(std::size_t{2} * connections);
   std::vector<std::thread> threads;
   const auto start = [&](std::size_t i, const std::function<void()>& what) {
     threads.emplace_back([&errors, i, what] {
@@ -173,10 +173,10 @@ void TcpRing::exchange(std::uint64_t bytes, unsigned connections) {
   for (unsigned i = 0; i < connections; ++i) {
     // Connections are numbered alike only by their order, so each carries as much.
     const auto share = bytes / connections;
-    start(2 * i, [this, i, part, share] {
+    start(std::size_t{2} * i, [this, i, part, share] {
       send_bytes(out_[i], from_.bytes().subspan(i * part, part), share);
     });
-    start(2 * i + 1, [this, i, part, share] {
+    start(std::size_t{2} * i + 1, [this, i, part, share] {
       receive_bytes(in_[i], to_.bytes().subspan(i * part, part), share);
     });
   }

@@ -67,7 +67,7 @@ std::string drawn_name() {
 // The user's, else one that no other run has.
 std::string job_of(const Arguments& a, const run::Place& place) {
   if (!a.job.empty()) return a.job;
-  const std::string inherited = environment_variable("MESHSTAGE_JOB").value_or("");
+  std::string inherited = environment_variable("MESHSTAGE_JOB").value_or("");
   if (!inherited.empty()) return inherited;
   if (place.hosts > 1) {
     throw InvalidArgument("ranks on several hosts need a job id that all share: --job NAME");
