@@ -110,8 +110,11 @@ class TrainerGate {
   void change(int TrainerGate::* counter, int by);
   void rethrow_loss() const MESHSTAGE_REQUIRES(mutex_);
   void require_recovered(const char* what) const MESHSTAGE_REQUIRES(mutex_);
+  /// Leaves the mutex for each call of `patience.waited`, by `lock`: the analysis does not know
+  /// that it is a lock of mutex_.
   template <class Ready>
-  void wait(MutexLock& lock, const Patience& patience, Ready ready) MESHSTAGE_REQUIRES(mutex_);
+  void wait(MutexLock& lock, const Patience& patience, Ready ready)
+      MESHSTAGE_REQUIRES(mutex_) MESHSTAGE_NO_THREAD_ANALYSIS;
   template <class Ready>
   void wait(MutexLock& lock, Deadline deadline, const char* what, Ready ready)
       MESHSTAGE_REQUIRES(mutex_);
