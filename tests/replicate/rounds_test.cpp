@@ -89,6 +89,7 @@ TEST_CASE("a stage() that throws is that rank's no, told at once") {
 
 TEST_CASE("a step that failed here ends once: the next one is not taken for ended, too") {
   InProcessJob job(2);
+  std::promise<void> failed;  // so the room that fails is rank 0's own, not that of its ward
   std::promise<void> busy;
   all_good(run_ranks(all_ranks(2), [&](int rank) {
     auto o = job.options(rank);
@@ -97,8 +98,9 @@ TEST_CASE("a step that failed here ends once: the next one is not taken for ende
     o.when_busy = ms::WhenBusy::kSkip;
     if (rank == 0) {
       // Step 2 has failed, and the loop is held there until the trainer is in the next stage().
-      o.observer = [&fs](const ms::PointEvent& e) {
+      o.observer = [&fs, &failed](const ms::PointEvent& e) {
         if (e.point != ms::protocol::Point::kFailed || e.id.step != 2) return;
+        failed.set_value();
         fs.wait_until_blocked();
         fs.unblock();
       };
@@ -107,6 +109,7 @@ TEST_CASE("a step that failed here ends once: the next one is not taken for ende
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1});
     if (rank == 0) fs.fail(ms::FileOperation::kReserve, 1, ENOSPC);
+    if (rank == 1) failed.get_future().wait();
     auto staging = ckpt.stage(state_of(rank, 2, 50'000), 2);
     require(staging.outcome().get() == ms::Outcome::kFailed, "step 2 is complete");
     if (rank == 0) {
