@@ -387,7 +387,6 @@ std::uint64_t Checkpointer::run(Dict& state, std::uint64_t steps, const RunBody&
   return detail::run(
       {.ckpt = *this,
        .trained = impl_->trained_,
-       .wait = [this](Staging& staging) { wait(staging); },
        .waits_when_busy = impl_->options_.when_busy == WhenBusy::kWait,
        .end_generation = [this](const std::string& why) { impl_->end_generation(why); }},
       state, steps, body, options);

@@ -41,7 +41,6 @@ class Run {
         steps_(steps),
         body_(body),
         options_(options),
-        wait_(std::move(seams.wait)),
         waits_when_busy_(seams.waits_when_busy),
         end_generation_(std::move(seams.end_generation)),
         termination_(options.on_terminate, options.terminate_within) {}
@@ -133,7 +132,7 @@ class Run {
   }
 
   void wait_outcome() {
-    if (last_.outcome().valid()) wait_(last_);
+    if (last_.outcome().valid()) ckpt_.wait(last_);
   }
 
   /// Called when the generation ended. The last step's outcome counts if it is known, because
@@ -167,7 +166,6 @@ class Run {
   const std::uint64_t steps_;
   const RunBody& body_;
   const RunOptions& options_;
-  const std::function<void(Staging&)> wait_;
   const bool waits_when_busy_;
   const std::function<void(const std::string&)> end_generation_;
   detail::Termination termination_;

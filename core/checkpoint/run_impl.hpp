@@ -13,8 +13,6 @@ struct RunSeams {
   Checkpointer& ckpt;
   /// The step at which an earlier run() of this generation ended, if there was one.
   std::optional<std::uint64_t>& trained;
-  /// Waits until the step's outcome is ready, and leaves it there.
-  std::function<void(Staging&)> wait;
   /// True: stage() waits for the step before (WhenBusy::kWait).
   bool waits_when_busy;
   /// Ends the generation on every rank, names no rank as dead, and throws RejoinNeeded with `why`.

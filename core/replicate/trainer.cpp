@@ -16,6 +16,23 @@
 #include <meshstage/core/replicate/exchange.hpp>
 
 namespace meshstage::replicate {
+namespace {
+
+/// Waits for the result, however long that takes, and leaves it there. Calls `meanwhile` each time
+/// that another `length` has passed.
+template <class T, class F>
+void wait_in_turns(Work<T>& work, std::chrono::milliseconds length, F&& meanwhile) {
+  while (true) {
+    try {
+      return work.wait(Deadline::after(length));
+    } catch (const Timeout&) {
+      if (!work.valid()) throw;  // the work's own error
+    }
+    meanwhile();
+  }
+}
+
+}  // namespace
 
 Trainer::Trainer(Engine& engine, OwnStep& own, Slots& slots, Persister& persister)
     : engine_(engine), own_(own), slots_(slots), persister_(persister) {}
@@ -69,30 +86,17 @@ Loss Trainer::engine_hangs() const {
 }
 
 void Trainer::wait_for_engine(Work<void>& work) const {
-  while (true) {
-    try {
-      return work.wait(Deadline::after(engine_.options.deadline));
-    } catch (const Timeout&) {
-      if (!work.valid()) throw;  // the work's own error
-    }
+  wait_in_turns(work, engine_.options.deadline, [this] {
     if (!engine_.loop.answers_within(Deadline::length(engine_.options.deadline))) {
       std::rethrow_exception(engine_hangs().error());
     }
-  }
+  });
 }
 
 void Trainer::tell_waiting() { engine_.post(protocol::Waited{engine_.gate.count_wait()}); }
 
 void Trainer::wait(Staging& staging, std::chrono::milliseconds length) {
-  auto& outcome = staging.outcome();
-  while (outcome.valid()) {
-    try {
-      return outcome.wait(Deadline::after(length));
-    } catch (const Timeout&) {
-      if (!outcome.valid()) throw;  // it was the outcome's own error
-      tell_waiting();
-    }
-  }
+  wait_in_turns(staging.outcome(), length, [this] { tell_waiting(); });
 }
 
 void Trainer::vote_no(std::uint64_t step, const std::exception_ptr& error) noexcept {
