@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <exception>
 #include <list>
-#include <mutex>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/thread.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -21,7 +20,7 @@ struct Job {
   unsigned wanted;       // helpers that may still join; guarded by the crew's mutex, as all below
   unsigned helpers = 0;  // at work
   std::exception_ptr error;
-  std::condition_variable left;  // helpers is 0
+  CondVar left;  // helpers is 0
 };
 
 }  // namespace
@@ -33,7 +32,7 @@ class Crew::Impl {
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       stopping_ = true;
       changed_.notify_all();
     }
@@ -51,7 +50,7 @@ class Crew::Impl {
       return;
     }
     Job job{.task = task, .count = count, .wanted = helpers, .error = nullptr, .left = {}};
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     start(helpers);
     const auto at = jobs_.insert(jobs_.end(), &job);
     for (unsigned i = 0; i < helpers; ++i) changed_.notify_one();
@@ -64,9 +63,8 @@ class Crew::Impl {
   }
 
  private:
-  // With the mutex held. Fewer helpers than wanted are slower, not wrong: a limit on threads is no
-  // error.
-  void start(unsigned helpers) {
+  // Fewer helpers than wanted are slower, not wrong: a limit on threads is no error.
+  void start(unsigned helpers) MESHSTAGE_REQUIRES(mutex_) {
     try {
       while (threads_.size() < helpers) {
         const auto digits = std::to_string(threads_.size() + 1);
@@ -77,10 +75,10 @@ class Crew::Impl {
   }
 
   void help() {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     while (true) {
       auto open = jobs_.end();
-      changed_.wait(lock, [&] {
+      changed_.wait(lock, [&]() MESHSTAGE_REQUIRES(mutex_) {
         open = std::find_if(jobs_.begin(), jobs_.end(),
                             [](const Job* job) { return job->wanted > 0; });
         return stopping_ || open != jobs_.end();
@@ -102,7 +100,7 @@ class Crew::Impl {
         job.task(i);
       } catch (...) {  // whatever a task throws is the caller's of run()
         job.next = job.count;
-        const std::lock_guard lock(mutex_);
+        const MutexLock lock(mutex_);
         if (!job.error) job.error = std::current_exception();
       }
     }
@@ -111,11 +109,11 @@ class Crew::Impl {
   const std::string name_;
   const unsigned hands_;
   const ProcessOrigin origin_;
-  std::mutex mutex_;  // guards what follows, and the jobs
-  std::condition_variable changed_;
-  std::list<Job*> jobs_;
-  std::vector<Thread> threads_;
-  bool stopping_ = false;
+  Mutex mutex_;  // guards the jobs, too
+  CondVar changed_;
+  std::list<Job*> jobs_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::vector<Thread> threads_;  // grows with the mutex held; the destructor alone joins
+  bool stopping_ MESHSTAGE_GUARDED_BY(mutex_) = false;
 };
 
 Crew::Crew(std::string name, unsigned hands) : impl_(new Impl(std::move(name), hands)) {}

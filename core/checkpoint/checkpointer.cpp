@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <mutex>
 #include <random>
 #include <utility>
 
@@ -53,11 +52,11 @@ std::filesystem::path resolved(const std::filesystem::path& given, const std::st
 class LastPoint {
  public:
   void note(const PointEvent& event) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     event_ = event;
   }
   [[nodiscard]] std::string text() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     std::string text(event_.name.empty() ? "nothing yet" : event_.name);
     if (event_.chunks > 0) {
       text += " " + std::to_string(event_.chunk) + "/" + std::to_string(event_.chunks);
@@ -67,8 +66,8 @@ class LastPoint {
   }
 
  private:
-  mutable std::mutex mutex_;
-  PointEvent event_;
+  mutable Mutex mutex_;
+  PointEvent event_ MESHSTAGE_GUARDED_BY(mutex_);
 };
 
 void check(const CheckpointerOptions& options) {

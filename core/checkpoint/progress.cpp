@@ -1,10 +1,9 @@
-#include <condition_variable>
 #include <cstdio>
 #include <exception>
-#include <mutex>
 #include <string>
 #include <utility>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/checkpoint/progress_impl.hpp>
 
 namespace meshstage::detail {
@@ -12,13 +11,13 @@ namespace {
 
 void tell_until(const std::stop_token& stop, std::chrono::milliseconds first,
                 const std::function<void(std::chrono::seconds)>& tell) {
-  std::mutex mutex;
-  std::condition_variable_any never_signalled;
+  Mutex mutex;
+  CondVar never_signalled;
   const auto begun = std::chrono::steady_clock::now();
-  std::unique_lock lock(mutex);
+  MutexLock lock(mutex);
   auto next = begun + first;
   while (true) {
-    never_signalled.wait_until(lock, stop, next, [] { return false; });
+    (void)never_signalled.wait_until(lock, stop, Deadline::at(next), [] { return false; });
     if (stop.stop_requested()) return;
     next += std::chrono::seconds(10);
     tell(std::chrono::floor<std::chrono::seconds>(std::chrono::steady_clock::now() - begun));

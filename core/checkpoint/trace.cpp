@@ -83,7 +83,7 @@ void Trace::instant(Track track, const PointEvent& event, Time now) {
 
 void Trace::note(const PointEvent& event) {
   const Time now = std::chrono::system_clock::now();
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   switch (event.point) {
     case Point::kFormed:
       begun_.clear();
@@ -109,7 +109,7 @@ void Trace::note(const PointEvent& event) {
       return begin(Track::kAgreement, event.id, now);
     case Point::kComplete:
       span(Track::kAgreement, "agree on", event, now);
-      std::erase_if(begun_, [&](const auto& entry) {
+      std::erase_if(begun_, [&event](const auto& entry) {
         return entry.first.second < event.id && entry.first.second.exists();
       });
       return begin(Track::kDisk, event.id, now);

@@ -4,11 +4,11 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <mutex>
 #include <string>
 
 #include <nlohmann/json_fwd.hpp>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/replicate/observer.hpp>
 
@@ -33,19 +33,22 @@ class Trace {
   using Time = std::chrono::system_clock::time_point;
   /// A row of the picture; each peer has a row of its own.
   enum class Track : std::uint8_t { kRecovery = 1, kStage, kAgreement, kDisk, kSend, kReceive };
-  [[nodiscard]] int row(Track track, int peer);
-  void begin(Track track, ImageId id, Time now) { begun_[{track, id}] = now; }
+  [[nodiscard]] int row(Track track, int peer) MESHSTAGE_REQUIRES(mutex_);
+  void begin(Track track, ImageId id, Time now) MESHSTAGE_REQUIRES(mutex_) {
+    begun_[{track, id}] = now;
+  }
   /// Writes the span from begin() to `now`; nothing if begin() was not called for it.
-  void span(Track track, const char* name, const PointEvent& event, Time now);
-  void instant(Track track, const PointEvent& event, Time now);
+  void span(Track track, const char* name, const PointEvent& event, Time now)
+      MESHSTAGE_REQUIRES(mutex_);
+  void instant(Track track, const PointEvent& event, Time now) MESHSTAGE_REQUIRES(mutex_);
   /// Appends one event as a line of its own.
   void write(const nlohmann::ordered_json& event);
 
   const std::filesystem::path path_;
   const int rank_;
-  std::mutex mutex_;
-  std::map<std::pair<Track, ImageId>, Time> begun_;
-  std::map<std::pair<Track, int>, int> rows_;
+  Mutex mutex_;
+  std::map<std::pair<Track, ImageId>, Time> begun_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::map<std::pair<Track, int>, int> rows_ MESHSTAGE_GUARDED_BY(mutex_);
   std::ofstream file_;  ///< The worker's, once it was opened.
   Worker worker_{"ms-trace"};
 };

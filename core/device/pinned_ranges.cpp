@@ -5,18 +5,18 @@
 namespace meshstage::detail {
 
 void PinnedRanges::add(std::span<std::byte> piece, std::uint64_t address) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   pieces_.insert_or_assign(piece.data(), Piece{piece.size(), address});
 }
 
 void PinnedRanges::remove(std::span<std::byte> piece) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   pieces_.erase(piece.data());
 }
 
 std::vector<PinnedRanges::Part> PinnedRanges::parts(std::span<const std::byte> bytes) const {
   std::vector<Part> parts;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const std::byte* at = bytes.data();
   const std::byte* const end = at + bytes.size();
   auto next = pieces_.upper_bound(at);

@@ -2,10 +2,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
+
+#include <meshstage/core/async/mutex.hpp>
 
 namespace meshstage::detail {
 
@@ -35,8 +36,8 @@ class PinnedRanges {
     std::uint64_t bytes;
     std::uint64_t address;
   };
-  mutable std::mutex mutex_;
-  std::map<const std::byte*, Piece> pieces_;  // by begin
+  mutable Mutex mutex_;
+  std::map<const std::byte*, Piece> pieces_ MESHSTAGE_GUARDED_BY(mutex_);  // by begin
 };
 
 }  // namespace meshstage::detail

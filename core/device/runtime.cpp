@@ -97,7 +97,7 @@ detail::OpenDevice& DeviceRuntime::Impl::open(Device device) {
   owner.require(device);
   if (device.type != type)
     throw InvalidArgument(to_string(device) + " is no device of this runtime's kind");
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   if (const auto it = devices.find(device.index); it != devices.end()) return it->second;
   detail::call(device, table.open, static_cast<int>(device.index));
   return devices.try_emplace(device.index, table, device, owner, ranges).first->second;
@@ -182,7 +182,7 @@ bool DeviceRuntime::is_pinned(std::span<const std::byte> bytes) const {
 
 std::size_t DeviceRuntime::Impl::look_after_kept() {
   std::vector<std::shared_ptr<const void>> over;  // destroyed outside the lock
-  const std::lock_guard lock(kept_mutex);
+  const MutexLock lock(kept_mutex);
   std::erase_if(kept, [&](auto& entry) {
     if (!entry.first.over()) return false;
     over.push_back(std::move(entry.second));
@@ -193,12 +193,12 @@ std::size_t DeviceRuntime::Impl::look_after_kept() {
 
 void DeviceRuntime::Impl::keep(DeviceEvent event, std::shared_ptr<const void> what) {
   look_after_kept();
-  const std::lock_guard lock(kept_mutex);
+  const MutexLock lock(kept_mutex);
   kept.emplace_back(std::move(event), std::move(what));
 }
 
 void DeviceRuntime::Impl::keep_for_good(std::shared_ptr<const void> what) {
-  const std::lock_guard lock(kept_mutex);
+  const MutexLock lock(kept_mutex);
   kept_for_good.push_back(std::move(what));
 }
 

@@ -3,11 +3,11 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/device/backend.hpp>
 #include <meshstage/core/device/pinned_ranges_impl.hpp>
 #include <meshstage/core/device/runtime.hpp>
@@ -54,7 +54,7 @@ class EventPool {
   }
   device_backend::Event* take() {
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       if (!free_.empty()) {
         auto* const event = free_.back();
         free_.pop_back();
@@ -68,7 +68,7 @@ class EventPool {
   }
   void give_back(device_backend::Event* event) noexcept {
     if (!owner_.here()) return;  // another thread may have held the lock when this was forked
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     free_.push_back(event);
   }
   [[nodiscard]] const device_backend::Table& table() const noexcept { return table_; }
@@ -79,9 +79,9 @@ class EventPool {
   const device_backend::Table& table_;
   Device device_;
   DeviceOwner owner_;
-  std::mutex mutex_;
-  std::vector<device_backend::Event*> free_;  // guarded by mutex_
-  std::size_t made_ = 0;                      // guarded by mutex_
+  Mutex mutex_;
+  std::vector<device_backend::Event*> free_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::size_t made_ MESHSTAGE_GUARDED_BY(mutex_) = 0;
 };
 
 /// Page-locks for one device's context; see DeviceRuntime::pinner().
@@ -129,8 +129,8 @@ struct DeviceEvent::Impl {
 
   detail::EventPool& pool;
   device_backend::Event* event;
-  std::mutex mutex;
-  bool done = false;  // guarded by mutex
+  Mutex mutex;
+  bool done MESHSTAGE_GUARDED_BY(mutex) = false;
 };
 
 struct DeviceRuntime::Impl {
@@ -147,11 +147,12 @@ struct DeviceRuntime::Impl {
   const device_backend::Table& table;
   const detail::DeviceOwner owner{};
   detail::PinnedRanges ranges;
-  std::mutex mutex;
-  std::map<std::int16_t, detail::OpenDevice> devices;  // guarded by mutex
-  std::mutex kept_mutex;
-  std::vector<std::pair<DeviceEvent, std::shared_ptr<const void>>> kept;  // guarded by kept_mutex
-  std::vector<std::shared_ptr<const void>> kept_for_good;                 // guarded by kept_mutex
+  Mutex mutex;
+  std::map<std::int16_t, detail::OpenDevice> devices MESHSTAGE_GUARDED_BY(mutex);
+  Mutex kept_mutex;
+  std::vector<std::pair<DeviceEvent, std::shared_ptr<const void>>> kept
+      MESHSTAGE_GUARDED_BY(kept_mutex);
+  std::vector<std::shared_ptr<const void>> kept_for_good MESHSTAGE_GUARDED_BY(kept_mutex);
 };
 
 }  // namespace meshstage

@@ -37,7 +37,7 @@ void populate(std::span<std::byte> pages) {
 }  // namespace
 
 bool DeviceEvent::Impl::query() {
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   if (done) return true;
   pool.owner().require(pool.device());
   done = call(pool.device(), pool.table().query, event) == backend::kDone;

@@ -1,10 +1,9 @@
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/os/faulty_file_system.hpp>
 
 #include <algorithm>
 #include <array>
-#include <condition_variable>
 #include <limits>
-#include <mutex>
 #include <string>
 #include <utility>
 
@@ -57,7 +56,7 @@ class FaultyFileSystem::State {
  public:
   void arm(std::optional<FileOperation> operation, std::uint64_t nth, int error_number,
            bool stays) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     operation_ = operation;
     countdown_ = nth;
     error_ = error_number;
@@ -66,13 +65,13 @@ class FaultyFileSystem::State {
   }
   /// Counts the call; throws if it is the one.
   void enter(FileOperation operation, const std::filesystem::path& path) {
-    std::unique_lock lock(mutex_);
+    MutexLock lock(mutex_);
     ++calls_[static_cast<std::size_t>(operation)];
     if (blocks_ == operation) {
       blocks_.reset();
       const auto mine = ++blocked_;
       changed_.notify_all();
-      changed_.wait(lock, [&] { return released_ >= mine; });
+      changed_.wait(lock, [&]() MESHSTAGE_REQUIRES(mutex_) { return released_ >= mine; });
     }
     if (countdown_ == 0 || (operation_ && *operation_ != operation)) return;
     if (countdown_ > 1) {
@@ -84,29 +83,29 @@ class FaultyFileSystem::State {
     throw SystemError(to_string(operation), path.native(), error_);
   }
   void block(std::optional<FileOperation> operation) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     blocks_ = operation;
     released_ = blocked_;
     changed_.notify_all();
   }
   void wait_until_blocked() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return blocked_ > released_; });
+    MutexLock lock(mutex_);
+    changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return blocked_ > released_; });
   }
   [[nodiscard]] std::optional<FileOperation> fired() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return fired_;
   }
   void set_max_write(std::size_t bytes) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     max_write_ = bytes == 0 ? std::numeric_limits<std::size_t>::max() : bytes;
   }
   [[nodiscard]] std::size_t max_write() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return max_write_;
   }
   [[nodiscard]] std::uint64_t calls(std::optional<FileOperation> operation) const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (operation) return calls_[static_cast<std::size_t>(*operation)];
     std::uint64_t sum = 0;
     for (const auto n : calls_) sum += n;
@@ -114,17 +113,18 @@ class FaultyFileSystem::State {
   }
 
  private:
-  mutable std::mutex mutex_;
-  std::optional<FileOperation> operation_;  // nothing: any
-  std::uint64_t countdown_ = 0;             // 0: no fault pending
-  int error_ = 0;
-  bool stays_ = false;
-  std::optional<FileOperation> fired_;
-  std::condition_variable changed_;
-  std::optional<FileOperation> blocks_;
-  std::uint64_t blocked_ = 0, released_ = 0;  // calls that hung, and those of them that went on
-  std::size_t max_write_ = std::numeric_limits<std::size_t>::max();
-  std::array<std::uint64_t, kFileOperationCount> calls_{};
+  mutable Mutex mutex_;
+  std::optional<FileOperation> operation_ MESHSTAGE_GUARDED_BY(mutex_);  // nothing: any
+  std::uint64_t countdown_ MESHSTAGE_GUARDED_BY(mutex_) = 0;             // 0: no fault pending
+  int error_ MESHSTAGE_GUARDED_BY(mutex_) = 0;
+  bool stays_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  std::optional<FileOperation> fired_ MESHSTAGE_GUARDED_BY(mutex_);
+  CondVar changed_;
+  std::optional<FileOperation> blocks_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::uint64_t blocked_ MESHSTAGE_GUARDED_BY(mutex_) = 0;   // calls that hung,
+  std::uint64_t released_ MESHSTAGE_GUARDED_BY(mutex_) = 0;  // and those of them that went on
+  std::size_t max_write_ MESHSTAGE_GUARDED_BY(mutex_) = std::numeric_limits<std::size_t>::max();
+  std::array<std::uint64_t, kFileOperationCount> calls_ MESHSTAGE_GUARDED_BY(mutex_){};
 };
 
 namespace {

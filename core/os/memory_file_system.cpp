@@ -1,3 +1,4 @@
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/os/memory_file_system.hpp>
 
 #include <sys/mman.h>
@@ -6,7 +7,6 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
-#include <mutex>
 #include <set>
 #include <utility>
 #include <vector>
@@ -50,25 +50,26 @@ class MemoryFileSystem::Disk {
   explicit Disk(MemoryFileSystemOptions o) : options(o) {}
 
   const MemoryFileSystemOptions options;
-  std::mutex mutex;  // guards all below, and every Inode but its bytes
-  std::map<Path, std::shared_ptr<Inode>> names;
-  std::map<Path, std::shared_ptr<Inode>> durable_names;
-  std::set<Path> directories{"/"};
-  std::uint64_t used = 0;
-  std::uint64_t next_number = 1;
+  Mutex mutex;  // guards every Inode, too, but not the file's bytes
+  std::map<Path, std::shared_ptr<Inode>> names MESHSTAGE_GUARDED_BY(mutex);
+  std::map<Path, std::shared_ptr<Inode>> durable_names MESHSTAGE_GUARDED_BY(mutex);
+  std::set<Path> directories MESHSTAGE_GUARDED_BY(mutex){"/"};
+  std::uint64_t used MESHSTAGE_GUARDED_BY(mutex) = 0;
+  std::uint64_t next_number MESHSTAGE_GUARDED_BY(mutex) = 1;
 
   static Path clean(const Path& path) {
     Path normal = ("/" / path).lexically_normal();
     if (!normal.has_filename() && normal != "/") normal = normal.parent_path();
     return normal;
   }
-  void need_directory(const char* call, const Path& path) {
+  void need_directory(const char* call, const Path& path) MESHSTAGE_REQUIRES(mutex) {
     if (directories.count(path) == 0) {
       throw SystemError(call, path.native(), names.count(path) != 0 ? ENOTDIR : ENOENT);
     }
   }
   /// `size` bytes of the file have blocks from now on.
-  void charge(Inode& inode, std::uint64_t size, const char* call, const Path& path) {
+  void charge(Inode& inode, std::uint64_t size, const char* call, const Path& path)
+      MESHSTAGE_REQUIRES(mutex) {
     if (size > inode.room) throw SystemError(call, path.native(), EFBIG);
     if (size <= inode.charged) return;
     if (size - inode.charged > options.capacity - std::min(options.capacity, used)) {
@@ -77,11 +78,12 @@ class MemoryFileSystem::Disk {
     used += size - inode.charged;
     inode.charged = size;
   }
-  void uncharge(Inode& inode, std::uint64_t size) {
+  void uncharge(Inode& inode, std::uint64_t size) MESHSTAGE_REQUIRES(mutex) {
     used -= inode.charged - std::min(inode.charged, size);
     inode.charged = std::min(inode.charged, size);
   }
-  void drop_name(const std::map<Path, std::shared_ptr<Inode>>::iterator& at) {
+  void drop_name(const std::map<Path, std::shared_ptr<Inode>>::iterator& at)
+      MESHSTAGE_REQUIRES(mutex) {
     const auto inode = at->second;
     names.erase(at);
     if (--inode->links == 0 && inode->openers == 0) uncharge(*inode, 0);
@@ -126,20 +128,20 @@ class MemoryFile final : public File {
     ++inode_->openers;
   }
   ~MemoryFile() override {
-    const std::lock_guard lock(disk_->mutex);
+    const MutexLock lock(disk_->mutex);
     if (inode_->lock_owner == process_) inode_->lock_owner.reset();  // at any close, as POSIX says
     if (--inode_->openers == 0 && inode_->links == 0) disk_->uncharge(*inode_, 0);
   }
 
   std::size_t read_at(std::span<std::byte> into, std::uint64_t offset) override {
-    const std::lock_guard lock(disk_->mutex);
+    const MutexLock lock(disk_->mutex);
     if (offset >= inode_->size) return 0;
     const std::size_t n = std::min<std::uint64_t>(into.size(), inode_->size - offset);
     if (n != 0) std::memcpy(into.data(), inode_->base + offset, n);
     return n;
   }
   std::size_t write_at(std::span<const std::byte> bytes, std::uint64_t offset) override {
-    const std::lock_guard lock(disk_->mutex);
+    const MutexLock lock(disk_->mutex);
     need_writable("write");
     if (bytes.empty()) return 0;
     if (offset > inode_->room || bytes.size() > inode_->room - offset) {
@@ -152,15 +154,15 @@ class MemoryFile final : public File {
     return bytes.size();
   }
   void sync() override {
-    const std::lock_guard lock(disk_->mutex);
+    const MutexLock lock(disk_->mutex);
     inode_->synced.assign(inode_->base, inode_->base + inode_->size);
   }
   FileStat stat() override {
-    const std::lock_guard lock(disk_->mutex);
+    const MutexLock lock(disk_->mutex);
     return Disk::stat_of(*inode_);
   }
   void truncate(std::uint64_t size) override {
-    const std::lock_guard lock(disk_->mutex);
+    const MutexLock lock(disk_->mutex);
     need_writable("ftruncate");
     if (size > inode_->room) throw SystemError("ftruncate", path_.native(), EFBIG);
     if (size < inode_->size) {
@@ -170,26 +172,26 @@ class MemoryFile final : public File {
     inode_->size = size;
   }
   void reserve(std::uint64_t size) override {
-    const std::lock_guard lock(disk_->mutex);
+    const MutexLock lock(disk_->mutex);
     need_writable("posix_fallocate");
     disk_->charge(*inode_, size, "posix_fallocate", path_);
     inode_->size = std::max(inode_->size, size);
   }
   std::unique_ptr<MappedRegion> map(std::uint64_t length, MapAccess access) override {
-    const std::lock_guard lock(disk_->mutex);
+    const MutexLock lock(disk_->mutex);
     if (access == MapAccess::kReadWrite) need_writable("mmap");
     if (length == 0 || length > inode_->size) throw SystemError("mmap", path_.native(), EINVAL);
     return std::make_unique<MemoryRegion>(inode_, length);
   }
   bool try_lock() override {
-    const std::lock_guard lock(disk_->mutex);
+    const MutexLock lock(disk_->mutex);
     need_writable("fcntl F_SETLK");
     if (inode_->lock_owner && inode_->lock_owner != process_) return false;
     inode_->lock_owner = process_;
     return true;
   }
   std::optional<std::int64_t> lock_holder() override {
-    const std::lock_guard lock(disk_->mutex);
+    const MutexLock lock(disk_->mutex);
     if (!inode_->lock_owner || inode_->lock_owner == process_) return std::nullopt;
     return inode_->lock_owner->first;
   }
@@ -223,7 +225,7 @@ std::unique_ptr<MemoryFileSystem> MemoryFileSystem::as_process(std::int64_t pid)
 }
 
 void MemoryFileSystem::lose_power() {
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   // What is still open or mapped belongs to processes that are gone too, but whose objects a test
   // holds: they keep their inodes, the names get new ones.
   std::map<std::shared_ptr<Inode>, std::shared_ptr<Inode>> restored;
@@ -248,13 +250,13 @@ void MemoryFileSystem::lose_power() {
 }
 
 std::uint64_t MemoryFileSystem::used() const {
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   return disk_->used;
 }
 
 std::unique_ptr<File> MemoryFileSystem::open(const Path& given, OpenMode mode) {
   const Path path = Disk::clean(given);
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   if (disk_->directories.count(path) != 0) throw SystemError("open", path.native(), EISDIR);
   auto at = disk_->names.find(path);
   if (mode == OpenMode::kCreateExclusive) {
@@ -273,7 +275,7 @@ std::unique_ptr<File> MemoryFileSystem::open(const Path& given, OpenMode mode) {
 
 std::optional<FileStat> MemoryFileSystem::stat(const Path& given) {
   const Path path = Disk::clean(given);
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   if (disk_->directories.count(path) != 0) {
     FileStat s;
     s.device = 1;
@@ -290,7 +292,7 @@ std::optional<FileStat> MemoryFileSystem::stat(const Path& given) {
 void MemoryFileSystem::rename(const Path& given_from, const Path& given_to) {
   const Path from = Disk::clean(given_from);
   const Path to = Disk::clean(given_to);
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   const auto at = disk_->names.find(from);
   if (at == disk_->names.end()) throw SystemError("rename", to.native(), ENOENT);
   if (disk_->directories.count(to) != 0) throw SystemError("rename", to.native(), EISDIR);
@@ -307,7 +309,7 @@ void MemoryFileSystem::rename(const Path& given_from, const Path& given_to) {
 void MemoryFileSystem::link(const Path& given_from, const Path& given_to) {
   const Path from = Disk::clean(given_from);
   const Path to = Disk::clean(given_to);
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   const auto at = disk_->names.find(from);
   if (at == disk_->names.end()) throw SystemError("link", to.native(), ENOENT);
   if (disk_->names.count(to) != 0 || disk_->directories.count(to) != 0) {
@@ -320,7 +322,7 @@ void MemoryFileSystem::link(const Path& given_from, const Path& given_to) {
 
 bool MemoryFileSystem::unlink(const Path& given) {
   const Path path = Disk::clean(given);
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   if (disk_->directories.count(path) != 0) throw SystemError("unlink", path.native(), EISDIR);
   const auto at = disk_->names.find(path);
   if (at == disk_->names.end()) return false;
@@ -330,7 +332,7 @@ bool MemoryFileSystem::unlink(const Path& given) {
 
 std::vector<std::string> MemoryFileSystem::list(const Path& given) {
   const Path directory = Disk::clean(given);
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   disk_->need_directory("opendir", directory);
   std::vector<std::string> names;
   for (const auto& [path, inode] : disk_->names) {
@@ -344,7 +346,7 @@ std::vector<std::string> MemoryFileSystem::list(const Path& given) {
 }
 
 void MemoryFileSystem::make_directories(const Path& given) {
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   Path made;
   for (const auto& part : Disk::clean(given)) {
     made /= part;
@@ -355,7 +357,7 @@ void MemoryFileSystem::make_directories(const Path& given) {
 
 void MemoryFileSystem::sync_directory(const Path& given) {
   const Path directory = Disk::clean(given);
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   disk_->need_directory("fsync", directory);
   const auto inside = [&](const auto& entry) { return entry.first.parent_path() == directory; };
   std::erase_if(disk_->durable_names, inside);
@@ -366,7 +368,7 @@ void MemoryFileSystem::sync_directory(const Path& given) {
 
 FreeSpace MemoryFileSystem::free_space(const Path& given) {
   const Path path = Disk::clean(given);
-  const std::lock_guard lock(disk_->mutex);
+  const MutexLock lock(disk_->mutex);
   if (disk_->names.count(path) == 0) disk_->need_directory("statvfs", path);
   const std::uint64_t total = disk_->options.capacity;
   return {total - std::min(total, disk_->used), total, disk_->options.in_memory};

@@ -6,10 +6,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 #include <optional>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/image/copy.hpp>
 #include <meshstage/core/image/digesting_copy.hpp>
 #include <meshstage/core/memory/resource.hpp>
@@ -83,10 +83,15 @@ class ImageCopy {
       copy_part(i);
       finished(i);
     };
+    std::size_t parts = 0;
+    {
+      const MutexLock lock(mutex_);
+      parts = done_.size();
+    }
     if (options_.crew != nullptr && large_) {
-      options_.crew->run(done_.size(), part, options_.hands);
+      options_.crew->run(parts, part, options_.hands);
     } else {
-      for (std::size_t i = 0; i < done_.size(); ++i) part(i);
+      for (std::size_t i = 0; i < parts; ++i) part(i);
     }
     progress_.throw_if_failed();
   }
@@ -169,7 +174,7 @@ class ImageCopy {
   void finished(std::size_t part) {
     std::uint64_t final = 0;
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       done_[part] = true;
       if (part != front_) return;
       while (front_ < done_.size() && done_[front_]) ++front_;
@@ -187,9 +192,9 @@ class ImageCopy {
   const bool large_;
   std::uint64_t unit_ = 0, origin_ = 0, first_end_ = 0;
   std::vector<std::optional<std::size_t>> places_;  // by segment; nothing: copied here
-  std::mutex mutex_;                                // guards what follows
-  std::vector<bool> done_;
-  std::size_t front_ = 0;
+  Mutex mutex_;
+  std::vector<bool> done_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::size_t front_ MESHSTAGE_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace

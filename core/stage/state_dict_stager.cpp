@@ -2,11 +2,11 @@
 #include <functional>
 #include <list>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/stage/copy_storages_impl.hpp>
@@ -129,7 +129,7 @@ class StateDictStager::Impl {
   }
 
   Value stage(const Value& state) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (worker_) worker_->drain();
     const auto job = prepare(state);
     job->run({.pace = options_.pace, .crew = &crew_, .hands = threads_.alone});
@@ -137,7 +137,7 @@ class StateDictStager::Impl {
   }
 
   Work<Value> stage_async(const Value& state) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     auto job = prepare(state);
     if (!worker_) worker_.emplace("mesh-stager");
     Promise<Value> promise;
@@ -164,7 +164,7 @@ class StateDictStager::Impl {
   }
 
   void before_update(const TrainerStream& stream) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto staged = staged_.find(stream.device.index);
     if (stream.device.is_cpu() || staged == staged_.end()) return;
     auto& runtime = DeviceRuntime::of(stream.device.type);
@@ -173,26 +173,26 @@ class StateDictStager::Impl {
   }
 
   std::size_t cached_storages() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return cache_.storages();
   }
   std::uint64_t cached_bytes() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return cache_.bytes();
   }
   std::uint64_t plans() const {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     return plans_;
   }
   void clear() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (worker_) worker_->drain();
     known_.clear();
     cache_.clear();
   }
 
  private:
-  std::shared_ptr<Job> prepare(const Value& state) {
+  std::shared_ptr<Job> prepare(const Value& state) MESHSTAGE_REQUIRES(mutex_) {
     auto job = std::make_shared<Job>();
     auto& known = find(state, job->source);
     const auto ready = detail::record_ready(job->source.storages, options_.streams);
@@ -210,7 +210,7 @@ class StateDictStager::Impl {
   }
 
   // Everything that devices copy, before the call returns.
-  void issue(Job& job, std::span<const DeviceReady> ready) {
+  void issue(Job& job, std::span<const DeviceReady> ready) MESHSTAGE_REQUIRES(mutex_) {
     std::vector<detail::DevicePlace> places;
     for (std::size_t i = 0; i < job.places.size(); ++i) {
       const auto& from = job.source.storages[i];
@@ -223,7 +223,7 @@ class StateDictStager::Impl {
   }
 
   // The structure of `state`, which becomes the newest, and what is to be copied of it.
-  Known& find(const Value& state, StagingSource& source) {
+  Known& find(const Value& state, StagingSource& source) MESHSTAGE_REQUIRES(mutex_) {
     for (auto it = known_.begin(); it != known_.end(); ++it) {
       auto matched = detail::match(it->state, state);
       if (!matched) continue;
@@ -242,7 +242,7 @@ class StateDictStager::Impl {
     return known_.front();
   }
 
-  void place(Known& known, const StagingSource& source) {
+  void place(Known& known, const StagingSource& source) MESHSTAGE_REQUIRES(mutex_) {
     // They hold the places that the cache is to use again.
     for (auto& other : known_) other.forget_places();
     const auto sources = cache_sources(known.state, source);
@@ -261,14 +261,15 @@ class StateDictStager::Impl {
   const StagerOptions options_;
   const CopyThreads threads_{options_.copy_threads};
   Crew crew_{"mesh-copy", threads_.alone};
-  mutable std::mutex mutex_;  // guards what follows
-  detail::StorageCache cache_;
-  std::list<Known> known_;  // the newest first
-  detail::DeviceStreams streams_;
-  std::map<std::int16_t, DeviceEvent> staged_;  // the latest staging's, by index of the device
-  std::uint64_t plans_ = 0;
-  std::vector<std::weak_ptr<Job>> under_way_;
-  std::optional<Worker> worker_;
+  mutable Mutex mutex_;
+  detail::StorageCache cache_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::list<Known> known_ MESHSTAGE_GUARDED_BY(mutex_);  // the newest first
+  detail::DeviceStreams streams_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::map<std::int16_t, DeviceEvent> staged_
+      MESHSTAGE_GUARDED_BY(mutex_);  // the latest staging's, by index of the device
+  std::uint64_t plans_ MESHSTAGE_GUARDED_BY(mutex_) = 0;
+  std::vector<std::weak_ptr<Job>> under_way_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::optional<Worker> worker_ MESHSTAGE_GUARDED_BY(mutex_);
 };
 
 StateDictStager::StateDictStager(StagerOptions options) : impl_(new Impl(std::move(options))) {}

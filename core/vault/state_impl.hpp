@@ -78,23 +78,24 @@ struct VaultState {
   /// Vault::check_owned(); needs no lock.
   void check_owned() const;
 
-  // With the mutex held:
-  [[nodiscard]] SlotInfo info(SlotKey key, const Slot& slot) const;
+  [[nodiscard]] SlotInfo info(SlotKey key, const Slot& slot) const MESHSTAGE_REQUIRES(mutex);
   /// Writes the page except for its word.
-  void write_page(const Slot& slot, const SlotHeader& header) const;
-  /// Raises the word of that page to this vault's epoch. Throws InvalidState (fenced).
+  void write_page(const Slot& slot, const SlotHeader& header) const MESHSTAGE_REQUIRES(mutex);
+  /// Raises the word of that page to this vault's epoch; needs no lock. Throws InvalidState
+  /// (fenced).
   void take_word(std::span<std::byte> page) const;
   /// Makes the slot WRITING, then writes the page. Throws InvalidState if fenced: then nothing has
   /// changed.
-  void begin(const Slot& slot, const SlotHeader& header) const;
+  void begin(const Slot& slot, const SlotHeader& header) const MESHSTAGE_REQUIRES(mutex);
   /// Writes the page, then makes the slot SEALED. Throws InvalidState if fenced: then the slot
   /// stays WRITING.
-  void seal(SlotKey key, const Slot& slot, const SlotHeader& header) const;
+  void seal(SlotKey key, const Slot& slot, const SlotHeader& header) const
+      MESHSTAGE_REQUIRES(mutex);
   /// The slot; makes its file, with a header page, if there is none. Refuses a key that no vault
   /// can have.
   std::shared_ptr<Slot> ensure_slot(SlotKey key) MESHSTAGE_REQUIRES(mutex);
   /// Throws InvalidState if there is a lease on the slot.
-  void check_free(SlotKey key, const Slot& slot) const;
+  void check_free(SlotKey key, const Slot& slot) const MESHSTAGE_REQUIRES(mutex);
 
   // With the slot marked as being written, or with the mutex held:
   /// Throws OutOfMemory if there is no room for the missing bytes. Changes nothing.

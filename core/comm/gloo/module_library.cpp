@@ -12,9 +12,9 @@
 #include <ctime>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/comm/gloo/guarded_pair_impl.hpp>
 #include <meshstage/core/comm/gloo/module_table_impl.hpp>
 
@@ -30,8 +30,8 @@ struct Group {
   std::shared_ptr<transport::Device> device;
   std::shared_ptr<transport::Context> context;
   std::vector<int> peers;
-  std::mutex closing;
-  bool closed = false;
+  Mutex closing;
+  bool closed MESHSTAGE_GUARDED_BY(closing) = false;
 };
 
 struct Transfer {
@@ -178,7 +178,7 @@ std::uint64_t moved(Group* group, int peer) {
 void release(Transfer* transfer) { delete transfer; }
 
 void close_pairs(Group* group) {
-  const std::lock_guard lock(group->closing);
+  const MutexLock lock(group->closing);
   if (group->closed) return;
   group->closed = true;
   const SigpipeGuard no_signal;

@@ -48,7 +48,9 @@ void Node::meet() {
     if (connected.contains(peer) || left.contains(peer)) continue;
     const auto found = meeting->second.find(peer);
     const auto other = found == meeting->second.end() ? nullptr : found->second.lock();
-    if (!other || other->gone_ || other->endpoint->dead || other->endpoint->frozen) continue;
+    if (!other) continue;
+    other->shares_held_mutex();
+    if (other->gone_ || other->endpoint->dead || other->endpoint->frozen) continue;
     if (!std::binary_search(other->request.peers.begin(), other->request.peers.end(),
                             request.rank)) {
       continue;
@@ -62,10 +64,10 @@ void Node::meet() {
 }
 
 void Node::connect(Deadline deadline, const std::stop_token& stop) {
-  std::unique_lock lock(fabric->mutex);
+  MutexLock lock(fabric->mutex);
   fabric->nodes.push_back(weak_from_this());
   fabric->meetings[place()][request.rank] = weak_from_this();
-  const auto give_up = [&](auto error) {
+  const auto give_up = [this](auto error) MESHSTAGE_REQUIRES(fabric->mutex) {
     leave(LostReason::kEndOfFile);
     throw error;
   };
@@ -75,14 +77,9 @@ void Node::connect(Deadline deadline, const std::stop_token& stop) {
     leave(LostReason::kEndOfFile);
     throw;
   }
-  const auto done = [&] {
+  (void)changed.wait_until(lock, stop, deadline, [this]() MESHSTAGE_REQUIRES(fabric->mutex) {
     return endpoint->dead || !left.empty() || connected.size() == request.peers.size();
-  };
-  if (deadline.is_never()) {
-    changed.wait(lock, stop, done);
-  } else {
-    changed.wait_until(lock, stop, deadline.time(), done);
-  }
+  });
   if (endpoint->dead) give_up(Cancelled("this rank was killed"));
   if (!left.empty()) {
     const int peer = left.begin()->first;
@@ -116,6 +113,7 @@ void Node::leave(LostReason reason) {
     if (meeting->second.empty()) fabric->meetings.erase(meeting);
   }
   for (const auto& [peer, node] : std::exchange(connected, {})) {
+    node->shares_held_mutex();
     if (node->connected.erase(request.rank) == 0) continue;
     node->left.emplace(request.rank, reason);
     node->peer_left(request.rank, reason);
@@ -163,7 +161,7 @@ struct InProcessFabric::State {
   /// Calls f(node) for each node of the rank's newest endpoint, under the mutex.
   template <class Change, class F>
   void each_node(int rank, Change&& change, F&& f) const {
-    const std::lock_guard lock(fabric->mutex);
+    const MutexLock lock(fabric->mutex);
     const auto endpoint = fabric->newest.find(rank);
     if (endpoint == fabric->newest.end()) {
       throw InvalidArgument("no transport was attached for rank " + std::to_string(rank));
@@ -182,7 +180,7 @@ InProcessFabric::~InProcessFabric() = default;
 std::shared_ptr<Transport> InProcessFabric::attach(int rank) {
   auto endpoint = std::make_shared<in_process::Endpoint>();
   endpoint->rank = rank;
-  const std::lock_guard lock(state_->fabric->mutex);
+  const MutexLock lock(state_->fabric->mutex);
   state_->fabric->newest[rank] = endpoint;
   return std::make_shared<in_process::InProcessTransport>(state_->fabric, std::move(endpoint));
 }
@@ -191,6 +189,7 @@ void InProcessFabric::kill(int rank) {
   state_->each_node(
       rank, [](in_process::Endpoint& e) { e.dead = true; },
       [](in_process::Node& node) {
+        node.shares_held_mutex();
         node.killed();
         node.leave(LostReason::kEndOfFile);
       });
@@ -199,13 +198,17 @@ void InProcessFabric::kill(int rank) {
 void InProcessFabric::freeze(int rank) {
   state_->each_node(
       rank, [](in_process::Endpoint& e) { e.frozen = true; },
-      [](in_process::Node& node) { node.frozen(true); });
+      [](in_process::Node& node) {
+        node.shares_held_mutex();
+        node.frozen(true);
+      });
 }
 
 void InProcessFabric::thaw(int rank) {
   state_->each_node(
       rank, [](in_process::Endpoint& e) { e.frozen = false; },
       [](in_process::Node& node) {
+        node.shares_held_mutex();
         node.meet();
         node.frozen(false);
       });
@@ -216,7 +219,9 @@ void InProcessFabric::report_silent(int rank) {
       rank, [](const in_process::Endpoint&) {},
       [rank](in_process::Node& node) {
         if (dynamic_cast<ControlLinks*>(&node) == nullptr) return;
+        node.shares_held_mutex();
         for (const auto& [peer, other] : std::exchange(node.connected, {})) {
+          other->shares_held_mutex();
           other->connected.erase(rank);
           other->left.emplace(rank, LostReason::kSilent);
           other->peer_left(rank, LostReason::kSilent);

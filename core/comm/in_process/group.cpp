@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <condition_variable>
 #include <cstring>
 #include <deque>
 #include <utility>
@@ -22,7 +21,7 @@ struct Operation {
   std::byte* target = nullptr;        // of a receive
   std::size_t bytes = 0;
   std::exception_ptr error;
-  std::condition_variable changed;
+  CondVar changed;
 
   void finish(State now, std::exception_ptr why = nullptr) {
     state = now;
@@ -62,7 +61,7 @@ class GroupNode final : public Node {
     operation->source = source;
     operation->target = target;
     operation->bytes = bytes;
-    std::unique_lock lock(fabric->mutex);
+    MutexLock lock(fabric->mutex);
     check_usable();
     if (bytes == 0) {
       operation->state = Operation::State::kDone;
@@ -70,38 +69,38 @@ class GroupNode final : public Node {
     }
     if (left.contains(peer)) throw lost(peer);
     posted.push_back(operation);
-    match(lock, peer);
+    match(peer);
     return operation;
   }
 
-  /// Throws what an abort, a kill or a close left. Under the mutex.
-  void check_usable() const {
+  /// Throws what an abort, a kill or a close left.
+  void check_usable() const MESHSTAGE_REQUIRES(fabric->mutex) {
     if (endpoint->dead) throw Cancelled("this rank was killed");
     if (cause) std::rethrow_exception(cause);
     if (closed) throw InvalidState("the process group was closed");
   }
 
   void abort(std::exception_ptr reason) noexcept {
-    const std::lock_guard lock(fabric->mutex);
+    const MutexLock lock(fabric->mutex);
     fail_all(std::move(reason));
   }
 
   void close() noexcept {
-    std::unique_lock lock(fabric->mutex);
+    MutexLock lock(fabric->mutex);
     fail_all(closing());
     closed = true;
-    copied.wait(lock, [this] { return copying == 0; });
+    copied.wait(lock, [this]() MESHSTAGE_REQUIRES(fabric->mutex) { return copying == 0; });
     leave(LostReason::kClosed);
   }
 
-  /// Takes an operation out of use: after it returns its memory is not touched. Under the mutex.
-  void withdraw(std::unique_lock<std::mutex>& lock, const OperationPtr& operation) {
+  /// Takes an operation out of use: after it returns its memory is not touched.
+  void withdraw(MutexLock& lock, const OperationPtr& operation) MESHSTAGE_REQUIRES(fabric->mutex) {
     operation->changed.wait(lock, [&] { return operation->state != Operation::State::kCopying; });
     if (operation->state != Operation::State::kPosted) return;
     fail_all(std::make_exception_ptr(Cancelled("a transfer was given up before it was complete")));
   }
 
-  void peer_left(int peer, LostReason /*reason*/) override {
+  void peer_left(int peer, LostReason /*reason*/) override MESHSTAGE_REQUIRES(fabric->mutex) {
     const auto mine = [peer](const OperationPtr& o) { return o->peer == peer; };
     for (const auto& operation : posted) {
       if (mine(operation)) {
@@ -110,17 +109,17 @@ class GroupNode final : public Node {
     }
     std::erase_if(posted, mine);
   }
-  void killed() override { fail_all(std::make_exception_ptr(Cancelled("this rank was killed"))); }
-  void frozen(bool now) override {
+  void killed() override MESHSTAGE_REQUIRES(fabric->mutex) {
+    fail_all(std::make_exception_ptr(Cancelled("this rank was killed")));
+  }
+  void frozen(bool now) override MESHSTAGE_REQUIRES(fabric->mutex) {
     if (now) return;
     // Everything that met while one end was frozen, from whichever side it waits.
-    std::unique_lock lock(fabric->mutex, std::adopt_lock);
-    for (const int peer : request.peers) match(lock, peer);
-    lock.release();
+    for (const int peer : request.peers) match(peer);
   }
 
-  std::exception_ptr cause;
-  bool closed = false;
+  std::exception_ptr cause MESHSTAGE_GUARDED_BY(fabric->mutex);
+  bool closed MESHSTAGE_GUARDED_BY(fabric->mutex) = false;
 
  private:
   [[nodiscard]] PeerLost lost(int peer) const {
@@ -137,14 +136,14 @@ class GroupNode final : public Node {
     }
   }
 
-  /// Under the mutex.
-  void fail_all(std::exception_ptr reason) {
+  void fail_all(std::exception_ptr reason) MESHSTAGE_REQUIRES(fabric->mutex) {
     if (!cause) cause = std::move(reason);
     for (const auto& operation : posted) operation->finish(Operation::State::kFailed, cause);
     posted.clear();  // an empty deque in its place would allocate
   }
 
-  [[nodiscard]] OperationPtr take(bool is_send, int peer, std::uint64_t tag) {
+  [[nodiscard]] OperationPtr take(bool is_send, int peer, std::uint64_t tag)
+      MESHSTAGE_REQUIRES(fabric->mutex) {
     const auto found = std::find_if(posted.begin(), posted.end(), [&](const OperationPtr& o) {
       return o->is_send == is_send && o->peer == peer && o->tag == tag;
     });
@@ -156,11 +155,12 @@ class GroupNode final : public Node {
 
   /// Carries out what both this node and `peer`'s have posted. The mutex is given up for the
   /// copies.
-  void match(std::unique_lock<std::mutex>& lock, int peer) {
+  void match(int peer) MESHSTAGE_REQUIRES(fabric->mutex) {
     while (true) {
       const auto entry = connected.find(peer);
       if (entry == connected.end()) return;
       const auto other = std::static_pointer_cast<GroupNode>(entry->second);
+      other->shares_held_mutex();
       if (endpoint->frozen || other->endpoint->frozen) return;
       OperationPtr mine;
       OperationPtr theirs;
@@ -186,9 +186,9 @@ class GroupNode final : public Node {
       mine->state = theirs->state = Operation::State::kCopying;
       ++copying;
       ++other->copying;
-      lock.unlock();
+      fabric->mutex.unlock();
       std::memcpy(to->target, from->source, to->bytes);
-      lock.lock();
+      fabric->mutex.lock();
       --copying;
       --other->copying;
       mine->finish(Operation::State::kDone);
@@ -198,28 +198,26 @@ class GroupNode final : public Node {
     }
   }
 
-  std::deque<OperationPtr> posted;  // in order; few at a time
-  int copying = 0;
-  std::condition_variable copied;
+  std::deque<OperationPtr> posted MESHSTAGE_GUARDED_BY(fabric->mutex);  // in order; few at a time
+  int copying MESHSTAGE_GUARDED_BY(fabric->mutex) = 0;
+  CondVar copied;
 };
 
 InProcessTransfer::~InProcessTransfer() {
   if (done_) return;
-  std::unique_lock lock(node_->fabric->mutex);
+  MutexLock lock(node_->fabric->mutex);
   node_->withdraw(lock, operation_);
 }
 
 void InProcessTransfer::wait(Deadline deadline) {
   if (done_) return;
-  std::unique_lock lock(node_->fabric->mutex);
+  MutexLock lock(node_->fabric->mutex);
   node_->check_usable();
   const auto ended = [this] {
     return operation_->state == Operation::State::kDone ||
            operation_->state == Operation::State::kFailed;
   };
-  if (deadline.is_never()) {
-    operation_->changed.wait(lock, ended);
-  } else if (!operation_->changed.wait_until(lock, deadline.time(), ended)) {
+  if (!operation_->changed.wait_until(lock, deadline, ended)) {
     throw make_error<PeerSilent>(
         "rank " + std::to_string(operation_->peer) + " (" + std::to_string(operation_->bytes) +
             (operation_->is_send ? " bytes to it from rank " : " bytes from it to rank ") +

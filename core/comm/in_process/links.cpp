@@ -37,7 +37,7 @@ class InProcessLinksNode : public Node, public ControlLinks {
                             " bytes, this one has " + std::to_string(message.size()));
     }
     std::vector<std::byte> bytes(message.begin(), message.end());
-    const std::lock_guard lock(fabric->mutex);
+    const MutexLock lock(fabric->mutex);
     if (endpoint->frozen) {
       held_.emplace_back(peer, std::move(bytes));
     } else {
@@ -47,7 +47,7 @@ class InProcessLinksNode : public Node, public ControlLinks {
 
   void close() noexcept override {
     {
-      const std::lock_guard lock(fabric->mutex);
+      const MutexLock lock(fabric->mutex);
       // A frozen process cannot say goodbye: what it does counts when it wakes.
       if (endpoint->frozen) {
         closed_while_frozen_ = true;
@@ -56,15 +56,15 @@ class InProcessLinksNode : public Node, public ControlLinks {
       }
     }
     deliveries_.stop();
-    const std::lock_guard lock(joining_);
+    const MutexLock lock(joining_);
     thread_.join();
   }
 
-  void peer_left(int peer, LostReason reason) override {
+  void peer_left(int peer, LostReason reason) override MESHSTAGE_REQUIRES(fabric->mutex) {
     deliveries_.lost(peer, reason, std::string(to_string(reason)));
   }
-  void killed() override { deliveries_.stop(); }
-  void frozen(bool now) override {
+  void killed() override MESHSTAGE_REQUIRES(fabric->mutex) { deliveries_.stop(); }
+  void frozen(bool now) override MESHSTAGE_REQUIRES(fabric->mutex) {
     deliveries_.pause(now);
     if (now) return;
     for (auto& [peer, bytes] : std::exchange(held_, {})) pass_on(peer, std::move(bytes));
@@ -72,8 +72,7 @@ class InProcessLinksNode : public Node, public ControlLinks {
   }
 
  private:
-  /// Under the fabric's mutex.
-  void pass_on(int peer, std::vector<std::byte> bytes) {
+  void pass_on(int peer, std::vector<std::byte> bytes) MESHSTAGE_REQUIRES(fabric->mutex) {
     const auto other = connected.find(peer);
     if (other == connected.end()) return;  // lost; on_lost tells
     static_cast<InProcessLinksNode&>(*other->second).deliveries_.message(rank(), std::move(bytes));
@@ -93,9 +92,10 @@ class InProcessLinksNode : public Node, public ControlLinks {
   }
 
   Deliveries deliveries_;
-  std::deque<std::pair<int, std::vector<std::byte>>> held_;  // sent while frozen
-  bool closed_while_frozen_ = false;
-  std::mutex joining_;
+  std::deque<std::pair<int, std::vector<std::byte>>> held_
+      MESHSTAGE_GUARDED_BY(fabric->mutex);  // sent while frozen
+  bool closed_while_frozen_ MESHSTAGE_GUARDED_BY(fabric->mutex) = false;
+  Mutex joining_;  // of the thread, which start() begins before anyone can close()
   Thread thread_;
 };
 

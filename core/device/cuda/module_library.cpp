@@ -4,10 +4,10 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/device/cuda/driver_impl.hpp>
 #include <meshstage/core/device/cuda/kernels.hpp>
 #include <meshstage/core/error/error.hpp>
@@ -33,13 +33,13 @@ struct OpenDevice {
   unsigned gather_blocks = 1;
 };
 
-// What the process has opened. Filled by open() under the mutex, read without: the caller opens a
-// device before it uses it.
+// What the process has opened. open() fills it with the mutex held. `driver` and `devices` are read
+// without: the caller opens a device before it uses it.
 struct Opened {
-  std::mutex mutex;
-  bool loaded = false;
+  Mutex mutex;
+  bool loaded MESHSTAGE_GUARDED_BY(mutex) = false;
   Driver driver{};
-  CUlibrary kernels = nullptr;
+  CUlibrary kernels MESHSTAGE_GUARDED_BY(mutex) = nullptr;
   std::vector<std::unique_ptr<OpenDevice>> devices;  // null: not opened yet
 };
 Opened& opened() {
@@ -113,9 +113,7 @@ void probe(Probe* out) {
     std::snprintf(out->kernels, sizeof(out->kernels), "built without nvcc");
 }
 
-// Under the mutex.
-Result load(Failure* failure) {
-  auto& all = opened();
+Result load(Opened& all, Failure* failure) MESHSTAGE_REQUIRES(all.mutex) {
   if (all.loaded) return kDone;
   const auto state = cuda::open_driver();
   if (state.problem != DeviceProblem::kNone) {
@@ -128,9 +126,9 @@ Result load(Failure* failure) {
   return kDone;
 }
 
-Result find_device(int device, CUdevice* found, Failure* failure) {
-  auto& all = opened();
-  if (const auto result = load(failure); result != kDone) return result;
+Result find_device(Opened& all, int device, CUdevice* found, Failure* failure)
+    MESHSTAGE_REQUIRES(all.mutex) {
+  if (const auto result = load(all, failure); result != kDone) return result;
   if (device < 0 || static_cast<std::size_t>(device) >= all.devices.size()) {
     put(failure, ErrorKind::kInvalidArgument,
         "there is no device cuda:" + std::to_string(device) + ", the driver sees " +
@@ -146,11 +144,12 @@ int attribute(const Driver& driver, CUdevice device, CUdevice_attribute what) {
 }
 
 Result describe(int device, Description* out, Failure* failure) {
-  const std::lock_guard lock(opened().mutex);
+  auto& all = opened();
+  const MutexLock lock(all.mutex);
   *out = {};
   CUdevice found = 0;
-  if (const auto result = find_device(device, &found, failure); result != kDone) return result;
-  const auto& driver = opened().driver;
+  if (const auto result = find_device(all, device, &found, failure); result != kDone) return result;
+  const auto& driver = all.driver;
   if (const auto result =
           check(driver.device_get_name(out->name, static_cast<int>(sizeof(out->name)), found),
                 "cuDeviceGetName", failure);
@@ -194,8 +193,7 @@ CUresult launch_first(const Driver& driver, const OpenDevice& device) {
 }
 
 // Kernels that cannot be had are done without: an architecture that the fatbin does not know, say.
-void load_kernels(OpenDevice& device, CUdevice number) {
-  auto& all = opened();
+void load_kernels(Opened& all, OpenDevice& device, CUdevice number) MESHSTAGE_REQUIRES(all.mutex) {
   if (cuda::kernels_fatbin() == nullptr) return;
   if (all.kernels == nullptr &&
       all.driver.library_load_data(&all.kernels, cuda::kernels_fatbin(), nullptr, nullptr, 0,
@@ -216,9 +214,10 @@ void load_kernels(OpenDevice& device, CUdevice number) {
 
 Result open(int device, Failure* failure) {
   auto& all = opened();
-  const std::lock_guard lock(all.mutex);
+  const MutexLock lock(all.mutex);
   CUdevice number = 0;
-  if (const auto result = find_device(device, &number, failure); result != kDone) return result;
+  if (const auto result = find_device(all, device, &number, failure); result != kDone)
+    return result;
   auto& slot = all.devices[static_cast<std::size_t>(device)];
   if (slot) return kDone;
   auto fresh = std::make_unique<OpenDevice>();
@@ -233,7 +232,7 @@ Result open(int device, Failure* failure) {
     slot.reset();  // the context stays retained: a later open() retains it once more
     return check(scope.result(), "cuCtxPushCurrent", failure);
   }
-  load_kernels(*slot, number);
+  load_kernels(all, *slot, number);
   return kDone;
 }
 

@@ -1,10 +1,9 @@
 #pragma once
-#include <condition_variable>
 #include <deque>
-#include <mutex>
 #include <optional>
 #include <utility>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/replicate/results.hpp>
 
 #include "waiting.hpp"
@@ -16,13 +15,13 @@ namespace meshstage::python {
 class LogQueue {
  public:
   void push(const LogLine& line) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     lines_.push_back(line);
     changed_.notify_all();
   }
   /// What was pushed is still popped; then pop() says that it is over.
   void close() {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     closed_ = true;
     changed_.notify_all();
   }
@@ -30,8 +29,8 @@ class LogQueue {
   /// which it gives up while it waits. Not on Python's main thread: it looks at no signals.
   std::optional<LogLine> pop() {
     const nanobind::gil_scoped_release release;
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return closed_ || !lines_.empty(); });
+    MutexLock lock(mutex_);
+    changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return closed_ || !lines_.empty(); });
     if (lines_.empty()) return std::nullopt;
     LogLine line = std::move(lines_.front());
     lines_.pop_front();
@@ -39,10 +38,10 @@ class LogQueue {
   }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<LogLine> lines_;
-  bool closed_ = false;
+  Mutex mutex_;
+  CondVar changed_;
+  std::deque<LogLine> lines_ MESHSTAGE_GUARDED_BY(mutex_);
+  bool closed_ MESHSTAGE_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace meshstage::python

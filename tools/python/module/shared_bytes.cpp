@@ -10,10 +10,10 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/tensor/tensor.hpp>
 
@@ -55,14 +55,15 @@ struct Descriptor {
 /// somebody uses it. A name like /proc/4711/fd/9 may be another file's later, so files are known by
 /// their device and inode.
 std::shared_ptr<MappedFile> map_file(const std::string& file) {
-  static std::mutex mutex;
-  static std::map<std::pair<dev_t, ino_t>, std::weak_ptr<MappedFile>> known;
+  static Mutex mutex;
+  static std::map<std::pair<dev_t, ino_t>, std::weak_ptr<MappedFile>> known MESHSTAGE_GUARDED_BY(
+      mutex);
   const int number = ::open(file.c_str(), O_RDWR | O_CLOEXEC);
   if (number < 0) throw_errno("open", file, errno);
   const Descriptor descriptor(number);
   struct stat status{};
   if (::fstat(number, &status) != 0) throw_errno("fstat", file, errno);
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   auto& slot = known[{status.st_dev, status.st_ino}];
   auto mapped = slot.lock();
   if (!mapped) {
