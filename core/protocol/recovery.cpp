@@ -23,92 +23,6 @@ void enter(Recovery& recovery, Phase phase) {
   recovery.below = 0;
 }
 
-/// Ends the recovery with the same error at every rank; no trainer was restored.
-void give_up(Turn& turn, const Failure& failure, int heard_from) {
-  for (const int peer : turn.config().peers) {
-    if (peer != heard_from) turn.send(peer, GiveUp{failure});
-  }
-  const Recovery& recovery = turn.s.recovery;
-  const auto& peers = turn.config().peers;
-  for (const int peer : recovery.bridges) {
-    if (peer == heard_from || recovery.connecting) continue;
-    if (!std::binary_search(peers.begin(), peers.end(), peer)) turn.send(peer, GiveUp{failure});
-  }
-  turn.act(AbortTransfers{});
-  turn.act(RecoverFailed{failure});
-  turn.s.mode = Mode::kBroken;
-  forget_generation(turn.s);
-}
-
-/// True if rank `at` is the owner or a holder of it. These ranks are linked to one another. Another
-/// rank that has an image connects to the rank that the image is for.
-bool keeps(const Turn& turn, int at, int owner) {
-  if (owner < 0 || owner >= turn.config().world_size) return false;
-  const auto& holders = turn.config().holders[static_cast<std::size_t>(owner)];
-  return at == owner || std::find(holders.begin(), holders.end(), at) != holders.end();
-}
-
-/// The first rank from which that replica borrows and which, by this rank's options, is no lender
-/// of its owner; -1 if there is none. Only owners and their lenders are linked to one another.
-int stranger(const Turn& turn, const Claim& claim) {
-  if (!claim.needs_lenders() || claim.owner < 0 || claim.owner >= turn.config().world_size)
-    return -1;
-  const auto& known = turn.config().lenders[static_cast<std::size_t>(claim.owner)];
-  for (const Loan& loan : claim.borrowed) {
-    if (std::find(known.begin(), known.end(), loan.rank) == known.end()) return loan.rank;
-  }
-  return -1;
-}
-
-bool may_send(const Turn& turn, const Claim& claim) {
-  return turn.rule().found_anywhere || keeps(turn, claim.at, claim.owner);
-}
-
-bool reaches(const Turn& turn, const Claim& claim) {
-  return may_send(turn, claim) && stranger(turn, claim) < 0;
-}
-
-/// The claims that can be fetched. The others come from a job that had other lenders.
-std::vector<Claim> within_reach(const Turn& turn) {
-  std::vector<Claim> claims = turn.s.recovery.claims;
-  std::erase_if(claims, [&](const Claim& c) { return !reaches(turn, c); });
-  return claims;
-}
-
-/// The claims from which a whole image can be had.
-std::vector<Claim> complete(const Turn& turn, std::vector<Claim> claims) {
-  return turn.rule().whole_claims ? whole_claims(claims) : claims;
-}
-
-/// The error for a step that is newer than those which can be recovered with these options. A
-/// person must decide whether the job may go on without that step.
-Failure out_of_reach(const Turn& turn, ImageId newer) {
-  Failure failure{ErrorKind::kUnrecoverable, -1, {}, {}, {}};
-  const auto claims = complete(turn, turn.s.recovery.claims);
-  const auto reached = complete(turn, within_reach(turn));
-  for (const Claim& claim : claims) {
-    const bool elsewhere = std::any_of(reached.begin(), reached.end(), [&](const Claim& other) {
-      return other.id == newer && other.owner == claim.owner;
-    });
-    if (claim.id != newer || elsewhere) continue;
-    const int other = stranger(turn, claim);
-    failure.rank = claim.owner;
-    failure.why = to_string(newer) + " needs the image of rank " + std::to_string(claim.owner) +
-                  " that rank " + std::to_string(claim.at) + " has, which borrows from rank " +
-                  std::to_string(other) +
-                  ", its lender no more; start with the borrowed tensors of before, or remove that "
-                  "vault (meshstage clean) to go back to an older step";
-    break;
-  }
-  return failure;
-}
-
-void ask_disk(Turn& turn, ImageId newer_than) {
-  turn.send_down(AskDisk{newer_than});
-  enter(turn.s.recovery, Phase::kFiles);
-  turn.act(VerifyDisk{newer_than, turn.rule().found_anywhere});
-}
-
 /// The slot of a claim to this rank's own memory; nullptr if this rank has no such slot.
 Slot* slot_of(Turn& turn, const Claim& claim) {
   if (claim.at != turn.config().rank || claim.slot < 0 || claim.slot > 1) return nullptr;
@@ -210,134 +124,6 @@ void begin_transfers(Turn& turn, const Choice& choice) {
   }
 }
 
-void learn_choice(Turn& turn, const Choice& choice) {
-  turn.send_down(choice);
-  turn.reach(Point::kChoiceLearned, choice.id);
-  State& s = turn.s;
-  enter(s.recovery, Phase::kFetch);
-  s.recovery.choice.id = choice.id;
-  s.recovery.choice.base = choice.base;
-  if (!choice.id.exists()) {
-    s.recovery.structure_ok = true;
-    return tally_ready(turn);
-  }
-  for (int slot = 0; slot < 2; ++slot) {
-    if (s.own[slot].state == Slot::State::kSealed &&
-        same_image(s.own[slot].id, choice.id, turn.rule().generations_apart)) {
-      s.recovery.own_slot = slot;
-      turn.act(CheckStructure{slot});
-      break;
-    }
-  }
-  s.recovery.bridges = bridges_for(turn, choice);
-  if (s.recovery.bridges.empty()) return begin_transfers(turn, choice);
-  s.recovery.connecting = true;
-  s.recovery.choice.transfers = choice.transfers;
-  turn.act(Connect{s.recovery.bridges});
-}
-
-/// Removes the claims to images of another number of ranks: they are no copies of this job's
-/// images. Keeps the newest one's id in Recovery::left.
-void set_others_apart(Turn& turn) {
-  Recovery& recovery = turn.s.recovery;
-  std::erase_if(recovery.claims, [&](const Claim& claim) {
-    if (claim.world_size == turn.config().world_size) return false;
-    if (claim.id > recovery.left.id) recovery.left = {claim.id, claim.world_size};
-    return true;
-  });
-}
-
-/// The error where there is an image of another number of ranks, and no step to go on from.
-Failure other_world(const Turn& turn, int owner, const OldStep& step) {
-  Failure failure{ErrorKind::kStructureMismatch, owner, {}, {}, {}};
-  failure.why = owner < 0 ? "an image" : "the image of rank " + std::to_string(owner);
-  failure.why += " (" + to_string(step.id) + ") was made by " + std::to_string(step.world_size) +
-                 " ranks, this job has " + std::to_string(turn.config().world_size) + "; ";
-  failure.why +=
-      turn.config().any_world
-          ? "CheckpointerOptions::any_world goes on from files alone, and rank 0 finds "
-            "no step with a sound file of every rank in its directory: start with the "
-            "number of before and call finish(), or persist a step, in a shared directory"
-          : "use the same number, or another job id, or let "
-            "CheckpointerOptions::any_world go on from the files of before";
-  return failure;
-}
-
-/// Called at the root when all claims are there: first for slots, then, if asked for, for files.
-/// Then it chooses.
-void choose_at_root(Turn& turn) {
-  State& s = turn.s;
-  Recovery& recovery = s.recovery;
-  const int world = turn.config().world_size;
-  const bool apart = turn.rule().generations_apart;
-  const auto unknown = [&](ImageId id) {
-    return turn.rule().beyond_unknown && id <= recovery.beyond && recovery.beyond.exists();
-  };
-  if (turn.config().any_world) set_others_apart(turn);
-  if (recovery.phase == Phase::kSlots) {
-    const ImageId covered = choose(complete(turn, within_reach(turn)), world, apart);
-    return ask_disk(turn, unknown(covered) ? kNoImage : covered);
-  }
-  for (const Claim& claim : recovery.claims) {
-    if (claim.world_size == world) continue;
-    return give_up(turn, other_world(turn, claim.owner, {claim.id, claim.world_size}), -1);
-  }
-  std::vector<Claim> claims = within_reach(turn);
-  if (!turn.rule().newest_covered) {
-    std::erase_if(claims, [&](const Claim& c) { return c.id > recovery.evidence; });
-  }
-  const std::vector<Claim> whole = complete(turn, claims);
-  Choice choice;
-  choice.id = choose(whole, world, apart);
-  const ImageId taken = std::max(choice.id, recovery.old.id);
-  if (const ImageId newer = choose(complete(turn, recovery.claims), world, apart); newer > taken) {
-    return give_up(turn, out_of_reach(turn, newer), -1);
-  }
-  if (unknown(taken)) {
-    Failure failure{ErrorKind::kInvalidState, -1, {}, {}, {}};
-    failure.why = "the ranks hold more images and files than can be compared: no step newer than " +
-                  to_string(recovery.beyond) +
-                  " has an image of every rank, and what is older was left out; remove files of "
-                  "other steps from the ranks' directories (meshstage ls shows them)";
-    return give_up(turn, failure, -1);
-  }
-  if (!taken.exists() && recovery.left.id.exists()) {
-    return give_up(turn, other_world(turn, -1, recovery.left), -1);
-  }
-  if (!taken.exists() && recovery.evidence.exists()) {
-    Failure failure;
-    failure.ranks = ranks_without_image(whole, world);
-    failure.why = to_string(recovery.evidence) +
-                  " was complete, but no step has an image of every "
-                  "rank any more; missing in memory and on disk: rank";
-    for (const int rank : failure.ranks) failure.why += " " + std::to_string(rank);
-    if (!recovery.damage.empty()) failure.why += "; damaged: " + recovery.damage;
-    if (!failure.ranks.empty()) failure.rank = failure.ranks.front();
-    return give_up(turn, failure, -1);
-  }
-  if (recovery.left.id > taken) turn.act(LeftBehind{recovery.left, taken});
-  if (recovery.old.id.exists() && (recovery.old.id > choice.id || !turn.rule().old_if_newer)) {
-    choice.id = kNoImage;  // all ranks begin anew, with the old job's step
-  } else {
-    recovery.old = {};
-  }
-  if (choice.id.exists()) {
-    const auto it = std::find_if(claims.begin(), claims.end(),
-                                 [&](const Claim& claim) { return claim.id == choice.id; });
-    if (it != claims.end()) choice.base = it->base;
-    // Transfers are planned over all claims: a replica that cannot be made whole is still at its
-    // place.
-    claims = recovery.claims;
-    std::erase_if(claims, [&](const Claim& c) { return !may_send(turn, c); });
-    choice.transfers =
-        plan_transfers(claims, choice.id, turn.config().holders, turn.rule().restore_holders, apart,
-                       [&](const Claim& c) { return stranger(turn, c) < 0; });
-  }
-  recovery.claims.clear();
-  turn.reach(Point::kChosen, choice.id);
-  learn_choice(turn, choice);
-}
-
 /// Sends the claims of this rank and of all ranks below it to the parent, once all are there.
 void tally_claims(Turn& turn) {
   Recovery& recovery = turn.s.recovery;
@@ -371,6 +157,54 @@ bool recovering(const Turn& turn, Phase phase) {
 }
 
 }  // namespace
+
+void give_up(Turn& turn, const Failure& failure, int heard_from) {
+  for (const int peer : turn.config().peers) {
+    if (peer != heard_from) turn.send(peer, GiveUp{failure});
+  }
+  const Recovery& recovery = turn.s.recovery;
+  const auto& peers = turn.config().peers;
+  for (const int peer : recovery.bridges) {
+    if (peer == heard_from || recovery.connecting) continue;
+    if (!std::binary_search(peers.begin(), peers.end(), peer)) turn.send(peer, GiveUp{failure});
+  }
+  turn.act(AbortTransfers{});
+  turn.act(RecoverFailed{failure});
+  turn.s.mode = Mode::kBroken;
+  forget_generation(turn.s);
+}
+
+void ask_disk(Turn& turn, ImageId newer_than) {
+  turn.send_down(AskDisk{newer_than});
+  enter(turn.s.recovery, Phase::kFiles);
+  turn.act(VerifyDisk{newer_than, turn.rule().found_anywhere});
+}
+
+void learn_choice(Turn& turn, const Choice& choice) {
+  turn.send_down(choice);
+  turn.reach(Point::kChoiceLearned, choice.id);
+  State& s = turn.s;
+  enter(s.recovery, Phase::kFetch);
+  s.recovery.choice.id = choice.id;
+  s.recovery.choice.base = choice.base;
+  if (!choice.id.exists()) {
+    s.recovery.structure_ok = true;
+    return tally_ready(turn);
+  }
+  for (int slot = 0; slot < 2; ++slot) {
+    if (s.own[slot].state == Slot::State::kSealed &&
+        same_image(s.own[slot].id, choice.id, turn.rule().generations_apart)) {
+      s.recovery.own_slot = slot;
+      turn.act(CheckStructure{slot});
+      break;
+    }
+  }
+  s.recovery.bridges = bridges_for(turn, choice);
+  if (s.recovery.bridges.empty()) return begin_transfers(turn, choice);
+  s.recovery.connecting = true;
+  s.recovery.choice.transfers = choice.transfers;
+  turn.act(Connect{s.recovery.bridges});
+}
 
 void start_recovery(Turn& turn) {
   enter(turn.s.recovery, Phase::kSlots);

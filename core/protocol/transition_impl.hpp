@@ -92,6 +92,11 @@ void on(Turn& turn, int from, const Ready& ready);
 void on(Turn& turn, int from, const Established& established);
 void on(Turn& turn, int from, const GiveUp& give_up);
 void start_recovery(Turn& turn);
+/// Ends the recovery with the same error at every rank; no trainer was restored.
+void give_up(Turn& turn, const Failure& failure, int heard_from);
+/// Asks every rank for files, and for stray vaults' images, that are newer.
+void ask_disk(Turn& turn, ImageId newer_than);
+void learn_choice(Turn& turn, const Choice& choice);
 /// Called when this rank knows that all agreed to the choice.
 void become_ready(Turn& turn);
 
@@ -99,6 +104,17 @@ void become_ready(Turn& turn);
 void on(Turn& turn, const Waited& event);
 void on(Turn& turn, const CopyStuck& event);
 void on(Turn& turn, int from, const Overdue& overdue);
+
+// recovery_choice.cpp: the root's choice in rule 5, and what ranks check of it.
+/// Called when all claims are there: first for slots, then, if asked for, for files. Then it
+/// chooses.
+void choose_at_root(Turn& turn);
+/// True if rank `at` is the owner or a holder of it. These ranks are linked to one another. Another
+/// rank that has an image connects to the rank that the image is for.
+bool keeps(const Turn& turn, int at, int owner);
+/// The first rank from which that replica borrows and which, by this rank's options, is no lender
+/// of its owner; -1 if there is none. Only owners and their lenders are linked to one another.
+int stranger(const Turn& turn, const Claim& claim);
 
 // transition.cpp: forming, breaking, files, the end.
 /// Forgets all agreements of a generation, finished or not; the slots stay.

@@ -14,6 +14,7 @@
 #include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/inbox.hpp>
 #include <meshstage/core/replicate/lender.hpp>
+#include <meshstage/core/replicate/losses.hpp>
 #include <meshstage/core/replicate/own_step.hpp>
 #include <meshstage/core/replicate/persister.hpp>
 #include <meshstage/core/replicate/restorer.hpp>
@@ -27,12 +28,6 @@ namespace meshstage {
 
 using namespace replicate;
 
-namespace {
-
-const std::string kFenced = "fenced: ";
-
-}  // namespace
-
 class Agent::Impl {
  public:
   Impl(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch,
@@ -45,21 +40,19 @@ class Agent::Impl {
         store_(engine_, std::move(store)) {
     engine_.feed = [this](protocol::Event event) { feed(std::move(event)); };
     engine_.lose = [this](int peer, ErrorKind kind, std::string why) {
-      lose(peer, kind, std::move(why));
+      losses_.lose(peer, kind, std::move(why));
     };
     engine_.lose_in_transfer = [this](int peer, ErrorKind kind, std::string why) {
       // A rank that has finished closes its groups, perhaps before this rank hears that all ranks
       // have finished. Every step is decided by then, so that is no loss. The links still tell a
       // death.
-      if (!engine_.state.wants_finish) lose(peer, kind, std::move(why));
+      if (!engine_.state.wants_finish) losses_.lose(peer, kind, std::move(why));
     };
     engine_.lose_store = [this](std::string why) {
-      own_end_ = ErrorKind::kIo;
-      feed(protocol::Broken{engine_.rank, ErrorKind::kPeerLost, std::move(why)});
+      losses_.lose_itself(ErrorKind::kIo, std::move(why));
     };
     engine_.lose_vault = [this](std::string why) {
-      own_end_ = ErrorKind::kInvalidState;
-      feed(protocol::Broken{engine_.rank, ErrorKind::kPeerLost, std::move(why)});
+      losses_.lose_itself(ErrorKind::kInvalidState, std::move(why));
     };
   }
   Impl(const Impl&) = delete;
@@ -84,15 +77,10 @@ class Agent::Impl {
   void failed(std::exception_ptr failure) noexcept;
   void hear(int from, std::span<const std::byte> received);
   void check_generation(const char* what, int from, std::uint64_t generation) const;
-  void lose(int peer, ErrorKind kind, std::string why);
-  void lost_link(int peer, LostReason reason, const std::string& detail);
   /// From now on what these links bring comes to the loop. Any thread. `bridge`: a goodbye says
   /// only that what was fetched is there.
   void listen(ControlLinks& links, bool bridge);
   void connect(const protocol::Connect& action);
-  void report_lost(const protocol::ReportLost& action);
-  void note_death(const protocol::NoteDeath& action);
-  void ask_store(const protocol::AskStore& action);
   void refused(const protocol::Refuse& action);
   void abort_transfers();
   void remove_vault();
@@ -121,7 +109,7 @@ class Agent::Impl {
   void perform(const protocol::Disconnect&) { verifier_.disconnect(); }
   void perform(const protocol::AbortTransfers&) { abort_transfers(); }
   void perform(const protocol::CheckCopy& a) { own_.check_copy(a); }
-  void perform(const protocol::AskStore& a) { ask_store(a); }
+  void perform(const protocol::AskStore& a) { losses_.ask_store(a); }
   void perform(const protocol::Announce& a) {
     if (a.verdict == protocol::Verdict::kComplete) {
       // A step that goes to disk holds its slots before the next stage() can ask for them.
@@ -132,8 +120,8 @@ class Agent::Impl {
     }
     own_.announce(a);
   }
-  void perform(const protocol::NoteDeath& a) { note_death(a); }
-  void perform(const protocol::ReportLost& a) { report_lost(a); }
+  void perform(const protocol::NoteDeath& a) { losses_.note(a); }
+  void perform(const protocol::ReportLost& a) { losses_.report(a); }
   void perform(const protocol::Prune& a) { persister_.all_on_disk(a.older_than); }
   void perform(const protocol::RemoveVault&) { remove_vault(); }
   void perform(const protocol::Refuse& a) { refused(a); }
@@ -142,10 +130,6 @@ class Agent::Impl {
   // The loop's thread only:
   std::deque<protocol::Event> events_;
   bool feeding_ = false;
-  bool losing_ = false;  ///< The Store was asked for the cause of a death.
-  /// This rank itself ends the generation, by an error of that kind: the Store is lost, or fenced.
-  std::optional<ErrorKind> own_end_;
-  bool closing_ = false;  ///< Everyone finished: links that end are in order.
   // The trainer's thread only:
   bool in_generation_ = false;
 
@@ -160,6 +144,7 @@ class Agent::Impl {
   Inbox inbox_{engine_, slots_, streams_, verifier_};
   Lender lender_{engine_, streams_, verifier_};
   Restorer restorer_{engine_, store_, verifier_, streams_, inbox_};
+  Losses losses_{engine_, store_, own_, persister_, restorer_};
 
  public:
   Trainer trainer_{engine_, own_, slots_, persister_};
@@ -176,8 +161,7 @@ void Agent::Impl::begin(const Generation& generation) {
   copier_.enter();
   engine_.loop.run([this, number = generation.number] {
     engine_.present = number;
-    losing_ = false;
-    own_end_.reset();
+    losses_.enter();
   });
   engine_.bridge.open();
   engine_.scope.open();
@@ -208,8 +192,9 @@ void Agent::Impl::listen(ControlLinks& links, bool bridge) {
        .on_lost =
            [this, to_loop, bridge](int peer, LostReason reason, const std::string& detail) {
              if (bridge && reason == LostReason::kClosed) return;
-             to_loop(
-                 [&] { return [this, peer, reason, detail] { lost_link(peer, reason, detail); }; });
+             to_loop([&] {
+               return [this, peer, reason, detail] { losses_.lost_link(peer, reason, detail); };
+             });
            },
        .alive =
            [this] {
@@ -312,9 +297,9 @@ void Agent::Impl::hear(int from, std::span<const std::byte> received) {
   const auto message = protocol::without_digest(received);
   if (!message) {
     // The message's kind is unknown, so a rank would wait for it for ever. No rank is dead.
-    lose(-1, ErrorKind::kPeerLost,
-         "a control message from rank " + std::to_string(from) + " to rank " +
-             std::to_string(engine_.rank) + " was damaged on its way");
+    losses_.lose(-1, ErrorKind::kPeerLost,
+                 "a control message from rank " + std::to_string(from) + " to rank " +
+                     std::to_string(engine_.rank) + " was damaged on its way");
     return;
   }
   const std::span<const std::byte> bytes = *message;
@@ -336,65 +321,6 @@ void Agent::Impl::check_generation(const char* what, int from, std::uint64_t gen
                                 from);
 }
 
-void Agent::Impl::lost_link(int peer, LostReason reason, const std::string& detail) {
-  if (closing_) return;
-  const auto& children = engine_.config->children;
-  const bool neighbour = peer == engine_.config->parent ||
-                         std::find(children.begin(), children.end(), peer) != children.end();
-  if (reason == LostReason::kClosed && !neighbour) {
-    // An orderly goodbye overtakes messages that travel along the tree: a last outcome, or Finish.
-    // If the peer left too early, its tree neighbours say so, behind these messages.
-    return;
-  }
-  switch (reason) {
-    case LostReason::kSilent:
-      lose(peer, ErrorKind::kPeerSilent, "was silent: " + detail);
-      return;
-    case LostReason::kEndOfFile:
-      lose(peer, ErrorKind::kPeerLost, "died: " + detail);
-      return;
-    case LostReason::kProtocol:
-      // Both ends live: no rank is lost, and none needs a replacement.
-      lose(-1, ErrorKind::kPeerLost,
-           "a broken link between rank " + std::to_string(engine_.rank) + " and rank " +
-               std::to_string(peer) + ": " + detail + "; nobody died, all rejoin");
-      return;
-    case LostReason::kClosed:
-      lose(peer, ErrorKind::kPeerLost, "left the job");
-      return;
-  }
-}
-
-/// The loss may be the second sign of a death that another rank saw first (rule 7), so this asks
-/// the Store which death it was. It does not wait for a Store that does not answer at once.
-void Agent::Impl::lose(int peer, ErrorKind kind, std::string why) {
-  constexpr std::chrono::milliseconds kPatience{250};
-  if (engine_.state.mode == protocol::Mode::kBroken ||
-      engine_.state.mode == protocol::Mode::kFinished || losing_) {
-    return;
-  }
-  losing_ = true;
-  const std::uint64_t generation = engine_.present;
-  store_.ask(
-      "reading the cause of a death",
-      [key = cause_key(engine_.options.job, generation)](Store& store, Deadline by) {
-        return store.get(key, by);
-      },
-      Deadline::after(kPatience),
-      [this, generation, peer, kind, seen = std::move(why)](const StoreWorker::Answer& answer) {
-        if (generation != engine_.present) return;
-        if (answer.error) {
-          engine_.report.warn("cannot read the cause of a death: " + text_of(answer.error));
-        }
-        protocol::Broken broken{peer, kind, seen};
-        if (answer.value) {
-          const DeathCause cause = decode_cause(*answer.value);
-          if (cause.rank != peer) broken = {cause.rank, ErrorKind::kPeerLost, cause.reason};
-        }
-        feed(broken);
-      });
-}
-
 // --- actions that are no part's ------------------------------------------------------------------
 
 void Agent::Impl::connect(const protocol::Connect& action) {
@@ -407,9 +333,9 @@ void Agent::Impl::connect(const protocol::Connect& action) {
       [this, peers = action.peers](ErrorKind, const std::string& why) {
         std::string ranks;
         for (const int peer : peers) ranks += " " + std::to_string(peer);
-        lose(-1, ErrorKind::kPeerLost,
-             "rank " + std::to_string(engine_.rank) +
-                 " cannot connect to what has its images, rank" + ranks + ": " + why);
+        losses_.lose(-1, ErrorKind::kPeerLost,
+                     "rank " + std::to_string(engine_.rank) +
+                         " cannot connect to what has its images, rank" + ranks + ": " + why);
       });
 }
 
@@ -418,80 +344,6 @@ void Agent::Impl::abort_transfers() {
   if (engine_.generation.data) engine_.generation.data->abort(cause);
   engine_.bridge.abort(cause);
   slots_.forget_waiting();
-}
-
-void Agent::Impl::note_death(const protocol::NoteDeath& action) {
-  const DeathCause cause{action.rank, action.why};
-  store_.ask(
-      "noting a death",
-      [key = cause_key(engine_.options.job, action.generation), text = encode_cause(cause)](
-          Store& store, Deadline by) {
-        return std::optional(store.compare_and_create(key, text, by));
-      },
-      Deadline::after(engine_.options.deadline),
-      [this, rank = action.rank](const auto& answer) {
-        if (!answer.error) return;
-        engine_.report.warn("cannot note the death of rank " + std::to_string(rank) + ": " +
-                            text_of(answer.error));
-      });
-}
-
-/// The root's question of rule 12. A Store that does not answer costs steps, not the job: each step
-/// fails, with a warning, well before the trainer's deadline.
-void Agent::Impl::ask_store(const protocol::AskStore& action) {
-  const Deadline by =
-      Deadline::after(engine_.state.mode == protocol::Mode::kReady ? engine_.options.deadline / 4
-                                                                   : engine_.options.deadline);
-  store_.ask(
-      "asking the Store whether generation " + std::to_string(engine_.present) + " is the newest",
-      [job = engine_.options.job, generation = engine_.generation, note = action.note,
-       key = restorer_.note_key(), id = action.id](Store& store, Deadline deadline) {
-        const std::string text = std::to_string(id.generation) + " " + std::to_string(id.step);
-        if (note) store.compare_and_create(key, text, deadline);
-        const auto newer = look_for_newer(store, job, generation, deadline);
-        if (!newer) return std::optional<std::string>();
-        const std::string number = std::to_string(newer->number);
-        if (newer->owner.empty()) {
-          return std::optional("generation " + number + " was claimed: this one is over");
-        }
-        return std::optional(kFenced + newer->owner + " owns the job since generation " + number +
-                             "; this process must end");
-      },
-      by,
-      [this, generation = engine_.present, id = action.id](const StoreWorker::Answer& answer) {
-        using Found = protocol::StoreAnswered::Found;
-        if (generation != engine_.present) return;
-        if (answer.error && engine_.state.mode != protocol::Mode::kReady) {
-          return engine_.lose_store("cannot ask the Store: " + text_of(answer.error));
-        }
-        protocol::StoreAnswered event{id};
-        if (answer.error) {
-          event.found = Found::kNothing;
-          event.why = text_of(answer.error);
-        } else if (answer.value) {
-          event.found = answer.value->starts_with(kFenced) ? Found::kFenced : Found::kSuperseded;
-          event.why = *answer.value;
-        }
-        feed(event);
-      });
-}
-
-void Agent::Impl::report_lost(const protocol::ReportLost& action) {
-  Loss loss{action.kind, action.rank, describe(DeathCause{action.rank, action.why})};
-  if (own_end_) {
-    loss.kind = *own_end_;
-    loss.why = action.why;
-  } else if (action.rank == engine_.rank) {
-    loss.kind = ErrorKind::kInvalidState;
-    loss.why = "fenced: the other ranks went on with a replacement for rank " +
-               std::to_string(action.rank) + " (this process " + action.why + "); end this process";
-  }
-  const auto error = loss.error();
-  engine_.gate.lose(loss);
-  own_.lose(error);
-  persister_.lose(error);
-  engine_.generation.abort(error);
-  engine_.bridge.abort(error);
 }
 
 void Agent::Impl::refused(const protocol::Refuse& action) {
@@ -513,7 +365,7 @@ void Agent::Impl::refused(const protocol::Refuse& action) {
 /// Every rank finished, so no rank needs images that are still on their way, such as a failed
 /// step's replica. Removes the vault when its slots have no users any more.
 void Agent::Impl::remove_vault() {
-  closing_ = true;
+  losses_.close();
   if (engine_.generation.data) {
     engine_.generation.data->abort(Loss{ErrorKind::kCancelled, -1, "the job is over"}.error());
   }

@@ -5,12 +5,12 @@
 #include <chrono>
 #include <cstring>
 #include <map>
-#include <random>
 #include <utility>
 #include <vector>
 
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/origin.hpp>
+#include <meshstage/core/comm/gloo/address_impl.hpp>
 #include <meshstage/core/comm/gloo/deadline_timer_impl.hpp>
 #include <meshstage/core/comm/gloo/group.hpp>
 #include <meshstage/core/comm/gloo/module_table_impl.hpp>
@@ -20,6 +20,7 @@ namespace meshstage {
 
 namespace {
 
+using gloo_address::Address;
 using gloo_module::ErrorText;
 using gloo_module::Table;
 
@@ -330,62 +331,6 @@ class GlooGroup final : public ProcessGroup {
 
 constexpr std::size_t kMaxAddress = 512;
 
-std::string hex(const std::vector<unsigned char>& bytes) {
-  constexpr char kDigits[] = "0123456789abcdef";
-  std::string text;
-  for (const unsigned char b : bytes) {
-    text += kDigits[b >> 4];
-    text += kDigits[b & 15];
-  }
-  return text;
-}
-
-[[noreturn]] void throw_no_address(int peer) {
-  throw make_error<CorruptData>(
-      "the address of rank " + std::to_string(peer) + " in the store is no address", peer);
-}
-
-std::vector<unsigned char> from_hex(const std::string& text, int peer) {
-  const auto digit = [&](char c) -> unsigned {
-    if (c >= '0' && c <= '9') return static_cast<unsigned>(c - '0');
-    if (c >= 'a' && c <= 'f') return static_cast<unsigned>(c - 'a') + 10;
-    throw_no_address(peer);
-  };
-  std::vector<unsigned char> bytes;
-  for (std::size_t i = 0; i + 1 < text.size(); i += 2) {
-    bytes.push_back(static_cast<unsigned char>(digit(text[i]) << 4 | digit(text[i + 1])));
-  }
-  return bytes;
-}
-
-/// As others find this rank: Gloo's address of the pair, then the nonce that it wants to be told.
-struct Address {
-  std::vector<unsigned char> bytes;
-  gloo_module::Nonce nonce{};
-
-  [[nodiscard]] std::string encode() const {
-    return hex(bytes) + " " + hex({nonce.begin(), nonce.end()});
-  }
-  static Address decode(const std::string& text, int peer) {
-    const auto space = text.find(' ');
-    Address address;
-    address.bytes = from_hex(text.substr(0, space), peer);
-    const auto nonce = from_hex(space == std::string::npos ? "" : text.substr(space + 1), peer);
-    if (address.bytes.empty() || nonce.size() != address.nonce.size()) throw_no_address(peer);
-    std::copy(nonce.begin(), nonce.end(), address.nonce.begin());
-    return address;
-  }
-};
-
-std::vector<gloo_module::Nonce> random_nonces(std::size_t count) {
-  std::random_device random;
-  std::vector<gloo_module::Nonce> nonces(count);
-  for (auto& nonce : nonces) {
-    for (auto& byte : nonce) byte = static_cast<unsigned char>(random());
-  }
-  return nonces;
-}
-
 /// The making of one group; holds what a stop or a deadline must reach while it blocks.
 class Connecting {
  public:
@@ -395,7 +340,7 @@ class Connecting {
         deadline_(deadline),
         stop_(std::move(stop)),
         state_(new GlooState(module, request), DeleteHere{}),
-        nonces_(random_nonces(std::max<std::size_t>(state_->peers.size(), 1))) {}
+        nonces_(gloo_address::random_nonces(std::max<std::size_t>(state_->peers.size(), 1))) {}
 
   std::shared_ptr<ProcessGroup> run(const std::string& host, Store& store) {
     // Closes the state if anything throws.

@@ -82,7 +82,7 @@ class InProcessLinksNode : public Node, public ControlLinks {
       try {
         deliveries_.deliver_one();
       } catch (...) {  // a message is lost, so no link of this rank can go on
-        const std::lock_guard lock(fabric->mutex);
+        const MutexLock lock(fabric->mutex);
         for (const auto& [peer, other] : connected) {
           deliveries_.lost(peer, LostReason::kProtocol, "at this end, its thread failed");
         }

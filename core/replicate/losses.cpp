@@ -1,0 +1,163 @@
+#include <meshstage/core/replicate/losses.hpp>
+
+#include <algorithm>
+#include <utility>
+
+#include <meshstage/core/comm/generation.hpp>
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage::replicate {
+namespace {
+
+const std::string kFenced = "fenced: ";
+
+}  // namespace
+
+Losses::Losses(Engine& engine, StoreWorker& store, OwnStep& own, Persister& persister,
+               Restorer& restorer)
+    : engine_(engine), store_(store), own_(own), persister_(persister), restorer_(restorer) {}
+
+void Losses::enter() {
+  losing_ = false;
+  own_end_.reset();
+}
+
+void Losses::lose_itself(ErrorKind kind, std::string why) {
+  own_end_ = kind;
+  engine_.feed(protocol::Broken{engine_.rank, ErrorKind::kPeerLost, std::move(why)});
+}
+
+void Losses::lost_link(int peer, LostReason reason, const std::string& detail) {
+  if (closing_) return;
+  const auto& children = engine_.config->children;
+  const bool neighbour = peer == engine_.config->parent ||
+                         std::find(children.begin(), children.end(), peer) != children.end();
+  if (reason == LostReason::kClosed && !neighbour) {
+    // An orderly goodbye overtakes messages that travel along the tree: a last outcome, or Finish.
+    // If the peer left too early, its tree neighbours say so, behind these messages.
+    return;
+  }
+  switch (reason) {
+    case LostReason::kSilent:
+      lose(peer, ErrorKind::kPeerSilent, "was silent: " + detail);
+      return;
+    case LostReason::kEndOfFile:
+      lose(peer, ErrorKind::kPeerLost, "died: " + detail);
+      return;
+    case LostReason::kProtocol:
+      // Both ends live: no rank is lost, and none needs a replacement.
+      lose(-1, ErrorKind::kPeerLost,
+           "a broken link between rank " + std::to_string(engine_.rank) + " and rank " +
+               std::to_string(peer) + ": " + detail + "; nobody died, all rejoin");
+      return;
+    case LostReason::kClosed:
+      lose(peer, ErrorKind::kPeerLost, "left the job");
+      return;
+  }
+}
+
+/// The loss may be the second sign of a death that another rank saw first (rule 7), so this asks
+/// the Store which death it was. It does not wait for a Store that does not answer at once.
+void Losses::lose(int peer, ErrorKind kind, std::string why) {
+  constexpr std::chrono::milliseconds kPatience{250};
+  if (engine_.state.mode == protocol::Mode::kBroken ||
+      engine_.state.mode == protocol::Mode::kFinished || losing_) {
+    return;
+  }
+  losing_ = true;
+  const std::uint64_t generation = engine_.present;
+  store_.ask(
+      "reading the cause of a death",
+      [key = cause_key(engine_.options.job, generation)](Store& store, Deadline by) {
+        return store.get(key, by);
+      },
+      Deadline::after(kPatience),
+      [this, generation, peer, kind, seen = std::move(why)](const StoreWorker::Answer& answer) {
+        if (generation != engine_.present) return;
+        if (answer.error) {
+          engine_.report.warn("cannot read the cause of a death: " + text_of(answer.error));
+        }
+        protocol::Broken broken{peer, kind, seen};
+        if (answer.value) {
+          const DeathCause cause = decode_cause(*answer.value);
+          if (cause.rank != peer) broken = {cause.rank, ErrorKind::kPeerLost, cause.reason};
+        }
+        engine_.feed(broken);
+      });
+}
+
+void Losses::note(const protocol::NoteDeath& action) {
+  const DeathCause cause{action.rank, action.why};
+  store_.ask(
+      "noting a death",
+      [key = cause_key(engine_.options.job, action.generation), text = encode_cause(cause)](
+          Store& store, Deadline by) {
+        return std::optional(store.compare_and_create(key, text, by));
+      },
+      Deadline::after(engine_.options.deadline),
+      [this, rank = action.rank](const auto& answer) {
+        if (!answer.error) return;
+        engine_.report.warn("cannot note the death of rank " + std::to_string(rank) + ": " +
+                            text_of(answer.error));
+      });
+}
+
+/// The root's question of rule 12. A Store that does not answer costs steps, not the job: each step
+/// fails, with a warning, well before the trainer's deadline.
+void Losses::ask_store(const protocol::AskStore& action) {
+  const Deadline by =
+      Deadline::after(engine_.state.mode == protocol::Mode::kReady ? engine_.options.deadline / 4
+                                                                   : engine_.options.deadline);
+  store_.ask(
+      "asking the Store whether generation " + std::to_string(engine_.present) + " is the newest",
+      [job = engine_.options.job, generation = engine_.generation, note = action.note,
+       key = restorer_.note_key(), id = action.id](Store& store, Deadline deadline) {
+        const std::string text = std::to_string(id.generation) + " " + std::to_string(id.step);
+        if (note) store.compare_and_create(key, text, deadline);
+        const auto newer = look_for_newer(store, job, generation, deadline);
+        if (!newer) return std::optional<std::string>();
+        const std::string number = std::to_string(newer->number);
+        if (newer->owner.empty()) {
+          return std::optional("generation " + number + " was claimed: this one is over");
+        }
+        return std::optional(kFenced + newer->owner + " owns the job since generation " + number +
+                             "; this process must end");
+      },
+      by,
+      [this, generation = engine_.present, id = action.id](const StoreWorker::Answer& answer) {
+        using Found = protocol::StoreAnswered::Found;
+        if (generation != engine_.present) return;
+        if (answer.error && engine_.state.mode != protocol::Mode::kReady) {
+          return engine_.lose_store("cannot ask the Store: " + text_of(answer.error));
+        }
+        protocol::StoreAnswered event{id};
+        if (answer.error) {
+          event.found = Found::kNothing;
+          event.why = text_of(answer.error);
+        } else if (answer.value) {
+          event.found = answer.value->starts_with(kFenced) ? Found::kFenced : Found::kSuperseded;
+          event.why = *answer.value;
+        }
+        engine_.feed(event);
+      });
+}
+
+void Losses::report(const protocol::ReportLost& action) {
+  Loss loss{action.kind, action.rank, describe(DeathCause{action.rank, action.why})};
+  if (own_end_) {
+    loss.kind = *own_end_;
+    loss.why = action.why;
+  } else if (action.rank == engine_.rank) {
+    loss.kind = ErrorKind::kInvalidState;
+    loss.why = "fenced: the other ranks went on with a replacement for rank " +
+               std::to_string(action.rank) + " (this process " + action.why + "); end this process";
+  }
+  const auto error = loss.error();
+  engine_.gate.lose(loss);
+  own_.lose(error);
+  persister_.lose(error);
+  engine_.generation.abort(error);
+  engine_.bridge.abort(error);
+}
+
+}  // namespace meshstage::replicate

@@ -1,0 +1,64 @@
+#include "tests/support/fake_cuda/state.hpp"
+
+namespace meshstage::fake_cuda {
+
+Fake& fake() {
+  static Fake* const one = new Fake;  // used until the process ends
+  return *one;
+}
+
+void violate(const std::string& text) { fake().violations += text + "\n"; }
+
+CUcontext context_of(int device) {
+  return reinterpret_cast<CUcontext>(&fake().contexts[static_cast<std::size_t>(device)]);
+}
+int current_device() {
+  if (current.empty()) return -1;
+  for (int i = 0; i < kMostDevices; ++i) {
+    if (current.back() == context_of(i)) return i;
+  }
+  return -1;
+}
+
+CUresult find_stream(CUstream handle, Stream** found) {
+  auto& all = fake();
+  const auto value = reinterpret_cast<std::uintptr_t>(handle);
+  const int device = current_device();
+  if (value <= 1) {
+    *found = all.order.legacy(device);
+    for (auto& [stream, capture] : all.captures) {
+      if (!stream->blocking || stream->device != device) continue;
+      capture.broken = true;
+      return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
+    }
+    return CUDA_SUCCESS;
+  }
+  if (value == 2) {
+    auto& mine = all.per_thread[{std::this_thread::get_id(), device}];
+    if (mine == nullptr) mine = all.order.open(device, true);
+    *found = mine;
+    return CUDA_SUCCESS;
+  }
+  *found = reinterpret_cast<Stream*>(handle);
+  if (!all.order.is_open(*found) || (*found)->device != device) return CUDA_ERROR_INVALID_HANDLE;
+  return CUDA_SUCCESS;
+}
+
+PointPtr issue(Stream& stream, Operation operation) {
+  auto& all = fake();
+  if (all.captures.contains(&stream)) return operation.point;
+  return all.order.issue(stream, std::move(operation));
+}
+
+void wait_for(std::unique_lock<std::mutex>& lock, const PointPtr& point) {
+  auto& all = fake();
+  while (!point->done) {
+    if (all.held) {
+      all.changed.wait(lock);
+    } else {
+      all.order.step_towards(point);
+    }
+  }
+}
+
+}  // namespace meshstage::fake_cuda
