@@ -50,6 +50,83 @@ ms::Dict growing(int rank, std::uint64_t step) {
   return state_of(rank, step, 500 + 50 * static_cast<std::int64_t>(step));
 }
 
+// Of two ranks, each call of one's recovery fails in turn, from the memory of the other or from
+// disk.
+void fail_each_call_of_a_recovery(bool from_disk) {
+  const int error = GENERATE(EIO, ENOSPC, EACCES, EMFILE);
+  if (ms::test::kSanitized && error != EIO) return;  // the order of things is the same
+  const int where = GENERATE(0, 1);  // the root, which serves; the rank that fetches
+  InProcessJob job(2);
+  std::barrier everyone(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    auto o = job.options(rank);
+    o.persist_every = 1;
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1, 2});
+    (void)settle(ckpt);
+    everyone.arrive_and_wait();
+  }));
+  job.wipe(1);
+  if (from_disk) job.wipe(0);
+  const Contents vaults = ms::test::read_all(job.disk(), "/vault");
+  const Contents files = ms::test::read_all(job.disk(), "/disk");
+  int fired = 0, told = 0;
+  for (std::uint64_t nth = 1;; ++nth) {
+    INFO("call " << nth << ", errno " << error << ", at rank " << where
+                 << (from_disk ? ", from disk" : ", from memory"));
+    std::optional<ms::FaultyFileSystem> faulty;
+    std::vector<int> failures(2);
+    all_good(run_ranks(all_ranks(2), [&](int rank) {
+      auto o = job.options(rank);
+      o.persist_every = 0;
+      if (rank == where) {
+        faulty.emplace(*o.file_system);
+        faulty->fail_any(nth, error);
+        o.file_system = &*faulty;
+      }
+      std::optional<ms::Checkpointer> ckpt;
+      bool again = false;
+      std::string so_far;
+      for (;;) {
+        ms::Dict state = state_of(rank, 9);
+        try {
+          if (!ckpt) {
+            ckpt.emplace(o);
+          } else if (again) {
+            ckpt->rejoin();
+          }
+          const auto step = ckpt->recover(state).step;
+          if (step != 2)
+            throw ms::Unrecoverable("step " + std::to_string(step) + " recovered" + so_far);
+          const auto different = difference(state, state_of(rank, 2));
+          if (!different.empty()) throw ms::Unrecoverable(different);
+          // Who returned while the other did not hears of it here. The call that is to fail may be
+          // one of step 3: that one alone fails then.
+          if (stage_one(*ckpt, 3) == ms::Outcome::kFailed) stage_all(*ckpt, {4});
+          return;
+        } catch (const ms::Unrecoverable&) {
+          throw;
+        } catch (const ms::Timeout&) {
+          throw;  // nobody may wait for a rank whose disk failed
+        } catch (const ms::Error& e) {
+          so_far += std::string(", after: ") + e.what();
+          again = ckpt.has_value();
+          if (++failures[static_cast<std::size_t>(rank)] > 2) throw;
+        }
+      }
+    }));
+    const bool hit = faulty->fired().has_value();
+    told += failures[0] + failures[1] > 0 ? 1 : 0;
+    ms::test::put_back(job.disk(), "/vault", vaults);
+    ms::test::put_back(job.disk(), "/disk", files);
+    if (!hit) break;
+    ++fired;
+  }
+  CHECK(fired > 20);
+  CHECK(told > 5);
+}
+
 }  // namespace
 
 TEST_CASE("each system call of a step fails in turn, at one of two ranks: the next step is whole") {
@@ -146,80 +223,15 @@ TEST_CASE("each system call of a step fails in turn, at one of two ranks: the ne
 }
 
 TEST_CASE(
-    "each system call of a recovery fails in turn: all hear of it, and the next one recovers") {
-  const int error = GENERATE(EIO, ENOSPC, EACCES, EMFILE);
-  if (ms::test::kSanitized && error != EIO) return;  // the order of things is the same
-  const bool from_disk = GENERATE(false, true);
-  const int where = GENERATE(0, 1);  // the root, which serves; the rank that fetches
-  InProcessJob job(2);
-  std::barrier everyone(2);
-  all_good(run_ranks(all_ranks(2), [&](int rank) {
-    auto o = job.options(rank);
-    o.persist_every = 1;
-    ms::Checkpointer ckpt(std::move(o));
-    (void)recover_to(ckpt, 0);
-    stage_all(ckpt, {1, 2});
-    (void)settle(ckpt);
-    everyone.arrive_and_wait();
-  }));
-  job.wipe(1);
-  if (from_disk) job.wipe(0);
-  const Contents vaults = ms::test::read_all(job.disk(), "/vault");
-  const Contents files = ms::test::read_all(job.disk(), "/disk");
-  int fired = 0, told = 0;
-  for (std::uint64_t nth = 1;; ++nth) {
-    INFO("call " << nth << ", errno " << error << ", at rank " << where
-                 << (from_disk ? ", from disk" : ", from memory"));
-    std::optional<ms::FaultyFileSystem> faulty;
-    std::vector<int> failures(2);
-    all_good(run_ranks(all_ranks(2), [&](int rank) {
-      auto o = job.options(rank);
-      o.persist_every = 0;
-      if (rank == where) {
-        faulty.emplace(*o.file_system);
-        faulty->fail_any(nth, error);
-        o.file_system = &*faulty;
-      }
-      std::optional<ms::Checkpointer> ckpt;
-      bool again = false;
-      std::string so_far;
-      for (;;) {
-        ms::Dict state = state_of(rank, 9);
-        try {
-          if (!ckpt) {
-            ckpt.emplace(o);
-          } else if (again) {
-            ckpt->rejoin();
-          }
-          const auto step = ckpt->recover(state).step;
-          if (step != 2)
-            throw ms::Unrecoverable("step " + std::to_string(step) + " recovered" + so_far);
-          const auto different = difference(state, state_of(rank, 2));
-          if (!different.empty()) throw ms::Unrecoverable(different);
-          // Who returned while the other did not hears of it here. The call that is to fail may be
-          // one of step 3: that one alone fails then.
-          if (stage_one(*ckpt, 3) == ms::Outcome::kFailed) stage_all(*ckpt, {4});
-          return;
-        } catch (const ms::Unrecoverable&) {
-          throw;
-        } catch (const ms::Timeout&) {
-          throw;  // nobody may wait for a rank whose disk failed
-        } catch (const ms::Error& e) {
-          so_far += std::string(", after: ") + e.what();
-          again = ckpt.has_value();
-          if (++failures[static_cast<std::size_t>(rank)] > 2) throw;
-        }
-      }
-    }));
-    const bool hit = faulty->fired().has_value();
-    told += failures[0] + failures[1] > 0 ? 1 : 0;
-    ms::test::put_back(job.disk(), "/vault", vaults);
-    ms::test::put_back(job.disk(), "/disk", files);
-    if (!hit) break;
-    ++fired;
-  }
-  CHECK(fired > 20);
-  CHECK(told > 5);
+    "each system call of a recovery from memory fails in turn: all hear of it, and the next one "
+    "recovers") {
+  fail_each_call_of_a_recovery(false);
+}
+
+TEST_CASE(
+    "each system call of a recovery from disk fails in turn: all hear of it, and the next one "
+    "recovers") {
+  fail_each_call_of_a_recovery(true);
 }
 
 TEST_CASE("power is lost at each system call of a step: what was persisted before it is there") {

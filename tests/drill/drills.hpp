@@ -32,7 +32,7 @@ inline Outcome drill(const TemporaryDirectory& directory, const Words& options) 
   words.insert(words.end(), options.begin(), options.end());
   const auto before = vaults();
   Outcome outcome = run(MESHSTAGE_COMMAND, words);
-  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  INFO("stderr: " << outcome.err << "\nstdout: " << outcome.out);
   CHECK_FALSE(outcome.timed_out);
   CHECK(processes_with(directory.path()).empty());
   CHECK(vaults() == before);
@@ -46,7 +46,7 @@ inline nlohmann::json identical(const Words& options) {
   Words words = options;
   words.emplace_back("--json");
   const Outcome outcome = drill(directory, words);
-  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  INFO("stderr: " << outcome.err << "\nstdout: " << outcome.out);
   REQUIRE(outcome.code == 0);
   CHECK(outcome.err.empty());
   nlohmann::json object = nlohmann::json::parse(outcome.out);  // one object and nothing else

@@ -50,26 +50,23 @@ class HelpFormatter : public CLI::Formatter {
   }
 };
 
-// Prints the verdict; true if it is good.
+// Prints the verdict; true if it is good. With --json what is wrong stands on standard error.
 bool say(const Arguments& arguments, const Verdict& verdict, Display& display) {
-  if (arguments.json) {
-    std::printf("%s\n", drill::to_json_text(arguments, verdict).c_str());
-  } else if (verdict.difference) {
-    display.line("DIFFERENT: " + *verdict.difference);
+  const auto wrong = [&](const std::string& what) {
+    display.line(what);
+    if (arguments.json) std::fprintf(stderr, "meshstage drill: %s\n", what.c_str());
+  };
+  if (arguments.json) std::printf("%s\n", drill::to_json_text(arguments, verdict).c_str());
+  if (verdict.difference) {
+    wrong("DIFFERENT: " + *verdict.difference);
   } else {
     display.line(fmt::format("IDENTICAL: {} steps, {} rank{}, every bit", arguments.steps,
                              arguments.ranks, arguments.ranks == 1 ? "" : "s"));
   }
   for (const auto& fault : verdict.result.never_happened) {
-    const std::string what =
-        fmt::format("NOT DONE: {} never happened: that point was not passed", fault.text());
-    display.line(what);
-    if (arguments.json) std::fprintf(stderr, "meshstage drill: %s\n", what.c_str());
+    wrong(fmt::format("NOT DONE: {} never happened: that point was not passed", fault.text()));
   }
-  for (const auto& what : verdict.result.grown) {
-    display.line("GROWN: " + what);
-    if (arguments.json) std::fprintf(stderr, "meshstage drill: GROWN: %s\n", what.c_str());
-  }
+  for (const auto& what : verdict.result.grown) wrong("GROWN: " + what);
   return verdict.good();
 }
 

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <iterator>
+#include <sstream>
+#include <string>
 
 #include <meshstage/core/comm/collectives.hpp>
 
@@ -17,9 +20,24 @@ double milliseconds_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
+// Threads that are not ending: one that was joined is among the tasks until the kernel has taken it
+// down.
 std::uint64_t count_threads() {
-  const std::filesystem::directory_iterator all("/proc/self/task");
-  return static_cast<std::uint64_t>(std::distance(begin(all), end(all)));
+  constexpr unsigned kEnding = 0x4;  // PF_EXITING, among the flags of proc(5)'s stat
+  std::uint64_t count = 0;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream file(task.path() / "stat");
+    const std::string stat{std::istreambuf_iterator<char>(file), {}};
+    const auto name_end = stat.rfind(')');  // a name may hold spaces
+    if (name_end == std::string::npos) continue;
+    std::istringstream fields(stat.substr(name_end + 1));
+    std::string state;
+    long parent = 0, group = 0, session = 0, terminal = 0, foreground = 0;
+    unsigned flags = 0;
+    fields >> state >> parent >> group >> session >> terminal >> foreground >> flags;
+    if ((flags & kEnding) == 0) ++count;
+  }
+  return count;
 }
 
 // Open descriptors, but for files and directories: slots are opened when they are first used, and a
