@@ -33,6 +33,33 @@ def check(tmp_path, code: str) -> str:
     return done.stdout
 
 
+def test_a_signal_ends_a_wait_within_a_tenth_of_a_second_or_so(tmp_path):
+    # The other rank never comes: without a look at signals the constructor would wait a minute.
+    check(tmp_path, """
+        def alarm(*_):
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, alarm)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        began = time.monotonic()
+        try:
+            make(world_size=2, forming_deadline=60.0)
+        except KeyboardInterrupt:
+            took = time.monotonic() - began
+            assert took < 10, took
+            os._exit(0)  # the call goes on until the process ends
+        sys.exit("it was not interrupted")
+    """)
+
+
+def test_a_program_that_was_interrupted_ends(tmp_path):
+    done = run(tmp_path, """
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        make(world_size=2, forming_deadline=60.0)
+    """)
+    assert done.returncode in (1, 130, -2) and "KeyboardInterrupt" in done.stderr, done
+
+
 def test_other_threads_of_python_run_during_a_wait(tmp_path):
     check(tmp_path, """
         counted = 0

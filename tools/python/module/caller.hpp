@@ -77,4 +77,12 @@ class Caller {
   Worker worker_;
 };
 
+/// Ends an idle caller's thread. Leaves a busy one alone: what it does goes on until the process
+/// ends.
+struct EndIdle {
+  void operator()(Caller* caller) const {
+    if (!caller->busy()) delete caller;
+  }
+};
+
 }  // namespace meshstage::python

@@ -144,15 +144,10 @@ class PythonCheckpointer {
   }
   PythonCheckpointer(const PythonCheckpointer&) = delete;
   PythonCheckpointer& operator=(const PythonCheckpointer&) = delete;
-  /// Does not wait for a call that a signal made Python leave: that goes on until the process ends.
   ~PythonCheckpointer() {
-    if (caller_->busy()) {
-      static_cast<void>(caller_.release());
-      return;
-    }
+    if (caller_->busy()) return;
     const nb::gil_scoped_release release;
     inner_.reset();
-    caller_.reset();
   }
 
   nb::tuple recover(nb::handle state, nb::handle foreign) {
@@ -273,7 +268,7 @@ class PythonCheckpointer {
 
   const ProcessOrigin origin_;
   std::shared_ptr<Inner> inner_ = std::make_shared<Inner>();
-  std::unique_ptr<Caller> caller_ = std::make_unique<Caller>();
+  std::unique_ptr<Caller, EndIdle> caller_{new Caller};
 };
 
 std::optional<RankEnvironment> environment_of(std::optional<int> rank,
