@@ -15,8 +15,9 @@ namespace meshstage::tools::bench {
 
 struct Options {
   std::string workload = "gpt2";
-  double scale = 1;      ///< Of the workload's bytes; for tests.
-  int ranks = 2;         ///< Processes, each a rank. Only for replicate and recover.
+  double scale = 1;            ///< Of the workload's bytes; for tests.
+  std::string device = "cpu";  ///< Where the state is: cpu, cuda, cuda:1. Not for persist.
+  int ranks = 2;               ///< Processes, each a rank. Only for replicate and recover.
   double changed = 1;    ///< Fraction of the state's bytes that change from one step to the next.
   unsigned threads = 0;  ///< That copy; 0: by the library's default.
   int repeat = 9;        ///< How often, after one time that is reported by itself.
@@ -36,7 +37,8 @@ struct Samples {
 
 struct Result {
   std::string what, workload;
-  std::uint64_t bytes = 0;  ///< Of the state's storages, each once; in each rank.
+  std::string device = "cpu";  ///< Where the state is.
+  std::uint64_t bytes = 0;     ///< Of the state's storages, each once; in each rank.
   double first_seconds = 0;
   Samples times, limit;
   unsigned threads = 0;            ///< That copied.
@@ -49,12 +51,14 @@ struct Result {
 /// Called before each round: "round 3 of 9".
 using Progress = std::function<void(const std::string&)>;
 
-/// StateDictStager::stage() against one streaming copy of as many bytes.
+/// StateDictStager::stage() against one streaming copy of as many bytes; of a state on a device,
+/// against one copy of as many bytes from the device to page-locked memory.
 [[nodiscard]] Result bench_stage(const Options& options, const Progress& progress);
-/// Checkpointer::stage() until every rank agrees, against a copy, a digest at each end and the same
-/// bytes over raw TCP both ways.
+/// Checkpointer::stage() until every rank agrees, against a copy (from a device: page-locked), a
+/// digest at each end and the same bytes over raw TCP both ways.
 [[nodiscard]] Result bench_replicate(const Options& options, const Progress& progress);
-/// A rank that lost its memory comes back from its holder, against the bytes over raw TCP.
+/// A rank that lost its memory comes back from its holder, against the bytes over raw TCP, and, of
+/// a state on a device, one copy of them from page-locked memory to it.
 [[nodiscard]] Result bench_recover(const Options& options, const Progress& progress);
 /// An image published as a file, durable, against one plain write and sync of as many bytes.
 [[nodiscard]] Result bench_persist(const Options& options, const Progress& progress);

@@ -66,8 +66,14 @@ void run(const std::string& what, Bench measure, const Parsed& parsed, std::ostr
   out << (parsed.json ? bench::to_json(result) + "\n" : bench::to_text(result));
 }
 
+constexpr const char* kDeviceHelp =
+    "Where the state lives: cpu, cuda or cuda:1. Staged, sent and recovered are tensors of the "
+    "device; between rounds the host changes copies of them. Ranks share the devices";
+
+enum class With : std::uint8_t { kNothing, kDevice, kRanks };  // kRanks: a device, too
+
 void add(CLI::App& bench, const std::string& what, const char* description, Bench measure,
-         bool ranks, std::ostream& out) {
+         With with, std::ostream& out) {
   auto parsed = std::make_shared<Parsed>();
   auto* command = bench.add_subcommand(what, description);
   auto& options = parsed->options;
@@ -88,7 +94,9 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
       ->check(whole_number() & CLI::Range(1, 1000))
       ->capture_default_str();
   command->add_option("--dir", options.directory, "Where files go [the temporary directory]");
-  if (ranks) {
+  if (with != With::kNothing)
+    command->add_option("--device", options.device, kDeviceHelp)->capture_default_str();
+  if (with == With::kRanks) {
     command->add_option("--ranks", options.ranks, "Processes on this host, each a rank")
         ->check(whole_number() & CLI::Range(2, 64))
         ->capture_default_str();
@@ -113,13 +121,13 @@ void add_bench_command(CLI::App& app, std::ostream& out) {
       "bench", "Measure how fast this machine takes checkpoints, and how fast it could at most");
   command->require_subcommand(1);
   add(*command, "stage", "Copy a state to host memory, against one copy of as many bytes",
-      bench::bench_stage, false, out);
+      bench::bench_stage, With::kDevice, out);
   add(*command, "replicate", "Stage and replicate a step, against a copy, digests and raw TCP",
-      bench::bench_replicate, true, out);
+      bench::bench_replicate, With::kRanks, out);
   add(*command, "recover", "Bring a lost rank's state back from its holder, against raw TCP",
-      bench::bench_recover, true, out);
+      bench::bench_recover, With::kRanks, out);
   add(*command, "persist", "Publish an image as a file, against one plain write and sync",
-      bench::bench_persist, false, out);
+      bench::bench_persist, With::kNothing, out);
 }
 
 }  // namespace meshstage::tools

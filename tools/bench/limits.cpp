@@ -124,6 +124,20 @@ bool MemoryLimit::copied() const {
   return true;
 }
 
+DeviceLimit::DeviceLimit(Device device, std::uint64_t bytes)
+    : host_(device, bytes),
+      block_(DeviceRuntime::of(device.type).allocate(device, bytes)),
+      bytes_(bytes),
+      stream_(DeviceRuntime::of(device.type).open_stream(device)) {}
+
+void DeviceLimit::copy(CopyDirection direction) {
+  const bool to_host = direction == CopyDirection::kToHost;
+  const DeviceCopy all{to_host ? host_.data() : block_.get(), to_host ? block_.get() : host_.data(),
+                       bytes_};
+  stream_.copy(direction, {&all, 1});
+  stream_.record().wait();
+}
+
 TcpRing::TcpRing() : listener_(tcp_socket()), from_(warm(kBuffer, 1)), to_(warm(kBuffer, 2)) {
   auto address = loopback(0);
   socklen_t length = sizeof address;

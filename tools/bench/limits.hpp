@@ -2,12 +2,14 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/tensor/storage.hpp>
 
 #include "tools/bench/bench.hpp"
+#include "tools/device/device_state.hpp"
 
 namespace meshstage::tools::bench {
 
@@ -33,6 +35,19 @@ class MemoryLimit {
   Storage from_, to_;
   std::vector<std::uint64_t> digests_;
   Crew crew_{"bench", kTried.back()};
+};
+
+/// A copy of one block between a device's memory and page-locked host memory.
+class DeviceLimit {
+ public:
+  DeviceLimit(Device device, std::uint64_t bytes);
+  void copy(CopyDirection direction);
+
+ private:
+  PinnedBlock host_;
+  std::shared_ptr<std::byte> block_;
+  std::uint64_t bytes_;
+  DeviceStream stream_;
 };
 
 /// Raw TCP to the rank that holds our images and from the rank whose images we hold: several

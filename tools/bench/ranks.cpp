@@ -43,6 +43,7 @@ std::vector<std::string> arguments_of(const std::string& what, int rank, const O
   return {"bench",      what,
           "--workload", options.workload,
           "--scale",    std::to_string(options.scale),
+          "--device",   options.device,
           "--ranks",    std::to_string(options.ranks),
           "--changed",  std::to_string(options.changed),
           "--threads",  std::to_string(options.threads),
@@ -73,6 +74,7 @@ Result decode(const std::string& text) {
   Result r;
   r.what = json.at("what");
   r.workload = json.at("workload");
+  r.device = json.at("device");
   r.bytes = json.at("bytes");
   r.first_seconds = json.at("first_s");
   r.times.seconds = json.at("times").get<std::vector<double>>();
@@ -90,6 +92,7 @@ Result decode(const std::string& text) {
 std::string encode_result(const Result& r) {
   return kResult + nlohmann::json{{"what", r.what},
                                   {"workload", r.workload},
+                                  {"device", r.device},
                                   {"bytes", r.bytes},
                                   {"first_s", r.first_seconds},
                                   {"times", r.times.seconds},

@@ -1,6 +1,7 @@
 // The rank processes of replicate and recover.
 #include <cstdio>
 #include <memory>
+#include <optional>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/memory/copy_threads.hpp>
@@ -27,11 +28,54 @@ unsigned fastest_together(Seat& seat, const std::function<void(unsigned)>& once,
       most));
 }
 
-Result start(const char* what, const Options& options, const Changes& changes) {
+// A rank's state: of the CPU, or the twin on a device of what the host changes.
+class State {
+ public:
+  State(const Options& options, int rank)
+      : host_(make_workload(options.workload, options.scale)), changes_(host_, options.changed) {
+    const auto device = choose_device(options.device, rank);
+    if (device.is_cpu()) return;
+    device_.emplace(device);
+    twin_ = device_->twin(Value(host_)).as<Dict>();
+    device_->put();
+    device_->wait();
+    limit_.emplace(device, changes_.state_bytes());
+  }
+  [[nodiscard]] Dict& dict() { return device_ ? twin_ : host_; }
+  [[nodiscard]] std::uint64_t bytes() const { return changes_.state_bytes(); }
+  [[nodiscard]] bool on_device() const { return device_.has_value(); }
+  [[nodiscard]] Device device() const { return device_ ? device_->device() : kCpu; }
+  /// Changes the state, behind what the step that was staged last still reads.
+  void change(Staging& last) {
+    if (!device_) last.staged().wait();
+    changes_.step();
+    if (!device_) return;
+    last.before_update(device_->trainer_stream());
+    device_->put();
+    device_->wait();
+  }
+  /// One copy of all bytes between the device and page-locked memory; nothing without a device.
+  void copy_by_device(CopyDirection direction) {
+    if (limit_) limit_->copy(direction);
+  }
+  /// What a trainer's thread spends on a step until it may issue its next update.
+  void before_update(Staging& staging) {
+    if (device_) staging.before_update(device_->trainer_stream());
+  }
+
+ private:
+  Dict host_, twin_;
+  Changes changes_;
+  std::optional<DeviceState> device_;
+  std::optional<DeviceLimit> limit_;
+};
+
+Result start(const char* what, const Options& options, const State& state) {
   Result result;
+  result.device = to_string(state.device());
   result.what = what;
   result.workload = options.workload;
-  result.bytes = changes.state_bytes();
+  result.bytes = state.bytes();
   result.connections = 1;
   return result;
 }
@@ -42,9 +86,8 @@ void check(Outcome outcome) {
 }
 
 void replicate(Seat& seat, const Options& options, const Report& report) {
-  Dict state = make_workload(options.workload, options.scale);
-  Changes changes(state, options.changed);
-  auto result = start("replicate", options, changes);
+  State state(options, seat.rank());
+  auto result = start("replicate", options, state);
   const unsigned ranks = static_cast<unsigned>(seat.ranks());
   const auto processors = available_processors();
   result.threads = options.threads != 0 ? options.threads
@@ -54,14 +97,19 @@ void replicate(Seat& seat, const Options& options, const Report& report) {
   report("the first time");
   seat.meet();
   // Where nothing is to be recovered this stages step 0, into fresh memory.
-  result.first_seconds = seconds_of([&] { static_cast<void>(ckpt.recover(state)); });
+  result.first_seconds = seconds_of([&] { static_cast<void>(ckpt.recover(state.dict())); });
   std::uint64_t step = 0;
   double staged = 0;
+  double blocked = 0;
+  Staging staging;
   const auto once = [&] {
-    changes.step();
+    state.change(staging);
     seat.meet();
     return seconds_of([&] {
-      auto staging = ckpt.stage(state, ++step);
+      blocked = seconds_of([&] {
+        staging = ckpt.stage(state.dict(), ++step);
+        state.before_update(staging);
+      });
       staged = seconds_of([&] { staging.staged().wait(); });
       check(staging.outcome().get());
     });
@@ -71,6 +119,7 @@ void replicate(Seat& seat, const Options& options, const Report& report) {
   report("the limit");
   MemoryLimit memory(result.bytes);
   const unsigned most = std::max(1U, 2 * processors.count() / ranks);
+  // The threads of the digests, too.
   result.limit_threads = fastest_together(seat, [&](unsigned n) { memory.copy(n); }, most);
   result.limit_connections = fastest_together(
       seat, [&](unsigned n) { seat.tcp().exchange(result.bytes, n); }, kTried.back());
@@ -79,8 +128,15 @@ void replicate(Seat& seat, const Options& options, const Report& report) {
     report(round_text(i, options.repeat));
     result.times.add(once());
     parts["until staged"].add(staged);
+    parts["trainer blocked"].add(blocked);
     seat.meet();
-    const auto copy = seconds_of([&] { memory.copy(result.limit_threads); });
+    const auto copy = seconds_of([&] {
+      if (state.on_device()) {
+        state.copy_by_device(CopyDirection::kToHost);
+      } else {
+        memory.copy(result.limit_threads);
+      }
+    });
     seat.meet();
     const auto digest = seconds_of([&] { memory.digest(result.limit_threads); });
     seat.meet();
@@ -98,17 +154,18 @@ void replicate(Seat& seat, const Options& options, const Report& report) {
 
 // Rank 0 is the one that loses its host again and again.
 void recover(Seat& seat, const Options& options, const Report& report) {
-  Dict state = make_workload(options.workload, options.scale);
-  Changes changes(state, options.changed);
-  auto result = start("recover", options, changes);
+  State state(options, seat.rank());
+  auto result = start("recover", options, state);
   auto ckpt = std::make_unique<Checkpointer>(seat.checkpointer());
-  static_cast<void>(ckpt->recover(state));
+  static_cast<void>(ckpt->recover(state.dict()));
   std::uint64_t step = 0;
   Samples forming;
   const auto once = [&] {
     for (int i = 0; i < 2; ++i) {  // both slots
-      changes.step();
-      check(ckpt->stage(state, ++step).outcome().get());
+      Staging last;
+      state.change(last);
+      last = ckpt->stage(state.dict(), ++step);
+      check(last.outcome().get());
     }
     seat.meet();
     double seconds = 0;
@@ -117,11 +174,11 @@ void recover(Seat& seat, const Options& options, const Report& report) {
       ckpt.reset();
       seat.lose_vault();
       forming.add(seconds_of([&] { ckpt = std::make_unique<Checkpointer>(seat.checkpointer()); }));
-      seconds = seconds_of([&] { recovered = ckpt->recover(state); });
+      seconds = seconds_of([&] { recovered = ckpt->recover(state.dict()); });
       if (recovered.source != Source::kHolderMemory)
         throw InvalidState("recovered from " + std::string(to_string(recovered.source)));
     } else {
-      recovered = ckpt->rejoin().recover(state);
+      recovered = ckpt->rejoin().recover(state.dict());
     }
     if (recovered.step != step) throw InvalidState("a step was lost");
     seat.meet();
@@ -136,8 +193,10 @@ void recover(Seat& seat, const Options& options, const Report& report) {
     report(round_text(i, options.repeat));
     result.times.add(once());
     seat.meet();
-    result.limit.add(
-        seconds_of([&] { seat.tcp().exchange(result.bytes, result.limit_connections); }));
+    result.limit.add(seconds_of([&] {
+      seat.tcp().exchange(result.bytes, result.limit_connections);
+      state.copy_by_device(CopyDirection::kToDevice);
+    }));
   }
   result.parts["forming"] = forming.median();
   ckpt->finish();
@@ -147,10 +206,12 @@ void recover(Seat& seat, const Options& options, const Report& report) {
 }  // namespace
 
 Result bench_replicate(const Options& options, const Progress& progress) {
+  static_cast<void>(choose_device(options.device));  // before any rank is started
   return run_ranks("replicate", options, progress);
 }
 
 Result bench_recover(const Options& options, const Progress& progress) {
+  static_cast<void>(choose_device(options.device));
   return run_ranks("recover", options, progress);
 }
 

@@ -57,6 +57,7 @@ std::string to_json(const Result& r) {
   const auto time = r.times.median(), limit = r.limit.median();
   nlohmann::ordered_json json{{"what", r.what},
                               {"workload", r.workload},
+                              {"device", r.device},
                               {"bytes", r.bytes},
                               {"s", {r.times.least(), time, r.times.most()}},
                               {"first_s", r.first_seconds},
@@ -77,10 +78,12 @@ std::string to_json(const Result& r) {
 std::string to_text(const Result& r) {
   const auto time = r.times.median(), limit = r.limit.median();
   auto text = fmt::format(
-      "{} {}: {:.3f} GB, {:.2f} ms (least {:.2f}, most {:.2f}; {:.2f} GB/s), the first {:.2f} ms\n"
+      "{} {}{}: {:.3f} GB, {:.2f} ms (least {:.2f}, most {:.2f}; {:.2f} GB/s), the first {:.2f} "
+      "ms\n"
       "limit: {:.2f} ms ({:.2f} GB/s); reached {:.2f} of it\n",
-      r.what, r.workload, static_cast<double>(r.bytes) / 1e9, time * 1e3, r.times.least() * 1e3,
-      r.times.most() * 1e3, rate(r, time), r.first_seconds * 1e3, limit * 1e3, rate(r, limit),
+      r.what, r.workload, r.device == "cpu" ? "" : " on " + r.device,
+      static_cast<double>(r.bytes) / 1e9, time * 1e3, r.times.least() * 1e3, r.times.most() * 1e3,
+      rate(r, time), r.first_seconds * 1e3, limit * 1e3, rate(r, limit),
       time > 0 ? limit / time : 0);
   if (r.limit_threads != 0)
     text += fmt::format("threads {}, in the limit {}\n", r.threads, r.limit_threads);

@@ -8,7 +8,69 @@
 
 namespace meshstage::tools::bench {
 
+namespace {
+
+std::string round_text(int i, int repeat) {
+  return "round " + std::to_string(i + 1) + " of " + std::to_string(repeat);
+}
+
+Result bench_stage_of_device(const Options& options, Device device, const Progress& progress) {
+  const auto host = make_workload(options.workload, options.scale);
+  Changes changes(host, options.changed);
+  DeviceState on(device);
+  const Value state = on.twin(Value(host));
+  on.put();
+  Result result;
+  result.what = "stage";
+  result.workload = options.workload;
+  result.device = to_string(device);
+  result.bytes = changes.state_bytes();
+
+  progress("the first time");
+  StateDictStager stager({.pin_memory = true,
+                          .pin_memory_min_bytes = 1,
+                          .pinner = &DeviceRuntime::of(device.type).pinner(device),
+                          .streams = {on.trainer_stream()},
+                          .copy_threads = options.threads});
+  on.wait();
+  result.first_seconds = seconds_of([&] { static_cast<void>(stager.stage(state)); });
+  DeviceLimit limit(device, result.bytes);
+  limit.copy(CopyDirection::kToHost);
+
+  std::map<std::string, Samples> parts;
+  auto& runtime = DeviceRuntime::of(device.type);
+  const auto change = [&] {
+    changes.step();
+    on.put();
+    on.wait();
+  };
+  for (int i = 0; i < options.repeat; ++i) {
+    progress(round_text(i, options.repeat));
+    change();
+    result.times.add(seconds_of([&] { static_cast<void>(stager.stage(state)); }));
+    result.limit.add(seconds_of([&] { limit.copy(CopyDirection::kToHost); }));
+    change();
+    // As a trainer does: the call, and what it issues next comes behind the copies.
+    Work<Value> staged;
+    parts["update held"].add(seconds_of([&] {
+      parts["trainer blocked"].add(seconds_of([&] {
+        staged = stager.stage_async(state);
+        stager.before_update(on.trainer_stream());
+      }));
+      runtime.record(on.trainer_stream()).wait();
+    }));
+    parts["limit: to the device"].add(seconds_of([&] { limit.copy(CopyDirection::kToDevice); }));
+    static_cast<void>(staged.get());
+  }
+  for (const auto& [name, samples] : parts) result.parts[name] = samples.median();
+  return result;
+}
+
+}  // namespace
+
 Result bench_stage(const Options& options, const Progress& progress) {
+  const auto device = choose_device(options.device);
+  if (!device.is_cpu()) return bench_stage_of_device(options, device, progress);
   const auto state = make_workload(options.workload, options.scale);
   Changes changes(state, options.changed);
   Result result;
@@ -36,7 +98,7 @@ Result bench_stage(const Options& options, const Progress& progress) {
 
   std::map<std::string, Samples> parts;
   for (int i = 0; i < options.repeat; ++i) {
-    progress("round " + std::to_string(i + 1) + " of " + std::to_string(options.repeat));
+    progress(round_text(i, options.repeat));
     changes.step();
     result.times.add(seconds_of([&] { static_cast<void>(stager.stage(state)); }));
     result.limit.add(seconds_of([&] { limit.copy(result.limit_threads); }));

@@ -1,7 +1,7 @@
 """What PyTorch takes for the workloads of `meshstage bench`: its stager and its ways to a peer.
 
-usage: torch_peer.py stage | replicate | transport [gpt2 | gpt2-half | small | mid | big] [ROUNDS] [--json]
-stage: StateDictStager. replicate: _ReplicationStager, 2 ranks over Gloo, each state held by the
+usage: torch_peer.py stage | replicate | transport [gpt2 | gpt2-half | small | mid | big] [ROUNDS] [--json] [--device cuda]
+stage: StateDictStager; with --device cuda of tensors on a GPU, into pinned memory. replicate: _ReplicationStager, 2 ranks over Gloo, each state held by the
 other, nothing written to disk. transport: PGTransport, both ways at once over two groups, into
 memory that is there; it neither stages nor checks. Needs PyPI's torch. Prints medians, after one
 time that is reported by itself. GB = 1e9 bytes.
@@ -76,6 +76,19 @@ def report(what, name, state, first, times):
           f"then {median * 1e3:.1f} ms ({bytes_ / 1e9 / median:.2f} GB/s)", flush=True)
 
 
+def device():
+    return sys.argv[sys.argv.index("--device") + 1] if "--device" in sys.argv[:-1] else "cpu"
+
+
+def on_device(value, moved):
+    """The state with its tensors on device(); tensors that are one object stay one."""
+    if isinstance(value, dict):
+        return {k: on_device(v, moved) for k, v in value.items()}
+    if not isinstance(value, torch.Tensor) or device() == "cpu":
+        return value
+    return moved.setdefault(id(value), value.to(device()))
+
+
 def as_json():
     return "--json" in sys.argv
 
@@ -87,10 +100,16 @@ def timed(what):
 
 
 def stage(name, rounds):
-    state, stager = workload(name), StateDictStager()
-    first = timed(lambda: stager.stage(state))
-    report("StateDictStager", name, state, first,
-           [timed(lambda: stager.stage(state)) for _ in range(rounds)])
+    state = on_device(workload(name), {})
+    stager = StateDictStager(pin_memory=device() != "cpu")
+
+    def once():
+        stager.stage(state)
+        if device() != "cpu":
+            torch.cuda.synchronize()
+
+    first = timed(once)
+    report("StateDictStager", name, state, first, [timed(once) for _ in range(rounds)])
 
 
 def rank_process(rank, name, rounds, port):
@@ -157,7 +176,8 @@ MODES = {"stage": stage,
          "transport": lambda name, rounds: two_ranks(transport_process, name, rounds)}
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--json"]
+    words = [word for i, word in enumerate(sys.argv) if i > 0 and word not in ("--json", "--device")
+             and sys.argv[i - 1] != "--device"]
     if not words or words[0] not in MODES:
         sys.exit(__doc__)
     MODES[words[0]](words[1] if len(words) > 1 else "gpt2", int(words[2]) if len(words) > 2 else 9)

@@ -6,6 +6,8 @@
 
 #include <meshstage/core/error/error.hpp>
 
+#include "tools/device/device_state.hpp"
+
 namespace meshstage::tools {
 namespace {
 
@@ -95,6 +97,8 @@ int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream&
     return unknown.empty() ? fail(e.what(), 2, true) : fail(unknown, 2, false);
   } catch (const CLI::ParseError& e) {
     return fail(e.what(), 2, true);
+  } catch (const DeviceUnusable& e) {
+    return fail(e.what(), kDeviceUnusable, false);
   } catch (const std::bad_alloc&) {
     return fail("out of memory", 1, false);
   } catch (const Error& e) {

@@ -12,6 +12,7 @@
 ///   - return: exit 0;
 ///   - throw CLI::RuntimeError(1): the answer is negative (it has been printed); exit 1;
 ///   - throw meshstage::InvalidArgument or NotFound: one clear line on stderr, exit 2;
+///   - throw DeviceUnusable (tools/device): one line on stderr, exit 3;
 ///   - throw any other meshstage::Error (a peer died, a disk is full): one line on stderr, exit 1.
 namespace meshstage::tools {
 

@@ -207,6 +207,12 @@ void ArgumentParser::add_to(CLI::App& command) {
       .add_option("--ranks-per-host", given_.ranks_per_host,
                   "Count so many neighbouring ranks as one host")
       ->capture_default_str();
+  command
+      .add_option("--device", given_.device,
+                  "cuda: the states live on devices, dealt out to the ranks in\n"
+                  "turn, cuda:1: all on that one; computing stays on the host,\n"
+                  "and the undisturbed run is in host memory")
+      ->capture_default_str();
   command.add_option("--steps", given_.steps, "Steps to train")
       ->check(whole_number())
       ->capture_default_str();

@@ -42,6 +42,7 @@ struct Arguments {
   std::filesystem::path text;       ///< Absolute, readable.
   std::filesystem::path directory;  ///< Empty: a temporary one.
   bool json = false;
+  std::string device = "cpu";   ///< Where the ranks' states live in the run with the faults.
   std::filesystem::path trace;  ///< Empty: none.
   /// (rank, step): that rank alone does not stage that step, so it fails on all.
   std::vector<std::pair<int, std::uint64_t>> leave_out;

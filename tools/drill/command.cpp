@@ -10,6 +10,7 @@
 #include <meshstage/core/protocol/points.hpp>
 
 #include "tools/command/command.hpp"
+#include "tools/device/device_state.hpp"
 #include "tools/drill/arguments.hpp"
 #include "tools/drill/drill.hpp"
 
@@ -28,8 +29,14 @@ constexpr const char* kMore =
     "Without any fault option a rank in the middle loses its host while it receives its ward's\n"
     "image (--lose 2@87:chunk-received with the default numbers), and comes back from the memory\n"
     "of the rank that holds its replica.\n"
+    "With --device cuda the states live in devices' memory and are staged, replicated and "
+    "recovered\n"
+    "there; each step computes on the host, on copies. The undisturbed run stays in host memory, "
+    "so\n"
+    "that every bit which went through a device is compared with one that did not.\n"
     "Exit code: 0 if parameters, optimizer state and every step's loss are bit-identical to the\n"
-    "undisturbed run and every fault happened; 1 if not; 2 for wrong arguments.\n";
+    "undisturbed run and every fault happened; 1 if not; 2 for wrong arguments; 3 if the device\n"
+    "cannot be used.\n";
 
 // The short description is for the list of commands; --help of the drill says more.
 class HelpFormatter : public CLI::Formatter {
@@ -71,6 +78,7 @@ bool say(const Arguments& arguments, const Verdict& verdict, Display& display) {
 }
 
 void run(const Arguments& arguments) {
+  (void)choose_device(arguments.device);  // else the drill ends here
   Display display(stdout, arguments.json ? Display::Mode::kSilent : Display::mode_for(stdout));
   bool good = false;
   try {

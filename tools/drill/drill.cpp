@@ -133,6 +133,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
   ordered_json object{{"ranks", arguments.ranks},
                       {"steps", arguments.steps},
                       {"every", arguments.every},
+                      {"device", arguments.device},
                       {"kills", kills},
                       {"identical", !verdict.difference.has_value()},
                       {"grown", r.grown},

@@ -104,6 +104,9 @@ ProcessPlan Job::plan(Seat& seat) {
     if (rank != seat.rank) continue;
     plan.arguments.insert(plan.arguments.end(), {"--leave-out", std::to_string(step)});
   }
+  if (options_.every > 0) {
+    plan.arguments.insert(plan.arguments.end(), {"--device", a.device});
+  }
   if (a.spare_replicated) plan.arguments.emplace_back("--spare-replicated");
   if (a.ranks > 1) {
     plan.arguments.insert(plan.arguments.end(),

@@ -18,13 +18,17 @@ namespace {
 constexpr int kOk = 0;
 constexpr int kFailed = 1;
 constexpr int kWrongUse = 2;
-constexpr int kFenced = 3;
+constexpr int kFenced = 4;
 
 constexpr const char* kFooter =
     "Ranks find each other by the variables of torchrun, mpirun, srun, or MESHSTAGE_RANK and\n"
     "MESHSTAGE_WORLD_SIZE. Start a job again with the same --job and it goes on where it was.\n"
-    "Exit code: 0 trained, 1 could not go on, 2 wrong use, 3 fenced (replaced by another "
-    "process).\n"
+    "With --device cuda parameters, moments and losses live in a device's memory, and are staged,\n"
+    "replicated, written to disk and recovered from there and into it. The numbers are computed "
+    "on\n"
+    "the host: each step copies the tensors from the device and back.\n"
+    "Exit code: 0 trained, 1 could not go on, 2 wrong use, 3 the device cannot be used, 4 fenced\n"
+    "(replaced by another process).\n"
     "Example:\n"
     "  mpirun -n 4 meshstage-trainer --job example --steps 200 --text book.txt";
 
@@ -35,7 +39,7 @@ struct Command {
   std::uint64_t forming_ms = 300'000;
   std::uint64_t block_kib = 4096;
   long parent = 0;
-  std::string partners;
+  std::string partners, device = "cpu";
   bool spare = false;
   int copies = 1;
   int ranks_per_host = 1;
@@ -63,6 +67,10 @@ struct Command {
         "--spare-replicated", spare,
         "With --mesh: copies borrow what the mesh repeats on another host; a lost rank gets it "
         "from there");
+    app.add_option("--device", device,
+                   "Where the state lives: cpu, cuda (devices by the rank on its host), cuda:1; "
+                   "computing stays on the host")
+        ->capture_default_str();
     app.add_option("--save", t.save, "Write the final state to this file (safetensors)");
     app.add_flag("--quiet", t.quiet, "Print nothing but errors");
     group(app.add_option("--job", c.job, "Name of the job; needed to go on after all ranks died"),
@@ -143,6 +151,10 @@ struct Command {
             meshstage::DeviceMesh::from_shape(training.mesh), domains);
       }
     }
+    if (device != "cpu") {
+      if (!c.environment) c.environment = meshstage::RankEnvironment::detect();
+      training.device = meshstage::tools::choose_device(device, c.environment->local_rank);
+    }
     for (const auto& text : faults) training.faults.push_back(trainer::Fault::parse(text));
   }
 };
@@ -174,6 +186,8 @@ int main(int argc, char** argv) {
     command.complete();
   } catch (const CLI::Success& e) {
     return app.exit(e);
+  } catch (const meshstage::tools::DeviceUnusable& e) {
+    return complain(e.what(), meshstage::tools::kDeviceUnusable);
   } catch (const std::exception& e) {
     return complain(e.what(), kWrongUse);
   }

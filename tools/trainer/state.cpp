@@ -43,7 +43,9 @@ std::int64_t as_signed(std::uint64_t bits) { return std::bit_cast<std::int64_t>(
 }  // namespace
 
 TrainingState::TrainingState(const CharacterModel<float>& model, std::uint64_t steps,
-                             std::uint64_t seed, int rank, const Sharding* sharding) {
+                             std::uint64_t seed, int rank, const Sharding* sharding,
+                             ms::Device device) {
+  if (!device.is_cpu()) device_.emplace(device);
   ms::Dict parameters;
   ms::Dict exp_avg;
   ms::Dict exp_avg_sq;
@@ -64,7 +66,7 @@ TrainingState::TrainingState(const CharacterModel<float>& model, std::uint64_t s
       {"model", parameters},
       {"optimizer", ms::Dict{{"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq}, {"step", 0}}},
       {"random", ms::Dict{{"state", 0}}},
-      {"history", ms::Dict{{"loss", losses}, {"rank_loss", rank_losses}}},
+      {"history", ms::Dict{{"loss", placed(losses)}, {"rank_loss", placed(rank_losses)}}},
       {"step", 0}};
   constant_parameters_.assign(parameters_.begin(), parameters_.end());
   model.initialize(parameters_, seed);
@@ -72,6 +74,7 @@ TrainingState::TrainingState(const CharacterModel<float>& model, std::uint64_t s
   draw();  // neighbouring seeds and ranks are far apart from here on
   random_ = draw();
   publish();
+  write_device();
 }
 
 std::vector<ms::Tensor> TrainingState::add_tensors(ms::Dict& into, What what,
@@ -80,19 +83,37 @@ std::vector<ms::Tensor> TrainingState::add_tensors(ms::Dict& into, What what,
                                                    std::vector<std::span<float>>& spans) {
   std::vector<ms::Tensor> tensors;
   for (const auto& spec : specs) {
-    Sharding::Placed placed;
+    Sharding::Placed part;
     if (sharding == nullptr) {
-      placed.local = ms::Tensor::zeros(spec.shape, ms::DType::kF32);
-      placed.value = placed.local;
+      const auto local = ms::Tensor::zeros(spec.shape, ms::DType::kF32);
+      part = {placed(local), local};
     } else {
-      placed =
-          what == What::kMoment ? sharding->moment(spec.shape) : sharding->parameter(spec.shape);
+      part = what == What::kMoment ? sharding->moment(spec.shape) : sharding->parameter(spec.shape);
+      const auto& distributed = ms::dtensor::from_value(part.value);
+      part.value = ms::dtensor::to_value(
+          ms::DTensor::from_spec(placed(part.local), distributed.spec(), distributed.rank()));
     }
-    tensors.push_back(placed.local);
-    spans.push_back(placed.local.span<float>());
-    set_nested(into, spec.name, placed.value);
+    tensors.push_back(part.local);
+    spans.push_back(part.local.span<float>());
+    set_nested(into, spec.name, part.value);
   }
   return tensors;
+}
+
+ms::Tensor TrainingState::placed(const ms::Tensor& host) {
+  return device_ ? device_->twin(host) : host;
+}
+
+void TrainingState::read_device() {
+  if (device_) device_->get();
+}
+
+void TrainingState::write_device() {
+  if (device_) device_->put();
+}
+
+ms::TrainerStream TrainingState::trainer_stream() const {
+  return device_ ? device_->trainer_stream() : ms::TrainerStream{ms::kCpu};
 }
 
 std::uint64_t TrainingState::bytes() const {
@@ -124,16 +145,18 @@ void TrainingState::adopt() {
 
 void TrainingState::save(const std::filesystem::path& file) {
   publish();
+  read_device();
   std::string header = "{";
   std::string data;
   each_leaf(dict_, "", [&](const std::string& path, const ms::Value& value) {
     const std::size_t begin = data.size();
     std::string dtype = "I64";
     std::string shape = "[]";
-    if (const auto* tensor = value.get_if<ms::Tensor>()) {
+    if (const auto* found = value.get_if<ms::Tensor>()) {
+      const ms::Tensor tensor = device_ ? device_->host(*found) : *found;
       dtype = "F32";
-      shape = ms::to_string(tensor->shape());
-      data.append(reinterpret_cast<const char*>(tensor->first_byte()), tensor->nbytes());
+      shape = ms::to_string(tensor.shape());
+      data.append(reinterpret_cast<const char*>(tensor.first_byte()), tensor.nbytes());
     } else {
       const auto number = value.as<std::int64_t>();
       data.append(reinterpret_cast<const char*>(&number), sizeof number);

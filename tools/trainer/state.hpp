@@ -1,11 +1,13 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include <meshstage/core/tree/value.hpp>
 
+#include "tools/device/device_state.hpp"
 #include "tools/trainer/model.hpp"
 #include "tools/trainer/sharding.hpp"
 
@@ -22,12 +24,15 @@ namespace trainer {
 /// On a mesh the tensors of `model` and `optimizer` are DTensors, and the moments this rank's
 /// parts. Recovering writes into the tensors in place and replaces the scalars; adopt() then reads
 /// these.
+/// On a device all tensors of the dict are the device's. A step computes on copies in host memory
+/// (parameters(), losses(), ...), which read_device() fetches and write_device() puts back.
 class TrainingState {
  public:
   /// Freshly initialized. All ranks start with the same parameters and each with its own choice of
-  /// examples. `sharding`: null without a mesh.
+  /// examples. `sharding`: null without a mesh. `device`: where the tensors are.
   TrainingState(const CharacterModel<float>& model, std::uint64_t steps, std::uint64_t seed,
-                int rank, const Sharding* sharding = nullptr);
+                int rank, const Sharding* sharding = nullptr,
+                meshstage::Device device = meshstage::kCpu);
 
   [[nodiscard]] meshstage::Dict& dict() { return dict_; }
   /// Of all tensors.
@@ -51,6 +56,13 @@ class TrainingState {
   std::uint64_t draw();
   std::uint64_t step = 0;
 
+  /// Fetches what is computed on from the device; nothing without one.
+  void read_device();
+  /// Puts it back, behind what trainer_stream() has to do so far. Nothing without a device.
+  void write_device();
+  /// The stream behind which the tensors are as write_device() left them; of the CPU without one.
+  [[nodiscard]] meshstage::TrainerStream trainer_stream() const;
+
   /// Puts step and random state into the dict, so that it can be staged.
   void publish();
   /// Takes them from the dict, after it was recovered.
@@ -66,6 +78,10 @@ class TrainingState {
                                              const Sharding* sharding,
                                              std::vector<std::span<float>>& spans);
 
+  // What the dict has of a tensor of host memory: itself, or its twin on the device.
+  [[nodiscard]] meshstage::Tensor placed(const meshstage::Tensor& host);
+
+  std::optional<meshstage::tools::DeviceState> device_;  // none: the CPU
   meshstage::Dict dict_;
   std::vector<std::span<float>> parameters_, exp_avg_, exp_avg_sq_;
   std::vector<std::span<const float>> constant_parameters_;

@@ -123,7 +123,7 @@ void Training::join() {
 
 void Training::start_anew() {
   state_.emplace(model_, options_.steps, options_.seed, checkpointer_->rank(),
-                 sharding_ ? &*sharding_ : nullptr);
+                 sharding_ ? &*sharding_ : nullptr, options_.device);
 }
 
 void Training::recover() {
@@ -180,6 +180,7 @@ void Training::train() {
 }
 
 void Training::train_step() {
+  state_->read_device();
   // Backward: only reads the parameters, so it may run while they are being staged.
   const std::size_t context = model_.size().context;
   for (auto& p : positions_) p = context + state_->draw() % (text_.size() - context);
@@ -192,7 +193,12 @@ void Training::train_step() {
                                 ms::collectives::ReduceOp::kAvg);
   }
 
-  last_.staged().wait();  // what is staged changes from here on
+  // What is staged changes from here on: in host memory at once, on a device when its turn comes.
+  if (options_.device.is_cpu()) {
+    last_.staged().wait();
+  } else {
+    last_.before_update(state_->trainer_stream());
+  }
   const std::uint64_t step = state_->step + 1;
   for (std::size_t p = 0; p < gradients_.size(); ++p) {
     const auto [begin, elements] = state_->parts()[p];
@@ -205,6 +211,7 @@ void Training::train_step() {
   state_->losses()[step - 1] = gradient_.back();
   state_->rank_losses()[step - 1] = own_loss;
   state_->step = step;
+  state_->write_device();
 }
 
 void Training::stage() {

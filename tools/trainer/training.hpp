@@ -25,6 +25,7 @@ struct TrainingOptions {
   std::uint64_t batch = 16;  ///< Examples a rank and step.
   std::uint64_t seed = 1;
   std::vector<std::int64_t> mesh;  ///< Shape; empty: none, every rank has all moments.
+  meshstage::Device device;        ///< Where the tensors of the state are; the host computes.
   AdamW optimizer;
   meshstage::CheckpointerOptions checkpoint;
   std::filesystem::path save;  ///< Where the final state goes; empty: nowhere.
