@@ -132,13 +132,14 @@ TEST_CASE("The object of --json has the documented fields, in order") {
   verdict.result.replicate_ms = {5};
   verdict.result.step_ms = {4, 4};
   verdict.result.vault_bytes = 700;
-  CHECK(nlohmann::ordered_json::parse(to_json_text(arguments, verdict)).dump() ==
-        R"({"ranks":4,"steps":200,"every":5,"kills":[{"rank":2,"step":87,"point":"chunk-received",)"
-        R"("how":"kill","detected_ms":6.0,"generation":2,"recovered_step":85,)"
-        R"("source":"holder memory","holder":0,"resume_ms":40.0}],"identical":true,"grown":[],)"
-        R"("final_loss":2.25,)"
-        R"("stage_ms":{"median":2.0,"max":3.0},"replicate_ms":{"median":5.0,"max":5.0},)"
-        R"("step_ms":{"median":4.0},"vault_bytes":700})");
+  CHECK(
+      nlohmann::ordered_json::parse(to_json_text(arguments, verdict)).dump() ==
+      R"({"ranks":4,"steps":200,"every":5,"device":"cpu","kills":[{"rank":2,"step":87,"point":"chunk-received",)"
+      R"("how":"kill","detected_ms":6.0,"generation":2,"recovered_step":85,)"
+      R"("source":"holder memory","holder":0,"resume_ms":40.0}],"identical":true,"grown":[],)"
+      R"("final_loss":2.25,)"
+      R"("stage_ms":{"median":2.0,"max":3.0},"replicate_ms":{"median":5.0,"max":5.0},)"
+      R"("step_ms":{"median":4.0},"vault_bytes":700})");
   arguments.spare_replicated = true;
   verdict.result.sent_bytes = 20;
   verdict.result.borrowed_bytes = 300;
