@@ -64,6 +64,12 @@ void check_full(const ProcessGroup& group, const char* what) {
                         " needs a group in which every rank is linked to every other");
 }
 
+/// The default works on host memory, and what is done here has no other version.
+void check_default(ProcessGroup& group, const char* what) {
+  if (group.own_collectives() == nullptr) return;
+  throw InvalidArgument(std::string(what) + " is not made for a group over a device's memory");
+}
+
 void check_reducible(std::size_t bytes, Element element, ReduceOp op) {
   if (bytes % bytes_of(element) != 0) {
     throw InvalidArgument(std::to_string(bytes) + " bytes are no whole number of elements of " +
@@ -150,6 +156,7 @@ std::size_t bytes_of(Element element) noexcept {
 }
 
 void barrier(ProcessGroup& group, Deadline deadline) {
+  if (auto* const backend = group.own_collectives()) return backend->barrier(deadline);
   const auto up = tree::parent(group.rank());
   const std::vector<int> children = tree::children(group.rank(), group.size());
   std::array<std::byte, 2> in{};
@@ -173,6 +180,8 @@ void barrier(ProcessGroup& group, Deadline deadline) {
 
 void broadcast(ProcessGroup& group, std::span<std::byte> data, int root, Deadline deadline) {
   check_root(group, root);
+  if (auto* const backend = group.own_collectives())
+    return backend->broadcast(data, root, deadline);
   const int rank = group.rank();
   const int from = tree::next_hop(rank, root);
   std::vector<int> to = tree::neighbours(rank, group.size());
@@ -197,6 +206,7 @@ void broadcast(ProcessGroup& group, std::span<std::byte> data, int root, Deadlin
 void gather(ProcessGroup& group, std::span<const std::byte> mine, std::span<std::byte> all,
             int root, Deadline deadline) {
   check_root(group, root);
+  check_default(group, "gather");
   const auto size = static_cast<std::size_t>(group.size());
   if (group.rank() == root) check_size(all.size(), size * mine.size(), "the target of a gather");
   gather_blocks(group, mine, Blocks{std::vector(size, mine.size())}, all, root, deadline);
@@ -206,6 +216,8 @@ void all_gather(ProcessGroup& group, std::span<const std::byte> mine, std::span<
                 Deadline deadline) {
   const auto size = static_cast<std::size_t>(group.size());
   check_size(all.size(), size * mine.size(), "the target of an all_gather");
+  if (auto* const backend = group.own_collectives())
+    return backend->all_gather(mine, all, deadline);
   gather_blocks(group, mine, Blocks{std::vector(size, mine.size())}, all, 0, deadline);
   broadcast(group, all, 0, deadline);
 }
@@ -213,6 +225,7 @@ void all_gather(ProcessGroup& group, std::span<const std::byte> mine, std::span<
 std::vector<std::vector<std::byte>> all_gather_bytes(ProcessGroup& group,
                                                      std::span<const std::byte> mine,
                                                      Deadline deadline) {
+  check_default(group, "all_gather_bytes");
   const auto size = static_cast<std::size_t>(group.size());
   const std::uint64_t own = mine.size();
   std::vector<std::uint64_t> sizes(size);
@@ -251,6 +264,8 @@ void average_halves(ProcessGroup& group, std::span<std::byte> data, Deadline dea
 void all_reduce(ProcessGroup& group, std::span<std::byte> data, Element element, ReduceOp op,
                 Deadline deadline) {
   check_reducible(data.size(), element, op);
+  if (auto* const backend = group.own_collectives())
+    return backend->all_reduce(data, element, op, deadline);
   if (element == Element::kF16 && op == ReduceOp::kAvg) {
     average_halves(group, data, deadline);
     return;
@@ -314,6 +329,9 @@ void reduce_scatter(ProcessGroup& group, std::span<const std::byte> data, std::s
   const auto own = static_cast<std::size_t>(group.rank());
   check_size(data.size(), size * mine.size(), "the data of a reduce_scatter");
   check_reducible(mine.size(), element, op);
+  if (auto* const backend = group.own_collectives()) {
+    return backend->reduce_scatter(data, mine, element, op, deadline);
+  }
   if (mine.empty()) return;
   const auto part = [&](std::size_t r) { return data.subspan(r * mine.size(), mine.size()); };
   std::array<std::vector<std::byte>, 2> buffers;
@@ -363,6 +381,7 @@ void reduce_scatter(ProcessGroup& group, std::span<const std::byte> data, std::s
 
 void all_to_all(ProcessGroup& group, std::span<const std::span<const std::byte>> parts,
                 std::span<const std::span<std::byte>> incoming, Deadline deadline) {
+  check_default(group, "all_to_all");
   check_full(group, "all_to_all");
   const auto size = static_cast<std::size_t>(group.size());
   const auto own = static_cast<std::size_t>(group.rank());

@@ -26,6 +26,26 @@ enum class ReduceOp : std::uint8_t { kSum, kAvg, kProduct, kMin, kMax };
 enum class Element : std::uint8_t { kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64 };
 [[nodiscard]] MESHSTAGE_API std::size_t bytes_of(Element element) noexcept;
 
+/// A backend's own collectives, with the meaning of the functions below (which check sizes, types
+/// and roots before they call one). The order of additions is the backend's. A group that has them
+/// may be over a device's memory, so the collectives without an own version refuse such a group
+/// with InvalidArgument.
+class MESHSTAGE_API Own {
+ public:
+  Own() = default;
+  Own(const Own&) = delete;
+  Own& operator=(const Own&) = delete;
+  virtual ~Own() = default;
+  virtual void barrier(Deadline deadline) = 0;
+  virtual void broadcast(std::span<std::byte> data, int root, Deadline deadline) = 0;
+  virtual void all_gather(std::span<const std::byte> mine, std::span<std::byte> all,
+                          Deadline deadline) = 0;
+  virtual void all_reduce(std::span<std::byte> data, Element element, ReduceOp op,
+                          Deadline deadline) = 0;
+  virtual void reduce_scatter(std::span<const std::byte> data, std::span<std::byte> mine,
+                              Element element, ReduceOp op, Deadline deadline) = 0;
+};
+
 /// No rank returns before every rank has called it. Tree.
 MESHSTAGE_API void barrier(ProcessGroup& group, Deadline deadline = Deadline::never());
 /// Copies `data` of `root` into `data` of every rank. Tree, from any root.

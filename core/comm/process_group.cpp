@@ -2,6 +2,7 @@
 #include <map>
 #include <utility>
 
+#include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/comm/process_group.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -46,6 +47,36 @@ class CountedTransfer final : public Transfer {
   bool left_ = false;
 };
 
+/// The collectives of a group that was split from one with its own. The default would touch memory
+/// of a device from the host, so there are none.
+class NoCollectives final : public collectives::Own {
+ public:
+  void barrier(Deadline /*deadline*/) override { refuse(); }
+  void broadcast(std::span<std::byte> /*data*/, int /*root*/, Deadline /*deadline*/) override {
+    refuse();
+  }
+  void all_gather(std::span<const std::byte> /*mine*/, std::span<std::byte> /*all*/,
+                  Deadline /*deadline*/) override {
+    refuse();
+  }
+  void all_reduce(std::span<std::byte> /*data*/, collectives::Element /*element*/,
+                  collectives::ReduceOp /*op*/, Deadline /*deadline*/) override {
+    refuse();
+  }
+  void reduce_scatter(std::span<const std::byte> /*data*/, std::span<std::byte> /*mine*/,
+                      collectives::Element /*element*/, collectives::ReduceOp /*op*/,
+                      Deadline /*deadline*/) override {
+    refuse();
+  }
+
+ private:
+  [[noreturn]] static void refuse() {
+    throw InvalidArgument(
+        "a group that was split from one over a device's memory has no collectives; connect a "
+        "group of these ranks");
+  }
+};
+
 /// Some ranks of another group, over its links, with tags of its own.
 class SplitGroup final : public ProcessGroup {
  public:
@@ -71,6 +102,9 @@ class SplitGroup final : public ProcessGroup {
   }
   void abort(std::exception_ptr cause) noexcept override { parent_->abort(std::move(cause)); }
   void close() noexcept override { close_if_pending(); }
+  [[nodiscard]] collectives::Own* own_collectives() noexcept override {
+    return parent_->own_collectives() != nullptr ? &none_ : nullptr;
+  }
 
  private:
   [[nodiscard]] int of(int peer) const { return ranks_[static_cast<std::size_t>(peer)]; }
@@ -112,6 +146,7 @@ class SplitGroup final : public ProcessGroup {
   const std::vector<int> ranks_;
   const int rank_;
   const std::uint64_t salt_;
+  NoCollectives none_;
   const std::shared_ptr<Outstanding> outstanding_ = std::make_shared<Outstanding>();
 };
 

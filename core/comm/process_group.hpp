@@ -14,6 +14,10 @@
 
 namespace meshstage {
 
+namespace collectives {
+class Own;
+}
+
 /// One send or receive that was posted. It is held by unique_ptr and not moved.
 ///
 /// The memory given to send()/receive() must stay valid, and a receive target untouched, until
@@ -90,6 +94,10 @@ class MESHSTAGE_API ProcessGroup : public std::enable_shared_from_this<ProcessGr
   /// The groups have their links in common, so an abort of one aborts all. Closing the child closes
   /// this group only if transfers of the child are still pending.
   [[nodiscard]] virtual std::shared_ptr<ProcessGroup> split(std::span<const int> ranks);
+
+  /// The collectives that this backend does better than the default, which is made of send() and
+  /// receive() on host memory. Null: it has none. It lives as long as the group.
+  [[nodiscard]] virtual collectives::Own* own_collectives() noexcept { return nullptr; }
 
  private:
   std::uint64_t next_split(const std::vector<int>& ranks);

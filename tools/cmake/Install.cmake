@@ -6,7 +6,7 @@
 # The target meshstage_installed builds all of it, and no test.
 include(CMakePackageConfigHelpers)
 add_custom_target(meshstage_installed)
-foreach(target IN ITEMS meshstage meshstage_gloo meshstage_cuda meshstage_command meshstage-trainer)
+foreach(target IN ITEMS meshstage meshstage_gloo meshstage_cuda meshstage_nccl meshstage_command meshstage-trainer)
   if(TARGET ${target})
     add_dependencies(meshstage_installed ${target})
   endif()

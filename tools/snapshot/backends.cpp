@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <meshstage/core/comm/gloo/module.hpp>
+#include <meshstage/core/comm/nccl/module.hpp>
 #include <meshstage/core/comm/redis/store.hpp>
 #include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/error/error.hpp>
@@ -51,8 +52,23 @@ Backend find_cuda() {
   return cuda;
 }
 
+Backend find_nccl() {
+  Backend nccl{.name = "nccl", .found = false, .version = {}, .path = {}, .detail = {}};
+  const auto support = nccl_support();
+  nccl.found = support.problem.empty();
+  nccl.version = support.library;
+  if (nccl.found) {
+    nccl.path = support.path + "; module with " + support.module;
+  } else {
+    nccl.detail = support.problem;
+  }
+  return nccl;
+}
+
 }  // namespace
 
-std::vector<Backend> find_backends() { return {find_gloo(), find_redis(), find_cuda()}; }
+std::vector<Backend> find_backends() {
+  return {find_gloo(), find_redis(), find_cuda(), find_nccl()};
+}
 
 }  // namespace meshstage::tools

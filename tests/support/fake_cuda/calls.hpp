@@ -15,6 +15,7 @@ CUresult CUDAAPI device_get_name(char* name, int length, CUdevice device);
 CUresult CUDAAPI device_total_mem(size_t* bytes, CUdevice);
 CUresult CUDAAPI device_get_attribute(int* value, CUdevice_attribute what, CUdevice);
 CUresult CUDAAPI primary_retain(CUcontext* context, CUdevice device);
+CUresult CUDAAPI primary_release(CUdevice device);
 CUresult CUDAAPI push_current(CUcontext context);
 CUresult CUDAAPI pop_current(CUcontext* context);
 CUresult CUDAAPI exchange_capture_mode(CUstreamCaptureMode* mode);

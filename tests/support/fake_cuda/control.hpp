@@ -1,6 +1,8 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <string>
 
 /// How a test steers the fake libcuda.so.1. The fake is a driver for devices that are not there: as
 /// strict as the real one where that is documented, and stricter where the real one only happens to
@@ -31,6 +33,22 @@ struct Control {
   std::size_t (*registered_bytes)();
   std::size_t (*streams)();
 };
+
+/// What a fake library that puts work on streams needs (the fake libnccl.so.2).
+struct Streams {
+  /// The fake's one lock.
+  void (*lock)(bool locked);
+  // The rest with the lock held.
+  /// Issues work that happens when its turn has come and `gate` says so. False for no stream of the
+  /// current device.
+  bool (*issue)(void* stream, std::function<bool()> gate, std::function<void()> happens);
+  /// How the host reaches a run of live device memory; null if it is none.
+  std::byte* (*reach)(const void* address, std::size_t bytes);
+  int (*current_device)();
+  void (*violate)(const std::string& text);
+};
+using GetStreams = const Streams* (*)();
+inline constexpr char kStreamsSymbol[] = "meshstage_fake_cuda_streams";
 
 using GetControl = const Control* (*)();
 inline constexpr char kControlSymbol[] = "meshstage_fake_cuda_control";

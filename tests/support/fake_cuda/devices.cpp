@@ -96,6 +96,14 @@ CUresult CUDAAPI primary_retain(CUcontext* context, CUdevice device) {
     return CUDA_SUCCESS;
   });
 }
+CUresult CUDAAPI primary_release(CUdevice device) {
+  return enter("cuDevicePrimaryCtxRelease", kSafe | kUndoes, [&](auto&) {
+    auto& retained = fake().contexts[static_cast<std::size_t>(device)];
+    if (retained == 0) return CUDA_ERROR_INVALID_CONTEXT;
+    --retained;
+    return CUDA_SUCCESS;
+  });
+}
 CUresult CUDAAPI push_current(CUcontext context) {
   return enter("cuCtxPushCurrent", kNothing, [&](auto&) {
     for (int i = 0; i < kMostDevices; ++i) {

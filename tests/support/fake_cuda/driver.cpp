@@ -282,6 +282,8 @@ const std::vector<EntryPoint>& entry_points() {
       entry<PFN_cuDeviceTotalMem_v3020>("cuDeviceTotalMem", 3020, device_total_mem),
       entry<PFN_cuDeviceGetAttribute_v2000>("cuDeviceGetAttribute", 2000, device_get_attribute),
       entry<PFN_cuDevicePrimaryCtxRetain_v7000>("cuDevicePrimaryCtxRetain", 7000, primary_retain),
+      entry<PFN_cuDevicePrimaryCtxRelease_v11000>("cuDevicePrimaryCtxRelease", 11000,
+                                                  primary_release),
       entry<PFN_cuCtxPushCurrent_v4000>("cuCtxPushCurrent", 4000, push_current),
       entry<PFN_cuCtxPopCurrent_v4000>("cuCtxPopCurrent", 4000, pop_current),
       entry<PFN_cuThreadExchangeStreamCaptureMode_v10010>("cuThreadExchangeStreamCaptureMode",
@@ -390,6 +392,29 @@ constexpr Control kControl{reset,
                              return fake().order.open_streams();
                            }};
 
+// --- for other fakes ---
+
+constexpr Streams kStreams{
+    [](bool locked) { locked ? fake().mutex.lock() : fake().mutex.unlock(); },
+    [](void* handle, std::function<bool()> gate, std::function<void()> happens) {
+      Stream* stream = nullptr;
+      if (find_stream(static_cast<CUstream>(handle), &stream) != CUDA_SUCCESS) return false;
+      Operation operation;
+      operation.gate = std::move(gate);
+      operation.steps.push_back(std::move(happens));
+      issue(*stream, std::move(operation));
+      return true;
+    },
+    [](const void* address, std::size_t bytes) -> std::byte* {
+      const auto& memory = fake().memory;
+      if (memory.kind(address, bytes) != Memory::Kind::kDevice ||
+          !memory.allocation(address)->live) {
+        return nullptr;
+      }
+      return memory.reach(address);
+    },
+    current_device, violate};
+
 }  // namespace
 }  // namespace meshstage::fake_cuda
 
@@ -423,6 +448,10 @@ MESHSTAGE_FAKE_EXPORT CUresult CUDAAPI cuGetProcAddress_v2(const char* symbol, v
 
 MESHSTAGE_FAKE_EXPORT CUresult CUDAAPI cuDriverGetVersion(int* version) {
   return meshstage::fake_cuda::driver_get_version(version);
+}
+
+MESHSTAGE_FAKE_EXPORT const meshstage::fake_cuda::Streams* meshstage_fake_cuda_streams() {
+  return &meshstage::fake_cuda::kStreams;
 }
 
 MESHSTAGE_FAKE_EXPORT const meshstage::fake_cuda::Control* meshstage_fake_cuda_control() {

@@ -72,6 +72,9 @@ Stream* Order::needed(const PointPtr& point) const {
 
 void Order::step(Stream& stream) {
   auto& operation = stream.operations.front();
+  at_a_gate_ = operation.gate && !operation.gate();
+  if (at_a_gate_) return;
+  operation.gate = {};
   if (!operation.steps.empty()) {
     const auto chosen = random_() % operation.steps.size();
     std::swap(operation.steps[chosen], operation.steps.back());

@@ -20,6 +20,7 @@ using PointPtr = std::shared_ptr<Point>;
 struct Operation {
   std::vector<std::function<void()>> steps;
   std::vector<PointPtr> after;
+  std::function<bool()> gate = {};  ///< Null or asked when all before it is done: may it happen?
   PointPtr point = std::make_shared<Point>();
 };
 
@@ -46,6 +47,8 @@ class Order {
   /// Lets one step happen that `point` waits for, and now and then another; false if the point is
   /// done.
   bool step_towards(const PointPtr& point);
+  /// Whether the last step found a gate closed, so that only something outside can help.
+  [[nodiscard]] bool at_a_gate() const { return at_a_gate_; }
   [[nodiscard]] std::size_t pending() const;
   [[nodiscard]] std::size_t open_streams() const;
   std::uint64_t random() { return random_(); }
@@ -58,6 +61,7 @@ class Order {
   std::vector<std::pair<int, Stream*>> legacy_;
   std::mt19937_64 random_{1};
   bool restless_ = false;
+  bool at_a_gate_ = false;
 };
 
 }  // namespace meshstage::fake_cuda

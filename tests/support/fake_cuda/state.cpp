@@ -1,5 +1,7 @@
 #include "tests/support/fake_cuda/state.hpp"
 
+#include <chrono>
+
 namespace meshstage::fake_cuda {
 
 Fake& fake() {
@@ -57,6 +59,7 @@ void wait_for(std::unique_lock<std::mutex>& lock, const PointPtr& point) {
       all.changed.wait(lock);
     } else {
       all.order.step_towards(point);
+      if (all.order.at_a_gate()) all.changed.wait_for(lock, std::chrono::microseconds(200));
     }
   }
 }

@@ -1,0 +1,113 @@
+// Finds NCCL and the driver at run time, so that the module links neither.
+#include <dlfcn.h>
+
+#include <meshstage/core/comm/nccl/library_impl.hpp>
+
+namespace meshstage::nccl {
+namespace {
+
+// Non-blocking communicators that may be aborted while they connect.
+constexpr int kOldestVersion = NCCL_VERSION(2, 18, 1);
+
+std::string version_text(int version) {
+  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
+         std::to_string(version % 100);
+}
+
+template <class F>
+void find(void* library, F& function, const char* name, std::string* missing) {
+  function = reinterpret_cast<F>(dlsym(library, name));
+  if (function == nullptr && missing != nullptr && missing->empty()) *missing = name;
+}
+
+std::string find_all(void* library, Library& all) {
+  std::string missing;
+  find(library, all.get_version, "ncclGetVersion", &missing);
+  find(library, all.get_unique_id, "ncclGetUniqueId", &missing);
+  find(library, all.get_error_string, "ncclGetErrorString", &missing);
+  find(library, all.comm_init_rank_config, "ncclCommInitRankConfig", &missing);
+  find(library, all.comm_get_async_error, "ncclCommGetAsyncError", &missing);
+  find(library, all.comm_finalize, "ncclCommFinalize", &missing);
+  find(library, all.comm_destroy, "ncclCommDestroy", &missing);
+  find(library, all.comm_abort, "ncclCommAbort", &missing);
+  find(library, all.group_start, "ncclGroupStart", &missing);
+  find(library, all.group_end, "ncclGroupEnd", &missing);
+  find(library, all.send, "ncclSend", &missing);
+  find(library, all.receive, "ncclRecv", &missing);
+  find(library, all.broadcast, "ncclBroadcast", &missing);
+  find(library, all.all_gather, "ncclAllGather", &missing);
+  find(library, all.all_reduce, "ncclAllReduce", &missing);
+  find(library, all.reduce_scatter, "ncclReduceScatter", &missing);
+  find(library, all.get_last_error, "ncclGetLastError", nullptr);
+  return missing;
+}
+
+}  // namespace
+
+Loaded load_library() {
+  constexpr char kName[] = "libnccl.so.2";
+  Loaded loaded;
+  void* library = dlopen(kName, RTLD_NOW | RTLD_NOLOAD);
+  if (library == nullptr && dlsym(RTLD_DEFAULT, "ncclGetVersion") != nullptr)
+    library = RTLD_DEFAULT;
+  if (library == nullptr) {
+    dlerror();
+    library = dlopen(kName, RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+      const char* const said = dlerror();
+      loaded.problem = std::string("no NCCL: ") + (said != nullptr ? said : kName) +
+                       "; add its folder to LD_LIBRARY_PATH (pip's package nvidia-nccl has it in "
+                       "nvidia/nccl/lib)";
+      return loaded;
+    }
+  }
+  const auto missing = find_all(library, loaded.library);
+  Dl_info where{};
+  if (loaded.library.get_version != nullptr &&
+      dladdr(reinterpret_cast<void*>(loaded.library.get_version), &where) != 0 &&
+      where.dli_fname != nullptr) {
+    loaded.path = where.dli_fname;
+  }
+  if (loaded.library.get_version != nullptr &&
+      loaded.library.get_version(&loaded.version) != ncclSuccess) {
+    loaded.version = 0;
+  }
+  if (!missing.empty()) {
+    loaded.problem = "NCCL has no " + missing + " (" + loaded.path + ")";
+  } else if (loaded.version < kOldestVersion) {
+    loaded.problem = "NCCL " + version_text(loaded.version) + " (" + loaded.path +
+                     ") is older than " + version_text(kOldestVersion);
+  }
+  return loaded;
+}
+
+std::string load_driver(Driver& driver) {
+  void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) return std::string("no NVIDIA driver: ") + dlerror();
+  const auto get =
+      reinterpret_cast<PFN_cuGetProcAddress_v12000>(dlsym(library, "cuGetProcAddress_v2"));
+  if (get == nullptr) return "the driver is older than CUDA 12.0";
+  std::string missing;
+  const auto find = [&](auto& function, const char* name, int version) {
+    void* found = nullptr;
+    CUdriverProcAddressQueryResult status{};
+    if (get(name, &found, version, CU_GET_PROC_ADDRESS_LEGACY_STREAM, &status) != CUDA_SUCCESS ||
+        status != CU_GET_PROC_ADDRESS_SUCCESS) {
+      found = nullptr;
+    }
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(found);
+    if (found == nullptr && missing.empty()) missing = name;
+  };
+  find(driver.init, "cuInit", 2000);
+  find(driver.device_get, "cuDeviceGet", 2000);
+  find(driver.primary_retain, "cuDevicePrimaryCtxRetain", 7000);
+  find(driver.primary_release, "cuDevicePrimaryCtxRelease", 11000);
+  find(driver.push_current, "cuCtxPushCurrent", 4000);
+  find(driver.pop_current, "cuCtxPopCurrent", 4000);
+  find(driver.exchange_capture_mode, "cuThreadExchangeStreamCaptureMode", 10010);
+  find(driver.stream_create, "cuStreamCreate", 2000);
+  find(driver.stream_destroy, "cuStreamDestroy", 4000);
+  return missing.empty() ? "" : "the driver has no " + missing;
+}
+
+}  // namespace meshstage::nccl
