@@ -26,8 +26,10 @@ void wait_copied(Work<void>& staged) {
 }  // namespace
 
 void RunStep::before_update() {
-  if (std::exchange(may_change_, true)) return;
-  wait_copied(*staged_);
+  if (may_change_) return;
+  last_->before_update(streams_);
+  if (last_->staged().ready()) wait_copied(last_->staged());
+  may_change_ = true;
 }
 
 /// One call of Checkpointer::run().
@@ -41,6 +43,7 @@ class Run {
         steps_(steps),
         body_(body),
         options_(options),
+        streams_(seams.streams),
         waits_when_busy_(seams.waits_when_busy),
         end_generation_(std::move(seams.end_generation)),
         termination_(options.on_terminate, options.terminate_within) {}
@@ -76,7 +79,7 @@ class Run {
     for (bool stopped = false; step < steps_ && !stopped;) {
       if (termination_.take()) ckpt_.request_termination();
       if (!options_.overlap) wait_copied(last_.staged());
-      RunStep now(step, *group, last_.staged());
+      RunStep now(step, *group, last_, streams_);
       now.may_change_ = !options_.overlap;
       body_(now);
       if (!now.may_change_) {
@@ -166,6 +169,7 @@ class Run {
   const std::uint64_t steps_;
   const RunBody& body_;
   const RunOptions& options_;
+  const std::span<const TrainerStream> streams_;
   const bool waits_when_busy_;
   const std::function<void(const std::string&)> end_generation_;
   detail::Termination termination_;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 
 #include <meshstage/core/comm/process_group.hpp>
 #include <meshstage/core/error/export.hpp>
@@ -50,8 +51,11 @@ class MESHSTAGE_API RunStep {
   [[nodiscard]] std::uint64_t number() const noexcept { return number_; }
   /// For collectives among the ranks; see Checkpointer::group().
   [[nodiscard]] ProcessGroup& group() const noexcept { return *group_; }
-  /// Returns when the state may be changed, because the step being staged has been copied. A second
-  /// call, and a call without RunOptions::overlap, do nothing.
+  /// Returns when the state may be changed. Tensors of the CPU were copied by then. Devices may
+  /// still copy their tensors: work that is issued from now on, on the streams of
+  /// CheckpointerOptions::streams, comes behind these copies, so change the tensors on these
+  /// streams alone. A second call, and a call without RunOptions::overlap, do nothing. Throws
+  /// InvalidState if one of the streams is being captured into a graph.
   void before_update();
   /// Makes this step the last: run() stages it and returns. All ranks must call stop() at the same
   /// step, so decide by a value that all ranks have in common (an all-reduced loss, not a clock).
@@ -59,12 +63,14 @@ class MESHSTAGE_API RunStep {
 
  private:
   friend class Run;
-  RunStep(std::uint64_t number, ProcessGroup& group, Work<void>& staged)
-      : number_(number), group_(&group), staged_(&staged) {}
+  RunStep(std::uint64_t number, ProcessGroup& group, Staging& last,
+          std::span<const TrainerStream> streams)
+      : number_(number), group_(&group), last_(&last), streams_(streams) {}
 
   std::uint64_t number_;
   ProcessGroup* group_;
-  Work<void>* staged_;
+  Staging* last_;  ///< The step being staged.
+  std::span<const TrainerStream> streams_;
   bool may_change_ = false;
   bool stopped_ = false;
 };

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 
 #include <meshstage/core/checkpoint/checkpointer.hpp>
@@ -13,6 +14,8 @@ struct RunSeams {
   Checkpointer& ckpt;
   /// The step at which an earlier run() of this generation ended, if there was one.
   std::optional<std::uint64_t>& trained;
+  /// CheckpointerOptions::streams.
+  std::span<const TrainerStream> streams;
   /// True: stage() waits for the step before (WhenBusy::kWait).
   bool waits_when_busy;
   /// Ends the generation on every rank, names no rank as dead, and throws RejoinNeeded with `why`.

@@ -50,9 +50,9 @@ void Copier::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends
     if (devices) copied.push_back({before.device, devices->staged(before.device)});
   }
   job.staged.devices()->set(std::move(copied));
-  job.plan->copy(
-      job.source, job.image, job.watermark,
-      {.pace = &pace_, .crew = &crew_, .digests = &job.blocks, .devices = devices.get()});
+  CopyOptions how{.pace = &pace_, .crew = &crew_, .digests = &job.blocks, .devices = devices.get()};
+  if (devices && !job.digests) how.cpu_read = [&job] { job.staged.devices()->set_cpu_read(); };
+  job.plan->copy(job.source, job.image, job.watermark, how);
 }
 
 protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {

@@ -7,9 +7,9 @@
 
 namespace meshstage {
 
-/// For each device the event behind its copies of a step. Known as soon as the copies are issued,
-/// or when it is sure that none will be issued: then there are no events.
-/// Threads: any.
+/// When a step lets go of the trainer's tensors. For each device: the event behind its copies,
+/// known as soon as the copies are issued, or when it is sure that none will be issued: then there
+/// are no events. For the CPU: when its tensors were read. Threads: any.
 class DevicesStaged {
  public:
   /// Sets the events. Only the first call counts.
@@ -25,11 +25,22 @@ class DevicesStaged {
     changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return known_; });
     return copied_;
   }
+  /// Tensors of the CPU are not read any more.
+  void set_cpu_read() {
+    const MutexLock lock(mutex_);
+    cpu_read_ = true;
+    changed_.notify_all();
+  }
+  void wait_cpu_read() {
+    MutexLock lock(mutex_);
+    changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return cpu_read_; });
+  }
 
  private:
   Mutex mutex_;
   CondVar changed_;
   bool known_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  bool cpu_read_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   std::vector<DeviceReady> copied_ MESHSTAGE_GUARDED_BY(mutex_);
 };
 

@@ -1,5 +1,8 @@
 #include <meshstage/core/replicate/results.hpp>
 
+#include <utility>
+#include <vector>
+
 #include <meshstage/core/replicate/devices_staged.hpp>
 
 namespace meshstage {
@@ -50,6 +53,24 @@ void Staging::before_update(const TrainerStream& stream) {
     runtime.require_not_capturing(stream);
     runtime.hold(stream, copied);
   }
+}
+
+void Staging::before_update(std::span<const TrainerStream> streams) {
+  if (!devices_) return;
+  // A device may have several streams; several events may be of one device.
+  std::vector<std::pair<TrainerStream, DeviceEvent>> holds;
+  for (const auto& [device, copied] : devices_->wait()) {
+    const auto before = holds.size();
+    for (const auto& stream : streams) {
+      if (stream.device == device) holds.emplace_back(stream, copied);
+    }
+    if (holds.size() == before) holds.emplace_back(TrainerStream{device}, copied);
+  }
+  for (const auto& [stream, copied] : holds)
+    DeviceRuntime::of(stream.device.type).require_not_capturing(stream);
+  for (const auto& [stream, copied] : holds)
+    DeviceRuntime::of(stream.device.type).hold(stream, copied);
+  devices_->wait_cpu_read();
 }
 
 }  // namespace meshstage

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -78,6 +79,11 @@ class Staging {
   /// Throws InvalidState, before it issues anything, if the stream is being captured into a graph,
   /// or the error that the driver reports.
   MESHSTAGE_API void before_update(const TrainerStream& stream);
+  /// The same for all tensors of the step: each device waits on its stream in `streams`, or on its
+  /// legacy default stream if it is not named there. The calling thread waits at most until the
+  /// copies are issued and the CPU's tensors were read. Throws what the call above throws; an error
+  /// of the copying is thrown by staged().
+  MESHSTAGE_API void before_update(std::span<const TrainerStream> streams);
   /// Ready when this rank knows the outcome: whether the step is complete in the ranks' memory.
   /// Throws RejoinNeeded if the generation ended before.
   [[nodiscard]] Work<Outcome>& outcome() noexcept { return outcome_; }

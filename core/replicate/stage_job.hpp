@@ -24,15 +24,21 @@ class StagedPromise {
   [[nodiscard]] Work<void> work() { return host_.work(); }
   [[nodiscard]] const std::shared_ptr<DevicesStaged>& devices() const noexcept { return devices_; }
   void set_value() {
-    devices_->set({});
     host_.set_value();
+    release();
   }
   void set_error(const std::exception_ptr& error) {
-    devices_->set({});
     host_.set_error(error);
+    release();
   }
 
  private:
+  // Last: a thread that waited for devices_ finds work() ready.
+  void release() {
+    devices_->set({});
+    devices_->set_cpu_read();
+  }
+
   Promise<void> host_;
   std::shared_ptr<DevicesStaged> devices_ = std::make_shared<DevicesStaged>();
 };

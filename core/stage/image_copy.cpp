@@ -5,6 +5,7 @@
 #include <meshstage/core/stage/image_copy_impl.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <optional>
 #include <vector>
@@ -72,13 +73,18 @@ class ImageCopy {
     places_.resize(layout.segments.size());
     std::size_t place = 0;
     for (std::size_t i = 0; i < places_.size(); ++i) {
-      if (is_on_device(layout.segments[i], source.storages)) places_[i] = place++;
+      if (is_on_device(layout.segments[i], source.storages)) {
+        places_[i] = place++;
+      } else {
+        unread_ += layout.segments[i].bytes;
+      }
     }
   }
 
   void run() {
     progress_.advance(layout_.data_begin);
     progress_.throw_if_failed();
+    if (unread_ == 0) tell_cpu_read();
     const auto part = [this](std::size_t i) {
       copy_part(i);
       finished(i);
@@ -153,11 +159,17 @@ class ImageCopy {
           target.take(n);
         });
       } else {
-        place(segment->offset, segment->bytes,
-              from_host(source_.storages[segment->storage].bytes()));
+        place(segment->offset, segment->bytes, [&](std::uint64_t from, std::uint64_t n) {
+          from_host(source_.storages[segment->storage].bytes())(from, n);
+          if (unread_.fetch_sub(n) == n) tell_cpu_read();
+        });
       }
     }
     if (at < end) place(layout_.values_begin, source_.values.size(), from_host(source_.values));
+  }
+
+  void tell_cpu_read() const {
+    if (options_.cpu_read) options_.cpu_read();
   }
 
   template <class Target>
@@ -191,6 +203,7 @@ class ImageCopy {
   const CopyOptions& options_;
   const bool large_;
   std::uint64_t unit_ = 0, origin_ = 0, first_end_ = 0;
+  std::atomic<std::uint64_t> unread_{0};            // bytes of the CPU's tensors
   std::vector<std::optional<std::size_t>> places_;  // by segment; nothing: copied here
   Mutex mutex_;
   std::vector<bool> done_ MESHSTAGE_GUARDED_BY(mutex_);

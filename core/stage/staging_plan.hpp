@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -68,6 +69,9 @@ struct CopyOptions {
   /// returns or throws only when no device uses the image any more. A pace does not slow devices
   /// down.
   const detail::DeviceCopies* devices = nullptr;
+  /// Called once, on a copying thread, as soon as no tensor of the CPU is read any more; not called
+  /// if copy() throws before that. Empty: nothing.
+  std::function<void()> cpu_read = {};
 };
 
 /// A state dict compiled into a flat list of copies, replayed while the structure stays.

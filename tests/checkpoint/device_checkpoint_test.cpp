@@ -209,6 +209,100 @@ TEST_CASE("device job: stage() does not wait for the device, and staged() means 
   CHECK(held == 2);
 }
 
+TEST_CASE("device run: with overlap the device waits for its copies, and no step is torn") {
+  for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
+    Cuda cuda(seed);
+    InProcessJob job(2);
+    const auto errors = run_ranks(all_ranks(2), [&](int rank) {
+      Trainer trainer(cuda, rank);
+      trainer.update(0);
+      ms::Checkpointer ckpt(options(job, trainer));
+      const auto body = [&](ms::RunStep& step) {
+        const auto held = ckpt.held(1 - rank);
+        const auto theirs = static_cast<unsigned char>(1 + (1 - rank) * 100 + held.id.step);
+        require(replica_has(held.state, theirs), "a replica has what was not staged");
+        step.before_update();
+        trainer.update_device(255);
+        trainer.update(step.number() + 1);
+      };
+      require(ckpt.run(trainer.state, 5, body, {.overlap = true, .finish = false}) == 5,
+              "five steps");
+      require(ckpt.rejoin().recover(trainer.state).step == 5 && trainer.has(5), "another state");
+      ckpt.finish();
+    });
+    INFO("seed " << seed << "\n" << job.log());
+    REQUIRE(errors == std::vector<std::string>(2));
+  }
+}
+
+namespace {
+
+// Holds the copying of the CPU's tensor until `changed` is set, but no longer than a while.
+class PaceThatWaits final : public ms::Pace {
+ public:
+  void before(std::uint64_t bytes, ms::Watermark&) override {
+    if (bytes != kHost) return;
+    const auto end = ms::Deadline::after(std::chrono::milliseconds(30));
+    while (!changed && !end.expired()) std::this_thread::yield();
+    if (changed) ++late;
+  }
+  std::atomic<bool> changed{false};
+  std::atomic<int> late{0};
+};
+
+}  // namespace
+
+TEST_CASE("device run: before_update() waits for the CPU's tensors, and not for the device") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  InProcessJob job(1);
+  Trainer trainer(cuda, 0);
+  trainer.update(0);
+  PaceThatWaits pace;
+  auto o = options(job, trainer);
+  o.pace = &pace;
+  ms::Checkpointer ckpt(std::move(o));
+  const auto body = [&](ms::RunStep& step) {
+    step.before_update();  // under hold: a wait for the device would have no end
+    pace.changed = true;
+    trainer.update(step.number() + 1);
+    Cuda::fake().hold(false);
+    while (ckpt.stats().complete <= step.number()) std::this_thread::yield();
+    pace.changed = false;
+    Cuda::fake().hold(step.number() > 0 && step.number() < 3);  // stage() comes next
+  };
+  CHECK(ckpt.run(trainer.state, 4, body, {.overlap = true, .finish = false}) == 4);
+  CHECK(pace.late == 0);
+  ckpt.rejoin();
+  CHECK(ckpt.recover(trainer.state).step == 4);
+  CHECK(trainer.has(4));
+  ckpt.finish();
+}
+
+TEST_CASE("device run: a body that forgets before_update(), or captures a graph, is told so") {
+  Cuda cuda;
+  InProcessJob job(1);
+  Trainer trainer(cuda, 0);
+  trainer.update(0);
+  ms::Checkpointer ckpt(options(job, trainer));
+  const bool forgets = GENERATE(true, false);
+  const auto body = [&](ms::RunStep& step) {
+    if (step.number() < 2) return step.before_update();
+    if (forgets) return;
+    cuda.begin_capture(trainer.stream);
+    CHECK_THROWS_WITH(step.before_update(), contains_text("captured"));
+    CHECK(cuda.end_capture(trainer.stream));
+    step.before_update();
+    step.stop();
+  };
+  const ms::RunOptions how{.overlap = true};
+  if (forgets) {
+    CHECK_THROWS_WITH(ckpt.run(trainer.state, 5, body, how), contains_text("before_update()"));
+  } else {
+    CHECK(ckpt.run(trainer.state, 5, body, how) == 3);
+  }
+}
+
 TEST_CASE("device job: stage() on a stream that is being captured throws before any call") {
   Cuda cuda;
   InProcessJob job(1);
