@@ -40,6 +40,18 @@ class Staging:
         """Returns when the state may change; False at the timeout. At once for an empty one."""
         return self._inner is None or self._inner.wait_staged(timeout)
 
+    def before_update(self) -> None:
+        """Call it before the first change of the state, in place of ``wait``: where all its arrays
+        are on CUDA devices, what is issued on torch's current streams from now on comes behind the
+        copies, and the host goes on. Else it is ``wait``."""
+        if self._inner is None:
+            return
+        if self._inner.on_cpu:
+            self.wait()
+            return
+        for device in self._inner.cuda_devices:
+            self._inner.before_update(device, _current_stream(device))
+
     def outcome(self, timeout: float | None = None) -> str | None:
         """What became of the step in memory: "complete", "failed" or "skipped"; None at the
         timeout."""
@@ -67,7 +79,8 @@ class Checkpointer:
                     train(step.number)
 
     A state is a dict of dicts, lists, tuples, scalars and arrays: numpy's and torch's, recovered
-    in place, and whatever has DLPack; or a ``meshstage.torch.state(...)``. Rank and world size come from the launcher's variables unless
+    in place, and whatever has DLPack, on the CPU and on CUDA devices; or a
+    ``meshstage.torch.state(...)``. Rank and world size come from the launcher's variables unless
     they are given. Durations are seconds. ``log(warning, text)`` gets each line, on a thread of
     Python's own; without it the logger "meshstage" does.
 
@@ -263,6 +276,12 @@ def _foreign() -> Callable[[Any], Any] | None:
     from meshstage.torch._tree import StandIns
 
     return StandIns()
+
+
+def _current_stream(device: int) -> int:
+    """torch's, by its number; the default stream without torch."""
+    torch = sys.modules.get("torch")
+    return 0 if torch is None else torch.cuda.current_stream(device).cuda_stream
 
 
 def _hand_on(queue, log) -> None:

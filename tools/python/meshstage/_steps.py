@@ -31,10 +31,16 @@ class Step:
         self._lost: RejoinNeeded | None = None
 
     def before_update(self) -> None:
-        """Returns when the state may be changed. Does nothing without ``overlap``."""
+        """Returns when the state may be changed: on the host, or for arrays on CUDA devices by
+        work on torch's current streams (see Staging). Does nothing without ``overlap``."""
         if not self._may_change:
             self._may_change = True
-            _wait_copied(self._last)
+            try:
+                self._last.before_update()
+            except RejoinNeeded:
+                raise
+            except Error:  # nothing was put behind the copies
+                _wait_copied(self._last)
 
     def stop(self) -> None:
         """Makes this step the last one; for all ranks at the same step."""

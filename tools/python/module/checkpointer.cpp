@@ -18,6 +18,7 @@
 #include <meshstage/core/comm/collectives.hpp>
 
 #include "caller.hpp"
+#include "cuda.hpp"
 #include "log_queue.hpp"
 #include "released.hpp"
 #include "tree.hpp"
@@ -83,11 +84,21 @@ struct PythonLog {
 /// A staged step, as Python waits for it. The Works are looked at by Python's thread alone.
 class PythonStaging {
  public:
-  explicit PythonStaging(Staging staging) : staging_(std::move(staging)) {}
+  PythonStaging(Staging staging, TensorPlaces places)
+      : staging_(std::move(staging)), places_(std::move(places)) {}
 
   bool wait_staged(std::optional<double> timeout) {
     release_all();
     return wait(staging_.staged(), timeout);
+  }
+  /// Work on the stream from now on comes behind the copies of the device's tensors.
+  void before_update(int device, std::uint64_t stream) {
+    const nb::gil_scoped_release release;
+    staging_.before_update({device_of(device), {stream}});
+  }
+  [[nodiscard]] bool on_cpu() const { return places_.cpu; }
+  [[nodiscard]] std::vector<int> cuda_devices() const {
+    return {places_.cuda.begin(), places_.cuda.end()};
   }
   bool staged_ready() { return staging_.staged().ready(); }
   bool outcome_ready() { return staging_.outcome().ready(); }
@@ -115,6 +126,7 @@ class PythonStaging {
                           [&work](Deadline slice) { return wait_slice(work, slice); });
   }
   Staging staging_;
+  TensorPlaces places_;
   std::optional<std::string> outcome_, persisted_;
 };
 
@@ -165,11 +177,13 @@ class PythonCheckpointer {
   PythonStaging stage(nb::handle state, std::uint64_t step, nb::handle foreign) {
     check_here();
     release_all();
-    const Value value = read_tree(state, foreign);
+    TensorPlaces places;
+    const Value value = read_tree(state, foreign, &places);
     const Dict* dict = value.get_if<Dict>();
     if (dict == nullptr) throw InvalidArgument("the state is not a dict");
-    return PythonStaging(caller_->call(
-        [inner = inner_, from = *dict, step] { return inner->get().stage(from, step); }));
+    return {caller_->call(
+                [inner = inner_, from = *dict, step] { return inner->get().stage(from, step); }),
+            std::move(places)};
   }
   void rejoin() {
     call([](Checkpointer& ckpt) { ckpt.rejoin(); });
@@ -234,6 +248,7 @@ class PythonCheckpointer {
     d["persist_seconds"] = s.persist_seconds;
     d["complete_step"] = s.complete_step;
     d["disk_step"] = s.disk_step;
+    d["page_locked_bytes"] = s.page_locked_bytes;
     d["image_bytes"] = s.image_bytes;
     d["vault_bytes"] = s.vault_bytes;
     d["replica_bytes_sent"] = s.replica_bytes_sent;
@@ -301,6 +316,9 @@ void bind_checkpointer(nb::module_& module) {
   const auto timeout = nb::arg("timeout") = nb::none();
   nb::class_<PythonStaging>(module, "Staging")
       .def("wait_staged", &PythonStaging::wait_staged, timeout)
+      .def("before_update", &PythonStaging::before_update, nb::arg("device"), nb::arg("stream"))
+      .def_prop_ro("on_cpu", &PythonStaging::on_cpu)
+      .def_prop_ro("cuda_devices", &PythonStaging::cuda_devices)
       .def("staged_ready", &PythonStaging::staged_ready)
       .def("outcome_ready", &PythonStaging::outcome_ready)
       .def("outcome", &PythonStaging::outcome, timeout)

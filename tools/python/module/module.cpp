@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 
 #include "checkpointer.hpp"
+#include "cuda.hpp"
 #include "errors.hpp"
 #include "stager.hpp"
 #include "tree.hpp"
@@ -10,6 +11,7 @@
 NB_MODULE(_meshstage, module) {
   using namespace meshstage::python;
   bind_errors(module);
+  bind_cuda(module);
   bind_stager(module);
   bind_tree(module);
   bind_checkpointer(module);

@@ -18,6 +18,7 @@
 #include <meshstage/core/tensor/tensor.hpp>
 #include <meshstage/core/tree/value.hpp>
 
+#include "cuda.hpp"
 #include "dlpack_capsule.hpp"
 #include "shared_bytes.hpp"
 
@@ -30,8 +31,9 @@ namespace {
 /// memory that a stager gave it is its own until this object is gone. Keeps nothing alive.
 struct SourceStorage {
   Storage storage;
-  SourceStorage(std::uintptr_t address, std::size_t nbytes)
-      : storage(Storage::wrap(reinterpret_cast<void*>(address), nbytes, nullptr)) {}
+  SourceStorage(std::uintptr_t address, std::size_t nbytes, int cuda_device)
+      : storage(Storage::wrap(reinterpret_cast<void*>(address), nbytes, nullptr, {},
+                              device_of(cuda_device))) {}
 };
 
 Tensor bytes_of(const Storage& storage) {
@@ -70,11 +72,18 @@ class StorageBatch {
 /// Copies batches into host memory of its own.
 class StorageStager {
  public:
-  StorageStager(bool share_memory, std::size_t max_bytes, unsigned copy_threads, bool verify_source)
-      : stager_(StagerOptions{.share_memory = share_memory,
-                              .max_bytes = max_bytes,
-                              .copy_threads = copy_threads,
-                              .verify_source = verify_source}) {}
+  StorageStager(bool share_memory, int pin_for, std::size_t pin_min_bytes, std::size_t max_bytes,
+                unsigned copy_threads, bool verify_source)
+      : stager_(StagerOptions{
+            .pin_memory = pin_for != kNoCudaDevice,
+            .pin_memory_min_bytes = pin_min_bytes,
+            .pinner = pin_for == kNoCudaDevice
+                          ? nullptr
+                          : &DeviceRuntime::of(DeviceType::kCuda).pinner(device_of(pin_for)),
+            .share_memory = share_memory,
+            .max_bytes = max_bytes,
+            .copy_threads = copy_threads,
+            .verify_source = verify_source}) {}
 
   std::vector<std::size_t> stage(StorageBatch& batch) {
     const nb::gil_scoped_release release;
@@ -94,7 +103,8 @@ class StorageStager {
 
 void bind_stager(nb::module_& module) {
   nb::class_<SourceStorage>(module, "SourceStorage")
-      .def(nb::init<std::uintptr_t, std::size_t>(), nb::arg("address"), nb::arg("nbytes"));
+      .def(nb::init<std::uintptr_t, std::size_t, int>(), nb::arg("address"), nb::arg("nbytes"),
+           nb::arg("cuda_device") = kNoCudaDevice);
   nb::class_<StorageBatch>(module, "StorageBatch")
       .def(nb::init<const std::vector<const SourceStorage*>&>(), nb::arg("sources"))
       .def(
@@ -113,8 +123,11 @@ void bind_stager(nb::module_& module) {
           },
           nb::arg("index"), "Where other processes find place `index`, if it is shared.");
   nb::class_<StorageStager>(module, "StorageStager")
-      .def(nb::init<bool, std::size_t, unsigned, bool>(), nb::arg("share_memory") = false,
-           nb::arg("max_bytes") = 0, nb::arg("copy_threads") = 0, nb::arg("verify_source") = false)
+      .def(nb::init<bool, int, std::size_t, std::size_t, unsigned, bool>(),
+           nb::arg("share_memory") = false, nb::arg("pin_for") = kNoCudaDevice,
+           nb::arg("pin_min_bytes") = 1, nb::arg("max_bytes") = 0, nb::arg("copy_threads") = 0,
+           nb::arg("verify_source") = false,
+           "Page-locks staged storages of at least `pin_min_bytes` for CUDA device `pin_for`.")
       .def("stage", &StorageStager::stage, nb::arg("batch"),
            "Copies all storages of the batch; the indexes of those whose place has changed.")
       .def("clear", &StorageStager::clear)

@@ -14,6 +14,7 @@
 
 #include <meshstage/core/tensor/dlpack.hpp>
 
+#include "cuda.hpp"
 #include "released.hpp"
 
 namespace nb = nanobind;
@@ -24,8 +25,9 @@ namespace {
 /// A storage of another library: tensors that name the same one share it.
 struct ForeignStorage {
   Storage storage;
-  ForeignStorage(std::uintptr_t address, std::size_t nbytes, nb::object owner)
-      : storage(Storage::wrap(reinterpret_cast<void*>(address), nbytes, keep(owner))) {}
+  ForeignStorage(std::uintptr_t address, std::size_t nbytes, nb::object owner, int cuda_device)
+      : storage(Storage::wrap(reinterpret_cast<void*>(address), nbytes, keep(owner), {},
+                              device_of(cuda_device))) {}
 };
 
 Tensor foreign_tensor(const ForeignStorage& storage, const std::string& dtype, Shape shape,
@@ -94,7 +96,7 @@ std::string python_type(nb::handle object) {
 
 class Reader {
  public:
-  explicit Reader(nb::handle foreign) : foreign_(foreign) {}
+  Reader(nb::handle foreign, TensorPlaces* places) : foreign_(foreign), places_(places) {}
 
   Value read(nb::handle x, const Place& place) {
     if (x.is_none()) return {};
@@ -108,7 +110,7 @@ class Reader {
     if (PyFloat_Check(x.ptr())) return PyFloat_AsDouble(x.ptr());
     if (PyUnicode_Check(x.ptr())) return nb::cast<std::string>(x);
     if (PyBytes_Check(x.ptr())) return bytes(x);
-    if (nb::isinstance<Tensor>(x)) return nb::cast<const Tensor&>(x);
+    if (nb::isinstance<Tensor>(x)) return tensor(nb::cast<const Tensor&>(x), place);
     const auto known = containers_.find(x.ptr());
     if (known != containers_.end()) return container(known->second, place);
     if (PyDict_Check(x.ptr())) return dict(x, place);
@@ -172,8 +174,24 @@ class Reader {
   Value list(nb::handle x, const Place& place) { return remember(x, List(elements(x, place))); }
   Value tuple(nb::handle x, const Place& place) { return remember(x, Tuple(elements(x, place))); }
 
+  Value tensor(Tensor tensor, const Place& place) {
+    const Device device = tensor.device();
+    if (!device.is_cpu()) {
+      const auto problem = cuda_problem();
+      if (!problem.empty()) refuse(place, "is on " + to_string(device) + ": " + problem);
+    }
+    if (places_ != nullptr && tensor.storage().nbytes() > 0) {
+      if (device.is_cpu()) {
+        places_->cpu = true;
+      } else {
+        places_->cuda.insert(device.index);
+      }
+    }
+    return tensor;
+  }
+
   Value other(nb::handle x, const Place& place) {
-    if (PyObject_CheckBuffer(x.ptr()) != 0) return buffer(x, place);
+    if (PyObject_CheckBuffer(x.ptr()) != 0) return tensor(buffer(x, place), place);
     if (!foreign_.is_none()) {
       const nb::object instead = foreign(x, place);
       if (!instead.is(Py_NotImplemented)) {
@@ -181,7 +199,7 @@ class Reader {
         return read(instead, place);
       }
     }
-    if (nb::hasattr(x, "__dlpack__")) return dlpack(x, place);
+    if (nb::hasattr(x, "__dlpack__")) return tensor(dlpack(x, place), place);
     refuse(place, "is a " + python_type(x) +
                       ": a state has dicts, lists, tuples, None, bool, int, float, str, bytes and "
                       "arrays");
@@ -197,7 +215,7 @@ class Reader {
     }
   }
 
-  static Value buffer(nb::handle x, const Place& place) {
+  static Tensor buffer(nb::handle x, const Place& place) {
     Py_buffer view;
     bool writable = true;
     if (PyObject_GetBuffer(x.ptr(), &view, PyBUF_RECORDS) != 0) {
@@ -242,7 +260,7 @@ class Reader {
     return Tensor::on_storage(storage, *dtype, std::move(shape), std::move(strides));
   }
 
-  static Value dlpack(nb::handle x, const Place& place) {
+  static Tensor dlpack(nb::handle x, const Place& place) {
     nb::object capsule;
     try {
       capsule = x.attr("__dlpack__")(nb::arg("max_version") = nb::make_tuple(1, 1));
@@ -256,7 +274,7 @@ class Reader {
       refuse(place, std::string("is a ") + python_type(x) + ": " + error.what());
     }
   }
-  static Value take(const nb::object& capsule) {
+  static Tensor take(const nb::object& capsule) {
     if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
       auto* managed = static_cast<dlpack::ManagedTensorVersioned*>(
           PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
@@ -271,6 +289,7 @@ class Reader {
   }
 
   nb::handle foreign_;
+  TensorPlaces* places_;
   std::map<PyObject*, std::optional<Value>> containers_;  // nothing: open
   std::vector<PyObject*> open_;
   std::vector<nb::object> kept_;
@@ -336,8 +355,8 @@ nb::object write_tuple(nb::handle x, const Tuple& values) {
 
 }  // namespace
 
-Value read_tree(nb::handle object, nb::handle foreign) {
-  return Reader(foreign).read(object, {nullptr, ""});
+Value read_tree(nb::handle object, nb::handle foreign, TensorPlaces* places) {
+  return Reader(foreign, places).read(object, {nullptr, ""});
 }
 
 nb::object write_tree(nb::handle object, const Value& value) {
@@ -363,8 +382,8 @@ nb::object write_tree(nb::handle object, const Value& value) {
 
 void bind_tree(nb::module_& module) {
   nb::class_<ForeignStorage>(module, "ForeignStorage")
-      .def(nb::init<std::uintptr_t, std::size_t, nb::object>(), nb::arg("address"),
-           nb::arg("nbytes"), nb::arg("owner"));
+      .def(nb::init<std::uintptr_t, std::size_t, nb::object, int>(), nb::arg("address"),
+           nb::arg("nbytes"), nb::arg("owner"), nb::arg("cuda_device") = kNoCudaDevice);
   nb::class_<Tensor>(module, "Tensor")
       .def_static("on_storage", &foreign_tensor, nb::arg("storage"), nb::arg("dtype"),
                   nb::arg("shape"), nb::arg("strides"), nb::arg("offset"))

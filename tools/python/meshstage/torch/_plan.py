@@ -1,6 +1,6 @@
 """A structure that was staged before, walked again as fast as Python can.
 
-A plan knows a tree of plain containers, scalars and plain CPU tensors: for each tensor its storage,
+A plan knows a tree of plain containers, scalars and plain tensors: for each tensor its storage,
 geometry and a staged tensor to make others of. Everything that it does not know is the slow walk's.
 """
 
@@ -47,6 +47,7 @@ class Plan:
         self._atomic = atomic
         self._entry_of = entry_of  # by the storage's number; while compiling
         self.entries: list = []
+        self.devices: set[int] = set()  # CUDA's, by number
         self.batch = None
         self._ties: list[tuple[int, int]] = []
         self._leaves: list[_Leaf] = []
@@ -76,6 +77,7 @@ class Plan:
     def settle(self, entries: list, batch) -> None:
         """When the staged tensors have their storages: what of them was copied, as which batch."""
         self.entries, self.batch = entries, batch
+        self.devices = {entry.device for entry in entries if entry.device >= 0}
         for leaf in self._leaves:
             leaf.staged = leaf.staged.detach()  # the caller may change what its own tensor is
         self._leaves = []

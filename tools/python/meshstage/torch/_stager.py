@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from meshstage import _meshstage
 from meshstage.errors import InvalidArgument, InvalidState
+from meshstage.torch import _cuda
 from meshstage.torch._plan import PLAIN_TENSORS, Differs, Plan
 from meshstage.torch._shared import adopt, untyped
 
@@ -35,12 +36,13 @@ _KNOWN_BATCHES = 4  # as many structures as the C++ stager knows at a time
 class _Entry:
     """A source storage, by its identity, and the storage that it is staged to."""
 
-    __slots__ = ("address", "nbytes", "source", "staged", "place", "ref")
+    __slots__ = ("address", "nbytes", "device", "source", "staged", "place", "ref")
 
     def __init__(self, storage: torch.UntypedStorage):
         self.address = storage.data_ptr()
         self.nbytes = storage.nbytes()
-        self.source = _meshstage.SourceStorage(self.address, self.nbytes)
+        self.device = _cuda.number(storage.device)
+        self.source = _meshstage.SourceStorage(self.address, self.nbytes, self.device)
         self.staged: torch.UntypedStorage | None = None
         self.place = -1  # where that storage's bytes are staged to
         self.ref: weakref.ref | None = None
@@ -68,8 +70,9 @@ class StateDictStager:
     copy, so earlier results show the new bytes too; a storage that is gone gives up its copy, which
     lives on in results that have it.
 
-    ``stage`` returns when everything on the CPU is copied. Tensors of other devices are copied by
-    torch, with ``non_blocking`` as given. Threads: one at a time.
+    ``stage`` returns when everything on the CPU and on CUDA devices is copied; copies come behind
+    the work on torch's current streams. Tensors of other devices, and of CUDA's where meshstage
+    cannot use it, are copied by torch, with ``non_blocking`` as given. Threads: one at a time.
     """
 
     def __init__(
@@ -92,7 +95,12 @@ class StateDictStager:
         self._entries: dict[int, _Entry] = {}
         self._batches: list[tuple[list[_Entry], Any]] = []
         self._plans: list[Plan] = []
-        self._stager = _meshstage.StorageStager(share_memory=share_memory)
+        self._pins = pin_memory and _cuda.problem() is None  # else torch does
+        self._stager = _meshstage.StorageStager(
+            share_memory=share_memory,
+            pin_for=torch.cuda.current_device() if self._pins else -1,
+            pin_min_bytes=max(pin_memory_min_bytes, 1),
+        )
         weak_self = weakref.ref(self)
 
         def forget(ref: _SourceRef) -> None:
@@ -126,6 +134,9 @@ class StateDictStager:
                 result, sources, results = plan.match(state_dict, self._copy_attributes)
             except Differs:
                 continue
+            streams = _cuda.Streams()
+            for device in plan.devices:
+                streams.order(device)
             return result, functools.partial(self._replay, plan, sources, results)
         walk = _Walk(self, {}, non_blocking)
         result = walk.copy(state_dict, None)
@@ -211,8 +222,10 @@ class StateDictStager:
         return entry
 
     def _copied_by_torch(self, storage: torch.UntypedStorage) -> bool:
+        if storage.device.type == "cuda":
+            return _cuda.copied_by_torch()
         return storage.device.type != "cpu" or (
-            self.pin_memory and storage.nbytes() >= self.pin_memory_min_bytes
+            self.pin_memory and not self._pins and storage.nbytes() >= self.pin_memory_min_bytes
         )
 
     def _copy_by_torch(self, entry: _Entry, storage: torch.UntypedStorage, non_blocking: bool):
@@ -274,6 +287,7 @@ class _Walk:
         self.by_torch = False  # some were
         self._alive: list[Any] = []  # what the memo and the entries name by number
         self._pending: list[_Entry] = []
+        self._streams = _cuda.Streams()
         self._late: list[tuple] = []
 
     def copy(self, x, path):
@@ -427,6 +441,8 @@ class _Walk:
                 self.by_torch = True
                 self._stager._copy_by_torch(entry, storage, self._non_blocking)
             else:
+                if entry.device >= 0:
+                    self._streams.order(entry.device)
                 self._pending.append(entry)
         return entry
 

@@ -17,7 +17,7 @@ def state(*, rng: bool = False, **parts: Any) -> "State":
     module's); an optimizer its state by the names that the given modules have for its parameters,
     and its options; whatever has state_dict() and load_state_dict() gives that; all else is taken
     as it is. Tensors are recovered in place; numbers go back to where they came from. ``rng`` adds
-    torch's generator of random numbers (the CPU's).
+    torch's generators of random numbers: the CPU's, and those of the modules' CUDA devices.
 
     An optimizer that has not stepped yet gets the state that its first step would begin with, so
     that a process that has just started can recover: Adam, AdamW, RMSprop, SGD. Of others, and of
@@ -32,11 +32,14 @@ class State:
     def __init__(self, parts: dict[str, Any], rng: bool):
         self._parts = parts
         self._rng = rng
+        self._devices: set[int] = set()  # CUDA's, by number
         names: dict[torch.Tensor, str] = {}
         for part, value in parts.items():
             if isinstance(value, torch.nn.Module):
                 for name, parameter in value.named_parameters():
                     names.setdefault(parameter, f"{part}.{_plain(name)}")
+                    if parameter.device.type == "cuda":
+                        self._devices.add(parameter.device.index)
         self._names = names
         for part, value in parts.items():
             if isinstance(value, torch.optim.Optimizer):
@@ -47,6 +50,8 @@ class State:
         tree = {name: self._read(value) for name, value in self._parts.items()}
         if self._rng:
             tree["rng"] = torch.get_rng_state()
+            if self._devices:
+                tree["cuda_rng"] = {i: torch.cuda.get_rng_state(i) for i in sorted(self._devices)}
         return tree
 
     def write(self, tree: dict[str, Any]) -> None:
@@ -62,6 +67,8 @@ class State:
                 self._parts[name] = tree[name]
         if self._rng:
             torch.set_rng_state(tree["rng"])
+            for i, generator in tree.get("cuda_rng", {}).items():
+                torch.cuda.set_rng_state(generator, i)
 
     def __getitem__(self, name: str) -> Any:
         return self._parts[name]

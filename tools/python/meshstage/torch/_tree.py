@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from meshstage import _meshstage
 from meshstage.errors import InvalidArgument
+from meshstage.torch import _cuda
 
 _DTYPES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16",
@@ -22,10 +23,11 @@ class StandIns:
 
     def __init__(self):
         self._storages: dict[int, Any] = {}  # by number: tensors that share one share it here
+        self._streams = _cuda.Streams()
 
     def __call__(self, value: Any) -> Any:
-        """The view, or NotImplemented. Raises InvalidArgument for a tensor that is no dense CPU
-        tensor of a known dtype: its bytes alone would not give it back."""
+        """The view, or NotImplemented. Raises InvalidArgument for a tensor that is no dense tensor
+        of a known dtype, on the CPU or a CUDA device: its bytes alone would not give it back."""
         if not isinstance(value, torch.Tensor):
             return NotImplemented
         if is_traceable_wrapper_subclass(value):
@@ -34,8 +36,15 @@ class StandIns:
             return {name: part for name, part in parts.items() if isinstance(part, torch.Tensor)}
         if value.layout != torch.strided or value.is_quantized:
             raise InvalidArgument(f"is a tensor of layout {value.layout} and {value.dtype}")
-        if value.device.type != "cpu":
-            raise InvalidArgument(f"is a tensor on {value.device}: CPU tensors are taken so far")
+        if value.device.type == "cuda":
+            why = _cuda.problem()
+            if why is not None:
+                raise InvalidArgument(f"is a tensor on {value.device}: {why}")
+            self._streams.order(value.device.index)
+        elif value.device.type != "cpu":
+            raise InvalidArgument(
+                f"is a tensor on {value.device}: those of the CPU and of CUDA devices are taken"
+            )
         if value.is_conj() or value.is_neg():
             raise InvalidArgument("has a lazy conjugate or negative: resolve_conj(), resolve_neg()")
         if value.dtype not in _DTYPES:
@@ -53,6 +62,8 @@ class StandIns:
     def _storage(self, storage: torch.UntypedStorage) -> Any:
         known = self._storages.get(storage._cdata)
         if known is None:
-            known = _meshstage.ForeignStorage(storage.data_ptr(), storage.nbytes(), storage)
+            known = _meshstage.ForeignStorage(
+                storage.data_ptr(), storage.nbytes(), storage, _cuda.number(storage.device)
+            )
             self._storages[storage._cdata] = known
         return known
