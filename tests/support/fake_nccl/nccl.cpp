@@ -124,7 +124,7 @@ ncclResult_t counted(ncclComm* comm) {
 
 // What every call for a communicator begins with.
 template <class F>
-ncclResult_t enter(const char* name, ncclComm* comm, F&& f) {
+ncclResult_t enter(const char* name, ncclComm* comm, F&& f, bool ends = false) {
   const Lock lock;
   if (!fake().live.contains(comm)) {
     cuda().violate(std::string(name) + " for a communicator that is gone");
@@ -132,7 +132,10 @@ ncclResult_t enter(const char* name, ncclComm* comm, F&& f) {
   }
   if (comm->owner != std::this_thread::get_id())
     cuda().violate(std::string(name) + " by another thread than the communicator's");
-  if (const auto result = counted(comm); result != ncclSuccess) return result;
+  if (const auto result = counted(comm); result != ncclSuccess) {
+    if (ends) f();  // an end takes effect even if it fails
+    return result;
+  }
   return f();
 }
 
@@ -350,21 +353,27 @@ MESHSTAGE_FAKE_EXPORT ncclResult_t ncclCommFinalize(ncclComm_t comm) {
 }
 
 MESHSTAGE_FAKE_EXPORT ncclResult_t ncclCommDestroy(ncclComm_t comm) {
-  return enter("ncclCommDestroy", comm, [&] {
-    if (!comm->finalized || in_progress(*comm))
-      cuda().violate("ncclCommDestroy before ncclCommFinalize was complete");
-    forget(comm);
-    return ncclSuccess;
-  });
+  return enter(
+      "ncclCommDestroy", comm,
+      [&] {
+        if (!comm->finalized || (in_progress(*comm) && comm->failed == ncclSuccess))
+          cuda().violate("ncclCommDestroy before ncclCommFinalize was complete");
+        forget(comm);
+        return ncclSuccess;
+      },
+      true);
 }
 
 MESHSTAGE_FAKE_EXPORT ncclResult_t ncclCommAbort(ncclComm_t comm) {
-  return enter("ncclCommAbort", comm, [&] {
-    for (const auto& operation : comm->issued) operation->aborted = !operation->done;
-    comm->not_issued.clear();
-    forget(comm);
-    return ncclSuccess;
-  });
+  return enter(
+      "ncclCommAbort", comm,
+      [&] {
+        for (const auto& operation : comm->issued) operation->aborted = !operation->done;
+        comm->not_issued.clear();
+        forget(comm);
+        return ncclSuccess;
+      },
+      true);
 }
 
 MESHSTAGE_FAKE_EXPORT ncclResult_t ncclGroupStart() {
