@@ -26,12 +26,14 @@ inline std::set<std::string> vaults() {
   return dead;
 }
 
-/// A short drill with these options; checks that nothing is left, whatever came of it.
-inline Outcome drill(const TemporaryDirectory& directory, const Words& options) {
+/// A short drill with these options, and further variables of its environment; checks that nothing
+/// is left, whatever came of it.
+inline Outcome drill(const TemporaryDirectory& directory, const Words& options,
+                     const Words& environment = {}) {
   Words words{"drill", "--dir", directory.path(), "--timeout", "100"};
   words.insert(words.end(), options.begin(), options.end());
   const auto before = vaults();
-  Outcome outcome = run(MESHSTAGE_COMMAND, words);
+  Outcome outcome = run(MESHSTAGE_COMMAND, words, std::chrono::seconds(240), environment);
   INFO("stderr: " << outcome.err << "\nstdout: " << outcome.out);
   CHECK_FALSE(outcome.timed_out);
   CHECK(processes_with(directory.path()).empty());
@@ -41,11 +43,11 @@ inline Outcome drill(const TemporaryDirectory& directory, const Words& options) 
 }
 
 /// The same with --json, which must be identical; its object.
-inline nlohmann::json identical(const Words& options) {
+inline nlohmann::json identical(const Words& options, const Words& environment = {}) {
   const TemporaryDirectory directory;
   Words words = options;
   words.emplace_back("--json");
-  const Outcome outcome = drill(directory, words);
+  const Outcome outcome = drill(directory, words, environment);
   INFO("stderr: " << outcome.err << "\nstdout: " << outcome.out);
   REQUIRE(outcome.code == 0);
   CHECK(outcome.err.empty());
