@@ -65,6 +65,8 @@ TEST_CASE("Without a usable device the commands say why and exit with 3") {
   refused(drill(directory, {"--device", "cuda"}, kNone), why);
   for (const std::string what : {"stage", "replicate", "recover"})
     refused(run(MESHSTAGE_COMMAND, {"bench", what, "--device", "cuda"}, limit, kNone), why);
+  for (const std::string what : {"launch", "notice"})
+    refused(run(MESHSTAGE_COMMAND, {"bench", what}, limit, kNone), why);
   refused(run(MESHSTAGE_TRAINER, {"--device", "cuda", "--steps", "1"}, limit, kNone), why);
   refused(drill(directory, {"--device", "cuda:9"}, kFake), "devices, counted from 0");
 }
@@ -94,4 +96,25 @@ TEST_CASE("Benches of a state on a device report the trainer's blocked time") {
     CHECK(json.at("limit_s").at(0) > 0);
     if (what != "recover") CHECK(json.at("parts").at("trainer blocked") > 0);
   }
+}
+
+TEST_CASE("Launches beside page-locking are measured, and when a killed process is noticed") {
+  const TemporaryDirectory directory;
+  const auto bench = [&](const std::string& what) {
+    const auto outcome = run(MESHSTAGE_COMMAND,
+                             {"bench", what, "--lock", "8000000", "--repeat", "2", "--dir",
+                              directory.path(), "--vault", directory.path(), "--json"},
+                             std::chrono::seconds(120), kFake);
+    INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+    REQUIRE(outcome.code == 0);
+    CHECK(directory.entries().empty());
+    return nlohmann::json::parse(outcome.out);
+  };
+  const auto launch = bench("launch");
+  for (const std::string when : {"quiet", "locking here", "locking elsewhere"})
+    CHECK(launch.at("parts").at(when + ": launch p99") > 0);
+  const auto notice = bench("notice");
+  CHECK(notice.at("repeat") == 2);
+  for (const auto* const part : {"lock free", "process ended", "limit: lock free"})
+    CHECK(notice.at("parts").at(part) > 0);
 }

@@ -20,7 +20,8 @@ struct Options {
   int ranks = 2;               ///< Processes, each a rank. Only for replicate and recover.
   double changed = 1;    ///< Fraction of the state's bytes that change from one step to the next.
   unsigned threads = 0;  ///< That copy; 0: by the library's default.
-  int repeat = 9;        ///< How often, after one time that is reported by itself.
+  std::uint64_t lock_bytes = std::uint64_t{1} << 30U;  ///< Only for launch and notice.
+  int repeat = 9;  ///< How often, after one time that is reported by itself.
   std::filesystem::path vault_directory = "/dev/shm";
   std::filesystem::path directory;  ///< Where persist writes. Empty: the temporary directory.
   std::filesystem::path program = "/proc/self/exe";  ///< Starts the ranks.
@@ -62,6 +63,13 @@ using Progress = std::function<void(const std::string&)>;
 [[nodiscard]] Result bench_recover(const Options& options, const Progress& progress);
 /// An image published as a file, durable, against one plain write and sync of as many bytes.
 [[nodiscard]] Result bench_persist(const Options& options, const Progress& progress);
+
+/// The time that launching a kernel takes while page-locking goes on, against the same without:
+/// in this process (the result) and in another (parts).
+[[nodiscard]] Result bench_launch(const Options& options, const Progress& progress);
+/// The time from a SIGKILL until a peer notices it by the closed connection, of a process with
+/// page-locked memory, against one with next to none. Parts: by its file lock, and by its end.
+[[nodiscard]] Result bench_notice(const Options& options, const Progress& progress);
 
 /// What the rank processes of replicate and recover run. `directory` is where they meet; progress
 /// and rank 0's result are lines on the descriptor `report`.

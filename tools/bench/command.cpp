@@ -8,7 +8,10 @@
 #include <memory>
 #include <ostream>
 
+#include <meshstage/core/error/error.hpp>
+
 #include "tools/bench/bench.hpp"
+#include "tools/bench/locker.hpp"
 #include "tools/command/command.hpp"
 
 namespace meshstage::tools {
@@ -53,8 +56,12 @@ void run(const std::string& what, Bench measure, const Parsed& parsed, std::ostr
   if (parsed.of_rank.rank >= 0) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() != parsed.of_rank.parent) throw CLI::RuntimeError(1);
-    bench::run_rank(what, parsed.of_rank.rank, parsed.of_rank.report, parsed.of_rank.meet,
-                    parsed.options);
+    if (what == "launch" || what == "notice") {
+      bench::run_locker(what, parsed.of_rank.report, parsed.of_rank.meet, parsed.options);
+    } else {
+      bench::run_rank(what, parsed.of_rank.rank, parsed.of_rank.report, parsed.of_rank.meet,
+                      parsed.options);
+    }
     return;
   }
   bench::Result result;
@@ -71,6 +78,45 @@ constexpr const char* kDeviceHelp =
     "device; between rounds the host changes copies of them. Ranks share the devices";
 
 enum class With : std::uint8_t { kNothing, kDevice, kRanks };  // kRanks: a device, too
+
+// What the processes that a bench starts are told.
+void add_hidden(CLI::App& command, RankArguments& of_rank) {
+  for (auto* hidden :
+       {command.add_option("--rank", of_rank.rank), command.add_option("--report", of_rank.report),
+        command.add_option("--parent", of_rank.parent),
+        command.add_option("--meet", of_rank.meet)}) {
+    hidden->group("");
+  }
+}
+
+// A bench of page-locking: it has no workload.
+void add_page_locks(CLI::App& bench, const std::string& what, const char* description,
+                    Bench measure, std::uint64_t bytes, int repeat, std::ostream& out) {
+  auto parsed = std::make_shared<Parsed>();
+  auto* command = bench.add_subcommand(what, description);
+  auto& options = parsed->options;
+  options.device = "cuda";
+  options.lock_bytes = bytes;
+  options.repeat = repeat;
+  command->add_option("--device", options.device, "cuda or cuda:1")->capture_default_str();
+  command->add_option("--lock", options.lock_bytes, "Bytes to page-lock")
+      ->check(whole_number())
+      ->capture_default_str();
+  command->add_option("--repeat", options.repeat, "How often")
+      ->check(whole_number() & CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_option("--vault", options.vault_directory, "Where memory of vaults is")
+      ->capture_default_str();
+  command->add_option("--dir", options.directory, "Where files go [the temporary directory]");
+  add_hidden(*command, parsed->of_rank);
+  command->add_flag("--json", parsed->json, "One line of JSON");
+  set_example(*command, "meshstage bench " + what + " --lock 4000000000");
+  command->callback([what, measure, parsed, &out] {
+    if (parsed->options.device == "cpu")
+      throw InvalidArgument("--device cpu: memory is page-locked for a device; write cuda");
+    run(what, measure, *parsed, out);
+  });
+}
 
 void add(CLI::App& bench, const std::string& what, const char* description, Bench measure,
          With with, std::ostream& out) {
@@ -102,12 +148,7 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
         ->capture_default_str();
     command->add_option("--vault", options.vault_directory, "Where host memory is")
         ->capture_default_str();
-    for (auto* hidden : {command->add_option("--rank", parsed->of_rank.rank),
-                         command->add_option("--report", parsed->of_rank.report),
-                         command->add_option("--parent", parsed->of_rank.parent),
-                         command->add_option("--meet", parsed->of_rank.meet)}) {
-      hidden->group("");
-    }
+    add_hidden(*command, parsed->of_rank);
   }
   command->add_flag("--json", parsed->json, "One line of JSON");
   set_example(*command, "meshstage bench " + what + " --workload gpt2-half --repeat 5 --json");
@@ -128,6 +169,10 @@ void add_bench_command(CLI::App& app, std::ostream& out) {
       bench::bench_recover, With::kRanks, out);
   add(*command, "persist", "Publish an image as a file, against one plain write and sync",
       bench::bench_persist, With::kNothing, out);
+  add_page_locks(*command, "launch", "Launch kernels while memory is page-locked for a device",
+                 bench::bench_launch, std::uint64_t{4} << 30U, 3, out);
+  add_page_locks(*command, "notice", "Kill a process that has page-locked memory, and wait for it",
+                 bench::bench_notice, std::uint64_t{20} << 30U, 1, out);
 }
 
 }  // namespace meshstage::tools
