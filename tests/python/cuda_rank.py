@@ -24,7 +24,7 @@ def main() -> None:
     ).cuda()
     optimizer = torch.optim.AdamW(model.parameters())
     with meshstage.Checkpointer(
-        job="ranks", directory=directory, vault_directory=directory, deadline=20.0
+        job="ranks", directory=directory, vault_directory=os.environ["VAULT"], deadline=20.0
     ) as ckpt:
         torch.manual_seed(100 + ckpt.rank)  # dropout and data of its own
         state = meshstage.torch.state(model=model, optimizer=optimizer, rng=True)

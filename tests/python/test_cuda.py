@@ -5,8 +5,10 @@ torch sees no GPU. The file, conftest.py and cuda_rank.py suffice, beside an ins
 """
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from meshstage import _meshstage  # noqa: E402
 from meshstage.torch import StateDictStager, Stager  # noqa: E402
 
 HERE = Path(__file__).parent
-LARGE = 50_000_000  # elements: the copy takes milliseconds
+LARGE = 10_000_000  # elements: the copy takes milliseconds
 SLEEP = 200_000_000  # cycles of a kernel that only waits: a tenth of a second
 
 
@@ -32,7 +34,15 @@ def finished():
 
 
 @pytest.fixture
-def make(tmp_path):
+def vault():
+    """A directory whose files can be page-locked: those of a disk cannot."""
+    directory = tempfile.mkdtemp(prefix="meshstage-test-", dir="/dev/shm")
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def make(tmp_path, vault):
     made = []
 
     def one():
@@ -40,7 +50,7 @@ def make(tmp_path):
             old.close()
         made.append(
             meshstage.Checkpointer(
-                job="cuda", directory=tmp_path, vault_directory=tmp_path, rank=0, world_size=1,
+                job="cuda", directory=tmp_path, vault_directory=vault, rank=0, world_size=1,
                 persist_every=0,
             )
         )  # fmt: skip
@@ -118,11 +128,11 @@ def test_before_update_does_not_wait_for_the_gpu(make):
 
 
 def test_slots_are_page_locked(make):
-    state = {"tensor": torch.ones(LARGE // 10, device="cuda")}
+    state = {"tensor": torch.ones(LARGE, device="cuda")}
     ckpt = make()
     ckpt.recover(state)
     complete(ckpt.stage(state, 1))
-    assert ckpt.stats()["page_locked_bytes"] >= 4 * (LARGE // 10)
+    assert ckpt.stats()["page_locked_bytes"] >= 4 * LARGE
 
 
 def test_a_mixed_state(make):
@@ -172,7 +182,7 @@ def test_a_stream_that_is_being_captured_is_refused(make):
     complete(ckpt.stage(state, 2))
 
 
-def test_two_ranks_on_one_gpu_and_a_kill(tmp_path):
+def test_two_ranks_on_one_gpu_and_a_kill(tmp_path, vault):
     def run(directory, *arguments):
         directory.mkdir()
         command = [
@@ -181,7 +191,7 @@ def test_two_ranks_on_one_gpu_and_a_kill(tmp_path):
         ]  # fmt: skip
         environment = {
             **os.environ, "MESHSTAGE_STORE": f"file:{directory}/store",
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "VAULT": vault,
         }  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
