@@ -1,0 +1,133 @@
+"""meshstage.torch.PGTransport and ReplicationStager between processes, over torch's Gloo."""
+
+import datetime
+import os
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.distributed as dist  # noqa: E402
+import torch.multiprocessing as mp  # noqa: E402
+
+from meshstage.errors import StructureMismatch  # noqa: E402
+from meshstage.torch import PGTransport, ReplicationStager  # noqa: E402
+
+MINUTE = datetime.timedelta(minutes=1)
+CPU = torch.device("cpu")
+
+
+def rank_main(rank, world_size, store, body, *arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=MINUTE
+    )
+    try:
+        body(rank, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def run(tmp_path, world_size, body, *arguments):
+    mp.spawn(rank_main, (world_size, str(tmp_path / "store"), body, *arguments), world_size)
+
+
+def state_of(rank):
+    base = torch.arange(24.0).reshape(4, 6) + rank
+    return {
+        "base": base, "view": base[1:3, ::2], "tie": [base], "none": torch.empty(0), "n": rank,
+        "half": torch.full((7,), rank, dtype=torch.bfloat16),
+    }  # fmt: skip
+
+
+def check(got, rank):
+    want = state_of(rank)
+    assert got["n"] == rank
+    for name in ("base", "view", "half", "none"):
+        assert torch.equal(got[name], want[name]) and got[name].stride() == want[name].stride()
+    got["base"].fill_(-1)  # shared as at the sender
+    assert (got["view"] == -1).all() and (got["tie"][0] == -1).all()
+
+
+def several_receivers(rank):
+    transport = PGTransport(dist.group.WORLD, MINUTE, CPU)
+    if rank == 0:
+        transport.send_checkpoint([1, 2], state_of(0))
+    else:
+        check(transport.recv_checkpoint(0), 0)
+
+
+def test_a_state_goes_to_several_receivers(tmp_path):
+    run(tmp_path, 3, several_receivers)
+
+
+def in_place(rank):
+    mine = state_of(rank)
+    transport = PGTransport(dist.group.WORLD, MINUTE, CPU, lambda: mine)
+    if rank == 0:
+        return transport.send_checkpoint([1], state_of(0))
+    addresses = mine["base"].data_ptr(), mine["half"].data_ptr()
+    got = transport.recv_checkpoint(0)
+    assert got["base"] is mine["base"] and got["view"] is mine["view"]
+    assert (mine["base"].data_ptr(), mine["half"].data_ptr()) == addresses
+    check(got, 0)
+
+
+def test_a_state_is_received_in_place(tmp_path):
+    run(tmp_path, 2, in_place)
+
+
+def untied(rank):
+    tied = torch.arange(5.0)
+    if rank == 0:
+        return PGTransport(dist.group.WORLD, MINUTE, CPU).send_checkpoint([1], [tied, tied])
+    mine = [torch.zeros(5), torch.zeros(5)]
+    PGTransport(dist.group.WORLD, MINUTE, CPU, lambda: mine).recv_checkpoint(0)
+    assert torch.equal(mine[0], tied) and torch.equal(mine[1], tied)
+
+
+def test_what_only_the_sender_shared_arrives_in_each(tmp_path):
+    run(tmp_path, 2, untied)
+
+
+def mismatch(rank):
+    if rank == 0:
+        transport = PGTransport(dist.group.WORLD, MINUTE, CPU)
+        return transport.send_checkpoint([1], {"model": [torch.empty(0), torch.ones(0, 3)]})
+    mine = {"model": [torch.empty(0), torch.ones(4)]}
+    with pytest.raises(StructureMismatch, match="model.1"):
+        PGTransport(dist.group.WORLD, MINUTE, CPU, lambda: mine).recv_checkpoint(0)
+    assert torch.equal(mine["model"][1], torch.ones(4))
+
+
+def test_another_shape_is_refused_by_path(tmp_path):
+    run(tmp_path, 2, mismatch)
+
+
+def silent_sender(rank, done):
+    if rank == 1:
+        transport = PGTransport(dist.group.WORLD, datetime.timedelta(seconds=1), CPU)
+        with pytest.raises(RuntimeError, match="(?i)time"):
+            transport.recv_checkpoint(0)
+        open(done, "w").close()
+    else:
+        while not os.path.exists(done):
+            pass
+
+
+def test_the_timeout_is_kept(tmp_path):
+    run(tmp_path, 2, silent_sender, str(tmp_path / "done"))
+
+
+def replicate(rank, world_size, directory):
+    stager = ReplicationStager(dist.group.WORLD, MINUTE, storage_dir=directory)
+    source = (rank - world_size // 2) % world_size
+    for _ in range(2):
+        check(stager.stage(state_of(rank)), source)
+    check(torch.load(stager._get_persisted_path(rank, source)), source)
+    assert not [name for name in os.listdir(directory) if name.startswith(f"rank_{rank}_") and "tmp" in name]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_each_rank_gets_the_state_of_half_the_world_before(tmp_path, world_size):
+    run(tmp_path, world_size, replicate, world_size, str(tmp_path / "replicas"))

@@ -1,0 +1,316 @@
+"""PGTransport and ReplicationStager: take the place of torch.distributed.checkpoint's, over a process group of torch's."""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardMetadata
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
+
+from meshstage.errors import InvalidArgument, StructureMismatch
+
+_LENGTH, _STRUCTURE, _STORAGES = 1, 2, 3  # tags; that of storage i is _STORAGES + i
+
+
+@dataclass
+class _View:
+    """A tensor on the wire: a view of a storage, all in elements."""
+
+    storage: int
+    dtype: torch.dtype
+    size: tuple
+    stride: tuple
+    offset: int
+
+
+@dataclass
+class _Distributed:
+    local: _View
+    spec: Any
+
+
+@dataclass
+class _Sharded:
+    shards: list[_View]
+    metadata: list[ShardMetadata]
+    whole: Any
+
+
+@dataclass
+class _Structure:
+    tree: Any
+    paths: list
+    leaves: list[Any]
+    nbytes: list[int]  # of each distinct storage
+
+
+class _Sent:
+    """A state dict as what is sent: each distinct storage once."""
+
+    def __init__(self, state_dict: Any):
+        self.storages: list[torch.UntypedStorage] = []
+        self._numbers: dict[int, int] = {}
+        leaves, tree = tree_flatten_with_path(state_dict)
+        views = [self._leaf(path, leaf) for path, leaf in leaves]
+        self.structure = _Structure(
+            tree, [path for path, _ in leaves], views, [s.nbytes() for s in self.storages]
+        )
+
+    def _leaf(self, path, leaf: Any) -> Any:
+        if isinstance(leaf, DTensor):
+            return _Distributed(self._view(path, leaf._local_tensor), leaf._spec)
+        if isinstance(leaf, ShardedTensor):
+            shards = leaf.local_shards()
+            views = [self._view(path, shard.tensor) for shard in shards]
+            return _Sharded(views, [shard.metadata for shard in shards], leaf.metadata())
+        return self._view(path, leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+    def _view(self, path, tensor: torch.Tensor) -> _View:
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+            raise InvalidArgument(f"the tensor at {_name(path)} is a {type(tensor).__qualname__} "
+                                  f"of layout {tensor.layout}: its bytes alone do not give it back")  # fmt: skip
+        if tensor.is_conj() or tensor.is_neg() or tensor.is_quantized:
+            raise InvalidArgument(f"the tensor at {_name(path)} is conjugate, negative or quantized")
+        storage = tensor.untyped_storage()
+        number = self._numbers.setdefault(storage._cdata, len(self.storages))
+        if number == len(self.storages):
+            self.storages.append(storage)
+        return _View(number, tensor.dtype, tuple(tensor.size()), tensor.stride(),
+                     tensor.storage_offset())  # fmt: skip
+
+
+class PGTransport:
+    """Sends state dicts over ``pg`` and receives them, as PyTorch's class of the name.
+
+    Each distinct storage travels once, so tensors that share memory share it at the receiver.
+    ``state_dict()`` gives tensors that are received in place; one of another size, type or place in
+    its storage raises StructureMismatch with its path. Without it the result is on the CPU. No wait
+    is longer than ``timeout``; an error of the group passes as it is. Both sides use this class.
+    """
+
+    def __init__(
+        self,
+        pg: dist.ProcessGroup,
+        timeout: timedelta,
+        device: torch.device,
+        state_dict: Callable[[], Any] | None = None,
+    ):
+        self._pg = pg
+        self._timeout = timeout
+        self._device = torch.device(device)
+        self._state_dict = state_dict
+
+    def send_checkpoint(self, dst_ranks: list[int], state_dict: Any) -> None:
+        self._wait(self._send(dst_ranks, state_dict))
+
+    def recv_checkpoint(self, src_rank: int) -> Any:
+        return self._receive(src_rank)
+
+    def _send(self, ranks: list[int], state_dict: Any) -> list[tuple]:
+        """What is on its way, each with what it reads."""
+        sent = _Sent(state_dict)
+        text = pickle.dumps(sent.structure)
+        structure = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(self._device)
+        length = torch.tensor([len(text)], dtype=torch.int64, device=self._device)
+        messages = [(_LENGTH, length), (_STRUCTURE, structure)]
+        works = [(self._pg.send([t], rank, tag), t) for tag, t in messages for rank in ranks]
+        for i, storage in enumerate(sent.storages):
+            if storage.nbytes() > 0:
+                data = _bytes(storage).to(self._device)
+                works += [(self._pg.send([data], rank, _STORAGES + i), data) for rank in ranks]
+                if data.device != storage.device:
+                    self._wait(works)  # one copy at a time on the device
+                    works = []
+        return works
+
+    def _receive(self, rank: int) -> Any:
+        length = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._wait([(self._pg.recv([length], rank, _LENGTH), length)])
+        text = torch.empty(int(length.item()), dtype=torch.uint8, device=self._device)
+        self._wait([(self._pg.recv([text], rank, _STRUCTURE), text)])
+        structure: _Structure = pickle.loads(text.cpu().numpy().tobytes())
+        into = _Into(self._state_dict() if self._state_dict else None, structure, self._device)
+        works, data = [], []
+        for i, nbytes in enumerate(structure.nbytes):
+            place = into.place(i)
+            if nbytes > 0:
+                works.append((self._pg.recv([place], rank, _STORAGES + i), place))
+                if not into.in_place(i):
+                    self._wait(works)
+                    works, place = [], place.cpu()
+            data.append(place.untyped_storage())
+        self._wait(works)
+        leaves = [self._leaf(leaf, data) for leaf in structure.leaves]
+        return tree_unflatten(into.finish(leaves), structure.tree)
+
+    def _leaf(self, leaf: Any, data: list[torch.UntypedStorage]) -> Any:
+        if isinstance(leaf, _View):
+            return _tensor(leaf, data)
+        if isinstance(leaf, _Distributed):
+            return DTensor(_tensor(leaf.local, data), leaf.spec, requires_grad=False)
+        if isinstance(leaf, _Sharded):
+            shards = []
+            for view, was in zip(leaf.shards, leaf.metadata, strict=True):
+                tensor = _tensor(view, data)
+                placement = f"rank:{self._pg.rank()}/{tensor.device.type}"
+                here = ShardMetadata(was.shard_offsets, was.shard_sizes, placement)
+                shards.append(Shard(tensor=tensor, metadata=here))
+            return ShardedTensor._init_from_local_shards_and_global_metadata(
+                local_shards=shards, sharded_tensor_metadata=leaf.whole
+            )
+        return leaf
+
+    def _wait(self, works: list[tuple]) -> None:
+        for work, _ in works:
+            work.wait(self._timeout)
+
+
+class _Into:
+    """Where the received storages go: into those of the receiver's state, or into new memory."""
+
+    def __init__(self, state_dict: Any, structure: _Structure, device: torch.device):
+        self._nbytes = structure.nbytes
+        self._device = device
+        self._storages: dict[int, torch.UntypedStorage] = {}
+        self._tensors: dict[int, torch.Tensor] = {}  # the receiver's own, by the leaf's number
+        self._others: list[tuple[torch.Tensor, int]] = []  # of a storage that the sender shared
+        mine = dict(tree_flatten_with_path(state_dict)[0]) if state_dict is not None else {}
+        numbers: dict[int, int] = {}
+        for i, (path, leaf) in enumerate(zip(structure.paths, structure.leaves, strict=True)):
+            tensor = mine.get(path)
+            view = leaf.local if isinstance(leaf, _Distributed) else leaf
+            if not isinstance(tensor, torch.Tensor) or not isinstance(view, _View):
+                continue
+            local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+            if local.device.type != device.type:
+                continue
+            self._check(path, local, view)
+            storage = local.untyped_storage()
+            if numbers.setdefault(storage._cdata, view.storage) != view.storage:
+                raise StructureMismatch(f"the tensor at {_name(path)} shares memory, the sender's does not")
+            self._tensors[i] = tensor
+            first = self._storages.setdefault(view.storage, storage)
+            if first._cdata != storage._cdata:
+                self._others.append((local, i))
+
+    def _check(self, path, mine: torch.Tensor, view: _View) -> None:
+        got = (view.dtype, view.size, view.stride, view.offset, self._nbytes[view.storage])
+        have = (mine.dtype, tuple(mine.size()), mine.stride(), mine.storage_offset(),
+                mine.untyped_storage().nbytes())  # fmt: skip
+        if got != have:
+            error = StructureMismatch(
+                f"the tensor at {_name(path)} has dtype, shape, strides, offset and bytes {have}, "
+                f"the sender's has {got}"
+            )
+            error.path = _name(path)
+            raise error
+
+    def in_place(self, i: int) -> bool:
+        return i in self._storages
+
+    def place(self, i: int) -> torch.Tensor:
+        if i in self._storages:
+            return _bytes(self._storages[i])
+        return torch.empty(self._nbytes[i], dtype=torch.uint8, device=self._device)
+
+    @torch.no_grad()
+    def finish(self, leaves: list[Any]) -> list[Any]:
+        """The leaves, the receiver's own tensors among them."""
+        for local, i in self._others:
+            got = leaves[i]
+            local.copy_(got._local_tensor if isinstance(got, DTensor) else got)
+        return [self._tensors.get(i, leaf) for i, leaf in enumerate(leaves)]
+
+
+class ReplicationStager:
+    """An AsyncStager that gives each rank's state to rank (rank + world size // 2) % world size of
+    ``pg``, and returns what this rank got; any world size. The received state also goes to
+    ``storage_dir``, as a file that torch.load reads, published whole."""
+
+    _synchronize_after_execute = False
+
+    def __init__(
+        self,
+        pg: dist.ProcessGroup,
+        timeout: timedelta = timedelta(minutes=30),
+        device: torch.device = torch.device("cpu"),
+        storage_dir: str | None = None,
+    ):
+        self._pg = pg
+        self._timeout = timeout
+        self._device = torch.device(device)
+        self._transport = PGTransport(pg, timeout, device, None)
+        self._storage_dir = storage_dir or tempfile.mkdtemp(prefix="replication_stager_")
+        os.makedirs(self._storage_dir, exist_ok=True)
+
+    @property
+    def should_synchronize_after_execute(self) -> bool:
+        return self._synchronize_after_execute
+
+    def stage(self, state_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
+        rank, world_size = self._pg.rank(), self._pg.size()
+        if world_size == 1:
+            return state_dict
+        to, source = (rank + world_size // 2) % world_size, (rank - world_size // 2) % world_size
+        if self._device.type == "cpu":  # both directions at once
+            sent = self._transport._send([to], state_dict)
+            received = self._transport.recv_checkpoint(source)
+            self._transport._wait(sent)
+        elif rank < to:  # a device's group does what is issued in order
+            self._transport.send_checkpoint([to], state_dict)
+            received = self._transport.recv_checkpoint(source)
+        else:
+            received = self._transport.recv_checkpoint(source)
+            self._transport.send_checkpoint([to], state_dict)
+        self._persist(received, self._get_persisted_path(rank, source))
+        return received
+
+    def synchronize_staging(self) -> None:
+        """Does nothing: stage() returns when all is there."""
+
+    def close(self) -> None:
+        """Leaves the files for whoever recovers from them."""
+
+    def _get_persisted_path(self, current_rank: int, partner_rank: int) -> str:
+        name = f"rank_{current_rank}_replica_partner_{partner_rank}.pt"
+        return os.path.join(self._storage_dir, name)
+
+    def _persist(self, state_dict: Any, path: str) -> None:
+        # Whole or as it was: written beside it, synced, renamed, and the folder synced.
+        temporary = path + ".tmp"
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(state_dict, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+            raise
+        folder = os.open(self._storage_dir, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def _tensor(view: _View, data: list[torch.UntypedStorage]) -> torch.Tensor:
+    storage = data[view.storage]
+    tensor = torch.empty(0, dtype=view.dtype, device=storage.device)
+    return tensor.set_(storage, view.offset, view.size, view.stride)
+
+
+def _name(path) -> str:
+    return "'" + ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) + "'"
