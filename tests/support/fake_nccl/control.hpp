@@ -21,6 +21,10 @@ struct Control {
   /// The `n`-th call from now on (1: the next) fails with an ncclResult_t; 0: none. Texts of errors
   /// do not count.
   void (*fail_call)(std::uint64_t n, int result);
+  /// While held no operation happens, though the rest of the device goes on.
+  void (*hold)(bool held);
+  /// Operations that are on streams and have neither happened nor been aborted.
+  std::uint64_t (*issued)();
   /// Calls since reset().
   std::uint64_t (*calls)();
   /// Communicators of this process that were neither destroyed nor aborted.

@@ -97,6 +97,7 @@ struct Fake {
   std::uint64_t calls = 0;
   std::uint64_t fail_at = 0;
   ncclResult_t fail_with = ncclSuccess;
+  bool held = false;
   std::set<ncclComm*> live;
   // The operations of a rank over all of its communicators, in the order of their issue. The ranks
   // that are threads of this process are told apart by their number.
@@ -149,6 +150,7 @@ std::string name_of(const char* kind, int a, int b, std::uint64_t number) {
 // Whether the operation, whose turn on its stream has come, may happen.
 bool gate(Operation& operation) {
   if (operation.aborted) return true;
+  if (fake().held) return false;
   auto& queue = fake().by_rank[{operation.comm->device, operation.comm->rank}];
   while (!queue.empty() && (queue.front()->done || queue.front()->aborted)) queue.pop_front();
   if (!queue.empty() && queue.front()->comm != operation.comm) return false;
@@ -257,12 +259,25 @@ constexpr meshstage::fake_nccl::Control kControl{
       const Lock lock;
       fake().calls = 0;
       fake().fail_at = 0;
+      fake().held = false;
       fake().by_rank.clear();
     },
     [](std::uint64_t n, int result) {
       const Lock lock;
       fake().fail_at = n;
       fake().fail_with = static_cast<ncclResult_t>(result);
+    },
+    [](bool held) {
+      const Lock lock;
+      fake().held = held;
+    },
+    [] {
+      const Lock lock;
+      std::uint64_t count = 0;
+      for (const auto* comm : fake().live) {
+        for (const auto& one : comm->issued) count += one->done || one->aborted ? 0U : 1U;
+      }
+      return count;
     },
     [] {
       const Lock lock;
@@ -276,26 +291,6 @@ constexpr meshstage::fake_nccl::Control kControl{
 }  // namespace
 
 #define MESHSTAGE_FAKE_EXPORT extern "C" __attribute__((visibility("default")))
-
-MESHSTAGE_FAKE_EXPORT ncclResult_t ncclGetVersion(int* version) {
-  *version = NCCL_VERSION_CODE;
-  return ncclSuccess;
-}
-
-MESHSTAGE_FAKE_EXPORT const char* ncclGetErrorString(ncclResult_t result) {
-  switch (result) {
-    case ncclSuccess:
-      return "no error";
-    case ncclRemoteError:
-      return "remote process exited or there was a network error";
-    case ncclInProgress:
-      return "in progress";
-    case ncclSystemError:
-      return "unhandled system error";
-    default:
-      return "an error, as the fake says";
-  }
-}
 
 MESHSTAGE_FAKE_EXPORT const char* ncclGetLastError(ncclComm_t comm) {
   const Lock lock;
