@@ -24,8 +24,19 @@ bool is_alive(const std::string& pid) {
 }  // namespace
 
 std::string Rendezvous::make() {
+  // A folder to which some rank never came is removed when the process that made it ends.
+  struct Made {
+    std::vector<std::string> paths;
+    ~Made() {
+      std::error_code ignored;
+      for (const auto& one : paths) fs::remove_all(one, ignored);
+    }
+  };
+  static Made made;  // used with the fake driver's lock held
   std::string path = (fs::temp_directory_path() / "fake_nccl_XXXXXX").string();
-  return ::mkdtemp(path.data()) == nullptr ? "" : path;
+  if (::mkdtemp(path.data()) == nullptr) return "";
+  made.paths.push_back(path);
+  return path;
 }
 
 Rendezvous::Rendezvous(std::string path, int rank, int size)
