@@ -26,7 +26,9 @@ bool is_small(const DeviceCopy& copy) {
 BatchedCopies::BatchedCopies(DeviceStream& stream, CopyDirection direction,
                              std::span<const DeviceCopy> copies) {
   small_.reserve(copies.size());
-  for (const auto& copy : copies) small_.push_back(is_small(copy));
+  // Inside a device a kernel is as fast as its engine, and is issued at once.
+  const bool within = direction == CopyDirection::kWithinDevice;
+  for (const auto& copy : copies) small_.push_back(within || is_small(copy));
   issue_small(stream, direction, copies);
   issue_large(stream, direction, copies);
 }

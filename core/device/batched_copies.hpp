@@ -9,9 +9,9 @@
 namespace meshstage::detail {
 
 /// Many copies on one stream, issued so that the front of the list is done while its end is still
-/// being copied. First one kernel makes the small and odd-aligned copies. The others follow in the
-/// order of the list, in batches of 32 to 64 MiB with an event behind each. Threads: one constructs
-/// it; then any.
+/// being copied. First one kernel makes the small and odd-aligned copies, and within a device all.
+/// The others follow in the order of the list, in batches of 32 to 64 MiB with an event behind
+/// each. Threads: one constructs it; then any.
 class BatchedCopies {
  public:
   BatchedCopies() = default;

@@ -51,8 +51,21 @@ void Copier::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends
   }
   job.staged.devices()->set(std::move(copied));
   CopyOptions how{.pace = &pace_, .crew = &crew_, .digests = &job.blocks, .devices = devices.get()};
-  if (devices && !job.digests) how.cpu_read = [&job] { job.staged.devices()->set_cpu_read(); };
+  if (devices && !job.digests) {
+    how.cpu_read = [this, &job] {
+      job.staged.devices()->set_cpu_read();
+      if (!job.snapshot) return;
+      for (const auto& taken : job.source.ready)
+        taken.event.wait(Deadline::never(), [&job] { job.watermark.throw_if_failed(); });
+      tell_staged(job);
+    };
+  }
   job.plan->copy(job.source, job.image, job.watermark, how);
+}
+
+void Copier::tell_staged(StageJob& job) {
+  engine_.gate.count([&](Stats& stats) { stats.stage_seconds = seconds_since(job.requested); });
+  job.staged.set_value();
 }
 
 protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
@@ -68,8 +81,7 @@ protocol::Event Copier::write(StageJob& job, const ImageIdentity& identity) {
     copy_tensors(job, ends);
     if (job.digests) job.digests->check(job.source);
     job.source = {};  // lets go of the trainer's storages
-    engine_.gate.count([&](Stats& stats) { stats.stage_seconds = seconds_since(job.requested); });
-    job.staged.set_value();
+    if (!job.snapshot || job.digests) tell_staged(job);
     const ImageInfo info = job.plan->seal(identity, job.image, job.watermark, job.blocks);
     auto event = sealed_event(job, info);
     job.lease.seal(info);

@@ -53,8 +53,10 @@ class Copier {
 
  private:
   [[nodiscard]] protocol::Event write(StageJob& job, const ImageIdentity& identity);
-  /// Copies the tensors and digests them; returns when the trainer may change them.
+  /// Copies the tensors and digests them; returns when the image's tensors are final.
   void copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends);
+  /// The trainer may change its tensors from now on.
+  void tell_staged(StageJob& job);
   [[nodiscard]] protocol::OwnSealed sealed_event(const StageJob& job, const ImageInfo& info) const;
 
   Engine& engine_;

@@ -29,6 +29,13 @@ enum class WhenBusy : std::uint8_t {
           ///< it.
 };
 
+/// Whether stage() first copies tensors on devices inside their devices. The trainer may change
+/// them after that copy, which does not leave the device.
+enum class Snapshot : std::uint8_t {
+  kOff,   ///< No: the trainer's next update comes behind the copies to the host.
+  kAuto,  ///< Yes, if there is memory for it: as much again on each device as the tensors there.
+};
+
 /// The defaults suffice on one host; give `job`, so that a restart finds its images.
 struct CheckpointerOptions {
   /// Names the job on its hosts and in its Store: [A-Za-z0-9._-]{1,64}. Empty: MESHSTAGE_JOB, else
@@ -97,6 +104,13 @@ struct CheckpointerOptions {
   /// was issued on these streams before the call. Tensors of the CPU and of several devices may be
   /// mixed.
   std::vector<TrainerStream> streams = {};
+  /// A snapshot's memory is made by the first stage() or recover(), and kept; it is made anew if
+  /// the state grows. If a device has not enough, a warning says so once, Stats::snapshots_refused
+  /// counts it, and staging goes on without.
+  Snapshot snapshot = Snapshot::kOff;
+  /// The most memory of each device that a snapshot may take, in bytes. 0: as much as the driver
+  /// gives.
+  std::uint64_t snapshot_max_bytes = 0;
   /// For finding errors in the trainer: every CPU tensor is digested at stage() and again when it
   /// is copied. A tensor that changed in between fails the step on every rank, and staged() of its
   /// rank throws InvalidState naming the tensor. Costs two more reads of each tensor.

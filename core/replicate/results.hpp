@@ -79,10 +79,10 @@ class Staging {
   /// Throws InvalidState, before it issues anything, if the stream is being captured into a graph,
   /// or the error that the driver reports.
   MESHSTAGE_API void before_update(const TrainerStream& stream);
-  /// The same for all tensors of the step: each device waits on its stream in `streams`, or on its
-  /// legacy default stream if it is not named there. The calling thread waits at most until the
-  /// copies are issued and the CPU's tensors were read. Throws what the call above throws; an error
-  /// of the copying is thrown by staged().
+  /// The same for all tensors of the step: each device waits on its streams in `streams`, or on its
+  /// legacy default stream if none of them is named there. The calling thread waits at most until
+  /// the copies are issued and the CPU's tensors were read. Throws what the call above throws; an
+  /// error of the copying is thrown by staged().
   MESHSTAGE_API void before_update(std::span<const TrainerStream> streams);
   /// Ready when this rank knows the outcome: whether the step is complete in the ranks' memory.
   /// Throws RejoinNeeded if the generation ended before.
@@ -115,6 +115,8 @@ struct Stats {
   /// Bytes of the vault that are page-locked, so that devices copy to and from them at their full
   /// rate; and how often the system refused to page-lock slots.
   std::uint64_t page_locked_bytes = 0, page_locks_refused = 0;
+  /// Memory of devices for snapshots, and how often there was not enough (see Snapshot).
+  std::uint64_t snapshot_bytes = 0, snapshots_refused = 0;
   /// Bytes of this rank's images that went to holders in rounds, and bytes that replicas borrowed
   /// from lenders instead. Transfers of a recovery do not count.
   std::uint64_t replica_bytes_sent = 0;

@@ -52,6 +52,7 @@ struct StageJob {
       source;  ///< Scalars as they were at stage(), and handles that keep the sources alive.
   std::optional<detail::SourceDigests> digests;  ///< Of the source at stage(), if asked for.
   bool on_devices = false;                       ///< Part of the source is on devices.
+  bool snapshot = false;                         ///< That part is a snapshot of the trainer's.
   protocol::ImageSizes sizes;
   std::chrono::steady_clock::time_point requested = std::chrono::steady_clock::now();
   Promise<void> accepted;  ///< Set when the protocol took or refused the request.

@@ -35,7 +35,11 @@ void wait_in_turns(Work<T>& work, std::chrono::milliseconds length, F&& meanwhil
 }  // namespace
 
 Trainer::Trainer(Engine& engine, OwnStep& own, Slots& slots, Persister& persister)
-    : engine_(engine), own_(own), slots_(slots), persister_(persister) {}
+    : engine_(engine), own_(own), slots_(slots), persister_(persister) {
+  if (engine_.options.snapshot == Snapshot::kOff) return;
+  snapshot_.emplace(engine_.options.snapshot_max_bytes,
+                    [this](const std::string& text) { engine_.report.warn(text); });
+}
 
 // --- stage() -------------------------------------------------------------------------------------
 
@@ -138,6 +142,7 @@ std::shared_ptr<StageJob> Trainer::make_job(const Value& state, std::uint64_t st
   job->on_devices = !job->source.ready.empty();
   if (job->on_devices) use_device(job->source.ready.front().device);
   if (engine_.options.verify_source) job->digests.emplace(state, job->source);
+  if (job->on_devices) take_snapshot(*job);
   job->sizes = {layout.image_bytes, layout.data_begin, layout.manifest_digest,
                 layout.borrowed_bytes,
                 static_cast<std::uint32_t>(layout.borrowed.size() + layout.lent.size())};
@@ -159,6 +164,20 @@ void Trainer::say_what_python_refuses() {
 void Trainer::use_device(Device device) {
   engine_.vault.use_pinner(DeviceRuntime::of(device.type).pinner(device),
                            [this](const std::string& text) { engine_.report.warn(text); });
+}
+
+void Trainer::take_snapshot(StageJob& job) {
+  if (!snapshot_) return;
+  job.snapshot = snapshot_->take(job.source, Deadline::after(engine_.options.deadline));
+  if (job.snapshot) job.staged.devices()->set(job.source.ready);
+  count_snapshot();
+}
+
+void Trainer::count_snapshot() {
+  engine_.gate.count([this](Stats& stats) {
+    stats.snapshot_bytes = snapshot_->bytes();
+    stats.snapshots_refused = snapshot_->refused();
+  });
 }
 
 PlanOptions Trainer::plan_options(const Value& state, const std::set<int>& apart) const {
@@ -272,7 +291,12 @@ Recovered Trainer::restore(const RecoverCommand& command,
   Recovered result;
   result.generation = engine_.generation.number;
   if (command.kind == RecoverCommand::Kind::kRestore) {
-    for (const auto& storage : detail::flatten(state).sources) {
+    const auto storages = detail::flatten(state).sources;
+    if (snapshot_) {
+      (void)snapshot_->reserve(storages, deadline);
+      count_snapshot();
+    }
+    for (const auto& storage : storages) {
       if (storage.device().is_cpu()) continue;
       use_device(storage.device());
       engine_.vault.lock_pages(*image);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
@@ -11,6 +12,7 @@
 #include <meshstage/core/replicate/own_step.hpp>
 #include <meshstage/core/replicate/persister.hpp>
 #include <meshstage/core/replicate/slots.hpp>
+#include <meshstage/core/stage/device_snapshot.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/tree/node.hpp>
 
@@ -54,6 +56,9 @@ class Trainer {
   void say_what_python_refuses();
   /// Page-locks own slots from now on, because tensors are on that device.
   void use_device(Device device);
+  /// Copies the job's tensors inside their devices, if the user wants that and there is room.
+  void take_snapshot(StageJob& job);
+  void count_snapshot();
   /// Holds the slots of a ward's replica and, if the replica borrows, of this rank's image of the
   /// same step. Returns them.
   [[nodiscard]] std::vector<SlotKey> hold_replica(int ward);
@@ -67,6 +72,7 @@ class Trainer {
   Slots& slots_;
   Persister& persister_;
   std::shared_ptr<const StagingPlan> plan_;
+  std::optional<detail::DeviceSnapshot> snapshot_;
   protocol::OldStep old_;
   bool header_told_ = false;
   std::set<int> plan_apart_;  ///< Lenders from which the plan borrows nothing.

@@ -22,7 +22,8 @@ DeviceStream& DeviceStreams::of(Device device) {
 }
 
 DeviceCopies::DeviceCopies(std::span<const DevicePlace> places, std::span<const DeviceReady> ready,
-                           DeviceStreams& streams, std::shared_ptr<const void> keep)
+                           DeviceStreams& streams, std::shared_ptr<const void> keep,
+                           CopyDirection direction)
     : keep_(std::move(keep)) {
   where_.reserve(places.size());
   for (const auto& place : places) {
@@ -40,7 +41,7 @@ DeviceCopies::DeviceCopies(std::span<const DevicePlace> places, std::span<const 
       for (const auto& before : ready) {
         if (before.device == on.device) stream.wait(before.event);
       }
-      on.copies = BatchedCopies(stream, CopyDirection::kToHost, on.list);
+      on.copies = BatchedCopies(stream, direction, on.list);
     }
   } catch (...) {
     // What was issued still happens. Without an event nobody can tell when.

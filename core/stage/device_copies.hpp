@@ -19,7 +19,7 @@ namespace meshstage::detail {
 /// require_device_memory() for every storage of a state dict.
 void require_devices(const FlatState& flat);
 
-/// A run of a device's memory, and its target on the host.
+/// A run of a device's memory, and its target on the host or on the same device.
 struct DevicePlace {
   const Storage* from = nullptr;
   std::span<std::byte> to;
@@ -35,10 +35,10 @@ class DeviceStreams {
   std::map<std::int16_t, DeviceStream> streams_;
 };
 
-/// The copies of one staging from devices into host memory. The constructor issues all of them (see
-/// BatchedCopies). Devices use both ends of the copies until done(), or until wait() has returned
-/// for all places. If this object is destroyed before, the runtime holds `keep` until the copies
-/// are done. Threads: one constructs it; then any number wait.
+/// The copies of one staging from devices into host memory, or within the devices. The constructor
+/// issues all of them (see BatchedCopies). Devices use both ends of the copies until done(), or
+/// until wait() has returned for all places. If this object is destroyed before, the runtime holds
+/// `keep` until the copies are done. Threads: one constructs it; then any number wait.
 class DeviceCopies {
  public:
   /// The copies come behind the events in `ready`. If host memory is not page-locked, the
@@ -46,7 +46,8 @@ class DeviceCopies {
   /// reports. Without `keep` the caller keeps both ends until done(), and the constructor throws
   /// only when the copies that it had issued are done.
   DeviceCopies(std::span<const DevicePlace> places, std::span<const DeviceReady> ready,
-               DeviceStreams& streams, std::shared_ptr<const void> keep);
+               DeviceStreams& streams, std::shared_ptr<const void> keep,
+               CopyDirection direction = CopyDirection::kToHost);
   DeviceCopies(const DeviceCopies&) = delete;
   DeviceCopies& operator=(const DeviceCopies&) = delete;
   ~DeviceCopies();

@@ -93,11 +93,12 @@ struct Trainer {
   ms::Dict state;
 };
 
-ms::CheckpointerOptions options(InProcessJob& job, const Trainer& trainer) {
+ms::CheckpointerOptions options(InProcessJob& job, const Trainer& trainer, bool snapshot = false) {
   auto o = job.options(trainer.rank);
   o.block_bytes = std::uint64_t{64} << 10U;
   o.persist_every = 0;
   o.streams = {trainer.where()};
+  if (snapshot) o.snapshot = ms::Snapshot::kAuto;
   return o;
 }
 
@@ -121,7 +122,7 @@ TEST_CASE("device job: staged behind the trainer's stream, held, and recovered i
     std::barrier everyone(2);
     const auto errors = run_ranks(all_ranks(2), [&](int rank) {
       Trainer trainer(cuda, rank);
-      ms::Checkpointer ckpt(options(job, trainer));
+      ms::Checkpointer ckpt(options(job, trainer, seed % 2 == 1));
       trainer.update(0);
       (void)ckpt.recover(trainer.state);
       require(replica_has(ckpt.held(1 - rank).state, static_cast<unsigned char>(101 - rank * 100)),
@@ -216,7 +217,7 @@ TEST_CASE("device run: with overlap the device waits for its copies, and no step
     const auto errors = run_ranks(all_ranks(2), [&](int rank) {
       Trainer trainer(cuda, rank);
       trainer.update(0);
-      ms::Checkpointer ckpt(options(job, trainer));
+      ms::Checkpointer ckpt(options(job, trainer, seed % 2 == 1));
       const auto body = [&](ms::RunStep& step) {
         const auto held = ckpt.held(1 - rank);
         const auto theirs = static_cast<unsigned char>(1 + (1 - rank) * 100 + held.id.step);
@@ -307,7 +308,7 @@ TEST_CASE("device job: stage() on a stream that is being captured throws before 
   Cuda cuda;
   InProcessJob job(1);
   Trainer trainer(cuda, 0);
-  ms::Checkpointer ckpt(options(job, trainer));
+  ms::Checkpointer ckpt(options(job, trainer, GENERATE(false, true)));
   (void)ckpt.recover(trainer.state);
   REQUIRE(trainer.stage(ckpt, 1) == ms::Outcome::kComplete);
   cuda.begin_capture(trainer.stream);
@@ -336,14 +337,70 @@ TEST_CASE("device job: slots that cannot be page-locked are used without, with o
   ckpt.finish();
 }
 
+TEST_CASE("device job: with a snapshot the trainer goes on before anything is copied to the host") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  InProcessJob job(1);
+  Trainer trainer(cuda, 0);
+  ms::Checkpointer ckpt(options(job, trainer, true));
+  // Slots that are not page-locked: copies to them block the thread that issues them. (The first
+  // call is for the snapshot's list.)
+  Cuda::fake().fail_function("cuMemHostRegister", 2, 1);
+  trainer.update(0);
+  (void)ckpt.recover(trainer.state);
+  REQUIRE(trainer.stage(ckpt, 1) == ms::Outcome::kComplete);
+  const auto bytes = Cuda::fake().device_bytes();
+  trainer.update(2);
+  Cuda::fake().hold(true);
+  auto staging = ckpt.stage(trainer.state, 2);
+  staging.before_update(trainer.where());
+  trainer.update_device(255);
+  CHECK_FALSE(staging.staged().ready());
+  Cuda::fake().hold(false);
+  staging.staged().wait(in_time());
+  CHECK(staging.outcome().get(in_time()) == ms::Outcome::kComplete);
+  (void)ckpt.rejoin().recover(trainer.state);
+  CHECK(trainer.has(2));
+  CHECK(ckpt.stats().snapshot_bytes > kLarge + kOdd + kSmall);
+  CHECK(ckpt.stats().snapshots_refused == 0);
+  CHECK(Cuda::fake().device_bytes() == bytes);  // made once
+  ckpt.finish();
+}
+
+TEST_CASE("device job: without memory for a snapshot it is staged without, with one warning") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  const bool capped = GENERATE(true, false);
+  InProcessJob job(1);
+  Trainer trainer(cuda, 0);
+  auto o = options(job, trainer, true);
+  if (capped) o.snapshot_max_bytes = kLarge;
+  ms::Checkpointer ckpt(std::move(o));
+  if (!capped) Cuda::fake().fail_function("cuMemAlloc", 1, 2);
+  trainer.update(0);
+  (void)ckpt.recover(trainer.state);
+  for (std::uint64_t step = 1; step < 3; ++step)
+    CHECK(trainer.stage(ckpt, step) == ms::Outcome::kComplete);
+  CHECK(ckpt.stats().snapshots_refused == 1);
+  CHECK(ckpt.stats().snapshot_bytes == 0);
+  const auto log = job.log();
+  const auto first = log.find("no memory for a snapshot");
+  CHECK(first != std::string::npos);
+  CHECK(log.find("no memory for a snapshot", first + 1) == std::string::npos);
+  (void)ckpt.rejoin().recover(trainer.state);
+  CHECK(trainer.has(2));
+  ckpt.finish();
+}
+
 TEST_CASE("device job: a generation is left although the device hangs, and goes on afterwards") {
   Cuda cuda;
   if (Cuda::real()) return;
+  const bool snapshot = GENERATE(false, true);
   InProcessJob job(1);
   const auto before = Cuda::fake().device_bytes();
   {
     Trainer trainer(cuda, 0);
-    auto o = options(job, trainer);
+    auto o = options(job, trainer, snapshot);
     o.deadline = std::chrono::milliseconds(2000);
     ms::Checkpointer ckpt(std::move(o));
     (void)ckpt.recover(trainer.state);
@@ -380,10 +437,11 @@ TEST_CASE(
     "device job: each call of the driver fails in turn; a step fails, and the next is whole") {
   Cuda cuda;
   if (Cuda::real()) return;
+  const bool snapshot = GENERATE(false, true);
   std::size_t failures = 0;
   InProcessJob job(1);
   Trainer trainer(cuda, 0);
-  ms::Checkpointer ckpt(options(job, trainer));
+  ms::Checkpointer ckpt(options(job, trainer, snapshot));
   (void)ckpt.recover(trainer.state);
   std::uint64_t step = 0;
   for (std::uint64_t n = 1; n < 300; ++n) {

@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/stage/device_snapshot.hpp>
+#include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
 
 #include "tests/support/catch.hpp"
@@ -255,4 +257,78 @@ TEST_CASE("device stager: every call of the driver fails in turn, and the next s
   }
   CHECK(failures > 8);
   cuda.close_stream(trainer);
+}
+
+namespace {
+
+// Its events are over, with the device's runtime asked to let go.
+void let_go(Cuda& cuda) {
+  while (cuda.runtime().kept() != 0) {
+  }
+}
+
+}  // namespace
+
+TEST_CASE("device snapshot: it is what the tensors were, and the trainer comes behind it") {
+  for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
+    Cuda cuda(seed);
+    const auto trainer = cuda.open_stream();
+    const std::vector<TrainerStream> streams{{Cuda::kDevice, trainer}};
+    const Dict state{{"large", cuda.tensor(600'000, 1)}, {"odd", cuda.tensor(301, 1, 3)}};
+    const auto plan = StagingPlan::compile(state);
+    detail::DeviceSnapshot snapshot(0, {});
+    for (unsigned char step = 2; step < 5; ++step) {
+      for (const char* key : {"large", "odd"}) cuda.set(tensor(state, key), step, trainer);
+      auto source = plan.capture(state, streams);
+      REQUIRE(snapshot.take(*source, Deadline::after(std::chrono::seconds(20))));
+      for (const auto& ready : source->ready) cuda.runtime().hold(streams[0], ready.event);
+      for (const char* key : {"large", "odd"}) cuda.set(tensor(state, key), 99, trainer);
+      std::vector<std::byte> image(plan.layout().image_bytes);
+      Watermark progress;
+      plan.copy(*source, image, progress);
+      for (const auto& segment : plan.layout().segments) {
+        const auto bytes = std::span(image).subspan(segment.offset, segment.bytes);
+        REQUIRE(std::all_of(bytes.begin(), bytes.end(), [step](std::byte b) {
+          return std::to_integer<unsigned char>(b) == step;
+        }));
+      }
+      source.reset();
+      let_go(cuda);
+    }
+    cuda.synchronize(trainer);
+    cuda.close_stream(trainer);
+  }
+}
+
+TEST_CASE("device snapshot: sources last as long as its copies, and it is not taken anew before") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  const auto before = Cuda::fake().device_bytes();
+  {
+    auto state = std::make_unique<Dict>(Dict{{"a", cuda.tensor(600'000, 1)}});
+    const auto plan = StagingPlan::compile(*state);
+    detail::DeviceSnapshot snapshot(0, {});
+    const auto in_time = [] { return Deadline::after(std::chrono::seconds(20)); };
+    const auto soon = [] { return Deadline::after(std::chrono::milliseconds(5)); };
+    auto source = plan.capture(*state);
+    auto next = plan.capture(*state);
+    REQUIRE(snapshot.reserve(source->storages, in_time()));
+    const Dict other{{"a", cuda.tensor(600'000, 2)}};
+    const auto bytes = Cuda::fake().device_bytes();
+    Cuda::fake().hold(true);
+    REQUIRE(snapshot.take(*source, in_time()));
+    CHECK_THROWS_AS(snapshot.take(*next, soon()), Timeout);  // it has a source
+    CHECK(next->storages[0] == tensor(*state, "a").storage());
+    next.reset();
+    state.reset();
+    source.reset();
+    CHECK(Cuda::fake().device_bytes() == bytes);
+    auto third = plan.capture(other);
+    CHECK_THROWS_AS(snapshot.take(*third, soon()), Timeout);  // the device still writes it
+    Cuda::fake().hold(false);
+    CHECK(snapshot.take(*third, in_time()));
+    third.reset();
+    let_go(cuda);
+  }
+  CHECK(Cuda::fake().device_bytes() == before);
 }
