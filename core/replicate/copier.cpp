@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/replica.hpp>
@@ -55,8 +56,10 @@ void Copier::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends
     how.cpu_read = [this, &job] {
       job.staged.devices()->set_cpu_read();
       if (!job.snapshot) return;
-      for (const auto& taken : job.source.ready)
+      for (const auto& taken : job.source.ready) {
         taken.event.wait(Deadline::never(), [&job] { job.watermark.throw_if_failed(); });
+        (void)DeviceRuntime::of(taken.device.type).kept();  // lets go of the trainer's storages
+      }
       tell_staged(job);
     };
   }

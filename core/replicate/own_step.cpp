@@ -58,7 +58,6 @@ void OwnStep::copy(const std::shared_ptr<StageJob>& job, const ImageIdentity& id
 }
 
 void OwnStep::leave_out(StageJob& job, const std::string& why) {
-  job.source = {};
   job.staged.set_value();  // the copy never reads the tensors
   end_unwritten(job, std::make_exception_ptr(Cancelled(why)), why);
 }
@@ -70,6 +69,8 @@ void OwnStep::fail(StageJob& job, const std::exception_ptr& error) {
 
 void OwnStep::end_unwritten(StageJob& job, const std::exception_ptr& error,
                             const std::string& why) {
+  job.source =
+      {};  // lets go of the trainer's storages, or of their snapshot: the next step's waits
   job.watermark.fail(error);
   job.written = true;
   engine_.feed(protocol::OwnFailed{job.id, why});

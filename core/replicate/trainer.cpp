@@ -169,7 +169,15 @@ void Trainer::use_device(Device device) {
 void Trainer::take_snapshot(StageJob& job) {
   if (!snapshot_) return;
   job.snapshot = snapshot_->take(job.source, Deadline::after(engine_.options.deadline));
-  if (job.snapshot) job.staged.devices()->set(job.source.ready);
+  if (job.snapshot) {
+    const auto& storages = job.source.storages;
+    job.staged.devices()->set(job.source.ready);
+    if (std::none_of(storages.begin(), storages.end(), [](const Storage& storage) {
+          return storage.device().is_cpu() && storage.nbytes() > 0;
+        })) {
+      job.staged.devices()->set_cpu_read();  // before_update() waits for no slot
+    }
+  }
   count_snapshot();
 }
 

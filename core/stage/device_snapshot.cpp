@@ -66,13 +66,13 @@ std::uint64_t DeviceSnapshot::bytes() const noexcept {
 void DeviceSnapshot::wait_until_free(Deadline deadline) {
   constexpr std::chrono::milliseconds kLook{1};
   while (true) {
+    // A runtime lets go of what a device has finished when it is asked.
+    for (const auto& [index, memory] : memory_) (void)DeviceRuntime::of(memory.type).kept();
     {
       MutexLock lock(in_use_->mutex);
       const auto is_free = [this]() MESHSTAGE_REQUIRES(in_use_->mutex) { return !in_use_->used; };
       if (in_use_->changed.wait_until(lock, Deadline::after(kLook), is_free)) return;
     }
-    // A runtime lets go of what a device has finished when it is asked.
-    for (const auto& [index, memory] : memory_) (void)DeviceRuntime::of(memory.type).kept();
     if (deadline.expired())
       throw Timeout("the snapshot before was not copied to the host by the deadline");
   }
@@ -88,7 +88,8 @@ void DeviceSnapshot::grow(const Sizes& sizes) {
                         std::to_string(bytes) + " bytes, and may have " +
                         std::to_string(max_bytes_));
     }
-    memory = {};  // first, so that the device has room
+    memory = {};  // first, so that the device has room; what another snapshot left is let go, too
+    (void)DeviceRuntime::of(type).kept();
     memory = {type, DeviceRuntime::of(type).allocate({type, index}, bytes), bytes};
   }
 }

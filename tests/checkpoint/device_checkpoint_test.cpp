@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <barrier>
+#include <cerrno>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/faulty_file_system.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/cuda.hpp"
@@ -389,6 +391,25 @@ TEST_CASE("device job: without memory for a snapshot it is staged without, with 
   CHECK(log.find("no memory for a snapshot", first + 1) == std::string::npos);
   (void)ckpt.rejoin().recover(trainer.state);
   CHECK(trainer.has(2));
+  ckpt.finish();
+}
+
+TEST_CASE("device job: a step that gets no slot lets go of its snapshot") {
+  Cuda cuda;
+  InProcessJob job(1);
+  Trainer trainer(cuda, 0);
+  auto o = options(job, trainer, true);
+  ms::FaultyFileSystem faulty(*o.file_system);
+  o.file_system = &faulty;
+  ms::Checkpointer ckpt(std::move(o));
+  trainer.update(0);
+  (void)ckpt.recover(trainer.state);
+  trainer.state.set("more",
+                    ms::Tensor::full<std::uint8_t>({10 * kLarge}, 0));  // the slots must grow
+  faulty.fail_from(1, ENOSPC);
+  CHECK(stage_soon(ckpt, trainer.state, 1).outcome().get(in_time()) == ms::Outcome::kFailed);
+  faulty.clear_faults();
+  CHECK(trainer.stage(ckpt, 2) == ms::Outcome::kComplete);
   ckpt.finish();
 }
 

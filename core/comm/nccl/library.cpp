@@ -48,9 +48,10 @@ Loaded load_library() {
   constexpr char kName[] = "libnccl.so.2";
   Loaded loaded;
   void* library = dlopen(kName, RTLD_NOW | RTLD_NOLOAD);
-  if (library == nullptr && dlsym(RTLD_DEFAULT, "ncclGetVersion") != nullptr)
-    library = RTLD_DEFAULT;
-  if (library == nullptr) {
+  // Or inside another library or the program. RTLD_DEFAULT may be a null pointer.
+  const bool in_scope = library == nullptr && dlsym(RTLD_DEFAULT, "ncclGetVersion") != nullptr;
+  if (in_scope) library = RTLD_DEFAULT;
+  if (library == nullptr && !in_scope) {
     dlerror();
     library = dlopen(kName, RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {

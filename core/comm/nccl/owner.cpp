@@ -335,6 +335,8 @@ void Owner::settle(Communicator* communicator) {
                             [this]() MESHSTAGE_REQUIRES(mutex_) { return cause_ != nullptr; })) {
       std::rethrow_exception(cause_);
     }
+    // NCCL may wait for ever for a peer that has left in order.
+    if (leaving_ && drained_by_.expired()) std::rethrow_exception(leaving_);
   }
 }
 
