@@ -69,8 +69,7 @@ void OwnStep::fail(StageJob& job, const std::exception_ptr& error) {
 
 void OwnStep::end_unwritten(StageJob& job, const std::exception_ptr& error,
                             const std::string& why) {
-  job.source =
-      {};  // lets go of the trainer's storages, or of their snapshot: the next step's waits
+  job.source = {};  // the trainer's storages, or their snapshot, for which the next step waits
   job.watermark.fail(error);
   job.written = true;
   engine_.feed(protocol::OwnFailed{job.id, why});
