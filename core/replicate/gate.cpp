@@ -8,7 +8,7 @@ namespace meshstage::replicate {
 
 std::exception_ptr Loss::error() const {
   try {
-    throw_error(kind, why, rank < 0 ? std::nullopt : std::optional<int>(rank));
+    throw_error(kind, why, rank < 0 ? std::nullopt : std::optional<int>(rank), {}, path);
   } catch (...) {
     return std::current_exception();
   }

@@ -19,6 +19,7 @@ struct Loss {
   ErrorKind kind = ErrorKind::kPeerLost;
   int rank = -1;
   std::string why;
+  std::string path = {};  ///< kStructureMismatch: the first differing path.
   [[nodiscard]] std::exception_ptr error() const;
 };
 

@@ -139,7 +139,9 @@ void Restorer::left_behind(const protocol::LeftBehind& action) {
 
 void Restorer::failed(const protocol::RecoverFailed& action) {
   verifier_.leave_files();
-  engine_.gate.lose({action.failure.kind, action.failure.rank, action.failure.why});
+  // The trainer may wake between the loss and the command: both are the same error.
+  engine_.gate.lose(
+      {action.failure.kind, action.failure.rank, action.failure.why, action.failure.path});
   RecoverCommand command;
   command.kind = RecoverCommand::Kind::kFailed;
   command.failure = action.failure;

@@ -116,6 +116,19 @@ TEST_CASE("an ask ends when its stream begins, or with its round, and never befo
   CHECK(asks.take(1, 1, Content::kImage, id(998)) == shape(998));
 }
 
+TEST_CASE("a recovery that failed throws the same error whichever the trainer sees first") {
+  TrainerGate gate;
+  gate.open();
+  gate.lose({ErrorKind::kStructureMismatch, 1, "a: shape", "a"});  // and its command comes later
+  try {
+    (void)gate.next_command({milliseconds(20'000), [](std::uint32_t) {}});
+    FAIL("no error");
+  } catch (const meshstage::StructureMismatch& e) {
+    CHECK(e.path() == "a");
+    CHECK(e.rank() == 1);
+  }
+}
+
 TEST_CASE("the gate says what the trainer may do, and a loss ends every wait") {
   TrainerGate gate;
   gate.open();
