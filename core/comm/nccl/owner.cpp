@@ -41,6 +41,8 @@ AbortNote note_of(const std::exception_ptr& cause, int own_rank) {
     if (note.text.starts_with(prefix)) note.text.erase(0, prefix.size());
   } catch (const std::exception& e) {
     note.text = "rank " + std::to_string(own_rank) + " ended the group: " + e.what();
+  } catch (...) {  // of a type of the caller's own
+    note.text = "rank " + std::to_string(own_rank) + " ended the group";
   }
   return note;
 }
@@ -253,7 +255,7 @@ void Owner::on_message(int peer, std::span<const std::byte> message) {
   const MutexLock lock(mutex_);
   try {
     take(peer, message);
-  } catch (const Error&) {
+  } catch (...) {  // a wrong message, or no memory: the links' thread goes on
     end(std::current_exception());
   }
 }
@@ -454,7 +456,7 @@ void Owner::stop(Communicator* communicator) {
   try {
     const auto last = runtime.record({trainer.device, StreamHandle{table_.stream(communicator)}});
     while (!last.over()) pause();
-  } catch (const Error&) {  // the device failed, so that nothing runs on it any more
+  } catch (...) {  // NOLINT(bugprone-empty-catch): the device failed, so nothing runs on it
   }
   issued_.clear();
   table_.close(communicator);
