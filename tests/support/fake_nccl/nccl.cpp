@@ -99,6 +99,7 @@ struct Fake {
   ncclResult_t fail_with = ncclSuccess;
   bool held = false;
   std::set<ncclComm*> live;
+  std::vector<std::unique_ptr<ncclComm>> gone;  // kept, so that a call for one is always found
   // The operations of a rank over all of its communicators, in the order of their issue. The ranks
   // that are threads of this process are told apart by their number.
   std::map<std::pair<int, int>, std::deque<std::shared_ptr<Operation>>> by_rank;
@@ -251,7 +252,8 @@ ncclResult_t poll(ncclComm& comm) {
 void forget(ncclComm* comm) {
   comm->meeting.leave();
   fake().live.erase(comm);
-  // Operations that are on streams still name it; a communicator is small.
+  fake().gone.emplace_back(comm);
+  // Operations that are on streams still name it, too; a communicator is small.
 }
 
 constexpr meshstage::fake_nccl::Control kControl{
