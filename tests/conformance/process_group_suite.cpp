@@ -137,6 +137,42 @@ void process_group_conforms(const TransportOf& transport) {
     CHECK_THAT(error_of([&] { (void)groups[0]->send(1, 2, source); }), Contains("cancelled"));
   }
 
+  SECTION("a lost peer is what every transfer tells, also after those to the peer are given up") {
+    const auto groups = make_groups(transport, 3, Linked::kAll);
+    const Bytes source = filled(1 << 22, 1);  // more than sockets hold
+    Bytes target(100);
+    auto first = groups[0]->send(2, 1, source);
+    auto second = groups[0]->send(2, 1, source);
+    const auto pending = groups[0]->receive(1, 1, target);
+    groups[2]->close();
+    CHECK(throws_for_rank<PeerLost>(2, [&] { first->wait(soon()); }));
+    second.reset();  // the last in first, as an exception that passes them would
+    first.reset();
+    // A backend whose other transfers go on has nothing to tell: then rank 1 is silent.
+    CHECK_THAT(error_of([&] { pending->wait(Deadline::after(20ms)); }),
+               Contains("peer lost: rank 2") || Contains("peer silent: rank 1"));
+  }
+
+  SECTION("a silent peer is what every transfer tells once those to the peer are given up") {
+    const auto groups = make_groups(transport, 3, Linked::kAll);
+    Bytes target(100);
+    auto late = groups[0]->receive(2, 1, target);
+    Bytes other(100);
+    const auto pending = groups[0]->receive(1, 1, other);
+    const bool came = GENERATE(false, true);  // in the end: then nobody is to blame
+    const Bytes source = filled(100, 1);
+    CHECK(throws_for_rank<PeerSilent>(2, [&] { late->wait(Deadline::after(5ms)); }));
+    if (came) {
+      const auto send = groups[2]->send(0, 1, source);
+      late->wait(soon());
+      send->wait(soon());
+      late = groups[0]->receive(2, 2, target);
+    }
+    late.reset();
+    CHECK_THAT(error_of([&] { pending->wait(soon()); }),
+               Contains(came ? "cancelled: a " : "peer silent: rank 2"));
+  }
+
   SECTION("close ends waits, leaves targets alone, and is what the peer sees as a loss") {
     const auto groups = make_groups(transport, 2, Linked::kAll);
     Bytes target(1000);

@@ -37,16 +37,14 @@ std::vector<std::string> deaths_of(const Words& options) {
 }
 
 /// All `survivors` noticed within `limit_ms`, and named the rank that died; as `error`, if not as
-/// PeerLost. In `step_0` a survivor may name nobody, because recover() returns nothing of a step
-/// that failed: a transfer with the dead rank can end, and fail the step, before the control link
-/// does.
+/// PeerLost.
 void check_noticed(const std::string& death, std::size_t survivors, double limit_ms,
-                   const std::string& error = "", bool step_0 = false) {
+                   const std::string& error = "") {
   INFO(death);
   CHECK((death.find(" as ") != std::string::npos) == !error.empty());
   CHECK(death.find(error) != std::string::npos);
   // "(rank 0 named rank 2)", "(rank 0 named nobody)"
-  CHECK(death.find(step_0 ? " named rank " : " named ") == std::string::npos);
+  CHECK(death.find(" named ") == std::string::npos);
   const auto at = death.find("| noticed by ");
   REQUIRE(at != std::string::npos);
   std::istringstream words(death.substr(at + std::string("| noticed by ").size()));
@@ -132,7 +130,7 @@ TEST_CASE("A rank may die at every point before any step is complete") {
       REQUIRE(deaths.size() == 1);
       // A rank that has not yet entered the first generation loses nobody: it forms the next one.
       if (point == "formed" || point == "claimed") continue;
-      check_noticed(deaths.front(), 2, kNoticedWithinMs, "", true);
+      check_noticed(deaths.front(), 2, kNoticedWithinMs);
     }
   }
 }

@@ -69,6 +69,9 @@ class GlooState : public std::enable_shared_from_this<GlooState> {
                                       std::span<const std::byte> bytes);
   std::unique_ptr<Transfer> post_receive(int peer, std::uint64_t slot, std::span<std::byte> target);
   void abort(std::exception_ptr reason) noexcept;
+  /// Throws that the connection to `peer` has ended, and lets all other transfers throw that, too:
+  /// those to `peer` are given up next, and that must not become the reason which the others see.
+  [[noreturn]] void throw_lost(int peer, const std::string& what);
   void close() noexcept;
 
   const Table& table;
@@ -87,6 +90,8 @@ class GlooState : public std::enable_shared_from_this<GlooState> {
   bool closing MESHSTAGE_GUARDED_BY(mutex) = false;
   bool closed MESHSTAGE_GUARDED_BY(mutex) = false;
   std::exception_ptr cause MESHSTAGE_GUARDED_BY(mutex);
+  /// What a transfer threw that is late, and not done since: the reason if one is given up.
+  std::exception_ptr late MESHSTAGE_GUARDED_BY(mutex);
   std::map<gloo_module::Transfer*, GlooTransfer*> live MESHSTAGE_GUARDED_BY(mutex);
 
   /// A thread's stay inside the module; close() waits until all have left.
@@ -132,9 +137,7 @@ class GlooTransfer final : public Transfer {
   /// False at the deadline.
   [[nodiscard]] bool done_by(Deadline deadline);
   [[nodiscard]] std::uint64_t moved() const;
-  [[noreturn]] void throw_late(const std::string& when) const {
-    throw make_error<PeerSilent>(what() + ": " + when, peer_);
-  }
+  [[noreturn]] void throw_late(const std::string& when);
   /// The peer first: it is the peer that an error is about.
   [[nodiscard]] std::string what() const {
     return "rank " + std::to_string(peer_) + " (" + std::to_string(bytes_) +
@@ -144,6 +147,7 @@ class GlooTransfer final : public Transfer {
   const std::shared_ptr<GlooState> state_;
   gloo_module::Transfer* handle_;  // guarded by the state's mutex; null once released
   bool done_ = false;              // the waiting thread's own
+  bool late_ = false;              // the waiting thread's own; GlooState::late is of this transfer
   const int peer_;
   const std::size_t bytes_;
   const bool is_send_;
@@ -152,20 +156,30 @@ class GlooTransfer final : public Transfer {
 GlooTransfer::~GlooTransfer() {
   if (!state_->origin.is_here()) return;
   gloo_module::Transfer* handle = nullptr;
+  std::exception_ptr reason;
   {
     const MutexLock lock(state_->mutex);
     handle = std::exchange(handle_, nullptr);
     if (handle == nullptr) return;  // complete, or released by close()
     state_->live.erase(handle);
     ++state_->users;
+    reason = state_->late;
   }
+  if (!reason) reason = std::make_exception_ptr(Cancelled("a transfer was given up: " + what()));
   // Half of a message may be on the wire, so the connection is of no use any more. Closed first, so
   // that Gloo's thread does not spin on bytes that have nowhere to go.
-  state_->abort(std::make_exception_ptr(Cancelled("a transfer was given up: " + what())));
+  state_->abort(std::move(reason));
   state_->table.close_pairs(state_->group);
   state_->table.release(handle);
   const MutexLock lock(state_->mutex);
   if (--state_->users == 0) state_->changed.notify_all();
+}
+
+void GlooTransfer::throw_late(const std::string& when) {
+  late_ = true;
+  const MutexLock lock(state_->mutex);
+  state_->late = std::make_exception_ptr(make_error<PeerSilent>(what() + ": " + when, peer_));
+  std::rethrow_exception(state_->late);
 }
 
 void GlooTransfer::wait(Deadline deadline) {
@@ -217,21 +231,19 @@ bool GlooTransfer::done_by(Deadline deadline) {
       state_->live.erase(handle_);
       table.release(std::exchange(handle_, nullptr));
       done_ = true;
+      if (late_) state_->late = nullptr;
       return true;
     }
     if (state_->cause) std::rethrow_exception(state_->cause);
   }
   if (result == gloo_module::kInterrupted) return false;
-  throw make_error<PeerLost>(what() + ": " + error.text, peer_);
+  state_->throw_lost(peer_, what() + ": " + error.text);
 }
 
 std::unique_ptr<Transfer> GlooState::keep(gloo_module::Transfer* transfer, int peer,
                                           std::size_t bytes, bool is_send, const ErrorText& error) {
+  if (transfer == nullptr) throw_lost(peer, "rank " + std::to_string(peer) + ": " + error.text);
   const MutexLock lock(mutex);
-  if (transfer == nullptr) {
-    if (cause) std::rethrow_exception(cause);
-    throw make_error<PeerLost>("rank " + std::to_string(peer) + ": " + error.text, peer);
-  }
   auto result = std::make_unique<GlooTransfer>(shared_from_this(), transfer, peer, bytes, is_send);
   live.emplace(transfer, result.get());
   return result;
@@ -257,6 +269,12 @@ void GlooState::abort(std::exception_ptr reason) noexcept {
   const MutexLock lock(mutex);
   if (!cause) cause = std::move(reason);
   for (const auto& [handle, transfer] : live) table.interrupt(handle);
+}
+
+void GlooState::throw_lost(int peer, const std::string& what) {
+  abort(std::make_exception_ptr(make_error<PeerLost>(what, peer)));
+  const MutexLock lock(mutex);
+  std::rethrow_exception(cause);  // an earlier one stays
 }
 
 void GlooState::close() noexcept {

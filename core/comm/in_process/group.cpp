@@ -46,6 +46,7 @@ class InProcessTransfer final : public Transfer {
   const std::shared_ptr<GroupNode> node_;
   const OperationPtr operation_;
   bool done_ = false;  // the waiting thread's own
+  bool late_ = false;  // the waiting thread's own; GroupNode::late is of this transfer
 };
 
 class GroupNode final : public Node {
@@ -97,7 +98,9 @@ class GroupNode final : public Node {
   void withdraw(MutexLock& lock, const OperationPtr& operation) MESHSTAGE_REQUIRES(fabric->mutex) {
     operation->changed.wait(lock, [&] { return operation->state != Operation::State::kCopying; });
     if (operation->state != Operation::State::kPosted) return;
-    fail_all(std::make_exception_ptr(Cancelled("a transfer was given up before it was complete")));
+    fail_all(late ? late
+                  : std::make_exception_ptr(
+                        Cancelled("a transfer was given up before it was complete")));
   }
 
   void peer_left(int peer, LostReason /*reason*/) override MESHSTAGE_REQUIRES(fabric->mutex) {
@@ -119,6 +122,8 @@ class GroupNode final : public Node {
   }
 
   std::exception_ptr cause MESHSTAGE_GUARDED_BY(fabric->mutex);
+  /// What a transfer threw that is late, and not done since: the reason if one is given up.
+  std::exception_ptr late MESHSTAGE_GUARDED_BY(fabric->mutex);
   bool closed MESHSTAGE_GUARDED_BY(fabric->mutex) = false;
 
  private:
@@ -218,14 +223,17 @@ void InProcessTransfer::wait(Deadline deadline) {
            operation_->state == Operation::State::kFailed;
   };
   if (!operation_->changed.wait_until(lock, deadline, ended)) {
-    throw make_error<PeerSilent>(
+    late_ = true;
+    node_->late = std::make_exception_ptr(make_error<PeerSilent>(
         "rank " + std::to_string(operation_->peer) + " (" + std::to_string(operation_->bytes) +
             (operation_->is_send ? " bytes to it from rank " : " bytes from it to rank ") +
             std::to_string(node_->request.rank) + "): not done by the deadline",
-        operation_->peer);
+        operation_->peer));
+    std::rethrow_exception(node_->late);
   }
   if (operation_->state == Operation::State::kFailed) std::rethrow_exception(operation_->error);
   done_ = true;
+  if (late_) node_->late = nullptr;
 }
 
 class InProcessGroup final : public ProcessGroup {

@@ -47,7 +47,8 @@ class NcclTransfer final : public Transfer {
   }
   void wait(Deadline deadline) override {
     if (owner_->wait(*call_, deadline)) return;
-    throw make_error<PeerSilent>(what() + ": not done by the deadline", call_->post.peer);
+    owner_->throw_late(*call_, std::make_exception_ptr(make_error<PeerSilent>(
+                                   what() + ": not done by the deadline", call_->post.peer)));
   }
 
  private:

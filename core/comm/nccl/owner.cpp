@@ -181,7 +181,10 @@ bool Owner::wait(const Posted& call, Deadline deadline) {
   const bool in_time = changed_.wait_until(lock, deadline, [&]() MESHSTAGE_REQUIRES(mutex_) {
     return call.phase == Phase::kDone || call.phase == Phase::kRefused || cause_ != nullptr;
   });
-  if (call.phase == Phase::kDone) return true;
+  if (call.phase == Phase::kDone) {
+    if (call.late) late_ = nullptr;
+    return true;
+  }
   if (call.phase == Phase::kRefused) {
     throw make_error<CorruptData>("rank " + std::to_string(call.post.peer) + " and rank " +
                                       std::to_string(rank) +
@@ -193,11 +196,18 @@ bool Owner::wait(const Posted& call, Deadline deadline) {
   return in_time;
 }
 
+void Owner::throw_late(Posted& call, std::exception_ptr why) {
+  call.late = true;
+  const MutexLock lock(mutex_);
+  late_ = std::move(why);
+  std::rethrow_exception(late_);
+}
+
 void Owner::release(const Posted& call, const std::string& what) noexcept {
   using Phase = Posted::Phase;
   MutexLock lock(mutex_);
   if (call.phase == Phase::kDone || call.phase == Phase::kRefused || closed_) return;
-  end(std::make_exception_ptr(Cancelled("a call was given up: " + what)));
+  end(late_ ? late_ : std::make_exception_ptr(Cancelled("a call was given up: " + what)));
   if (call.phase != Phase::kIssued) return;
   changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return quiet_; });
 }
