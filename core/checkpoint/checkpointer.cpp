@@ -209,6 +209,7 @@ class Checkpointer::Impl {
     if (recovered.id.exists()) return recovered;
     if (const auto taken = take_old_step(state)) {
       begin_with_step(state, taken->id.step);
+      agent_.free_superseded(taken->id);
       return {.step = taken->id.step,
               .id = {generation_.number, taken->id.step},
               .source = Source::kDisk,
@@ -217,6 +218,7 @@ class Checkpointer::Impl {
               .old_world_size = taken->world_size};
     }
     begin_with_step(state, 0);
+    if (options_.any_world) agent_.free_superseded(kNoImage);
     return recovered;
   }
 

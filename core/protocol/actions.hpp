@@ -29,6 +29,18 @@ struct VerifyDisk {
   ImageId newer_than;
   bool strays = true;
 };
+/// Make a file, under the name that a rank of the old job would have given it, of each image of
+/// this step of another number of ranks that lies in this rank's vault or in a stray vault that it
+/// took: its owner's own image; if `replicas`, the replica of each owner that has no sound file in
+/// the directory, made whole from its lenders' files. Each byte is proven before it is written.
+/// Answer with OldPublished, also if something failed.
+struct PublishOld {
+  OldStep step;
+  bool replicas = false;
+};
+/// Root only: look for the newest step of another number of ranks on disk once more. Answer with
+/// OldFound.
+struct FindOld {};
 /// Connect to these ranks, which do the same, for what the choice has to send between them. Answer
 /// with Connected, or with Broken where that does not work by the deadline.
 struct Connect {
@@ -83,7 +95,8 @@ struct RecoveredNothing {
 /// Root only: a job of another number of ranks left a newer step than the one that is taken.
 struct LeftBehind {
   OldStep step;
-  ImageId taken;  ///< the step that the job goes on from
+  ImageId taken;    ///< the step that the job goes on from
+  std::string why;  ///< why that step is not taken
 };
 /// recover() throws this; no trainer tensor was written at any rank. The generation is over.
 /// Each peer gets the cause on its own link, so that the cause comes before that link's
@@ -203,6 +216,6 @@ using Action =
                  CheckStructure, RestoreTrainer, RecoveredNothing, LeftBehind, RecoverFailed,
                  WriteOwn, AcceptReplica, ExpectDigest, SendImage, AbortRound, AbortTransfers,
                  AskStore, Announce, NoteDeath, ReportLost, Prune, RemoveVault, Refuse, Reached,
-                 ReceiveStream, TakeWant, Connect, Disconnect, CheckCopy>;
+                 ReceiveStream, TakeWant, Connect, Disconnect, CheckCopy, PublishOld, FindOld>;
 
 }  // namespace meshstage::protocol

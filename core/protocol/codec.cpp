@@ -7,6 +7,7 @@
 #include <meshstage/core/error/little_endian.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/protocol/codec.hpp>
+#include <meshstage/core/protocol/config.hpp>
 #include <meshstage/core/protocol/wire_impl.hpp>
 
 namespace meshstage::protocol {
@@ -241,6 +242,23 @@ void read(Reader& r, Overdue& m) {
   m.id = r.id("id", true);
   m.times = r.number<std::uint32_t>("times");
 }
+
+void write(Writer& w, const Publish& m) {
+  w.id(m.step.id);
+  w.number(static_cast<std::uint32_t>(m.step.world_size));
+  w.flag(m.replicas);
+}
+void read(Reader& r, Publish& m) {
+  m.step.id = r.id("id");
+  const auto world = r.number<std::uint32_t>("old world size");
+  if (world == 0 || world > static_cast<std::uint32_t>(kMostRanks)) {
+    r.bad("old world size", std::to_string(world));
+  }
+  m.step.world_size = static_cast<int>(world);
+  m.replicas = r.flag("replicas");
+}
+void write(Writer& w, const Published& m) { w.text(m.failed); }
+void read(Reader& r, Published& m) { m.failed = r.text("failed"); }
 
 template <std::size_t I = 0>
 Body read_body(Reader& reader, std::size_t kind) {

@@ -36,6 +36,17 @@ struct FilesVerified {
   /// Root, if Config::any_world: the newest step of which the disk has the image of every rank of a
   /// job of another number of ranks, verified.
   OldStep old{};
+  /// Root, if Config::any_world: the bytes that the disk has room for.
+  std::uint64_t room = ~std::uint64_t{0};
+};
+/// Answer to PublishOld: what could be written is written and synced. \c failed: what could not, in
+/// words; empty if nothing failed.
+struct OldPublished {
+  std::string failed{};
+};
+/// Answer to FindOld: as FilesVerified::old.
+struct OldFound {
+  OldStep old{};
 };
 /// Answer to Connect: each of its ranks is connected.
 struct Connected {};
@@ -140,9 +151,10 @@ struct Received {
   Message message;
 };
 
-using Event = std::variant<Formed, SlotsVerified, FilesVerified, Fetched, FetchFailed,
-                           StructureChecked, StageRequested, StageSkipped, OwnSealed, OwnFailed,
-                           ReplicaReady, ReplicaSealed, ReplicaFailed, StoreAnswered, Persisted,
-                           Wished, FinishRequested, Broken, Received, Connected, Waited, CopyStuck>;
+using Event =
+    std::variant<Formed, SlotsVerified, FilesVerified, Fetched, FetchFailed, StructureChecked,
+                 StageRequested, StageSkipped, OwnSealed, OwnFailed, ReplicaReady, ReplicaSealed,
+                 ReplicaFailed, StoreAnswered, Persisted, Wished, FinishRequested, Broken, Received,
+                 Connected, Waited, CopyStuck, OldPublished, OldFound>;
 
 }  // namespace meshstage::protocol

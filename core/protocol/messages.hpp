@@ -202,6 +202,21 @@ struct GiveUp {
   friend bool operator==(const GiveUp&, const GiveUp&) = default;
 };
 
+/// To the children: every rank that has an image of this step of another number of ranks in memory
+/// makes it a file. First the owners' own images; `replicas`: then the replicas of those owners of
+/// which there is no file yet.
+struct Publish {
+  OldStep step;
+  bool replicas = false;
+  friend bool operator==(const Publish&, const Publish&) = default;
+};
+/// To the parent: the sender and all ranks below it have done what Publish asks for. `failed`: what
+/// could not be written, for people; empty if nothing failed.
+struct Published {
+  std::string failed{};
+  friend bool operator==(const Published&, const Published&) = default;
+};
+
 // --- persistence, end, death; tree ---
 
 /// To the parent: the sender and all ranks below it have `id` on disk.
@@ -232,7 +247,7 @@ struct Death {
 
 using Body = std::variant<Offer, Accept, Sealed, Yes, Complete, Failed, Have, AskDisk, Choice,
                           Ready, Established, GiveUp, OnDisk, AllOnDisk, WantFinish, Finish, Death,
-                          Borrow, Differ, StreamStart, Want, Overdue>;
+                          Borrow, Differ, StreamStart, Want, Overdue, Publish, Published>;
 
 /// A message names its generation; a rank in another generation ignores it (rule 1).
 struct Message {

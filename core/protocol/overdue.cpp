@@ -25,12 +25,14 @@ void wait_for_recovery(Turn& turn, std::uint32_t times, int heard_from) {
   Recovery& recovery = turn.s.recovery;
   if (times <= recovery.overdue) return turn.stale("it was passed on");
   recovery.overdue = times;
-  const bool reading =
-      (recovery.phase == Recovery::Phase::kSlots || recovery.phase == Recovery::Phase::kFiles) &&
-      !recovery.mine;
+  using Phase = Recovery::Phase;
+  const Phase phase = recovery.phase;
+  const bool reading = (phase == Phase::kSlots || phase == Phase::kFiles ||
+                        phase == Phase::kPublish || phase == Phase::kLook) &&
+                       !recovery.mine;
   const int own = recovery.own_slot;
-  const bool comparing = recovery.phase == Recovery::Phase::kFetch && !recovery.structure_ok &&
-                         own >= 0 && turn.s.own[own].state == Slot::State::kSealed;
+  const bool comparing = phase == Phase::kFetch && !recovery.structure_ok && own >= 0 &&
+                         turn.s.own[own].state == Slot::State::kSealed;
   if ((reading || comparing) && turn.rule().names_itself) {
     return name_itself(turn, reading ? "is still reading its images, for which other ranks have "
                                        "waited"

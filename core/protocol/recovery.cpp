@@ -13,8 +13,6 @@
 /// each peer does the same.
 namespace meshstage::protocol {
 
-namespace {
-
 using Phase = Recovery::Phase;
 
 void enter(Recovery& recovery, Phase phase) {
@@ -22,6 +20,20 @@ void enter(Recovery& recovery, Phase phase) {
   recovery.mine = false;
   recovery.below = 0;
 }
+
+bool recovering(const Turn& turn, Phase phase) {
+  return turn.s.mode == Mode::kRecovering && turn.s.recovery.phase == phase;
+}
+
+void add_text(std::string& to, const std::string& text) {
+  // More would help no reader, and might make a message too long.
+  constexpr std::size_t kMost = 2000;
+  if (text.empty() || to.size() >= kMost) return;
+  to += (to.empty() ? "" : "; ") + text;
+  if (to.size() > kMost) to.resize(kMost);
+}
+
+namespace {
 
 /// The slot of a claim to this rank's own memory; nullptr if this rank has no such slot.
 Slot* slot_of(Turn& turn, const Claim& claim) {
@@ -137,23 +149,13 @@ void tally_claims(Turn& turn) {
   if (disk) enter(recovery, Phase::kChoice);
 }
 
-/// The most bytes of damage text. More would help no reader, and might make a message too long.
-constexpr std::size_t kMostDamage = 2000;
-
 void take_claims(Turn& turn, const std::vector<Claim>& claims, ImageId evidence,
                  const std::string& damage) {
   Recovery& recovery = turn.s.recovery;
-  if (!damage.empty() && recovery.damage.size() < kMostDamage) {
-    recovery.damage += (recovery.damage.empty() ? "" : "; ") + damage;
-    if (recovery.damage.size() > kMostDamage) recovery.damage.resize(kMostDamage);
-  }
+  add_text(recovery.damage, damage);
   recovery.claims.insert(recovery.claims.end(), claims.begin(), claims.end());
   recovery.evidence = std::max(recovery.evidence, evidence);
   tally_claims(turn);
-}
-
-bool recovering(const Turn& turn, Phase phase) {
-  return turn.s.mode == Mode::kRecovering && turn.s.recovery.phase == phase;
 }
 
 }  // namespace
@@ -228,7 +230,10 @@ void on(Turn& turn, const FilesVerified& event) {
     return turn.stale("nobody asked for files");
   }
   turn.s.recovery.mine = true;
-  if (turn.root() && turn.config().any_world) turn.s.recovery.old = event.old;
+  if (turn.root() && turn.config().any_world) {
+    turn.s.recovery.old = event.old;
+    turn.s.recovery.room = event.room;
+  }
   take_claims(turn, event.claims, event.evidence, event.damage);
 }
 

@@ -28,6 +28,15 @@ int stranger(const Turn& turn, const Claim& claim) {
   return -1;
 }
 
+std::vector<Claim> complete(const Turn& turn, std::vector<Claim> claims) {
+  return turn.rule().whole_claims ? whole_claims(claims) : claims;
+}
+
+bool unknown(const Turn& turn, ImageId id) {
+  const ImageId beyond = turn.s.recovery.beyond;
+  return turn.rule().beyond_unknown && id <= beyond && beyond.exists();
+}
+
 namespace {
 
 bool may_send(const Turn& turn, const Claim& claim) {
@@ -43,11 +52,6 @@ std::vector<Claim> within_reach(const Turn& turn) {
   std::vector<Claim> claims = turn.s.recovery.claims;
   std::erase_if(claims, [&](const Claim& c) { return !reaches(turn, c); });
   return claims;
-}
-
-/// The claims from which a whole image can be had.
-std::vector<Claim> complete(const Turn& turn, std::vector<Claim> claims) {
-  return turn.rule().whole_claims ? whole_claims(claims) : claims;
 }
 
 /// The error for a step that is newer than those which can be recovered with these options. A
@@ -73,13 +77,14 @@ Failure out_of_reach(const Turn& turn, ImageId newer) {
   return failure;
 }
 
-/// Removes the claims to images of another number of ranks: they are no copies of this job's
-/// images. Keeps the newest one's id in Recovery::left.
+/// Moves the claims to images of another number of ranks to Recovery::others: they are no copies of
+/// this job's images. Keeps the newest one's id in Recovery::left.
 void set_others_apart(Turn& turn) {
   Recovery& recovery = turn.s.recovery;
   std::erase_if(recovery.claims, [&](const Claim& claim) {
     if (claim.world_size == turn.config().world_size) return false;
     if (claim.id > recovery.left.id) recovery.left = {claim.id, claim.world_size};
+    recovery.others.push_back(claim);
     return true;
   });
 }
@@ -92,9 +97,13 @@ Failure other_world(const Turn& turn, int owner, const OldStep& step) {
                  " ranks, this job has " + std::to_string(turn.config().world_size) + "; ";
   failure.why +=
       turn.config().any_world
-          ? "CheckpointerOptions::any_world goes on from files alone, and rank 0 finds "
-            "no step with a sound file of every rank in its directory: start with the "
-            "number of before and call finish(), or persist a step, in a shared directory"
+          ? "CheckpointerOptions::any_world goes on from a step of which the ranks of this "
+            "job find every rank's image in memory, or rank 0 in files of its directory, "
+            "and there is none: " +
+                turn.s.recovery.unpublished +
+                "; start with the number of before and call finish(), or persist a step, in a "
+                "shared directory" +
+                (turn.s.recovery.damage.empty() ? "" : "; damaged: " + turn.s.recovery.damage)
           : "use the same number, or another job id, or let "
             "CheckpointerOptions::any_world go on from the files of before";
   return failure;
@@ -107,13 +116,10 @@ void choose_at_root(Turn& turn) {
   Recovery& recovery = s.recovery;
   const int world = turn.config().world_size;
   const bool apart = turn.rule().generations_apart;
-  const auto unknown = [&](ImageId id) {
-    return turn.rule().beyond_unknown && id <= recovery.beyond && recovery.beyond.exists();
-  };
   if (turn.config().any_world) set_others_apart(turn);
   if (recovery.phase == Phase::kSlots) {
     const ImageId covered = choose(complete(turn, within_reach(turn)), world, apart);
-    return ask_disk(turn, unknown(covered) ? kNoImage : covered);
+    return ask_disk(turn, unknown(turn, covered) ? kNoImage : covered);
   }
   for (const Claim& claim : recovery.claims) {
     if (claim.world_size == world) continue;
@@ -127,10 +133,11 @@ void choose_at_root(Turn& turn) {
   Choice choice;
   choice.id = choose(whole, world, apart);
   const ImageId taken = std::max(choice.id, recovery.old.id);
+  if (publish_first(turn, taken, choice.id)) return;
   if (const ImageId newer = choose(complete(turn, recovery.claims), world, apart); newer > taken) {
     return give_up(turn, out_of_reach(turn, newer), -1);
   }
-  if (unknown(taken)) {
+  if (unknown(turn, taken)) {
     Failure failure{ErrorKind::kInvalidState, -1, {}, {}, {}};
     failure.why = "the ranks hold more images and files than can be compared: no step newer than " +
                   to_string(recovery.beyond) +
@@ -152,7 +159,9 @@ void choose_at_root(Turn& turn) {
     if (!failure.ranks.empty()) failure.rank = failure.ranks.front();
     return give_up(turn, failure, -1);
   }
-  if (recovery.left.id > taken) turn.act(LeftBehind{recovery.left, taken});
+  if (recovery.left.id > taken) {
+    turn.act(LeftBehind{recovery.left, taken, recovery.unpublished});
+  }
   if (recovery.old.id.exists() && (recovery.old.id > choice.id || !turn.rule().old_if_newer)) {
     choice.id = kNoImage;  // all ranks begin anew, with the old job's step
   } else {
@@ -171,6 +180,7 @@ void choose_at_root(Turn& turn) {
                        [&](const Claim& c) { return stranger(turn, c) < 0; });
   }
   recovery.claims.clear();
+  recovery.others.clear();
   turn.reach(Point::kChosen, choice.id);
   learn_choice(turn, choice);
 }

@@ -80,6 +80,8 @@ struct Recovery {
     kSlots,    ///< verifying slots and gathering the claims of ranks below
     kFiles,    ///< the same for files; before it the rank waits to be asked
     kChoice,   ///< waiting for the choice
+    kPublish,  ///< making files of an old job's images, and waiting for the ranks below
+    kLook,     ///< root only: looking which step of an old job is on disk by now
     kFetch,    ///< fetching, serving, comparing structure
     kAsking,   ///< root only: all are ready, the Store is being asked
     kWaiting,  ///< ready; waiting for Established
@@ -93,6 +95,12 @@ struct Recovery {
   ImageId beyond{};           ///< gathered like the claims (see Have)
   OldStep old{};              ///< root: FilesVerified::old
   OldStep left{};             ///< root: the newest step claimed of another number of ranks
+  std::vector<Claim> others;  ///< root: the claims of another number of ranks
+  std::uint64_t room = 0;     ///< root: FilesVerified::room
+  /// Root: how often images of an old job were made files: own images, then replicas.
+  int published = 0;
+  std::string
+      unpublished{};  ///< of this rank and all below: Published::failed; root: LeftBehind::why
   Choice choice;
   /// The ranks to connect to for the choice, ascending: no data peers of this rank.
   std::vector<int> bridges{};

@@ -97,8 +97,24 @@ void give_up(Turn& turn, const Failure& failure, int heard_from);
 /// Asks every rank for files, and for stray vaults' images, that are newer.
 void ask_disk(Turn& turn, ImageId newer_than);
 void learn_choice(Turn& turn, const Choice& choice);
+/// This rank begins a phase of its recovery.
+void enter(Recovery& recovery, Recovery::Phase phase);
+[[nodiscard]] bool recovering(const Turn& turn, Recovery::Phase phase);
+/// Adds to a text for people, which stays short enough for a message.
+void add_text(std::string& to, const std::string& text);
 /// Called when this rank knows that all agreed to the choice.
 void become_ready(Turn& turn);
+
+// old_world.cpp: an old job's images become files.
+void on(Turn& turn, const OldPublished& event);
+void on(Turn& turn, const OldFound& event);
+void on(Turn& turn, int from, const Publish& publish);
+void on(Turn& turn, int from, const Published& published);
+/// At the root: if an old job's step in memory is newer than `taken`, and has a larger number than
+/// what this number of ranks has `covered`, and the disk has room for it and it was not tried yet,
+/// lets all ranks put it on disk; then choose_at_root() is called again. Else returns false, and
+/// Recovery::unpublished says why, if there is such a step.
+bool publish_first(Turn& turn, ImageId taken, ImageId covered);
 
 // overdue.cpp: rule 15.
 void on(Turn& turn, const Waited& event);
@@ -115,6 +131,10 @@ bool keeps(const Turn& turn, int at, int owner);
 /// The first rank from which that replica borrows and which, by this rank's options, is no lender
 /// of its owner; -1 if there is none. Only owners and their lenders are linked to one another.
 int stranger(const Turn& turn, const Claim& claim);
+/// The claims from which a whole image can be had.
+std::vector<Claim> complete(const Turn& turn, std::vector<Claim> claims);
+/// Removed from what can be chosen, because images that are not newer may be covered unseen.
+bool unknown(const Turn& turn, ImageId id);
 
 // transition.cpp: forming, breaking, files, the end.
 /// Forgets all agreements of a generation, finished or not; the slots stay.

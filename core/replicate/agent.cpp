@@ -89,6 +89,8 @@ class Agent::Impl {
   void perform(const protocol::Send& a) { engine_.say(a.to, a.message.generation, a.message.body); }
   void perform(const protocol::VerifySlots&) { restorer_.verify_slots(); }
   void perform(const protocol::VerifyDisk& a) { restorer_.verify_disk(a); }
+  void perform(const protocol::PublishOld& a) { restorer_.publish_old(a); }
+  void perform(const protocol::FindOld&) { restorer_.find_old(); }
   void perform(const protocol::Fetch& a) { restorer_.fetch(a); }
   void perform(const protocol::Serve& a) { restorer_.serve(a); }
   void perform(const protocol::ServeLent& a) { lender_.serve(a); }
@@ -398,6 +400,7 @@ void Agent::begin(const Generation& generation) { impl_->begin(generation); }
 void Agent::leave() noexcept { impl_->leave(); }
 Recovered Agent::recover(Value& state) { return impl_->trainer_.recover(state); }
 protocol::OldStep Agent::old_step() const { return impl_->trainer_.old_step(); }
+void Agent::free_superseded(ImageId recovered) { impl_->trainer_.free_superseded(recovered); }
 Staging Agent::stage(const Value& state, std::uint64_t step) {
   return impl_->trainer_.stage(state, step);
 }

@@ -50,6 +50,10 @@ class MESHSTAGE_API Agent {
   /// At rank 0, after a recover() that returned no id: the step of another number of ranks to go on
   /// from, if there is one. The other ranks are told by it.
   [[nodiscard]] protocol::OldStep old_step() const;
+  /// With Options::any_world, once the first step after a recover() that returned no id is
+  /// complete: removes what the processes of before left in memory, but not images of another
+  /// number of ranks that are newer than `recovered`, the step that the job went on from.
+  void free_superseded(ImageId recovered);
   Staging stage(const Value& state, std::uint64_t step);
   /// As Checkpointer::tell_waiting.
   void tell_waiting();

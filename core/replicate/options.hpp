@@ -68,10 +68,12 @@ struct CheckpointerOptions {
   /// Given, a job may be started with another number of ranks than before: recover() goes on from
   /// the newest step of which `directory`, shared by all ranks or on their one host, has a file of
   /// every rank of before (finish() and persist_every leave them), unless these ranks have a step
-  /// as new. It puts each rank's state together as Assembly::plan() does, stages it as this number
-  /// of ranks' first step, and returns when that is complete; the files stay until a newer step is
-  /// on disk. What the ranks of before have in memory alone, and is newer, is named by a warning.
-  /// Not given: another number is refused. The same on every rank.
+  /// as new. Images of a newer step that lie in vaults on these ranks' hosts become such files
+  /// first, if there is one of each rank of before, and room. It puts each rank's state together as
+  /// Assembly::plan() does, stages it as this number of ranks' first step, and returns when that is
+  /// complete; the files stay until a newer step is on disk. A newer step of which that cannot be
+  /// is named by a warning, which says why. Not given: another number is refused. The same on every
+  /// rank.
   std::optional<ReshardOptions> any_world = {};
   WhenBusy when_busy = WhenBusy::kWait;
   /// holders[r] = the ranks that hold a replica of rank r's images; the list's length is the number

@@ -20,11 +20,33 @@ Persistence::Persistence(FileSystem& fs, std::filesystem::path directory, std::s
       rank_(rank),
       world_size_(world_size) {}
 
-void Persistence::publish(const ImageInfo& info, std::span<const std::byte> image) const {
+namespace {
+
+struct Proven {
+  std::shared_ptr<const MappedFile> file;
+  ImageInfo info;
+};
+
+/// Opens and verifies a file, which must hold the image that its name says. Throws Error.
+Proven open_proven(FileSystem& fs, const PersistedImage& file) {
+  Proven proven{MappedFile::open_own(fs, file.path), {}};
+  proven.info = verify_image(proven.file->bytes());
+  const ImageIdentity& who = proven.info.identity;
+  if (who.job != file.name.job || who.rank != file.name.rank || who.id != file.name.id ||
+      who.world_size != file.name.world_size) {
+    throw CorruptData("it holds " + to_string(who));
+  }
+  return proven;
+}
+
+}  // namespace
+
+void Persistence::publish(const ImageInfo& info, std::span<const std::byte> image,
+                          std::optional<int> writer) const {
   make_private_directory(*fs_, directory_);
   const ImageIdentity& who = info.identity;
-  PersistedName name{who.job, who.id, who.rank, who.world_size, {}};
-  if (who.rank != rank_) name.holder = rank_;
+  PersistedName name{who.job, who.id, who.rank, who.world_size, writer.value_or(rank_)};
+  if (name.holder == who.rank) name.holder.reset();
   const auto path = directory_ / to_file_name(name);
   if (holds(path, info)) {
     fs_->sync_directory(directory_);  // whoever wrote it may have failed at this
@@ -41,6 +63,26 @@ void Persistence::publish(const ImageInfo& info, std::span<const std::byte> imag
           who.rank, who.id.step);
     }
   });
+}
+
+std::shared_ptr<const MappedFile> Persistence::sound_file(ImageId id, int owner,
+                                                          int world_size) const {
+  for (const auto& file : list_own_images(*fs_, directory_, job_)) {
+    if (file.name.id != id || file.name.rank != owner || file.name.world_size != world_size) {
+      continue;
+    }
+    try {
+      return open_proven(*fs_, file).file;
+    } catch (const Error&) {  // a later one may do
+    }
+  }
+  return nullptr;
+}
+
+std::uint64_t Persistence::room() const {
+  auto at = directory_;  // not made before there is something to write
+  while (at.has_relative_path() && !fs_->stat(at)) at = at.parent_path();
+  return fs_->free_space(at).available;
 }
 
 bool Persistence::holds(const std::filesystem::path& path, const ImageInfo& info) const {
@@ -75,7 +117,8 @@ int Persistence::heir_of(int rank, const std::vector<int>& sharing) const {
 }
 
 Persistence::Found Persistence::verify(ImageId newer_than,
-                                       const std::function<void(const std::string&)>& complain) {
+                                       const std::function<void(const std::string&)>& complain,
+                                       bool any_world) {
   Found found;
   std::vector<int> sharing;
   if (generation_ != 0) {
@@ -87,6 +130,7 @@ Persistence::Found Persistence::verify(ImageId newer_than,
   }
   const auto is_mine = [&](const PersistedName& name) {
     if (name.rank == rank_ || name.writer() == rank_) return true;
+    if (any_world && name.world_size != world_size_) return heir_of(name.rank, sharing) == rank_;
     const auto shares = [&](int rank) {
       return std::binary_search(sharing.begin(), sharing.end(), rank);
     };
@@ -97,16 +141,10 @@ Persistence::Found Persistence::verify(ImageId newer_than,
     found.newest_named = std::max(found.newest_named, file.name.id);
     if (!is_mine(file.name) || file.name.id <= newer_than) continue;
     try {
-      const auto mapped = MappedFile::open_own(*fs_, file.path);
-      const ImageInfo info = verify_image(mapped->bytes());
-      const ImageIdentity& who = info.identity;
-      if (who.job != file.name.job || who.rank != file.name.rank || who.id != file.name.id ||
-          who.world_size != file.name.world_size) {
-        throw CorruptData("it holds " + to_string(who));
-      }
+      const auto [mapped, info] = open_proven(*fs_, file);
       const auto claim = protocol::claim_of(
           info, checked_loans(mapped->bytes(), info), rank_,
-          who.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile, 0);
+          info.identity.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile, 0);
       // The same image may be there twice: as the owner's file and, in a shared directory, as a
       // holder's replica.
       const bool known = std::any_of(found.claims.begin(), found.claims.end(), [&](const auto& c) {

@@ -2,11 +2,13 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/files/presence.hpp>
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
@@ -32,8 +34,14 @@ class MESHSTAGE_API Persistence {
   /// (read_proven()), so what rots in `image` meanwhile does not reach the disk. A file that is
   /// there already stays if it proves to be this image and nobody else may write it; else it is
   /// replaced. Throws CorruptData, IoError and the other errors of FileSystem: then the file is
-  /// whole or not there.
-  void publish(const ImageInfo& info, std::span<const std::byte> image) const;
+  /// whole or not there. `writer`: whose name it bears, if that is not this rank.
+  void publish(const ImageInfo& info, std::span<const std::byte> image,
+               std::optional<int> writer = {}) const;
+  /// A sound file of that image, whoever wrote it; null if there is none.
+  [[nodiscard]] std::shared_ptr<const MappedFile> sound_file(ImageId id, int owner,
+                                                             int world_size) const;
+  /// The bytes for which the directory's disk has room.
+  [[nodiscard]] std::uint64_t room() const;
 
   /// Tells the ranks that share the directory that this rank does, too, if there is an image of the
   /// job. They know it once they verify() in this generation, if all ranks have entered it before.
@@ -52,8 +60,11 @@ class MESHSTAGE_API Persistence {
   /// or whose owner and writer share this directory no more. One rank of those that share it
   /// verifies each of the latter; if a rank could not tell that it does, more than one. For an
   /// image that cannot be read or is wrong it makes no claim, but calls `complain` with the reason.
+  /// `any_world`: one rank of those that share the directory claims each image of another number of
+  /// ranks, too.
   [[nodiscard]] Found verify(ImageId newer_than,
-                             const std::function<void(const std::string&)>& complain);
+                             const std::function<void(const std::string&)>& complain,
+                             bool any_world = false);
 
   /// The newest step of which the directory has a sound file of every rank of a job of another
   /// number of ranks. Reads the files of that step; `complain` is told of damaged ones.

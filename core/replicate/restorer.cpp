@@ -54,8 +54,23 @@ void Restorer::verify_slots() {
 void Restorer::verify_disk(const protocol::VerifyDisk& action) {
   verifier_.disk(action, [this](const Verifier::Found& found) {
     found_ = found;
-    engine_.feed(protocol::FilesVerified{found.claims, found.evidence, found.damage, found.old});
+    engine_.feed(
+        protocol::FilesVerified{found.claims, found.evidence, found.damage, found.old, found.room});
   });
+}
+
+void Restorer::publish_old(const protocol::PublishOld& action) {
+  engine_.report.info("making files of what lies here of " + to_string(action.step.id) + " of " +
+                      std::to_string(action.step.world_size) + " ranks");
+  verifier_.publish_old(action, found_, [this](const std::string& failed) {
+    if (!failed.empty()) engine_.report.warn(failed);
+    engine_.feed(protocol::OldPublished{failed});
+  });
+}
+
+void Restorer::find_old() {
+  verifier_.find_old(
+      [this](const protocol::OldStep& old) { engine_.feed(protocol::OldFound{old}); });
 }
 
 std::optional<Verifier::Here> Restorer::place_of(const protocol::Claim& claim) const {
@@ -132,9 +147,8 @@ void Restorer::left_behind(const protocol::LeftBehind& action) {
   const std::string world = std::to_string(action.step.world_size);
   engine_.report.warn(to_string(action.step.id) + " of " + world +
                       " ranks is newer than what is gone on from, " + to_string(action.taken) +
-                      ", and its images are in memory alone or not whole on disk; to keep it, end "
-                      "this job now, start it with " +
-                      world + " ranks and let it finish()");
+                      ": " + action.why + "; to keep it, end this job now, start it with " + world +
+                      " ranks and let it finish()");
 }
 
 void Restorer::failed(const protocol::RecoverFailed& action) {

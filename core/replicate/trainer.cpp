@@ -11,8 +11,8 @@
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/image/safetensors.hpp>
-#include <meshstage/core/memory/fast_copy.hpp>
 #include <meshstage/core/memory/room.hpp>
+#include <meshstage/core/replicate/completion.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
 
 namespace meshstage::replicate {
@@ -251,11 +251,9 @@ Recovered Trainer::recover(Value& state) {
         const Recovered result = restore(now, image, state, Deadline::after(length));
         old_ = now.old;
         image.reset();
-        try {
-          engine_.vault.free_superseded();
-        } catch (const SystemError& e) {  // tried again by the next recover(), or finish()
-          engine_.report.warn(std::string("files of a replaced process cannot be removed: ") +
-                              e.what());
+        // What an old job left stays until a step of this one is complete: free_superseded().
+        if (now.kind == RecoverCommand::Kind::kRestore || !engine_.options.any_world) {
+          free_superseded(now.id);
         }
         engine_.gate.recovered();
         return result;
@@ -266,6 +264,14 @@ Recovered Trainer::recover(Value& state) {
                     f.path);
       }
     }
+  }
+}
+
+void Trainer::free_superseded(ImageId recovered) {
+  try {
+    engine_.vault.free_superseded(recovered);
+  } catch (const SystemError& e) {  // tried again by the next recover(), or finish()
+    engine_.report.warn(std::string("files of a replaced process cannot be removed: ") + e.what());
   }
 }
 
@@ -376,20 +382,7 @@ void fill_replica(const ReadLease& own, const ImageInfo& info, std::span<std::by
                                          "\" the first; only a recovery puts them together",
                                      ward, info.identity.id.step, part.pieces.front().name);
     }
-    std::vector<std::string> names;
-    for (const auto& piece : part.pieces) names.push_back(piece.name);
-    const auto ranges = find_ranges(own.image(), names);
-    for (std::size_t i = 0; i < ranges.size(); ++i) {
-      const auto& piece = part.pieces[i];
-      if (!ranges[i] || ranges[i]->bytes != piece.bytes) {
-        throw make_error<CorruptData>("this rank has no " + piece.name + " of " +
-                                          std::to_string(piece.bytes) + " bytes to lend to rank " +
-                                          std::to_string(ward) + "'s replica",
-                                      ward, info.identity.id.step, piece.name);
-      }
-      fast_copy(image.subspan(piece.offset, piece.bytes),
-                own.image().subspan(ranges[i]->offset, piece.bytes));
-    }
+    fill_part(part, own.image(), info, image);
   }
   clear_borrowed_padding(parts, info, image);
 }

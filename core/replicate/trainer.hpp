@@ -28,6 +28,7 @@ class Trainer {
   /// As Checkpointer::recover, stage, finish, held; end_generation as Agent's.
   Recovered recover(Value& state);
   [[nodiscard]] protocol::OldStep old_step() const { return old_; }  ///< As Agent's.
+  void free_superseded(ImageId recovered);                           ///< As Agent's.
   Staging stage(const Value& state, std::uint64_t step);
   /// As Agent's.
   void tell_waiting();

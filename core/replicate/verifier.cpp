@@ -9,6 +9,7 @@
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
+#include <meshstage/core/replicate/old_images.hpp>
 #include <meshstage/core/transfer/image.hpp>
 
 namespace meshstage::replicate {
@@ -61,12 +62,8 @@ void Verifier::run(std::function<Result()> work, std::function<void(const Result
 }
 
 void Verifier::slots(ImageId evidence, std::function<void(const protocol::SlotsVerified&)> then) {
-  run<protocol::SlotsVerified>(
-      [this, evidence] { return verify_slots(evidence); }, std::move(then),
-      [this](ErrorKind, const std::string& why) {
-        engine_.lose(-1, ErrorKind::kPeerLost,
-                     "rank " + std::to_string(engine_.rank) + " cannot read its vault: " + why);
-      });
+  run<protocol::SlotsVerified>([this, evidence] { return verify_slots(evidence); }, std::move(then),
+                               lose_generation("read its vault"));
 }
 
 protocol::SlotsVerified Verifier::verify_slots(ImageId evidence) {
@@ -109,11 +106,12 @@ void Verifier::verify_files(ImageId newer_than, Found& found) {
       engine_.report.warn(text);
       add_damage(found.damage, text);
     };
-    auto files = files_.verify(newer_than, complain);
+    auto files = files_.verify(newer_than, complain, engine_.options.any_world.has_value());
     found.evidence = files.newest_named;
     found.claims = std::move(files.claims);
     for (auto& path : files.paths) found.places.push_back({std::move(path), nullptr});
     if (engine_.rank == 0 && engine_.options.any_world) {
+      found.room = files_.room();
       found.old = files_.newest_old_step(complain);
     }
   } catch (const Error& e) {
@@ -122,9 +120,10 @@ void Verifier::verify_files(ImageId newer_than, Found& found) {
 }
 
 void Verifier::verify_strays(ImageId newer_than, Found& found) {
-  const auto slots =
-      engine_.vault.take_strays(engine_.generation.number, engine_.world_size,
-                                [this](const std::string& text) { engine_.report.warn(text); });
+  const auto slots = engine_.vault.take_strays(
+      engine_.generation.number, engine_.world_size,
+      [this](const std::string& text) { engine_.report.warn(text); },
+      engine_.options.any_world.has_value());
   for (const StraySlot& slot : slots) {
     found.evidence = std::max(found.evidence, slot.image.identity.base);
     if (slot.image.identity.id <= newer_than) continue;
@@ -154,12 +153,36 @@ void Verifier::disk(const protocol::VerifyDisk& action, std::function<void(const
         if (action.strays) verify_strays(action.newer_than, found);
         return found;
       },
-      std::move(then),
-      [this](ErrorKind, const std::string& why) {
-        engine_.lose(
-            -1, ErrorKind::kPeerLost,
-            "rank " + std::to_string(engine_.rank) + " cannot look for images on its host: " + why);
-      });
+      std::move(then), lose_generation("look for images on its host"));
+}
+
+Verifier::Failed Verifier::lose_generation(const char* what) {
+  return [this, what](ErrorKind, const std::string& why) {
+    engine_.lose(-1, ErrorKind::kPeerLost,
+                 "rank " + std::to_string(engine_.rank) + " cannot " + what + ": " + why);
+  };
+}
+
+void Verifier::publish_old(const protocol::PublishOld& action, const Found& found,
+                           std::function<void(const std::string& failed)> then) {
+  std::vector<StraySlot> strays;
+  for (const Here& here : found.places) {
+    if (here.stray) strays.push_back(*here.stray);
+  }
+  run<std::string>(
+      [this, action, strays = std::move(strays)] {
+        return publish_old_images(engine_.vault, strays, files_, action);
+      },
+      std::move(then), lose_generation("read the images of an old job"));
+}
+
+void Verifier::find_old(std::function<void(const protocol::OldStep&)> then) {
+  run<protocol::OldStep>(
+      [this] {
+        return files_.newest_old_step(
+            [this](const std::string& text) { engine_.report.warn(text); });
+      },
+      std::move(then), lose_generation("read the files of an old job"));
 }
 
 void Verifier::leave_files() {

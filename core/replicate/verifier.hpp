@@ -37,12 +37,19 @@ class Verifier {
     ImageId evidence;          ///< The newest id in a file's name, or base in a stray's header.
     std::string damage;        ///< In words what is wrong with others.
     protocol::OldStep old;     ///< Persistence::newest_old_step(), at rank 0 if it is asked for.
+    std::uint64_t room = 0;    ///< Persistence::room(), at rank 0 if it is asked for.
   };
 
   /// Finds every sealed slot whose digests are right. `evidence`: the Store's note.
   void slots(ImageId evidence, std::function<void(const protocol::SlotsVerified&)> then);
   /// Finds every sound file, and every sound image in the stray vaults that this rank takes.
   void disk(const protocol::VerifyDisk& action, std::function<void(const Found&)> then);
+  /// Makes files of an old job's images (old_images.hpp); `found` is what disk() found. `then` gets
+  /// in words what failed.
+  void publish_old(const protocol::PublishOld& action, const Found& found,
+                   std::function<void(const std::string& failed)> then);
+  /// Looks again for the newest step of another number of ranks on disk.
+  void find_old(std::function<void(const protocol::OldStep&)> then);
   /// The recovery is over, as far as files are concerned.
   void leave_files();
   /// Connects to the other ends of Engine::bridge.
@@ -84,6 +91,8 @@ class Verifier {
   template <class Result>
   void run(std::function<Result()> work, std::function<void(const Result&)> then, Failed failed);
   [[nodiscard]] protocol::SlotsVerified verify_slots(ImageId evidence);
+  /// The generation ends because this rank cannot `what`.
+  [[nodiscard]] Failed lose_generation(const char* what);
   void verify_files(ImageId newer_than, Found& found);
   void verify_strays(ImageId newer_than, Found& found);
   [[nodiscard]] Source bytes_of(const Here& here) const;

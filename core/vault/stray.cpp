@@ -55,20 +55,26 @@ std::optional<std::vector<Stray::Lock>> take_locks(const VaultState& vault) {
   return locks;
 }
 
-/// Throws InvalidState unless all sealed images of that vault are of `world_size` ranks.
-void check_world(const VaultState& vault, int world_size) {
+/// The newest sealed image of that vault that is not of `world_size` ranks; kNoImage if there is
+/// none. Throws InvalidState if there is one, unless `any_world`.
+ImageId newest_of_others(const VaultState& vault, int world_size, bool any_world) {
+  ImageId newest;
   for (const auto& [name, path] : vault.files()) {
     if (name.kind != VaultFileKind::kSlot) continue;
     try {
       const SlotInfo info = read_header(*open_private(vault.fs, path));
       const int theirs = info.image.identity.world_size;
       if (info.state != SlotState::kSealed || theirs == world_size) continue;
-      throw InvalidState("it has images of " + std::to_string(theirs) +
-                         " ranks; meshstage clean removes it");
+      if (!any_world) {
+        throw InvalidState("it has images of " + std::to_string(theirs) +
+                           " ranks; meshstage clean removes it");
+      }
+      newest = std::max(newest, info.image.identity.id);
     } catch (const SystemError& e) {
       if (!is_missing(e)) throw;
     }
   }
+  return newest;
 }
 
 }  // namespace
@@ -87,7 +93,7 @@ std::vector<int> other_ranks(const VaultState& mine) {
 }
 
 std::optional<Stray> take_stray(const VaultState& mine, int rank, std::uint64_t generation,
-                                int world_size) {
+                                int world_size, bool any_world) {
   VaultOptions options = mine.options;
   options.rank = rank;
   Stray stray;
@@ -98,7 +104,7 @@ std::optional<Stray> take_stray(const VaultState& mine, int rank, std::uint64_t 
   if (!control) return std::nullopt;
   vault.control = std::move(*control);
   if (vault.control.generation() >= generation) return std::nullopt;
-  check_world(vault, world_size);
+  stray.newest_other = newest_of_others(vault, world_size, any_world);
   // Its lock files must not be opened: closing them would give the locks away.
   if (vault.control.owned_by(vault.process)) return std::nullopt;
   vault.epoch = vault.control.epoch() + 1;

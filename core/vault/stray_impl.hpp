@@ -20,16 +20,17 @@ struct Stray {
     std::unique_ptr<File> file;
   };
   std::vector<Lock> locks;  ///< Of its incarnations whose owner is dead, held.
+  ImageId newest_other;     ///< The newest sealed image of another world size; kNoImage: none.
 };
 
 /// The ranks but this one of which there are control pages in the vault's directory.
 std::vector<int> other_ranks(const VaultState& mine);
 
 /// Takes the vault of `rank` for `generation`; nothing if it is no stray, or another process has
-/// it. Throws SystemError, and InvalidState where an image there is of another world size. Call
-/// with lock_files_mutex() held.
+/// it. Throws SystemError, and, unless `any_world`, InvalidState where an image there is of another
+/// world size. Call with lock_files_mutex() held.
 std::optional<Stray> take_stray(const VaultState& mine, int rank, std::uint64_t generation,
-                                int world_size);
+                                int world_size, bool any_world);
 
 /// Its sealed slots, whose bytes no process changes; mapped, not verified.
 std::vector<StraySlot> slots_of(const Stray& stray);

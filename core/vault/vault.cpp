@@ -209,7 +209,8 @@ bool Vault::copy_in(const detail::OlderSlot& from, SlotKey to) {
 }
 
 std::vector<StraySlot> Vault::take_strays(std::uint64_t generation, int world_size,
-                                          const std::function<void(const std::string&)>& warn) {
+                                          const std::function<void(const std::string&)>& warn,
+                                          bool any_world) {
   std::vector<StraySlot> slots;
   const MutexLock files(detail::lock_files_mutex());
   const MutexLock lock(state_->mutex);
@@ -221,7 +222,7 @@ std::vector<StraySlot> Vault::take_strays(std::uint64_t generation, int world_si
            state_->options.directory.native() + " is left alone: " + e.what());
     };
     try {
-      auto stray = detail::take_stray(*state_, rank, generation, world_size);
+      auto stray = detail::take_stray(*state_, rank, generation, world_size, any_world);
       if (!stray) continue;
       for (auto& slot : detail::slots_of(*stray)) slots.push_back(std::move(slot));
       state_->strays.push_back(std::make_shared<detail::Stray>(std::move(*stray)));
@@ -274,12 +275,14 @@ std::uint64_t remove_files(const detail::VaultState& state, std::uint64_t below,
 
 }  // namespace
 
-std::uint64_t Vault::free_superseded() {
+std::uint64_t Vault::free_superseded(ImageId recovered) {
   const MutexLock files(detail::lock_files_mutex());
   const MutexLock lock(state_->mutex);
   state_->check_owned();
   std::uint64_t freed = remove_files(*state_, state_->incarnation, false);
-  for (const auto& stray : state_->strays) freed += detail::remove(*stray, false);
+  for (const auto& stray : state_->strays) {
+    if (stray->newest_other <= recovered) freed += detail::remove(*stray, false);
+  }
   return freed;
 }
 

@@ -116,16 +116,20 @@ class MESHSTAGE_API Vault {
   /// calls this; of those that do, one takes each vault. Returns what is sealed there, the newest
   /// first in each vault. Its owners of before begin and seal nothing any more; who attaches it
   /// later makes another incarnation. A vault with images of another world size is left alone, and
-  /// `warn` hears of it. What an earlier call took is let go first. Throws SystemError.
+  /// `warn` hears of it, unless the job goes on from `any_world`. What an earlier call took is let
+  /// go first. Throws SystemError.
   std::vector<StraySlot> take_strays(std::uint64_t generation, int world_size,
-                                     const std::function<void(const std::string&)>& warn);
+                                     const std::function<void(const std::string&)>& warn,
+                                     bool any_world = false);
 
   /// Bytes of this incarnation's slot files, headers included.
   [[nodiscard]] std::uint64_t bytes_held() const;
   /// Removes the slots of older incarnations (a process that still maps them is safe) and the lock
   /// files of those whose owner is dead; of the strays that were taken, what no living process
-  /// owns. Call it once recover() has agreed. Returns the bytes freed.
-  std::uint64_t free_superseded();
+  /// owns. A stray with an image of another world size that is newer than `recovered` stays until
+  /// remove_all(): the job went on from an older step than that. Call it once recover() has agreed.
+  /// Returns the bytes freed.
+  std::uint64_t free_superseded(ImageId recovered = kNoImage);
   /// Removes every file of this job and rank, older incarnations' too, and those of the strays that
   /// were taken; afterwards check_owned() throws. Only finish() calls this. Throws InvalidState if
   /// fenced.

@@ -106,6 +106,8 @@ std::vector<Hostile> bodies(const Forger& f, bool from_parent) {
       {f.message(wire::Failed{{g + 1, 3}, 1, "x"}), "a round of generation"},
       {f.message(wire::Death{9, ms::ErrorKind::kPeerLost, "x"}), "rank: rank 9"},
       {f.message(wire::AskDisk{}), "ask-disk out of turn"},
+      {f.message(wire::Publish{{{g, 1}, 3}, true}), "publish out of turn"},
+      {f.message(wire::Published{}), "published out of turn"},
       {f.message(wire::Choice{{g, 2}, {g, 1}, {{claim, 0}}}), "choice out of turn"},
       {f.message(wire::Ready{}), "ready out of turn"},
       {f.message(wire::GiveUp{}), "give-up after the agreement"},

@@ -103,7 +103,9 @@ std::vector<Body> all_bodies() {
           any_want(),
           Want{id, {}},
           Overdue{id, 3},
-          Overdue{kNoImage, 1}};
+          Overdue{kNoImage, 1},
+          Publish{{id, 16}, true},
+          Published{"no room"}};
 }
 
 std::string refusal(const std::vector<std::byte>& bytes, int sender = 2,

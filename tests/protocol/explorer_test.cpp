@@ -144,6 +144,17 @@ TEST_CASE("two and three ranks: an old job's step on disk, a crash and a lost ho
   require_safe(bounds);
 }
 
+TEST_CASE("two and three ranks: an old job's newest step in memory, crashes, a lost host or rot") {
+  const int world = GENERATE(2, 3);
+  const bool rot = GENERATE(false, true);
+  Bounds bounds = ranks(world, 1);
+  bounds.old_job = bounds.old_memory = true;
+  bounds.crashes = world == 2 ? 2 : 0;
+  bounds.host_losses = rot ? 0 : 1;
+  bounds.flips = rot ? 1 : 0;
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks: a stopped process goes on after its replacement joined") {
   Bounds bounds = ranks(2, meshstage::test::kSanitized ? 1 : 2);
   bounds.zombies = 1;

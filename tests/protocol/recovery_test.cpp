@@ -164,6 +164,68 @@ TEST_CASE(
   }
 }
 
+TEST_CASE(
+    "an old step that lies in memory whole becomes files before the choice, if there is room") {
+  State state = make_state(make_config(0, 1, {}, {}, {}, 0, true));
+  Claim mine, other;  // of two ranks: both in this one's reach
+  mine.world_size = other.world_size = 2;
+  mine.id = other.id = {2, 9};
+  mine.sizes.image_bytes = other.sizes.image_bytes = 100;
+  other.owner = 1;
+  other.place = Place::kStray;
+  other.vault = 1;
+  const OldStep on_disk{{2, 7}, 2}, newest{{2, 9}, 2};
+  const auto verified = [&](std::uint64_t room) {
+    tell(state, Formed{5});
+    tell(state, SlotsVerified{{mine}, kNoImage});
+    return tell(state, FilesVerified{{other}, {2, 7}, {}, on_disk, room});
+  };
+  SECTION("the own images suffice") {
+    auto out = verified(200);
+    REQUIRE(first<PublishOld>(out)->step == newest);
+    REQUIRE(!first<PublishOld>(out)->replicas);
+    REQUIRE(first<FindOld>(tell(state, OldPublished{})) != nullptr);
+    out = tell(state, OldFound{newest});
+    REQUIRE(first<LeftBehind>(out) == nullptr);
+    REQUIRE(first<RecoveredNothing>(tell(state, StoreAnswered{}))->old == newest);
+  }
+  SECTION("then the replicas, and if they do not help, the older step") {
+    verified(200);
+    tell(state, OldPublished{"rank 1's is rotten"});
+    REQUIRE(first<PublishOld>(tell(state, OldFound{on_disk}))->replicas);
+    tell(state, OldPublished{"nor is the replica sound"});
+    const auto out = tell(state, OldFound{on_disk});
+    REQUIRE(first<LeftBehind>(out)->step == newest);
+    REQUIRE(first<LeftBehind>(out)->why == "nor is the replica sound");
+    REQUIRE(first<RecoveredNothing>(tell(state, StoreAnswered{}))->old == on_disk);
+  }
+  SECTION("no room") {
+    const auto out = verified(199);
+    REQUIRE(first<PublishOld>(out) == nullptr);
+    REQUIRE(first<LeftBehind>(out)->why.find("200 bytes") != std::string::npos);
+    REQUIRE(first<RecoveredNothing>(tell(state, StoreAnswered{}))->old == on_disk);
+  }
+  SECTION("a file needs no room again") {
+    mine.place = Place::kOwnFile;
+    tell(state, Formed{5});
+    tell(state, SlotsVerified{});
+    REQUIRE(first<PublishOld>(
+                tell(state, FilesVerified{{mine, other}, {2, 7}, {}, on_disk, 100})) != nullptr);
+  }
+  SECTION("this number has a step that is older, and whose number is as large") {
+    Claim own;
+    own.world_size = 1;
+    own.id = {1, 9};
+    tell(state, Formed{5});
+    tell(state, SlotsVerified{{own}, kNoImage});
+    mine.place = Place::kStray;
+    mine.vault = 0;
+    const auto out = tell(state, FilesVerified{{mine, other}, kNoImage, {}, {}, 1000});
+    REQUIRE(first<PublishOld>(out) == nullptr);
+    REQUIRE(first<LeftBehind>(out)->taken == ImageId{1, 9});
+  }
+}
+
 TEST_CASE("without consent another number of ranks is refused, whatever is on disk") {
   State state = make_state(make_config(0, 1));
   Claim old;

@@ -33,6 +33,7 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "restore-holders") b.crashes = 0, b.host_losses = 1;
   if (rule == "fetch-beside-base") b.host_losses = 1;
   if (rule == "old-if-newer") b.steps = 1, b.old_job = true;
+  if (rule == "publish-old") b.steps = 1, b.old_job = b.old_memory = true;
   if (rule == "beyond-unknown") b.claims = 2, b.crashes = 2, b.local_failures = 1;
   if (rule == "agree-first") b.world = 3, b.steps = 3;
   if (rule == "structure-first") b.mismatches = 1;
@@ -64,7 +65,7 @@ void require_needed(const std::string& rule) {
   REQUIRE(replay(bounds, result.trace).violation() == "");
 }
 
-static_assert(kRules.size() == 25, "each rule has its test here");
+static_assert(kRules.size() == 26, "each rule has its test here");
 
 }  // namespace
 
@@ -124,6 +125,9 @@ TEST_CASE("without knowing what was left out a promise breaks") {
 }
 TEST_CASE("without comparing an old job's step with what is covered a promise breaks") {
   require_needed("old-if-newer");
+}
+TEST_CASE("without making an old job's images files first a promise breaks") {
+  require_needed("publish-old");
 }
 TEST_CASE("without restoring holders a promise breaks") { require_needed("restore-holders"); }
 TEST_CASE("without sparing the base in a fetch a promise breaks") {

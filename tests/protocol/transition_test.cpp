@@ -209,7 +209,7 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
   const auto id = [&] { return ImageId{below(3), below(4)}; };
   const auto rank = [&] { return static_cast<int>(below(4)) - 1; };
   const auto any_body = [&]() -> Body {
-    switch (below(20)) {
+    switch (below(22)) {
       case 0:
         return Offer{id(), id(), {}};
       case 1:
@@ -249,12 +249,16 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
         return Want{id(), {{"x", 1}}};
       case 18:
         return Overdue{id(), static_cast<std::uint32_t>(below(3))};
+      case 19:
+        return Publish{{id(), 4}, below(2) == 1};
+      case 20:
+        return Published{"x"};
       default:
         return Death{rank(), ErrorKind::kPeerLost, "x"};
     }
   };
   const auto any_event = [&]() -> Event {
-    switch (below(26)) {
+    switch (below(28)) {
       case 0:
         return Formed{below(4)};
       case 1:
@@ -293,12 +297,17 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
         return Waited{static_cast<std::uint32_t>(below(3))};
       case 18:
         return CopyStuck{id(), "x"};
+      case 19:
+        return OldPublished{"x"};
+      case 20:
+        return OldFound{{id(), 4}};
       default:
         return Received{rank(), Message{below(3), any_body()}};
     }
   };
   for (int run = 0; run < 400; ++run) {
-    State state = make_state(make_config(static_cast<int>(below(3)), 3));
+    State state =
+        make_state(make_config(static_cast<int>(below(3)), 3, {}, {}, {}, 0, below(2) == 1));
     for (int i = 0; i < 200; ++i) {
       const State before = state;
       const auto out = tell(state, any_event());

@@ -158,6 +158,28 @@ TEST_CASE("a stray vault of another world size is left alone, and named") {
   CHECK(host.count("-r1-i1-") == 2);
 }
 
+TEST_CASE("a job of any number of ranks takes it, and keeps what is newer than its own step") {
+  Host host;
+  {
+    Vault left = host.enter(1, kBefore);
+    fill(left);
+  }
+  Vault vault = host.enter(0, kNow);
+  const auto slots = vault.take_strays(kNow, 8, [](const std::string&) {}, true);
+  REQUIRE(slots.size() == 2);
+  const ImageId newest = slots[0].image.identity.id;
+  SECTION("the job goes on from an older step: it stays until the end") {
+    CHECK(vault.free_superseded({newest.generation, newest.step - 1}) == 0);
+    CHECK(host.count("-r1-i1-own") + host.count("-r1-i1-w") == 2);
+    vault.remove_all();
+    CHECK(host.count("-r1-") == 0);
+  }
+  SECTION("the job goes on from that step") {
+    CHECK(vault.free_superseded(newest) > 0);
+    CHECK(host.count("-r1-i1-own") + host.count("-r1-i1-w") == 0);
+  }
+}
+
 TEST_CASE("the highest generation is that of any vault of the job in the directory") {
   Host host;
   {

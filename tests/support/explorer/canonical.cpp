@@ -132,6 +132,10 @@ struct PutBody {
   void operator()(const AllOnDisk& m) const { put_id(out, m.id); }
   void operator()(const WantFinish&) const {}
   void operator()(const Finish&) const {}
+  void operator()(const Publish& m) const {
+    put_id(out, m.step.id), put_number(out, m.replicas ? 1 : 0);
+  }
+  void operator()(const Published&) const {}
   void operator()(const Overdue& m) const { put_id(out, m.id), put_number(out, m.times); }
   void operator()(const Death& m) const { put_rank(out, m.rank), put_enum(out, m.kind); }
 };
@@ -169,6 +173,8 @@ void put(std::string& out, const State& s) {
   put_id(out, r.evidence);
   put_id(out, r.beyond);
   put_id(out, r.old.id);
+  put_list(out, r.others, put_claim);
+  put_number(out, static_cast<std::uint64_t>(r.published));
   put_choice(out, r.choice);
   put_list(out, r.bridges, put_rank);
   put_list(out, r.lend_later, put_rank);
@@ -198,7 +204,7 @@ void put(std::string& out, const MemorySlot& slot) {
   if (slot.header == MemorySlot::Header::kEmpty) return;
   put_id(out, slot.id);
   put_id(out, slot.base);
-  put_number(out, slot.whole ? 1 : 0);
+  put_number(out, (slot.whole ? 1U : 0U) | (slot.old ? 2U : 0U));
   if (!slot.whole) return;
   put_id(out, slot.content);
   put_rank(out, slot.content_owner);
@@ -221,6 +227,7 @@ std::string World::bytes() const {
     put_number(o, file.lenders);
     put_number(o, static_cast<std::uint64_t>(file.loan));
   };
+  put_number(out, old_files_);
   put_number(out, nodes_.size());
   for (const Node& node : nodes_) {
     put_rank(out, node.rank);
@@ -235,6 +242,7 @@ std::string World::bytes() const {
     put_list(out, node.files, put_file);
     put_number(out, static_cast<std::uint64_t>(node.next_step));
     put_number(out, node.unborrowed);
+    put_number(out, node.old_held);
   }
   put_list(out, strays_, [](std::string& o, const Stray& stray) {
     put_rank(o, stray.host), put_rank(o, stray.rank);

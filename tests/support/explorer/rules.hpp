@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 25> kRules = {{
+inline constexpr std::array<NamedRule, 26> kRules = {{
     {"found-anywhere", &protocol::Rules::found_anywhere},
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
@@ -27,6 +27,7 @@ inline constexpr std::array<NamedRule, 25> kRules = {{
     {"look", &protocol::Rules::look},
     {"newest-covered", &protocol::Rules::newest_covered},
     {"old-if-newer", &protocol::Rules::old_if_newer},
+    {"publish-old", &protocol::Rules::publish_old},
     {"complete-claims", &protocol::Rules::whole_claims},
     {"restore-holders", &protocol::Rules::restore_holders},
     {"fetch-beside-base", &protocol::Rules::fetch_beside_base},

@@ -27,6 +27,7 @@ World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) 
     node.held.resize(node.state.held.size());
     nodes_.push_back(std::move(node));
   }
+  if (b.old_memory) begin_old();
 }
 
 void World::wrong(const std::string& what) {
@@ -145,6 +146,7 @@ Claim World::claim_of(const Node& node, const MemorySlot& slot, int owner, Place
   Claim claim{node.rank, owner, place, index, bounds_->world, slot.id, slot.base, {}, {}};
   claim.sizes.borrowed_bytes = slot.lenders;
   claim.image_digest.low = static_cast<std::uint64_t>(slot.loan);
+  if (slot.old) claim.world_size = bounds_->world + 1;
   add_loans(claim);
   return claim;
 }
@@ -189,7 +191,7 @@ ImageId World::newest_covered(int without, bool memory, bool disk) const {
     const Node& node = nodes_[static_cast<std::size_t>(rank)];
     const auto look_at = [&](const MemorySlots& pair, int owner) {
       for (const MemorySlot& slot : pair) {
-        const bool good = slot.header == MemorySlot::Header::kSealed && slot.whole &&
+        const bool good = slot.header == MemorySlot::Header::kSealed && slot.whole && !slot.old &&
                           slot.content == slot.id && slot.content_owner == owner &&
                           (owner == rank || has_lenders(slot, without));
         if (good) copies.push_back({slot.id, owner, slot.lenders, slot.loan});
@@ -250,6 +252,10 @@ void World::check() {
   const ImageId files = bounds_->disk ? newest_covered(-1, false, true) : kNoImage;
   if (files < on_disk_) wrong("files of " + name(on_disk_) + " are gone, no newer step is on disk");
   on_disk_ = std::max(on_disk_, files);
+  if (bounds_->old_memory && !beyond_ && !ever_agreed_ && !old_covered() &&
+      old_on_disk().id != kOldStepId) {
+    return wrong("the old job's step is lost, and no step of this one is complete");
+  }
   if (beyond_ || !agreed_.exists()) return;
   if (newest_covered(-1, true, true) < agreed_) {
     return wrong(name(agreed_) + " was complete, and now no step that new is covered");
@@ -281,6 +287,7 @@ void World::end_process(Node& node, bool lose_memory) {
   node.state = make_state(config);
   if (!lose_memory) return;
   node.own = {};
+  node.old_held = 0;
   std::fill(node.held.begin(), node.held.end(), MemorySlots{});
 }
 

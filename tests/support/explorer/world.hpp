@@ -42,6 +42,9 @@ struct Bounds {
   bool local_disks = false;  ///< each host has a disk of its own; else all ranks share one
   /// The root's disk has a step of a job of another number of ranks, older than any step of these.
   bool old_job = false;
+  /// With old_job: a newer step of that job lies in memory, one copy of each image at its owner and
+  /// one on another host. The owner without a rank in this job has left a vault on rank 0's host.
+  bool old_memory = false;
   bool finish = false;  ///< trainers call finish() after the last step
   Rules rules{};
   std::vector<std::vector<int>> holders;  ///< empty: the default
@@ -111,6 +114,7 @@ struct MemorySlot {
   int content_owner = -1;
   Ranks lenders = 0;  ///< from whose own images replicas of this image borrow
   int loan = 0;       ///< the bytes borrowed and lent: equal numbers, equal bytes
+  bool old = false;   ///< of the old job
 };
 using MemorySlots = std::array<MemorySlot, 2>;
 
@@ -171,6 +175,7 @@ struct Node {
   int next_step = 1;
   bool hung = false;         ///< its trainer calls nothing any more
   std::uint32_t waited = 0;  ///< deadlines, for the same outcome
+  Ranks old_held = 0;        ///< whose images of the old job lie in slots that no rank here writes
   Ranks unborrowed = 0;      ///< from whom replicas borrow nothing any more
   bool gave_up = false;      ///< by GiveUp, which precedes the end-of-file on each of its links
   std::optional<Failure> failure;  ///< of its newest recovery; no part of the world's identity
@@ -272,6 +277,14 @@ class World {
   void remove_strays(const Node& node);
   /// The rank that reads, and in the end removes, what that rank has left on this host's disk.
   [[nodiscard]] int reader_of(int rank, int host) const;
+  /// The claims to images of the old job: in memory that no rank here writes, and in files.
+  void claim_old(const Node& node, FilesVerified& found) const;
+  void begin_old();
+  void publish_old(const Node& node, const PublishOld& action);
+  /// The old job's newest step of which the disk has every image.
+  [[nodiscard]] OldStep old_on_disk() const;
+  /// Whether there is a copy of every image of the old job's step in memory.
+  [[nodiscard]] bool old_covered() const;
   /// What this rank finds on its disk, and claims. `all`: of whatever ranks.
   void verify_files(const Node& node, ImageId newer_than, bool all, FilesVerified& found) const;
   void clear_messages_to(const Node& node);
@@ -334,6 +347,7 @@ class World {
   Budget left_{};
   std::vector<Node> nodes_;                             ///< one for each rank, then zombies
   std::vector<Stray> strays_;                           ///< by host and rank
+  Ranks old_files_ = 0;                                 ///< of the old job's step in memory
   std::vector<LeftFiles> left_files_;                   ///< by host and writer
   std::vector<std::shared_ptr<const Letter>> letters_;  ///< in the order of sending
   std::vector<Early> early_;                            ///< sorted

@@ -26,8 +26,14 @@ void World::feed(Node& node, const Event& event) {
         if (files->strays) {
           take_strays(node, files->newer_than, bounds_->rules.verify_claims, found);
         }
-        if (bounds_->old_job && node.rank == 0) found.old = {{1, 0}, bounds_->world + 1};
+        if (bounds_->old_job && node.rank == 0) found.old = old_on_disk();
+        claim_old(node, found);
         todo.emplace_back(std::move(found));
+      } else if (const auto* publish = std::get_if<PublishOld>(&action)) {
+        publish_old(node, *publish);
+        todo.emplace_back(OldPublished{});
+      } else if (std::holds_alternative<FindOld>(action)) {
+        todo.emplace_back(OldFound{old_on_disk()});
       } else if (const auto* accept = std::get_if<AcceptReplica>(&action)) {
         carry_out(node, action);
         todo.emplace_back(ReplicaReady{accept->ward, accept->id, true});
@@ -289,6 +295,11 @@ struct World::CarryOut {
     world.say(node, a.old.id.exists() ? "starts with the old job's step" : "starts at step 0");
     if (world.bounds_->old_job && node.rank == 0 && !a.old.id.exists() && !node.zombie)
       world.wrong("step 0 begins, though the step of an old job is on disk");
+    const bool now = generation == world.store_generation_ && world.lost_in_ < generation;
+    if (world.bounds_->old_memory && node.rank == 0 && !node.zombie && now &&
+        a.old.id != kOldStepId) {
+      world.wrong("the old job's newest step is passed over");
+    }
     node.next_step = 1;
     world.remove_strays(node);
     if (world.ever_agreed_ && !node.zombie)

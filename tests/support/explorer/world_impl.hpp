@@ -11,6 +11,9 @@ inline bool active(const Node& node) {
   return node.alive && (node.state.mode == Mode::kRecovering || node.state.mode == Mode::kReady);
 }
 
+/// The step that Bounds::old_memory means, of one rank more.
+inline constexpr ImageId kOldStepId{1, 1};
+
 /// "g1 step 2".
 inline std::string name(ImageId id) {
   if (!id.exists()) return "nothing";

@@ -1,0 +1,133 @@
+#include <algorithm>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "transition_impl.hpp"
+
+/// Rule 5b for a step of another number of ranks that lies in memory. A job goes on from such a
+/// step by its files alone, so its ranks make files of the images first: Publish comes down, each
+/// rank writes, Published climbs, the root looks at the disk and chooses. First the owners' own
+/// images are written. If the disk does not have every rank's image then, all do the same again
+/// with the replicas, which also serve where an own image is lost or rots.
+namespace meshstage::protocol {
+
+using Phase = Recovery::Phase;
+
+namespace {
+
+/// The newest step of another number of ranks of which every rank's image is claimed.
+OldStep newest_of_others(const Turn& turn) {
+  std::map<int, std::vector<Claim>> by_world;
+  for (const Claim& claim : turn.s.recovery.others) by_world[claim.world_size].push_back(claim);
+  OldStep newest;
+  for (auto& [world, claims] : by_world) {
+    const ImageId id = choose(complete(turn, std::move(claims)), world);
+    if (id > newest.id) newest = {id, world};
+  }
+  return newest;
+}
+
+/// The bytes of the files that the disk does not have yet: one image of each rank.
+std::uint64_t missing_bytes(const Turn& turn, const OldStep& step) {
+  std::map<int, std::uint64_t> bytes;
+  for (const Claim& claim : turn.s.recovery.others) {
+    if (claim.id != step.id || claim.world_size != step.world_size) continue;
+    const auto it = bytes.emplace(claim.owner, claim.sizes.image_bytes).first;
+    if (is_file(claim.place)) it->second = 0;
+  }
+  std::uint64_t all = 0;
+  for (const auto& [owner, each] : bytes) all += each;
+  return all;
+}
+
+void publish(Turn& turn, const OldStep& step, bool replicas) {
+  turn.send_down(Publish{step, replicas});
+  enter(turn.s.recovery, Phase::kPublish);
+  turn.act(PublishOld{step, replicas});
+}
+
+/// Tells the parent once this rank and all ranks below it have written; the root looks at the disk.
+void tally_published(Turn& turn) {
+  Recovery& recovery = turn.s.recovery;
+  if (!recovery.mine || recovery.below != turn.everyone_below()) return;
+  if (turn.root()) {
+    enter(recovery, Phase::kLook);
+    turn.act(FindOld{});
+  } else {
+    turn.send(turn.config().parent, Published{std::exchange(recovery.unpublished, {})});
+    enter(recovery, Phase::kChoice);
+  }
+}
+
+}  // namespace
+
+bool publish_first(Turn& turn, ImageId taken, ImageId covered) {
+  Recovery& recovery = turn.s.recovery;
+  const OldStep step = newest_of_others(turn);
+  if (step.id <= taken) {
+    recovery.unpublished = "not every rank's image of it is in reach";
+    return false;
+  }
+  if (covered.exists() && covered.step >= step.id.step) {
+    recovery.unpublished = "this number of ranks has a step of no smaller number";
+    return false;
+  }
+  if (!turn.rule().publish_old || unknown(turn, step.id)) return false;
+  if (recovery.published == 2) {
+    if (recovery.unpublished.empty()) {
+      recovery.unpublished =
+          "rank 0 does not find the files that the ranks made of it; another "
+          "number of ranks needs a directory that all share";
+    }
+    return false;
+  }
+  const std::uint64_t bytes = missing_bytes(turn, step);
+  if (recovery.published == 0 && bytes > recovery.room) {
+    recovery.unpublished = "its images of " + std::to_string(bytes) +
+                           " bytes are to become files, and rank 0's directory has room for " +
+                           std::to_string(recovery.room);
+    return false;
+  }
+  recovery.unpublished.clear();
+  publish(turn, step, recovery.published++ > 0);
+  return true;
+}
+
+void on(Turn& turn, const OldPublished& event) {
+  Recovery& recovery = turn.s.recovery;
+  if (!recovering(turn, Phase::kPublish) || recovery.mine) {
+    return turn.stale("nobody asked for files of old images");
+  }
+  recovery.mine = true;
+  add_text(recovery.unpublished, event.failed);
+  tally_published(turn);
+}
+
+void on(Turn& turn, const OldFound& event) {
+  if (!recovering(turn, Phase::kLook)) return turn.stale("nobody asked for an old step");
+  turn.s.recovery.old = event.old;
+  choose_at_root(turn);
+}
+
+void on(Turn& turn, int from, const Publish& message) {
+  if (from != turn.config().parent || !recovering(turn, Phase::kChoice) ||
+      !turn.config().any_world) {
+    return turn.malformed("publish out of turn");
+  }
+  publish(turn, message.step, message.replicas);
+}
+
+void on(Turn& turn, int from, const Published& message) {
+  const int child = child_index(turn, from);
+  Recovery& recovery = turn.s.recovery;
+  if (child < 0 || !recovering(turn, Phase::kPublish) || (recovery.below >> child & 1U) != 0) {
+    return turn.malformed("published out of turn");
+  }
+  recovery.below = static_cast<std::uint8_t>(recovery.below | 1U << child);
+  add_text(recovery.unpublished, message.failed);
+  tally_published(turn);
+}
+
+}  // namespace meshstage::protocol

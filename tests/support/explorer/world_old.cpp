@@ -1,0 +1,72 @@
+#include "tests/support/explorer/world.hpp"
+#include "tests/support/explorer/world_impl.hpp"
+
+/// The images of an old job, which had one rank more.
+namespace meshstage::explorer {
+
+void World::begin_old() {
+  const int old_world = bounds_->world + 1;
+  store_generation_ = kOldStepId.generation;
+  for (int owner = 0; owner < old_world; ++owner) {
+    const int at = owner < bounds_->world ? owner : 0;
+    Node& node = nodes_[static_cast<std::size_t>(at)];
+    if (owner == at) {
+      MemorySlot& slot = node.own[0];
+      slot = {MemorySlot::Header::kSealed, kOldStepId, kNoImage, true, kOldStepId, owner};
+      slot.old = true;
+    } else {
+      node.old_held |= bit(owner);
+    }
+    nodes_[static_cast<std::size_t>((at + 1) % bounds_->world)].old_held |= bit(owner);
+  }
+}
+
+void World::claim_old(const Node& node, FilesVerified& found) const {
+  if (!bounds_->old_memory) return;
+  const int old_world = bounds_->world + 1;
+  for (int owner = 0; owner < old_world; ++owner) {
+    if ((node.old_held & bit(owner)) != 0) {
+      Claim claim{node.rank, owner, Place::kStray, 0, old_world, kOldStepId, {}, {}, {}};
+      claim.vault = old_world;
+      found.claims.push_back(claim);
+    }
+    if ((old_files_ & bit(owner)) != 0 && owner % bounds_->world == node.rank) {
+      found.claims.push_back(
+          {node.rank, owner, Place::kHeldFile, 0, old_world, kOldStepId, {}, {}, {}});
+    }
+  }
+  if (node.rank == 0) found.old = old_on_disk();
+}
+
+void World::publish_old(const Node& node, const PublishOld& action) {
+  for (const MemorySlot& slot : node.own) {
+    if (slot.old && slot.header == MemorySlot::Header::kSealed && slot.whole &&
+        slot.id == action.step.id) {
+      old_files_ |= bit(slot.content_owner);
+    }
+  }
+  const Ranks own = node.rank == 0 ? bit(bounds_->world) : 0;  // the vault that was left there
+  old_files_ |= action.replicas ? node.old_held : node.old_held & own;
+}
+
+OldStep World::old_on_disk() const {
+  const int old_world = bounds_->world + 1;
+  if (bounds_->old_memory && old_files_ == bit(old_world) - 1) return {kOldStepId, old_world};
+  return {{1, 0}, old_world};
+}
+
+bool World::old_covered() const {
+  Ranks found = old_files_;
+  for (const Node& node : nodes_) {
+    if (node.zombie) continue;
+    found |= node.old_held;
+    for (const MemorySlot& slot : node.own) {
+      if (slot.old && slot.header == MemorySlot::Header::kSealed && slot.whole) {
+        found |= bit(slot.content_owner);
+      }
+    }
+  }
+  return found == bit(bounds_->world + 1) - 1;
+}
+
+}  // namespace meshstage::explorer
