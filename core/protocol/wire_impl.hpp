@@ -231,8 +231,9 @@ class Reader {
     value.image_digest = digest("claim's image digest");
     value.borrowed = loans("claim's lenders");
     value.lent = loans("claim's borrowers");
-    value.vault = number<std::int32_t>("claim's vault");  // perhaps of a larger world, too
-    if (value.vault < -1 || (value.place == Place::kStray) != (value.vault >= 0)) {
+    value.vault = number<std::int32_t>("claim's vault");  // of the world that made the image
+    if (value.vault < -1 || value.vault >= value.world_size ||
+        (value.place == Place::kStray) != (value.vault >= 0)) {
       bad("claim's vault", "rank " + std::to_string(value.vault));
     }
     return value;

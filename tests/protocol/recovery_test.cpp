@@ -160,7 +160,7 @@ TEST_CASE(
     REQUIRE(first<RecoverFailed>(out)->failure.kind == ErrorKind::kStructureMismatch);
     const std::string& why = first<RecoverFailed>(out)->failure.why;
     REQUIRE(why.find("made by 4 ranks, this job has 1") != std::string::npos);
-    REQUIRE(why.find("a sound file of every rank") != std::string::npos);
+    REQUIRE(why.find("not every rank's image of it is in reach") != std::string::npos);
   }
 }
 

@@ -68,6 +68,17 @@ inline Dict state_at(int rank, int world, std::uint64_t step) {
               {"seen", static_cast<std::int64_t>(rank == 0 ? step : 0)}};
 }
 
+/// For state_at().
+inline ReshardOptions any_number() {
+  ReshardOptions reshard;
+  dtensor::register_boxes(reshard.readers);
+  sharded::register_boxes(reshard.readers);
+  reshard.plain = [](const std::string& path) {
+    return path == "seen" ? PlainKind::kSummed : PlainKind::kSame;
+  };
+  return reshard;
+}
+
 /// A job whose number of ranks changes from start to start. Disk, vaults and Store stay.
 class ChangingJob {
  public:
@@ -81,13 +92,7 @@ class ChangingJob {
     auto o = job.options(rank);
     o.environment->world_size = o.environment->local_world_size = world;
     o.transport = fabric.attach(rank);
-    ReshardOptions reshard;
-    dtensor::register_boxes(reshard.readers);
-    sharded::register_boxes(reshard.readers);
-    reshard.plain = [](const std::string& path) {
-      return path == "seen" ? PlainKind::kSummed : PlainKind::kSame;
-    };
-    o.any_world = reshard;
+    o.any_world = any_number();
     change(o, world);
     return o;
   }
