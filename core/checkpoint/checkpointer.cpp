@@ -14,6 +14,7 @@
 #include <meshstage/core/checkpoint/trainer_signs_impl.hpp>
 #include <meshstage/core/checkpoint/training_group_impl.hpp>
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
+#include <meshstage/core/comm/several_connections.hpp>
 #include <meshstage/core/comm/supervisor.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/replicate/agent.hpp>
@@ -81,6 +82,10 @@ void check(const CheckpointerOptions& options) {
     refuse("block_bytes is " + std::to_string(options.block_bytes) +
            "; a power of two from 4096 on is needed");
   }
+  if (options.connections > kMostConnections) {
+    refuse("connections is " + std::to_string(options.connections) + "; at most " +
+           std::to_string(kMostConnections) + " are of use");
+  }
   if (options.keep == 0) refuse("keep is 0; the newest step on disk stays, so at least 1");
 }
 
@@ -96,6 +101,7 @@ class Checkpointer::Impl {
                      .store = reached(options_, deadline),
                      .transport = options_.transport,
                      .data_peers = replicate::data_peers(options_),
+                     .connections = options_.connections,
                      .agreement = replicate::agreement(options_),
                      .training_links = options_.training_links,
                      .launch = options_.environment->launch,
@@ -328,6 +334,10 @@ class Checkpointer::Impl {
       std::string address = o.store.empty() ? o.environment->store : o.store;
       if (address.empty()) address = (o.directory / "store").string();
       o.store_object = open_store(address);
+    }
+    if (o.connections == 0) {
+      const auto local = static_cast<unsigned>(std::max(1, o.environment->local_world_size));
+      o.connections = o.transport ? 1 : default_connections(available_processors(), local);
     }
     if (!o.transport) {
       TcpTransportOptions tcp;

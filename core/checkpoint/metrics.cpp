@@ -30,6 +30,7 @@ void for_each_figure(const Stats& s, F&& visit) {
   visit("vault_bytes", s.vault_bytes, false, "all slots of this rank's vault");
   visit("replica_bytes_sent", s.replica_bytes_sent, true, "images sent to holders");
   visit("replica_bytes_kept", s.replica_bytes_kept, true, "what holders had already");
+  visit("connections", s.connections, false, "connections to a rank for images");
   visit("replica_bytes_borrowed", s.replica_bytes_borrowed, true, "what replicas borrow instead");
 }
 

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <map>
 #include <set>
 #include <span>
 #include <stop_token>
@@ -10,6 +12,7 @@
 #include <meshstage/core/comm/connect_ranks_impl.hpp>
 #include <meshstage/core/comm/job_entries_impl.hpp>
 #include <meshstage/core/comm/named_losses_impl.hpp>
+#include <meshstage/core/comm/several_connections.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/rank_tree.hpp>
 
@@ -21,6 +24,8 @@ namespace {
 constexpr std::chrono::seconds kLastWords{2};
 constexpr std::byte kReady{'R'};  // child to parent: all below and I are connected
 constexpr std::byte kGo{'G'};     // parent to child: the generation is formed
+/// First between data peers, with a second byte: so many connections for images I want to have.
+constexpr std::byte kConnections{'C'};
 
 std::vector<int> merged(std::vector<int> a, const std::vector<int>& b) {
   a.insert(a.end(), b.begin(), b.end());
@@ -105,6 +110,7 @@ struct Attempt {
     ControlHandlers handlers;
     // A peer that has heard "go" before us may say more than that: it is for whoever comes next.
     handlers.takes = [](int /*peer*/, std::span<const std::byte> message) {
+      if (message.size() == 2) return message[0] == kConnections;
       return message.size() == 1 && (message[0] == kReady || message[0] == kGo);
     };
     handlers.on_message = [this](int peer, std::span<const std::byte> message) {
@@ -112,6 +118,7 @@ struct Attempt {
       if (message[0] == kGo) links->set_handlers({});
       const MutexLock lock(mutex);
       if (message[0] == kReady) ready.insert(peer);
+      if (message[0] == kConnections) wanted[peer] = std::to_integer<unsigned>(message[1]);
       if (message[0] == kGo) go = true;
       changed.notify_all();
     };
@@ -122,6 +129,23 @@ struct Attempt {
     links->set_handlers(std::move(handlers));
   }
 
+  /// Tells the data peers how many connections for images this rank wants to have, and waits until
+  /// they have told it. Returns the smaller number for each. Throws as wait_for_children().
+  std::map<int, unsigned> agree_on_connections(const std::vector<int>& peers, unsigned wanted_here,
+                                               Deadline deadline) {
+    const unsigned here = std::clamp(wanted_here, 1U, kMostConnections);
+    const std::array message{kConnections, static_cast<std::byte>(here)};
+    for (const int peer : peers) links->send(peer, message);
+    MutexLock lock(mutex);
+    const auto token = stop.get_token();
+    check(token, changed.wait_until(lock, token, deadline, [&]() MESHSTAGE_REQUIRES(mutex) {
+      return std::all_of(peers.begin(), peers.end(),
+                         [&](int peer) MESHSTAGE_REQUIRES(mutex) { return wanted.contains(peer); });
+    }));
+    std::map<int, unsigned> agreed;
+    for (const int peer : peers) agreed[peer] = std::clamp(wanted.at(peer), 1U, here);
+    return agreed;
+  }
   /// Waits until so many children are ready. Throws Cancelled if the attempt failed, Timeout.
   void wait_for_children(std::size_t count, Deadline deadline) {
     MutexLock lock(mutex);
@@ -148,6 +172,7 @@ struct Attempt {
   std::stop_source stop;
   std::string failure MESHSTAGE_GUARDED_BY(mutex);
   std::set<int> ready MESHSTAGE_GUARDED_BY(mutex);
+  std::map<int, unsigned> wanted MESHSTAGE_GUARDED_BY(mutex);  // connections, by data peer
   bool go MESHSTAGE_GUARDED_BY(mutex) = false;
   ControlLinks* links = nullptr;
   std::jthread watcher;  // last: it ends before what it uses
@@ -222,7 +247,10 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
     attempt.listen(result.links);
     request.name = "data";
     request.peers = options.data_peers;
-    result.data = options.transport->connect_group(request, published, deadline, token);
+    const auto connections =
+        attempt.agree_on_connections(options.data_peers, options.connections, deadline);
+    result.data =
+        connect_several(*options.transport, request, connections, published, deadline, token);
     request.name = "train";
     request.peers = tree_links;
     if (options.training_links == TrainingLinks::kAll) {

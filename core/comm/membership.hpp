@@ -37,6 +37,9 @@ struct MembershipOptions {
   std::shared_ptr<Transport> transport;
   /// The ranks this one exchanges images with: its holders and its wards. Each must name this one.
   std::vector<int> data_peers;
+  /// How many connections for images this rank wants to have to each data peer. Of two ranks the
+  /// smaller number counts. At most kMostConnections.
+  unsigned connections = 1;
   /// What every rank must have been told alike, besides the world size: a line of text. A rank that
   /// was told otherwise is refused, with both texts; without this it would wait for links that
   /// nobody makes.

@@ -78,6 +78,17 @@ class MESHSTAGE_API ProcessGroup : public std::enable_shared_from_this<ProcessGr
   [[nodiscard]] virtual std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
                                                           std::span<std::byte> target) = 0;
 
+  /// How many connections there are to `peer`; both ends have the same number. 1 unless the group
+  /// was made of several (several_connections.hpp): then bulk data in no order goes over all.
+  [[nodiscard]] virtual unsigned connections(int /*peer*/) const noexcept { return 1; }
+  /// This group over its connection `i` alone, below connections(peer) for the peers that are used
+  /// there. Messages of one tag keep their order on it. The group's own send() and receive() use
+  /// connection 0; abort() and close() of one are the whole group's. It lives as long as the group.
+  [[nodiscard]] virtual ProcessGroup& over(unsigned /*i*/) noexcept { return *this; }
+  /// A count that rises with the bytes that came from `peer` or left for it; where the backend
+  /// cannot see them, 0. Throws what send() throws.
+  [[nodiscard]] virtual std::uint64_t moved(int /*peer*/) const { return 0; }
+
   /// Ends the use of the group: every pending and later wait, send and receive throws `cause`,
   /// promptly. Of several causes the first one stays. Receive targets may still be written until
   /// close() has returned.

@@ -160,6 +160,12 @@ void Agent::Impl::begin(const Generation& generation) {
   engine_.generation = generation;
   engine_.report.set_generation(generation.number);
   engine_.gate.open();
+  unsigned connections = 0;
+  for (const int peer : engine_.config->data_peers) {
+    const unsigned to = generation.data->connections(peer);
+    connections = connections == 0 ? to : std::min(connections, to);
+  }
+  engine_.gate.count([connections](Stats& stats) { stats.connections = connections; });
   copier_.enter();
   engine_.loop.run([this, number = generation.number] {
     engine_.present = number;

@@ -101,6 +101,10 @@ struct CheckpointerOptions {
   /// How many threads copy this rank's state. 0: half of this rank's share of the processors that
   /// the process may use when the Checkpointer is made (default_copy_threads(), Beside::kTrainer).
   unsigned copy_threads = 0;
+  /// How many connections this rank wants to have to each rank that it exchanges images with, at
+  /// most 16; of two ranks the smaller number counts. 0: by this rank's share of the processors: 1
+  /// up to four of them, else one a processor, at most 8; and 1 with a `transport` of the caller's.
+  unsigned connections = 0;
   /// The streams on which the trainer uses its tensors on devices. A device that is not named here
   /// has its legacy default stream. The copies of stage() and recover() come behind the work that
   /// was issued on these streams before the call. Tensors of the CPU and of several devices may be

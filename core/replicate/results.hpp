@@ -123,6 +123,9 @@ struct Stats {
   std::uint64_t replica_bytes_borrowed = 0;
   /// What holders had already, and did not travel.
   std::uint64_t replica_bytes_kept = 0;
+  /// Connections for images to a rank that this one exchanges them with, in the newest generation;
+  /// the smallest number if they differ, 0 without such a rank.
+  unsigned connections = 0;
 };
 
 /// A holder's replica of one of its wards, decoded.

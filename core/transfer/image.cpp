@@ -1,12 +1,16 @@
 #include <meshstage/core/transfer/image.hpp>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <string>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/transfer/masks_impl.hpp>
+#include <meshstage/core/transfer/striped_impl.hpp>
 #include <meshstage/core/transfer/window_impl.hpp>
 
 namespace meshstage::transfer {
@@ -64,6 +68,28 @@ void check_identity(int from, const ImageInfo& info, const Digest& manifest_dige
   }
 }
 
+/// Over one connection, with masks if the receiver holds blocks already.
+template <class Place, class Came, class Stayed>
+void receive_in_order(const Link& link, const std::vector<Piece>& pieces, bool masked, Place place,
+                      Came came, Stayed stayed) {
+  Masks masks(pieces.size(), masked);
+  Window(link).run(
+      masks.things(),
+      [&](std::size_t i) -> std::unique_ptr<Transfer> {
+        const auto [is_mask, number] = masks.thing(i);
+        if (is_mask) return link.group.receive(link.peer, link.tag, masks.bytes(number));
+        if (!masks.travels(number)) return nullptr;
+        return link.group.receive(link.peer, link.tag, place(pieces[number]));
+      },
+      [&](std::size_t i) {
+        const auto [is_mask, number] = masks.thing(i);
+        if (is_mask) return;
+        masks.travels(number) ? came(pieces[number]) : stayed(pieces[number]);
+        if (link.on_piece) link.on_piece(number + 1, pieces.size());
+      },
+      [&](std::size_t i) { return masks.needed_for(i); });
+}
+
 }  // namespace
 
 void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
@@ -76,13 +102,28 @@ void send_image(const Link& link, std::span<const std::byte> image, const Shape&
   check_memory(image.size(), shape);
   const auto pieces = pieces_of(shape);
   const auto digested = digested_bytes(shape);
-  Masks masks(pieces.size(), !offered.held.empty());
   const auto is_there = [&](const Piece& piece) {
     wait_final(piece.offset + piece.bytes);
     const auto block = block_of(shape, digested, piece);
     return block && *block < offered.held.size() &&
            stays(offered.held[*block], offered.mine(*block));
   };
+  const auto bytes_of = [&](std::size_t i) {
+    wait_final(pieces[i].offset + pieces[i].bytes);
+    return place_of(image, shape, pieces[i]);
+  };
+  if (is_striped(link)) {
+    Outgoing all{pieces.size(), {}, [&](std::size_t i, std::size_t) { return bytes_of(i); }};
+    if (!offered.held.empty()) {
+      all.stays = [&](std::size_t i) {
+        if (!is_there(pieces[i])) return false;
+        if (offered.stayed) offered.stayed(pieces[i].bytes);
+        return true;
+      };
+    }
+    return send_striped(link, all);
+  }
+  Masks masks(pieces.size(), !offered.held.empty());
   const auto send_mask = [&](std::size_t group) {
     std::uint64_t mask = 0, kept = 0;
     for (auto i = masks.begin_of(group); i < masks.end_of(group); ++i) {
@@ -98,8 +139,7 @@ void send_image(const Link& link, std::span<const std::byte> image, const Shape&
   };
   const auto send_piece = [&](std::size_t i) -> std::unique_ptr<Transfer> {
     if (!masks.travels(i)) return nullptr;
-    wait_final(pieces[i].offset + pieces[i].bytes);
-    return link.group.send(link.peer, link.tag, place_of(image, shape, pieces[i]));
+    return link.group.send(link.peer, link.tag, bytes_of(i));
   };
   Window(link).run(
       masks.things(),
@@ -118,6 +158,19 @@ void drain_image(const Link& link, const Shape& shape, bool masked) {
   const auto pieces = pieces_of(shape);
   std::uint64_t largest = 0;
   for (const auto& piece : pieces) largest = std::max(largest, piece.bytes);
+  if (is_striped(link)) {
+    std::vector<std::vector<std::byte>> places(std::size_t{link.group.connections(link.peer)} *
+                                               kDepth);
+    Incoming all{pieces.size(),
+                 [&](std::size_t i, std::size_t place) {
+                   places[place].resize(largest);  // no other thread has this place
+                   return std::span(places[place]).first(pieces[i].bytes);
+                 },
+                 {},
+                 {}};
+    if (masked) all.stayed = [](std::size_t) {};
+    return receive_striped(link, all);
+  }
   std::vector<std::byte> scratch(largest);
   Masks masks(pieces.size(), masked);
   const auto take = [&](std::span<std::byte> bytes) {
@@ -158,23 +211,29 @@ ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shap
   if (by_blocks) {
     digests = BlockDigests(shape.block_bytes, digested, shape.borrowed_bytes / shape.block_bytes);
   }
-  Masks masks(pieces.size(), holding.masked);
   const auto& held = holding.held;
+  // Several threads receive where there are several connections.
+  Mutex wrong_mutex;
   std::string wrong;
+  std::atomic<std::uint64_t> kept_bytes{0};
+  const auto found_wrong = [&](std::string what) {
+    const MutexLock lock(wrong_mutex);
+    wrong = std::move(what);
+  };
   const auto stayed = [&](const Piece& piece) {
     const auto block = block_of(shape, digested, piece);
     if (!block || *block >= held.blocks.size()) {
-      wrong = "bytes " + std::to_string(piece.offset) + " to " +
-              std::to_string(piece.offset + piece.bytes) + " are not here and were not sent";
+      found_wrong("bytes " + std::to_string(piece.offset) + " to " +
+                  std::to_string(piece.offset + piece.bytes) + " are not here and were not sent");
       return;
     }
     const Digest& known = held.blocks[*block];
     if ((*block + held.times_kept) % kVerifyOneIn == 0 &&
         digest_block(place_of(image, shape, piece)) != known) {
-      wrong = "block " + std::to_string(*block) + " has changed since it was received";
+      found_wrong("block " + std::to_string(*block) + " has changed since it was received");
     }
     digests.put(*block, known);
-    holding.kept_bytes += piece.bytes;
+    kept_bytes += piece.bytes;
   };
   const auto came = [&](const Piece& piece) {
     if (!by_blocks || piece.offset < shape.manifest_bytes) return;
@@ -185,21 +244,19 @@ ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shap
   };
   // Blocks are digested while later ones are still on their way. Nothing is judged before every
   // piece has come: the sender's stream must end at a piece's end, whatever is wrong with it.
-  Window(link).run(
-      masks.things(),
-      [&](std::size_t i) -> std::unique_ptr<Transfer> {
-        const auto [is_mask, number] = masks.thing(i);
-        if (is_mask) return link.group.receive(link.peer, link.tag, masks.bytes(number));
-        if (!masks.travels(number)) return nullptr;
-        return link.group.receive(link.peer, link.tag, place_of(image, shape, pieces[number]));
-      },
-      [&](std::size_t i) {
-        const auto [is_mask, number] = masks.thing(i);
-        if (is_mask) return;
-        masks.travels(number) ? came(pieces[number]) : stayed(pieces[number]);
-        if (link.on_piece) link.on_piece(number + 1, pieces.size());
-      },
-      [&](std::size_t i) { return masks.needed_for(i); });
+  if (is_striped(link)) {
+    Incoming all{pieces.size(),
+                 [&](std::size_t i, std::size_t) { return place_of(image, shape, pieces[i]); },
+                 [&](std::size_t i, std::size_t) { came(pieces[i]); },
+                 {}};
+    if (holding.masked) all.stayed = [&](std::size_t i) { stayed(pieces[i]); };
+    receive_striped(link, all);
+  } else {
+    receive_in_order(
+        link, pieces, holding.masked,
+        [&](const Piece& piece) { return place_of(image, shape, piece); }, came, stayed);
+  }
+  holding.kept_bytes += kept_bytes;
   if (!wrong.empty()) {
     throw make_error<CorruptData>(
         "the replica from rank " + std::to_string(link.peer) + ": " + wrong, link.peer,
@@ -221,6 +278,13 @@ ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shap
 void receive_pieces(const Link& link, std::span<std::byte> image, const Shape& shape) {
   check_memory(image.size(), shape);
   const auto pieces = pieces_of(shape);
+  if (is_striped(link)) {
+    return receive_striped(
+        link, {pieces.size(),
+               [&](std::size_t i, std::size_t) { return place_of(image, shape, pieces[i]); },
+               {},
+               {}});
+  }
   Window(link).run(
       pieces,
       [&](std::size_t i) {

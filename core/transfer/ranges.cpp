@@ -1,11 +1,11 @@
 #include <meshstage/core/transfer/ranges.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <string>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/transfer/striped_impl.hpp>
 #include <meshstage/core/transfer/window_impl.hpp>
 
 namespace meshstage::transfer {
@@ -14,8 +14,10 @@ namespace {
 /// The parts of ranges that one piece of their concatenation consists of.
 class Concatenation {
  public:
+  /// `places`: of scratch memory.
   Concatenation(const std::vector<Piece>& ranges, std::uint64_t image_bytes,
-                std::uint64_t block_bytes) {
+                std::uint64_t block_bytes, std::size_t places)
+      : scratch_(places) {
     std::uint64_t filled = 0;  // of the last piece
     for (const auto& range : ranges) {
       if (range.offset > image_bytes || range.bytes > image_bytes - range.offset) {
@@ -39,63 +41,71 @@ class Concatenation {
   std::vector<Piece> pieces;  ///< Of the concatenation.
   [[nodiscard]] const std::vector<Piece>& parts(std::size_t piece) const { return parts_[piece]; }
 
-  /// Memory for a piece of several parts; free again once the piece kWindow before it is done.
-  std::span<std::byte> scratch(std::size_t piece) {
-    auto& memory = scratch_[piece % kWindow];
+  /// Memory for a piece of several parts, at a place that no piece in flight has.
+  std::span<std::byte> scratch(std::size_t piece, std::size_t place) {
+    auto& memory = scratch_[place];
     memory.resize(std::max<std::size_t>(memory.size(), pieces[piece].bytes));
     return std::span(memory).first(pieces[piece].bytes);
   }
 
  private:
   std::vector<std::vector<Piece>> parts_;
-  std::array<std::vector<std::byte>, kWindow> scratch_;
+  std::vector<std::vector<std::byte>> scratch_;
 };
+
+/// Pieces in flight, each with a place of its own.
+std::size_t places(const Link& link) {
+  return is_striped(link) ? std::size_t{link.group.connections(link.peer)} * kDepth : kWindow;
+}
 
 }  // namespace
 
 void send_ranges(const Link& link, std::span<const std::byte> image,
                  const std::vector<Piece>& ranges, std::uint64_t block_bytes) {
-  Concatenation all(ranges, image.size(), block_bytes);
+  Concatenation all(ranges, image.size(), block_bytes, places(link));
+  const auto source = [&](std::size_t i, std::size_t place) -> std::span<const std::byte> {
+    const auto& parts = all.parts(i);
+    if (parts.size() == 1) return image.subspan(parts[0].offset, parts[0].bytes);
+    const auto scratch = all.scratch(i, place);
+    std::uint64_t at = 0;
+    for (const auto& part : parts) {
+      std::memcpy(scratch.data() + at, image.data() + part.offset, part.bytes);
+      at += part.bytes;
+    }
+    return scratch;
+  };
+  if (is_striped(link)) return send_striped(link, {all.pieces.size(), {}, source});
   Window(link).run(
       all.pieces,
-      [&](std::size_t i) {
-        const auto& parts = all.parts(i);
-        if (parts.size() == 1) {
-          return link.group.send(link.peer, link.tag,
-                                 image.subspan(parts[0].offset, parts[0].bytes));
-        }
-        const auto scratch = all.scratch(i);
-        std::uint64_t at = 0;
-        for (const auto& part : parts) {
-          std::memcpy(scratch.data() + at, image.data() + part.offset, part.bytes);
-          at += part.bytes;
-        }
-        return link.group.send(link.peer, link.tag, std::span<const std::byte>(scratch));
-      },
+      [&](std::size_t i) { return link.group.send(link.peer, link.tag, source(i, i % kWindow)); },
       [](std::size_t) {});
 }
 
 void receive_ranges(const Link& link, std::span<std::byte> image, const std::vector<Piece>& ranges,
                     std::uint64_t block_bytes) {
-  Concatenation all(ranges, image.size(), block_bytes);
+  Concatenation all(ranges, image.size(), block_bytes, places(link));
+  const auto target = [&](std::size_t i, std::size_t place) {
+    const auto& parts = all.parts(i);
+    return parts.size() == 1 ? image.subspan(parts[0].offset, parts[0].bytes)
+                             : all.scratch(i, place);
+  };
+  const auto came = [&](std::size_t i, std::size_t place) {
+    const auto& parts = all.parts(i);
+    if (parts.size() == 1) return;
+    const auto scratch = all.scratch(i, place);
+    std::uint64_t at = 0;
+    for (const auto& part : parts) {
+      std::memcpy(image.data() + part.offset, scratch.data() + at, part.bytes);
+      at += part.bytes;
+    }
+  };
+  if (is_striped(link)) return receive_striped(link, {all.pieces.size(), target, came, {}});
   Window(link).run(
       all.pieces,
       [&](std::size_t i) {
-        const auto& parts = all.parts(i);
-        return link.group.receive(
-            link.peer, link.tag,
-            parts.size() == 1 ? image.subspan(parts[0].offset, parts[0].bytes) : all.scratch(i));
+        return link.group.receive(link.peer, link.tag, target(i, i % kWindow));
       },
-      [&](std::size_t i) {
-        const auto& parts = all.parts(i);
-        if (parts.size() == 1) return;
-        const auto scratch = all.scratch(i);
-        std::uint64_t at = 0;
-        for (const auto& part : parts) {
-          std::memcpy(image.data() + part.offset, scratch.data() + at, part.bytes);
-          at += part.bytes;
-        }
-      });
+      [&](std::size_t i) { came(i, i % kWindow); });
 }
 
 }  // namespace meshstage::transfer

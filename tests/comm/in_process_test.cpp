@@ -9,6 +9,7 @@
 #include "tests/conformance/control_links_suite.hpp"
 #include "tests/conformance/process_group_suite.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/several_transport.hpp"
 
 namespace {
 
@@ -22,6 +23,14 @@ using Lines = std::vector<std::string>;
 TEST_CASE("the in-process group conforms") {
   InProcessFabric fabric;
   process_group_conforms([&](int rank) { return fabric.attach(rank); });
+}
+
+TEST_CASE("an in-process group of several connections conforms") {
+  const unsigned connections = GENERATE(1U, 2U, 5U);
+  InProcessFabric fabric;
+  process_group_conforms([&](int rank) {
+    return std::make_shared<test::SeveralTransport>(fabric.attach(rank), connections);
+  });
 }
 
 TEST_CASE("collectives over in-process groups do what they say") {

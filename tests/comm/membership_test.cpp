@@ -1,4 +1,5 @@
 // Membership over the in-process fabric: who joins and dies when is up to the test.
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -95,6 +96,40 @@ TEST_CASE("ranks that come in any order form one generation, and can talk in it"
     CHECK(job.store->get(key(1, "outcome")) == "formed");
     for (const auto& g : generations) g.close();
   }
+}
+
+TEST_CASE("two ranks have as many connections for images as the one that wants fewer") {
+  Job job(3);  // each rank exchanges images with both others
+  constexpr std::array<unsigned, 3> kWanted{5, 2, 100};
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 3; ++r) {
+    auto options = job.options(r);
+    options.connections = kWanted.at(static_cast<std::size_t>(r));
+    members.push_back(std::make_unique<Membership>(std::move(options)));
+  }
+  const auto generations = form_all(members);
+  const auto between = [&](std::size_t r, int peer) {
+    return generations[r].data->connections(peer);
+  };
+  CHECK(between(0, 1) == 2);
+  CHECK(between(1, 0) == 2);
+  CHECK(between(0, 2) == 5);
+  CHECK(between(2, 0) == 5);
+  CHECK(between(1, 2) == 2);
+  CHECK(between(2, 1) == 2);
+  // The trainer's group has connections of its own: an end of the images' leaves it alone.
+  CHECK(generations[0].training->connections(1) == 1);
+  for (const auto& g : generations) g.data->close();
+  std::vector<std::int64_t> sums(3);
+  run_ranks_without_error(3, [&](int r) {
+    const auto i = static_cast<std::size_t>(r);
+    std::vector<std::int64_t> one{1};
+    collectives::all_reduce(*generations[i].training, std::span(one), collectives::ReduceOp::kSum,
+                            soon());
+    sums[i] = one[0];
+  });
+  CHECK(sums == std::vector<std::int64_t>{3, 3, 3});
+  for (const auto& g : generations) g.close();
 }
 
 TEST_CASE("what a rank sends right after forming reaches its neighbour's handlers") {

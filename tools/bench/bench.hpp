@@ -20,6 +20,7 @@ struct Options {
   int ranks = 2;               ///< Processes, each a rank. Only for replicate and recover.
   double changed = 1;    ///< Fraction of the state's bytes that change from one step to the next.
   unsigned threads = 0;  ///< That copy; 0: by the library's default.
+  unsigned connections = 0;  ///< Of a pair of ranks for images; 0: by the library's default.
   std::uint64_t lock_bytes = std::uint64_t{1} << 30U;  ///< Only for launch and notice.
   int repeat = 9;  ///< How often, after one time that is reported by itself.
   std::filesystem::path vault_directory = "/dev/shm";

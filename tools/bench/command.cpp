@@ -146,6 +146,11 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
     command->add_option("--ranks", options.ranks, "Processes on this host, each a rank")
         ->check(whole_number() & CLI::Range(2, 64))
         ->capture_default_str();
+    command
+        ->add_option("--connections", options.connections,
+                     "Of a pair of ranks for images; 0: by the processors")
+        ->check(whole_number() & CLI::Range(0, 16))
+        ->capture_default_str();
     command->add_option("--vault", options.vault_directory, "Where host memory is")
         ->capture_default_str();
     add_hidden(*command, parsed->of_rank);

@@ -40,17 +40,18 @@ constexpr const char* kResult = "result ";
 
 std::vector<std::string> arguments_of(const std::string& what, int rank, const Options& options,
                                       const std::filesystem::path& directory) {
-  return {"bench",      what,
-          "--workload", options.workload,
-          "--scale",    std::to_string(options.scale),
-          "--device",   options.device,
-          "--ranks",    std::to_string(options.ranks),
-          "--changed",  std::to_string(options.changed),
-          "--threads",  std::to_string(options.threads),
-          "--repeat",   std::to_string(options.repeat),
-          "--vault",    options.vault_directory.string(),
-          "--rank",     std::to_string(rank),
-          "--meet",     directory.string()};
+  return {"bench",         what,
+          "--workload",    options.workload,
+          "--scale",       std::to_string(options.scale),
+          "--device",      options.device,
+          "--ranks",       std::to_string(options.ranks),
+          "--changed",     std::to_string(options.changed),
+          "--threads",     std::to_string(options.threads),
+          "--connections", std::to_string(options.connections),
+          "--repeat",      std::to_string(options.repeat),
+          "--vault",       options.vault_directory.string(),
+          "--rank",        std::to_string(rank),
+          "--meet",        directory.string()};
 }
 
 std::vector<std::string> this_environment() {
@@ -171,6 +172,7 @@ Seat::Seat(int rank, const std::filesystem::path& directory, const Options& opti
   checkpointer_.vault_directory = options.vault_directory;
   checkpointer_.persist_every = 0;
   checkpointer_.copy_threads = options.threads;
+  checkpointer_.connections = options.connections;
   checkpointer_.store = "file:" + (directory / "store").string();
   checkpointer_.environment.emplace();
   checkpointer_.environment->rank = checkpointer_.environment->local_rank = rank;

@@ -76,7 +76,6 @@ Result start(const char* what, const Options& options, const State& state) {
   result.what = what;
   result.workload = options.workload;
   result.bytes = state.bytes();
-  result.connections = 1;
   return result;
 }
 
@@ -148,6 +147,7 @@ void replicate(Seat& seat, const Options& options, const Report& report) {
     result.limit.add(copy + 2 * digest + tcp);
   }
   for (const auto& [name, samples] : parts) result.parts[name] = samples.median();
+  result.connections = ckpt.stats().connections;
   ckpt.finish();
   report(encode_result(result));
 }
@@ -199,6 +199,7 @@ void recover(Seat& seat, const Options& options, const Report& report) {
     }));
   }
   result.parts["forming"] = forming.median();
+  result.connections = ckpt->stats().connections;
   ckpt->finish();
   report(encode_result(result));
 }

@@ -331,6 +331,11 @@ class GlooGroup final : public ProcessGroup {
     if (target.empty()) return empty();
     return state_->post_receive(peer, state_->slot(tag, target.size()), target);
   }
+  [[nodiscard]] std::uint64_t moved(int peer) const override {
+    check_linked(peer);
+    const GlooState::Stay stay(*state_);
+    return state_->table.moved(state_->group, peer);
+  }
   void abort(std::exception_ptr cause) noexcept override { state_->abort(std::move(cause)); }
   void close() noexcept override { state_->close(); }
 

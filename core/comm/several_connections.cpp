@@ -1,0 +1,212 @@
+#include <meshstage/core/comm/several_connections.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <utility>
+
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/async/origin.hpp>
+#include <meshstage/core/error/error.hpp>
+
+namespace meshstage {
+namespace {
+
+/// What the group has in common with its connections and their transfers, which may outlive it.
+class Joined {
+ public:
+  explicit Joined(std::vector<std::shared_ptr<ProcessGroup>> groups) : groups_(std::move(groups)) {
+    const auto size = static_cast<std::size_t>(groups_.front()->size());
+    done_ = std::vector<std::atomic<std::uint64_t>>(size);
+  }
+
+  [[nodiscard]] ProcessGroup& group(unsigned i) const { return *groups_[i]; }
+  [[nodiscard]] unsigned count() const noexcept { return static_cast<unsigned>(groups_.size()); }
+  [[nodiscard]] unsigned connections(int peer) const noexcept {
+    return static_cast<unsigned>(std::count_if(
+        groups_.begin(), groups_.end(), [peer](const auto& group) { return group->linked(peer); }));
+  }
+  /// Over all connections to the peer. A backend that cannot see bytes move has transfers end.
+  [[nodiscard]] std::uint64_t moved(int peer) const {
+    std::uint64_t sum = done_[static_cast<std::size_t>(peer)].load();
+    for (const auto& group : groups_) {
+      if (group->linked(peer)) sum += group->moved(peer);
+    }
+    return sum;
+  }
+  void count_done(int peer) noexcept { ++done_[static_cast<std::size_t>(peer)]; }
+
+  void abort(std::exception_ptr reason) noexcept {
+    const MutexLock lock(mutex_);  // so that one cause is the first of all of them
+    if (!cause_) cause_ = std::move(reason);
+    for (const auto& group : groups_) group->abort(cause_);
+  }
+  void close() const noexcept {
+    for (const auto& group : groups_) group->close();
+  }
+
+  const ProcessOrigin origin;
+
+ private:
+  const std::vector<std::shared_ptr<ProcessGroup>> groups_;
+  std::vector<std::atomic<std::uint64_t>> done_;  // transfers, by peer
+  Mutex mutex_;
+  std::exception_ptr cause_ MESHSTAGE_GUARDED_BY(mutex_);
+};
+
+class JoinedTransfer final : public Transfer {
+ public:
+  JoinedTransfer(std::shared_ptr<Joined> joined, std::unique_ptr<Transfer> inner, int peer)
+      : joined_(std::move(joined)), inner_(std::move(inner)), peer_(peer) {}
+  JoinedTransfer(const JoinedTransfer&) = delete;
+  JoinedTransfer& operator=(const JoinedTransfer&) = delete;
+  ~JoinedTransfer() override {
+    inner_.reset();
+    if (done_ || !joined_->origin.is_here()) return;
+    joined_->abort(std::make_exception_ptr(Cancelled("a transfer was given up")));
+  }
+
+  void wait(Deadline deadline) override {
+    inner_->wait(deadline);
+    ended();
+  }
+  void wait_while_moving(std::chrono::milliseconds silence) override {
+    // Looked at a few times in each silence, so that it is not taken for much longer than it is.
+    constexpr int kLooks = 4;
+    if (joined_->connections(peer_) == 1) {
+      inner_->wait_while_moving(silence);
+      return ended();
+    }
+    std::uint64_t seen = joined_->moved(peer_);
+    Deadline quiet = Deadline::after(silence);
+    while (true) {
+      try {
+        return wait(quiet.earlier(Deadline::after(silence / kLooks)));
+      } catch (const PeerSilent&) {
+        const std::uint64_t now = joined_->moved(peer_);
+        if (now != seen) {
+          quiet = Deadline::after(silence);
+        } else if (quiet.expired()) {
+          throw make_error<PeerSilent>("rank " + std::to_string(peer_) +
+                                           ": nothing moved over any connection for " +
+                                           std::to_string(silence.count()) + " ms",
+                                       peer_);
+        }
+        seen = now;
+      }
+    }
+  }
+
+ private:
+  void ended() {
+    if (!std::exchange(done_, true)) joined_->count_done(peer_);
+  }
+  const std::shared_ptr<Joined> joined_;
+  std::unique_ptr<Transfer> inner_;
+  const int peer_;
+  bool done_ = false;  // the waiting thread's own
+};
+
+/// One connection.
+class Connection final : public ProcessGroup {
+ public:
+  Connection(std::shared_ptr<Joined> joined, unsigned number)
+      : joined_(std::move(joined)), inner_(joined_->group(number)) {}
+
+  [[nodiscard]] int rank() const noexcept override { return inner_.rank(); }
+  [[nodiscard]] int size() const noexcept override { return inner_.size(); }
+  [[nodiscard]] bool linked(int peer) const noexcept override { return inner_.linked(peer); }
+  std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
+                                 std::span<const std::byte> bytes) override {
+    return joined(inner_.send(peer, tag, bytes), peer, bytes.size());
+  }
+  std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
+                                    std::span<std::byte> target) override {
+    return joined(inner_.receive(peer, tag, target), peer, target.size());
+  }
+  [[nodiscard]] std::uint64_t moved(int peer) const override { return joined_->moved(peer); }
+  void abort(std::exception_ptr cause) noexcept override { joined_->abort(std::move(cause)); }
+  void close() noexcept override { joined_->close(); }
+
+ private:
+  std::unique_ptr<Transfer> joined(std::unique_ptr<Transfer> transfer, int peer,
+                                   std::size_t bytes) const {
+    if (bytes == 0) return transfer;  // complete already
+    return std::make_unique<JoinedTransfer>(joined_, std::move(transfer), peer);
+  }
+  const std::shared_ptr<Joined> joined_;
+  ProcessGroup& inner_;
+};
+
+class JoinedGroup final : public ProcessGroup {
+ public:
+  explicit JoinedGroup(std::vector<std::shared_ptr<ProcessGroup>> groups)
+      : joined_(std::make_shared<Joined>(std::move(groups))) {
+    for (unsigned i = 0; i < joined_->count(); ++i) {
+      connections_.push_back(std::make_unique<Connection>(joined_, i));
+    }
+  }
+  JoinedGroup(const JoinedGroup&) = delete;
+  JoinedGroup& operator=(const JoinedGroup&) = delete;
+  ~JoinedGroup() override { joined_->close(); }
+
+  [[nodiscard]] int rank() const noexcept override { return connections_[0]->rank(); }
+  [[nodiscard]] int size() const noexcept override { return connections_[0]->size(); }
+  [[nodiscard]] bool linked(int peer) const noexcept override {
+    return connections_[0]->linked(peer);
+  }
+  std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
+                                 std::span<const std::byte> bytes) override {
+    return connections_[0]->send(peer, tag, bytes);
+  }
+  std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
+                                    std::span<std::byte> target) override {
+    return connections_[0]->receive(peer, tag, target);
+  }
+  [[nodiscard]] unsigned connections(int peer) const noexcept override {
+    return joined_->connections(peer);
+  }
+  [[nodiscard]] ProcessGroup& over(unsigned i) noexcept override { return *connections_[i]; }
+  [[nodiscard]] std::uint64_t moved(int peer) const override { return joined_->moved(peer); }
+  void abort(std::exception_ptr cause) noexcept override { joined_->abort(std::move(cause)); }
+  void close() noexcept override { joined_->close(); }
+
+ private:
+  const std::shared_ptr<Joined> joined_;
+  std::vector<std::unique_ptr<Connection>> connections_;
+};
+
+}  // namespace
+
+unsigned default_connections(const AvailableProcessors& processors, unsigned local_ranks) {
+  constexpr unsigned kToSpare = 4, kMost = 8;
+  const unsigned share = processors.count() / std::max(1U, local_ranks);
+  return share <= kToSpare ? 1 : std::min(share, kMost);
+}
+
+std::shared_ptr<ProcessGroup> join_connections(std::vector<std::shared_ptr<ProcessGroup>> groups) {
+  if (groups.empty()) throw InvalidArgument("a group of no connections");
+  return std::make_shared<JoinedGroup>(std::move(groups));
+}
+
+std::shared_ptr<ProcessGroup> connect_several(Transport& transport, ConnectRequest request,
+                                              const std::map<int, unsigned>& connections,
+                                              Store& store, Deadline deadline,
+                                              const std::stop_token& stop) {
+  std::vector<std::shared_ptr<ProcessGroup>> groups;
+  groups.push_back(transport.connect_group(request, store, deadline, stop));
+  const std::string name = request.name;
+  for (unsigned i = 1; i < kMostConnections; ++i) {
+    std::erase_if(request.peers, [&](int peer) {
+      const auto agreed = connections.find(peer);
+      return agreed == connections.end() || agreed->second <= i;
+    });
+    if (request.peers.empty()) break;
+    request.name = name + "-" + std::to_string(i);
+    groups.push_back(transport.connect_group(request, store, deadline, stop));
+  }
+  if (groups.size() == 1) return groups.front();
+  return join_connections(std::move(groups));
+}
+
+}  // namespace meshstage
