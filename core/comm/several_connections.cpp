@@ -63,7 +63,7 @@ class JoinedTransfer final : public Transfer {
   ~JoinedTransfer() override {
     inner_.reset();
     if (done_ || !joined_->origin.is_here()) return;
-    joined_->abort(std::make_exception_ptr(Cancelled("a transfer was given up")));
+    joined_->abort(given_up());
   }
 
   void wait(Deadline deadline) override {
@@ -98,6 +98,14 @@ class JoinedTransfer final : public Transfer {
   }
 
  private:
+  /// Its text is left out where no memory is left.
+  [[nodiscard]] static std::exception_ptr given_up() noexcept {
+    try {
+      return std::make_exception_ptr(Cancelled("a transfer was given up"));
+    } catch (...) {
+      return std::current_exception();
+    }
+  }
   void ended() {
     if (!std::exchange(done_, true)) joined_->count_done(peer_);
   }

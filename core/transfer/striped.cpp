@@ -85,19 +85,63 @@ class Shared {
   std::vector<std::uint8_t> named_ MESHSTAGE_GUARDED_BY(mutex_);
 };
 
+/// The error of a transfer: what one connection threw. The abort that follows makes the others
+/// throw Cancelled, maybe sooner than the first one is here, and Cancelled would hide that a peer
+/// is lost.
+class FirstError {
+ public:
+  void note(std::exception_ptr error, bool cancelled) noexcept {
+    const MutexLock lock(mutex_);
+    if (error_ && (cancelled || !cancelled_)) return;
+    error_ = std::move(error);
+    cancelled_ = cancelled;
+  }
+  [[nodiscard]] std::exception_ptr get() const noexcept {
+    const MutexLock lock(mutex_);
+    return error_;
+  }
+
+ private:
+  mutable Mutex mutex_;
+  std::exception_ptr error_ MESHSTAGE_GUARDED_BY(mutex_);
+  bool cancelled_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+};
+
+/// What the other threads' transfers throw. Its text is left out where no memory is left.
+std::exception_ptr failed(int peer) noexcept {
+  try {
+    return std::make_exception_ptr(
+        Cancelled("a transfer with rank " + std::to_string(peer) + " failed"));
+  } catch (...) {
+    return std::current_exception();
+  }
+}
+
 /// Runs `one(connection)` for each connection at once.
 void over_all(const Link& link, const std::function<void(unsigned)>& one) {
   const unsigned connections = link.group.connections(link.peer);
+  FirstError first;
+  const auto end = [&](bool cancelled) {  // the other connections' threads must not wait
+    first.note(std::current_exception(), cancelled);
+    link.group.abort(failed(link.peer));
+  };
   Crew crew("ms-conn", connections);
-  crew.run(connections, [&](std::size_t i) {
-    try {
-      one(static_cast<unsigned>(i));
-    } catch (...) {  // passed on; the other connections' threads must not wait for their peer
-      link.group.abort(std::make_exception_ptr(
-          Cancelled("a transfer with rank " + std::to_string(link.peer) + " failed")));
-      throw;
-    }
-  });
+  try {
+    crew.run(connections, [&](std::size_t i) {
+      try {
+        one(static_cast<unsigned>(i));
+      } catch (const Cancelled&) {
+        end(true);
+        throw;
+      } catch (...) {  // passed on
+        end(false);
+        throw;
+      }
+    });
+  } catch (...) {  // passed on, the cause rather than what it led to
+    if (const auto error = first.get()) std::rethrow_exception(error);
+    throw;
+  }
 }
 
 /// The sender's side of one connection.

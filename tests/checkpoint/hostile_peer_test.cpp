@@ -306,7 +306,9 @@ TEST_CASE("an offer of more bytes than there can be fails its step alone") {
 TEST_CASE("a payload that changes on the wire fails its step; the one before is what comes back") {
   // A byte in the middle of rank 1's tensors; a byte of its manifest; a piece of another length.
   const std::string how = GENERATE("tensor", "manifest", "length");
+  const unsigned connections = GENERATE(1U, 3U);
   MeddledJob job(2);
+  job.connections = connections;
   std::atomic<bool> meddling{false};
   job.meddler.payload = [&](int from, int, Bytes& bytes) {
     if (!meddling || from != 1) return;
@@ -348,7 +350,9 @@ TEST_CASE("a payload that changes on the wire fails its step; the one before is 
 }
 
 TEST_CASE("a fetched image that changes on the wire ends the recovery alike, the next one works") {
+  const unsigned connections = GENERATE(1U, 3U);
   MeddledJob job(2);
+  job.connections = connections;
   std::atomic<bool> meddling{false};
   job.meddler.payload = [&](int, int, Bytes& bytes) {
     if (meddling) bytes[bytes.size() / 2] ^= std::byte{1};

@@ -45,8 +45,10 @@ void expect_loss(int rank, const std::function<void()>& call) {
 }  // namespace
 
 TEST_CASE("a connection that ends under a fetched image ends the recovery of all ranks") {
+  const unsigned connections = GENERATE(1U, 3U);
   const int piece = GENERATE(1, 3);
   MeddledJob job(2);
+  job.connections = connections;
   std::atomic<int> nth{0};
   end_connection(job.meddler, nth);
   std::barrier everyone(2);
@@ -68,7 +70,12 @@ TEST_CASE("a connection that ends under a fetched image ends the recovery of all
 
 TEST_CASE(
     "a connection that ends under a replica ends the generation: no step after it would hold") {
+  const unsigned connections = GENERATE(1U, 3U);
+  // Over three connections the first twelve receives are of notes.
+  const int receive = GENERATE(2, 7, 14);
+  if (connections == 1 && receive > 2) return;  // no step has so many
   MeddledJob job(2);
+  job.connections = connections;
   std::atomic<int> nth{0};
   end_connection(job.meddler, nth);
   std::barrier everyone(2);
@@ -76,7 +83,7 @@ TEST_CASE(
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1, 2});
     everyone.arrive_and_wait();
-    if (rank == 0) nth = 2;
+    if (rank == 0) nth = receive;
     everyone.arrive_and_wait();
     expect_loss(rank, [&] { (void)stage_one(ckpt, 3); });
     const auto step = ms::test::recover_fresh(ckpt.rejoin()).step;

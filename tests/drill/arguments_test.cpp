@@ -86,6 +86,8 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--mesh", "8,9"}, "--mesh 8,9: has 72 ranks; at most 64 are trained with"},
       {{"--spare-replicated"},
        "--spare-replicated needs a mesh that repeats something: --mesh 2,2"},
+      {{"--connections", "17"}, "--connections 17: write a number from 1 to 16"},
+      {{"--connections", "-1"}, "--connections: -1: write a whole number"},
       {{"--copies", "0"}, "--copies 0: write a number from 1"},
       {{"--copies", "4"}, "4 copies of each of 4 ranks: use 1 to 3"},
       {{"--partners", "rings"}, "partner policy 'rings': use half-shift, ring, across-hosts"},
@@ -243,10 +245,13 @@ TEST_CASE("The help names every option and ends with an example") {
   std::ostringstream out;
   std::ostringstream err;
   CHECK(run_command(app, {"drill", "--help"}, out, err) == 0);
-  for (const char* word :
-       {"--ranks", "--mesh", "--spare-replicated", "--copies", "--partners", "--ranks-per-host",
-        "--steps", "--every", "--text", "--dir", "--json", "--kill", "--kills", "--seed", "--stop",
-        "--lose", "--leave-out", "Example:", "Exit code:"}) {
+  for (const char* word : {"--ranks",       "--mesh",     "--spare-replicated",
+                           "--copies",      "--partners", "--ranks-per-host",
+                           "--connections", "--steps",    "--every",
+                           "--text",        "--dir",      "--json",
+                           "--kill",        "--kills",    "--seed",
+                           "--stop",        "--lose",     "--leave-out",
+                           "Example:",      "Exit code:"}) {
     INFO(word);
     CHECK(out.str().find(word) != std::string::npos);
   }

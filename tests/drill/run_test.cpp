@@ -78,6 +78,21 @@ TEST_CASE("A rank whose host is lost comes back from its holder's memory") {
   CHECK(kill.at("recovered_step") == 20);
 }
 
+TEST_CASE("Over four connections to each rank, a kill, a lost host and a hang change nothing") {
+  const Words job{"--connections", "4", "--ranks", "3", "--steps", "24", "--every", "4"};
+  const auto with = [&job](const Words& faults) {
+    Words words = job;
+    words.insert(words.end(), faults.begin(), faults.end());
+    return identical(words);
+  };
+  const json lost = with({"--kill", "0@6:chunk-sent", "--lose", "2@13:chunk-received"});
+  REQUIRE(lost.at("kills").size() == 2);
+  CHECK(lost.at("kills").at(0).at("source") == "own memory");
+  CHECK(lost.at("kills").at(1).at("source") == "holder memory");
+  const json hung = with({"--stop", "1@9:chunk-received", "--deadline-ms", "2000"});
+  CHECK(hung.at("kills").at(0).at("how") == "stop");
+}
+
 TEST_CASE("With two copies, two ranks whose hosts are lost at once come back from memory") {
   const json object = identical(
       {"--ranks", "5", "--copies", "2", "--steps", "16", "--every", "4", "--lose", "1+3@11"});

@@ -56,6 +56,7 @@ class MeddledJob {
     auto o = inner_.options(rank);
     o.transport = meddler.wrap(o.transport);
     o.borrowed = borrowed;
+    o.connections = connections;
     lines.attach(o);
     return o;
   }
@@ -77,6 +78,7 @@ class MeddledJob {
 
   Meddler meddler;
   BorrowedTensors borrowed;  ///< Set before the first options().
+  unsigned connections = 1;  ///< The same.
   Lines lines;
 
  private:

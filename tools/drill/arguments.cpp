@@ -23,6 +23,7 @@ namespace meshstage::tools::drill {
 namespace {
 
 constexpr int kMostRanks = 64;
+constexpr unsigned kMostConnections = 16;  // the library's
 constexpr std::uint64_t kMostSteps = 100'000;
 constexpr std::size_t kShortestText = 64;
 
@@ -208,6 +209,10 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "Count so many neighbouring ranks as one host")
       ->capture_default_str();
   command
+      .add_option("--connections", given_.connections,
+                  "Connections of two ranks for images, at most 16\n(default: by the processors)")
+      ->check(whole_number());
+  command
       .add_option("--device", given_.device,
                   "cuda: the states live on devices, dealt out to the ranks in\n"
                   "turn, cuda:1: all on that one; computing stays on the host,\n"
@@ -291,6 +296,10 @@ void ArgumentParser::check_numbers() const {
   if (given_.every < 1 || given_.every > given_.steps) {
     refuse(fmt::format("--every {}: write a number from 1 to --steps ({})", given_.every,
                        given_.steps));
+  }
+  if (given_.connections > kMostConnections) {
+    refuse(fmt::format("--connections {}: write a number from 1 to {}", given_.connections,
+                       kMostConnections));
   }
   if (given_.timeout_s < 1) refuse("--timeout 0: write a number of seconds from 1");
   if (deadline_ms_ && (*deadline_ms_ < 100 || *deadline_ms_ > 600'000)) {

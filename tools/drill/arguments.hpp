@@ -42,6 +42,7 @@ struct Arguments {
   std::filesystem::path text;       ///< Absolute, readable.
   std::filesystem::path directory;  ///< Empty: a temporary one.
   bool json = false;
+  unsigned connections = 0;     ///< Of two ranks for images; 0: by the library's default.
   std::string device = "cpu";   ///< Where the ranks' states live in the run with the faults.
   std::filesystem::path trace;  ///< Empty: none.
   /// (rank, step): that rank alone does not stage that step, so it fails on all.

@@ -107,6 +107,9 @@ ProcessPlan Job::plan(Seat& seat) {
   if (options_.every > 0) {
     plan.arguments.insert(plan.arguments.end(), {"--device", a.device});
   }
+  if (a.connections != 0) {
+    plan.arguments.insert(plan.arguments.end(), {"--connections", std::to_string(a.connections)});
+  }
   if (a.spare_replicated) plan.arguments.emplace_back("--spare-replicated");
   if (a.ranks > 1) {
     plan.arguments.insert(plan.arguments.end(),

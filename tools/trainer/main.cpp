@@ -99,6 +99,12 @@ struct Command {
     group(app.add_option("--block-kib", block_kib, "Unit of digests and transfer; a multiple of 4")
               ->capture_default_str(),
           "Checkpoints");
+    group(app.add_option("--connections", c.connections,
+                         "To each rank that images are exchanged with, at most 16; 0: by the "
+                         "processors")
+              ->capture_default_str()
+              ->check(CLI::Range(0, 16)),
+          "Checkpoints");
     group(app.add_option("--copies", copies, "Ranks that hold a copy of each rank's images")
               ->capture_default_str(),
           "Checkpoints");
