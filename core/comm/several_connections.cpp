@@ -41,6 +41,15 @@ class Joined {
     if (!cause_) cause_ = std::move(reason);
     for (const auto& group : groups_) group->abort(cause_);
   }
+  /// What a transfer threw that is late, and not done since: the reason if one is given up.
+  void set_late(std::exception_ptr why) noexcept {
+    const MutexLock lock(mutex_);
+    late_ = std::move(why);
+  }
+  [[nodiscard]] std::exception_ptr late() noexcept {
+    const MutexLock lock(mutex_);
+    return late_;
+  }
   void close() const noexcept {
     for (const auto& group : groups_) group->close();
   }
@@ -51,7 +60,7 @@ class Joined {
   const std::vector<std::shared_ptr<ProcessGroup>> groups_;
   std::vector<std::atomic<std::uint64_t>> done_;  // transfers, by peer
   Mutex mutex_;
-  std::exception_ptr cause_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::exception_ptr cause_ MESHSTAGE_GUARDED_BY(mutex_), late_ MESHSTAGE_GUARDED_BY(mutex_);
 };
 
 class JoinedTransfer final : public Transfer {
@@ -61,36 +70,39 @@ class JoinedTransfer final : public Transfer {
   JoinedTransfer(const JoinedTransfer&) = delete;
   JoinedTransfer& operator=(const JoinedTransfer&) = delete;
   ~JoinedTransfer() override {
-    inner_.reset();
     if (done_ || !joined_->origin.is_here()) return;
-    joined_->abort(given_up());
+    auto reason = joined_->late();
+    joined_->abort(reason ? std::move(reason) : given_up());  // before the inner one ends its own
   }
 
   void wait(Deadline deadline) override {
-    inner_->wait(deadline);
-    ended();
+    try {
+      waited([&] { inner_->wait(deadline); });
+    } catch (const PeerSilent&) {
+      be_late();
+      throw;
+    }
   }
   void wait_while_moving(std::chrono::milliseconds silence) override {
     // Looked at a few times in each silence, so that it is not taken for much longer than it is.
     constexpr int kLooks = 4;
-    if (joined_->connections(peer_) == 1) {
-      inner_->wait_while_moving(silence);
-      return ended();
-    }
     std::uint64_t seen = joined_->moved(peer_);
     Deadline quiet = Deadline::after(silence);
     while (true) {
       try {
-        return wait(quiet.earlier(Deadline::after(silence / kLooks)));
+        return waited([&] { inner_->wait(quiet.earlier(Deadline::after(silence / kLooks))); });
       } catch (const PeerSilent&) {
         const std::uint64_t now = joined_->moved(peer_);
         if (now != seen) {
           quiet = Deadline::after(silence);
         } else if (quiet.expired()) {
-          throw make_error<PeerSilent>("rank " + std::to_string(peer_) +
-                                           ": nothing moved over any connection for " +
-                                           std::to_string(silence.count()) + " ms",
-                                       peer_);
+          const auto why = std::make_exception_ptr(make_error<PeerSilent>(
+              "rank " + std::to_string(peer_) + ": nothing moved over any connection for " +
+                  std::to_string(silence.count()) + " ms",
+              peer_));
+          joined_->set_late(why);
+          late_ = true;
+          std::rethrow_exception(why);
         }
         seen = now;
       }
@@ -106,13 +118,27 @@ class JoinedTransfer final : public Transfer {
       return std::current_exception();
     }
   }
-  void ended() {
+  /// A lost peer is what the other transfers throw, too.
+  template <class Wait>
+  void waited(Wait&& wait) {
+    try {
+      wait();
+    } catch (const PeerLost&) {
+      joined_->abort(std::current_exception());
+      throw;
+    }
+    if (std::exchange(late_, false)) joined_->set_late(nullptr);
     if (!std::exchange(done_, true)) joined_->count_done(peer_);
+  }
+  void be_late() noexcept {
+    joined_->set_late(std::current_exception());
+    late_ = true;
   }
   const std::shared_ptr<Joined> joined_;
   std::unique_ptr<Transfer> inner_;
   const int peer_;
   bool done_ = false;  // the waiting thread's own
+  bool late_ = false;  // the same; Joined::late() is of this transfer
 };
 
 /// One connection.
@@ -126,21 +152,27 @@ class Connection final : public ProcessGroup {
   [[nodiscard]] bool linked(int peer) const noexcept override { return inner_.linked(peer); }
   std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
                                  std::span<const std::byte> bytes) override {
-    return joined(inner_.send(peer, tag, bytes), peer, bytes.size());
+    return joined([&] { return inner_.send(peer, tag, bytes); }, peer, bytes.size());
   }
   std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
                                     std::span<std::byte> target) override {
-    return joined(inner_.receive(peer, tag, target), peer, target.size());
+    return joined([&] { return inner_.receive(peer, tag, target); }, peer, target.size());
   }
   [[nodiscard]] std::uint64_t moved(int peer) const override { return joined_->moved(peer); }
   void abort(std::exception_ptr cause) noexcept override { joined_->abort(std::move(cause)); }
   void close() noexcept override { joined_->close(); }
 
  private:
-  std::unique_ptr<Transfer> joined(std::unique_ptr<Transfer> transfer, int peer,
-                                   std::size_t bytes) const {
-    if (bytes == 0) return transfer;  // complete already
-    return std::make_unique<JoinedTransfer>(joined_, std::move(transfer), peer);
+  template <class Post>
+  std::unique_ptr<Transfer> joined(Post&& post, int peer, std::size_t bytes) const {
+    try {
+      auto transfer = post();
+      if (bytes == 0) return transfer;  // complete already
+      return std::make_unique<JoinedTransfer>(joined_, std::move(transfer), peer);
+    } catch (const PeerLost&) {  // what the other transfers throw, too
+      joined_->abort(std::current_exception());
+      throw;
+    }
   }
   const std::shared_ptr<Joined> joined_;
   ProcessGroup& inner_;

@@ -121,9 +121,9 @@ std::exception_ptr failed(int peer) noexcept {
 void over_all(const Link& link, const std::function<void(unsigned)>& one) {
   const unsigned connections = link.group.connections(link.peer);
   FirstError first;
-  const auto end = [&](bool cancelled) {  // the other connections' threads must not wait
+  const auto end = [&](bool cancelled, bool peer) {  // the other connections' threads must not wait
     first.note(std::current_exception(), cancelled);
-    link.group.abort(failed(link.peer));
+    link.group.abort(peer ? std::current_exception() : failed(link.peer));
   };
   Crew crew("ms-conn", connections);
   try {
@@ -131,10 +131,13 @@ void over_all(const Link& link, const std::function<void(unsigned)>& one) {
       try {
         one(static_cast<unsigned>(i));
       } catch (const Cancelled&) {
-        end(true);
+        end(true, false);
+        throw;
+      } catch (const RejoinNeeded&) {  // a lost or silent peer is the cause for all of the group
+        end(false, true);
         throw;
       } catch (...) {  // passed on
-        end(false);
+        end(false, false);
         throw;
       }
     });
