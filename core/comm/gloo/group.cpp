@@ -13,6 +13,7 @@
 #include <meshstage/core/comm/gloo/address_impl.hpp>
 #include <meshstage/core/comm/gloo/deadline_timer_impl.hpp>
 #include <meshstage/core/comm/gloo/group.hpp>
+#include <meshstage/core/comm/gloo/hello_impl.hpp>
 #include <meshstage/core/comm/gloo/module_table_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -21,24 +22,12 @@ namespace meshstage {
 namespace {
 
 using gloo_address::Address;
+using gloo_address::Hello;
+using gloo_address::kHelloSlot;
 using gloo_module::ErrorText;
 using gloo_module::Table;
 
 class GlooTransfer;
-
-/// What the two ends of a new connection tell each other. One size, one slot, for every version.
-struct Hello {
-  std::array<char, 8> magic{'m', 's', 'g', 'l', 'o', 'o', '0', '1'};
-  std::uint64_t job = 0;
-  std::uint64_t generation = 0;
-  std::uint64_t name = 0;
-  std::int32_t from = 0;
-  std::int32_t to = 0;
-  std::int32_t world_size = 0;
-  std::array<char, 20> unused{};
-};
-static_assert(sizeof(Hello) == 64);
-constexpr std::uint64_t kHelloSlot = 0x6d7368656c6c6f21;
 
 std::uint64_t digest(const std::string& text) { return XXH3_64bits(text.data(), text.size()); }
 
