@@ -11,7 +11,7 @@ import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as mp  # noqa: E402
 
 from meshstage.errors import StructureMismatch  # noqa: E402
-from meshstage.torch import PGTransport, ReplicationStager  # noqa: E402
+from meshstage.torch import PGTransport, ReplicationStager, _pg_transport  # noqa: E402
 
 MINUTE = datetime.timedelta(minutes=1)
 CPU = torch.device("cpu")
@@ -131,3 +131,86 @@ def replicate(rank, world_size, directory):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_each_rank_gets_the_state_of_half_the_world_before(tmp_path, world_size):
     run(tmp_path, world_size, replicate, world_size, str(tmp_path / "replicas"))
+
+
+def distributed_state(rank, world_size):
+    """Of 8 rows each rank has its part; another rank of the ShardedTensor has two shards."""
+    from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardMetadata
+    from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata, TensorProperties
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, distribute_tensor
+    from torch.distributed.tensor import Shard as OnDim
+
+    whole = torch.arange(24.0).reshape(8, 3)
+    mesh = init_device_mesh("cpu", (world_size,))
+    boxes = [((0, 0), (4, 3), 0), ((4, 0), (2, 3), 1), ((6, 0), (2, 3), 1)]
+    described = [ShardMetadata(list(at), list(size), f"rank:{r}/cpu") for at, size, r in boxes]
+    shards = [
+        Shard(whole[m.shard_offsets[0] :][: m.shard_sizes[0]].clone(), m)
+        for m in described
+        if m.placement.rank() == rank
+    ]
+    sharded = ShardedTensor._init_from_local_shards_and_global_metadata(
+        shards, ShardedTensorMetadata(described, whole.size(), TensorProperties(whole.dtype))
+    )
+    return {
+        "d": distribute_tensor(whole, mesh, [OnDim(0)]),
+        "same": distribute_tensor(whole, mesh, [Replicate()]),
+        "s": sharded,
+    }
+
+
+def distributed(rank, world_size):
+    whole, mine = torch.arange(24.0).reshape(8, 3), distributed_state(rank, world_size)
+    other = 1 - rank
+    got = ReplicationStager(dist.group.WORLD, MINUTE).stage(mine)
+    # The other rank's part, which also says so: saved from here it goes to its own place.
+    assert torch.equal(got["d"].to_local(), whole[4 * other :][:4])
+    assert list(got["d"].device_mesh.get_coordinate()) == [other]
+    assert torch.equal(got["same"].to_local(), whole)
+    shards = got["s"].local_shards()
+    assert len(shards) == other + 1  # as many as the other rank has
+    for shard in shards:
+        first = shard.metadata.shard_offsets[0]
+        assert torch.equal(shard.tensor, whole[first:][: shard.metadata.shard_sizes[0]])
+        assert shard.metadata.placement.rank() == rank
+    ranks = [m.placement.rank() for m in got["s"].metadata().shards_metadata]
+    assert ranks == [1, 0, 0]  # the two have changed places
+
+    # In place: the same part of the same tensor, or a refusal that touches nothing.
+    transport = PGTransport(dist.group.WORLD, MINUTE, CPU, lambda: mine)
+    for name in ("d", "s"):
+        if rank == 0:
+            transport.send_checkpoint([1], {name: mine[name]})
+        else:
+            with pytest.raises(StructureMismatch, match=f"'{name}' is the part"):
+                transport.recv_checkpoint(0)
+            take_the_rest(mine["d"].to_local().untyped_storage().nbytes() if name == "d" else 48)
+    with pytest.raises(StructureMismatch, match="plain tensor"):
+        _pg_transport._same_part((), mine["d"], _pg_transport._Sent(whole).structure.leaves[0])
+    assert torch.equal(mine["d"].to_local(), whole[4 * rank :][:4])
+
+
+def take_the_rest(nbytes):
+    """What a refusal has left on the way, so that the next message is the next state's."""
+    rest = torch.empty(nbytes, dtype=torch.uint8)
+    dist.group.WORLD.recv([rest], 0, _pg_transport._STORAGES).wait()
+
+
+def test_distributed_tensors_arrive_as_the_senders_part(tmp_path):
+    run(tmp_path, 2, distributed, 2)
+
+
+def from_theirs(rank):
+    from torch.distributed.checkpoint._pg_transport import PGTransport as Theirs
+
+    state = {"a": torch.arange(6.0)[1:4], "none": torch.empty(0), "d": distributed_state(rank, 2), "n": 3}
+    if rank == 0:
+        return Theirs(dist.group.WORLD, MINUTE, CPU).send_checkpoint([1], state)
+    got = PGTransport(dist.group.WORLD, MINUTE, CPU).recv_checkpoint(0)
+    assert torch.equal(got["a"], state["a"]) and got["n"] == 3 and got["none"].numel() == 0
+    assert torch.equal(got["d"]["d"].to_local(), torch.arange(12.0).reshape(4, 3))
+
+
+def test_pytorchs_sender_is_understood(tmp_path):
+    run(tmp_path, 2, from_theirs)

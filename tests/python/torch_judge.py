@@ -10,6 +10,7 @@ type in the text is made "cpu" while it is read, and the decorators that count G
 import importlib.abc
 import importlib.util
 import os
+import re
 import sys
 import unittest
 import warnings
@@ -32,10 +33,12 @@ class Reader(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
     def get_data(self, path):
         text = Path(path).read_text()
-        return text.replace('"cuda"', '"cpu"').replace(".cuda()", ".cpu()").encode()
+        text = re.sub('(?<!== )"cuda"', '"cpu"', text)  # what is compared is a case of its own
+        return text.replace(".cuda()", ".cpu()").encode()
 
 
 def prepare(theirs: bool) -> None:
+    import torch
     import torch.distributed.checkpoint._state_dict_stager as stager
     import torch.testing._internal.common_distributed as distributed
     import torch.testing._internal.common_utils as utils
@@ -46,12 +49,19 @@ def prepare(theirs: bool) -> None:
     distributed.requires_nccl = distributed.skip_if_lt_x_gpu = nothing
     distributed.requires_accelerator_dist_backend = nothing
     distributed.HAS_ACCELERATOR = True
+    if not torch.cuda.is_available():
+        torch.accelerator.current_accelerator = lambda check_available=False: None
     utils.requires_cuda = lambda test: test
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     if not theirs:
+        import torch.distributed.checkpoint._pg_transport as transport
+        import torch.distributed.checkpoint.staging as staging
+
         import meshstage.torch
 
         stager.StateDictStager = meshstage.torch.StateDictStager
+        transport.PGTransport = meshstage.torch.PGTransport
+        staging._ReplicationStager = meshstage.torch.ReplicationStager
 
 
 # Also in a process that a test has spawned, which imports this file as its main module.

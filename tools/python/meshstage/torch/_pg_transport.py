@@ -4,16 +4,18 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardMetadata
+from torch.distributed.checkpoint import _pg_transport as _theirs
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
+from meshstage._publish import publish
 from meshstage.errors import InvalidArgument, StructureMismatch
 
 _LENGTH, _STRUCTURE, _STORAGES = 1, 2, 3  # tags; that of storage i is _STORAGES + i
@@ -49,6 +51,7 @@ class _Structure:
     paths: list
     leaves: list[Any]
     nbytes: list[int]  # of each distinct storage
+    empty_too: bool = False  # whether storages without bytes are messages, too
 
 
 class _Sent:
@@ -86,13 +89,37 @@ class _Sent:
                      tensor.storage_offset())  # fmt: skip
 
 
+def _from_theirs(meta: _theirs._StateDictMeta) -> _Structure:
+    """What PyTorch's PGTransport sends: each tensor is a storage of its own."""
+    nbytes: list[int] = []
+
+    def view(tensor: _theirs._TensorMeta) -> _View:
+        nbytes.append(tensor.nbytes)
+        return _View(len(nbytes) - 1, tensor.dtype, tuple(tensor.shape), tensor.stride,
+                     tensor.storage_offset)  # fmt: skip
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, _theirs._TensorMeta):
+            return view(value)
+        if isinstance(value, _theirs._DTensorMeta):
+            return _Distributed(view(value.local), value.spec)
+        if isinstance(value, _theirs._ShardedTensorMeta):
+            return _Sharded([view(shard) for shard in value.local_shards_meta],
+                            value.local_shards_shard_metadata, value.sharded_tensor_metadata)  # fmt: skip
+        return value
+
+    leaves = [leaf(value) for value in meta.non_tensor_leaves]
+    return _Structure(meta.treespec, meta.paths, leaves, nbytes, empty_too=True)
+
+
 class PGTransport:
     """Sends state dicts over ``pg`` and receives them, as PyTorch's class of the name.
 
     Each distinct storage travels once, so tensors that share memory share it at the receiver.
     ``state_dict()`` gives tensors that are received in place; one of another size, type or place in
     its storage raises StructureMismatch with its path. Without it the result is on the CPU. No wait
-    is longer than ``timeout``; an error of the group passes as it is. Both sides use this class.
+    is longer than ``timeout``; an error of the group passes as it is. The sender may also be PyTorch's
+    class; it cannot receive from this one.
     """
 
     def __init__(
@@ -135,12 +162,14 @@ class PGTransport:
         self._wait([(self._pg.recv([length], rank, _LENGTH), length)])
         text = torch.empty(int(length.item()), dtype=torch.uint8, device=self._device)
         self._wait([(self._pg.recv([text], rank, _STRUCTURE), text)])
-        structure: _Structure = pickle.loads(text.cpu().numpy().tobytes())
+        structure = pickle.loads(text.cpu().numpy().tobytes())
+        if isinstance(structure, _theirs._StateDictMeta):
+            structure = _from_theirs(structure)
         into = _Into(self._state_dict() if self._state_dict else None, structure, self._device)
         works, data = [], []
         for i, nbytes in enumerate(structure.nbytes):
             place = into.place(i)
-            if nbytes > 0:
+            if nbytes > 0 or structure.empty_too:
                 works.append((self._pg.recv([place], rank, _STORAGES + i), place))
                 if not into.in_place(i):
                     self._wait(works)
@@ -156,15 +185,7 @@ class PGTransport:
         if isinstance(leaf, _Distributed):
             return DTensor(_tensor(leaf.local, data), leaf.spec, requires_grad=False)
         if isinstance(leaf, _Sharded):
-            shards = []
-            for view, was in zip(leaf.shards, leaf.metadata, strict=True):
-                tensor = _tensor(view, data)
-                placement = f"rank:{self._pg.rank()}/{tensor.device.type}"
-                here = ShardMetadata(was.shard_offsets, was.shard_sizes, placement)
-                shards.append(Shard(tensor=tensor, metadata=here))
-            return ShardedTensor._init_from_local_shards_and_global_metadata(
-                local_shards=shards, sharded_tensor_metadata=leaf.whole
-            )
+            return _sharded_here(leaf, [_tensor(view, data) for view in leaf.shards])
         return leaf
 
     def _wait(self, works: list[tuple]) -> None:
@@ -180,37 +201,35 @@ class _Into:
         self._device = device
         self._storages: dict[int, torch.UntypedStorage] = {}
         self._tensors: dict[int, torch.Tensor] = {}  # the receiver's own, by the leaf's number
-        self._others: list[tuple[torch.Tensor, int]] = []  # of a storage that the sender shared
+        # The receiver's, of storages that the sender shared; by leaf and place in it.
+        self._others: list[tuple[torch.Tensor, int, int]] = []
         mine = dict(tree_flatten_with_path(state_dict)[0]) if state_dict is not None else {}
         numbers: dict[int, int] = {}
         for i, (path, leaf) in enumerate(zip(structure.paths, structure.leaves, strict=True)):
             tensor = mine.get(path)
-            view = leaf.local if isinstance(leaf, _Distributed) else leaf
-            if not isinstance(tensor, torch.Tensor) or not isinstance(view, _View):
+            if not isinstance(tensor, torch.Tensor) or not isinstance(leaf, (_View, _Distributed, _Sharded)):
                 continue
-            local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-            if local.device.type != device.type:
+            locals_, views = _same_part(path, tensor, leaf)
+            if any(local.device.type != device.type for local in locals_):
                 continue
-            self._check(path, local, view)
-            storage = local.untyped_storage()
-            if numbers.setdefault(storage._cdata, view.storage) != view.storage:
-                raise StructureMismatch(f"the tensor at {_name(path)} shares memory, the sender's does not")
+            for j, (local, view) in enumerate(zip(locals_, views, strict=True)):
+                self._check(path, local, view)
+                storage = local.untyped_storage()
+                if numbers.setdefault(storage._cdata, view.storage) != view.storage:
+                    raise _mismatch(path, "shares memory, the sender's does not")
+                first = self._storages.setdefault(view.storage, storage)
+                if first._cdata != storage._cdata:
+                    self._others.append((local, i, j))
             self._tensors[i] = tensor
-            first = self._storages.setdefault(view.storage, storage)
-            if first._cdata != storage._cdata:
-                self._others.append((local, i))
 
     def _check(self, path, mine: torch.Tensor, view: _View) -> None:
         got = (view.dtype, view.size, view.stride, view.offset, self._nbytes[view.storage])
         have = (mine.dtype, tuple(mine.size()), mine.stride(), mine.storage_offset(),
                 mine.untyped_storage().nbytes())  # fmt: skip
         if got != have:
-            error = StructureMismatch(
-                f"the tensor at {_name(path)} has dtype, shape, strides, offset and bytes {have}, "
-                f"the sender's has {got}"
+            raise _mismatch(
+                path, f"has dtype, shape, strides, offset and bytes {have}, the sender's has {got}"
             )
-            error.path = _name(path)
-            raise error
 
     def in_place(self, i: int) -> bool:
         return i in self._storages
@@ -223,9 +242,8 @@ class _Into:
     @torch.no_grad()
     def finish(self, leaves: list[Any]) -> list[Any]:
         """The leaves, the receiver's own tensors among them."""
-        for local, i in self._others:
-            got = leaves[i]
-            local.copy_(got._local_tensor if isinstance(got, DTensor) else got)
+        for local, i, j in self._others:
+            local.copy_(_locals(leaves[i])[j])
         return [self._tensors.get(i, leaf) for i, leaf in enumerate(leaves)]
 
 
@@ -269,7 +287,7 @@ class ReplicationStager:
         else:
             received = self._transport.recv_checkpoint(source)
             self._transport.send_checkpoint([to], state_dict)
-        self._persist(received, self._get_persisted_path(rank, source))
+        publish(self._get_persisted_path(rank, source), lambda file: torch.save(received, file))
         return received
 
     def synchronize_staging(self) -> None:
@@ -282,24 +300,70 @@ class ReplicationStager:
         name = f"rank_{current_rank}_replica_partner_{partner_rank}.pt"
         return os.path.join(self._storage_dir, name)
 
-    def _persist(self, state_dict: Any, path: str) -> None:
-        # Whole or as it was: written beside it, synced, renamed, and the folder synced.
-        temporary = path + ".tmp"
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(state_dict, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-            raise
-        folder = os.open(self._storage_dir, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+def _locals(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors of this rank that a tensor of any kind consists of."""
+    if isinstance(tensor, ShardedTensor):
+        return [shard.tensor for shard in tensor.local_shards()]
+    return [tensor._local_tensor if isinstance(tensor, DTensor) else tensor]
+
+
+def _same_part(path, mine: torch.Tensor, leaf: Any) -> tuple[list[torch.Tensor], list[_View]]:
+    """The receiver's local tensors and the sender's, or StructureMismatch where they are not the
+    same part of the same tensor: the receiver's tensor would say that its bytes belong elsewhere."""
+    if isinstance(leaf, _Distributed):
+        if not isinstance(mine, DTensor):
+            raise _mismatch(path, f"is a {type(mine).__qualname__}, the sender's is a DTensor")
+        have, got = (
+            (spec.placements, tuple(spec.shape), spec.mesh.get_coordinate())
+            for spec in (mine._spec, leaf.spec)
+        )
+        views = [leaf.local]
+    elif isinstance(leaf, _Sharded):
+        if not isinstance(mine, ShardedTensor):
+            raise _mismatch(path, f"is a {type(mine).__qualname__}, the sender's is a ShardedTensor")
+        have = [_box(shard.metadata) for shard in mine.local_shards()]
+        got = [_box(metadata) for metadata in leaf.metadata]
+        views = leaf.shards
+    else:
+        if isinstance(mine, (DTensor, ShardedTensor)):
+            raise _mismatch(path, f"is a {type(mine).__qualname__}, the sender's is a plain tensor")
+        have = got = None
+        views = [leaf]
+    if have != got:
+        raise _mismatch(path, f"is the part {have}, the sender's is {got}")
+    return _locals(mine), views
+
+
+def _box(metadata: ShardMetadata) -> tuple:
+    return tuple(metadata.shard_offsets), tuple(metadata.shard_sizes)
+
+
+def _sharded_here(leaf: _Sharded, tensors: list[torch.Tensor]) -> ShardedTensor:
+    """The sender's shards as this rank's: in what describes the whole, the two ranks change places."""
+    here = dist.get_rank()
+    sent = {_box(metadata): tensor for metadata, tensor in zip(leaf.metadata, tensors, strict=True)}
+    there = leaf.metadata[0].placement.rank() if leaf.metadata else here
+    described = []
+    for was in leaf.whole.shards_metadata:
+        placement = was.placement
+        if _box(was) in sent:
+            placement = f"rank:{here}/{sent[_box(was)].device}"
+        elif placement.rank() == here:
+            placement = f"rank:{there}/{placement.device()}"
+        described.append(ShardMetadata(was.shard_offsets, was.shard_sizes, placement))
+    properties = replace(leaf.whole.tensor_properties, pin_memory=False)
+    whole = replace(leaf.whole, shards_metadata=described, tensor_properties=properties)
+    shards = [Shard(tensor=sent[_box(m)], metadata=m) for m in described if _box(m) in sent]
+    return ShardedTensor._init_from_local_shards_and_global_metadata(
+        local_shards=shards, sharded_tensor_metadata=whole
+    )
+
+
+def _mismatch(path, why: str) -> StructureMismatch:
+    error = StructureMismatch(f"the tensor at {_name(path)} {why}")
+    error.path = _name(path)
+    return error
 
 
 def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:
