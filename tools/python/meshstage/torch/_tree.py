@@ -9,7 +9,7 @@ from meshstage import _meshstage
 from meshstage.errors import InvalidArgument
 from meshstage.torch import _cuda
 
-_DTYPES = {
+DTYPES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16",
     torch.int16: "I16", torch.uint32: "U32", torch.int32: "I32", torch.uint64: "U64",
     torch.int64: "I64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
@@ -47,13 +47,13 @@ class StandIns:
             )
         if value.is_conj() or value.is_neg():
             raise InvalidArgument("has a lazy conjugate or negative: resolve_conj(), resolve_neg()")
-        if value.dtype not in _DTYPES:
+        if value.dtype not in DTYPES:
             raise InvalidArgument(f"is a tensor of {value.dtype}, which has no dtype here")
         if value.data_ptr() == 0 and value.numel() != 0:
             raise InvalidArgument(f"is a {type(value).__qualname__} with elements and no memory")
         return _meshstage.Tensor.on_storage(
             self._storage(value.untyped_storage()),
-            _DTYPES[value.dtype],
+            DTYPES[value.dtype],
             tuple(value.shape),
             value.stride(),
             value.storage_offset(),
