@@ -1,4 +1,5 @@
 // Blocks that the receiver holds already do not travel.
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <set>
@@ -57,10 +58,11 @@ struct Exchange {
   void send(const test::TestImage& image, std::span<const Digest> told,
             const std::function<void(Link&)>& after = {}) {
     const auto digests = digests_of(image);
+    std::atomic<std::uint64_t> stayed{0};  // several connections, several threads
     const auto sender = [&](Link& link) {
       const Offered offered{
           told, [&](std::size_t block) -> std::optional<Digest> { return digests.digest(block); },
-          [&](std::uint64_t bytes) { kept += bytes; }};
+          [&](std::uint64_t bytes) { stayed += bytes; }};
       send_image(link, image.bytes(), shape_of(image.info), [](std::uint64_t) {}, offered);
       if (after) after(link);
     };
@@ -77,6 +79,7 @@ struct Exchange {
       if (!failed.empty()) throw InvalidState(failed);
     };
     errors = errors_between(sender, receiver);
+    kept += stayed;
   }
   void send(const test::TestImage& image) {
     const auto told = holding.held.blocks;
