@@ -7,6 +7,7 @@
 
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/origin.hpp>
+#include <meshstage/core/comm/while_moving_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage {
@@ -79,34 +80,28 @@ class JoinedTransfer final : public Transfer {
     try {
       waited([&] { inner_->wait(deadline); });
     } catch (const PeerSilent&) {
-      be_late();
+      be_late(std::current_exception());
       throw;
     }
   }
   void wait_while_moving(std::chrono::milliseconds silence) override {
-    // Looked at a few times in each silence, so that it is not taken for much longer than it is.
-    constexpr int kLooks = 4;
-    std::uint64_t seen = joined_->moved(peer_);
-    Deadline quiet = Deadline::after(silence);
-    while (true) {
+    const auto done_by = [this](Deadline deadline) {
       try {
-        return waited([&] { inner_->wait(quiet.earlier(Deadline::after(silence / kLooks))); });
+        waited([&] { inner_->wait(deadline); });
+        return true;
       } catch (const PeerSilent&) {
-        const std::uint64_t now = joined_->moved(peer_);
-        if (now != seen) {
-          quiet = Deadline::after(silence);
-        } else if (quiet.expired()) {
-          const auto why = std::make_exception_ptr(make_error<PeerSilent>(
-              "rank " + std::to_string(peer_) + ": nothing moved over any connection for " +
-                  std::to_string(silence.count()) + " ms",
-              peer_));
-          joined_->set_late(why);
-          late_ = true;
-          std::rethrow_exception(why);
-        }
-        seen = now;
+        return false;
       }
+    };
+    if (detail::done_while_moving(silence, done_by, [this] { return joined_->moved(peer_); })) {
+      return;
     }
+    const auto why = std::make_exception_ptr(make_error<PeerSilent>(
+        "rank " + std::to_string(peer_) + ": nothing moved over any connection for " +
+            std::to_string(silence.count()) + " ms",
+        peer_));
+    be_late(why);
+    std::rethrow_exception(why);
   }
 
  private:
@@ -130,8 +125,8 @@ class JoinedTransfer final : public Transfer {
     if (std::exchange(late_, false)) joined_->set_late(nullptr);
     if (!std::exchange(done_, true)) joined_->count_done(peer_);
   }
-  void be_late() noexcept {
-    joined_->set_late(std::current_exception());
+  void be_late(std::exception_ptr why) noexcept {
+    joined_->set_late(std::move(why));
     late_ = true;
   }
   const std::shared_ptr<Joined> joined_;

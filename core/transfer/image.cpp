@@ -159,8 +159,7 @@ void drain_image(const Link& link, const Shape& shape, bool masked) {
   std::uint64_t largest = 0;
   for (const auto& piece : pieces) largest = std::max(largest, piece.bytes);
   if (is_striped(link)) {
-    std::vector<std::vector<std::byte>> places(std::size_t{link.group.connections(link.peer)} *
-                                               kDepth);
+    std::vector<std::vector<std::byte>> places(striped_places(link));
     Incoming all{pieces.size(),
                  [&](std::size_t i, std::size_t place) {
                    places[place].resize(largest);  // no other thread has this place

@@ -54,9 +54,7 @@ class Concatenation {
 };
 
 /// Pieces in flight, each with a place of its own.
-std::size_t places(const Link& link) {
-  return is_striped(link) ? std::size_t{link.group.connections(link.peer)} * kDepth : kWindow;
-}
+std::size_t places(const Link& link) { return is_striped(link) ? striped_places(link) : kWindow; }
 
 }  // namespace
 

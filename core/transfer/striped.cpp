@@ -147,15 +147,31 @@ void over_all(const Link& link, const std::function<void(unsigned)>& one) {
   }
 }
 
-/// The sender's side of one connection.
-class Sender {
- public:
-  Sender(const Link& link, const Outgoing& outgoing, Shared& shared, unsigned connection)
+/// What both sides of one connection have.
+class Lane {
+ protected:
+  Lane(const Link& link, Shared& shared, unsigned connection)
       : link_(link),
-        outgoing_(outgoing),
         shared_(shared),
         group_(link.group.over(connection)),
         first_place_(std::size_t{connection} * kDepth) {}
+  /// The place of the next piece. Fewer than kDepth are in flight.
+  [[nodiscard]] std::size_t next_place() { return first_place_ + posted_++ % kDepth; }
+
+  const Link& link_;
+  Shared& shared_;
+  ProcessGroup& group_;
+
+ private:
+  const std::size_t first_place_;
+  std::size_t posted_ = 0;
+};
+
+/// The sender's side of one connection.
+class Sender : private Lane {
+ public:
+  Sender(const Link& link, const Outgoing& outgoing, Shared& shared, unsigned connection)
+      : Lane(link, shared, connection), outgoing_(outgoing) {}
 
   void run() {
     bool more = true;
@@ -200,7 +216,7 @@ class Sender {
   }
   void post(std::optional<std::size_t> piece, std::span<const std::uint32_t> staying) {
     if (!piece) return post_note(kNoPiece, staying);
-    const auto bytes = outgoing_.source(*piece, first_place_ + posted_++ % kDepth);
+    const auto bytes = outgoing_.source(*piece, next_place());
     post_note(static_cast<std::uint32_t>(*piece), staying);
     flying_.back().sent = group_.send(link_.peer, link_.tag, bytes);
   }
@@ -213,24 +229,15 @@ class Sender {
     if (piece) shared_.done();
   }
 
-  const Link& link_;
   const Outgoing& outgoing_;
-  Shared& shared_;
-  ProcessGroup& group_;
-  const std::size_t first_place_;
-  std::size_t posted_ = 0;
   std::deque<Flying> flying_;
 };
 
 /// The receiver's side of one connection.
-class Receiver {
+class Receiver : private Lane {
  public:
   Receiver(const Link& link, const Incoming& incoming, Shared& shared, unsigned connection)
-      : link_(link),
-        incoming_(incoming),
-        shared_(shared),
-        group_(link.group.over(connection)),
-        first_place_(std::size_t{connection} * kDepth) {}
+      : Lane(link, shared, connection), incoming_(incoming) {}
 
   void run() {
     for (unsigned i = 0; i < kDepth; ++i) expect_note();
@@ -274,7 +281,7 @@ class Receiver {
     if (note.piece() == kNoPiece) return;
     const auto piece = shared_.name(note.piece());
     while (flying_.size() >= kDepth) finish_oldest();
-    const auto place = first_place_ + posted_++ % kDepth;
+    const auto place = next_place();
     auto came = group_.receive(link_.peer, link_.tag, incoming_.target(piece, place));
     flying_.push_back({piece, place, std::move(came)});
   }
@@ -286,12 +293,7 @@ class Receiver {
     shared_.done();
   }
 
-  const Link& link_;
   const Incoming& incoming_;
-  Shared& shared_;
-  ProcessGroup& group_;
-  const std::size_t first_place_;
-  std::size_t posted_ = 0;
   std::deque<Expected> notes_;
   std::deque<Flying> flying_;
 };

@@ -28,7 +28,7 @@ struct Outgoing {
   /// Blocks until the piece is final; whether it stays. Null: none does.
   std::function<bool(std::size_t piece)> stays;
   /// Blocks until the piece is final. `place`: free memory for such a piece may be told by it, for
-  /// it is below connections * kDepth, and no piece in flight has the same.
+  /// it is below striped_places(), and no piece in flight has the same.
   std::function<std::span<const std::byte>(std::size_t piece, std::size_t place)> source;
 };
 
@@ -43,6 +43,11 @@ struct Incoming {
 
 [[nodiscard]] inline bool is_striped(const Link& link) {
   return link.group.connections(link.peer) > 1;
+}
+
+/// Pieces in flight over all connections, and so the places for such pieces.
+[[nodiscard]] inline std::size_t striped_places(const Link& link) {
+  return std::size_t{link.group.connections(link.peer)} * kDepth;
 }
 
 /// Both block until all pieces have left, or come. They use as many threads as there are

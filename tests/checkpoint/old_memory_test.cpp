@@ -42,6 +42,29 @@ void leave_step_15(ChangingJob& job, int world, OnDisk on_disk) {
   });
 }
 
+struct DiesHere : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// `world` ranks recover, and one dies of the DiesHere that its options, as `prepare` makes them,
+/// throw. Nobody's recover() returns.
+void die_recovering(
+    ChangingJob& job, int world,
+    const std::function<ms::CheckpointerOptions(ms::CheckpointerOptions, int rank)>& prepare) {
+  std::barrier<> all(world);
+  job.start(world, [&](ms::CheckpointerOptions o, int rank) {
+    std::optional<ms::Checkpointer> ckpt(prepare(std::move(o), rank));
+    ms::Dict state = state_at(rank, world, 5);
+    try {
+      (void)ckpt->recover(state);
+      throw std::logic_error("nobody died");
+    } catch (const ms::Error&) {
+    } catch (const DiesHere&) {
+    }
+    all.arrive_and_wait();
+  });
+}
+
 /// `world` ranks have step `step` of `before` ranks, go on, and finish.
 void go_on(ChangingJob& job, int world, std::uint64_t step, int before) {
   job.start(world, [&](ms::CheckpointerOptions o, int) {
@@ -239,22 +262,11 @@ TEST_CASE(
   ChangingJob job;
   leave_step_15(job, 4, GENERATE(OnDisk::kNothing, OnDisk::kOlder));
   Watched watched;
-  std::barrier<> all(3);
-  const auto fabric = std::make_shared<ms::InProcessFabric>();
-  all_good(run_ranks(all_ranks(3), [&](int rank) {
-    auto o = watched.watch(job.options(rank, 3, *fabric), [rank](const std::string&) {
-      if (rank == 1) throw std::logic_error("dies here");
+  die_recovering(job, 3, [&](ms::CheckpointerOptions o, int rank) {
+    return watched.watch(std::move(o), [rank](const std::string&) {
+      if (rank == 1) throw DiesHere("rank 1");
     });
-    std::optional<ms::Checkpointer> ckpt(std::move(o));
-    ms::Dict state = state_at(rank, 3, 5);
-    try {
-      (void)ckpt->recover(state);
-      throw std::runtime_error("nobody died");
-    } catch (const ms::Error&) {
-    } catch (const std::logic_error&) {
-    }
-    all.arrive_and_wait();
-  }));
+  });
   CHECK(watched.count("of00004.own") >= 1);
   CHECK(watched.count(".r00001of") == 0);
   SECTION("3 ranks") { go_on(job, 3, 15, 4); }
@@ -267,23 +279,12 @@ TEST_CASE(
   ChangingJob job;
   leave_step_15(job, 4, OnDisk::kOlder);
   for (int times = 0; times < 3; ++times) {  // each overwrites what slots it can
-    const auto fabric = std::make_shared<ms::InProcessFabric>();
-    std::barrier<> all(3);
-    all_good(run_ranks(all_ranks(3), [&](int rank) {
-      auto o = job.options(rank, 3, *fabric);
+    die_recovering(job, 3, [](ms::CheckpointerOptions o, int rank) {
       o.observer = [rank](const ms::PointEvent& event) {
-        if (rank == 2 && event.name == "restoring") throw std::runtime_error("dies here");
+        if (rank == 2 && event.name == "restoring") throw DiesHere("rank 2");
       };
-      std::optional<ms::Checkpointer> ckpt(std::move(o));
-      ms::Dict state = state_at(rank, 3, 5);
-      try {
-        (void)ckpt->recover(state);
-        throw std::logic_error("nobody died");
-      } catch (const ms::Error&) {
-      } catch (const std::runtime_error&) {
-      }
-      all.arrive_and_wait();
-    }));
+      return o;
+    });
   }
   SECTION("3 ranks") { go_on(job, 3, 15, 4); }
   SECTION("4 ranks") { go_on(job, 4, 15, 0); }

@@ -1,7 +1,6 @@
 """meshstage.torch.Stager in torch.distributed.checkpoint's async_save."""
 
 import threading
-import warnings
 from concurrent.futures import Future
 
 import pytest
@@ -22,11 +21,7 @@ def stager(request):
     made.close()
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # DCP's own, about processes and sharding
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def done(staged):

@@ -18,11 +18,7 @@ from meshstage._dcp_files import METADATA  # noqa: E402
 from meshstage.dcp import Reader, Writer  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # DCP's own, about processes and sharding
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def state_of(base):

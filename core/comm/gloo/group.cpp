@@ -15,6 +15,7 @@
 #include <meshstage/core/comm/gloo/group.hpp>
 #include <meshstage/core/comm/gloo/hello_impl.hpp>
 #include <meshstage/core/comm/gloo/module_table_impl.hpp>
+#include <meshstage/core/comm/while_moving_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage {
@@ -57,6 +58,7 @@ class GlooState : public std::enable_shared_from_this<GlooState> {
   std::unique_ptr<Transfer> post_send(int peer, std::uint64_t slot,
                                       std::span<const std::byte> bytes);
   std::unique_ptr<Transfer> post_receive(int peer, std::uint64_t slot, std::span<std::byte> target);
+  [[nodiscard]] std::uint64_t moved(int peer);
   void abort(std::exception_ptr reason) noexcept;
   /// Throws that the connection to `peer` has ended, and lets all other transfers throw that, too:
   /// those to `peer` are given up next, and that must not become the reason which the others see.
@@ -125,7 +127,6 @@ class GlooTransfer final : public Transfer {
   friend class GlooState;
   /// False at the deadline.
   [[nodiscard]] bool done_by(Deadline deadline);
-  [[nodiscard]] std::uint64_t moved() const;
   [[noreturn]] void throw_late(const std::string& when);
   /// The peer first: it is the peer that an error is about.
   [[nodiscard]] std::string what() const {
@@ -175,26 +176,12 @@ void GlooTransfer::wait(Deadline deadline) {
   if (!done_by(deadline)) throw_late("not done by the deadline");
 }
 
-std::uint64_t GlooTransfer::moved() const {
-  const GlooState::Stay stay(*state_);
-  return state_->table.moved(state_->group, peer_);
-}
-
 void GlooTransfer::wait_while_moving(std::chrono::milliseconds silence) {
-  // Looked at a few times in each silence, so that it is not taken for much longer than it is.
-  constexpr int kLooks = 4;
   if (done_) return;
-  std::uint64_t seen = moved();
-  Deadline quiet = Deadline::after(silence);
-  while (!done_by(quiet.earlier(Deadline::after(silence / kLooks)))) {
-    const std::uint64_t now = moved();
-    if (now != seen) {
-      quiet = Deadline::after(silence);
-    } else if (quiet.expired()) {
-      throw_late("nothing moved for " + std::to_string(silence.count()) + " ms");
-    }
-    seen = now;
-  }
+  const bool done = detail::done_while_moving(
+      silence, [this](Deadline deadline) { return done_by(deadline); },
+      [this] { return state_->moved(peer_); });
+  if (!done) throw_late("nothing moved for " + std::to_string(silence.count()) + " ms");
 }
 
 bool GlooTransfer::done_by(Deadline deadline) {
@@ -252,6 +239,11 @@ std::unique_ptr<Transfer> GlooState::post_receive(int peer, std::uint64_t slot,
   ErrorText error{};
   auto* const posted = table.receive(group, peer, slot, target.data(), target.size(), &error);
   return keep(posted, peer, target.size(), false, error);
+}
+
+std::uint64_t GlooState::moved(int peer) {
+  const Stay stay(*this);
+  return table.moved(group, peer);
 }
 
 void GlooState::abort(std::exception_ptr reason) noexcept {
@@ -322,8 +314,7 @@ class GlooGroup final : public ProcessGroup {
   }
   [[nodiscard]] std::uint64_t moved(int peer) const override {
     check_linked(peer);
-    const GlooState::Stay stay(*state_);
-    return state_->table.moved(state_->group, peer);
+    return state_->moved(peer);
   }
   void abort(std::exception_ptr cause) noexcept override { state_->abort(std::move(cause)); }
   void close() noexcept override { state_->close(); }
