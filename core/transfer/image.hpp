@@ -12,8 +12,8 @@ namespace meshstage::transfer {
 
 /// Sends `image`, which is the whole image or its replica; its length tells which. From a replica
 /// only a replica can be sent. Before a piece leaves, `wait_final(end)` blocks until the bytes up
-/// to `end`, counted in the whole image, are final; an exception of it ends the transfer. Throws
-/// what Transfer::wait throws.
+/// to `end`, counted in the whole image, are final; an exception of it ends the transfer. Over
+/// several connections several threads call it at once. Throws what Transfer::wait throws.
 void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
                 const std::function<void(std::uint64_t)>& wait_final);
 /// The same without the blocks that the receiver holds already; of a whole image only.

@@ -48,7 +48,7 @@ struct HeldBlocks {
   return mine && *mine == held;
 }
 
-/// The sender's side.
+/// The sender's side. Over several connections several threads call the functions at once.
 struct Offered {
   std::span<const Digest>
       held;  ///< The receiver's table; empty: every piece travels, without masks.

@@ -174,7 +174,7 @@ TEST_CASE("an image with masks that nobody wants is taken to its end") {
   Exchange exchange(before);
   const auto shape = shape_of(now.info);
   const auto sender = [&](Link& link) {
-    std::uint64_t stayed = 0;
+    std::atomic<std::uint64_t> stayed{0};  // as above
     const Offered offered{
         exchange.holding.held.blocks,
         [&](std::size_t block) -> std::optional<Digest> { return digests.digest(block); },
