@@ -59,11 +59,14 @@ class Worker::State {
       queue_.pop_front();
       busy_ = true;
       lock.unlock();
+      std::exception_ptr failure;
       try {
         task();
       } catch (...) {  // the boundary: a task may throw anything
-        report_failure(on_failure_, name_, std::current_exception());
+        failure = std::current_exception();
       }
+      // Given away whole: who reads it last, on whatever thread, also ends it.
+      if (failure) report_failure(on_failure_, name_, std::move(failure));
       task = nullptr;  // what the task captured goes before it counts as done
       lock.lock();
       busy_ = false;
