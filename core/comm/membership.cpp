@@ -143,11 +143,13 @@ std::uint64_t Membership::newest_generation(Deadline deadline) {
 
 void Membership::abandon_older(std::uint64_t number, Deadline deadline) {
   Store& store = *options_.store;
-  const std::string prefix = options_.job + "/gen/";
   std::map<std::uint64_t, bool> decided;
-  for (const auto& name : store.list(prefix, deadline)) {
-    const std::uint64_t generation = leading_number(name.substr(prefix.size()));
-    decided[generation] |= name == key(generation, "outcome");
+  // The claims, too: a rank on its way into one has no entry in it yet, and would wait there.
+  for (const std::string& prefix : {options_.job + "/claim/", options_.job + "/gen/"}) {
+    for (const auto& name : store.list(prefix, deadline)) {
+      const std::uint64_t generation = leading_number(name.substr(prefix.size()));
+      decided[generation] |= name == key(generation, "outcome");
+    }
   }
   for (const auto& [generation, is_decided] : decided) {
     if (generation >= number || is_decided) continue;
