@@ -2,7 +2,6 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <functional>
 #include <thread>
 
 #include <meshstage/core/comm/collectives.hpp>
@@ -10,8 +9,8 @@
 #include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/error/error.hpp>
 
+#include "tests/comm/membership_job.hpp"
 #include "tests/conformance/control_links_suite.hpp"
-#include "tests/conformance/ranks.hpp"
 #include "tests/support/catch.hpp"
 
 namespace {
@@ -20,83 +19,6 @@ using namespace std::chrono_literals;
 using namespace meshstage;
 using namespace meshstage::testing;
 using Catch::Matchers::Contains;
-
-/// A job whose ranks are threads.
-struct Job {
-  explicit Job(int size) : world(size) {}
-  MembershipOptions options(int rank) {
-    MembershipOptions o;
-    o.job = "job";
-    o.rank = rank;
-    o.world_size = world;
-    o.store = store;
-    o.transport = fabric.attach(rank);
-    const int shift = world / 2;
-    if (world > 1) o.data_peers = {(rank + shift) % world};
-    if (world > 2 && (rank - shift + world) % world != o.data_peers[0]) {
-      o.data_peers.push_back((rank - shift + world) % world);
-    }
-    return o;
-  }
-  std::unique_ptr<Membership> member(int rank) {
-    return std::make_unique<Membership>(options(rank));
-  }
-  int world;
-  InProcessFabric fabric;
-  std::shared_ptr<InMemoryStore> store = std::make_shared<InMemoryStore>();
-};
-
-Deadline soon() { return Deadline::after(30s); }
-
-/// Passes every call on; `before_create(key)` may wait first.
-class GatedStore final : public Store {
- public:
-  explicit GatedStore(std::shared_ptr<Store> inner) : inner_(std::move(inner)) {}
-  std::function<void(const std::string& key)> before_create;
-
-  void set(const std::string& key, std::string_view value, Deadline deadline) override {
-    inner_->set(key, value, deadline);
-  }
-  std::optional<std::string> get(const std::string& key, Deadline deadline) override {
-    return inner_->get(key, deadline);
-  }
-  std::string compare_and_create(const std::string& key, std::string_view value,
-                                 Deadline deadline) override {
-    before_create(key);
-    return inner_->compare_and_create(key, value, deadline);
-  }
-  std::vector<std::string> list(const std::string& prefix, Deadline deadline) override {
-    return inner_->list(prefix, deadline);
-  }
-  void remove(const std::string& key, Deadline deadline) override { inner_->remove(key, deadline); }
-  std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
-                           std::stop_token stop) override {
-    return inner_->wait_for_any(keys, deadline, std::move(stop));
-  }
-
- private:
-  const std::shared_ptr<Store> inner_;
-};
-
-/// All of `members` (null: not taking part) form a generation at once.
-std::vector<Generation> form_all(const std::vector<std::unique_ptr<Membership>>& members,
-                                 std::uint64_t seen = 0) {
-  std::vector<Generation> generations(members.size());
-  run_ranks_without_error(static_cast<int>(members.size()), [&](int r) {
-    const auto i = static_cast<std::size_t>(r);
-    if (members[i]) generations[i] = members[i]->form(seen, soon());
-  });
-  return generations;
-}
-
-std::string twenty_digits(std::uint64_t generation) {
-  const std::string digits = std::to_string(generation);
-  return std::string(20 - digits.size(), '0') + digits;
-}
-std::string key(std::uint64_t generation, const std::string& what) {
-  return "job/gen/" + twenty_digits(generation) + "/" + what;
-}
-std::string claim_key(std::uint64_t generation) { return "job/claim/" + twenty_digits(generation); }
 
 }  // namespace
 
@@ -240,67 +162,6 @@ TEST_CASE("what a rank sends right after forming reaches its neighbour's handler
     for (const auto& line : recorders[i].seen()) CHECK_THAT(line, Contains(": hi"));
   }
   for (const auto& g : generations) g.links->set_handlers({});
-}
-
-TEST_CASE(
-    "a rank that is late into a claimed generation does not wait there when a newer is claimed") {
-  // Both ranks see an empty Store. Rank 0 claims 4 and is on its way into it, when rank 1, whose
-  // vault has seen 41, claims 42 and is in it.
-  Job job(2);
-  std::vector<std::unique_ptr<Membership>> members;
-  for (int r = 0; r < 2; ++r) {
-    auto options = job.options(r);
-    const auto store = std::make_shared<GatedStore>(job.store);
-    store->before_create = [&, r, reached = false](const std::string& name) mutable {
-      const auto wait = [&](const std::string& what) { (void)job.store->wait_for(what, soon()); };
-      if (r == 0 && name == key(4, "place/0") && !std::exchange(reached, true)) {
-        job.store->set("reached", "4", soon());
-        wait(key(42, "place/1"));
-      }
-      if (r == 1 && name == claim_key(42)) wait("reached");
-    };
-    options.store = store;
-    members.push_back(std::make_unique<Membership>(std::move(options)));
-  }
-  std::vector<Generation> generations(2);
-  run_ranks_without_error(2, [&](int r) {
-    const auto i = static_cast<std::size_t>(r);
-    generations[i] = members[i]->form(r == 1 ? 41 : 3, soon());
-  });
-  for (const auto& g : generations) {
-    CHECK(g.number >= 42);
-    g.close();
-  }
-}
-
-TEST_CASE("a generation is numbered above all that any vault or the store has seen") {
-  Job job(3);
-  std::vector<std::unique_ptr<Membership>> members;
-  for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
-  std::vector<Generation> generations(3);
-  run_ranks_without_error(3, [&](int r) {
-    generations[static_cast<std::size_t>(r)] =
-        members[static_cast<std::size_t>(r)]->form(r == 1 ? 41 : 3, soon());
-  });
-  for (const auto& g : generations) CHECK(g.number == generations[0].number);
-  CHECK(generations[0].number > 41);
-}
-
-TEST_CASE("who waits in a generation comes along when a newer one is claimed") {
-  // As if another rank had looked for generations before this one was claimed, and claimed its own.
-  Job job(3);
-  std::vector<std::unique_ptr<Membership>> members;
-  for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
-  std::vector<Generation> generations(3);
-  run_ranks_without_error(3, [&](int r) {
-    if (r > 0) {
-      (void)job.store->wait_for(key(4, "place/0"), soon());
-      job.store->compare_and_create(claim_key(42), "3 ? 0");
-    }
-    generations[static_cast<std::size_t>(r)] =
-        members[static_cast<std::size_t>(r)]->form(r == 0 ? 3 : 41, soon());
-  });
-  for (const auto& g : generations) CHECK(g.number == 42);
 }
 
 TEST_CASE("survivors and a replacement move on together, and all know who died") {

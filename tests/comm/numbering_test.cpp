@@ -1,0 +1,107 @@
+// Which number a generation gets, and that nobody waits in an older one.
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/comm/membership_job.hpp"
+#include "tests/support/catch.hpp"
+
+namespace {
+
+using namespace meshstage;
+using namespace meshstage::testing;
+
+/// Passes every call on; `before_create(key)` may wait first.
+class GatedStore final : public Store {
+ public:
+  explicit GatedStore(std::shared_ptr<Store> inner) : inner_(std::move(inner)) {}
+  std::function<void(const std::string& key)> before_create;
+
+  void set(const std::string& key, std::string_view value, Deadline deadline) override {
+    inner_->set(key, value, deadline);
+  }
+  std::optional<std::string> get(const std::string& key, Deadline deadline) override {
+    return inner_->get(key, deadline);
+  }
+  std::string compare_and_create(const std::string& key, std::string_view value,
+                                 Deadline deadline) override {
+    before_create(key);
+    return inner_->compare_and_create(key, value, deadline);
+  }
+  std::vector<std::string> list(const std::string& prefix, Deadline deadline) override {
+    return inner_->list(prefix, deadline);
+  }
+  void remove(const std::string& key, Deadline deadline) override { inner_->remove(key, deadline); }
+  std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
+                           std::stop_token stop) override {
+    return inner_->wait_for_any(keys, deadline, std::move(stop));
+  }
+
+ private:
+  const std::shared_ptr<Store> inner_;
+};
+
+}  // namespace
+
+TEST_CASE(
+    "a rank that is late into a claimed generation does not wait there when a newer is claimed") {
+  // Both ranks see an empty Store. Rank 0 claims 4 and is on its way into it, when rank 1, whose
+  // vault has seen 41, claims 42 and is in it.
+  Job job(2);
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 2; ++r) {
+    auto options = job.options(r);
+    const auto store = std::make_shared<GatedStore>(job.store);
+    store->before_create = [&, r, reached = false](const std::string& name) mutable {
+      const auto wait = [&](const std::string& what) { (void)job.store->wait_for(what, soon()); };
+      if (r == 0 && name == key(4, "place/0") && !std::exchange(reached, true)) {
+        job.store->set("reached", "4", soon());
+        wait(key(42, "place/1"));
+      }
+      if (r == 1 && name == claim_key(42)) wait("reached");
+    };
+    options.store = store;
+    members.push_back(std::make_unique<Membership>(std::move(options)));
+  }
+  std::vector<Generation> generations(2);
+  run_ranks_without_error(2, [&](int r) {
+    const auto i = static_cast<std::size_t>(r);
+    generations[i] = members[i]->form(r == 1 ? 41 : 3, soon());
+  });
+  for (const auto& g : generations) {
+    CHECK(g.number >= 42);
+    g.close();
+  }
+}
+
+TEST_CASE("a generation is numbered above all that any vault or the store has seen") {
+  Job job(3);
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
+  std::vector<Generation> generations(3);
+  run_ranks_without_error(3, [&](int r) {
+    generations[static_cast<std::size_t>(r)] =
+        members[static_cast<std::size_t>(r)]->form(r == 1 ? 41 : 3, soon());
+  });
+  for (const auto& g : generations) CHECK(g.number == generations[0].number);
+  CHECK(generations[0].number > 41);
+}
+
+TEST_CASE("who waits in a generation comes along when a newer one is claimed") {
+  // As if another rank had looked for generations before this one was claimed, and claimed its own.
+  Job job(3);
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
+  std::vector<Generation> generations(3);
+  run_ranks_without_error(3, [&](int r) {
+    if (r > 0) {
+      (void)job.store->wait_for(key(4, "place/0"), soon());
+      job.store->compare_and_create(claim_key(42), "3 ? 0");
+    }
+    generations[static_cast<std::size_t>(r)] =
+        members[static_cast<std::size_t>(r)]->form(r == 0 ? 3 : 41, soon());
+  });
+  for (const auto& g : generations) CHECK(g.number == 42);
+}
