@@ -29,6 +29,9 @@
 
 #include "tests/support/fake_cuda/control.hpp"
 
+// AddressSanitizer keeps up to 256 MB of what was freed, which generations() would take for growth.
+extern "C" const char* __asan_default_options() { return "quarantine_size_mb=16"; }
+
 namespace {
 
 using namespace meshstage;
