@@ -17,6 +17,7 @@
 #include <meshstage/core/comm/several_connections.hpp>
 #include <meshstage/core/comm/supervisor.hpp>
 #include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/replicate/agent.hpp>
 #include <meshstage/core/replicate/agreement.hpp>
 #include <meshstage/core/replicate/report.hpp>
@@ -208,7 +209,7 @@ class Checkpointer::Impl {
 
   Recovered recover_once(Value& state) {
     const detail::Progress waiting(std::chrono::seconds(1), [this](std::chrono::seconds waited) {
-      warn("recovering in generation " + std::to_string(generation_.number) + " for " +
+      warn("recovering in " + generation_text(generation_.number) + " for " +
            std::to_string(waited.count()) + " s; passed last: " + passed_->text());
     });
     const Recovered recovered = agent_.recover(state);

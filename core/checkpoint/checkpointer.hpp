@@ -110,6 +110,8 @@ class MESHSTAGE_API Checkpointer {
   [[nodiscard]] std::shared_ptr<ProcessGroup> group() const;
   [[nodiscard]] int rank() const noexcept;
   [[nodiscard]] int world_size() const noexcept;
+  /// The whole number: larger for each later generation, of later runs too. Messages show its low
+  /// bits (generation_in_run(), core/generation).
   [[nodiscard]] std::uint64_t generation() const noexcept;
   [[nodiscard]] const std::string& job() const noexcept;
   [[nodiscard]] Stats stats() const;
@@ -142,12 +144,12 @@ class MESHSTAGE_API Checkpointer {
 
   /// Collective; the orderly end of a job. Waits for steps that are being replicated or persisted,
   /// writes the newest complete step to disk (unless persist_every is 0), agrees with all ranks,
-  /// then removes every rank's vault. Files on disk stay. The Checkpointer is closed afterwards.
-  /// Needs a recover() first, because only a recovery finds the newest complete step; before it
-  /// finish() throws InvalidState at once, and the vault stays.
-  /// Throws IoError if this rank cannot write (the step stays in memory), and Timeout if some rank
-  /// has not called finish() within the forming deadline: in both cases finish() may be called
-  /// again.
+  /// then removes every rank's vault. Files on disk stay. The Store notes that the job has
+  /// finished: the next one of this id goes on from files alone. The Checkpointer is closed
+  /// afterwards. Needs a recover() first, because only a recovery finds the newest complete step;
+  /// before it finish() throws InvalidState at once, and the vault stays. Throws IoError if this
+  /// rank cannot write (the step stays in memory), and Timeout if some rank has not called finish()
+  /// within the forming deadline: in both cases finish() may be called again.
   void finish();
 
  private:

@@ -7,6 +7,7 @@
 
 #include <meshstage/core/checkpoint/metrics.hpp>
 #include <meshstage/core/files/publish.hpp>
+#include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/os/file_system.hpp>
 
 namespace meshstage {
@@ -37,8 +38,9 @@ void for_each_figure(const Stats& s, F&& visit) {
 }  // namespace
 
 std::string stats_json(const Stats& stats, const StatsLabels& labels) {
-  nlohmann::ordered_json object{
-      {"job", labels.job}, {"rank", labels.rank}, {"generation", labels.generation}};
+  nlohmann::ordered_json object{{"job", labels.job},
+                                {"rank", labels.rank},
+                                {"generation", generation_in_run(labels.generation)}};
   for_each_figure(stats,
                   [&](const char* name, auto value, bool, const char*) { object[name] = value; });
   return object.dump();
@@ -55,7 +57,7 @@ std::string stats_prometheus(const Stats& stats, const StatsLabels& labels) {
         << (counts_up ? "counter" : "gauge") << "\n"
         << full << who << value << "\n";
   };
-  put("generation", labels.generation, false, "the generation of the ranks");
+  put("generation", generation_in_run(labels.generation), false, "the generation of the ranks");
   for_each_figure(stats, put);
   return out.str();
 }

@@ -13,7 +13,7 @@ namespace meshstage {
 struct StatsLabels {
   std::string job;
   int rank = 0;
-  std::uint64_t generation = 0;
+  std::uint64_t generation = 0;  ///< Written as generation_in_run() has it.
 };
 
 /// One JSON object, without a line end: {"job":"gpt2","rank":3,"generation":1,"complete":12,...}.

@@ -22,12 +22,12 @@ std::string incarnations_of(const std::string& job, int rank) {
   return job + "/incarnation/" + std::to_string(rank) + "/";
 }
 
-[[noreturn]] void throw_strange(const std::string& key) {
+}  // namespace
+
+void throw_strange(const std::string& key) {
   throw InvalidState("the store has an entry \"" + key +
                      "\", which no rank has written; remove it");
 }
-
-}  // namespace
 
 std::uint64_t random_number() {
   std::random_device random;
@@ -99,7 +99,7 @@ std::uint64_t newest_claim(Store& store, const std::string& job, Deadline deadli
   const std::string name = keys.back().substr(prefix.size());
   const std::uint64_t newest = leading_number(name);
   // Also what is no number at all, or is too long for one.
-  if (newest == 0 || newest > Membership::kLastGeneration || name != twenty_digits(newest)) {
+  if (newest == 0 || newest > kLastGeneration || name != twenty_digits(newest)) {
     throw_strange(keys.back());
   }
   return newest;
@@ -121,7 +121,7 @@ std::uint64_t register_incarnation(Store& store, const std::string& job, int ran
   do {
     older = store.list(prefix, deadline);
     number = older.empty() ? 1 : leading_number(older.back().substr(prefix.size())) + 1;
-    if (number > Membership::kLastGeneration) throw_strange(older.back());
+    if (number > kLastGeneration) throw_strange(older.back());
   } while (store.compare_and_create(prefix + twenty_digits(number), token, deadline) != token);
   for (const auto& key : older) store.remove(key, deadline);
   return number;

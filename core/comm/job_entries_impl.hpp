@@ -46,6 +46,9 @@ struct Place {
 /// The number that `text` begins with; 0 if none.
 [[nodiscard]] std::uint64_t leading_number(std::string_view text);
 
+/// Throws InvalidState: the entry `key` is none of ours.
+[[noreturn]] void throw_strange(const std::string& key);
+
 /// gen/<n>/`what`
 [[nodiscard]] std::string generation_key(const std::string& job, std::uint64_t generation,
                                          const std::string& what);

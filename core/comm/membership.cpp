@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <array>
 #include <ctime>
 #include <map>
 #include <set>
@@ -38,19 +37,10 @@ bool is_failed_connection(std::string_view why) {
 }
 
 void check_generation(std::uint64_t highest_seen, int rank) {
-  if (highest_seen < Membership::kLastGeneration) return;
+  if (highest_seen < kLastGeneration) return;
   throw InvalidState("an image of rank " + std::to_string(rank) +
                      " says that it is of generation " + std::to_string(highest_seen) +
                      ", which no job reaches; remove the vault or the file that says so");
-}
-
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  ::gmtime_r(&now, &parts);
-  std::array<char, 32> text{};
-  (void)std::strftime(text.data(), text.size(), "%Y-%m-%d %H:%M:%S UTC", &parts);
-  return text.data();
 }
 
 MembershipOptions sorted(MembershipOptions options) {
@@ -68,8 +58,7 @@ struct Membership::Forming {
   std::string why;  // a rank could not be reached in that attempt, if it was so
 
   [[nodiscard]] std::string earlier_failure() const {
-    return why.empty() ? ""
-                       : "; generation " + std::to_string(attempt) + " could not be formed: " + why;
+    return why.empty() ? "" : "; " + generation_text(attempt) + " could not be formed: " + why;
   }
   void note_failure(std::uint64_t number, const std::string& how, int world_size) {
     for (int r = 0; r < world_size; ++r) {
@@ -158,6 +147,24 @@ void Membership::abandon_older(std::uint64_t number, Deadline deadline) {
   }
 }
 
+std::uint64_t Membership::next_number(std::uint64_t newest, std::uint64_t seen, Deadline deadline) {
+  if (newest != 0 && seen <= newest) return newest + 1;
+  const std::uint64_t above = std::max(newest, seen);
+  std::uint64_t run = 0;
+  // All ranks take the same numbers, whatever each of them has seen: the first to draw decides.
+  do {
+    const std::string drawn = std::to_string(draw_run(above));
+    const std::string key = options_.job + "/run/" + std::to_string(run);
+    const std::uint64_t next =
+        leading_number(options_.store->compare_and_create(key, drawn, deadline));
+    if (next < run || (next == run && run < above) || next >= kLastGeneration) {
+      detail::throw_strange(key);
+    }
+    run = next;
+  } while (run < above);
+  return run + 1;
+}
+
 void Membership::claim_next(std::uint64_t newest, std::uint64_t seen, const detail::Claim& claim,
                             const std::string& why, Deadline deadline) {
   // Whoever waits in it is to come along, or to see that it is over. One that is decided stays so.
@@ -165,7 +172,8 @@ void Membership::claim_next(std::uint64_t newest, std::uint64_t seen, const deta
     options_.store->compare_and_create(key(newest, "outcome"), std::string(kAbandoned) + why,
                                        deadline);
   }
-  options_.store->compare_and_create(claim_key(std::max(newest, seen) + 1), claim.text(), deadline);
+  const std::uint64_t number = next_number(newest, seen, deadline);
+  options_.store->compare_and_create(claim_key(number), claim.text(), deadline);
 }
 
 std::optional<std::uint64_t> Membership::join_newest(std::uint64_t& seen, Deadline deadline) {
@@ -314,7 +322,7 @@ void Membership::throw_missing(std::uint64_t number, const Forming& forming) {
     if (!first) first = r;
   }
   if (!first) return;
-  throw make_error<Timeout>("generation " + std::to_string(number) +
+  throw make_error<Timeout>(generation_text(number) +
                                 " was not formed by the deadline; these ranks did not come: " +
                                 missing + forming.earlier_failure(),
                             first);
@@ -346,7 +354,7 @@ std::optional<Generation> Membership::connect(std::uint64_t number, Forming& for
   if (!attempted.generation) {
     forming.note_failure(number, attempted.why, options_.world_size);
   } else if (options_.rank == 0) {
-    options_.store->set(key(number, "since"), utc_now(), forming.deadline);
+    options_.store->set(key(number, "since"), utc_text(std::time(nullptr)), forming.deadline);
     remove_superseded(number, forming.deadline);
   }
   return attempted.generation;

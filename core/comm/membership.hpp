@@ -14,6 +14,7 @@
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/comm/transport.hpp>
 #include <meshstage/core/error/export.hpp>
+#include <meshstage/core/generation/number.hpp>
 
 namespace meshstage {
 
@@ -64,6 +65,10 @@ struct MembershipOptions {
 /// start of the job owns it.
 ///
 /// Keys, below `<job>/`:
+/// - `run/0`: the number below all generations of this run (core/generation); `run/<n>`: the one
+/// that
+///   follows run n, where a rank has seen a generation of another run that is above n
+/// - `finished`: the generation in which all ranks called finish()
 /// - `incarnation/<rank>/<k>`: the k-th process that took this rank; the highest counts
 /// - `claim/<n>`: made by whoever first wanted generation n: "`<world size> <launch> <last>
 ///   <agreement>`", `last` being the generation that this launch formed last, or 0
@@ -88,10 +93,6 @@ struct MembershipOptions {
 /// place on, which answers newcomers.
 class MESHSTAGE_API Membership {
  public:
-  /// The highest number that a generation may have: nobody forms so many. A higher one comes from a
-  /// file or an entry that no rank of ours has written.
-  static constexpr std::uint64_t kLastGeneration = std::uint64_t{1} << 62U;
-
   /// Throws InvalidArgument on senseless options. Does not call the Store.
   explicit Membership(MembershipOptions options);
   Membership(const Membership&) = delete;
@@ -144,6 +145,9 @@ class MESHSTAGE_API Membership {
   /// One look at the newest claim, and what launch::admit() says to it. A generation in which this
   /// rank has a place now; nothing if it is to look again.
   [[nodiscard]] std::optional<std::uint64_t> join_newest(std::uint64_t& seen, Deadline deadline);
+  /// The number that follows the newest claim, or one of a new run where a rank has seen a higher.
+  [[nodiscard]] std::uint64_t next_number(std::uint64_t newest, std::uint64_t seen,
+                                          Deadline deadline);
   /// Claims the next generation, above `seen` too. An undecided `newest` is abandoned.
   void claim_next(std::uint64_t newest, std::uint64_t seen, const detail::Claim& claim,
                   const std::string& why, Deadline deadline);

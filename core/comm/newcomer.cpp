@@ -3,6 +3,7 @@
 
 #include <meshstage/core/comm/newcomer_impl.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/generation/number.hpp>
 
 namespace meshstage::detail {
 
@@ -71,7 +72,7 @@ void Newcomer::wait(std::uint64_t number, const Claim& claim, Deadline deadline)
   for (auto& key : news) {
     if (!store.get(key, deadline)) keys.push_back(std::move(key));
   }
-  waited_for_ = "; generation " + std::to_string(number) + " of " + name_of_start(claim) +
+  waited_for_ = "; " + generation_text(number) + " of " + name_of_start(claim) +
                 " has the job, and it is not clear whether its " + std::to_string(claim.world) +
                 " ranks are alive";
   if (!watch_.text().empty()) waited_for_ += " (" + watch_.text() + ")";
@@ -100,7 +101,7 @@ void Newcomer::refuse(launch::Admission why, std::uint64_t number, const Claim& 
                          "; give all ranks the same options");
     case Admission::kFenced:
       throw make_error<InvalidState>("fenced: " + name_of_start(theirs) + " owns " + job +
-                                         " since generation " + std::to_string(number) +
+                                         " since " + generation_text(number) +
                                          "; this process must end",
                                      options_.rank);
     default:
@@ -108,7 +109,7 @@ void Newcomer::refuse(launch::Admission why, std::uint64_t number, const Claim& 
   }
   const auto since = options_.store->get(generation_key(options_.job, number, "since"), deadline);
   throw InvalidState(job + " is running: all " + std::to_string(theirs.world) + " ranks of " +
-                     name_of_start(theirs) + " are alive, in generation " + std::to_string(number) +
+                     name_of_start(theirs) + " are alive, in " + generation_text(number) +
                      (since ? " since " + *since : "") +
                      ". This start is refused, and touched nothing; " + kForce);
 }

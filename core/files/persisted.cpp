@@ -2,6 +2,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/files/publish.hpp>
+#include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/memory/mapping.hpp>
 
 #include <algorithm>
@@ -160,7 +161,7 @@ std::vector<PersistedImage> list_own_images(
   }
   std::vector<PersistedImage> images;
   for (auto& image : list_images(fs, directory, job)) {
-    if (image.name.id.generation > kMaxGeneration) {
+    if (image.name.id.generation >= kLastGeneration) {
       pass_over(image.path, "no job reaches generation " +
                                 std::to_string(image.name.id.generation) + "; remove the file");
       continue;

@@ -47,13 +47,9 @@ struct PersistedImage {
 [[nodiscard]] MESHSTAGE_API std::vector<PersistedImage> list_images(
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job);
 
-/// The highest generation in a file name. No job forms so many, so a file with a higher one is not
-/// ours.
-inline constexpr std::uint64_t kMaxGeneration = std::uint64_t{1} << 62U;
-
 /// The images from which a job may be restored. These are the files of list_images() that are
-/// regular files, that only this user can have written, and whose generation is at most
-/// kMaxGeneration; only this user may write to their directory. `complain` gets a text for each
+/// regular files, that only this user can have written, and whose generation is below
+/// kLastGeneration; only this user may write to their directory. `complain` gets a text for each
 /// other file: its path, and why it is passed over. Opens each file and reads nothing.
 [[nodiscard]] MESHSTAGE_API std::vector<PersistedImage> list_own_images(
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job,

@@ -1,12 +1,13 @@
 #include <array>
 
+#include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/image/identity.hpp>
 
 namespace meshstage {
 
 std::string to_string(ImageId id) {
   if (!id.exists()) return "none";
-  return "generation " + std::to_string(id.generation) + ", step " + std::to_string(id.step);
+  return generation_text(id.generation) + ", step " + std::to_string(id.step);
 }
 
 std::string to_string(const ImageIdentity& identity) {

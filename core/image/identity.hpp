@@ -11,7 +11,7 @@ namespace meshstage {
 /// Identifies a snapshot of a job: the step, and the generation that staged it.
 /// Ordered by generation first; images of different generations never combine.
 struct ImageId {
-  std::uint64_t generation = 0;  ///< From 1; 0 means "none".
+  std::uint64_t generation = 0;  ///< 0 means "none"; core/generation says what it is.
   std::uint64_t step = 0;
   friend auto operator<=>(const ImageId&, const ImageId&) = default;
   /// False for kNoImage.
@@ -21,7 +21,7 @@ struct ImageId {
 /// No image: the base of a first step, for example.
 inline constexpr ImageId kNoImage{};
 
-/// "generation 3, step 85", or "none".
+/// "generation 3, step 85" (the generation as generation_in_run() has it), or "none".
 MESHSTAGE_API std::string to_string(ImageId id);
 
 /// Identifies an image: job, rank, generation and step, and the image's base. Part of every image's

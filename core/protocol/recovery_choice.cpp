@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <iterator>
+#include <map>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -109,6 +112,20 @@ Failure other_world(const Turn& turn, int owner, const OldStep& step) {
   return failure;
 }
 
+/// For the error of a recovery that finds no step: whether the images that are left are of several
+/// runs, so that a person does not wonder why they do not go together.
+std::string runs_text(std::span<const Claim> claims) {
+  std::map<std::uint64_t, std::uint64_t> runs;  // a generation of each
+  for (const Claim& claim : claims) {
+    runs[claim.id.generation >> kGenerationBits] = claim.id.generation;
+  }
+  if (runs.size() < 2) return {};
+  std::string text = "; the images that are left are of " + std::to_string(runs.size()) +
+                     " runs, which are never put together; the newest two: ";
+  const auto newest = runs.rbegin();
+  return text + run_text(newest->second) + ", " + run_text(std::next(newest)->second);
+}
+
 }  // namespace
 
 void choose_at_root(Turn& turn) {
@@ -155,6 +172,7 @@ void choose_at_root(Turn& turn) {
                   " was complete, but no step has an image of every "
                   "rank any more; missing in memory and on disk: rank";
     for (const int rank : failure.ranks) failure.why += " " + std::to_string(rank);
+    failure.why += runs_text(recovery.claims);
     if (!recovery.damage.empty()) failure.why += "; damaged: " + recovery.damage;
     if (!failure.ranks.empty()) failure.rank = failure.ranks.front();
     return give_up(turn, failure, -1);

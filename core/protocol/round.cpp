@@ -357,7 +357,7 @@ void on(Turn& turn, int from, const Offer& offer) {
   }
   if (offer.base >= offer.id) return turn.malformed("an offer older than its base");
   if (offer.id.generation != turn.s.generation) {
-    return turn.malformed("an offer of " + to_string(offer.id));
+    return turn.malformed("an offer of generation " + std::to_string(offer.id.generation));
   }
   if (offer.id <= turn.s.base) return turn.stale("an older step is complete");
   if (turn.rule().receiver_knows_outcome && !learn_from_offer(turn, offer)) return;

@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/protocol/transition.hpp>
 
 /// Private to the protocol's sources: one event's turn, and the functions that those sources call

@@ -13,6 +13,7 @@
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/inbox.hpp>
+#include <meshstage/core/replicate/job_notes.hpp>
 #include <meshstage/core/replicate/lender.hpp>
 #include <meshstage/core/replicate/losses.hpp>
 #include <meshstage/core/replicate/own_step.hpp>
@@ -84,6 +85,7 @@ class Agent::Impl {
   void refused(const protocol::Refuse& action);
   void abort_transfers();
   void remove_vault();
+  void note_finish();
 
   // One action, one call of the part it is for.
   void perform(const protocol::Send& a) { engine_.say(a.to, a.message.generation, a.message.body); }
@@ -146,7 +148,7 @@ class Agent::Impl {
   Inbox inbox_{engine_, slots_, streams_, verifier_};
   Lender lender_{engine_, streams_, verifier_};
   Restorer restorer_{engine_, store_, verifier_, streams_, inbox_};
-  Losses losses_{engine_, store_, own_, persister_, restorer_};
+  Losses losses_{engine_, store_, own_, persister_};
 
  public:
   Trainer trainer_{engine_, own_, slots_, persister_};
@@ -387,11 +389,34 @@ void Agent::Impl::remove_vault() {
         } catch (...) {  // finish() has succeeded all the same
           engine_.report.warn("cannot remove the vault: " + text_of(std::current_exception()));
         }
-        engine_.gate.finished();
+        if (engine_.rank != 0) return engine_.gate.finished();
+        engine_.loop.post([this] { note_finish(); });
       });
       return true;
     });
   });
+}
+
+/// The root's note that the job has finished, so that no vault that is out of reach now brings it
+/// back. It comes after the vaults: a root that dies between the two must find its images again.
+void Agent::Impl::note_finish() {
+  store_.ask(
+      "noting that the job has finished",
+      [job = engine_.options.job, generation = engine_.generation.number](Store& store,
+                                                                          Deadline by) {
+        note_finished(store, job, generation, by);
+        return std::optional<std::string>();
+      },
+      Deadline::after(engine_.options.deadline / 4),
+      [this](const StoreWorker::Answer& answer) {
+        if (answer.error) {
+          engine_.report.warn(
+              "the Store cannot note that the job has finished: " + text_of(answer.error) +
+              "; if a host that had a part in it is out of reach now, clean up there (meshstage "
+              "clean) before another job gets this id");
+        }
+        engine_.gate.finished();
+      });
 }
 
 // --- the public face -----------------------------------------------------------------------------

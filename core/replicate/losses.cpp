@@ -5,6 +5,8 @@
 
 #include <meshstage/core/comm/generation.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/generation/number.hpp>
+#include <meshstage/core/replicate/job_notes.hpp>
 
 namespace meshstage::replicate {
 namespace {
@@ -13,9 +15,8 @@ const std::string kFenced = "fenced: ";
 
 }  // namespace
 
-Losses::Losses(Engine& engine, StoreWorker& store, OwnStep& own, Persister& persister,
-               Restorer& restorer)
-    : engine_(engine), store_(store), own_(own), persister_(persister), restorer_(restorer) {}
+Losses::Losses(Engine& engine, StoreWorker& store, OwnStep& own, Persister& persister)
+    : engine_(engine), store_(store), own_(own), persister_(persister) {}
 
 void Losses::enter() {
   losing_ = false;
@@ -109,18 +110,17 @@ void Losses::ask_store(const protocol::AskStore& action) {
       Deadline::after(engine_.state.mode == protocol::Mode::kReady ? engine_.options.deadline / 4
                                                                    : engine_.options.deadline);
   store_.ask(
-      "asking the Store whether generation " + std::to_string(engine_.present) + " is the newest",
+      "asking the Store whether " + generation_text(engine_.present) + " is the newest",
       [job = engine_.options.job, generation = engine_.generation, note = action.note,
-       key = restorer_.note_key(), id = action.id](Store& store, Deadline deadline) {
-        const std::string text = std::to_string(id.generation) + " " + std::to_string(id.step);
-        if (note) store.compare_and_create(key, text, deadline);
+       id = action.id](Store& store, Deadline deadline) {
+        if (note) note_complete(store, job, id, deadline);
         const auto newer = look_for_newer(store, job, generation, deadline);
         if (!newer) return std::optional<std::string>();
-        const std::string number = std::to_string(newer->number);
+        const std::string number = generation_text(newer->number);
         if (newer->owner.empty()) {
-          return std::optional("generation " + number + " was claimed: this one is over");
+          return std::optional(number + " was claimed: this one is over");
         }
-        return std::optional(kFenced + newer->owner + " owns the job since generation " + number +
+        return std::optional(kFenced + newer->owner + " owns the job since " + number +
                              "; this process must end");
       },
       by,

@@ -7,7 +7,6 @@
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/own_step.hpp>
 #include <meshstage/core/replicate/persister.hpp>
-#include <meshstage/core/replicate/restorer.hpp>
 #include <meshstage/core/replicate/store_worker.hpp>
 
 namespace meshstage::replicate {
@@ -17,8 +16,7 @@ namespace meshstage::replicate {
 /// Threads: the loop's.
 class Losses {
  public:
-  Losses(Engine& engine, StoreWorker& store, OwnStep& own, Persister& persister,
-         Restorer& restorer);
+  Losses(Engine& engine, StoreWorker& store, OwnStep& own, Persister& persister);
 
   /// A generation begins: it has no loss.
   void enter();
@@ -42,7 +40,6 @@ class Losses {
   StoreWorker& store_;
   OwnStep& own_;
   Persister& persister_;
-  Restorer& restorer_;
   bool losing_ = false;               ///< The Store was asked for the cause of a death.
   std::optional<ErrorKind> own_end_;  ///< Of lose_itself().
   bool closing_ = false;

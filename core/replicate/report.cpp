@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/generation/number.hpp>
 
 namespace meshstage {
 
@@ -50,8 +51,8 @@ Reporter::Reporter(std::string job, int rank, LogSink log, Observer observer,
 
 void Reporter::write(LogLine::Level level, const std::string& text) noexcept {
   try {
-    LogLine line{level, "meshstage: job " + job_ + ", generation " + std::to_string(generation_) +
-                            ", rank " + std::to_string(rank_) + ": " + text};
+    LogLine line{level, "meshstage: job " + job_ + ", " + generation_text(generation_) + ", rank " +
+                            std::to_string(rank_) + ": " + text};
     lines_.post([this, written = std::move(line)] {
       if (log_failed_) {
         write_line({}, written);

@@ -1,29 +1,13 @@
 #include <meshstage/core/replicate/restorer.hpp>
 
 #include <algorithm>
-#include <charconv>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::replicate {
-namespace {
-
-/// Reads "<generation> <step>", the note of the first complete step.
-ImageId parse_note(const std::string& text) {
-  ImageId id;
-  const char* end = text.data() + text.size();
-  const auto first = std::from_chars(text.data(), end, id.generation);
-  if (first.ec == std::errc() && first.ptr != end && *first.ptr == ' ' &&
-      std::from_chars(first.ptr + 1, end, id.step).ec == std::errc()) {
-    return id;
-  }
-  throw make_error<CorruptData>("the Store's note of the first complete step reads \"" + text +
-                                "\"");
-}
-
-}  // namespace
-
 Restorer::Restorer(Engine& engine, StoreWorker& store, Verifier& verifier, Streams& streams,
                    Inbox& inbox)
     : engine_(engine), store_(store), verifier_(verifier), streams_(streams), inbox_(inbox) {}
@@ -32,22 +16,21 @@ void Restorer::verify_slots() {
   found_ = {};
   own_source_ = Source::kOwnMemory;
   own_source_rank_ = engine_.rank;
+  const auto notes = std::make_shared<JobNotes>();
   store_.ask(
-      "reading the Store's note",
-      [key = note_key()](Store& store, Deadline by) { return store.get(key, by); },
+      "reading the Store's notes of the job",
+      [notes, job = engine_.options.job](Store& store, Deadline by) {
+        *notes = read_notes(store, job, by);
+        return std::optional<std::string>();
+      },
       Deadline::after(engine_.options.deadline),
-      [this, generation = engine_.present](const StoreWorker::Answer& answer) {
+      [this, notes, generation = engine_.present](const StoreWorker::Answer& answer) {
         if (generation != engine_.present) return;
-        auto error = answer.error;
-        ImageId evidence;
-        try {
-          if (answer.value) evidence = parse_note(*answer.value);
-        } catch (const Error&) {
-          error = std::current_exception();
+        if (answer.error) {
+          return engine_.lose_store("cannot read the Store: " + text_of(answer.error));
         }
-        if (error) return engine_.lose_store("cannot read the Store: " + text_of(error));
         verifier_.slots(
-            evidence, [this](const protocol::SlotsVerified& verified) { engine_.feed(verified); });
+            *notes, [this](const protocol::SlotsVerified& verified) { engine_.feed(verified); });
       });
 }
 

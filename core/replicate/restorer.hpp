@@ -29,8 +29,6 @@ class Restorer {
   void nothing(const protocol::OldStep& old);
   void left_behind(const protocol::LeftBehind& action);
   void failed(const protocol::RecoverFailed& action);
-  /// The Store's key for the note of the first complete step.
-  [[nodiscard]] std::string note_key() const { return engine_.options.job + "/complete/first"; }
 
  private:
   /// Nothing for a claim of another rank, and for what was not verified.

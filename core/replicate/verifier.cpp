@@ -61,14 +61,16 @@ void Verifier::run(std::function<Result()> work, std::function<void(const Result
       });
 }
 
-void Verifier::slots(ImageId evidence, std::function<void(const protocol::SlotsVerified&)> then) {
-  run<protocol::SlotsVerified>([this, evidence] { return verify_slots(evidence); }, std::move(then),
+void Verifier::slots(const JobNotes& notes,
+                     std::function<void(const protocol::SlotsVerified&)> then) {
+  run<protocol::SlotsVerified>([this, notes] { return verify_slots(notes); }, std::move(then),
                                lose_generation("read its vault"));
 }
 
-protocol::SlotsVerified Verifier::verify_slots(ImageId evidence) {
+protocol::SlotsVerified Verifier::verify_slots(const JobNotes& notes) {
   protocol::SlotsVerified result;
-  result.evidence = evidence;
+  result.evidence = notes.complete;
+  finished_ = notes.finished;
   try {
     files_.enter(engine_.generation.number);
   } catch (const Error& e) {
@@ -81,7 +83,13 @@ protocol::SlotsVerified Verifier::verify_slots(ImageId evidence) {
     engine_.report.info("an older process left " + place_of(key, engine_.rank));
   }
   for (const auto& [key, info] : engine_.vault.slots()) {
-    result.evidence = std::max(result.evidence, info.image.identity.base);
+    const ImageIdentity& identity = info.image.identity;
+    if (identity.id.exists() && is_over(identity.id)) {
+      engine_.report.info("passed over: " + place_of(key, engine_.rank) + ", " +
+                          to_string(identity.id) + ": the job finished since");
+      continue;
+    }
+    result.evidence = std::max(result.evidence, identity.base);
     if (!info.damaged.empty()) {
       const std::string what =
           place_of(key, engine_.rank) + ": the header is not trusted: " + info.damaged;
@@ -125,6 +133,7 @@ void Verifier::verify_strays(ImageId newer_than, Found& found) {
       [this](const std::string& text) { engine_.report.warn(text); },
       engine_.options.any_world.has_value());
   for (const StraySlot& slot : slots) {
+    if (is_over(slot.image.identity.id)) continue;
     found.evidence = std::max(found.evidence, slot.image.identity.base);
     if (slot.image.identity.id <= newer_than) continue;
     const bool whole = slot.key.owner_rank == slot.vault;

@@ -12,6 +12,7 @@
 #include <meshstage/core/protocol/events.hpp>
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
+#include <meshstage/core/replicate/job_notes.hpp>
 #include <meshstage/core/replicate/persistence.hpp>
 
 namespace meshstage::replicate {
@@ -40,8 +41,9 @@ class Verifier {
     std::uint64_t room = 0;    ///< Persistence::room(), at rank 0 if it is asked for.
   };
 
-  /// Finds every sealed slot whose digests are right. `evidence`: the Store's note.
-  void slots(ImageId evidence, std::function<void(const protocol::SlotsVerified&)> then);
+  /// Finds every sealed slot whose digests are right. What lies in memory of a generation in which
+  /// the job finished, or of an older one, is passed over, here and in disk().
+  void slots(const JobNotes& notes, std::function<void(const protocol::SlotsVerified&)> then);
   /// Finds every sound file, and every sound image in the stray vaults that this rank takes.
   void disk(const protocol::VerifyDisk& action, std::function<void(const Found&)> then);
   /// Makes files of an old job's images (old_images.hpp); `found` is what disk() found. `then` gets
@@ -90,15 +92,18 @@ class Verifier {
  private:
   template <class Result>
   void run(std::function<Result()> work, std::function<void(const Result&)> then, Failed failed);
-  [[nodiscard]] protocol::SlotsVerified verify_slots(ImageId evidence);
+  [[nodiscard]] protocol::SlotsVerified verify_slots(const JobNotes& notes);
   /// The generation ends because this rank cannot `what`.
   [[nodiscard]] Failed lose_generation(const char* what);
   void verify_files(ImageId newer_than, Found& found);
   void verify_strays(ImageId newer_than, Found& found);
+  /// Whether the job finished after that image was staged.
+  [[nodiscard]] bool is_over(ImageId id) const { return id.generation <= finished_; }
   [[nodiscard]] Source bytes_of(const Here& here) const;
 
   Engine& engine_;
   Persistence& files_;
+  std::uint64_t finished_ = 0;  ///< JobNotes::finished; of the worker's thread.
   Worker worker_;
 };
 

@@ -64,7 +64,9 @@ std::vector<Hostile> headers(const Forger& f) {
   all.push_back(f.with(8, 0xEE, "job: another job's"));
   all.push_back(f.with(16, 7, "world size: 7, this job has"));
   all.push_back(f.with(20, 3, "sender: it says rank 3"));
-  all.push_back(f.with(24, 200, "generation 200, this is"));
+  all.push_back(f.with(
+      24, 200,
+      "generation " + std::to_string((f.generation() & ~std::uint64_t{255}) | 200) + ", this is"));
   Bytes cut = f.message(wire::Yes{{f.generation(), 3}});
   cut.resize(cut.size() - 3);
   all.push_back({cut, "message yes from rank"});

@@ -1,5 +1,4 @@
-// A job whose processes all end, and which comes back with its ranks on other hosts. A host is a
-// directory of vaults: what lies in another one is out of a process's reach.
+// A job whose processes all end, and which comes back with its ranks on other hosts.
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
@@ -13,6 +12,7 @@
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
 #include "tests/support/rank_errors.hpp"
+#include "tests/support/seated_job.hpp"
 #include "tests/support/temp_directory.hpp"
 
 namespace {
@@ -25,73 +25,11 @@ using ms::test::recover_to;
 using ms::test::run_ranks;
 using ms::test::stage_all;
 
-/// The host of each rank.
-using Seats = std::vector<int>;
+using ms::test::directory_of;
+using ms::test::disk_of;
+using ms::test::SeatedJob;
+using ms::test::Seats;
 const Seats kBefore{0, 0, 1, 1};
-
-std::string directory_of(int host) { return "/host" + std::to_string(host); }
-std::string disk_of(int host) { return "/disk" + std::to_string(host); }
-
-class SeatedJob {
- public:
-  explicit SeatedJob(int world, bool files = false, bool local_disks = false)
-      : job_(world), files_(files), local_disks_(local_disks) {}
-
-  ms::CheckpointerOptions options(int rank, int host) {
-    auto o = job_.options(rank);
-    o.vault_directory = directory_of(host);
-    o.deadline = std::chrono::seconds(6);  // a start beside ranks that are stopped waits for half
-    o.persist_every = files_ ? 1 : 0;
-    if (local_disks_) o.directory = disk_of(host);
-    if (store_) o.store_object = store_;
-    return o;
-  }
-  /// One life of the job: it recovers that step and stages those. `finishes`: and ends for good.
-  void live(const Seats& seats, std::uint64_t finds, const std::vector<std::uint64_t>& stages,
-            bool finishes = false) {
-    all_good(run_ranks(all_ranks(job_.world_size()), [&](int rank) {
-      ms::Checkpointer ckpt(options(rank, seats[static_cast<std::size_t>(rank)]));
-      (void)recover_to(ckpt, finds);
-      stage_all(ckpt, stages);
-      if (local_disks_) on_disk(ckpt, stages.back() + 1);
-      if (finishes) ckpt.finish();
-    }));
-  }
-  /// Stages a step and waits until each rank has it on disk.
-  static void on_disk(ms::Checkpointer& ckpt, std::uint64_t step) {
-    auto staging = ckpt.stage(ms::test::state_of(ckpt.rank(), step), step);
-    const auto disk = staging.persisted().get(ms::Deadline::after(std::chrono::seconds(20)));
-    if (disk != ms::DiskOutcome::kEverywhere) throw ms::InvalidState("not on every disk");
-  }
-  std::shared_ptr<ms::Store> store() { return job_.store(); }
-  /// Removes all vaults of a host.
-  void lose(int host) {
-    for (const auto& name : job_.disk().list(directory_of(host))) {
-      job_.disk().unlink(directory_of(host) + "/" + name);
-    }
-  }
-  /// Of a host's vaults, the files that end so.
-  std::vector<std::string> files(int host, const std::string& mark = "") {
-    std::vector<std::string> found;
-    if (!job_.disk().stat(directory_of(host))) return found;
-    for (const auto& name : job_.disk().list(directory_of(host))) {
-      if (name.find(mark) != std::string::npos) found.push_back(name);
-    }
-    return found;
-  }
-  /// What a host's own disk has.
-  std::vector<std::string> disk_files(int host) {
-    if (!job_.disk().stat(disk_of(host))) return {};
-    return job_.disk().list(disk_of(host));
-  }
-  void lose_store() { store_ = std::make_shared<ms::InMemoryStore>(); }
-
- private:
-  InProcessJob job_;
-  std::shared_ptr<ms::Store> store_;
-  bool files_;
-  bool local_disks_;
-};
 
 }  // namespace
 

@@ -15,7 +15,10 @@ namespace meshstage::testing {
 
 /// A job whose ranks are threads.
 struct Job {
-  explicit Job(int size) : world(size) {}
+  /// \param run the number below this run's generations, which are counted from `run` + 1.
+  explicit Job(int size, std::uint64_t run = 0) : world(size) {
+    store->set("job/run/0", std::to_string(run));
+  }
   MembershipOptions options(int rank) {
     MembershipOptions o;
     o.job = "job";

@@ -14,6 +14,7 @@
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/generation/number.hpp>
 
 namespace {
 
@@ -48,7 +49,8 @@ void live(Membership& member, const Generation& generation, Store& store, Events
     std::vector<std::int64_t> data(1 << 18, generation.rank);
     collectives::all_reduce(*generation.training, std::span(data), collectives::ReduceOp::kSum,
                             Deadline::after(30s));
-    store.set("report/" + std::to_string(generation.number) + "/" + std::to_string(generation.rank),
+    store.set("report/" + std::to_string(generation_in_run(generation.number)) + "/" +
+                  std::to_string(generation.rank),
               "sum " + std::to_string(data.back()) + last_cause);
     bool going = true;
     while (going) {

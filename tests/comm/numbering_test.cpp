@@ -1,6 +1,7 @@
 // Which number a generation gets, and that nobody waits in an older one.
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,7 +50,8 @@ TEST_CASE(
     "a rank that is late into a claimed generation does not wait there when a newer is claimed") {
   // Both ranks see an empty Store. Rank 0 claims 4 and is on its way into it, when rank 1, whose
   // vault has seen 41, claims 42 and is in it.
-  Job job(2);
+  Job job(2, 3);
+  job.store->set("job/run/3", "41");
   std::vector<std::unique_ptr<Membership>> members;
   for (int r = 0; r < 2; ++r) {
     auto options = job.options(r);
@@ -77,7 +79,7 @@ TEST_CASE(
 }
 
 TEST_CASE("a generation is numbered above all that any vault or the store has seen") {
-  Job job(3);
+  Job job(3, 3);
   std::vector<std::unique_ptr<Membership>> members;
   for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
   std::vector<Generation> generations(3);
@@ -91,7 +93,7 @@ TEST_CASE("a generation is numbered above all that any vault or the store has se
 
 TEST_CASE("who waits in a generation comes along when a newer one is claimed") {
   // As if another rank had looked for generations before this one was claimed, and claimed its own.
-  Job job(3);
+  Job job(3, 3);
   std::vector<std::unique_ptr<Membership>> members;
   for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
   std::vector<Generation> generations(3);
@@ -104,4 +106,44 @@ TEST_CASE("who waits in a generation comes along when a newer one is claimed") {
         members[static_cast<std::size_t>(r)]->form(r == 0 ? 3 : 41, soon());
   });
   for (const auto& g : generations) CHECK(g.number == 42);
+}
+
+TEST_CASE("an empty Store begins a run of its own, above all that any rank has seen") {
+  // The same job, twice, in two Stores that know nothing of each other: no number is in both, and
+  // neither's clock matters to a rank that has seen a number of a later year.
+  const std::uint64_t later = draw_run(draw_run(0) + (std::uint64_t{1000} << 25U)) + 7;
+  std::set<std::uint64_t> runs;
+  for (const std::uint64_t seen : {std::uint64_t{0}, std::uint64_t{0}, later, later}) {
+    Job job(3);
+    job.store->remove("job/run/0", soon());
+    std::vector<std::unique_ptr<Membership>> members;
+    for (int r = 0; r < 3; ++r) members.push_back(job.member(r));
+    for (int i = 0; i < 2; ++i) {
+      std::vector<Generation> generations(3);
+      run_ranks_without_error(3, [&](int r) {
+        const auto at = static_cast<std::size_t>(r);
+        generations[at] = members[at]->form(r == 1 ? seen : 0, soon());
+      });
+      const std::uint64_t number = generations[0].number;
+      CHECK(number > seen);
+      CHECK_FALSE(same_run(number, seen));
+      for (const auto& g : generations) {
+        CHECK(g.number == number);
+        g.close();
+      }
+      CHECK(runs.insert(number).second);
+    }
+  }
+  CHECK(runs.size() == 8);
+}
+
+TEST_CASE("the number of a run that no rank has drawn is refused, and named") {
+  for (const std::string& text :
+       {std::string("x"), std::string("99999999999999999999"), std::to_string(kLastGeneration)}) {
+    INFO(text);
+    Job job(2);
+    job.store->set("job/run/0", text);
+    const auto member = job.member(0);
+    CHECK_THAT(error_of([&] { (void)member->form(3, soon()); }), contains_text("job/run/0"));
+  }
 }

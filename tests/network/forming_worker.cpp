@@ -11,6 +11,7 @@
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/generation/number.hpp>
 
 #include "tests/comm/worker_process.hpp"
 
@@ -35,7 +36,7 @@ int main(int argc, char** argv) {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     store->set(
         "formed/" + rank,
-        std::to_string(generation.number) + " " +
+        std::to_string(generation_in_run(generation.number)) + " " +
             std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(now).count()) +
             " " + std::to_string(generation.links->peers().size()) + " " +
             std::to_string(testing::count_sockets()));

@@ -24,6 +24,7 @@
 
 #include <meshstage/core/checkpoint/checkpointer.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/generation/number.hpp>
 
 #include "tests/network/proxied_store.hpp"
 #include "tests/support/job_steps.hpp"
@@ -105,7 +106,9 @@ class Rank {
   }
   /// Not over the proxied store: the test is to see it wherever the rank is.
   void note(const std::string& what, std::uint64_t generation, const std::string& text) {
-    plain_->set(what + "/" + std::to_string(generation) + "/" + std::to_string(rank_), text);
+    plain_->set(
+        what + "/" + std::to_string(generation_in_run(generation)) + "/" + std::to_string(rank_),
+        text);
   }
 
   void listen() {

@@ -71,7 +71,9 @@ void check_files(InProcessJob& job, const std::filesystem::path& directory) {
   for (const auto& image : images) {
     if (image.name.id.step == 10) names.push_back(image.path.filename().string());
   }
-  const std::string begin = "in-process.g000001.s000000000010.r0000";
+  REQUIRE_FALSE(images.empty());
+  const std::string begin =
+      "in-process.g" + std::to_string(images[0].name.id.generation) + ".s000000000010.r0000";
   std::vector<std::string> expected;
   for (int rank = 0; rank < kWorld; ++rank) {
     const std::string mine = begin + std::to_string(rank) + "of00004.";

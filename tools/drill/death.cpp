@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <meshstage/core/generation/number.hpp>
 #include <nlohmann/json.hpp>
 
 namespace meshstage::tools::drill {
@@ -150,7 +151,7 @@ void to_json(nlohmann::ordered_json& out, const Death& death) {
   out["how"] = to_string(death.fault.how);
   const auto detected = death.detected_ms();
   out["detected_ms"] = detected ? nlohmann::ordered_json(*detected) : nlohmann::ordered_json();
-  out["generation"] = death.generation;
+  out["generation"] = generation_in_run(death.generation);
   out["recovered_step"] = death.recovered_step;
   out["source"] = death.source;
   if (death.source == "holder memory") out["holder"] = death.from_rank;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include <fmt/format.h>
+#include <meshstage/core/generation/number.hpp>
 
 #include "tools/command/terminal.hpp"
 
@@ -15,7 +16,7 @@ std::string figures(const Progress& p) {
   std::string text = fmt::format("loss {:.3f}", p.loss);
   if (p.stage_ms > 0) text += fmt::format("  stage {:.1f} ms", p.stage_ms);
   if (p.replicate_ms > 0) text += fmt::format("  replicate {:.1f} ms", p.replicate_ms);
-  return text + fmt::format("  generation {}", p.generation);
+  return text + "  " + generation_text(p.generation);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/vault/listing.hpp>
 
 namespace meshstage::tools::drill {
@@ -292,8 +293,8 @@ void Job::check_resources(std::uint64_t generation) {
     for (const auto& [what, now] : seat->resources) {
       const auto before = seat->resources_before.emplace(what, now).first->second;
       if (now <= before) continue;
-      result_.grown.push_back(fmt::format("rank {} has {} {} in generation {}, {} before",
-                                          seat->rank, now, what, generation, before));
+      result_.grown.push_back(fmt::format("rank {} has {} {} in {}, {} before", seat->rank, now,
+                                          what, generation_text(generation), before));
     }
   }
 }

@@ -3,6 +3,8 @@
 
 #include <ostream>
 
+#include <meshstage/core/generation/number.hpp>
+
 #include "tools/snapshot/places.hpp"
 #include "tools/snapshot/text.hpp"
 
@@ -83,7 +85,7 @@ void add_vault(Columns& columns, const VaultListing& vault) {
     const auto& i = slot.image.identity;
     const bool known = slot.state != SlotState::kEmpty;
     const bool sealed = slot.state == SlotState::kSealed;
-    columns.add({job, known ? std::to_string(i.id.generation) : "",
+    columns.add({job, known ? std::to_string(generation_in_run(i.id.generation)) : "",
                  known ? std::to_string(i.id.step) : "",
                  known ? fmt::format("{} of {}", key.owner_rank, i.world_size)
                        : std::to_string(key.owner_rank),
@@ -95,9 +97,10 @@ void add_vault(Columns& columns, const VaultListing& vault) {
 
 void add_file(Columns& columns, const PersistedImage& file) {
   const auto& n = file.name;
-  columns.add({printable(n.job), std::to_string(n.id.generation), std::to_string(n.id.step),
-               fmt::format("{} of {}", n.rank, n.world_size), role_text(n.rank, n.writer()),
-               "on disk", size_text(file.bytes), "-", printable(file.path.native(), 1000)});
+  columns.add({printable(n.job), std::to_string(generation_in_run(n.id.generation)),
+               std::to_string(n.id.step), fmt::format("{} of {}", n.rank, n.world_size),
+               role_text(n.rank, n.writer()), "on disk", size_text(file.bytes), "-",
+               printable(file.path.native(), 1000)});
 }
 
 }  // namespace

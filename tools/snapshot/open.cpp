@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/safetensors_dict.hpp>
 #include <meshstage/core/memory/resource.hpp>
@@ -170,7 +171,11 @@ std::optional<Candidate> choose(const HostImages& images, const ImageName& name,
   const auto offer = [&](const Candidate& c) {
     if (c.identity.job != name.job || c.identity.rank != name.rank) return;
     if (name.step && c.identity.id.step != *name.step) return;
-    if (name.generation && c.identity.id.generation != *name.generation) return;
+    const std::uint64_t generation = c.identity.id.generation;
+    if (name.generation && generation != *name.generation &&
+        generation_in_run(generation) != *name.generation) {
+      return;
+    }
     if (name.holder && c.holder != *name.holder) return;
     if (!best || rank_of(c) > rank_of(*best)) best = c;
   };

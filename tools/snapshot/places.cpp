@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
 #include "tools/snapshot/text.hpp"
@@ -126,8 +127,8 @@ std::optional<ImageName> parse_image_name(std::string_view text) {
 }
 
 std::string image_name(const ImageIdentity& identity, int holder) {
-  auto text = fmt::format("{}/{}@{}.{}", identity.job, identity.rank, identity.id.generation,
-                          identity.id.step);
+  auto text = fmt::format("{}/{}@{}.{}", identity.job, identity.rank,
+                          generation_in_run(identity.id.generation), identity.id.step);
   if (holder != identity.rank) text += fmt::format(":{}", holder);
   return text;
 }

@@ -24,7 +24,8 @@ HostImages find_images(const Places& places, std::string_view job);
 /// The vaults alone.
 std::vector<VaultListing> find_vaults(const Places& places, std::string_view job);
 
-/// How the commands name an image on this host: JOB/RANK[@[GENERATION.]STEP][:HOLDER].
+/// How the commands name an image on this host: JOB/RANK[@[GENERATION.]STEP][:HOLDER]. A generation
+/// is given as messages show it, which means the newest run that has it, or by its whole number.
 struct ImageName {
   std::string job;
   int rank = 0;

@@ -9,6 +9,7 @@
 #include <string>
 
 #include <meshstage/core/comm/collectives.hpp>
+#include <meshstage/core/generation/number.hpp>
 
 namespace trainer {
 namespace ms = meshstage;
@@ -138,9 +139,9 @@ void Training::recover() {
                    .add("threads", count_threads())
                    .add("descriptors", count_descriptors()));
   if (options_.quiet || (recovered.step == 0 && lost_at_ == Clock::time_point())) return;
-  std::printf("rank %d: goes on from step %llu (%s) in generation %llu\n", checkpointer_->rank(),
+  std::printf("rank %d: goes on from step %llu (%s) in %s\n", checkpointer_->rank(),
               static_cast<unsigned long long>(recovered.step), source.c_str(),
-              static_cast<unsigned long long>(recovered.generation));
+              ms::generation_text(recovered.generation).c_str());
   std::fflush(stdout);
 }
 

@@ -1,0 +1,47 @@
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include <meshstage/core/error/export.hpp>
+
+/// What the number of a generation says. From its high bits to its low ones:
+/// - 30 bits: seconds since 2020, so that a later run is the newer one, and for people
+/// - 14 bits: random, because two runs may begin in one second
+/// - 11 bits: the generations of that run, counted from 1; a run that has more goes on counting in
+///   the random bits
+/// 55 bits in all, because a vault keeps them beside a slot's state in one word.
+/// A *run* of a job begins where its first rank finds a Store that knows nothing of the job. Two
+/// runs that never heard of each other have no generation in common, so their images never combine.
+/// No clock is relied on: a run's number is above all that its ranks have seen, and unequal clocks
+/// cost nothing but the order of two runs that never heard of each other.
+namespace meshstage {
+
+inline constexpr unsigned kGenerationBits = 11;
+/// No generation has so high a number: it stands for the year 2054.
+inline constexpr std::uint64_t kLastGeneration = ((std::uint64_t{1} << 30U) - 1) << 25U;
+
+/// The number of a generation within its run: what messages show. The number of a release that knew
+/// no runs is as it was.
+[[nodiscard]] constexpr std::uint64_t generation_in_run(std::uint64_t generation) noexcept {
+  return generation & ((std::uint64_t{1} << kGenerationBits) - 1);
+}
+
+/// "generation 3", as generation_in_run().
+[[nodiscard]] MESHSTAGE_API std::string generation_text(std::uint64_t generation);
+
+/// The number below all generations of a new run, and above `above`.
+[[nodiscard]] MESHSTAGE_API std::uint64_t draw_run(std::uint64_t above);
+
+/// Whether two generations belong to one run.
+[[nodiscard]] constexpr bool same_run(std::uint64_t a, std::uint64_t b) noexcept {
+  return a >> kGenerationBits == b >> kGenerationBits;
+}
+
+/// "the run begun at 2026-11-27 10:48:58 UTC", by the clock of the rank that drew it; "a run of an
+/// older release" for a number without a run.
+[[nodiscard]] MESHSTAGE_API std::string run_text(std::uint64_t generation);
+
+/// "2026-11-27 10:48:58 UTC".
+[[nodiscard]] MESHSTAGE_API std::string utc_text(std::int64_t seconds_since_1970);
+
+}  // namespace meshstage
