@@ -57,6 +57,33 @@ TEST_CASE("ls lists slots and files with their owner, alive or dead") {
   REQUIRE(contains(run({"ls", v.dir(), "--job", "other"}).out, "no vaults"));
 }
 
+TEST_CASE(
+    "images of two runs of a job are told apart in ls, and each is opened by the name there") {
+  constexpr std::uint64_t kOlder = (std::uint64_t{100} << 25U) + 3;
+  constexpr std::uint64_t kNewer = (std::uint64_t{200} << 25U) + 3;
+  const TempDirectory temp;
+  auto vault = Vault::attach({.job = "gpt2", .rank = 2, .directory = temp.path()});
+  put(vault, {2, 0}, image_of(small_state(), "gpt2", 2, {kOlder, 85}));
+  put(vault, {2, 1}, image_of(small_state(0.75F), "gpt2", 2, {kNewer, 80}));
+  const auto in = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), {"--in", temp.path().string()});
+    return run(std::move(arguments));
+  };
+  const auto text = run({"ls", temp.path().string()}).out;
+  INFO(text);
+  const std::string older = "gpt2/2@" + std::to_string(kOlder) + ".85";
+  REQUIRE(contains(text, older));
+  REQUIRE(contains(text, "gpt2/2@3.80"));
+  REQUIRE(contains(text, "job gpt2 has images of 2 runs, which are never put together"));
+  REQUIRE(contains(text, "the run begun at 2020-01-01 00:03:20 UTC: up to generation 3"));
+  REQUIRE(in({"inspect", older, "--json"}).json().at("generation") == kOlder);
+  REQUIRE(in({"inspect", "gpt2/2@3.80", "--json"}).json().at("generation") == kNewer);
+  REQUIRE(in({"inspect", "gpt2/2", "--json"}).json().at("step") == 80);  // of the newer run
+  // One run: nothing is said of it.
+  const Vaults one;
+  REQUIRE_FALSE(contains(run({"ls", one.dir()}).out, "runs"));
+}
+
 TEST_CASE("images in vaults are inspected, verified, compared and exported by name") {
   Vaults v;
   const auto in = [&](std::vector<std::string> arguments) {

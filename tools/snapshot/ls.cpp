@@ -1,7 +1,12 @@
 // meshstage ls: the images on this host.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <functional>
+#include <map>
 #include <ostream>
+#include <string>
+#include <vector>
 
 #include <meshstage/core/generation/number.hpp>
 
@@ -22,6 +27,40 @@ std::string state_text(const VaultListing& vault, const SlotInfo& slot) {
   std::string text(to_string(slot.state));
   if (!slot.damaged.empty()) text = "damaged header";
   return vault.newest ? text : text + ", superseded";
+}
+
+/// Of each job the runs that it has images of, each by its newest generation, ascending.
+using Runs = std::map<std::string, std::vector<std::uint64_t>, std::less<>>;
+
+Runs runs_of(const HostImages& images) {
+  std::map<std::string, std::map<std::uint64_t, std::uint64_t>> found;
+  const auto note = [&](const std::string& job, ImageId id) {
+    if (!id.exists()) return;
+    auto& newest = found[job][id.generation >> kGenerationBits];
+    newest = std::max(newest, id.generation);
+  };
+  for (const auto& vault : images.vaults) {
+    for (const auto& [key, slot] : vault.slots) {
+      if (slot.state != SlotState::kEmpty) note(vault.job, slot.image.identity.id);
+    }
+  }
+  for (const auto& file : images.files) note(file.name.job, file.name.id);
+  Runs runs;
+  for (const auto& [job, of_job] : found) {
+    for (const auto& [run, newest] : of_job) runs[job].push_back(newest);
+  }
+  return runs;
+}
+
+/// Whether an image is of another run than its job's newest: its generation is shown whole then.
+bool is_older_run(const Runs& runs, const std::string& job, std::uint64_t generation) {
+  const auto of_job = runs.find(job);
+  return of_job != runs.end() && !same_run(of_job->second.back(), generation);
+}
+
+std::string generation_cell(const Runs& runs, const std::string& job, std::uint64_t generation) {
+  return std::to_string(is_older_run(runs, job, generation) ? generation
+                                                            : generation_in_run(generation));
 }
 
 /// "own", or "replica" with whose memory it is in.
@@ -74,7 +113,7 @@ Json to_json(const HostImages& images) {
   return json;
 }
 
-void add_vault(Columns& columns, const VaultListing& vault) {
+void add_vault(Columns& columns, const VaultListing& vault, const Runs& runs) {
   const std::string job = printable(vault.job);
   if (vault.slots.empty()) {
     columns.add({job, "", "", fmt::format("{}", vault.rank), "own",
@@ -85,19 +124,20 @@ void add_vault(Columns& columns, const VaultListing& vault) {
     const auto& i = slot.image.identity;
     const bool known = slot.state != SlotState::kEmpty;
     const bool sealed = slot.state == SlotState::kSealed;
-    columns.add({job, known ? std::to_string(generation_in_run(i.id.generation)) : "",
-                 known ? std::to_string(i.id.step) : "",
-                 known ? fmt::format("{} of {}", key.owner_rank, i.world_size)
-                       : std::to_string(key.owner_rank),
-                 role_text(key.owner_rank, vault.rank), state_text(vault, slot),
-                 size_text(known ? stored(vault, key, slot) : slot.capacity), owner_text(vault),
-                 sealed ? image_name(i, vault.rank) : ""});
+    columns.add(
+        {job, known ? generation_cell(runs, vault.job, i.id.generation) : "",
+         known ? std::to_string(i.id.step) : "",
+         known ? fmt::format("{} of {}", key.owner_rank, i.world_size)
+               : std::to_string(key.owner_rank),
+         role_text(key.owner_rank, vault.rank), state_text(vault, slot),
+         size_text(known ? stored(vault, key, slot) : slot.capacity), owner_text(vault),
+         sealed ? image_name(i, vault.rank, is_older_run(runs, vault.job, i.id.generation)) : ""});
   }
 }
 
-void add_file(Columns& columns, const PersistedImage& file) {
+void add_file(Columns& columns, const PersistedImage& file, const Runs& runs) {
   const auto& n = file.name;
-  columns.add({printable(n.job), std::to_string(generation_in_run(n.id.generation)),
+  columns.add({printable(n.job), generation_cell(runs, n.job, n.id.generation),
                std::to_string(n.id.step), fmt::format("{} of {}", n.rank, n.world_size),
                role_text(n.rank, n.writer()), "on disk", size_text(file.bytes), "-",
                printable(file.path.native(), 1000)});
@@ -120,19 +160,29 @@ int list_snapshots(const LsOptions& options, std::ostream& out) {
   Columns columns({"JOB", "GENERATION", "STEP", "RANK", "COPY", "STATE", "SIZE", "OWNER", "NAME"},
                   {Align::kLeft, Align::kRight, Align::kRight, Align::kLeft, Align::kLeft,
                    Align::kLeft, Align::kRight});
+  const Runs runs = runs_of(images);
   std::uint64_t vault_bytes = 0, file_bytes = 0;
   for (const auto& vault : images.vaults) {
-    add_vault(columns, vault);
+    add_vault(columns, vault, runs);
     vault_bytes += vault.bytes;
   }
   for (const auto& file : images.files) {
-    add_file(columns, file);
+    add_file(columns, file, runs);
     file_bytes += file.bytes;
   }
   columns.print(out);
   out << "\n"
       << count_text(images.vaults.size(), "vault") << " of " << size_text(vault_bytes) << ", "
       << count_text(images.files.size(), "file") << " of " << size_text(file_bytes) << "\n";
+  for (const auto& [job, of_job] : runs) {
+    if (of_job.size() < 2) continue;
+    out << fmt::format("job {} has images of {}, which are never put together:\n", printable(job),
+                       count_text(of_job.size(), "run"));
+    for (const std::uint64_t newest : of_job) {
+      out << fmt::format("  {}: up to generation {} ({})\n", run_text(newest),
+                         generation_in_run(newest), newest);
+    }
+  }
   return 0;
 }
 

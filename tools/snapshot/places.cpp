@@ -126,9 +126,10 @@ std::optional<ImageName> parse_image_name(std::string_view text) {
   return name;
 }
 
-std::string image_name(const ImageIdentity& identity, int holder) {
+std::string image_name(const ImageIdentity& identity, int holder, bool whole) {
+  const std::uint64_t generation = identity.id.generation;
   auto text = fmt::format("{}/{}@{}.{}", identity.job, identity.rank,
-                          generation_in_run(identity.id.generation), identity.id.step);
+                          whole ? generation : generation_in_run(generation), identity.id.step);
   if (holder != identity.rank) text += fmt::format(":{}", holder);
   return text;
 }

@@ -34,7 +34,8 @@ struct ImageName {
 };
 /// Nothing if it is not such a name.
 std::optional<ImageName> parse_image_name(std::string_view text);
-/// In full: "gpt2/2@3.85:0"; the holder is left out where it is the rank itself.
-std::string image_name(const ImageIdentity& identity, int holder);
+/// In full: "gpt2/2@3.85:0"; the holder is left out where it is the rank itself. `whole`: with the
+/// whole number of the generation, which an image of an older run needs.
+std::string image_name(const ImageIdentity& identity, int holder, bool whole = false);
 
 }  // namespace meshstage::tools
