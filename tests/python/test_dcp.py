@@ -115,7 +115,7 @@ def test_bytes_that_were_not_written_are_refused(tmp_path, what):
             head["sha256"] = hashlib.sha256(body).hexdigest()
         metadata.write_bytes(json.dumps(head).encode() + b"\n" + body)
     # torch says the class of an error of read_data, and of one of read_metadata only the words.
-    words = {"metadata": "has changed", "version": "this reads", "outside": "is no file of the folder"}
+    words = {"metadata": "has changed", "version": "this reads", "outside": "is no data file of the folder"}
     with pytest.raises(CheckpointException, match=words.get(what, "CorruptData")):
         load(tmp_path, state_of(0))
 

@@ -7,6 +7,7 @@ import re
 import sys
 
 CONSTANT = re.compile(r"constexpr\s+[\w:]+\s+(k\w*(?:Version|Abi)|kFormat)\s*(?:=\s*(\d+)\s*;|\{\s*\w+\s*,\s*(\d+)\s*,)")
+OF_PYTHON = re.compile(r"^(\w*VERSION) = (\d+)$", re.MULTILINE)
 ROW = re.compile(r"^\| (?P<what>[^|]+) \| (?P<written>[^|]+) \| (?P<read>[^|]+) \| `(?P<file>[^`]+)`: (?P<names>[^|]+) \|")
 FOREIGN = {"core/tensor/dlpack.hpp"}  # DLPack's own numbers
 
@@ -18,6 +19,9 @@ def constants_of(source):
         if file.suffix in (".hpp", ".cpp") and name not in FOREIGN:
             for match in CONSTANT.finditer(file.read_text()):
                 found[(name, match.group(1))] = int(match.group(2) or match.group(3))
+    for file in sorted((source / "tools/python").rglob("*.py")):
+        for name, value in OF_PYTHON.findall(file.read_text()):
+            found[(file.relative_to(source).as_posix(), name)] = int(value)
     return found
 
 

@@ -3,27 +3,30 @@
 import ctypes
 import hashlib
 import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
-    ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
 )
 
-from meshstage.errors import CorruptData, InvalidArgument
+from meshstage._dcp_boxes import check_boxes, volume
+from meshstage.errors import InvalidArgument
 from meshstage.torch._tree import DTYPES
 
 METADATA = "metadata.json"
-_FORMAT, _VERSION = "meshstage.dcp", 1
+FORMAT = "meshstage.dcp"
+VERSION = 1
+
+#: Quantized dtypes are none of them: bytes without scale are no tensor.
+DTYPES_BY_NAME = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and not str(dtype).startswith("torch.q")
+}
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,17 @@ def encode(metadata: Metadata, save_id: str) -> bytes:
         if isinstance(described, BytesStorageMetadata):
             entries.append({"fqn": fqn, "object": _item(metadata, MetadataIndex(fqn))})
             continue
-        p = described.properties
+        p, size = described.properties, described.size
+        boxes = [(chunk.offsets, chunk.sizes) for chunk in described.chunks]
+        try:
+            check_boxes(size, boxes, partial=True)
+        except ValueError as error:
+            raise InvalidArgument(f"'{fqn}' cannot be saved: {error}") from None
+        complete = sum(volume(sizes) for _, sizes in boxes) == volume(size)
         entries.append({
             "fqn": fqn,
             "dtype": str(p.dtype).removeprefix("torch."),
-            "size": list(described.size),
+            "size": list(size),
             "strides": None if p.strides is None else list(p.strides),
             "requires_grad": p.requires_grad,
             "chunks": [
@@ -89,79 +98,17 @@ def encode(metadata: Metadata, save_id: str) -> bytes:
                 | _item(metadata, MetadataIndex(fqn, c.offsets))
                 for c in described.chunks
             ],
+            **({} if complete else {"partial": True}),
         })  # fmt: skip
     body = {"save_id": save_id, "planner_data": _tagged(metadata.planner_data), "entries": entries}
     text = json.dumps(body, separators=(",", ":")).encode()
-    first = {"format": _FORMAT, "version": _VERSION, "sha256": hashlib.sha256(text).hexdigest()}
+    first = {"format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(text).hexdigest()}
     return json.dumps(first).encode() + b"\n" + text + b"\n"
 
 
 def _item(metadata: Metadata, index: MetadataIndex) -> dict[str, Any]:
     item = metadata.storage_data[index]
     return {"file": item.file, "at": item.at, "nbytes": item.nbytes, "crc32": item.crc32}
-
-
-def decode(text: bytes, path: Path) -> Metadata:
-    """What ``encode`` was given, with an Item for each index as storage_data."""
-    first, _, body = text.partition(b"\n")
-    body = body.removesuffix(b"\n")
-    try:
-        head = json.loads(first)
-        known = (head["format"], head["version"])
-    except (ValueError, KeyError, TypeError):
-        raise CorruptData(f"{path} is no file of meshstage.dcp") from None
-    if known != (_FORMAT, _VERSION):
-        raise CorruptData(f"{path} is {known[0]}, version {known[1]}; this reads {_FORMAT}, version {_VERSION}")
-    if hashlib.sha256(body).hexdigest() != head.get("sha256"):
-        raise CorruptData(f"{path} is cut off or has changed: its digest is another")
-    try:
-        return _decode(json.loads(body), path)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CorruptData(f"{path} has an entry that is none: {error!r}") from error
-
-
-def _decode(body: dict[str, Any], path: Path) -> Metadata:
-    described: dict[str, Any] = {}
-    items: dict[MetadataIndex, Item] = {}
-    for entry in body["entries"]:
-        fqn = entry["fqn"]
-        if "object" in entry:
-            described[fqn] = BytesStorageMetadata()
-            items[MetadataIndex(fqn)] = _placed(entry["object"], path)
-            continue
-        dtype = getattr(torch, entry["dtype"])
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"the dtype of '{fqn}' is {entry['dtype']!r}")
-        strides = entry["strides"]
-        chunks = []
-        for chunk in entry["chunks"]:
-            made = ChunkStorageMetadata(torch.Size(chunk["offsets"]), torch.Size(chunk["sizes"]))
-            item = _placed(chunk, path)
-            if min(chunk["sizes"], default=0) < 0 or made.sizes.numel() * dtype.itemsize != item.nbytes:
-                raise ValueError(f"'{fqn}' has {item.nbytes} bytes for {chunk['sizes']} of {dtype}")
-            chunks.append(made)
-            items[MetadataIndex(fqn, made.offsets)] = item
-        properties = TensorProperties(
-            dtype=dtype,
-            requires_grad=bool(entry["requires_grad"]),
-            **({} if strides is None else {"strides": tuple(strides)}),
-        )
-        described[fqn] = TensorStorageMetadata(properties, torch.Size(entry["size"]), chunks)
-    return Metadata(
-        described,
-        planner_data=_untagged(body["planner_data"]),
-        storage_data=items,
-        storage_meta=StorageMeta(checkpoint_id=path.parent, save_id=body["save_id"]),
-    )
-
-
-def _placed(fields: dict[str, Any], path: Path) -> Item:
-    item = Item(fields["file"], fields["at"], fields["nbytes"], fields["crc32"])
-    if os.path.basename(item.file) != item.file or item.file in ("", ".", "..") or "\0" in item.file:
-        raise ValueError(f"{item.file!r} is no file of the folder")
-    if item.at < 0 or item.nbytes < 0:
-        raise ValueError(f"{item.file!r} has no {item.nbytes} bytes at {item.at}")
-    return item
 
 
 def _tagged(value: Any) -> Any:
@@ -176,12 +123,3 @@ def _tagged(value: Any) -> Any:
         f"the planner's data has a {type(value).__qualname__}, which is no plain value: "
         "the checkpoint's metadata is JSON"
     )
-
-
-def _untagged(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    ((kind, parts),) = value.items()
-    if kind == "dict":
-        return {_untagged(k): _untagged(v) for k, v in parts}
-    return {"list": list, "tuple": tuple}[kind](_untagged(v) for v in parts)

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch.distributed.checkpoint import (
@@ -32,7 +32,8 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem, WriteIt
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from meshstage._dcp_files import METADATA, Item, decode, encode, header, tensor_bytes
+from meshstage._dcp_decode import decode
+from meshstage._dcp_files import METADATA, Item, encode, header, tensor_bytes
 from meshstage._publish import publish, sync_folder, write_synced
 from meshstage.errors import CorruptData, InvalidArgument, InvalidState, NotFound
 
@@ -70,11 +71,7 @@ class Writer(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        # The coordinator's id: all files of a save have it, and no file of another save.
-        return [
-            replace(plan, storage_data=f"data-{self._save_id}-{rank}.safetensors")
-            for rank, plan in enumerate(plans)
-        ]
+        return [replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         future: Future[list[WriteResult]] = Future()
@@ -93,7 +90,10 @@ class Writer(StorageWriter):
             + [(i.index, torch.uint8, [len(data[i.index])]) for i in blobs],
             sizes,
         )
-        name, at, results = plan.storage_data, len(head), []
+        # Made here: a planner that keeps plans hands out the plan of a save before, whose files are
+        # those that load if this save does not end.
+        name = f"data-{uuid.uuid4().hex}-{plan.storage_data}.safetensors"
+        at, results = len(head), []
 
         def write(file) -> None:
             nonlocal at
@@ -143,7 +143,8 @@ class Reader(StorageReader):
     pickles of PyTorch's planner; they are loaded with ``weights_only``, which runs no code, unless
     ``trusted`` says that the folder may. Raises NotFound where no save was completed, CorruptData
     with the file's path where bytes are not what was written; torch wraps both in its
-    CheckpointException. Tensors loaded before such an error have changed, as with PyTorch's reader.
+    CheckpointException. What the metadata or the files' sizes show is raised before any tensor
+    changes; a digest that differs is not, and the tensors loaded before it have changed.
     """
 
     def __init__(self, path: str | os.PathLike | None = None, *, trusted: bool = False):
@@ -182,13 +183,13 @@ class Reader(StorageReader):
         for read in plan.items:
             item = self._items[read.storage_index]
             by_file.setdefault(item.file, {}).setdefault(read.storage_index, []).append(read)
+        for name, reads in by_file.items():  # before any tensor changes
+            with _open(self._path / name) as file:
+                for index in reads:
+                    _check_range(file, self._path / name, index, self._items[index])
         for name, reads in by_file.items():
             path = self._path / name
-            try:
-                file = open(path, "rb")
-            except FileNotFoundError:
-                raise CorruptData(f"{path} is missing, and {METADATA} names it") from None
-            with file:
+            with _open(path) as file:
                 for index in sorted(reads, key=lambda index: self._items[index].at):
                     content = _read(file, path, index, self._items[index])
                     for read in reads[index]:
@@ -269,14 +270,31 @@ def _tensor(planner: SavePlanner, item: WriteItem) -> memoryview:
     return tensor_bytes(tensor)
 
 
-def _read(file, path: Path, index: MetadataIndex, item: Item) -> bytearray:
+def _open(path: Path) -> BinaryIO:
+    if path.exists() and not path.is_file():
+        raise CorruptData(f"{path} is no file, and {METADATA} names it")
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise CorruptData(f"{path} is missing, and {METADATA} names it") from None
+
+
+def _check_range(file: BinaryIO, path: Path, index: MetadataIndex, item: Item) -> None:
+    has = os.fstat(file.fileno()).st_size
+    if item.at + item.nbytes > has:
+        raise CorruptData(
+            f"{path} ends within '{index.fqn}': it has {has} bytes, and {METADATA} says {item.nbytes} at {item.at}"
+        )
+
+
+def _read(file: BinaryIO, path: Path, index: MetadataIndex, item: Item) -> bytearray:
     content = bytearray(item.nbytes)
     file.seek(item.at)
     got, view = 0, memoryview(content)
     while got < item.nbytes:
         n = file.readinto(view[got:])
         if not n:
-            raise CorruptData(f"{path} ends within '{index.fqn}'")
+            raise CorruptData(f"{path} was cut off within '{index.fqn}' while it was read")
         got += n
     if zlib.crc32(content) != item.crc32:
         raise CorruptData(f"{path}: the bytes of '{index.fqn}' at {item.at} are not those that were written")
