@@ -81,7 +81,10 @@ class Checkpointer:
     A state is a dict of dicts, lists, tuples, scalars and arrays: numpy's and torch's, recovered
     in place, and whatever has DLPack, on the CPU and on CUDA devices; or a
     ``meshstage.torch.state(...)``. Rank and world size come from the launcher's variables unless
-    they are given. Durations are seconds. ``log(warning, text)`` gets each line, on a thread of
+    they are given. Durations are seconds. ``connections`` is how many connections this rank wants
+    to each rank that it exchanges images with, at most 16; of two ranks the smaller number counts
+    (``stats()["connections"]``). 0: one up to four processors of this rank's share, else one a
+    processor, at most 8. ``log(warning, text)`` gets each line, on a thread of
     Python's own; without it the logger "meshstage" does.
 
     Leaving the ``with`` block by its end calls ``finish()``, if ``recover`` was called; by an
@@ -106,6 +109,7 @@ class Checkpointer:
         store: str = "",
         trace: str | os.PathLike = "",
         verify_source: bool = False,
+        connections: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
         log: Callable[[bool, str], None] = _default_log,
@@ -136,6 +140,7 @@ class Checkpointer:
                 store=store,
                 trace=os.fspath(trace),
                 verify_source=verify_source,
+                connections=connections,
                 rank=rank,
                 world_size=world_size,
             )

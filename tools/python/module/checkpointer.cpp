@@ -253,6 +253,8 @@ class PythonCheckpointer {
     d["vault_bytes"] = s.vault_bytes;
     d["replica_bytes_sent"] = s.replica_bytes_sent;
     d["replica_bytes_borrowed"] = s.replica_bytes_borrowed;
+    d["replica_bytes_kept"] = s.replica_bytes_kept;
+    d["connections"] = s.connections;
     return d;
   }
   /// Destroys the Checkpointer; its vault stays unless finish() was called.
@@ -333,7 +335,8 @@ void bind_checkpointer(nb::module_& module) {
              double forming_deadline, std::uint64_t persist_every, std::size_t keep,
              std::uint64_t block_bytes, const std::string& when_busy,
              std::vector<std::vector<int>> holders, std::string store, const std::string& trace,
-             bool verify_source, std::optional<int> rank, std::optional<int> world_size) {
+             bool verify_source, unsigned connections, std::optional<int> rank,
+             std::optional<int> world_size) {
             release_all();
             CheckpointerOptions options;
             options.job = std::move(job);
@@ -349,6 +352,7 @@ void bind_checkpointer(nb::module_& module) {
             options.store = std::move(store);
             options.trace = trace;
             options.verify_source = verify_source;
+            options.connections = connections;
             options.environment = environment_of(rank, world_size);
             new (self) PythonCheckpointer(std::move(options), log.queue);
           },
@@ -356,7 +360,7 @@ void bind_checkpointer(nb::module_& module) {
           nb::arg("vault_directory"), nb::arg("deadline"), nb::arg("forming_deadline"),
           nb::arg("persist_every"), nb::arg("keep"), nb::arg("block_bytes"), nb::arg("when_busy"),
           nb::arg("holders"), nb::arg("store"), nb::arg("trace"), nb::arg("verify_source"),
-          nb::arg("rank").none(), nb::arg("world_size").none())
+          nb::arg("connections"), nb::arg("rank").none(), nb::arg("world_size").none())
       .def("recover", &PythonCheckpointer::recover, nb::arg("state"), nb::arg("foreign").none())
       .def("stage", &PythonCheckpointer::stage, nb::arg("state"), nb::arg("step"),
            nb::arg("foreign").none())
