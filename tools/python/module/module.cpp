@@ -4,6 +4,7 @@
 
 #include "checkpointer.hpp"
 #include "cuda.hpp"
+#include "digest.hpp"
 #include "errors.hpp"
 #include "stager.hpp"
 #include "tree.hpp"
@@ -12,6 +13,7 @@ NB_MODULE(_meshstage, module) {
   using namespace meshstage::python;
   bind_errors(module);
   bind_cuda(module);
+  bind_digest(module);
   bind_stager(module);
   bind_tree(module);
   bind_checkpointer(module);
