@@ -317,7 +317,7 @@ TEST_CASE("wrong arguments of the snapshot commands are one clear line and exit 
       {{"inspect", files.path("none")}, "there is no file"},
       {{"inspect", dir}, "is a directory"},
       {{"inspect", "/dev/null"}, "not a regular file"},
-      {{"inspect", "job/0@5", "--in", dir}, "meshstage ls lists them"},
+      {{"inspect", "job/0@5", "--in", dir}, "meshstage ls lists what there is"},
       {{"inspect", "job/0", "--in", files.path("none")}, "there is no directory"},
       {{"inspect", a, "--depth", "x"}, "--depth"},
       {{"diff", a}, "for example: meshstage diff"},

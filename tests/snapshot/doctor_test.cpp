@@ -65,6 +65,12 @@ TEST_CASE("doctor names each thing that is wrong, with its remedy") {
        [](auto& f) { f.room.space = {64U << 20U, 64U << 20U, true}; }, "64.0 MiB", "--shm-size"},
       {"shared memory", Level::kProblem, [](auto& f) { f.vault_exists = false; }, "does not exist",
        "mount"},
+      {"shared memory", Level::kProblem,
+       [](auto& f) {
+         f.vault_exists = false;
+         f.vault_is_other = true;
+       },
+       "is not a directory", "name a directory"},
       {"shared memory", Level::kProblem, [](auto& f) { f.vault_writable = false; }, "not writable",
        "right to write"},
       {"vault", Level::kWarning,

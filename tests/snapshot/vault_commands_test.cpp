@@ -54,7 +54,12 @@ TEST_CASE("ls lists slots and files with their owner, alive or dead") {
   REQUIRE(json.at("vaults")[1].at("slots")[1].at("state") == "sealed");
   REQUIRE(json.at("files").size() == 1);
   REQUIRE(run({"ls", v.dir(), "--job", "other", "--json"}).json().at("vaults").empty());
-  REQUIRE(contains(run({"ls", v.dir(), "--job", "other"}).out, "no vaults"));
+  const auto none = run({"ls", v.dir(), "--job", "other"}).out;
+  REQUIRE(contains(none, "no vaults"));
+  REQUIRE(contains(none, "in " + v.dir()));  // where it looked
+  const auto missing = run({"inspect", "gpt2/9", "--in", v.dir()});
+  REQUIRE(missing.code == 2);
+  REQUIRE(contains(missing.err, "in " + v.dir() + "; --in DIR looks in another directory"));
 }
 
 TEST_CASE(

@@ -1,8 +1,11 @@
 #include "tools/command/command.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <new>
+#include <optional>
 #include <ostream>
+#include <string_view>
 
 #include <meshstage/core/error/error.hpp>
 
@@ -54,7 +57,31 @@ std::string unknown_command(const CLI::App& here) {
   return text;
 }
 
+// CLI11's "Could not convert: --ranks = x".
+std::string not_converted(std::string what) {
+  constexpr std::string_view kBegin = "Could not convert: ";
+  const auto equals = what.find(" = ");
+  if (!what.starts_with(kBegin) || equals == std::string::npos) return what;
+  const auto option = what.substr(kBegin.size(), equals - kBegin.size());
+  return option + " " + what.substr(equals + 3) + ": this is no value of " + option;
+}
+
+// The first argument that nothing takes; CLI11 also lists a "--" before it.
+std::optional<std::string> unexpected(const CLI::App& here) {
+  for (const auto& word : here.remaining()) {
+    if (word != "--") return "the argument " + word.substr(0, 80) + " was not expected";
+  }
+  return std::nullopt;
+}
+
 }  // namespace
+
+std::string without_kind(const Error& e) {
+  std::string what = e.what();
+  const std::string kind = std::string(to_string(e.kind())) + ": ";
+  if (what.starts_with(kind)) what.erase(0, kind.size());
+  return what;
+}
 
 void set_example(CLI::App& command, const std::string& example) {
   command.footer(kExample + example);
@@ -90,11 +117,20 @@ int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream&
   } catch (const CLI::RuntimeError& e) {
     return written(e.get_exit_code());
   } catch (const CLI::Success& e) {
+    // "meshstage nonsense --help" is a request for help on something that does not exist.
+    const auto unknown = dynamic_cast<const CLI::CallForHelp*>(&e) == nullptr
+                             ? std::string()
+                             : unknown_command(reached(app));
+    if (!unknown.empty()) return fail(unknown, 2, false);
     app.exit(e, out, err);
     return written(0);
   } catch (const CLI::RequiredError& e) {
     const auto unknown = unknown_command(reached(app));
     return unknown.empty() ? fail(e.what(), 2, true) : fail(unknown, 2, false);
+  } catch (const CLI::ConversionError& e) {
+    return fail(not_converted(e.what()), 2, true);
+  } catch (const CLI::ExtrasError& e) {
+    return fail(unexpected(reached(app)).value_or(e.what()), 2, true);
   } catch (const CLI::ParseError& e) {
     return fail(e.what(), 2, true);
   } catch (const DeviceUnusable& e) {
@@ -104,10 +140,9 @@ int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream&
   } catch (const Error& e) {
     const bool wrong_input =
         e.kind() == ErrorKind::kInvalidArgument || e.kind() == ErrorKind::kNotFound;
-    std::string what = e.what();
-    const std::string kind = std::string(to_string(e.kind())) + ": ";
-    if (wrong_input && what.rfind(kind, 0) == 0) what.erase(0, kind.size());
-    return fail(what, wrong_input ? 2 : 1, false);
+    return fail(wrong_input ? without_kind(e) : e.what(), wrong_input ? 2 : 1, false);
+  } catch (const std::exception& e) {  // of the standard library, and nobody's intention
+    return fail(e.what(), 1, false);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <ostream>
+#include <sstream>
 #include <string_view>
 #include <vector>
 
@@ -94,7 +95,9 @@ void print_manual(const CLI::App& app, const std::string& version, std::ostream&
   out << ".SH EXIT STATUS\n"
       << ".TP\n0\nthe command did what it was asked\n"
       << ".TP\n1\nthe answer is negative, or something failed\n"
-      << ".TP\n2\nthe arguments are wrong, or name something that does not exist\n";
+      << ".TP\n2\nthe arguments are wrong, or name something that does not exist\n"
+      << ".TP\n3\nthe device that was asked for cannot be used\n"
+      << ".PP\nmeshstage run ends with the code of the rank that ended the job\n";
 }
 
 /// What may follow a command: the commands below it, and its options.
@@ -182,9 +185,22 @@ const CLI::App& find_command(const CLI::App& app, const std::vector<std::string>
 
 }  // namespace
 
+void shorten_summaries(CLI::App& app) {
+  class Short final : public CLI::Formatter {
+    std::string make_subcommand(const CLI::App* command) const override {
+      const std::string all = command->get_description();
+      const auto end = std::min(all.find(". "), all.find('\n'));
+      std::ostringstream line;
+      CLI::detail::format_help(line, command->get_name(), all.substr(0, end), get_column_width());
+      return line.str();
+    }
+  };
+  app.formatter(std::make_shared<Short>());
+}
+
 void add_help_command(CLI::App& app, const std::string& version, std::ostream& out) {
-  auto* const command =
-      app.add_subcommand("help", "Explains a command, the environment variables; prints a manual");
+  auto* const command = app.add_subcommand(
+      "help", "Explains a command or the environment variables, or prints a manual");
   const auto topics = std::make_shared<std::vector<std::string>>();
   command->add_option("topic", *topics, "A command, or environment, man, bash, zsh");
   command->callback([&app, &out, version, topics] {

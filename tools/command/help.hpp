@@ -14,4 +14,8 @@ namespace meshstage::tools {
 /// build installs them. Add it last.
 void add_help_command(CLI::App& app, const std::string& version, std::ostream& out);
 
+/// In the help of a group each command's line is the first sentence about it; the rest is in the
+/// command's own help. Call it before commands are added.
+void shorten_summaries(CLI::App& app);
+
 }  // namespace meshstage::tools

@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   std::ios::sync_with_stdio(false);
   CLI::App app{"meshstage: replicated in-memory checkpoints for distributed training", "meshstage"};
   app.require_subcommand(1);
+  meshstage::tools::shorten_summaries(app);
   app.set_version_flag("--version", std::string("meshstage ") + meshstage::tools::kVersion);
 
   // Nothing is wider than a terminal; what goes into a pipe or a file is as it is.

@@ -374,6 +374,12 @@ Arguments ArgumentParser::complete() const {
       refuse(fmt::format("--dir {}: is no directory", a.directory.string()));
     }
   }
+  if (!a.trace.empty() &&
+      (std::filesystem::is_directory(a.trace, error) ||
+       !std::filesystem::is_directory(std::filesystem::absolute(a.trace).parent_path(), error))) {
+    refuse(fmt::format("--trace {}: cannot be written: name a file in a directory that exists",
+                       a.trace.string()));
+  }
   const bool disk_alone = std::any_of(a.faults.begin(), a.faults.end(), [&](const Fault& f) {
     return f.how == How::kLose && leaves_disk_alone(f, a);
   });

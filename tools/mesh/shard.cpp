@@ -173,8 +173,10 @@ void shard_picture(const Shown& shown, std::optional<std::size_t> width, std::os
 
 Shown read_shown(const ShardOptions& options) {
   Shown shown{read_mesh(options.mesh), {}};
+  std::string names;
   if (!options.mesh.file.empty()) {
     for (const auto& tensor : load_mesh_file(options.mesh.file).tensors) {
+      names += (names.empty() ? "" : ", ") + text::quoted(tensor.name);
       if (tensor.name != options.tensor) continue;
       shown.tensor = tensor;
       // Other placements than the file's are for the whole mesh.
@@ -184,11 +186,12 @@ Shown read_shown(const ShardOptions& options) {
     }
   }
   if (!options.placements) {
-    throw InvalidArgument(
-        "--placements is required, one for each mesh dimension" +
-        (options.mesh.file.empty()
-             ? std::string()
-             : ": " + options.mesh.file + " has no tensor " + text::quoted(options.tensor)));
+    throw InvalidArgument("--placements is required, one for each mesh dimension" +
+                          (options.mesh.file.empty()
+                               ? std::string()
+                               : ": " + options.mesh.file + " has no tensor " +
+                                     text::quoted(options.tensor) +
+                                     (names.empty() ? ", and no other" : "; it has " + names)));
   }
   if (!options.tensor.empty()) shown.tensor.shape = read_numbers(options.tensor, 0, "--tensor");
   shown.tensor.placements = parse_placements(*options.placements);

@@ -8,7 +8,9 @@
 #include <memory>
 #include <random>
 
+#include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/os/environment.hpp>
 
 #include "tools/command/command.hpp"
@@ -91,7 +93,13 @@ LaunchOptions launch_options(const Arguments& a) {
         "ranks on several hosts need a Store that all reach: --store tcp://HOST:PORT (`meshstage "
         "store` serves one), redis://HOST or a shared folder");
   }
+  // Better refused here than by every rank, three times.
+  if (!options.launch.store.empty()) (void)open_store(options.launch.store);
   options.launch.job = job_of(a, here);
+  if (!is_valid_job_name(options.launch.job)) {
+    throw InvalidArgument("job id \"" + options.launch.job +
+                          "\": [A-Za-z0-9._-]{1,64} is needed (--job, or MESHSTAGE_JOB)");
+  }
   // The launchers of several hosts could not agree on one.
   if (here.hosts == 1) options.launch.name = drawn_name();
   options.launch.processors = allowed_processors();
@@ -150,9 +158,11 @@ void add_run_command(CLI::App& app) {
       ->type_name("FILE");
   command->add_option("--this", a->this_host, "This host's name in that file (default: its own)")
       ->type_name("NAME");
-  command->add_option("--master-port", a->master_port,
-                      "MASTER_PORT (default: a free one at each start of all ranks; with --hosts "
-                      "29500)");
+  command
+      ->add_option("--master-port", a->master_port,
+                   "MASTER_PORT (default: a free one at each start of all ranks; with --hosts "
+                   "29500)")
+      ->check(CLI::Range(1, 65'535));
   command
       ->add_option("--grace", a->grace,
                    "Seconds from SIGTERM to SIGKILL where this command ends ranks")

@@ -1,10 +1,12 @@
 #include "tools/run/hosts.hpp"
 
+#include <cerrno>
 #include <charconv>
 #include <fstream>
 #include <iterator>
 #include <set>
 #include <sstream>
+#include <system_error>
 
 #include <meshstage/core/error/error.hpp>
 
@@ -48,8 +50,16 @@ std::vector<Host> parse_hosts(std::string_view text, const std::string& source) 
 }
 
 std::vector<Host> read_hosts(const std::filesystem::path& file) {
+  std::error_code none;
+  if (std::filesystem::is_directory(file, none)) {
+    throw InvalidArgument("--hosts " + file.string() +
+                          " is a directory; give a file with a line NAME RANKS for each host");
+  }
   std::ifstream in(file);
-  if (!in) throw NotFound("the hosts file " + file.string() + " cannot be read");
+  if (!in) {
+    throw NotFound("the hosts file " + file.string() +
+                   " cannot be read: " + std::generic_category().message(errno));
+  }
   const std::string text{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
   return parse_hosts(text, file.string());
 }

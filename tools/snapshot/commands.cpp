@@ -74,7 +74,9 @@ void add_inspect(CLI::App& app, std::ostream& out) {
   add_snapshot(c, "snapshot", o->snapshot);
   c->add_option("--path", o->path, "Only what is at or below this path: keys joined by dots")
       ->type_name("PATH");
-  c->add_option("--depth", o->depth, "Show this many levels")->type_name("N");
+  c->add_option("--depth", o->depth, "Show this many levels")
+      ->type_name("N")
+      ->check(whole_number());
   add_in(c, o->places);
   add_json(c, o->json);
 }

@@ -70,6 +70,12 @@ Check vault_place(const HostFacts& f) {
   const auto where = printable(f.room.directory.native(), 1000);
   const bool shm = f.room.directory == "/dev/shm";
   Check c{.name = shm ? "shared memory" : "vault", .text = {}, .remedy = {}};
+  if (f.vault_is_other) {
+    c.level = Level::kProblem;
+    c.text = where + " is not a directory";
+    c.remedy = "name a directory";
+    return c;
+  }
   if (!f.vault_exists) {
     c.level = Level::kProblem;
     c.text = where + " does not exist";
@@ -98,9 +104,10 @@ Check vault_place(const HostFacts& f) {
 Check room(const HostFacts& f, const DoctorOptions& options) {
   const auto bytes = kImagesPerRank * options.state_bytes;
   Check c{.name = "room", .text = {}, .remedy = {}};
-  c.text = fmt::format(
-      "{} of {} state need {}", count_text(static_cast<std::uint64_t>(options.ranks), "rank"),
-      size_text(options.state_bytes), size_text(bytes * static_cast<std::uint64_t>(options.ranks)));
+  c.text = fmt::format("{} of {} state need{} {}",
+                       count_text(static_cast<std::uint64_t>(options.ranks), "rank"),
+                       size_text(options.state_bytes), options.ranks == 1 ? "s" : "",
+                       size_text(bytes * static_cast<std::uint64_t>(options.ranks)));
   try {
     check_room({.what = "the vault", .bytes_per_rank = bytes, .local_ranks = options.ranks},
                f.room);

@@ -18,7 +18,8 @@ struct HostFacts {
   static constexpr std::uint64_t kUnlimited = UINT64_MAX;
   RoomLimits room;  ///< Memory, and the file system of the vault's directory.
   std::uint64_t memory_total = 0;
-  bool vault_exists = false;
+  bool vault_exists = false;    ///< And is a directory.
+  bool vault_is_other = false;  ///< A file, for example.
   bool vault_writable = false;
   std::string huge_pages;         ///< The chosen word of transparent_hugepage/enabled, or empty.
   std::string shared_huge_pages;  ///< Of .../shmem_enabled, or empty.

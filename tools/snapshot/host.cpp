@@ -109,6 +109,7 @@ HostFacts read_host(FileSystem& fs, const std::filesystem::path& vault) {
   HostFacts facts;
   const auto stat = fs.stat(vault);
   facts.vault_exists = stat && stat->is_directory;
+  facts.vault_is_other = stat && !stat->is_directory;
   facts.room = read_room_limits(fs, facts.vault_exists ? vault : std::filesystem::path());
   facts.room.directory = vault;
   facts.vault_writable = facts.vault_exists && ::access(vault.c_str(), W_OK | X_OK) == 0;

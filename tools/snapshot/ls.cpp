@@ -153,7 +153,11 @@ int list_snapshots(const LsOptions& options, std::ostream& out) {
   }
   if (images.vaults.empty() && images.files.empty()) {
     out << "no vaults and no persisted images"
-        << (options.job.empty() ? "" : " of job \"" + printable(options.job) + "\"") << "\n";
+        << (options.job.empty() ? "" : " of job \"" + printable(options.job) + "\"") << " in "
+        << places_text(options.places) << "\n";
+    if (options.places.directories.empty()) {
+      out << "Name the directory of a job that has another one: meshstage ls DIR\n";
+    }
     return 0;
   }
   using Align = Columns::Align;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include <meshstage/core/memory/resource.hpp>
 #include <meshstage/core/memory/room.hpp>
 
+#include "tools/command/command.hpp"
 #include "tools/snapshot/places.hpp"
 #include "tools/snapshot/text.hpp"
 
@@ -207,6 +209,17 @@ std::optional<Candidate> choose(const HostImages& images, const ImageName& name,
   return best;
 }
 
+/// What `read` returns; what it finds damaged is said of `name`.
+template <class Read>
+auto naming(const std::string& name, Read&& read) {
+  try {
+    return read();
+  } catch (const CorruptData& e) {
+    if (std::string_view(e.what()).find(name) != std::string_view::npos) throw;
+    throw CorruptData(name + ": " + without_kind(e));
+  }
+}
+
 }  // namespace
 
 void OpenSlot::check_unchanged() const {
@@ -218,7 +231,9 @@ void OpenSlot::check_unchanged() const {
 }
 
 Value Snapshot::state() const {
-  return image ? decode_image(bytes, owner) : Value(decode_safetensors(bytes, owner));
+  return naming(name, [this] {
+    return image ? decode_image(bytes, owner) : Value(decode_safetensors(bytes, owner));
+  });
 }
 
 std::string Snapshot::describe() const {
@@ -277,7 +292,9 @@ Snapshot open_snapshot(const std::string& what, const Places& places, Content co
         "\"" + printable(what) +
         "\" is a directory; give a file or an image, as meshstage ls prints them");
   }
-  if (fs::is_regular_file(status)) return open_file(what);
+  if (fs::is_regular_file(status)) {
+    return naming(printable(what), [&] { return open_file(what); });
+  }
   if (fs::exists(status)) {
     throw InvalidArgument("\"" + printable(what) + "\" is not a regular file");
   }
@@ -292,8 +309,10 @@ Snapshot open_snapshot(const std::string& what, const Places& places, Content co
   const auto chosen = choose(images, *name, content);
   if (!chosen) {
     throw make_error<NotFound>("there is no file \"" + printable(what) +
-                                   "\", and no sealed or persisted image of that name on this "
-                                   "host; meshstage ls lists them",
+                                   "\", and no sealed or persisted image of that name in " +
+                                   places_text(places) +
+                                   "; --in DIR looks in another directory, meshstage ls lists "
+                                   "what there is",
                                {}, {}, what);
   }
   return chosen->in_vault ? open_slot(*chosen->vault, chosen->key, content)

@@ -102,6 +102,15 @@ HostImages find_images(const Places& places, std::string_view job) {
   return found;
 }
 
+std::string places_text(const Places& places) {
+  if (places.directories.empty()) return "/dev/shm and the jobs' default directories";
+  std::string text;
+  for (const auto& place : places.directories) {
+    text += (text.empty() ? "" : ", ") + printable(place.native());
+  }
+  return text;
+}
+
 std::optional<ImageName> parse_image_name(std::string_view text) {
   ImageName name;
   const auto slash = text.find('/');

@@ -24,6 +24,9 @@ HostImages find_images(const Places& places, std::string_view job);
 /// The vaults alone.
 std::vector<VaultListing> find_vaults(const Places& places, std::string_view job);
 
+/// "/dev/shm and the jobs' default directories", or those given: where these functions look.
+std::string places_text(const Places& places);
+
 /// How the commands name an image on this host: JOB/RANK[@[GENERATION.]STEP][:HOLDER]. A generation
 /// is given as messages show it, which means the newest run that has it, or by its whole number.
 struct ImageName {

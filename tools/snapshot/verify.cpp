@@ -165,10 +165,9 @@ void print_text(const std::vector<Finding>& findings, std::ostream& out) {
 std::string searched(const VerifyOptions& options) {
   auto places = options.snapshots;
   for (const auto& directory : options.places.directories) places.push_back(directory.native());
-  if (places.empty()) return "/dev/shm and the jobs' default directories";
-  std::string text;
-  for (const auto& place : places) text += (text.empty() ? "" : ", ") + printable(place);
-  return text;
+  Places all;
+  all.directories.assign(places.begin(), places.end());
+  return places_text(all);
 }
 
 }  // namespace

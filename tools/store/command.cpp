@@ -45,7 +45,14 @@ void raise_descriptor_limit() {
 void serve(const std::string& address, std::ostream& out) {
   raise_descriptor_limit();
   Signals signals;  // before there is a thread
-  const StoreServer server(listening_on(address));
+  const StoreServer server = [&] {
+    try {
+      return StoreServer(listening_on(address));
+    } catch (const IoError& e) {
+      throw IoError(without_kind(e) +
+                    "; choose another port (0: any free one), or an address of this host");
+    }
+  }();
   out << "MESHSTAGE_STORE=" << server.address() << std::endl;
   std::optional<int> ending;
   while (!ending) {
