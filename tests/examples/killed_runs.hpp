@@ -72,6 +72,7 @@ inline Run run(const std::string& example, const std::vector<std::vector<Death>>
                                        "MESHSTAGE_WORLD_SIZE=" + world,
                                        "MESHSTAGE_LOCAL_RANK=" + number,
                                        "MESHSTAGE_LOCAL_WORLD_SIZE=" + world,
+                                       "OMP_NUM_THREADS=1",  // LibTorch takes all cores
                                        "sh",
                                        "-c",
                                        "exec \"$@\" >\"$0\"",
