@@ -2,6 +2,8 @@
 #include <gloo/transport/tcp/context.h>
 #include <gloo/transport/tcp/device.h>
 #include <gloo/transport/tcp/pair.h>
+#include <linux/tcp.h>  // glibc's own has no tcpi_bytes_acked
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -73,9 +75,18 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
     peers_ = nonce;
   }
 
-  /// A count that rises with the bytes that the kernel brought or took. Any thread may ask.
-  [[nodiscard]] std::uint64_t moved() const noexcept {
-    return moved_.load(std::memory_order_relaxed);
+  /// A count that rises with the bytes that came, and with those that the peer's kernel has taken.
+  /// The events alone would not do: over a slow wire the kernel tells of room in its buffer when a
+  /// third of it is free, and that may be a megabyte. Any thread may ask.
+  [[nodiscard]] std::uint64_t moved() noexcept {
+    if (const std::unique_lock lock(m_, std::try_to_lock); lock && state_ == CONNECTED) {
+      tcp_info info{};
+      socklen_t length = sizeof(info);
+      if (::getsockopt(fd_, IPPROTO_TCP, TCP_INFO, &info, &length) == 0) {
+        acked_.store(info.tcpi_bytes_acked, std::memory_order_relaxed);
+      }
+    }
+    return moved_.load(std::memory_order_relaxed) + acked_.load(std::memory_order_relaxed);
   }
 
   /// Runs on Gloo's thread. Does what Pair's does, and catches. The lock is held through both,
@@ -187,7 +198,8 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
     signalException(std::move(cause));
   }
 
-  std::atomic<std::uint64_t> moved_{0};
+  std::atomic<std::uint64_t> moved_{0};  // events of the connection
+  std::atomic<std::uint64_t> acked_{0};  // bytes
   const Nonce own_;
   Nonce peers_{};
   std::array<Stranger, kStrangers> strangers_;

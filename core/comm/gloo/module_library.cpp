@@ -172,7 +172,7 @@ void interrupt(Transfer* transfer) {
 }
 
 std::uint64_t moved(Group* group, int peer) {
-  return static_cast<const GuardedPair&>(*group->context->getPair(peer)).moved();
+  return static_cast<GuardedPair&>(*group->context->getPair(peer)).moved();
 }
 
 void release(Transfer* transfer) { delete transfer; }
