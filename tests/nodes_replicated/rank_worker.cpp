@@ -46,7 +46,9 @@ void run(const std::string& folder, int rank, const Kind& kind) {
   o.store_object = store;
   Checkpointer ckpt(o);
   const auto note = [&](const std::string& what, const std::string& text) {
-    store->set(what + "/" + std::to_string(ckpt.generation()) + "/" + std::to_string(rank), text);
+    store->set(what + "/" + std::to_string(generation_in_run(ckpt.generation())) + "/" +
+                   std::to_string(rank),
+               text);
   };
   while (true) {
     try {
