@@ -23,7 +23,7 @@ class Recovered:
     step: int
     source: str  #: "nothing", "own memory", "holder memory", "disk"
     from_rank: int  #: whose memory or disk
-    generation: int  #: in which training goes on
+    generation: int  #: in which training goes on; a run's first one is some large number
 
 
 class Staging:
