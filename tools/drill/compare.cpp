@@ -3,34 +3,20 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <span>
 #include <vector>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/safetensors.hpp>
+
+#include "tools/trainer/saved_state.hpp"
 
 namespace meshstage::tools::drill {
 namespace {
 
-struct SavedState {
-  std::vector<char> bytes;
-  SafetensorsIndex index;
-
-  explicit SavedState(const std::filesystem::path& file) {
-    std::ifstream in(file, std::ios::binary);
-    if (!in) throw NotFound("no rank saved its final state in " + file.string());
-    bytes.assign(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
-    index = SafetensorsIndex::parse(std::as_bytes(std::span(bytes)));
-  }
-  [[nodiscard]] std::span<const char> data(const SafetensorsEntry& entry) const {
-    return std::span(bytes).subspan(index.data_begin() + entry.begin, entry.end - entry.begin);
-  }
-};
+using trainer::SavedState;
 
 // The element at that byte, as a number; F32 and I64 are all that the trainer saves.
 std::string element(const SafetensorsEntry& entry, std::span<const char> data, std::size_t index) {

@@ -5,6 +5,8 @@
 #include <charconv>
 #include <csignal>
 #include <stdexcept>
+#include <system_error>
+#include <utility>
 
 namespace trainer {
 
@@ -35,8 +37,19 @@ Fault Fault::parse(std::string_view text) {
   return fault;
 }
 
-Faults::Faults(std::vector<Fault> faults, const Report& report)
-    : armed_(faults.size()), report_(report) {
+Hold Hold::parse(std::string_view text) {
+  Hold hold;
+  const auto* end = text.data() + text.size();
+  const auto [after, error] = std::from_chars(text.data(), end, hold.step);
+  if (error != std::errc() || hold.step == 0 || after == end || *after != ':' || after + 1 == end) {
+    throw std::invalid_argument("'" + std::string(text) + "' says no hold: write STEP:FILE");
+  }
+  hold.file = std::string(after + 1, end);
+  return hold;
+}
+
+Faults::Faults(std::vector<Fault> faults, const Report& report, std::filesystem::path until)
+    : armed_(faults.size()), report_(report), until_(std::move(until)) {
   for (std::size_t i = 0; i < faults.size(); ++i) armed_[i].fault = std::move(faults[i]);
 }
 
@@ -63,8 +76,13 @@ void Faults::passed(const meshstage::PointEvent& event) {
   }
 }
 
+bool Faults::over() const {
+  std::error_code ignored;
+  return !until_.empty() && std::filesystem::exists(until_, ignored);
+}
+
 void Faults::carry_out(Armed& armed) {
-  if (armed.done.exchange(true)) return;
+  if (armed.done.exchange(true) || over()) return;
   const bool kill = armed.fault.how == Fault::How::kKill;
   report_.send(Line(kill ? "dying" : "stopping")
                    .add("step", begun_.load())

@@ -1,6 +1,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,16 +23,29 @@ struct Fault {
   static Fault parse(std::string_view text);
 };
 
+/// As it begins a step all ranks keep each other busy until a file is there. So whoever looks at
+/// the job meanwhile sees a healthy one, which does not end.
+struct Hold {
+  std::uint64_t step = 0;
+  std::filesystem::path file;
+
+  /// "87:/tmp/go-on". Throws std::invalid_argument, naming the form.
+  static Hold parse(std::string_view text);
+};
+
 /// Carries the faults out, once each, and reports every protocol point.
 /// Threads: passed() on any, begin_step() on the trainer's.
 class Faults {
  public:
-  Faults(std::vector<Fault> faults, const Report& report);
+  /// Does nothing more once the file `until` is there; empty: goes on to the end.
+  Faults(std::vector<Fault> faults, const Report& report, std::filesystem::path until = {});
   /// Training of `step` begins. Dies or stops here if a fault without a point says so.
   void begin_step(std::uint64_t step);
   /// A protocol point was passed. Dies or stops here if a fault names it and its step is reached:
   /// by the step that is staged for points of a round, by training for the others.
   void passed(const meshstage::PointEvent& event);
+  /// No fault comes any more.
+  [[nodiscard]] bool over() const;
 
  private:
   struct Armed {
@@ -42,6 +56,7 @@ class Faults {
 
   std::vector<Armed> armed_;
   const Report& report_;
+  std::filesystem::path until_;
   std::atomic<std::uint64_t> begun_ = 0;
 };
 

@@ -34,13 +34,14 @@ constexpr const char* kFooter =
 
 struct Command {
   trainer::TrainingOptions training;
-  std::vector<std::string> faults;
+  std::vector<std::string> faults, holds;
   std::uint64_t deadline_ms = 30'000;
   std::uint64_t forming_ms = 300'000;
   std::uint64_t block_kib = 4096;
   long parent = 0;
   std::string partners, device = "cpu";
   bool spare = false;
+  bool any_world = false;
   int copies = 1;
   int ranks_per_host = 1;
 
@@ -71,6 +72,13 @@ struct Command {
                    "Where the state lives: cpu, cuda (devices by the rank on its host), cuda:1; "
                    "computing stays on the host")
         ->capture_default_str();
+    app.add_option("--until", t.until, "End after this step; 0: after the last")
+        ->capture_default_str();
+    app.add_option("--load", t.load,
+                   "Begin with what --save of rank 0 wrote in a job without a mesh, of any number "
+                   "of ranks");
+    app.add_option("--load-own", t.load_own,
+                   "With --load: of what is each rank's own, begin with what this rank saved");
     app.add_option("--save", t.save, "Write the final state to this file (safetensors)");
     app.add_flag("--quiet", t.quiet, "Print nothing but errors");
     group(app.add_option("--job", c.job, "Name of the job; needed to go on after all ranks died"),
@@ -85,6 +93,9 @@ struct Command {
     group(app.add_option("--persist-every", c.persist_every,
                          "Every n-th complete staged step goes to disk; 0: never")
               ->capture_default_str(),
+          "Checkpoints");
+    group(app.add_flag("--any-world", any_world,
+                       "Go on from what another number of ranks left in --vault or --dir"),
           "Checkpoints");
     group(app.add_option("--trace", c.trace,
                          "Write what each rank does and when, for ui.perfetto.dev: trace.json "
@@ -120,6 +131,13 @@ struct Command {
                          "Kill or stop this process: kill@STEP as it begins to train STEP, "
                          "kill@STEP:POINT when it passes that protocol point from then on, "
                          "stop@STEP; repeatable"),
+          "Trying out faults");
+    group(app.add_option("--hold", holds,
+                         "STEP:FILE: as it begins STEP, keep all ranks busy until FILE is there; "
+                         "the same on all ranks; repeatable"),
+          "Trying out faults");
+    group(app.add_option("--faults-until", t.faults_until,
+                         "Once this file is there no --fault and no --hold comes any more"),
           "Trying out faults");
     group(app.add_option("--leave-out", t.leave_out,
                          "Do not stage this step, which then fails on all ranks; repeatable"),
@@ -161,7 +179,9 @@ struct Command {
       if (!c.environment) c.environment = meshstage::RankEnvironment::detect();
       training.device = meshstage::tools::choose_device(device, c.environment->local_rank);
     }
+    if (any_world) c.any_world = trainer::reshard_options();
     for (const auto& text : faults) training.faults.push_back(trainer::Fault::parse(text));
+    for (const auto& text : holds) training.holds.push_back(trainer::Hold::parse(text));
   }
 };
 

@@ -2,12 +2,16 @@
 
 #include <bit>
 #include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <functional>
 #include <string>
 #include <system_error>
 
+#include <meshstage/core/error/error.hpp>
 #include <meshstage/dtensor/node.hpp>
+
+#include "tools/trainer/saved_state.hpp"
 
 namespace trainer {
 namespace ms = meshstage;
@@ -39,6 +43,20 @@ void each_leaf(const ms::Dict& dict, const std::string& path,
 }
 
 std::int64_t as_signed(std::uint64_t bits) { return std::bit_cast<std::int64_t>(bits); }
+
+/// Other ranks have other values.
+bool is_own(const std::string& path) {
+  return path == "random.state" || path == "history.rank_loss";
+}
+
+// The data of what was saved under that path.
+std::span<const char> saved(const SavedState& state, const std::string& path, std::size_t bytes) {
+  const auto* entry = state.index.find(path);
+  if (entry == nullptr || state.data(*entry).size() != bytes) {
+    throw ms::CorruptData(path + " was not saved, or has another size");
+  }
+  return state.data(*entry);
+}
 
 }  // namespace
 
@@ -173,6 +191,37 @@ void TrainingState::save(const std::filesystem::path& file) {
   out << header << data;
   out.close();
   if (!out) throw std::system_error(errno, std::generic_category(), "writing " + file.string());
+}
+
+void TrainingState::load(const std::filesystem::path& of_root, const std::filesystem::path& own) {
+  const SavedState common(of_root);
+  std::optional<SavedState> own_part;
+  if (!own.empty()) own_part.emplace(own);
+  std::int64_t number = 0;
+  const auto read_number = [&number](const SavedState& from, const std::string& path) {
+    std::memcpy(&number, saved(from, path, sizeof number).data(), sizeof number);
+    return number;
+  };
+  each_leaf(dict_, "", [&](const std::string& path, const ms::Value& value) {
+    const auto* found = value.get_if<ms::Tensor>();
+    if (found == nullptr || (is_own(path) && !own_part)) return;
+    const ms::Tensor tensor = device_ ? device_->host(*found) : *found;
+    const auto data = saved(is_own(path) ? *own_part : common, path, tensor.nbytes());
+    std::memcpy(tensor.data<float>(), data.data(), data.size());
+  });
+  step = static_cast<std::uint64_t>(read_number(common, "step"));
+  if (own_part) random_ = std::bit_cast<std::uint64_t>(read_number(*own_part, "random.state"));
+  publish();
+  write_device();
+}
+
+ms::ReshardOptions reshard_options() {
+  ms::ReshardOptions options;
+  ms::dtensor::register_boxes(options.readers);
+  options.plain = [](const std::string& path) {
+    return is_own(path) ? ms::PlainKind::kPerRank : ms::PlainKind::kSame;
+  };
+  return options;
 }
 
 }  // namespace trainer

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include <meshstage/core/reshard/assembly.hpp>
 #include <meshstage/core/tree/value.hpp>
 
 #include "tools/device/device_state.hpp"
@@ -70,6 +71,10 @@ class TrainingState {
 
   /// Writes the dict as a safetensors file, each tensor under its path, the scalars as I64.
   void save(const std::filesystem::path& file);
+  /// Takes what rank 0 of a job without a mesh saved, and what is each rank's own (the random state
+  /// and `history.rank_loss`) from what this rank saved. `own` empty: this rank keeps its own.
+  /// Throws meshstage::NotFound, CorruptData.
+  void load(const std::filesystem::path& of_root, const std::filesystem::path& own);
 
  private:
   enum class What { kParameter, kMoment };
@@ -90,5 +95,9 @@ class TrainingState {
   std::span<float> losses_, rank_losses_;
   std::uint64_t random_ = 0;
 };
+
+/// How the states of a job go on with another number of ranks: what is each rank's own stays with
+/// its rank, everything else is the same on all.
+meshstage::ReshardOptions reshard_options();
 
 }  // namespace trainer

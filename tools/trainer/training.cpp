@@ -1,12 +1,15 @@
 #include "tools/trainer/training.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <sstream>
 #include <string>
+#include <system_error>
+#include <thread>
 
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/generation/number.hpp>
@@ -66,7 +69,7 @@ ModelSize size_for(const Text& text) {
 Training::Training(TrainingOptions options)
     : options_(std::move(options)),
       report_(options_.report),
-      faults_(options_.faults, report_),
+      faults_(options_.faults, report_, options_.faults_until),
       text_(Text::read(options_.text, 64)),
       model_(size_for(text_)) {
   gradient_.resize(model_.elements() + 1);
@@ -125,6 +128,7 @@ void Training::join() {
 void Training::start_anew() {
   state_.emplace(model_, options_.steps, options_.seed, checkpointer_->rank(),
                  sharding_ ? &*sharding_ : nullptr, options_.device);
+  if (!options_.load.empty()) state_->load(options_.load, options_.load_own);
 }
 
 void Training::recover() {
@@ -136,6 +140,7 @@ void Training::recover() {
                    .add("source", source)
                    .add("from", recovered.from_rank)
                    .add("generation", recovered.generation)
+                   .add("old_world", recovered.old_world_size)
                    .add("threads", count_threads())
                    .add("descriptors", count_descriptors()));
   if (options_.quiet || (recovered.step == 0 && lost_at_ == Clock::time_point())) return;
@@ -161,10 +166,12 @@ void Training::peer_is_lost(const ms::Error& error) {
 }
 
 void Training::train() {
-  while (state_->step < options_.steps) {
+  const std::uint64_t last = options_.until > 0 ? options_.until : options_.steps;
+  while (state_->step < last) {
     const auto start = Clock::now();
     report_.send(Line("begin").add("step", state_->step + 1));
     faults_.begin_step(state_->step + 1);
+    hold(state_->step + 1);
     train_step();
     const double taken = milliseconds_since(start);
     report_.send(Line("trained")
@@ -178,6 +185,24 @@ void Training::train() {
     say_step(taken);
   }
   settle(true);
+}
+
+void Training::hold(std::uint64_t step) {
+  for (const auto& hold : options_.holds) {
+    if (hold.step != step) continue;
+    settle(true);
+    report_.send(Line("held").add("step", step));
+    for (std::array<float, 1> there{}; there[0] == 0;) {
+      std::error_code ignored;
+      there[0] = std::filesystem::exists(hold.file, ignored) || faults_.over() ? 1.0F : 0.0F;
+      const auto group = checkpointer_->group();  // a call: the trainer works
+      if (group->size() > 1) {
+        ms::collectives::all_reduce(*group, std::span<float>(there),
+                                    ms::collectives::ReduceOp::kMax);
+      }
+      if (there[0] == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  }
 }
 
 void Training::train_step() {

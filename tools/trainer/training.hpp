@@ -28,8 +28,13 @@ struct TrainingOptions {
   meshstage::Device device;        ///< Where the tensors of the state are; the host computes.
   AdamW optimizer;
   meshstage::CheckpointerOptions checkpoint;
-  std::filesystem::path save;  ///< Where the final state goes; empty: nowhere.
+  std::filesystem::path save;      ///< Where the final state goes; empty: nowhere.
+  std::uint64_t until = 0;         ///< Train to this step alone; 0: to the last.
+  std::filesystem::path load;      ///< Begin with what rank 0 saved; empty: from the start.
+  std::filesystem::path load_own;  ///< Of that, what was saved of this rank; empty: nothing.
   std::vector<Fault> faults;
+  std::vector<Hold> holds;
+  std::filesystem::path faults_until;    ///< Once this file is there, no fault and no hold comes.
   std::vector<std::uint64_t> leave_out;  ///< Steps that this rank alone does not stage.
   int report = -1;                       ///< Descriptor; -1: none.
   bool quiet = false;                    ///< Say nothing on standard output.
@@ -53,6 +58,7 @@ class Training {
   void join();
   void recover();
   void train();
+  void hold(std::uint64_t step);
   void train_step();
   void start_anew();
   void peer_is_lost(const meshstage::Error& error);
