@@ -108,11 +108,45 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--kill", "all@500"}, "there is no step 500"},
       {{"--kill", "1@5:"}, "there is no protocol point ''; points are formed, claimed,"},
       {{"--kill", "1@5:teatime"}, "there is no protocol point 'teatime'"},
-      {{"--stop", "all@5"}, "--stop all@5: if all ranks hang nobody notices; write RANK@STEP"},
+      {{"--stop", "all@5:finishing"}, "--stop all@5:finishing: ranks that are finishing may end"},
+      {{"--stop", "1@5:wake"}, "there is no protocol point 'wake'"},
+      {{"--stop", "all@5:wake:voted"},
+       "'voted' is one word too many; write RANK@STEP[:POINT] or all"},
+      {{"--restart", "5"},
+       "--restart 5: write all@STEP[:POINT][:rotate|:ranks=N], for example --restart all@87"},
+      {{"--restart", "1@5"}, "--restart 1@5: a restart is one of all ranks; write all@STEP"},
+      {{"--restart", "all@5:turn"}, "there is no protocol point 'turn'"},
+      {{"--restart", "all@5:voted:voted"}, "'voted' is one word too many"},
+      {{"--restart", "all@5:rotate:ranks=3"}, "'ranks=3' is one word too many"},
+      {{"--restart", "all@5:ranks="}, "--restart all@5:ranks=: write ranks=N, N from 1 to 64"},
+      {{"--restart", "all@5:ranks=65"}, "write ranks=N, N from 1 to 64"},
+      {{"--restart", "all@5:ranks=4"}, "--restart all@5:ranks=4: the job has 4 ranks by then"},
+      {{"--restart", "all@5:ranks=2", "--restart", "all@9:ranks=2"}, "the job has 2 ranks by then"},
+      {{"--restart", "all@5:ranks=2", "--copies", "2"}, "2 copies of each of 2 ranks: use 1"},
+      {{"--restart", "all@5:ranks=2", "--mesh", "2,2"}, "a mesh says the number of ranks"},
+      {{"--restart", "all@5:ranks=2", "--device", "cuda"},
+       "states on devices are not put together"},
+      {{"--restart", "all@5:ranks=2", "--restart", "all@9:rotate"},
+       "a drill has either rotate or ranks=N"},
+      {{"--restart", "all@5:rotate", "--ranks-per-host", "4", "--partners", "ring"},
+       "there is one host; give more --ranks, or fewer --ranks-per-host"},
+      {{"--restart", "all@5:ranks=2", "--kill", "3@9"},
+       "--kill 3@9: there is no rank 3 by then; ranks are 0 to 1"},
+      {{"--restart", "all@5:ranks=2", "--kill", "1+2@5"}, "there is no rank 2 by then"},
+      {{"--restart", "all@9:ranks=6", "--kill", "5@8"}, "there is no rank 5 by then"},
+      {{"--restart", "all@9:ranks=6", "--kill", "5@9"}, "there is no rank 5 by then"},
+      {{"--restart", "all@9:ranks=6", "--kill", "6@10"}, "there is no rank 6; ranks are 0 to 5"},
+      {{"--twice", "x"}, "--twice x: 'x' is no step; write STEP"},
+      {{"--twice", "all@5"}, "'all@5' is no step"},
+      {{"--twice", "0"}, "--twice 0: there is no step 0; steps are 1 to 200"},
+      {{"--twice", "7", "--twice", "7"}, "--twice 7: is given twice"},
+      {{"--restarts", "0"}, "--restarts 0: write a number from 1 to 1000"},
+      {{"--restarts", "-1"}, "--restarts: -1: write a whole number"},
       {{"--stop", "0@5", "--ranks", "1"}, "--stop needs another rank that notices"},
       {{"--lose", "9@5"}, "there is no rank 9"},
       {{"--kills", "0"}, "--kills 0: write a number from 1 to 1000"},
-      {{"--seed", "3"}, "--seed draws the kills of --kills: give both, --kills 3 --seed 1"},
+      {{"--seed", "3"},
+       "--seed draws the faults of --kills and --restarts: give both, --kills 3 --seed 1"},
       {{"--text", "/nowhere/at-all"}, "--text /nowhere/at-all: there is no such file to read"},
       {{"--text", "/"}, "--text /: there is no such file to read"},
       {{"--text", "/dev/null"}, "--text /dev/null: there is no such file to read"},
@@ -156,6 +190,41 @@ TEST_CASE("Faults are taken as typed, in the order of their steps") {
   CHECK(parsed.arguments.deadline_ms == 2000);
   CHECK(parsed.arguments.persist_every == 4);
   CHECK(parse({"--lose", "all@60"}).arguments.persist_every == 1);
+}
+
+TEST_CASE("Faults of the whole job are taken as typed") {
+  const std::vector<std::string> typed{"--restart all@10", "--restart all@20:voted:rotate",
+                                       "--stop all@30:chunk-sent:wake", "--twice 40",
+                                       "--stop all@50"};
+  const Parsed parsed = parse({"--stop", "all@50", "--stop", "all@30:chunk-sent:wake", "--twice",
+                               "40", "--restart", "all@20:voted:rotate", "--restart", "all@10"});
+  REQUIRE(parsed.complaint.empty());
+  std::vector<std::string> text;
+  for (const auto& fault : parsed.arguments.faults) text.push_back(fault.text());
+  CHECK(text == typed);
+  CHECK(parsed.arguments.moves_ranks());
+  CHECK_FALSE(parsed.arguments.changes_world());
+  CHECK(parsed.arguments.deadline_ms == 2000);
+  CHECK(parse({"--restart", "all@10"}).arguments.deadline_ms == 15'000);
+  // One rank is enough where all hang, and where nobody does.
+  CHECK(parse({"--ranks", "1", "--stop", "all@10:wake", "--twice", "20"}).complaint.empty());
+
+  const Parsed worlds = parse({"--restart", "all@60:ranks=6", "--restart", "all@20:voted:ranks=3",
+                               "--kill", "3@19", "--kill", "2@20", "--kill", "5@61"});
+  REQUIRE(worlds.complaint.empty());
+  CHECK(worlds.arguments.worlds() == std::vector<int>{4, 3, 6});
+  CHECK(worlds.arguments.changes_world());
+  CHECK_FALSE(worlds.arguments.moves_ranks());
+  CHECK(worlds.arguments.holders(3) == meshstage::Holders{{1}, {2}, {0}});
+}
+
+TEST_CASE("Starts of the job have names where one may meet another") {
+  CHECK_FALSE(parse({"--kill", "all@10"}).arguments.starts_are_named());
+  CHECK_FALSE(parse({"--stop", "1@10"}).arguments.starts_are_named());
+  for (const std::vector<std::string>& fault : std::vector<std::vector<std::string>>{
+           {"--restart", "all@10"}, {"--stop", "all@10"}, {"--twice", "10"}}) {
+    CHECK(parse(fault).arguments.starts_are_named());
+  }
 }
 
 TEST_CASE("Several ranks may go down at once, and what is left is persisted where it must be") {
@@ -239,6 +308,43 @@ TEST_CASE("Random kills follow from the seed, exist, and no staged step is left 
   CHECK(all.size() > 500);
 }
 
+TEST_CASE("Random faults of the whole job follow from the seed, and can be typed together") {
+  std::set<std::string> kinds;
+  for (int seed = 1; seed <= 60; ++seed) {
+    const std::string ranks = std::to_string(1 + seed % 5);
+    const std::vector<std::string> drawn{
+        "--ranks", ranks,     "--steps", "60",     "--restarts",
+        "5",       "--kills", "2",       "--seed", std::to_string(seed)};
+    const Parsed parsed = parse(drawn);
+    INFO(parsed.complaint);
+    REQUIRE(parsed.complaint.empty());
+    REQUIRE(parsed.arguments.faults.size() == 7);
+    std::vector<std::string> typed{"--ranks", ranks, "--steps", "60"};
+    for (const auto& fault : parsed.arguments.faults) {
+      const std::string text = fault.text();
+      const auto space = text.find(' ');
+      typed.push_back(text.substr(0, space));
+      typed.push_back(text.substr(space + 1));
+      if (fault.of_all() || fault.how == How::kTwice) {
+        kinds.insert(std::string(to_string(fault.how)) + (fault.rotate ? " rotate" : "") +
+                     (fault.ranks > 0 ? " ranks" : "") + (fault.wake ? " wake" : ""));
+      }
+    }
+    const Parsed again = parse(typed);
+    INFO(again.complaint);
+    REQUIRE(again.complaint.empty());
+    std::multiset<std::string> one;
+    std::multiset<std::string> other;
+    for (const auto& fault : parsed.arguments.faults) one.insert(fault.text());
+    for (const auto& fault : again.arguments.faults) other.insert(fault.text());
+    REQUIRE(one == other);
+    for (const auto& fault : parse(drawn).arguments.faults) one.erase(one.find(fault.text()));
+    REQUIRE(one.empty());
+  }
+  CHECK(kinds == std::set<std::string>{"restart", "restart rotate", "restart ranks", "stop",
+                                       "stop wake", "twice"});
+}
+
 TEST_CASE("The help names every option and ends with an example") {
   CLI::App app{"", "meshstage"};
   add_drill_command(app);
@@ -251,6 +357,7 @@ TEST_CASE("The help names every option and ends with an example") {
                            "--text",        "--dir",      "--json",
                            "--kill",        "--kills",    "--seed",
                            "--stop",        "--lose",     "--leave-out",
+                           "--restart",     "--restarts", "--twice",
                            "Example:",      "Exit code:"}) {
     INFO(word);
     CHECK(out.str().find(word) != std::string::npos);

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
+#include <sys/inotify.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -10,6 +11,7 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
@@ -123,6 +125,29 @@ TemporaryDirectory::~TemporaryDirectory() {
 std::vector<std::string> TemporaryDirectory::entries() const {
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(path_)) names.push_back(entry.path().filename());
+  return names;
+}
+
+CreatedNames::CreatedNames(const fs::path& directory)
+    : watch_(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC)) {
+  if (watch_ < 0 || ::inotify_add_watch(watch_, directory.c_str(), IN_CREATE) < 0) {
+    throw std::system_error(errno, std::generic_category(), "inotify");
+  }
+}
+
+CreatedNames::~CreatedNames() { ::close(watch_); }
+
+std::vector<std::string> CreatedNames::read() const {
+  std::vector<std::string> names;
+  alignas(inotify_event) std::array<char, 65536> buffer{};
+  for (ssize_t n = 0; (n = ::read(watch_, buffer.data(), buffer.size())) > 0;) {
+    for (ssize_t at = 0; at < n;) {
+      inotify_event event{};
+      std::memcpy(&event, buffer.data() + at, sizeof event);
+      names.emplace_back(buffer.data() + at + sizeof event);
+      at += static_cast<ssize_t>(sizeof event + event.len);
+    }
+  }
   return names;
 }
 

@@ -35,6 +35,21 @@ class TemporaryDirectory {
   std::filesystem::path path_;
 };
 
+/// The names that are created in a directory from now on: a drill's job is called after the
+/// directory that it makes there.
+class CreatedNames {
+ public:
+  explicit CreatedNames(const std::filesystem::path& directory);
+  ~CreatedNames();
+  CreatedNames(const CreatedNames&) = delete;
+  CreatedNames& operator=(const CreatedNames&) = delete;
+  /// Since the last call.
+  [[nodiscard]] std::vector<std::string> read() const;
+
+ private:
+  int watch_ = -1;
+};
+
 /// Command lines of living processes that contain `text`.
 std::vector<std::string> processes_with(const std::string& text);
 

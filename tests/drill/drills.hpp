@@ -1,6 +1,6 @@
 // Drills as a user types them, for tests: real processes, real signals, and nothing left behind.
 #pragma once
-#include <set>
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -14,32 +14,38 @@ namespace drill_runs {
 
 using Words = std::vector<std::string>;
 
-/// Jobs of drills whose vaults nobody owns any more: a drill may leave none. Those of a drill that
-/// runs beside this test have owners.
-inline std::set<std::string> vaults() {
-  std::set<std::string> dead;
-  std::set<std::string> living;
+/// Vaults in shared memory of the job of that name.
+inline std::vector<std::string> vaults_of(const std::string& job) {
+  std::vector<std::string> found;
   for (const auto& vault : meshstage::list_vaults("/dev/shm")) {
-    if (vault.job.rfind("drill-", 0) == 0) (vault.owner_alive ? living : dead).insert(vault.job);
+    if (vault.job != job) continue;
+    found.push_back(job + ", rank " + std::to_string(vault.rank) + ", incarnation " +
+                    std::to_string(vault.incarnation));
   }
-  for (const auto& job : living) dead.erase(job);
-  return dead;
+  return found;
 }
 
-/// A short drill with these options, and further variables of its environment; checks that nothing
-/// is left, whatever came of it.
+/// Runs the command with its files below `directory`, and checks that no process, no vault of its
+/// jobs and no file is left, whatever came of it. Drills that run beside it are no matter.
+inline Outcome clean_run(const TemporaryDirectory& directory, const Words& words,
+                         std::chrono::seconds limit, const Words& environment = {},
+                         const std::string& interrupt_when = {}) {
+  const CreatedNames names(directory.path());
+  Outcome outcome = run(MESHSTAGE_COMMAND, words, limit, environment, interrupt_when);
+  INFO("stderr: " << outcome.err << "\nstdout: " << outcome.out);
+  CHECK_FALSE(outcome.timed_out);
+  CHECK(processes_with(directory.path()).empty());
+  for (const auto& job : names.read()) CHECK(vaults_of(job) == std::vector<std::string>());
+  CHECK(directory.entries().empty());
+  return outcome;
+}
+
+/// A short drill with these options, and further variables of its environment.
 inline Outcome drill(const TemporaryDirectory& directory, const Words& options,
                      const Words& environment = {}) {
   Words words{"drill", "--dir", directory.path(), "--timeout", "100"};
   words.insert(words.end(), options.begin(), options.end());
-  const auto before = vaults();
-  Outcome outcome = run(MESHSTAGE_COMMAND, words, std::chrono::seconds(240), environment);
-  INFO("stderr: " << outcome.err << "\nstdout: " << outcome.out);
-  CHECK_FALSE(outcome.timed_out);
-  CHECK(processes_with(directory.path()).empty());
-  CHECK(vaults() == before);
-  CHECK(directory.entries().empty());
-  return outcome;
+  return clean_run(directory, words, std::chrono::seconds(240), environment);
 }
 
 /// The same with --json, which must be identical; its object.

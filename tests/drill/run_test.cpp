@@ -6,12 +6,13 @@
 
 namespace {
 
+using drill_runs::clean_run;
 using drill_runs::drill;
 using drill_runs::identical;
 using drill_runs::Outcome;
 using drill_runs::run;
 using drill_runs::TemporaryDirectory;
-using drill_runs::vaults;
+using drill_runs::vaults_of;
 using drill_runs::Words;
 using nlohmann::json;
 
@@ -250,21 +251,15 @@ TEST_CASE("A fault that cannot come makes the drill fail and is named") {
 
 TEST_CASE("An interrupted drill takes everything down with it") {
   const TemporaryDirectory directory;
-  const auto before = vaults();
-  const Outcome outcome =
-      run(MESHSTAGE_COMMAND,
-          {"drill", "--dir", directory.path(), "--steps", "100000", "--kill", "0@99999"},
-          std::chrono::seconds(60), {}, "undisturbed");
+  const Outcome outcome = clean_run(
+      directory, {"drill", "--dir", directory.path(), "--steps", "100000", "--kill", "0@99999"},
+      std::chrono::seconds(60), {}, "undisturbed");
   INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
   CHECK(outcome.code == 130);
-  CHECK(drill_runs::processes_with(directory.path()).empty());
-  CHECK(vaults() == before);
-  CHECK(directory.entries().empty());
 }
 
 TEST_CASE("The trainer runs under mpirun as it stands") {
   const TemporaryDirectory directory;
-  const auto before = vaults();
   const std::string at = directory.path();
   const Outcome outcome = run(
       "mpirun",
@@ -274,5 +269,5 @@ TEST_CASE("The trainer runs under mpirun as it stands") {
   INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
   CHECK(outcome.code == 0);
   CHECK(outcome.out.find("step   30/30  loss ") != std::string::npos);
-  CHECK(vaults() == before);
+  CHECK(vaults_of("drill-mpirun").empty());
 }

@@ -80,6 +80,34 @@ TEST_CASE("A death is told in one line") {
         std::string::npos);
 }
 
+TEST_CASE("What becomes of a whole job is told in one line") {
+  Death death = example_death();
+  const auto told = [&death](const std::string& fault, How how, int old_world = 0) {
+    death.fault = parse_fault(how, fault, 4, 200);
+    death.old_world = old_world;
+    return death.text();
+  };
+  death.source = "own memory";
+  CHECK(
+      told("all@87", How::kRestart) ==
+      "all ranks killed at step 87, receiving chunk 3/11 | the job was started anew | step 85 from "
+      "their own memory | 2 steps redone");
+  death.source = "holder memory";
+  CHECK(
+      told("all@87:rotate", How::kRestart) ==
+      "all ranks killed at step 87, receiving chunk 3/11 | the job was started anew, each rank on "
+      "the next host | step 85 from each other's memory | 2 steps redone");
+  death.source = "disk";
+  CHECK(told("all@87:ranks=1", How::kRestart, 4)
+            .find("| the job was started anew, as 1 rank | step 85 put together from 4 ranks' "
+                  "files |") != std::string::npos);
+  death.woken = "the old processes were killed";
+  CHECK(
+      told("all@87", How::kStop) ==
+      "all ranks stopped at step 87, receiving chunk 3/11 | the job was started anew beside them | "
+      "step 85 from disk | 2 steps redone | the old processes were killed");
+}
+
 TEST_CASE("Of two that die together the one that nobody names was noticed with the other") {
   const Death named = example_death();  // rank 2, noticed by 0, 1 and 3
   Death named_now = named;
@@ -136,7 +164,7 @@ TEST_CASE("The object of --json has the documented fields, in order") {
       nlohmann::ordered_json::parse(to_json_text(arguments, verdict)).dump() ==
       R"({"ranks":4,"steps":200,"every":5,"device":"cpu","kills":[{"rank":2,"step":87,"point":"chunk-received",)"
       R"("how":"kill","detected_ms":6.0,"generation":2,"recovered_step":85,)"
-      R"("source":"holder memory","holder":0,"resume_ms":40.0}],"identical":true,"grown":[],)"
+      R"("source":"holder memory","holder":0,"resume_ms":40.0}],"identical":true,"grown":[],"wrong":[],)"
       R"("final_loss":2.25,)"
       R"("stage_ms":{"median":2.0,"max":3.0},"replicate_ms":{"median":5.0,"max":5.0},)"
       R"("step_ms":{"median":4.0},"vault_bytes":700})");
@@ -154,8 +182,34 @@ TEST_CASE("The object of --json has the documented fields, in order") {
   verdict.result.grown = {"rank 1 has 12 threads in generation 3, 11 before"};
   CHECK_FALSE(verdict.good());
   verdict.result.grown.clear();
+  verdict.result.wrong = {"step 4 was recovered, though step 8 was complete"};
+  CHECK_FALSE(verdict.good());
+  verdict.result.wrong.clear();
   verdict.result.never_happened.push_back(example_death().fault);
   CHECK_FALSE(verdict.good());
+}
+
+TEST_CASE("--json says of a fault of the whole job how it came back") {
+  Verdict verdict;
+  Death death = example_death();
+  const auto written = [&](const std::string& fault, How how) {
+    death.fault = parse_fault(how, fault, 4, 200);
+    verdict.result.deaths = {death};
+    return nlohmann::json::parse(to_json_text(Arguments(), verdict)).at("kills").at(0);
+  };
+  CHECK(written("all@87", How::kRestart).at("how") == "restart");
+  CHECK_FALSE(written("all@87", How::kRestart).contains("seats"));
+  CHECK_FALSE(written("all@87", How::kRestart).contains("ranks"));
+  CHECK(written("all@87:rotate", How::kRestart).at("seats") == "next host");
+  CHECK(written("all@87:ranks=3", How::kRestart).at("ranks") == 3);
+  CHECK(written("all@87", How::kStop).at("old_processes") == "killed");
+  CHECK(written("all@87:wake", How::kStop).at("old_processes") == "fenced");
+  CHECK_FALSE(written("1@87", How::kStop).contains("old_processes"));
+  verdict.result.second_starts = {{40, 4, 812.5}};
+  verdict.result.worlds = {{4, 0}, {3, 85}};
+  const auto object = nlohmann::json::parse(to_json_text(Arguments(), verdict));
+  CHECK(object.at("second_starts").dump() == R"([{"refused_ms":812.5,"step":40}])");
+  CHECK(object.at("worlds").dump() == R"([{"from_step":0,"ranks":4},{"from_step":85,"ranks":3}])");
 }
 
 TEST_CASE("The first difference of two saved states is named by step or element, to the last bit") {

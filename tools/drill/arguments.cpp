@@ -3,7 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
+#include <set>
 #include <system_error>
 
 #include <fmt/format.h>
@@ -11,51 +11,37 @@
 #include <CLI/CLI.hpp>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/protocol/points.hpp>
 #include <meshstage/mesh/device_mesh.hpp>
 #include <meshstage/mesh/replicated.hpp>
 
 #include "tools/command/command.hpp"
+#include "tools/drill/numbers.hpp"
 #include "tools/trainer/sharding.hpp"
 #include "tools/trainer/text.hpp"
 
 namespace meshstage::tools::drill {
 namespace {
 
-constexpr int kMostRanks = 64;
 constexpr unsigned kMostConnections = 16;  // the library's
 constexpr std::uint64_t kMostSteps = 100'000;
 constexpr std::size_t kShortestText = 64;
-
-std::vector<std::string_view> point_names() {
-  std::vector<std::string_view> names;
-  for (const auto point : protocol::all_points()) names.push_back(protocol::to_string(point));
-  return names;
-}
-
-std::optional<std::uint64_t> parse_number(std::string_view text) {
-  std::uint64_t number = 0;
-  const auto* end = text.data() + text.size();
-  const auto [after, error] = std::from_chars(text.data(), end, number);
-  if (text.empty() || error != std::errc() || after != end) return std::nullopt;
-  return number;
-}
 
 [[noreturn]] void refuse(const std::string& what) { throw InvalidArgument(what); }
 
 /// Whether some rank goes together with all its holders, or with a lender of what they
 /// have, so that no memory has its image.
-bool leaves_disk_alone(const Fault& fault, const Arguments& a) {
+bool leaves_disk_alone(const Fault& fault, const Arguments& a, int world) {
   const auto goes = [&fault](int rank) {
     return !fault.rank || *fault.rank == rank ||
            std::find(fault.with.begin(), fault.with.end(), rank) != fault.with.end();
   };
-  const Holders holders = a.holders();
-  const auto lenders = a.lenders();
+  const Holders holders = a.holders(world);
+  const auto lenders = a.lenders();  // all empty where the number of ranks changes
   for (std::size_t owner = 0; owner < holders.size(); ++owner) {
     if (goes(static_cast<int>(owner)) &&
         (std::all_of(holders[owner].begin(), holders[owner].end(), goes) ||
-         std::any_of(lenders[owner].begin(), lenders[owner].end(), goes))) {
+         (owner < lenders.size() &&
+          std::any_of(lenders[owner].begin(), lenders[owner].end(), goes)))) {
       return true;
     }
   }
@@ -80,29 +66,82 @@ std::pair<int, std::uint64_t> parse_left_out(std::string_view text, const Argume
   return {static_cast<int>(*rank), step};
 }
 
+/// The fewest ranks that the job may have as it comes to that step.
+int fewest_ranks_at(const Arguments& a, std::uint64_t step) {
+  int fewest = a.ranks;
+  for (const auto& fault : a.faults) {
+    if (fault.ranks == 0 || fault.step > step) continue;
+    fewest = fault.step < step ? fault.ranks : std::min(fewest, fault.ranks);
+  }
+  return fewest;
+}
+
+/// What a restart asks for can be had.
+void check_restart(const Fault& fault, int world, const Arguments& a) {
+  const std::string option = fault.text();
+  if (fault.rotate && a.hosts() < 2) {
+    refuse(option + ": there is one host; give more --ranks, or fewer --ranks-per-host");
+  }
+  if (fault.ranks == 0) return;
+  if (a.moves_ranks()) refuse(option + ": a drill has either rotate or ranks=N");
+  if (!a.mesh.empty()) refuse(option + ": a mesh says the number of ranks; leave --mesh out");
+  if (a.device != "cpu") {
+    refuse(option + ": states on devices are not put together anew; leave --device out");
+  }
+  if (fault.ranks == world) refuse(fmt::format("{}: the job has {} ranks by then", option, world));
+  (void)a.holders(fault.ranks);  // says why not, and what would be
+}
+
+/// The faults fit together; they ascend by step.
+void check_together(const Arguments& a) {
+  int world = a.ranks;
+  std::set<std::uint64_t> second_starts;
+  for (const auto& fault : a.faults) {
+    if (fault.how == How::kRestart) check_restart(fault, world, a);
+    if (fault.ranks > 0) world = fault.ranks;
+    if (fault.how == How::kTwice && !second_starts.insert(fault.step).second) {
+      refuse(fault.text() + ": is given twice");
+    }
+    if (!fault.rank) continue;
+    const int fewest = fewest_ranks_at(a, fault.step);
+    const int last =
+        std::max(*fault.rank,
+                 fault.with.empty() ? 0 : *std::max_element(fault.with.begin(), fault.with.end()));
+    if (last >= fewest) {
+      refuse(fmt::format("{}: there is no rank {} by then; ranks are 0 to {}", fault.text(), last,
+                         fewest - 1));
+    }
+    if (fault.how == How::kStop && fewest == 1) {
+      refuse("--stop needs another rank that notices: give --ranks 2 or more");
+    }
+  }
+}
+
 }  // namespace
 
-std::string_view to_string(How how) noexcept {
-  switch (how) {
-    case How::kKill:
-      return "kill";
-    case How::kStop:
-      return "stop";
-    case How::kLose:
-      return "lose";
+Holders Arguments::holders(int of_ranks) const {
+  if (of_ranks == 1) return Holders(1);
+  return make_holders(FailureDomains::uniform(of_ranks, ranks_per_host), partners);
+}
+
+bool Arguments::moves_ranks() const {
+  return std::any_of(faults.begin(), faults.end(), [](const Fault& f) { return f.rotate; });
+}
+
+bool Arguments::starts_are_named() const {
+  return std::any_of(faults.begin(), faults.end(), [](const Fault& f) {
+    return f.how == How::kRestart || f.how == How::kTwice || (f.how == How::kStop && !f.rank);
+  });
+}
+
+bool Arguments::changes_world() const { return worlds().size() > 1; }
+
+std::vector<int> Arguments::worlds() const {
+  std::vector<int> all{ranks};
+  for (const auto& fault : faults) {
+    if (fault.ranks > 0) all.push_back(fault.ranks);
   }
-  return "?";
-}
-
-std::string Fault::text() const {
-  std::string who = rank ? std::to_string(*rank) : "all";
-  for (const int other : with) who += "+" + std::to_string(other);
-  return fmt::format("--{} {}@{}{}{}", to_string(how), who, step, point.empty() ? "" : ":", point);
-}
-
-Holders Arguments::holders() const {
-  if (ranks == 1) return Holders(1);
-  return make_holders(FailureDomains::uniform(ranks, ranks_per_host), partners);
+  return all;
 }
 
 std::vector<std::vector<int>> Arguments::lenders() const {
@@ -122,66 +161,6 @@ std::vector<std::vector<int>> Arguments::lenders() const {
     ranks_of_one.erase(std::unique(ranks_of_one.begin(), ranks_of_one.end()), ranks_of_one.end());
   }
   return out;
-}
-
-Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps) {
-  const std::string option = fmt::format("--{} {}", to_string(how), text);
-  const char* form = how == How::kStop
-                         ? "RANK@STEP[:POINT]"
-                         : "RANK@STEP[:POINT], RANK+RANK@STEP[:POINT] or all@STEP[:POINT]";
-  const auto at = text.find('@');
-  if (at == std::string_view::npos) {
-    refuse(fmt::format("{}: write {}, for example --{} 2@87", option, form, to_string(how)));
-  }
-  const std::string_view who = text.substr(0, at);
-  std::string_view when = text.substr(at + 1);
-  Fault fault;
-  fault.how = how;
-  const auto colon = when.find(':');
-  if (colon != std::string_view::npos) {
-    fault.point = when.substr(colon + 1);
-    when = when.substr(0, colon);
-    if (!protocol::parse_point(fault.point)) {
-      refuse(fmt::format("{}: there is no protocol point '{}'; points are {}", option, fault.point,
-                         fmt::join(point_names(), ", ")));
-    }
-  }
-  if (who == "all") {
-    if (how == How::kStop) refuse(option + ": if all ranks hang nobody notices; write RANK@STEP");
-  } else {
-    for (std::string_view rest = who;;) {
-      const auto plus = rest.find('+');
-      const std::string_view one = rest.substr(0, plus);
-      const auto rank = parse_number(one);
-      if (!rank) refuse(fmt::format("{}: '{}' is no rank; write {}", option, one, form));
-      if (*rank >= static_cast<std::uint64_t>(ranks)) {
-        refuse(fmt::format("{}: there is no rank {}; ranks are 0 to {}", option, *rank, ranks - 1));
-      }
-      const int number = static_cast<int>(*rank);
-      if (fault.rank == number ||
-          std::find(fault.with.begin(), fault.with.end(), number) != fault.with.end()) {
-        refuse(fmt::format("{}: rank {} is named twice", option, number));
-      }
-      if (!fault.rank) {
-        fault.rank = number;
-      } else {
-        fault.with.push_back(number);
-      }
-      if (plus == std::string_view::npos) break;
-      rest.remove_prefix(plus + 1);
-    }
-    if (how == How::kStop && !fault.with.empty()) {
-      refuse(option + ": one rank hangs at a time; write " + form);
-    }
-  }
-  const auto step = parse_number(when);
-  if (!step) refuse(fmt::format("{}: '{}' is no step; write {}", option, when, form));
-  // Step 0 is the one that all begin with: it is staged and not trained.
-  if ((*step == 0 && fault.point.empty()) || *step > steps) {
-    refuse(fmt::format("{}: there is no step {}; steps are 1 to {}", option, *step, steps));
-  }
-  fault.step = *step;
-  return fault;
 }
 
 void ArgumentParser::add_to(CLI::App& command) {
@@ -239,7 +218,9 @@ void ArgumentParser::add_to(CLI::App& command) {
   command
       .add_option("--stop", stops_,
                   "RANK@STEP[:POINT]: SIGSTOP, so RANK hangs; another process\n"
-                  "replaces it, then it is woken up; repeatable")
+                  "replaces it, then it is woken up; all@STEP[:POINT]: all hang,\n"
+                  "the job is started anew beside them, then they are killed,\n"
+                  "or with :wake woken up; repeatable")
       ->type_name("R@S[:P]");
   command
       .add_option("--lose", loses_,
@@ -248,13 +229,31 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "the disk is left; repeatable")
       ->type_name("R@S[:P]");
   command
+      .add_option("--restart", restarts_,
+                  "all@STEP[:POINT]: SIGKILL to all once one of them is there,\n"
+                  "and the job is started anew; with :rotate each rank then\n"
+                  "sits on the next host, with :ranks=N there are N ranks;\n"
+                  "repeatable")
+      ->type_name("all@S[:P]");
+  command
+      .add_option("--twice", twice_,
+                  "STEP: the job is started a second time, beside the healthy\n"
+                  "one, which must refuse that; repeatable")
+      ->type_name("S");
+  command
       .add_option("--leave-out", left_out_,
                   "RANK@STEP: RANK alone does not stage STEP, which then fails\n"
                   "on all ranks; repeatable")
       ->type_name("R@S");
   command.add_option("--kills", random_kills_, "This many kills at random ranks, steps and points")
       ->check(whole_number());
-  command.add_option("--seed", seed_, "Random seed of --kills (default: 1)")->check(whole_number());
+  command
+      .add_option("--restarts", random_restarts_,
+                  "This many random faults of the whole job: restarts, stops of\n"
+                  "all, second starts")
+      ->check(whole_number());
+  command.add_option("--seed", seed_, "Random seed of --kills and --restarts (default: 1)")
+      ->check(whole_number());
   command
       .add_option("--persist-every", persist_every_,
                   "Every n-th complete staged step goes to disk\n(default: 4; 1 with --lose all)")
@@ -305,10 +304,14 @@ void ArgumentParser::check_numbers() const {
   if (deadline_ms_ && (*deadline_ms_ < 100 || *deadline_ms_ > 600'000)) {
     refuse(fmt::format("--deadline-ms {}: write a number from 100 to 600000", *deadline_ms_));
   }
-  if (seed_ && !random_kills_)
-    refuse("--seed draws the kills of --kills: give both, --kills 3 --seed 1");
-  if (random_kills_ && (*random_kills_ < 1 || *random_kills_ > 1000)) {
-    refuse(fmt::format("--kills {}: write a number from 1 to 1000", *random_kills_));
+  if (seed_ && !random_kills_ && !random_restarts_) {
+    refuse("--seed draws the faults of --kills and --restarts: give both, --kills 3 --seed 1");
+  }
+  for (const auto& [name, count] :
+       {std::pair{"--kills", random_kills_}, std::pair{"--restarts", random_restarts_}}) {
+    if (count && (*count < 1 || *count > 1000)) {
+      refuse(fmt::format("{} {}: write a number from 1 to 1000", name, *count));
+    }
   }
 }
 
@@ -344,27 +347,41 @@ void ArgumentParser::place(Arguments& a) const {
   (void)a.holders();  // says why not, and what would be
 }
 
-Arguments ArgumentParser::complete() const {
-  check_numbers();
-  Arguments a = given_;
-  place(a);
-  const auto add = [&a](How how, const std::vector<std::string>& texts) {
-    for (const auto& text : texts) a.faults.push_back(parse_fault(how, text, a.ranks, a.steps));
+void ArgumentParser::take_faults(Arguments& a) const {
+  const auto append = [&a](const std::vector<Fault>& more) {
+    a.faults.insert(a.faults.end(), more.begin(), more.end());
+  };
+  // Of these follows which ranks there are.
+  for (const auto& text : restarts_) {
+    a.faults.push_back(parse_fault(How::kRestart, text, a.ranks, a.steps));
+  }
+  if (random_restarts_) {
+    append(random_restarts(*random_restarts_, seed_.value_or(1), a, random_kills_.value_or(0)));
+  }
+  const auto worlds = a.worlds();
+  const int most = *std::max_element(worlds.begin(), worlds.end());
+  const auto add = [&](How how, const std::vector<std::string>& texts) {
+    for (const auto& text : texts) a.faults.push_back(parse_fault(how, text, most, a.steps));
   };
   add(How::kKill, kills_);
   add(How::kStop, stops_);
   add(How::kLose, loses_);
-  if (!stops_.empty() && a.ranks == 1) {
-    refuse("--stop needs another rank that notices: give --ranks 2 or more");
-  }
+  add(How::kTwice, twice_);
   if (random_kills_) {
-    const auto more = random_kills(*random_kills_, seed_.value_or(1), a);
-    a.faults.insert(a.faults.end(), more.begin(), more.end());
+    append(random_kills(*random_kills_, seed_.value_or(1), a, random_restarts_.value_or(0)));
   }
   if (a.faults.empty()) a.faults.push_back(default_fault(a));
-  for (const auto& text : left_out_) a.leave_out.push_back(parse_left_out(text, a));
   std::stable_sort(a.faults.begin(), a.faults.end(),
                    [](const Fault& x, const Fault& y) { return x.step < y.step; });
+  check_together(a);
+}
+
+Arguments ArgumentParser::complete() const {
+  check_numbers();
+  Arguments a = given_;
+  place(a);
+  take_faults(a);
+  for (const auto& text : left_out_) a.leave_out.push_back(parse_left_out(text, a));
   a.text = find_text();
   std::error_code error;
   if (!a.directory.empty()) {
@@ -380,11 +397,16 @@ Arguments ArgumentParser::complete() const {
     refuse(fmt::format("--trace {}: cannot be written: name a file in a directory that exists",
                        a.trace.string()));
   }
+  const auto worlds = a.worlds();
   const bool disk_alone = std::any_of(a.faults.begin(), a.faults.end(), [&](const Fault& f) {
-    return f.how == How::kLose && leaves_disk_alone(f, a);
+    return f.how == How::kLose && std::any_of(worlds.begin(), worlds.end(), [&](int world) {
+             return leaves_disk_alone(f, a, world);
+           });
   });
+  const bool stops = std::any_of(a.faults.begin(), a.faults.end(),
+                                 [](const Fault& f) { return f.how == How::kStop; });
   a.persist_every = persist_every_.value_or(disk_alone ? 1 : 4);
-  a.deadline_ms = deadline_ms_.value_or(stops_.empty() ? 15'000 : 2'000);
+  a.deadline_ms = deadline_ms_.value_or(stops ? 2'000 : 15'000);
   return a;
 }
 

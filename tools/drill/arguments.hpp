@@ -9,30 +9,13 @@
 
 #include <meshstage/mesh/partners.hpp>
 
+#include "tools/drill/fault.hpp"
+
 namespace CLI {
 class App;
 }
 
 namespace meshstage::tools::drill {
-
-enum class How : std::uint8_t {
-  kKill,  ///< SIGKILL; what is in memory outlives the process.
-  kStop,  ///< SIGSTOP: a rank that hangs; replaced, then woken up.
-  kLose,  ///< SIGKILL and its vault wiped: the host is gone.
-};
-std::string_view to_string(How how) noexcept;  ///< "kill", "stop", "lose"
-
-/// One thing that goes wrong: `RANK[+RANK...]@STEP[:POINT]`.
-struct Fault {
-  How how = How::kKill;
-  std::optional<int> rank;  ///< Nothing: all of them.
-  std::vector<int> with;    ///< Go down in the same moment as `rank` does.
-  std::uint64_t step = 0;   ///< 1..steps: as the rank begins to train it, ...
-  std::string point;  ///< ... or, where not empty, when it first passes this point from then on.
-
-  /// "--kill 2@87:chunk-received".
-  [[nodiscard]] std::string text() const;
-};
 
 /// What the user asked for, checked: every rank, step and point exists.
 struct Arguments {
@@ -55,11 +38,22 @@ struct Arguments {
   bool spare_replicated = false;   ///< Replicas borrow what the mesh repeats on another host.
   PartnerOptions partners;
   int ranks_per_host = 1;
-  /// Who holds whose images.
-  [[nodiscard]] Holders holders() const;
+  /// Who holds whose images, in a job of so many ranks.
+  [[nodiscard]] Holders holders(int of_ranks) const;
+  [[nodiscard]] Holders holders() const { return holders(ranks); }
   /// For every rank the lenders of its replicas; none for one that comes back without borrowed
   /// tensors. All empty without spare_replicated.
   [[nodiscard]] std::vector<std::vector<int>> lenders() const;
+  /// The hosts on which the ranks sit at first.
+  [[nodiscard]] int hosts() const { return (ranks + ranks_per_host - 1) / ranks_per_host; }
+  /// Some restart moves the ranks: each host then has a vault directory of its own.
+  [[nodiscard]] bool moves_ranks() const;
+  /// Some restart has another number of ranks.
+  [[nodiscard]] bool changes_world() const;
+  /// The launcher says which start of the whole job each process belongs to.
+  [[nodiscard]] bool starts_are_named() const;
+  /// The numbers of ranks that the job has, in the order of the restarts.
+  [[nodiscard]] std::vector<int> worlds() const;
 };
 
 /// The options of `meshstage drill` as typed; complete() checks them.
@@ -74,21 +68,26 @@ class ArgumentParser {
   [[nodiscard]] std::filesystem::path find_text() const;
   void check_numbers() const;
   void place(Arguments& a) const;
+  void take_faults(Arguments& a) const;
 
   Arguments given_;
-  std::vector<std::string> kills_, stops_, loses_, left_out_;
-  std::optional<std::uint64_t> random_kills_, seed_, persist_every_, deadline_ms_;
+  std::vector<std::string> kills_, stops_, loses_, restarts_, twice_, left_out_;
+  std::optional<std::uint64_t> random_kills_, random_restarts_, seed_, persist_every_, deadline_ms_;
   std::optional<int> ranks_;
   std::string text_, policy_;
 };
 
-/// `RANK@STEP[:POINT]`, `RANK+RANK@STEP[:POINT]` or `all@STEP[:POINT]`. Throws InvalidArgument.
-Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps);
-
 /// `count` kills, drawn from the seed: ranks, steps, points, now and then a second rank while the
-/// others recover. Every one of them is reached. Ascending by step.
-std::vector<Fault> random_kills(std::uint64_t count, std::uint64_t seed,
-                                const Arguments& arguments);
+/// others recover. Every one of them is reached, also among so many faults of all. Ascending by
+/// step.
+std::vector<Fault> random_kills(std::uint64_t count, std::uint64_t seed, const Arguments& arguments,
+                                std::uint64_t faults_of_all = 0);
+
+/// `count` faults of the whole job, drawn from the seed: restarts (in a drill either on other hosts
+/// or with other numbers of ranks), stops of all, second starts. Every one of them is reached, also
+/// among so many kills. Ascending by step.
+std::vector<Fault> random_restarts(std::uint64_t count, std::uint64_t seed,
+                                   const Arguments& arguments, std::uint64_t kills = 0);
 
 /// What is done when nothing is asked for: the rank after the middle one loses its host in the
 /// midst of receiving its ward's image.

@@ -2,6 +2,9 @@
 #include <algorithm>
 #include <array>
 #include <random>
+#include <utility>
+
+#include <meshstage/core/error/error.hpp>
 
 #include "tools/drill/arguments.hpp"
 
@@ -18,13 +21,31 @@ constexpr std::array<const char*, 5> kInEveryRecovery{"formed", "claimed", "choi
 // Passed where nobody else is.
 constexpr std::array<const char*, 3> kAlone{"", "own-writing", "own-sealed"};
 
+/// Numbers of ranks that a restart may have: not far from the first one, which is among them. None
+/// where it may not change.
+std::vector<int> possible_worlds(const Arguments& arguments) {
+  std::vector<int> worlds;
+  if (arguments.ranks == 1 || !arguments.mesh.empty() || arguments.device != "cpu") return worlds;
+  for (int world = std::max(2, arguments.ranks - 2);
+       world <= std::min(kMostRanks, arguments.ranks + 2); ++world) {
+    try {
+      (void)arguments.holders(world);
+      worlds.push_back(world);
+    } catch (const InvalidArgument&) {
+      // The holders asked for need more ranks.
+    }
+  }
+  return worlds;
+}
+
 }  // namespace
 
-std::vector<Fault> random_kills(std::uint64_t count, std::uint64_t seed,
-                                const Arguments& arguments) {
+std::vector<Fault> random_kills(std::uint64_t count, std::uint64_t seed, const Arguments& arguments,
+                                std::uint64_t faults_of_all) {
   std::mt19937_64 random(seed);
   const auto below = [&random](std::uint64_t n) { return random() % n; };
-  const auto ranks = static_cast<std::uint64_t>(arguments.ranks);
+  const auto worlds = arguments.worlds();
+  const auto ranks = static_cast<std::uint64_t>(*std::min_element(worlds.begin(), worlds.end()));
   const std::uint64_t first = std::min<std::uint64_t>(2, arguments.steps);
   std::vector<std::uint64_t> steps(count);
   for (auto& step : steps) step = first + below(arguments.steps - first + 1);
@@ -38,7 +59,8 @@ std::vector<Fault> random_kills(std::uint64_t count, std::uint64_t seed,
     fault.rank = static_cast<int>(below(ranks));
     const bool during_recovery = i > 0 && ranks > 1 && below(5) == 0;
     // Each death can spoil one staged step, so there must be one more than deaths to come.
-    const bool sure_to_come = fault.step + arguments.every * (count - i) <= last_staged;
+    const bool sure_to_come =
+        fault.step + arguments.every * (count - i + faults_of_all) <= last_staged;
     if (during_recovery && faults.back().step > 1) {
       // A second death while the others recover from the one before. One step earlier, so that the
       // rank is sure to have begun it by then.
@@ -54,6 +76,49 @@ std::vector<Fault> random_kills(std::uint64_t count, std::uint64_t seed,
   }
   std::stable_sort(faults.begin(), faults.end(),
                    [](const Fault& a, const Fault& b) { return a.step < b.step; });
+  return faults;
+}
+
+std::vector<Fault> random_restarts(std::uint64_t count, std::uint64_t seed,
+                                   const Arguments& arguments, std::uint64_t kills) {
+  std::mt19937_64 random(seed ^ 0x72657374U);  // not the draws of random_kills()
+  const auto below = [&random](std::uint64_t n) { return random() % n; };
+  const auto worlds = possible_worlds(arguments);
+  const bool changes = !worlds.empty() && (arguments.hosts() < 2 || below(2) == 0);
+  const std::uint64_t first = std::min<std::uint64_t>(2, arguments.steps);
+  std::vector<std::uint64_t> steps(count);
+  for (auto& step : steps) step = first + below(arguments.steps - first + 1);
+  std::sort(steps.begin(), steps.end());
+
+  const std::uint64_t last_staged = arguments.steps / arguments.every * arguments.every;
+  int world = arguments.ranks;
+  std::uint64_t second_start = 0;
+  std::vector<Fault> faults;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    Fault fault;
+    fault.step = steps[i];
+    const std::uint64_t kind = below(5);
+    if (kind == 0 && second_start != fault.step) {
+      fault.how = How::kTwice;
+      second_start = fault.step;
+      faults.push_back(std::move(fault));
+      continue;
+    }
+    fault.how = kind == 1 || kind == 2 ? How::kStop : How::kRestart;
+    fault.wake = kind == 1;
+    // Each death can spoil one staged step, so there must be one more than deaths to come.
+    if (fault.step + arguments.every * (count - i + kills) <= last_staged) {
+      fault.point = arguments.ranks > 1 ? kInEveryStep.at(below(kInEveryStep.size()))
+                                        : kAlone.at(below(kAlone.size()));
+    }
+    if (kind == 3 && changes) {
+      const int next = worlds[below(worlds.size())];
+      if (next != world) fault.ranks = world = next;
+    } else if (kind == 3) {
+      fault.rotate = arguments.hosts() > 1;
+    }
+    faults.push_back(std::move(fault));
+  }
   return faults;
 }
 

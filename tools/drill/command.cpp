@@ -29,14 +29,16 @@ constexpr const char* kMore =
     "Without any fault option a rank in the middle loses its host while it receives its ward's\n"
     "image (--lose 2@87:chunk-received with the default numbers), and comes back from the memory\n"
     "of the rank that holds its replica.\n"
+    "With --restart ... :ranks=N the undisturbed run comes last: each number of ranks trains the\n"
+    "steps that it trained with the faults, from states handed over in files.\n"
     "With --device cuda the states live in devices' memory and are staged, replicated and "
     "recovered\n"
     "there; each step computes on the host, on copies. The undisturbed run stays in host memory, "
     "so\n"
     "that every bit which went through a device is compared with one that did not.\n"
     "Exit code: 0 if parameters, optimizer state and every step's loss are bit-identical to the\n"
-    "undisturbed run and every fault happened; 1 if not; 2 for wrong arguments; 3 if the device\n"
-    "cannot be used.\n";
+    "undisturbed run, every fault happened, and no complete step was lost; 1 if not; 2 for wrong\n"
+    "arguments; 3 if the device cannot be used.\n";
 
 // The short description is for the list of commands; --help of the drill says more.
 class HelpFormatter : public CLI::Formatter {
@@ -67,13 +69,19 @@ bool say(const Arguments& arguments, const Verdict& verdict, Display& display) {
   if (verdict.difference) {
     wrong("DIFFERENT: " + *verdict.difference);
   } else {
-    display.line(fmt::format("IDENTICAL: {} steps, {} rank{}, every bit", arguments.steps,
-                             arguments.ranks, arguments.ranks == 1 ? "" : "s"));
+    std::string ranks;
+    for (const auto& world : verdict.result.worlds) {
+      ranks += fmt::format("{}{}", ranks.empty() ? "" : ", then ", world.ranks);
+    }
+    display.line(fmt::format("IDENTICAL: {} steps, {} rank{}, every bit", arguments.steps, ranks,
+                             ranks == "1" ? "" : "s"));
   }
   for (const auto& fault : verdict.result.never_happened) {
-    wrong(fmt::format("NOT DONE: {} never happened: that point was not passed", fault.text()));
+    wrong(fmt::format("NOT DONE: {} never happened: that {} was not passed", fault.text(),
+                      fault.point.empty() ? "step" : "point"));
   }
   for (const auto& what : verdict.result.grown) wrong("GROWN: " + what);
+  for (const auto& what : verdict.result.wrong) wrong("WRONG: " + what);
   return verdict.good();
 }
 

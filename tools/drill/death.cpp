@@ -58,10 +58,26 @@ std::string_view past(How how, bool all) {
       return "killed";
     case How::kStop:
       return "stopped";
+    case How::kRestart:
+      return "killed";
+    case How::kTwice:
+      break;
     case How::kLose:
       return all ? "lost with their vaults" : "lost with its vault";
   }
   return "?";
+}
+
+/// All ranks went down: what became of the job.
+std::string begun_again(const Fault& fault) {
+  if (fault.how == How::kStop && !fault.rank) return " | the job was started anew beside them";
+  if (fault.how != How::kRestart) return " | noticed by nobody left, the job was started again";
+  std::string line = " | the job was started anew";
+  if (fault.rotate) line += ", each rank on the next host";
+  if (fault.ranks > 0) {
+    line += fmt::format(", as {} rank{}", fault.ranks, fault.ranks == 1 ? "" : "s");
+  }
+  return line;
 }
 
 }  // namespace
@@ -91,7 +107,7 @@ std::string Death::text() const {
   if (over) return line + " | the job was over for everyone: nothing to recover";
 
   if (const auto ms = detected_ms(); !fault.rank || ranks == 1) {
-    line += fmt::format(" | noticed by nobody left, the job was started again");
+    line += begun_again(fault);
   } else if (along_with && ms) {
     line += fmt::format(
         " | in the same generation as rank {}, whose death was noticed by {} in "
@@ -112,6 +128,10 @@ std::string Death::text() const {
     line += " | nothing was staged yet: from the start";
   } else if (source == "holder memory" && fault.rank) {
     line += fmt::format(" | step {} from rank {}'s memory", recovered_step, from_rank);
+  } else if (source == "holder memory") {
+    line += fmt::format(" | step {} from each other's memory", recovered_step);
+  } else if (old_world > 0) {
+    line += fmt::format(" | step {} put together from {} ranks' files", recovered_step, old_world);
   } else if (source == "disk") {
     line += fmt::format(" | step {} from disk", recovered_step);
   } else {
@@ -149,6 +169,8 @@ void to_json(nlohmann::ordered_json& out, const Death& death) {
   out["point"] =
       death.point.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(death.point);
   out["how"] = to_string(death.fault.how);
+  if (death.fault.rotate) out["seats"] = "next host";
+  if (death.fault.ranks > 0) out["ranks"] = death.fault.ranks;
   const auto detected = death.detected_ms();
   out["detected_ms"] = detected ? nlohmann::ordered_json(*detected) : nlohmann::ordered_json();
   out["generation"] = generation_in_run(death.generation);
@@ -156,6 +178,9 @@ void to_json(nlohmann::ordered_json& out, const Death& death) {
   out["source"] = death.source;
   if (death.source == "holder memory") out["holder"] = death.from_rank;
   out["resume_ms"] = death.resume_ms();
+  if (death.fault.how == How::kStop && !death.fault.rank) {
+    out["old_processes"] = death.fault.wake ? "fenced" : "killed";
+  }
 }
 
 }  // namespace meshstage::tools::drill

@@ -40,7 +40,9 @@ struct Death {
   std::string source;  ///< "own memory", "holder memory", "disk" or "nothing"
   int from_rank = -1;  ///< Whose memory that was.
   std::int64_t resumed_at = 0;
-  std::string woken;  ///< After --stop: how the old process ended once it was woken.
+  int old_world = 0;      ///< Not 0: from files of so many ranks, another number than now.
+  int old_processes = 0;  ///< After a stop: those that must still end.
+  std::string woken;      ///< After a stop: how the old processes ended.
 
   /// Until the last survivor noticed (without survivors: the drill itself).
   [[nodiscard]] std::optional<double> detected_ms() const;

@@ -10,6 +10,9 @@
 
 #include "tools/drill/compare.hpp"
 #include "tools/drill/workspace.hpp"
+#include "tools/trainer/model.hpp"
+#include "tools/trainer/state.hpp"
+#include "tools/trainer/text.hpp"
 
 namespace meshstage::tools::drill {
 namespace {
@@ -27,6 +30,24 @@ std::uint64_t vault_needed(std::uint64_t state_bytes, const Holders& holders) {
     most = std::max<std::uint64_t>(most, 2 + 2 * wards.size());
   }
   return slot * (images + most);
+}
+
+// Of the largest job that there will be; twice, where one is started anew beside what the one
+// before left.
+std::uint64_t vault_needed(std::uint64_t state_bytes, const Arguments& arguments) {
+  std::uint64_t most = 0;
+  for (const int world : arguments.worlds()) {
+    most = std::max(most, vault_needed(state_bytes, arguments.holders(world)));
+  }
+  return arguments.starts_are_named() ? 2 * most : most;
+}
+
+// Of one rank's tensors, without a mesh.
+std::uint64_t state_bytes(const Arguments& arguments) {
+  trainer::ModelSize size;
+  size.vocabulary = trainer::Text::read(arguments.text, 64).vocabulary();
+  const trainer::CharacterModel<float> model(size);
+  return trainer::TrainingState(model, arguments.steps, 1, 0).bytes();
 }
 
 std::string megabytes(std::uint64_t bytes) {
@@ -70,6 +91,36 @@ std::optional<std::string> compare_all(int ranks, const std::filesystem::path& w
   return std::nullopt;
 }
 
+// Trains without checkpoints and faults: each number of ranks up to the step from which the next
+// one goes on, which begins with what these saved. Leaves the final states in `job.directory`.
+JobResult run_undisturbed(JobOptions& job, const std::vector<World>& worlds, Workspace& workspace,
+                          Signals& signals, Display& display) {
+  JobResult result;
+  for (std::size_t i = 0; i < worlds.size(); ++i) {
+    const bool last = i + 1 == worlds.size();
+    job.until = last ? 0 : worlds[i + 1].from_step;
+    if (!last && job.until == 0) continue;  // nothing was trained yet
+    job.load = result.states;
+    job.arguments.ranks = worlds[i].ranks;
+    job.arguments.faults.clear();
+    job.name = fmt::format("{}-whole-{}", workspace.name(), i);
+    job.directory = workspace.make(fmt::format("whole-{}", i));
+    const std::uint64_t from = job.load.empty() ? 0 : worlds[i].from_step;
+    std::string part;
+    if (worlds.size() > 1) {
+      part = fmt::format(", steps {} to {} as {} rank{}", from + 1,
+                         last ? job.arguments.steps : job.until, worlds[i].ranks,
+                         worlds[i].ranks == 1 ? "" : "s");
+    }
+    display.line(fmt::format("undisturbed, without checkpoints{}:", part));
+    result = run_job(job, signals, display);
+    job.load_ranks = worlds[i].ranks;
+    display.line(fmt::format("  loss {:.3f} -> {:.3f} in {:.1f} s", result.first_loss,
+                             result.final_loss, result.seconds));
+  }
+  return result;
+}
+
 }  // namespace
 
 Verdict run_drill(const Arguments& arguments, Display& display) {
@@ -79,38 +130,51 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
     JobOptions job;
     job.arguments = arguments;
     job.trainer = find_trainer();
-    job.name = workspace.name() + "-whole";
-    job.directory = workspace.make("whole");
-    job.vault = workspace.make("whole-vault");
     display.line(fmt::format("{} ranks, {} steps on {}", arguments.ranks, arguments.steps,
                              arguments.text.string()));
-    display.line("undisturbed, without checkpoints:");
-    const JobResult whole = run_job(job, signals, display);
-    display.line(fmt::format("  loss {:.3f} -> {:.3f} in {:.1f} s", whole.first_loss,
-                             whole.final_loss, whole.seconds));
+    JobOptions whole = job;
+    whole.vaults = {workspace.make("whole-vault")};
+    JobResult undisturbed;
+    std::uint64_t bytes = 0;
+    if (arguments.changes_world()) {
+      bytes = state_bytes(arguments);  // which ranks train which steps is known afterwards
+    } else {
+      undisturbed = run_undisturbed(whole, {{arguments.ranks, 0}}, workspace, signals, display);
+      bytes = undisturbed.state_bytes;
+    }
 
-    const auto whole_directory = job.directory;
     job.name = workspace.name();
     job.directory = workspace.make("faults");
     job.every = arguments.every;
     job.faults = arguments.faults;
-    job.vault = workspace.choose_vault(vault_needed(whole.state_bytes, arguments.holders()));
+    if (arguments.moves_ranks()) {
+      for (int host = 0; host < arguments.hosts(); ++host) {
+        job.vaults.push_back(workspace.make(fmt::format("vault-of-host-{}", host)));
+      }
+    } else {
+      job.vaults = {workspace.choose_vault(vault_needed(bytes, arguments))};
+    }
     display.line(fmt::format(
         "staged every {} steps (state of {} a rank, images in {}), with {}:", arguments.every,
-        megabytes(whole.state_bytes), job.vault.string(), all_faults(arguments)));
+        megabytes(bytes),
+        job.vaults.size() == 1 ? job.vaults[0].string() : "a directory for each host",
+        all_faults(arguments)));
     Verdict verdict;
     verdict.result = run_job(job, signals, display);
     const JobResult& r = verdict.result;
     display.line(
         fmt::format("  loss {:.3f} -> {:.3f} in {:.1f} s | stage {:.1f} ms, replicate "
                     "{:.1f} ms, step {:.1f} ms (medians) | all vaults: {}",
-                    whole.first_loss, r.final_loss, r.seconds, median(r.stage_ms),
+                    r.first_loss, r.final_loss, r.seconds, median(r.stage_ms),
                     median(r.replicate_ms), median(r.step_ms), megabytes(r.vault_bytes)));
     if (arguments.spare_replicated) {
       display.line(fmt::format("  replicas: {} sent, {} borrowed because other hosts have them",
                                megabytes(r.sent_bytes), megabytes(r.borrowed_bytes)));
     }
-    verdict.difference = compare_all(arguments.ranks, whole_directory, job.directory);
+    if (arguments.changes_world()) {
+      undisturbed = run_undisturbed(whole, r.worlds, workspace, signals, display);
+    }
+    verdict.difference = compare_all(r.worlds.back().ranks, undisturbed.states, r.states);
     return verdict;
   } catch (const JobFailed& e) {
     if (arguments.directory.empty()) throw;
@@ -137,6 +201,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"kills", kills},
                       {"identical", !verdict.difference.has_value()},
                       {"grown", r.grown},
+                      {"wrong", r.wrong},
                       {"final_loss", r.final_loss},
                       {"stage_ms", times(r.stage_ms)},
                       {"replicate_ms", times(r.replicate_ms)},
@@ -144,6 +209,20 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"vault_bytes", r.vault_bytes}};
   if (arguments.spare_replicated) {
     object["replica_bytes"] = {{"sent", r.sent_bytes}, {"borrowed", r.borrowed_bytes}};
+  }
+  if (r.worlds.size() > 1) {
+    ordered_json worlds = ordered_json::array();
+    for (const auto& world : r.worlds) {
+      worlds.push_back({{"ranks", world.ranks}, {"from_step", world.from_step}});
+    }
+    object["worlds"] = worlds;
+  }
+  if (!r.second_starts.empty()) {
+    ordered_json starts = ordered_json::array();
+    for (const auto& start : r.second_starts) {
+      starts.push_back({{"step", start.step}, {"refused_ms", start.refused_ms}});
+    }
+    object["second_starts"] = starts;
   }
   return object.dump(2);
 }

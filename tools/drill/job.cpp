@@ -12,7 +12,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/vault/listing.hpp>
 
 namespace meshstage::tools::drill {
@@ -22,8 +21,6 @@ constexpr std::int64_t kMillisecond = 1'000'000;
 constexpr std::int64_t kSecond = 1'000 * kMillisecond;
 // A replacement is started once all survivors have noticed, or after this.
 constexpr std::int64_t kNoticeTime = 100 * kMillisecond;
-// A zombie must find out that it was replaced within its deadline and this.
-constexpr std::int64_t kFenceTime = 10 * kSecond;
 
 // Chunks small enough that an image of the example has about ten.
 constexpr const char* kBlockKib = "256";
@@ -37,27 +34,22 @@ bool names_a_rank(std::string_view entry) {
   return false;
 }
 
+// Of a recovered image: the farther it came the larger.
 int distance(std::string_view source) {
   if (source == "disk") return 3;
   if (source == "holder memory") return 2;
   return source == "own memory" ? 1 : 0;
 }
 
-std::string last_lines(const std::filesystem::path& file, std::size_t count) {
-  std::ifstream in(file);
-  std::vector<std::string> lines;
-  for (std::string line; std::getline(in, line);) lines.push_back(line);
-  std::string text;
-  for (std::size_t i = lines.size() - std::min(count, lines.size()); i < lines.size(); ++i) {
-    text += "    " + lines[i] + "\n";
-  }
-  return text;
-}
-
 }  // namespace
 
 Job::Job(JobOptions options, Signals& signals, Display& display)
-    : options_(std::move(options)), signals_(signals), display_(display) {
+    : options_(std::move(options)),
+      signals_(signals),
+      display_(display),
+      pending_(options_.faults) {
+  result_.worlds.push_back({options_.arguments.ranks, 0});
+  result_.states = make_states();
   const auto& trace = options_.arguments.trace;
   if (!trace.empty() && options_.every > 0) {
     trace_.open(trace, std::ios::trunc);
@@ -65,11 +57,7 @@ Job::Job(JobOptions options, Signals& signals, Display& display)
   }
   for (int rank = 0; rank < options_.arguments.ranks; ++rank) {
     seats_.push_back(std::make_unique<Seat>());
-    auto& seat = *seats_.back();
-    seat.rank = rank;
-    for (const auto& fault : options_.faults) {
-      if (!fault.rank || *fault.rank == rank) seat.pending.push_back(fault);
-    }
+    seats_.back()->rank = rank;
   }
 }
 
@@ -79,62 +67,80 @@ std::filesystem::path Job::state_file(const std::filesystem::path& directory, in
   return directory / fmt::format("rank-{}.safetensors", rank);
 }
 
-ProcessPlan Job::plan(Seat& seat) {
+// What every process of the rank gets, in a start of the job that is called so.
+ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem::path& log) const {
   const auto& a = options_.arguments;
   const auto& dir = options_.directory;
+  const auto world = seats_.size();
   ProcessPlan plan;
   plan.program = options_.trainer;
-  plan.log = dir / fmt::format("rank-{}.log", seat.rank);
+  plan.log = log;
   plan.arguments = {"--text",          a.text.string(),
                     "--steps",         std::to_string(a.steps),
                     "--every",         std::to_string(options_.every),
                     "--job",           options_.name,
                     "--dir",           (dir / "persisted").string(),
                     "--store",         "file:" + (dir / "store").string(),
-                    "--vault",         options_.vault.string(),
+                    "--vault",         vault_of(rank).string(),
                     "--persist-every", std::to_string(a.persist_every),
                     "--deadline-ms",   std::to_string(a.deadline_ms),
                     "--forming-ms",    std::to_string(a.timeout_s * 1000),
-                    "--block-kib",     kBlockKib,
-                    "--save",          state_file(dir, seat.rank).string()};
-  if (!a.mesh.empty()) {
-    plan.arguments.insert(plan.arguments.end(),
-                          {"--mesh", fmt::format("{}", fmt::join(a.mesh, ","))});
+                    "--block-kib",     kBlockKib};
+  const auto add = [&plan](std::initializer_list<std::string> words) {
+    plan.arguments.insert(plan.arguments.end(), words);
+  };
+  if (!a.mesh.empty()) add({"--mesh", fmt::format("{}", fmt::join(a.mesh, ","))});
+  for (const auto& [who, step] : a.leave_out) {
+    if (who == rank) add({"--leave-out", std::to_string(step)});
   }
-  for (const auto& [rank, step] : a.leave_out) {
-    if (rank != seat.rank) continue;
-    plan.arguments.insert(plan.arguments.end(), {"--leave-out", std::to_string(step)});
+  if (options_.every > 0) add({"--device", a.device});
+  if (options_.every > 0 && a.changes_world()) add({"--any-world"});
+  if (options_.until > 0) add({"--until", std::to_string(options_.until)});
+  if (!options_.load.empty()) {
+    add({"--load", state_file(options_.load, 0)});
+    if (rank < options_.load_ranks) add({"--load-own", state_file(options_.load, rank)});
   }
-  if (options_.every > 0) {
-    plan.arguments.insert(plan.arguments.end(), {"--device", a.device});
-  }
-  if (a.connections != 0) {
-    plan.arguments.insert(plan.arguments.end(), {"--connections", std::to_string(a.connections)});
-  }
-  if (a.spare_replicated) plan.arguments.emplace_back("--spare-replicated");
-  if (a.ranks > 1) {
-    plan.arguments.insert(plan.arguments.end(),
-                          {"--copies", std::to_string(a.partners.copies), "--partners",
-                           std::string(to_string(a.partners.policy)), "--ranks-per-host",
-                           std::to_string(a.ranks_per_host)});
-  }
-  seat.given = seat.pending;
-  for (const auto& fault : seat.given) {
-    // A point of a step that the job has begun before is armed at once.
-    const bool at_once = !fault.point.empty() && seat.starts > 0 && fault.step <= job_step();
-    plan.arguments.emplace_back("--fault");
-    plan.arguments.push_back(fmt::format("{}@{}{}{}", fault.how == How::kStop ? "stop" : "kill",
-                                         at_once ? 0 : fault.step, fault.point.empty() ? "" : ":",
-                                         fault.point));
+  if (a.connections != 0) add({"--connections", std::to_string(a.connections)});
+  if (a.spare_replicated) add({"--spare-replicated"});
+  if (world > 1) {
+    add({"--copies", std::to_string(a.partners.copies), "--partners",
+         std::string(to_string(a.partners.policy)), "--ranks-per-host",
+         std::to_string(a.ranks_per_host)});
   }
   for (char** entry = environ; *entry != nullptr; ++entry) {
     if (!names_a_rank(*entry)) plan.environment.emplace_back(*entry);
   }
   for (const char* name : {"RANK", "LOCAL_RANK"}) {
-    plan.environment.push_back(fmt::format("MESHSTAGE_{}={}", name, seat.rank));
+    plan.environment.push_back(fmt::format("MESHSTAGE_{}={}", name, rank));
   }
   for (const char* name : {"WORLD_SIZE", "LOCAL_WORLD_SIZE"}) {
-    plan.environment.push_back(fmt::format("MESHSTAGE_{}={}", name, a.ranks));
+    plan.environment.push_back(fmt::format("MESHSTAGE_{}={}", name, world));
+  }
+  if (a.starts_are_named()) plan.environment.push_back("MESHSTAGE_LAUNCH=" + launch);
+  return plan;
+}
+
+// A process that takes the seat.
+ProcessPlan Job::plan(Seat& seat) {
+  ProcessPlan plan = this->plan(seat.rank, name_of_start(), log_file(seat.rank));
+  const auto add = [&plan](std::initializer_list<std::string> words) {
+    plan.arguments.insert(plan.arguments.end(), words);
+  };
+  add({"--save", state_file(result_.states, seat.rank)});
+  add({"--faults-until", over_file().string()});
+  seat.given.clear();
+  for (const auto& fault : pending_) {
+    if (fault.how == How::kTwice) {
+      add({"--hold", fmt::format("{}:{}", fault.step, go_on_file(fault).string())});
+      continue;
+    }
+    if (fault.rank && *fault.rank != seat.rank) continue;
+    seat.given.push_back(fault);
+    // A point of a step that the job has begun before is armed at once.
+    const bool at_once = !fault.point.empty() && fault.step <= job_step();
+    add({"--fault",
+         fmt::format("{}@{}{}{}", fault.how == How::kStop ? "stop" : "kill",
+                     at_once ? 0 : fault.step, fault.point.empty() ? "" : ":", fault.point)});
   }
   return plan;
 }
@@ -157,18 +163,19 @@ JobResult Job::run() {
     replace_the_dead();
     settle();
     mind_zombies();
+    mind_second_start();
     show();
     check_time();
   }
-  for (const auto& seat : seats_) {
-    for (const auto& fault : seat->pending) {
-      if (fault.rank || seat->rank == 0) result_.never_happened.push_back(fault);
-    }
-  }
+  result_.never_happened = pending_;
   for (const auto& u : unexplained_) {
-    display_.line(
-        fmt::format("  note: rank {} gave the others up, without a fault that explains it: {}",
-                    u.reporter, u.why));
+    const std::string what = fmt::format(
+        "rank {} gave the others up, without a fault that explains it: {}", u.reporter, u.why);
+    if (result_.second_starts.empty()) {
+      display_.line("  note: " + what);
+    } else {
+      result_.wrong.push_back(what);  // no second start may disturb the job
+    }
   }
   result_.seconds = static_cast<double>(now_ns() - started_) * 1e-9;
   check_vaults();
@@ -196,12 +203,15 @@ void Job::reap() {
     if (!seat->process) continue;
     const auto end = seat->process->try_reap();
     if (!end) continue;
-    const int process = seat->starts;
-    for (const auto& text : seat->process->read_lines()) {  // its last words
-      handle(*seat, Event(text));
-      if (seat->starts != process) break;  // everything was started anew
+    std::vector<Event> last_words;
+    for (const auto& text : seat->process->read_lines()) last_words.emplace_back(text);
+    for (const auto& event : last_words) note(*seat, event);
+    const int start = starts_;
+    for (const auto& event : last_words) {
+      handle(*seat, event);
+      if (starts_ != start) return;  // everything was started anew
     }
-    if (seat->starts == process) ended(*seat, *end);
+    ended(*seat, *end);
   }
 }
 
@@ -242,7 +252,9 @@ void Job::replace_the_dead() {
     if (witnesses(death, result_.deaths).noticed.size() < survivors && waited < patience) continue;
     if (stopped) {
       death.seen_by_drill = now_ns();
-      zombies_.push_back({std::move(seat->process), seat->death - 1, 0, {}});
+      zombies_.emplace_back();
+      zombies_.back().process = std::move(seat->process);
+      zombies_.back().death = seat->death - 1;
     }
     seat->death = 0;
     start(*seat);
@@ -259,7 +271,12 @@ void Job::settle() {
     generation = seat->recovered_generation;
     resumed = std::max(resumed, seat->recovered_at);
   }
-  if (generation != checked_generation_) check_resources(generation);
+  if (generation != checked_generation_) {
+    check_resources(generation);
+    check_recovered(generation, seats_.front()->recovered_step);
+    take_world(seats_.front()->recovered_step);
+    checked_generation_ = generation;
+  }
   // Before any is settled: others' witnesses speak for those that nobody had to notice.
   for (auto& death : result_.deaths) {
     if (death.settled || !death.noticed.empty()) continue;
@@ -272,7 +289,8 @@ void Job::settle() {
     death.settled = true;
     death.generation = generation;
     death.resumed_at = resumed;
-    const Seat* seat = seats_[static_cast<std::size_t>(death.fault.rank.value_or(0))].get();
+    const auto rank = static_cast<std::size_t>(death.fault.rank.value_or(0));
+    const Seat* seat = seats_[std::min(rank, seats_.size() - 1)].get();
     if (!death.fault.rank) {  // of all, the one whose image came from farthest away
       for (const auto& other : seats_) {
         if (distance(other->source) > distance(seat->source)) seat = other.get();
@@ -281,87 +299,12 @@ void Job::settle() {
     death.recovered_step = seat->recovered_step;
     death.source = seat->source;
     death.from_rank = seat->from_rank;
-    if (death.fault.how != How::kStop) finish_death(death);
-  }
-}
-
-// Whoever lives through a death has as many threads and descriptors afterwards. Only generations
-// that all ranks recovered in count: while a peer is gone its connections are, too.
-void Job::check_resources(std::uint64_t generation) {
-  checked_generation_ = generation;
-  for (const auto& seat : seats_) {
-    for (const auto& [what, now] : seat->resources) {
-      const auto before = seat->resources_before.emplace(what, now).first->second;
-      if (now <= before) continue;
-      result_.grown.push_back(fmt::format("rank {} has {} {} in {}, {} before", seat->rank, now,
-                                          what, generation_text(generation), before));
-    }
+    death.old_world = seat->old_world;
+    if (death.old_processes == 0) finish_death(death);
   }
 }
 
 void Job::finish_death(Death& death) { display_.line("  " + death.text()); }
-
-// Wakes the stopped processes whose ranks are trained by others, and sees them end.
-void Job::mind_zombies() {
-  for (auto zombie = zombies_.begin(); zombie != zombies_.end();) {
-    Death& death = result_.deaths[zombie->death];
-    if (!death.settled) {
-      ++zombie;
-      continue;
-    }
-    if (zombie->woken_at == 0) {
-      zombie->woken_at = now_ns();
-      zombie->process->send_signal(SIGCONT);
-    }
-    const auto end = zombie->process->try_reap();
-    const std::int64_t patience =
-        kFenceTime + static_cast<std::int64_t>(options_.arguments.deadline_ms) * kMillisecond;
-    if (!end) {
-      if (now_ns() - zombie->woken_at > patience) {
-        throw JobFailed(
-            fmt::format("rank {}'s old process was woken up after it was replaced and "
-                        "did not end by itself",
-                        zombie->process->rank()));
-      }
-      ++zombie;
-      continue;
-    }
-    zombie->listen();
-    if (end->signalled || !zombie->said.starts_with("fenced")) {
-      throw JobFailed(fmt::format(
-          "rank {}'s old process was woken up after it was replaced; it "
-          "must end because it is fenced, but ended with {}{}{}",
-          zombie->process->rank(), end->text(), zombie->said.empty() ? "" : ", ", zombie->said));
-    }
-    death.woken = "woken up, its old process ended by itself: fenced";
-    finish_death(death);
-    zombie = zombies_.erase(zombie);
-  }
-}
-
-// All have finished: what is left of the job in shared memory nobody would ever remove.
-void Job::check_vaults() {
-  for (const auto& vault : list_vaults(options_.vault)) {
-    if (vault.job != options_.name) continue;
-    const auto& deaths = result_.deaths;
-    const bool killed_at_the_end = std::any_of(deaths.begin(), deaths.end(), [&](const auto& d) {
-      return d.over && d.fault.rank == vault.rank;  // it could not; the workspace removes it
-    });
-    if (killed_at_the_end) continue;
-    const auto log = options_.directory / fmt::format("rank-{}.log", vault.rank);
-    result_.grown.push_back(
-        fmt::format("rank {} left a vault of {} bytes behind (incarnation {}); it said last:\n{}",
-                    vault.rank, vault.bytes, vault.incarnation, last_lines(log, 2)));
-  }
-}
-
-void Job::wipe_vault(std::optional<int> rank) const {
-  for (const auto& vault : list_vaults(options_.vault)) {
-    if (vault.job == options_.name && (!rank || vault.rank == *rank) && !vault.owner_alive) {
-      remove_vault(vault);
-    }
-  }
-}
 
 std::string Job::what_all_do() const {
   std::string text;
@@ -384,16 +327,6 @@ void Job::show() {
   if (options_.every > 0 || display_.mode() == Display::Mode::kTerminal) {
     display_.progress(progress_);
   }
-}
-
-std::string Job::tails() const {
-  std::string text;
-  for (const auto& seat : seats_) {
-    const auto log = options_.directory / fmt::format("rank-{}.log", seat->rank);
-    const std::string lines = last_lines(log, 5);
-    if (!lines.empty()) text += fmt::format("  rank {} said last:\n{}", seat->rank, lines);
-  }
-  return text;
 }
 
 }  // namespace meshstage::tools::drill

@@ -3,10 +3,13 @@
 #include <filesystem>
 #include <fstream>
 #include <list>
+#include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tools/drill/arguments.hpp"
@@ -35,13 +38,36 @@ struct JobOptions {
   std::uint64_t every = 0;          ///< 0: nothing is staged.
   std::vector<Fault> faults;        ///< None: an uninterrupted run.
   std::filesystem::path directory;  ///< Exists; everything but the vault goes below it.
-  std::filesystem::path vault;      ///< Exists.
+  /// Directories that exist: one for each host where the ranks move, else one for all.
+  std::vector<std::filesystem::path> vaults;
   std::filesystem::path trainer;
+  std::uint64_t until = 0;     ///< The step after which it ends; 0: the last one.
+  std::filesystem::path load;  ///< Begins with the final states of a job, there; empty: anew.
+  int load_ranks = 0;          ///< Of that job.
+};
+
+/// A number of ranks that a job had, ...
+struct World {
+  int ranks = 0;
+  std::uint64_t from_step = 0;  ///< ... and the step from which these trained on.
+};
+
+/// A second start of the job that was refused.
+struct SecondStart {
+  std::uint64_t step = 0;  ///< That the job was about to train.
+  int ranks = 0;
+  double refused_ms = 0;  ///< Until the last of its ranks had ended.
 };
 
 struct JobResult {
   std::vector<Death> deaths;
   std::vector<Fault> never_happened;
+  std::vector<World> worlds;     ///< At least one.
+  std::filesystem::path states;  ///< Where the final states are, see Job::state_file().
+  std::vector<SecondStart> second_starts;
+  /// What the job may never do: go on from an older step than the newest that can be had, or
+  /// acknowledge a step that is another job's.
+  std::vector<std::string> wrong;
   std::vector<std::string> grown;  ///< What a process had more of after a death, or left behind.
   std::vector<double> stage_ms, replicate_ms, step_ms;
   double first_loss = 0;
@@ -70,13 +96,32 @@ class Job {
   [[nodiscard]] std::string tails() const;
 
  private:
+  // job.cpp
   void start(Seat& seat);
+  [[nodiscard]] ProcessPlan plan(int rank, const std::string& launch,
+                                 const std::filesystem::path& log) const;
   [[nodiscard]] ProcessPlan plan(Seat& seat);
+  [[nodiscard]] std::filesystem::path log_file(int rank) const;
+  [[nodiscard]] std::string name_of_start() const;
+  [[nodiscard]] std::filesystem::path over_file() const;
+  [[nodiscard]] std::filesystem::path make_states() const;
+  void reap();
+  void ended(Seat& seat, const End& end);
+  void replace_the_dead();
+  void settle();
+  void finish_death(Death& death);
+  void check_time() const;
+  void show();
+  [[nodiscard]] bool done() const;
+  [[nodiscard]] std::uint64_t job_step() const;
+  [[nodiscard]] std::string what_all_do() const;
+
+  // job_events.cpp
   void pump(int wait_ms);
+  void note(const Seat& seat, const Event& event);
+  void trace(const Seat& seat, const Event& event);
   void handle(Seat& seat, const Event& event);
   void take_recovered(Seat& seat, const Event& event);
-  void check_resources(std::uint64_t generation);
-  void check_vaults();
   struct Lost {
     int reporter;
     int named;
@@ -85,26 +130,40 @@ class Job {
   };
   void take_lost(const Lost& lost);
   void fault_begins(Seat& seat, const Event& event);
-  void all_die(Seat& first, Death death);
-  void reap();
-  void ended(Seat& seat, const End& end);
-  void replace_the_dead();
-  void settle();
-  void finish_death(Death& death);
+
+  // job_restarts.cpp
+  void all_go_down(Seat& first, Death death);
+  void hear_last_words(Seat& seat);
+  void start_anew(const Fault& fault);
   void mind_zombies();
+  void see_end(Zombie& zombie, const End& end);
+  [[nodiscard]] std::filesystem::path go_on_file(const Fault& fault) const;
+  [[nodiscard]] bool healthy() const;
+  void mind_second_start();
+  void begin_second_start(const Fault& fault);
+  void end_second_start();
+
+  // job_checks.cpp
+  void check_resources(std::uint64_t generation);
+  void check_recovered(std::uint64_t generation, std::uint64_t step);
+  void check_vaults();
+  void take_world(std::uint64_t step);
   void wipe_vault(std::optional<int> rank) const;
-  void check_time() const;
-  void show();
-  [[nodiscard]] bool done() const;
-  [[nodiscard]] std::uint64_t job_step() const;
-  [[nodiscard]] std::string what_all_do() const;
+  [[nodiscard]] const std::filesystem::path& vault_of(int rank) const;
 
   JobOptions options_;
   Signals& signals_;
   Display& display_;
   JobResult result_;
   std::vector<std::unique_ptr<Seat>> seats_;
+  std::vector<Fault> pending_;  // not yet happened
+  int starts_ = 1;              // of the whole job
+  int moved_ = 0;               // so many hosts further on than at first sits each rank
   std::list<Zombie> zombies_;
+  std::optional<Second> second_;
+  std::map<std::uint64_t, std::uint64_t> complete_;  // of a generation, the newest complete step
+  // Of a number of ranks and a step, those that have it on disk.
+  std::map<std::pair<int, std::uint64_t>, std::set<int>> persisted_;
   std::vector<Lost> unexplained_;
   Progress progress_;
   std::ofstream trace_;

@@ -30,36 +30,55 @@ void Job::pump(int wait_ms) {
     if (!seat->process) continue;
     for (const auto& text : seat->process->read_lines()) {
       events.emplace_back(seat.get(), Event(text, seat->starts));
+      note(*seat, events.back().second);
     }
   }
   for (auto& zombie : zombies_) zombie.listen();
   std::stable_sort(events.begin(), events.end(),
                    [](const auto& a, const auto& b) { return a.second.at < b.second.at; });
+  const int start = starts_;
   for (const auto& [seat, event] : events) {
     if (event.process == seat->starts) handle(*seat, event);  // not of one that was replaced since
+    if (starts_ != start) return;                             // all of them were
   }
 }
 
-void Job::handle(Seat& seat, const Event& event) {
-  if (trace_.is_open()) {
-    nlohmann::json line = event.line;
-    line["reporter"] = seat.rank;
-    line["process"] = seat.starts;
-    trace_ << line.dump() << "\n";
+// What holds whatever becomes of the process.
+void Job::note(const Seat& seat, const Event& event) {
+  if (event.completes()) {
+    std::uint64_t& newest = complete_[event.get<std::uint64_t>("generation", 0)];
+    newest = std::max(newest, event.step());
+  } else if (event.what == "point" && event.get<std::string>("point", "") == "persisted") {
+    persisted_[{static_cast<int>(seats_.size()), event.step()}].insert(seat.rank);
   }
+}
+
+void Job::trace(const Seat& seat, const Event& event) {
+  if (!trace_.is_open()) return;
+  nlohmann::json line = event.line;
+  line["reporter"] = seat.rank;
+  line["process"] = seat.starts;
+  trace_ << line.dump() << "\n";
+}
+
+void Job::handle(Seat& seat, const Event& event) {
+  trace(seat, event);
   const std::string& what = event.what;
   if (what == "begin") {
     seat.begun = event.step();
     for (const char* idle : {"", "complete", "failed", "persisted", "pruned"}) {
       if (seat.point == idle) seat.doing = "training";  // nothing else is under way
     }
+  } else if (what == "held") {
+    seat.held = event.step();
   } else if (what == "trained") {
     seat.trained = event.step();
+    seat.held = 0;
     result_.step_ms.push_back(event.get("ms", 0.0));
     if (seat.rank == 0) {
       progress_.step = seat.trained;
       progress_.loss = event.get("loss", 0.0);
-      if (seat.trained == 1) result_.first_loss = progress_.loss;
+      if (result_.first_loss == 0) result_.first_loss = progress_.loss;
       result_.final_loss = progress_.loss;
     }
   } else if (what == "point") {
@@ -89,6 +108,7 @@ void Job::handle(Seat& seat, const Event& event) {
     take_recovered(seat, event);
   } else if (what == "lost") {
     seat.recovered_generation = 0;
+    seat.held = 0;
     seat.doing = "forming the next generation";
     take_lost({seat.rank, event.get("rank", -1), event.at, event.get<std::string>("error", ""),
                event.get<std::string>("why", "")});
@@ -108,6 +128,8 @@ void Job::take_recovered(Seat& seat, const Event& event) {
   seat.recovered_at = event.at;
   seat.source = event.get<std::string>("source", "");
   seat.from_rank = event.get("from", -1);
+  seat.old_world = event.get("old_world", 0);
+  seat.held = 0;
   progress_.generation = std::max(progress_.generation, seat.recovered_generation);
   seat.doing = "training";
   seat.point.clear();
@@ -149,32 +171,23 @@ void Job::fault_begins(Seat& seat, const Event& event) {
   const auto index = event.get<std::size_t>("fault", 0);
   if (index >= seat.given.size()) throw JobFailed("a rank reported a fault that it was not given");
   const Fault fault = seat.given[index];
-  const auto same = [&fault](const Fault& f) {
-    return f.how == fault.how && f.rank == fault.rank && f.step == fault.step &&
-           f.point == fault.point && f.with == fault.with;
-  };
-  const auto pending = std::find_if(seat.pending.begin(), seat.pending.end(), same);
-  if (pending != seat.pending.end()) seat.pending.erase(pending);
+  const auto pending = std::find(pending_.begin(), pending_.end(), fault);
+  if (pending != pending_.end()) pending_.erase(pending);
 
   Death death;
   death.fault = fault;
-  death.ranks = options_.arguments.ranks;
+  death.ranks = static_cast<int>(seats_.size());
   death.step = seat.begun > 0 ? seat.begun : job_step();
   death.doing = seat.doing;
   death.point = seat.point;
   death.at = event.at;
+  if (fault.of_all()) return all_go_down(seat, std::move(death));
   if (seat.point == "finishing") {
     death.over = death.settled = true;
     death.recovered_step = options_.arguments.steps;
     death.source = "nothing";
   }
-  if (!fault.rank) {
-    for (auto& other : seats_) {
-      const auto found = std::find_if(other->pending.begin(), other->pending.end(), same);
-      if (other.get() != &seat && found != other->pending.end()) other->pending.erase(found);
-    }
-    return all_die(seat, std::move(death));
-  }
+  death.old_processes = fault.how == How::kStop ? 1 : 0;
   const auto dies = [this](Seat& which, Death of) {
     of.fault.rank = which.rank;
     result_.deaths.push_back(std::move(of));
@@ -185,7 +198,7 @@ void Job::fault_begins(Seat& seat, const Event& event) {
     Seat& other = *seats_[static_cast<std::size_t>(rank)];
     if (!other.process || other.death > 0) continue;  // it is down already
     other.process->send_signal(SIGKILL);
-    Death with = death;
+    Death with = death;  // a kill: several ranks do not hang at once
     with.doing = other.doing;
     with.point = other.point;
     if (other.begun > 0) with.step = other.begun;
@@ -195,24 +208,6 @@ void Job::fault_begins(Seat& seat, const Event& event) {
   // Some may have noticed before this line was read.
   const auto early = std::exchange(unexplained_, {});
   for (const auto& lost : early) take_lost(lost);
-}
-
-// One rank dies of a fault that all have: so do the others, now; then the job starts again.
-void Job::all_die(Seat& first, Death death) {
-  for (const auto& seat : seats_) {
-    if (seat->process) seat->process->send_signal(SIGKILL);
-  }
-  death.seen_by_drill = now_ns();
-  death.doing = first.doing;
-  const std::uint64_t step = std::max(death.step, job_step());
-  death.step = step;
-  for (auto& seat : seats_) seat->process.reset();  // reaps
-  if (death.fault.how == How::kLose) wipe_vault(std::nullopt);
-  result_.deaths.push_back(std::move(death));
-  for (auto& seat : seats_) {
-    seat->death = 0;
-    start(*seat);
-  }
 }
 
 }  // namespace meshstage::tools::drill

@@ -114,6 +114,15 @@ void RankProcess::send_signal(int signal) const {
   if (process_.pid > 0 && !end_) ::kill(process_.pid, signal);
 }
 
+void RankProcess::wait_until_down() const {
+  if (process_.pid < 0 || end_) return;
+  siginfo_t info{};
+  while (::waitid(P_PID, static_cast<id_t>(process_.pid), &info, WSTOPPED | WEXITED | WNOWAIT) !=
+             0 &&
+         errno == EINTR) {
+  }
+}
+
 std::optional<End> RankProcess::try_reap() {
   int status = 0;
   if (end_ || process_.pid < 0 || ::waitpid(process_.pid, &status, WNOHANG) != process_.pid) {

@@ -36,6 +36,8 @@ class RankProcess {
   /// killed is dropped.
   [[nodiscard]] std::vector<std::string> read_lines();
   void send_signal(int signal) const;
+  /// Waits until the process has ended or is stopped; a signal that does so was sent.
+  void wait_until_down() const;
   /// Reaps the process if it has ended. Never blocks.
   std::optional<End> try_reap();
   [[nodiscard]] const std::optional<End>& end() const { return end_; }

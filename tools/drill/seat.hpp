@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -32,14 +33,15 @@ struct Event {
     return found == line.end() || found->is_null() ? otherwise : found->get<T>();
   }
   std::uint64_t step() const { return get<std::uint64_t>("step", 0); }
+  /// The rank tells its trainer that step() is safe.
+  bool completes() const { return what == "point" && get<std::string>("point", "") == "complete"; }
 };
 
 /// A rank of the job, and the process that has it now.
 struct Seat {
   int rank = 0;
-  std::vector<Fault> pending;  // not yet happened; the process was given them in this order
   std::unique_ptr<RankProcess> process;
-  std::vector<Fault> given;
+  std::vector<Fault> given;  // to the process, in this order
   int starts = 0;
 
   // What the process said last.
@@ -50,6 +52,8 @@ struct Seat {
   std::int64_t recovered_at = 0;
   std::string source;
   int from_rank = -1;
+  int old_world = 0;       // the number of ranks whose files it recovered, if it was another one
+  std::uint64_t held = 0;  // the step before which it waits for the drill
   std::string point;
   std::string doing = "starting";
   std::string failure;
@@ -63,7 +67,8 @@ struct Seat {
     sent_bytes = borrowed_bytes = 0;
     resources.clear();
     resources_before.clear();
-    begun = trained = recovered_step = recovered_generation = 0;
+    begun = trained = recovered_step = recovered_generation = held = 0;
+    old_world = 0;
     recovered_at = 0;
     source.clear();
     from_rank = -1;
@@ -74,12 +79,12 @@ struct Seat {
   }
 };
 
-/// A stopped process whose rank another one has by now.
-struct Zombie {
+/// A process that is none of the job's by now, or never was.
+struct Outsider {
   std::unique_ptr<RankProcess> process;
-  std::size_t death = 0;  // index
-  std::int64_t woken_at = 0;
-  std::string said;
+  std::string said;            // how it ended
+  bool joined = false;         // a generation
+  std::uint64_t complete = 0;  // the newest step that it called complete
 
   void listen() {
     for (const auto& text : process->read_lines()) {
@@ -87,8 +92,24 @@ struct Zombie {
       if (event.what == "fenced" || event.what == "failed") {
         said = event.what + ": " + event.get<std::string>("why", "");
       }
+      if (event.what == "joined") joined = true;
+      if (event.completes()) complete = std::max(complete, event.step());
     }
   }
+};
+
+/// A stopped process whose rank another one has by now.
+struct Zombie : Outsider {
+  std::size_t death = 0;  // index
+  std::int64_t woken_at = 0;
+};
+
+/// A second start of the job, beside the healthy one.
+struct Second {
+  Fault fault;
+  std::vector<Outsider> ranks;
+  std::int64_t started_at = 0;
+  std::uint64_t generation = 0;  // of the healthy job
 };
 
 }  // namespace meshstage::tools::drill

@@ -1,0 +1,140 @@
+// Faults of the whole job, as a user types them: real processes, real signals.
+#include <string>
+
+#include "tests/drill/drills.hpp"
+
+namespace {
+
+using drill_runs::drill;
+using drill_runs::identical;
+using drill_runs::Outcome;
+using drill_runs::TemporaryDirectory;
+using drill_runs::Words;
+using nlohmann::json;
+
+Words job_of(const std::string& ranks, const Words& faults) {
+  Words words{"--ranks", ranks, "--steps", "20", "--every", "4"};
+  words.insert(words.end(), faults.begin(), faults.end());
+  return words;
+}
+
+/// Of a drill with one fault of the whole job.
+json only_death(const json& object) {
+  REQUIRE(object.at("kills").size() == 1);
+  const json death = object.at("kills").at(0);
+  CHECK(death.at("rank") == "all");
+  CHECK(object.at("wrong").empty());
+  return death;
+}
+
+}  // namespace
+
+TEST_CASE("A job whose ranks are all killed is started anew on the same seats") {
+  for (const std::string point : {"", ":chunk-received", ":voted", ":persisted"}) {
+    INFO(point);
+    const json death =
+        only_death(identical(job_of("3", {"--restart", "all@11" + point, "--persist-every", "1"})));
+    CHECK(death.at("how") == "restart");
+    CHECK(death.at("source") == "own memory");
+    CHECK(death.at("recovered_step").get<int>() >= 4);  // 8 may not be complete yet
+  }
+}
+
+TEST_CASE("Each rank finds its images on the host that it left") {
+  // Of four ranks the third from each one holds its images, and not the next one.
+  const json death = only_death(identical(job_of("4", {"--restart", "all@11:rotate"})));
+  CHECK(death.at("seats") == "next host");
+  CHECK(death.at("source") == "holder memory");
+  CHECK(death.at("recovered_step").get<int>() >= 4);
+}
+
+TEST_CASE("Ranks that moved twice find what they left, also two to a host") {
+  const json object = identical(job_of("4", {"--ranks-per-host", "2", "--restart", "all@7:rotate",
+                                             "--restart", "all@14:offered:rotate"}));
+  REQUIRE(object.at("kills").size() == 2);
+  CHECK(object.at("wrong").empty());
+}
+
+TEST_CASE("Fewer ranks go on from what more ranks had, and more from what fewer had") {
+  const json fewer = identical(job_of("4", {"--restart", "all@11:ranks=2"}));
+  const int step = only_death(fewer).at("recovered_step").get<int>();
+  CHECK(step >= 4);
+  CHECK(fewer.at("worlds") == json::parse(R"([{"ranks":4,"from_step":0},{"ranks":2,"from_step":)" +
+                                          std::to_string(step) + "}]"));
+  const json more = identical(job_of("2", {"--restart", "all@11:own-sealed:ranks=3"}));
+  CHECK(only_death(more).at("ranks") == 3);
+  CHECK(more.at("worlds").at(1).at("ranks") == 3);
+  // What a rank of before had of its own it goes on with; the results would differ otherwise.
+  CHECK(fewer.at("final_loss") != more.at("final_loss"));
+}
+
+TEST_CASE("A job goes from three ranks to two and back, and another rank is killed then") {
+  const json object = identical(
+      job_of("3", {"--restart", "all@7:ranks=2", "--restart", "all@13:ranks=3", "--kill", "2@18"}));
+  REQUIRE(object.at("kills").size() == 3);
+  CHECK(object.at("worlds").size() == 3);
+  CHECK(object.at("kills").at(2).at("source") == "own memory");
+}
+
+TEST_CASE("A job that hangs is started anew beside its old processes, which then are killed") {
+  for (const std::string point : {"", ":chunk-sent"}) {
+    INFO(point);
+    const json death = only_death(identical(job_of("3", {"--stop", "all@10" + point})));
+    CHECK(death.at("how") == "stop");
+    CHECK(death.at("old_processes") == "killed");
+    CHECK(death.at("recovered_step").get<int>() >= 4);  // 8 may not be complete yet
+  }
+}
+
+TEST_CASE("The old processes of a job that hung are woken up, and end because they are fenced") {
+  for (const std::string ranks : {"1", "3"}) {
+    INFO(ranks << " ranks");
+    const json death = only_death(identical(job_of(ranks, {"--stop", "all@10:wake"})));
+    CHECK(death.at("old_processes") == "fenced");
+    CHECK(death.at("recovered_step").get<int>() >= 4);
+  }
+}
+
+TEST_CASE("A second start beside the healthy job is refused, and the job does not notice") {
+  for (const std::string ranks : {"1", "3"}) {
+    INFO(ranks << " ranks");
+    const json object = identical(job_of(ranks, {"--twice", "10", "--kill", "0@15"}));
+    REQUIRE(object.at("second_starts").size() == 1);
+    CHECK(object.at("second_starts").at(0).at("step") == 10);
+    CHECK(object.at("second_starts").at(0).at("refused_ms").get<double>() > 0);
+    REQUIRE(object.at("kills").size() == 1);  // no death but the one asked for
+    CHECK(object.at("kills").at(0).at("recovered_step").get<int>() >= 8);
+  }
+}
+
+TEST_CASE("Each fault of the whole job is told in a line") {
+  const TemporaryDirectory directory;
+  const Outcome outcome =
+      drill(directory, {"--ranks", "2", "--steps", "26", "--every", "8", "--restart",
+                        "all@15:ranks=3", "--twice", "16", "--stop", "all@23:wake"});
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  CHECK(outcome.code == 0);
+  for (const char* line :
+       {" | the job was started anew, as 3 ranks | step 8 put together from 2 ranks' files | 7 "
+        "steps "
+        "redone\n",
+        "  started a second time at step 16 | refused on all 3 ranks in ",
+        " ms: start-2 is running, take_over would take the job | the job went on\n",
+        " | the job was started anew beside them | step 16 from their own memory | 7 steps redone "
+        "| "
+        "woken up, the old processes ended by themselves: fenced\n",
+        "undisturbed, without checkpoints, steps 9 to 26 as 3 ranks:\n",
+        "IDENTICAL: 26 steps, 2, then 3 ranks, every bit\n"}) {
+    CHECK_THAT(outcome.out, contains_text(line));
+  }
+}
+
+TEST_CASE("Faults of the whole job that are drawn from a seed end identical, too") {
+  for (const std::string seed : {"1", "2"}) {
+    INFO("seed " << seed);
+    const json object = identical(job_of("3", {"--restarts", "3", "--kills", "1", "--seed", seed}));
+    const auto starts = object.contains("second_starts") ? object.at("second_starts").size() : 0;
+    CHECK(object.at("kills").size() + starts == 4);
+    CHECK(object.at("wrong").empty());
+  }
+}
