@@ -95,6 +95,13 @@ TEST_CASE("The old processes of a job that hung are woken up, and end because th
   }
 }
 
+TEST_CASE("Old processes that are woken up do nothing to themselves any more") {
+  // Rank 1 of those begins step 11, too.
+  const json object = identical(job_of("2", {"--stop", "all@10:wake", "--kill", "1@11"}));
+  REQUIRE(object.at("kills").size() == 2);
+  CHECK(object.at("kills").at(0).at("old_processes") == "fenced");
+}
+
 TEST_CASE("A second start beside the healthy job is refused, and the job does not notice") {
   for (const std::string ranks : {"1", "3"}) {
     INFO(ranks << " ranks");
