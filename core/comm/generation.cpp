@@ -40,6 +40,12 @@ std::optional<NewerClaim> look_for_newer(Store& store, const std::string& job,
   return newer;
 }
 
+bool claim_the_end(Store& store, const std::string& job, std::uint64_t generation,
+                   Deadline deadline) {
+  return store.compare_and_create(detail::end_key(job, generation), detail::kFinished, deadline) ==
+         detail::kFinished;
+}
+
 void Generation::abort(std::exception_ptr cause) const noexcept {
   if (data) data->abort(cause);
   if (training) training->abort(cause);

@@ -71,4 +71,11 @@ struct NewerClaim {
                                                                      const Generation& generation,
                                                                      Deadline deadline);
 
+/// Whether that generation is the last one of its job: all ranks have called finish(), and nobody
+/// had claimed a newer one before. The first to say so decides, whoever claims a newer one or calls
+/// this; so a process that was stopped in finish(), while another start took its place, gets false.
+/// Throws what the Store throws.
+[[nodiscard]] MESHSTAGE_API bool claim_the_end(Store& store, const std::string& job,
+                                               std::uint64_t generation, Deadline deadline);
+
 }  // namespace meshstage

@@ -88,6 +88,10 @@ std::string left_key(const std::string& job, std::uint64_t generation, int rank)
   return generation_key(job, generation, "left/" + std::to_string(rank));
 }
 
+std::string end_key(const std::string& job, std::uint64_t generation) {
+  return generation_key(job, generation, "end");
+}
+
 std::string claim_key(const std::string& job, std::uint64_t generation) {
   return claims_of(job) + twenty_digits(generation);
 }

@@ -14,6 +14,9 @@ namespace meshstage::detail {
 /// How an entry gen/<n>/outcome reads, and how one begins.
 constexpr char kFormed[] = "formed";
 constexpr std::string_view kAbandoned = "abandoned: ";
+/// How an entry gen/<n>/end reads.
+constexpr char kFinished[] = "finished";
+constexpr char kSuperseded[] = "superseded";
 
 /// For a name that nobody else draws.
 [[nodiscard]] std::uint64_t random_number();
@@ -55,6 +58,7 @@ struct Place {
 [[nodiscard]] std::string place_key(const std::string& job, std::uint64_t generation, int rank);
 [[nodiscard]] std::string alive_key(const std::string& job, std::uint64_t generation, int rank);
 [[nodiscard]] std::string left_key(const std::string& job, std::uint64_t generation, int rank);
+[[nodiscard]] std::string end_key(const std::string& job, std::uint64_t generation);
 /// claim/<n>
 [[nodiscard]] std::string claim_key(const std::string& job, std::uint64_t generation);
 

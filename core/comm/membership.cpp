@@ -171,6 +171,9 @@ void Membership::claim_next(std::uint64_t newest, std::uint64_t seen, const deta
   if (newest != 0) {
     options_.store->compare_and_create(key(newest, "outcome"), std::string(kAbandoned) + why,
                                        deadline);
+    // From here on nobody ends the job for good in it (see claim_the_end()).
+    options_.store->compare_and_create(detail::end_key(options_.job, newest), detail::kSuperseded,
+                                       deadline);
   }
   const std::uint64_t number = next_number(newest, seen, deadline);
   options_.store->compare_and_create(claim_key(number), claim.text(), deadline);

@@ -75,6 +75,7 @@ struct MembershipOptions {
 /// - `gen/<n>/place/<rank>`: "`<token> <boot> <pid namespace> <pid> <start time>`" of the process
 ///   that joined n as this rank
 /// - `gen/<n>/outcome`: "formed" or "abandoned: " and why; the first to create it decides
+/// - `gen/<n>/end`: "superseded" by whoever claims the next one, or "finished" by claim_the_end()
 /// - `gen/<n>/since`: when n was formed, by the root's clock, for messages
 /// - `gen/<n>/asked`: a newcomer's question whether the ranks of n live, another text each time
 /// - `gen/<n>/alive/<rank>`: the answer, "`<answers> <signs of the trainer>`", counted

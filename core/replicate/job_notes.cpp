@@ -3,6 +3,7 @@
 #include <charconv>
 #include <optional>
 
+#include <meshstage/core/comm/generation.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::replicate {
@@ -60,6 +61,7 @@ void note_complete(Store& store, const std::string& job, ImageId id, Deadline de
 
 void note_finished(Store& store, const std::string& job, std::uint64_t generation,
                    Deadline deadline) {
+  if (!claim_the_end(store, job, generation, deadline)) return;
   store.set(finished_key(job), std::to_string(generation), deadline);
 }
 

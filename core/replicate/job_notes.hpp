@@ -26,7 +26,8 @@ struct JobNotes {
 /// Must return before any rank learns that `id` is complete.
 void note_complete(Store& store, const std::string& job, ImageId id, Deadline deadline);
 /// To be called once every rank removes its vault, and not before: whoever reads it forgets the
-/// images of `generation`.
+/// images of `generation`. Notes nothing if a newer generation was claimed: that one may go on from
+/// the same images.
 void note_finished(Store& store, const std::string& job, std::uint64_t generation,
                    Deadline deadline);
 

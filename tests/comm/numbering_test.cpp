@@ -147,3 +147,22 @@ TEST_CASE("the number of a run that no rank has drawn is refused, and named") {
     CHECK_THAT(error_of([&] { (void)member->form(3, soon()); }), contains_text("job/run/0"));
   }
 }
+
+TEST_CASE("a generation ends for good, or a newer one follows it: the first to say so decides") {
+  Job job(2);
+  std::vector<std::unique_ptr<Membership>> members;
+  for (int r = 0; r < 2; ++r) members.push_back(job.member(r));
+  const auto form = [&] {
+    const auto generations = form_all(members);
+    for (const auto& g : generations) g.close();
+    return generations[0].number;
+  };
+  const std::uint64_t first = form();
+  const std::uint64_t second = form();
+  CHECK_FALSE(claim_the_end(*job.store, "job", first, soon()));
+  CHECK(claim_the_end(*job.store, "job", second, soon()));
+  CHECK(claim_the_end(*job.store, "job", second, soon()));  // tried again
+  const std::uint64_t third = form();
+  CHECK(third == second + 1);
+  CHECK(claim_the_end(*job.store, "job", third, soon()));
+}
