@@ -159,6 +159,21 @@ class Checkpointer::Impl {
     }
   }
 
+  /// finish() says that the job is over, and notes it. A process that was stopped while another
+  /// start took its place, and then has no step to decide any more, asks nobody else before. A
+  /// Store that does not answer keeps no job from its end.
+  void check_place() {
+    try {
+      membership_.check_not_replaced(Deadline::after(options_.deadline / 4));
+    } catch (const InvalidState&) {
+      unformed_ = std::current_exception();
+      throw;
+    } catch (const Error& e) {
+      warn(std::string("finish(): the Store does not say whether this rank was replaced: ") +
+           e.what());
+    }
+  }
+
   void form(Deadline deadline) {
     agent_.leave();
     group_ = {};
@@ -428,6 +443,7 @@ void Checkpointer::request_termination() { impl_->agent_.wish(true, false); }
 bool Checkpointer::ending() const { return impl_->agent_.end_agreed(); }
 void Checkpointer::finish() {
   impl_->check_formed();
+  if (!impl_->finished_) impl_->check_place();
   impl_->agent_.finish();
   if (std::exchange(impl_->finished_, true)) return;
   impl_->group_->abort(

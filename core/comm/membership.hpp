@@ -130,6 +130,9 @@ class MESHSTAGE_API Membership {
                                                    Deadline deadline = Deadline::never());
   /// True once a newer generation was formed, or a newer process took this rank.
   [[nodiscard]] bool fenced(std::uint64_t generation, Deadline deadline = Deadline::never());
+  /// Throws InvalidState "fenced: ..." if a newer process took this rank, and what the Store
+  /// throws.
+  void check_not_replaced(Deadline deadline);
 
   /// 1 for the first process of this rank in this Store, then ascending; 0 before it has a place.
   [[nodiscard]] std::uint64_t incarnation() const noexcept { return incarnation_; }
@@ -139,7 +142,6 @@ class MESHSTAGE_API Membership {
   [[nodiscard]] std::string key(std::uint64_t generation, const std::string& what) const;
   [[nodiscard]] std::string claim_key(std::uint64_t generation) const;
   [[nodiscard]] bool is_replaced(Deadline deadline);
-  void check_not_replaced(Deadline deadline);
   [[nodiscard]] std::uint64_t newest_generation(Deadline deadline);
   /// Sends whoever waits in a generation below `number` that has no outcome on to it.
   void abandon_older(std::uint64_t number, Deadline deadline);

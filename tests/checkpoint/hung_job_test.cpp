@@ -32,7 +32,7 @@ class Start {
         store_(std::make_shared<HangingStore>(job.store())) {
     all_good(run_ranks(all_ranks(job.world_size()), [&](int rank) {
       auto& ckpt = ranks_[static_cast<std::size_t>(rank)];
-      auto options = job.options(rank);
+      auto options = job.options(rank, fabric_);
       options.deadline = 2s;  // a start beside it waits for half of that
       options.store_object = store_;
       ckpt = std::make_unique<ms::Checkpointer>(std::move(options));
@@ -44,8 +44,15 @@ class Start {
   Start& operator=(const Start&) = delete;
   ~Start() { store_->go_on(); }
   void hang() { store_->hang(); }
+  void wake_up() { store_->go_on(); }
+  /// What each rank's finish() threw.
+  std::vector<std::string> finish() {
+    return run_ranks(all_ranks(static_cast<int>(ranks_.size())),
+                     [&](int rank) { ranks_[static_cast<std::size_t>(rank)]->finish(); });
+  }
 
  private:
+  ms::InProcessFabric fabric_;  // no newer process of a rank cuts these off
   std::vector<std::unique_ptr<ms::Checkpointer>> ranks_;
   const std::shared_ptr<HangingStore> store_;
 };
@@ -87,6 +94,17 @@ TEST_CASE(
   for (const auto& name : job.disk().list("/vault")) {
     if (name.find("-i1-") != std::string::npos) FAIL(name << " is left over");
   }
+}
+
+TEST_CASE("a job that hung while it was started anew does not finish when it wakes up") {
+  const int world = GENERATE(1, 2, 3);
+  InProcessJob job(world);
+  Start hung(job, 0, {1, 2});
+  hung.hang();
+  Start next(job, 2, {3});
+  hung.wake_up();
+  for (const auto& error : hung.finish()) CHECK_THAT(error, contains_text("fenced: "));
+  all_good(next.finish());
 }
 
 TEST_CASE("starts that follow one another, each beside all that hung before, lose nothing") {
