@@ -2,6 +2,7 @@
 // generation ends in order, it is said, and the job goes on to its last step with every bit.
 #include <pthread.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -14,7 +15,12 @@
 #include <string_view>
 #include <thread>
 #include <utility>
+#include <vector>
 
+#include <meshstage/core/comm/gloo/tcp_transport.hpp>
+#include <meshstage/core/comm/in_process/fabric.hpp>
+
+#include "tests/conformance/ranks.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
@@ -211,4 +217,44 @@ TEST_CASE("no memory on any thread of the engine, at any time: the job goes on")
   }
   CHECK(nth > 1);  // it bites
   CHECK(nth < kEnough);
+}
+
+TEST_CASE(
+    "a receive for which there is no memory leaves nothing behind that writes into its target") {
+  const bool gloo = GENERATE(false, true);
+  constexpr std::byte kUntouched{0xEE};
+  int nth = 1;
+  for (bool failed = true; failed; ++nth) {
+    INFO((gloo ? "Gloo" : "in process") << ", allocation " << nth);
+    ms::InProcessFabric fabric;
+    const auto groups = ms::testing::make_groups(
+        [&](int rank) { return gloo ? ms::make_tcp_transport({}) : fabric.attach(rank); }, 2,
+        ms::testing::Linked::kAll);
+    std::vector<std::byte> target(64, kUntouched);
+    failed = false;
+    std::thread([&, &failed = failed] {
+      pthread_setname_np(pthread_self(), "victim");
+      countdown = nth;
+      victims = "victim";
+      try {
+        (void)groups[0]->receive(1, 7, target);
+      } catch (const std::exception&) {  // no memory, here or in the module
+        failed = true;
+      }
+      victims = nullptr;
+    }).join();
+    if (!failed) break;
+    // What the peer sends now must not arrive; what follows it, if the group still works, has.
+    const std::vector<std::byte> source(64, std::byte{1});
+    std::vector<std::byte> next(64);
+    try {
+      const auto lost = groups[1]->send(0, 7, source);
+      const auto sent = groups[1]->send(0, 8, source);
+      const auto received = groups[0]->receive(1, 8, next);
+      received->wait(ms::Deadline::after(std::chrono::seconds(2)));
+    } catch (const ms::Error&) {  // the group ended with the receive
+    }
+    CHECK(std::all_of(target.begin(), target.end(), [](std::byte b) { return b == kUntouched; }));
+  }
+  CHECK(nth > 1);
 }

@@ -10,6 +10,7 @@
 
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/origin.hpp>
+#include <meshstage/core/comm/exception_of_impl.hpp>
 #include <meshstage/core/comm/gloo/address_impl.hpp>
 #include <meshstage/core/comm/gloo/deadline_timer_impl.hpp>
 #include <meshstage/core/comm/gloo/group.hpp>
@@ -107,8 +108,9 @@ class GlooState : public std::enable_shared_from_this<GlooState> {
   };
 
  private:
-  std::unique_ptr<Transfer> keep(gloo_module::Transfer* transfer, int peer, std::size_t bytes,
-                                 bool is_send, const ErrorText& error);
+  /// `post(&error)` calls the module.
+  template <class Post>
+  std::unique_ptr<Transfer> posted(int peer, std::size_t bytes, bool is_send, Post post);
 };
 
 class GlooTransfer final : public Transfer {
@@ -155,7 +157,9 @@ GlooTransfer::~GlooTransfer() {
     ++state_->users;
     reason = state_->late;
   }
-  if (!reason) reason = std::make_exception_ptr(Cancelled("a transfer was given up: " + what()));
+  if (!reason) {
+    reason = detail::exception_of([&] { return Cancelled("a transfer was given up: " + what()); });
+  }
   // Half of a message may be on the wire, so the connection is of no use any more. Closed first, so
   // that Gloo's thread does not spin on bytes that have nowhere to go.
   state_->abort(std::move(reason));
@@ -216,29 +220,35 @@ bool GlooTransfer::done_by(Deadline deadline) {
   state_->throw_lost(peer_, what() + ": " + error.text);
 }
 
-std::unique_ptr<Transfer> GlooState::keep(gloo_module::Transfer* transfer, int peer,
-                                          std::size_t bytes, bool is_send, const ErrorText& error) {
-  if (transfer == nullptr) throw_lost(peer, "rank " + std::to_string(peer) + ": " + error.text);
+template <class Post>
+std::unique_ptr<Transfer> GlooState::posted(int peer, std::size_t bytes, bool is_send, Post post) {
+  const Stay stay(*this);
+  // All memory first: what the module has posted must have somebody who takes it back.
+  auto result = std::make_unique<GlooTransfer>(shared_from_this(), nullptr, peer, bytes, is_send);
+  std::map<gloo_module::Transfer*, GlooTransfer*> entry{{nullptr, result.get()}};
+  auto node = entry.extract(entry.begin());
+  ErrorText error{};
+  gloo_module::Transfer* const handle = post(&error);
+  if (handle == nullptr) throw_lost(peer, "rank " + std::to_string(peer) + ": " + error.text);
+  node.key() = handle;
   const MutexLock lock(mutex);
-  auto result = std::make_unique<GlooTransfer>(shared_from_this(), transfer, peer, bytes, is_send);
-  live.emplace(transfer, result.get());
+  result->handle_ = handle;
+  live.insert(std::move(node));
   return result;
 }
 
 std::unique_ptr<Transfer> GlooState::post_send(int peer, std::uint64_t slot,
                                                std::span<const std::byte> bytes) {
-  const Stay stay(*this);
-  ErrorText error{};
-  auto* const posted = table.send(group, peer, slot, bytes.data(), bytes.size(), &error);
-  return keep(posted, peer, bytes.size(), true, error);
+  return posted(peer, bytes.size(), true, [&](ErrorText* error) {
+    return table.send(group, peer, slot, bytes.data(), bytes.size(), error);
+  });
 }
 
 std::unique_ptr<Transfer> GlooState::post_receive(int peer, std::uint64_t slot,
                                                   std::span<std::byte> target) {
-  const Stay stay(*this);
-  ErrorText error{};
-  auto* const posted = table.receive(group, peer, slot, target.data(), target.size(), &error);
-  return keep(posted, peer, target.size(), false, error);
+  return posted(peer, target.size(), false, [&](ErrorText* error) {
+    return table.receive(group, peer, slot, target.data(), target.size(), error);
+  });
 }
 
 std::uint64_t GlooState::moved(int peer) {

@@ -3,6 +3,7 @@
 #include <deque>
 #include <utility>
 
+#include <meshstage/core/comm/exception_of_impl.hpp>
 #include <meshstage/core/comm/in_process/node_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -10,10 +11,12 @@ namespace meshstage::in_process {
 
 namespace {
 
-/// One posted send or receive; guarded by the fabric's mutex.
+using detail::exception_of;
+
+/// One send or receive; guarded by the fabric's mutex once it is posted.
 struct Operation {
-  enum class State { kPosted, kCopying, kDone, kFailed };
-  State state = State::kPosted;
+  enum class State { kNew, kPosted, kCopying, kDone, kFailed };
+  State state = State::kNew;
   bool is_send = false;
   int peer = 0;
   std::uint64_t tag = 0;
@@ -53,25 +56,18 @@ class GroupNode final : public Node {
  public:
   using Node::Node;
 
-  OperationPtr post(bool is_send, int peer, std::uint64_t tag, const std::byte* source,
-                    std::byte* target, std::size_t bytes) {
-    auto operation = std::make_shared<Operation>();
-    operation->is_send = is_send;
-    operation->peer = peer;
-    operation->tag = tag;
-    operation->source = source;
-    operation->target = target;
-    operation->bytes = bytes;
+  /// If this throws, the operation may be posted: its transfer takes it out of use.
+  void post(const OperationPtr& operation) {
     MutexLock lock(fabric->mutex);
     check_usable();
-    if (bytes == 0) {
+    if (operation->bytes == 0) {
       operation->state = Operation::State::kDone;
-      return operation;
+      return;
     }
-    if (left.contains(peer)) throw lost(peer);
+    if (left.contains(operation->peer)) throw lost(operation->peer);
     posted.push_back(operation);
-    match(peer);
-    return operation;
+    operation->state = Operation::State::kPosted;
+    match(operation->peer);
   }
 
   /// Throws what an abort, a kill or a close left.
@@ -98,16 +94,16 @@ class GroupNode final : public Node {
   void withdraw(MutexLock& lock, const OperationPtr& operation) MESHSTAGE_REQUIRES(fabric->mutex) {
     operation->changed.wait(lock, [&] { return operation->state != Operation::State::kCopying; });
     if (operation->state != Operation::State::kPosted) return;
-    fail_all(late ? late
-                  : std::make_exception_ptr(
-                        Cancelled("a transfer was given up before it was complete")));
+    fail_all(late ? late : exception_of([] {
+      return Cancelled("a transfer was given up before it was complete");
+    }));
   }
 
   void peer_left(int peer, LostReason /*reason*/) override MESHSTAGE_REQUIRES(fabric->mutex) {
     const auto mine = [peer](const OperationPtr& o) { return o->peer == peer; };
     for (const auto& operation : posted) {
       if (mine(operation)) {
-        operation->finish(Operation::State::kFailed, std::make_exception_ptr(lost(peer)));
+        operation->finish(Operation::State::kFailed, exception_of([&] { return lost(peer); }));
       }
     }
     std::erase_if(posted, mine);
@@ -134,11 +130,7 @@ class GroupNode final : public Node {
 
   /// What pending transfers throw after close(). Its text is left out where no memory is left.
   [[nodiscard]] static std::exception_ptr closing() noexcept {
-    try {
-      return std::make_exception_ptr(Cancelled("the process group was closed"));
-    } catch (...) {
-      return std::current_exception();
-    }
+    return exception_of([] { return Cancelled("the process group was closed"); });
   }
 
   void fail_all(std::exception_ptr reason) MESHSTAGE_REQUIRES(fabric->mutex) {
@@ -180,11 +172,14 @@ class GroupNode final : public Node {
       const OperationPtr& from = mine->is_send ? mine : theirs;
       const OperationPtr& to = mine->is_send ? theirs : mine;
       if (from->bytes != to->bytes) {
-        const std::string what = "a message of " + std::to_string(from->bytes) +
-                                 " bytes met a target of " + std::to_string(to->bytes);
+        // Both are out of `posted`, so both must end, whatever there is no memory for.
         for (const auto& o : {mine, theirs}) {
-          o->finish(Operation::State::kFailed,
-                    std::make_exception_ptr(make_error<CorruptData>(what, o->peer)));
+          o->finish(Operation::State::kFailed, exception_of([&] {
+                      return make_error<CorruptData>("a message of " + std::to_string(from->bytes) +
+                                                         " bytes met a target of " +
+                                                         std::to_string(to->bytes),
+                                                     o->peer);
+                    }));
         }
         continue;
       }
@@ -251,20 +246,31 @@ class InProcessGroup final : public ProcessGroup {
   }
   std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
                                  std::span<const std::byte> bytes) override {
-    check_linked(peer);
-    return std::make_unique<InProcessTransfer>(
-        node_, node_->post(true, peer, tag, bytes.data(), nullptr, bytes.size()));
+    return posted(true, peer, tag, bytes.data(), nullptr, bytes.size());
   }
   std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
                                     std::span<std::byte> target) override {
-    check_linked(peer);
-    return std::make_unique<InProcessTransfer>(
-        node_, node_->post(false, peer, tag, nullptr, target.data(), target.size()));
+    return posted(false, peer, tag, nullptr, target.data(), target.size());
   }
   void abort(std::exception_ptr cause) noexcept override { node_->abort(std::move(cause)); }
   void close() noexcept override { node_->close(); }
 
  private:
+  std::unique_ptr<Transfer> posted(bool is_send, int peer, std::uint64_t tag,
+                                   const std::byte* source, std::byte* target, std::size_t bytes) {
+    check_linked(peer);
+    auto operation = std::make_shared<Operation>();
+    operation->is_send = is_send;
+    operation->peer = peer;
+    operation->tag = tag;
+    operation->source = source;
+    operation->target = target;
+    operation->bytes = bytes;
+    // The transfer first: what is posted must have somebody who takes it back.
+    auto transfer = std::make_unique<InProcessTransfer>(node_, operation);
+    node_->post(operation);
+    return transfer;
+  }
   void check_linked(int peer) const {
     if (linked(peer)) return;
     throw make_error<InvalidArgument>(

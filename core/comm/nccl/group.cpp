@@ -38,13 +38,13 @@ DeviceEvent ready_for(Owner& owner, std::initializer_list<Memory> memory) {
 
 class NcclTransfer final : public Transfer {
  public:
-  NcclTransfer(std::shared_ptr<Owner> owner, std::shared_ptr<Posted> call)
-      : owner_(std::move(owner)), call_(std::move(call)) {}
+  explicit NcclTransfer(std::shared_ptr<Owner> owner) : owner_(std::move(owner)) {}
   NcclTransfer(const NcclTransfer&) = delete;
   NcclTransfer& operator=(const NcclTransfer&) = delete;
   ~NcclTransfer() override {
-    if (owner_->origin.is_here()) owner_->release(*call_, what());
+    if (call_ && owner_->origin.is_here()) owner_->release(*call_, [this] { return what(); });
   }
+  void post(Posted call) { call_ = owner_->post(std::move(call)); }
   void wait(Deadline deadline) override {
     if (owner_->wait(*call_, deadline)) return;
     owner_->throw_late(*call_, std::make_exception_ptr(make_error<PeerSilent>(
@@ -60,7 +60,7 @@ class NcclTransfer final : public Transfer {
            std::to_string(owner_->rank) + ")";
   }
   const std::shared_ptr<Owner> owner_;
-  const std::shared_ptr<Posted> call_;
+  std::shared_ptr<Posted> call_;  // null until it is posted
 };
 
 /// Complete from the start: an empty message.
@@ -126,7 +126,7 @@ class NcclCollectives final : public collectives::Own {
       if (!owner_->wait(*call, deadline)) throw PeerSilent(what + " was not done by the deadline");
     } catch (...) {  // passed on, when the memory is not in use any more
       owner_->abort(std::current_exception());
-      owner_->release(*call, what);
+      owner_->release(*call, [&] { return what; });
       throw;
     }
   }
@@ -169,12 +169,13 @@ class NcclGroup final : public ProcessGroup {
     }
     owner_->require_open();
     if (bytes == 0) return std::make_unique<EmptyTransfer>();
-    return std::make_unique<NcclTransfer>(
-        owner_, owner_->post(
-                    {.post = {.call = call, .peer = peer, .tag = tag, .bytes = bytes},
-                     .source = source,
-                     .target = target,
-                     .ready = ready_for(*owner_, {{source != nullptr ? source : target, bytes}})}));
+    // The transfer first: what is posted must have somebody who takes it back.
+    auto transfer = std::make_unique<NcclTransfer>(owner_);
+    transfer->post({.post = {.call = call, .peer = peer, .tag = tag, .bytes = bytes},
+                    .source = source,
+                    .target = target,
+                    .ready = ready_for(*owner_, {{source != nullptr ? source : target, bytes}})});
+    return transfer;
   }
   const std::shared_ptr<Owner> owner_;
   std::vector<int> peers_;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include <meshstage/core/comm/collectives.hpp>
+#include <meshstage/core/comm/exception_of_impl.hpp>
 #include <meshstage/core/comm/nccl/owner_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -135,8 +136,13 @@ std::shared_ptr<Posted> Owner::post(Posted call) {
   const MutexLock lock(mutex_);
   if (cause_) std::rethrow_exception(cause_);
   posted->post.id = ++last_id_;
-  waiting_.emplace(posted->post.id, posted);
-  decide(rank, posted->post);
+  try {
+    waiting_.emplace(posted->post.id, posted);
+    decide(rank, posted->post);
+  } catch (...) {  // passed on; the others may know of the call, and nobody here would take it back
+    end(std::current_exception());
+    throw;
+  }
   return posted;
 }
 
@@ -203,11 +209,12 @@ void Owner::throw_late(Posted& call, std::exception_ptr why) {
   std::rethrow_exception(late_);
 }
 
-void Owner::release(const Posted& call, const std::string& what) noexcept {
+void Owner::release(const Posted& call, const std::function<std::string()>& what) noexcept {
   using Phase = Posted::Phase;
   MutexLock lock(mutex_);
   if (call.phase == Phase::kDone || call.phase == Phase::kRefused || closed_) return;
-  end(late_ ? late_ : std::make_exception_ptr(Cancelled("a call was given up: " + what)));
+  end(late_ ? late_
+            : detail::exception_of([&] { return Cancelled("a call was given up: " + what()); }));
   if (call.phase != Phase::kIssued) return;
   changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return quiet_; });
 }

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -66,7 +67,7 @@ class Owner {
   [[noreturn]] void throw_late(Posted& call, std::exception_ptr why);
   /// Returns when the call's memory is not in use any more. A call that is not done ends the group,
   /// with Cancelled, or with the error of a late call.
-  void release(const Posted& call, const std::string& what) noexcept;
+  void release(const Posted& call, const std::function<std::string()>& what) noexcept;
   /// Throws the cause of an end, if there is one.
   void require_open();
   /// Ends the group with `cause`, here and at every rank.
