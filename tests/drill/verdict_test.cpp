@@ -189,7 +189,7 @@ TEST_CASE("The object of --json has the documented fields, in order") {
   CHECK_FALSE(verdict.good());
 }
 
-TEST_CASE("--json says of a fault of the whole job how it came back") {
+TEST_CASE("the JSON says of a fault of the whole job how it came back") {
   Verdict verdict;
   Death death = example_death();
   const auto written = [&](const std::string& fault, How how) {

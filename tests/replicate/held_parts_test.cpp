@@ -200,13 +200,15 @@ TEST_CASE("whatever part of a rank hangs, every rank hears of a death") {
             engine.recover_nothing();
             everyone.arrive_and_wait();
             if (rank == 2) {
-              everyone.arrive_and_wait();  // the part of rank 1 hangs
+              everyone.arrive_and_wait();
+              everyone.arrive_and_wait();  // the part of rank 1 holds what rank 1 staged
               killed.set_value(Clock::now());
               job.ranks.fabric().kill(2);
               everyone.arrive_and_wait();
               return;
             }
             if (rank == 1) part.hang(seams);
+            everyone.arrive_and_wait();  // before what another rank stages reaches it
             auto staging = engine.stage(1);
             if (rank == 1) part.wait_until_held(seams);
             everyone.arrive_and_wait();
@@ -248,6 +250,7 @@ TEST_CASE("a vote passes a rank whose parts hang") {
                       engine.recover_nothing();
                       everyone.arrive_and_wait();
                       if (rank == 1) part.hang(seams);
+                      everyone.arrive_and_wait();  // before what another rank stages reaches it
                       ms::Staging staging;
                       if (rank != 0) staging = engine.stage(1);
                       if (rank == 1) part.wait_until_held(seams);
