@@ -32,8 +32,8 @@ std::filesystem::path Job::log_file(int rank) const {
 
 /// Of the host that the rank sits on.
 const std::filesystem::path& Job::vault_of(int rank) const {
-  const auto host = static_cast<std::size_t>(rank / options_.arguments.ranks_per_host + moved_);
-  return options_.vaults[host % options_.vaults.size()];
+  const int host = rank / options_.arguments.ranks_per_host + moved_;
+  return options_.vaults[static_cast<std::size_t>(host) % options_.vaults.size()];
 }
 
 // Whoever lives through a death has as many threads and descriptors afterwards. Only generations

@@ -240,7 +240,8 @@ void Job::end_second_start() {
   SecondStart& told = result_.second_starts.emplace_back();
   told.step = second.fault.step;
   told.ranks = static_cast<int>(second.ranks.size());
-  told.refused_ms = static_cast<double>((now_ns() - second.started_at) / 1000) * 1e-3;
+  const auto microseconds = (now_ns() - second.started_at) / 1000;
+  told.refused_ms = static_cast<double>(microseconds) * 1e-3;
   display_.line(fmt::format(
       "  started a second time at step {} | refused on {} in {:.0f} ms: {} is running, take_over "
       "would take the job | the job went on",

@@ -126,7 +126,7 @@ class NcclCollectives final : public collectives::Own {
       if (!owner_->wait(*call, deadline)) throw PeerSilent(what + " was not done by the deadline");
     } catch (...) {  // passed on, when the memory is not in use any more
       owner_->abort(std::current_exception());
-      owner_->release(*call, [&] { return what; });
+      owner_->release(*call, [&] { return std::string(what); });
       throw;
     }
   }
