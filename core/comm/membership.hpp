@@ -65,10 +65,10 @@ struct MembershipOptions {
 /// start of the job owns it.
 ///
 /// Keys, below `<job>/`:
-/// - `run/0`: the number below all generations of this run (core/generation); `run/<n>`: the one
-/// that
-///   follows run n, where a rank has seen a generation of another run that is above n
-/// - `finished`: the generation in which all ranks called finish()
+/// - `run/0`: the number below all generations of this run, which the first rank to come draws
+///   (core/generation)
+/// - `run/<n>`: the number of the run that follows run n, where a rank has seen a generation above
+///   n that this Store knows nothing of
 /// - `incarnation/<rank>/<k>`: the k-th process that took this rank; the highest counts
 /// - `claim/<n>`: made by whoever first wanted generation n: "`<world size> <launch> <last>
 ///   <agreement>`", `last` being the generation that this launch formed last, or 0
