@@ -32,9 +32,13 @@ inline constexpr std::uint64_t kLastGeneration = ((std::uint64_t{1} << 30U) - 1)
 /// The number below all generations of a new run, and above `above`.
 [[nodiscard]] MESHSTAGE_API std::uint64_t draw_run(std::uint64_t above);
 
+/// The run of a generation: the same for all generations of one run, larger for a later one.
+[[nodiscard]] constexpr std::uint64_t run_of(std::uint64_t generation) noexcept {
+  return generation >> kGenerationBits;
+}
 /// Whether two generations belong to one run.
 [[nodiscard]] constexpr bool same_run(std::uint64_t a, std::uint64_t b) noexcept {
-  return a >> kGenerationBits == b >> kGenerationBits;
+  return run_of(a) == run_of(b);
 }
 
 /// "the run begun at 2026-11-27 10:48:58 UTC", by the clock of the rank that drew it; "a run of an

@@ -117,7 +117,7 @@ Failure other_world(const Turn& turn, int owner, const OldStep& step) {
 std::string runs_text(std::span<const Claim> claims) {
   std::map<std::uint64_t, std::uint64_t> runs;  // a generation of each
   for (const Claim& claim : claims) {
-    runs[claim.id.generation >> kGenerationBits] = claim.id.generation;
+    runs[run_of(claim.id.generation)] = claim.id.generation;
   }
   if (runs.size() < 2) return {};
   std::string text = "; the images that are left are of " + std::to_string(runs.size()) +

@@ -36,7 +36,7 @@ Runs runs_of(const HostImages& images) {
   std::map<std::string, std::map<std::uint64_t, std::uint64_t>> found;
   const auto note = [&](const std::string& job, ImageId id) {
     if (!id.exists()) return;
-    auto& newest = found[job][id.generation >> kGenerationBits];
+    auto& newest = found[job][run_of(id.generation)];
     newest = std::max(newest, id.generation);
   };
   for (const auto& vault : images.vaults) {
