@@ -152,8 +152,8 @@ class Checkpointer::Impl {
   void check_not_fenced() const {
     try {
       if (unformed_) std::rethrow_exception(unformed_);
-    } catch (const InvalidState& e) {
-      if (std::string_view(e.what()).find("fenced: ") != std::string_view::npos) throw;
+    } catch (const Fenced&) {
+      throw;
     } catch (const Error&) {
       // Whatever else it was, rejoin() is the answer to it.
     }
@@ -165,7 +165,7 @@ class Checkpointer::Impl {
   void check_place() {
     try {
       membership_.check_not_replaced(Deadline::after(options_.deadline / 4));
-    } catch (const InvalidState&) {
+    } catch (const Fenced&) {
       unformed_ = std::current_exception();
       throw;
     } catch (const Error& e) {

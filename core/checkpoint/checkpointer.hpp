@@ -86,8 +86,8 @@ class MESHSTAGE_API Checkpointer {
 
   /// After RejoinNeeded: leaves the broken generation and forms the next one with all ranks,
   /// replacements among them. Call recover() next. If a rank dies meanwhile, rejoin() waits for
-  /// that rank's replacement. Throws Timeout at the forming deadline, and InvalidState ("fenced")
-  /// if this process itself was replaced meanwhile. Neither is a RejoinNeeded; until a rejoin()
+  /// that rank's replacement. Throws Timeout at the forming deadline, and Fenced if this process
+  /// itself was replaced meanwhile. Neither is a RejoinNeeded; until a rejoin()
   /// succeeds, every other call throws the same error again.
   Checkpointer& rejoin();
 

@@ -24,12 +24,6 @@ using detail::leading_number;
 /// For what a rank still reads or writes after its deadline or at its end.
 constexpr std::chrono::seconds kLastWords{2};
 
-/// An error's text without the word for its kind, to build another error of.
-std::string without_kind(const Error& e) {
-  const std::string_view text = e.what();
-  return std::string(text.substr(to_string(e.kind()).size() + 2));
-}
-
 /// A rank could not be reached. An attempt that ended because a rank left, or because a newer one
 /// was begun, says nothing of why no attempt succeeds.
 bool is_failed_connection(std::string_view why) {
@@ -121,9 +115,9 @@ bool Membership::is_replaced(Deadline deadline) {
 
 void Membership::check_not_replaced(Deadline deadline) {
   if (!is_replaced(deadline)) return;
-  throw make_error<InvalidState>("fenced: a newer process took the place of rank " +
-                                     std::to_string(options_.rank) + "; this one must end",
-                                 options_.rank);
+  throw make_error<Fenced>("a newer process took the place of rank " +
+                               std::to_string(options_.rank) + "; this one must end",
+                           options_.rank);
 }
 
 std::uint64_t Membership::newest_generation(Deadline deadline) {
@@ -352,7 +346,7 @@ std::optional<Generation> Membership::connect(std::uint64_t number, Forming& for
     const std::string last = forming.earlier_failure();
     throw_missing(number, forming);
     if (last.empty()) throw;
-    throw make_error<Timeout>(without_kind(e) + last, e.rank());
+    throw make_error<Timeout>(e.message() + last, e.rank());
   }
   if (!attempted.generation) {
     forming.note_failure(number, attempted.why, options_.world_size);

@@ -114,7 +114,7 @@ class MESHSTAGE_API Membership {
   /// generation before, first. An attempt that fails (a peer's address cannot be reached, say) is
   /// followed by another after a pause, from 10 ms growing to 1 s, and leaves no address in the
   /// Store. Throws what enter() throws; Timeout names the ranks that did not come and why the last
-  /// attempt failed; InvalidState if fenced, or if a generation above kLastGeneration is in the
+  /// attempt failed; Fenced; InvalidState if a generation above kLastGeneration is in the
   /// Store or was seen.
   [[nodiscard]] Generation form(std::uint64_t highest_seen, Deadline deadline);
 
@@ -130,8 +130,7 @@ class MESHSTAGE_API Membership {
                                                    Deadline deadline = Deadline::never());
   /// True once a newer generation was formed, or a newer process took this rank.
   [[nodiscard]] bool fenced(std::uint64_t generation, Deadline deadline = Deadline::never());
-  /// Throws InvalidState "fenced: ..." if a newer process took this rank, and what the Store
-  /// throws.
+  /// Throws Fenced if a newer process took this rank, and what the Store throws.
   void check_not_replaced(Deadline deadline);
 
   /// 1 for the first process of this rank in this Store, then ascending; 0 before it has a place.

@@ -100,10 +100,9 @@ void Newcomer::refuse(launch::Admission why, std::uint64_t number, const Claim& 
                          options_.agreement + ", others with " + theirs.agreement +
                          "; give all ranks the same options");
     case Admission::kFenced:
-      throw make_error<InvalidState>("fenced: " + name_of_start(theirs) + " owns " + job +
-                                         " since " + generation_text(number) +
-                                         "; this process must end",
-                                     options_.rank);
+      throw make_error<Fenced>(name_of_start(theirs) + " owns " + job + " since " +
+                                   generation_text(number) + "; this process must end",
+                               options_.rank);
     default:
       break;
   }

@@ -31,12 +31,19 @@ std::string_view to_string(ErrorKind kind) noexcept {
       return "cancelled";
     case ErrorKind::kPeerSilent:
       return "peer silent";
+    case ErrorKind::kFenced:
+      return "fenced";
   }
   return "unknown error";
 }
 
 Error::Error(ErrorKind kind, const std::string& message)
     : std::runtime_error(std::string(to_string(kind)) + ": " + message), kind_(kind) {}
+
+std::string Error::message() const {
+  const std::string_view text = what();
+  return std::string(text.substr(to_string(kind_).size() + 2));
+}
 
 namespace {
 
@@ -66,6 +73,7 @@ void throw_error(ErrorKind kind, const std::string& message, std::optional<int> 
     MESHSTAGE_CASE(kUnrecoverable)
     MESHSTAGE_CASE(kCancelled)
     MESHSTAGE_CASE(kPeerSilent)
+    MESHSTAGE_CASE(kFenced)
 #undef MESHSTAGE_CASE
   }
   throw Error(kind, message);

@@ -4,7 +4,6 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <type_traits>
 
 #include <meshstage/core/error/export.hpp>
 
@@ -12,11 +11,11 @@ namespace meshstage {
 
 /// The kinds of error between which a caller would act differently.
 enum class ErrorKind : std::uint8_t {
-  kInvalidArgument,  ///< The call itself is wrong; fix the program.
-  kInvalidState,     ///< The object cannot do this now (closed, fenced, superseded, restaged step).
-  kTimeout,          ///< The Store, or ranks that are to form a generation, did not come in time.
-  kPeerLost,         ///< A peer died; `rank()` names it. Rejoin and recover.
-  kCorruptData,      ///< Bytes do not match their digest or their format.
+  kInvalidArgument,    ///< The call itself is wrong; fix the program.
+  kInvalidState,       ///< The object cannot do this now (closed, superseded, restaged step).
+  kTimeout,            ///< The Store, or ranks that are to form a generation, did not come in time.
+  kPeerLost,           ///< A peer died; `rank()` names it. Rejoin and recover.
+  kCorruptData,        ///< Bytes do not match their digest or their format.
   kStructureMismatch,  ///< The state dict differs from the image; `path()` is the first difference.
   kOutOfMemory,  ///< No room; the message says needed, available, which limit, and the remedy.
   kIo,           ///< A system call failed; the message has path and errno.
@@ -26,6 +25,7 @@ enum class ErrorKind : std::uint8_t {
   kCancelled,      ///< The operation was abandoned (its object was closed or destroyed).
   kPeerSilent,     ///< A peer was silent for the deadline; `rank()` names it where it is known.
                    ///< Rejoin and recover.
+  kFenced,         ///< Another process has this rank's or this job's place. End this process.
 };
 
 /// "peer lost", "timeout", ...: the words that messages use.
@@ -38,6 +38,8 @@ class MESHSTAGE_API Error : public std::runtime_error {
   Error(ErrorKind kind, const std::string& message);
 
   [[nodiscard]] ErrorKind kind() const noexcept { return kind_; }
+  /// what() without the words for the kind: to build another error of.
+  [[nodiscard]] std::string message() const;
   /// The rank the error is about: the one that died, was silent, or has no image.
   [[nodiscard]] std::optional<int> rank() const noexcept { return rank_; }
   [[nodiscard]] std::optional<std::uint64_t> step() const noexcept { return step_; }
@@ -72,16 +74,37 @@ class MESHSTAGE_API RejoinNeeded : public Error {
   using Error::Error;
 };
 
+template <ErrorKind K>
+class ErrorOf;
+
+namespace detail {
+template <ErrorKind K>
+struct ErrorBase {
+  using type = Error;
+};
+template <>
+struct ErrorBase<ErrorKind::kPeerLost> {
+  using type = RejoinNeeded;
+};
+template <>
+struct ErrorBase<ErrorKind::kPeerSilent> {
+  using type = RejoinNeeded;
+};
+template <>
+struct ErrorBase<ErrorKind::kFenced> {
+  using type = ErrorOf<ErrorKind::kInvalidState>;
+};
+}  // namespace detail
+
 /// One subclass for each kind, so that `catch (const PeerLost&)` reads as it should.
 /// `E(message)` constructs; fields are set with Error::with_*.
 template <ErrorKind K>
-class ErrorOf : public std::conditional_t<K == ErrorKind::kPeerLost || K == ErrorKind::kPeerSilent,
-                                          RejoinNeeded, Error> {
-  using Base = std::conditional_t<K == ErrorKind::kPeerLost || K == ErrorKind::kPeerSilent,
-                                  RejoinNeeded, Error>;
-
+class ErrorOf : public detail::ErrorBase<K>::type {
  public:
-  explicit ErrorOf(const std::string& message) : Base(K, message) {}
+  explicit ErrorOf(const std::string& message) : ErrorOf(K, message) {}
+
+ protected:
+  ErrorOf(ErrorKind kind, const std::string& message) : detail::ErrorBase<K>::type(kind, message) {}
 };
 
 using InvalidArgument = ErrorOf<ErrorKind::kInvalidArgument>;
@@ -96,6 +119,9 @@ using IoError = ErrorOf<ErrorKind::kIo>;
 using NotFound = ErrorOf<ErrorKind::kNotFound>;
 using Unrecoverable = ErrorOf<ErrorKind::kUnrecoverable>;
 using Cancelled = ErrorOf<ErrorKind::kCancelled>;
+/// An InvalidState that no call of this process can mend: the others went on with a replacement for
+/// this rank, or another start owns the job. End the process; do not rejoin.
+using Fenced = ErrorOf<ErrorKind::kFenced>;
 
 /// Throws the subclass of `kind` with these fields (for errors that crossed a wire, a thread or a
 /// module's C table).

@@ -237,10 +237,11 @@ struct WantFinish {
 struct Finish {
   friend bool operator==(const Finish&, const Finish&) = default;
 };
-/// To every tree neighbour, before anything is closed: `rank` died or is silent (rule 7).
+/// To every tree neighbour, before anything is closed: `rank` died or is silent (rule 7),
+/// or another start owns the job (rule 12; rank -1).
 struct Death {
   int rank = -1;
-  ErrorKind kind = ErrorKind::kPeerLost;  ///< kPeerLost or kPeerSilent
+  ErrorKind kind = ErrorKind::kPeerLost;  ///< kPeerLost, kPeerSilent or kFenced
   std::string why;
   friend bool operator==(const Death&, const Death&) = default;
 };

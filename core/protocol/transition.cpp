@@ -113,7 +113,7 @@ void on(Turn& turn, StoreAnswered event) {
     return break_generation(turn, Death{-1, ErrorKind::kPeerLost, event.why}, -1);
   }
   if (event.found == StoreAnswered::Found::kFenced) {
-    return break_generation(turn, Death{-1, ErrorKind::kInvalidState, event.why}, -1);
+    return break_generation(turn, Death{-1, ErrorKind::kFenced, event.why}, -1);
   }
   if (!asking) return answer_round(turn, event);
   if (event.found == StoreAnswered::Found::kNothing) {

@@ -239,7 +239,7 @@ class Reader {
     return value;
   }
   ErrorKind error_kind(const char* field) {
-    return static_cast<ErrorKind>(small(field, static_cast<int>(ErrorKind::kPeerSilent)));
+    return static_cast<ErrorKind>(small(field, static_cast<int>(ErrorKind::kFenced)));
   }
   void end() const {
     if (!bytes_.empty()) bad("length", std::to_string(bytes_.size()) + " bytes too many");

@@ -53,7 +53,7 @@ class Agent::Impl {
       losses_.lose_itself(ErrorKind::kIo, std::move(why));
     };
     engine_.lose_vault = [this](std::string why) {
-      losses_.lose_itself(ErrorKind::kInvalidState, std::move(why));
+      losses_.lose_itself(ErrorKind::kFenced, std::move(why));
     };
   }
   Impl(const Impl&) = delete;

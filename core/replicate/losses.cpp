@@ -9,12 +9,6 @@
 #include <meshstage/core/replicate/job_notes.hpp>
 
 namespace meshstage::replicate {
-namespace {
-
-const std::string kFenced = "fenced: ";
-
-}  // namespace
-
 Losses::Losses(Engine& engine, StoreWorker& store, OwnStep& own, Persister& persister)
     : engine_(engine), store_(store), own_(own), persister_(persister) {}
 
@@ -24,8 +18,9 @@ void Losses::enter() {
 }
 
 void Losses::lose_itself(ErrorKind kind, std::string why) {
-  own_end_ = kind;
-  engine_.feed(protocol::Broken{engine_.rank, ErrorKind::kPeerLost, std::move(why)});
+  const std::string seen = kind == ErrorKind::kFenced ? "was fenced: " + why : why;
+  own_end_ = OwnEnd{kind, std::move(why)};
+  engine_.feed(protocol::Broken{engine_.rank, ErrorKind::kPeerLost, seen});
 }
 
 void Losses::lost_link(int peer, LostReason reason, const std::string& detail) {
@@ -120,22 +115,23 @@ void Losses::ask_store(const protocol::AskStore& action) {
         if (newer->owner.empty()) {
           return std::optional(number + " was claimed: this one is over");
         }
-        return std::optional(kFenced + newer->owner + " owns the job since " + number +
-                             "; this process must end");
+        throw Fenced(newer->owner + " owns the job since " + number + "; this process must end");
       },
       by,
       [this, generation = engine_.present, id = action.id](const StoreWorker::Answer& answer) {
         using Found = protocol::StoreAnswered::Found;
         if (generation != engine_.present) return;
-        if (answer.error && engine_.state.mode != protocol::Mode::kReady) {
-          return engine_.lose_store("cannot ask the Store: " + text_of(answer.error));
-        }
         protocol::StoreAnswered event{id};
-        if (answer.error) {
+        if (const auto fenced = fenced_by(answer.error)) {
+          event.found = Found::kFenced;
+          event.why = *fenced;
+        } else if (answer.error && engine_.state.mode != protocol::Mode::kReady) {
+          return engine_.lose_store("cannot ask the Store: " + text_of(answer.error));
+        } else if (answer.error) {
           event.found = Found::kNothing;
           event.why = text_of(answer.error);
         } else if (answer.value) {
-          event.found = answer.value->starts_with(kFenced) ? Found::kFenced : Found::kSuperseded;
+          event.found = Found::kSuperseded;
           event.why = *answer.value;
         }
         engine_.feed(event);
@@ -145,11 +141,11 @@ void Losses::ask_store(const protocol::AskStore& action) {
 void Losses::report(const protocol::ReportLost& action) {
   Loss loss{action.kind, action.rank, describe(DeathCause{action.rank, action.why})};
   if (own_end_) {
-    loss.kind = *own_end_;
-    loss.why = action.why;
+    loss.kind = own_end_->kind;
+    loss.why = own_end_->why;
   } else if (action.rank == engine_.rank) {
-    loss.kind = ErrorKind::kInvalidState;
-    loss.why = "fenced: the other ranks went on with a replacement for rank " +
+    loss.kind = ErrorKind::kFenced;
+    loss.why = "the other ranks went on with a replacement for rank " +
                std::to_string(action.rank) + " (this process " + action.why + "); end this process";
   }
   const auto error = loss.error();

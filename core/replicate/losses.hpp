@@ -36,12 +36,17 @@ class Losses {
   void ask_store(const protocol::AskStore& action);
 
  private:
+  /// What this rank throws where it ended the generation itself.
+  struct OwnEnd {
+    ErrorKind kind;
+    std::string why;
+  };
   Engine& engine_;
   StoreWorker& store_;
   OwnStep& own_;
   Persister& persister_;
-  bool losing_ = false;               ///< The Store was asked for the cause of a death.
-  std::optional<ErrorKind> own_end_;  ///< Of lose_itself().
+  bool losing_ = false;            ///< The Store was asked for the cause of a death.
+  std::optional<OwnEnd> own_end_;  ///< Of lose_itself().
   bool closing_ = false;
 };
 

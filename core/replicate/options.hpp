@@ -121,7 +121,7 @@ struct CheckpointerOptions {
   /// is copied. A tensor that changed in between fails the step on every rank, and staged() of its
   /// rank throws InvalidState naming the tensor. Costs two more reads of each tensor.
   bool verify_source = false;
-  /// Take the job over from another start of it whose ranks are alive: their calls throw "fenced"
+  /// Take the job over from another start of it whose ranks are alive: their calls throw Fenced
   /// from then on. Without it such a start is refused, and has touched nothing. For one start only:
   /// a rank that is started anew later must not have it. Also MESHSTAGE_TAKE_OVER=1.
   bool take_over = false;

@@ -20,6 +20,17 @@ std::string text_of(const std::exception_ptr& error) {
   }
 }
 
+std::optional<std::string> fenced_by(const std::exception_ptr& error) {
+  if (error == nullptr) return std::nullopt;
+  try {
+    std::rethrow_exception(error);
+  } catch (const Fenced& e) {
+    return e.message();
+  } catch (...) {  // the caller has it, and tells it
+    return std::nullopt;
+  }
+}
+
 bool write_line(const LogSink& log, const LogLine& line) noexcept {
   try {
     if (!log) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include <meshstage/core/async/thread.hpp>
@@ -21,6 +22,8 @@ bool write_line(const LogSink& log, const LogLine& line) noexcept;
 
 /// The exception's text.
 std::string text_of(const std::exception_ptr& error);
+/// message() of a Fenced; nothing for every other exception, and for none.
+std::optional<std::string> fenced_by(const std::exception_ptr& error);
 
 namespace replicate {
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <string_view>
 #include <utility>
 
 namespace meshstage::replicate {
@@ -14,22 +13,6 @@ std::optional<SlotKey> sealed_slot(int owner, const protocol::SlotPair& pair, Im
   }
   return std::nullopt;
 }
-
-namespace {
-
-/// "fenced: ...", if that is what a call of the vault threw; else empty.
-std::string fenced_text(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const InvalidState& e) {
-    const std::string_view text = e.what();
-    return std::string(text.substr(std::min(text.size(), text.find("fenced: "))));
-  } catch (...) {  // no loss of the vault
-    return {};
-  }
-}
-
-}  // namespace
 
 Slots::Slots(Engine& engine) : engine_(engine), worker_("ms-slots", engine.boundary()) {}
 
@@ -105,7 +88,7 @@ void Slots::begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes
   worker_.post([this, key, who = std::move(identity), bytes, tell = std::move(then), ticket] {
     const auto lease = std::make_shared<WriteLease>();
     std::exception_ptr error;
-    std::string fenced;
+    std::optional<std::string> fenced;
     try {
       *lease = engine_.vault.begin_write(key, who, bytes);
       engine_.gate.count(
@@ -116,10 +99,10 @@ void Slots::begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes
           });
     } catch (...) {  // whatever it is, the image that asked ends by it
       error = std::current_exception();
-      fenced = fenced_text(error);
+      fenced = fenced_by(error);
     }
     engine_.to_loop(ticket, [this, key, tell, lease, error, fenced] {
-      if (!fenced.empty()) engine_.lose_vault(fenced);
+      if (fenced) engine_.lose_vault(*fenced);
       tell(*lease, error);
       give_back(std::move(*lease));
       release(key);

@@ -89,11 +89,10 @@ Outcome make(VaultState& state, std::uint64_t incarnation) {
 }
 
 [[noreturn]] void throw_taken(const VaultState& state) {
-  throw make_error<InvalidState>("fenced: " + vault_name(state) + " was taken in epoch " +
-                                     std::to_string(state.control.epoch()) +
-                                     "; this process comes with epoch " +
-                                     std::to_string(state.options.epoch),
-                                 state.options.rank);
+  throw make_error<Fenced>(
+      vault_name(state) + " was taken in epoch " + std::to_string(state.control.epoch()) +
+          "; this process comes with epoch " + std::to_string(state.options.epoch),
+      state.options.rank);
 }
 
 /// False if somebody took the vault in this epoch or a higher one.

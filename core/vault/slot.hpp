@@ -87,8 +87,8 @@ class MESHSTAGE_API WriteLease {
 
   /// Fences all stores, then writes the SEALED header and ends the lease. `info` must have the
   /// identity and size given to begin_write(): the image's size for an own slot, the replica's for
-  /// a ward's slot. Throws InvalidArgument if it does not (the lease stays valid), InvalidState if
-  /// the vault was fenced or removed (the lease has ended).
+  /// a ward's slot. Throws InvalidArgument if it does not (the lease stays valid), Fenced, or
+  /// InvalidState if the vault was removed (the lease has ended).
   void seal(const ImageInfo& info);
   /// Gives the slot back unsealed.
   void abandon() noexcept;

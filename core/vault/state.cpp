@@ -82,17 +82,17 @@ void VaultState::check_owned() const {
   }
   if (const std::uint64_t newest = control.newest(); newest > incarnation) {
     const auto owner = control.owner(newest);
-    throw make_error<InvalidState>(
-        "fenced: incarnation " + std::to_string(incarnation) + " is superseded by " +
-            std::to_string(newest) + ", pid " + (owner ? std::to_string(owner->pid) : "unknown") +
-            " (job \"" + options.job + "\", rank " + std::to_string(options.rank) + " in " +
-            options.directory.native() + ")",
-        options.rank);
+    throw make_error<Fenced>("incarnation " + std::to_string(incarnation) + " is superseded by " +
+                                 std::to_string(newest) + ", pid " +
+                                 (owner ? std::to_string(owner->pid) : "unknown") + " (job \"" +
+                                 options.job + "\", rank " + std::to_string(options.rank) + " in " +
+                                 options.directory.native() + ")",
+                             options.rank);
   }
   if (const std::uint64_t newest = control.epoch(); newest > epoch) {
-    throw make_error<InvalidState>(
-        "fenced: the vault of job \"" + options.job + "\", rank " + std::to_string(options.rank) +
-            " in " + options.directory.native() + " was taken in epoch " + std::to_string(newest) +
+    throw make_error<Fenced>(
+        "the vault of job \"" + options.job + "\", rank " + std::to_string(options.rank) + " in " +
+            options.directory.native() + " was taken in epoch " + std::to_string(newest) +
             ", this process took it in epoch " + std::to_string(epoch),
         options.rank);
   }

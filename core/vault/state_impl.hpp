@@ -84,10 +84,10 @@ struct VaultState {
   /// Raises the word of that page to this vault's epoch; needs no lock. Throws InvalidState
   /// (fenced).
   void take_word(std::span<std::byte> page) const;
-  /// Makes the slot WRITING, then writes the page. Throws InvalidState if fenced: then nothing has
+  /// Makes the slot WRITING, then writes the page. Throws Fenced: then nothing has
   /// changed.
   void begin(const Slot& slot, const SlotHeader& header) const MESHSTAGE_REQUIRES(mutex);
-  /// Writes the page, then makes the slot SEALED. Throws InvalidState if fenced: then the slot
+  /// Writes the page, then makes the slot SEALED. Throws Fenced: then the slot
   /// stays WRITING.
   void seal(SlotKey key, const Slot& slot, const SlotHeader& header) const
       MESHSTAGE_REQUIRES(mutex);

@@ -41,7 +41,7 @@ struct VaultPageLocks {
 /// Ownership is a POSIX record lock on the incarnation's own lock file, opened once. attach() takes
 /// over the newest incarnation if its owner is dead, with what its slots hold. If that owner lives
 /// (stopped, perhaps), attach() makes a new incarnation with empty slots, and the older owner is
-/// *fenced*: its next call throws InvalidState "fenced: incarnation N is superseded by M, pid P".
+/// *fenced*: its next call throws Fenced, "incarnation N is superseded by M, pid P".
 /// An owner writes only to its own incarnation's files, so a fenced owner that wakes up does no
 /// harm.
 ///
@@ -68,7 +68,7 @@ class MESHSTAGE_API Vault {
   [[nodiscard]] std::uint64_t epoch() const noexcept;
   /// True if attach() took over a dead owner's incarnation; false if this incarnation is new.
   [[nodiscard]] bool taken_over() const noexcept;
-  /// Throws InvalidState if a newer incarnation exists ("fenced: ...") or the vault was removed.
+  /// Throws Fenced if a newer incarnation exists, InvalidState if the vault was removed.
   /// Costs an atomic load and one stat.
   void check_owned() const;
 
@@ -85,14 +85,14 @@ class MESHSTAGE_API Vault {
 
   /// Marks the slot WRITING, in memory before this returns, then grows the slot if `bytes` do not
   /// fit. `bytes` are those to be stored: the image's, or in a ward's slot the replica's.
-  /// Throws InvalidState if the slot is being written or read, or if the vault is fenced (the slot
-  /// is untouched). Throws InvalidArgument if the identity's job is not the vault's, its rank not
+  /// Throws InvalidState if the slot is being written or read, Fenced (the slot is untouched).
+  /// Throws InvalidArgument if the identity's job is not the vault's, its rank not
   /// the slot's, or its generation 0. Throws OutOfMemory if there is no room (the message has bytes
   /// needed and available, which limit, and the remedy): the slot then stays WRITING without a
   /// lease, with its old size.
   [[nodiscard]] WriteLease begin_write(SlotKey key, const ImageIdentity& identity,
                                        std::uint64_t bytes);
-  /// Throws InvalidState if the slot is not sealed or the vault is fenced.
+  /// Throws InvalidState if the slot is not sealed, and Fenced.
   [[nodiscard]] ReadLease read(SlotKey key);
 
   /// From now on begin_write() page-locks slots of the rank's own images, each slot whole or not at
@@ -108,7 +108,7 @@ class MESHSTAGE_API Vault {
   /// their owner is dead, copies them if it lives (a stopped process; its files are only read).
   /// Returns the slots that were filled; the caller must verify their bytes. An image for which
   /// there is no empty slot, or no memory, stays where it is until free_superseded(). Throws
-  /// InvalidState if fenced, SystemError.
+  /// Fenced, SystemError.
   std::vector<SlotKey> adopt_older();
 
   /// Takes every *stray* vault: one of this job, in this directory, of another rank, that no
@@ -131,8 +131,8 @@ class MESHSTAGE_API Vault {
   /// Returns the bytes freed.
   std::uint64_t free_superseded(ImageId recovered = kNoImage);
   /// Removes every file of this job and rank, older incarnations' too, and those of the strays that
-  /// were taken; afterwards check_owned() throws. Only finish() calls this. Throws InvalidState if
-  /// fenced.
+  /// were taken; afterwards check_owned() throws. Only finish() calls this. Throws
+  /// Fenced.
   void remove_all();
 
  private:

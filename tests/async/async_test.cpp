@@ -185,6 +185,13 @@ TEST_CASE("errors have one type for each kind and keep their fields") {
   REQUIRE_THROWS_AS(meshstage::throw_error(ErrorKind::kTimeout, "x", 3), meshstage::Timeout);
   REQUIRE_THROWS_AS(meshstage::throw_error(ErrorKind::kUnrecoverable, "x"),
                     meshstage::Unrecoverable);
+  // Whoever takes no care of being fenced takes it for a wrong state, and never for a lost peer.
+  REQUIRE_THROWS_AS(meshstage::throw_error(ErrorKind::kFenced, "x"), meshstage::Fenced);
+  REQUIRE_THROWS_AS(meshstage::throw_error(ErrorKind::kFenced, "x"), meshstage::InvalidState);
+  const meshstage::Fenced fenced("rank 2 was replaced");
+  REQUIRE(fenced.kind() == ErrorKind::kFenced);
+  REQUIRE(std::string(fenced.what()) == "fenced: rank 2 was replaced");
+  REQUIRE(fenced.message() == "rank 2 was replaced");
   try {
     meshstage::throw_errno("open", "/nowhere", 28);
     FAIL("returned");

@@ -174,8 +174,7 @@ TEST_CASE("a link on which nothing moves for a deadline is still a lost peer") {
       throw ms::InvalidState("nobody was lost");
     } catch (const ms::PeerSilent& e) {
       if (e.rank() == 1 - rank) ++named;
-    } catch (const ms::InvalidState& e) {  // the other rank was faster
-      require(std::string(e.what()).find("fenced") != std::string::npos, e.what());
+    } catch (const ms::Fenced&) {  // NOLINT(bugprone-empty-catch): the other rank was faster
     }
     require(Clock::now() - begin < kDeadline + 1s, "it took too long");
   }));

@@ -112,7 +112,7 @@ int main(int argc, char** argv) {
     }
   } catch (const Error& e) {
     std::cerr << "membership_worker " << argv[2] << ": " << e.what() << "\n";
-    status = e.kind() == ErrorKind::kInvalidState ? 3 : 1;
+    status = dynamic_cast<const InvalidState*>(&e) != nullptr ? 3 : 1;
   }
   input.join();
   return status;

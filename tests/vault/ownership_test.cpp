@@ -78,7 +78,7 @@ TEST_CASE(
   REQUIRE_THROWS_AS(vault.check_owned(), InvalidState);
 
   zombie.signal(SIGCONT);
-  const std::string fenced = "invalid state: fenced: incarnation 1 is superseded by 3, pid ";
+  const std::string fenced = "fenced: incarnation 1 is superseded by 3, pid ";
   REQUIRE(zombie.ask("check").rfind(fenced, 0) == 0);
   REQUIRE(zombie.ask("write").rfind(fenced, 0) == 0);
   REQUIRE(zombie.ask("read").rfind(fenced, 0) == 0);

@@ -55,7 +55,7 @@ TEST_CASE("an owner that is stopped between load and swap does not begin a slot 
   auto vault = attach(directory);
   REQUIRE(vault.incarnation() == 2);
   owner.signal(SIGCONT);
-  REQUIRE(owner.answer().starts_with("invalid state: fenced: incarnation 1 is superseded by 2"));
+  REQUIRE(owner.answer().starts_with("fenced: incarnation 1 is superseded by 2"));
   REQUIRE(old_slot(directory, 0).state == SlotState::kSealed);
   REQUIRE(old_slot(directory, 0).image.identity.id == ImageId{1, 7});
 }
@@ -68,7 +68,7 @@ TEST_CASE("an owner that is stopped before it seals never seals a slot that was 
   auto vault = attach(directory);
   REQUIRE(old_slot(directory, 1).state == SlotState::kWriting);
   owner.signal(SIGCONT);
-  REQUIRE(owner.answer().starts_with("invalid state: fenced: incarnation 1 is superseded by 2"));
+  REQUIRE(owner.answer().starts_with("fenced: incarnation 1 is superseded by 2"));
   REQUIRE(old_slot(directory, 1).state == SlotState::kWriting);
 }
 

@@ -242,7 +242,7 @@ TEST_CASE("a dead owner's slots are taken over; a living one's are left, and it 
   REQUIRE(second.max_generation() == 6);
   REQUIRE_NOTHROW(second.check_owned());
 
-  const std::string fenced = "invalid state: fenced: incarnation 1 is superseded by 2, pid " +
+  const std::string fenced = "fenced: incarnation 1 is superseded by 2, pid " +
                              std::to_string(mine.process().pid) +
                              " (job \"gpt2\", rank 2 in /vault)";
   REQUIRE(message_of([&] { first.check_owned(); }) == fenced);

@@ -76,13 +76,6 @@ std::optional<std::string> unexpected(const CLI::App& here) {
 
 }  // namespace
 
-std::string without_kind(const Error& e) {
-  std::string what = e.what();
-  const std::string kind = std::string(to_string(e.kind())) + ": ";
-  if (what.starts_with(kind)) what.erase(0, kind.size());
-  return what;
-}
-
 void set_example(CLI::App& command, const std::string& example) {
   command.footer(kExample + example);
 }
@@ -140,7 +133,7 @@ int run_command(CLI::App& app, std::vector<std::string> arguments, std::ostream&
   } catch (const Error& e) {
     const bool wrong_input =
         e.kind() == ErrorKind::kInvalidArgument || e.kind() == ErrorKind::kNotFound;
-    return fail(wrong_input ? without_kind(e) : e.what(), wrong_input ? 2 : 1, false);
+    return fail(wrong_input ? e.message() : e.what(), wrong_input ? 2 : 1, false);
   } catch (const std::exception& e) {  // of the standard library, and nobody's intention
     return fail(e.what(), 1, false);
   }

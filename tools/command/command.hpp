@@ -23,9 +23,6 @@ namespace meshstage::tools {
 /// give the words as typed, e.g. "meshstage mesh show --mesh 2,4 --names dp,tp".
 void set_example(CLI::App& command, const std::string& example);
 
-/// The error's message without the words of its kind at the front, to be put into another one.
-[[nodiscard]] std::string without_kind(const Error& e);
-
 /// For options of an unsigned type: what CLI11 reads of "-1" is 2^64 - 1, and 1.5 is no number of
 /// anything. Says "-1: write a whole number".
 [[nodiscard]] CLI::Validator whole_number();

@@ -216,7 +216,7 @@ auto naming(const std::string& name, Read&& read) {
     return read();
   } catch (const CorruptData& e) {
     if (std::string_view(e.what()).find(name) != std::string_view::npos) throw;
-    throw CorruptData(name + ": " + without_kind(e));
+    throw CorruptData(name + ": " + e.message());
   }
 }
 

@@ -49,7 +49,7 @@ void serve(const std::string& address, std::ostream& out) {
     try {
       return StoreServer(listening_on(address));
     } catch (const IoError& e) {
-      throw IoError(without_kind(e) +
+      throw IoError(e.message() +
                     "; choose another port (0: any free one), or an address of this host");
     }
   }();

@@ -225,9 +225,8 @@ int main(int argc, char** argv) {
   try {
     trainer::Training(command.training).run();
     return kOk;
-  } catch (const meshstage::InvalidState& e) {
-    const bool fenced = std::string_view(e.what()).find("fenced") != std::string_view::npos;
-    return fenced ? fail("fenced", e, kFenced) : fail("failed", e, kFailed);
+  } catch (const meshstage::Fenced& e) {
+    return fail("fenced", e, kFenced);
   } catch (const meshstage::InvalidArgument& e) {
     return fail("failed", e, kWrongUse);
   } catch (const std::exception& e) {

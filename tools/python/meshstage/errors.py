@@ -21,7 +21,11 @@ class InvalidArgument(Error, ValueError):
 
 
 class InvalidState(Error, RuntimeError):
-    """The object cannot do this now (closed, fenced, superseded)."""
+    """The object cannot do this now (closed, superseded)."""
+
+
+class Fenced(InvalidState):
+    """Another process has this rank's or this job's place: end this process."""
 
 
 class Timeout(Error, TimeoutError):
@@ -78,4 +82,5 @@ BY_KIND = {
     "unrecoverable": Unrecoverable,
     "cancelled": Cancelled,
     "peer silent": PeerSilent,
+    "fenced": Fenced,
 }
