@@ -44,8 +44,10 @@ PlannedState remember(FlatState flat);
 /// Walks `state` along the plan. Nothing if they differ. The source's `values` has only the stream.
 std::optional<StagingSource> match(const PlannedState& plan, const Value& state);
 
-/// `state` with the tensors `to[i]` in place of `from[i]`; containers and nodes are new.
-Value replace_tensors(const Value& state, std::span<const Tensor> from, std::span<const Tensor> to);
+/// `state`, which match() found to be as planned, with `tensors[i]` in the place of the plan's
+/// tensor i; containers and nodes are new.
+Value replace_tensors(const PlannedState& plan, const Value& state,
+                      std::span<const Tensor> tensors);
 
 }  // namespace meshstage::detail
 

@@ -1,48 +1,43 @@
-#include <list>
-#include <unordered_map>
-
 #include <meshstage/core/stage/plan_impl.hpp>
-#include <meshstage/core/tree/walk.hpp>
 
 namespace meshstage::detail {
 namespace {
 
 class Rebuilder {
  public:
-  Rebuilder(std::span<const Tensor> from, std::span<const Tensor> to) {
-    tensors_.reserve(from.size());
-    for (std::size_t i = 0; i < from.size(); ++i) tensors_.emplace(from[i].identity(), &to[i]);
+  Rebuilder(const PlannedState& plan, std::span<const Tensor> tensors)
+      : plan_(plan), tensors_(tensors) {
+    done_.resize(plan.containers.size());
   }
 
-  // `state` matched a plan: it has no cycle and is not too deep.
   Value rebuild(const Value& state) {
+    const auto& item = plan_.items[item_++];
     if (state.is_scalar()) return state;
-    if (const auto* tensor = state.get_if<Tensor>()) {
-      const auto& staged = *tensors_.at(tensor->identity());
+    if (state.kind() == ValueKind::kTensor) {
       const Dict* attributes = state.attributes();
-      return attributes == nullptr ? Value(staged)
-                                   : Value(staged, rebuild(Value(*attributes)).as<Dict>());
+      if (attributes == nullptr) return tensors_[item.index];
+      const Value rebuilt = item.attributes ? rebuild(Value(*attributes)) : Value(Dict());
+      return {tensors_[item.index], rebuilt.as<Dict>()};
     }
-    const void* identity = container_identity(state);
-    if (const auto it = done_.find(identity); it != done_.end()) return it->second;
+    if (item.again) return done_[item.index];
     Value result = rebuild_container(state);
-    done_.emplace(identity, result);
+    done_[item.index] = result;
     return result;
   }
 
  private:
   Value rebuild_container(const Value& state) {
     if (const auto* dict = state.get_if<Dict>()) {
-      Dict result;
-      for (const auto& [key, value] : *dict) result.set(key, rebuild(value));
+      Dict result = Dict::with_keys_of(*dict);
+      auto* entry = result.begin();
+      for (const auto& [key, value] : *dict) (entry++)->second = rebuild(value);
       return result;
     }
     if (const auto* list = state.get_if<List>()) return List(rebuild_all(*list));
     if (const auto* tuple = state.get_if<Tuple>()) return Tuple(rebuild_all(*tuple));
     const auto& node = *state.as<NodePtr>();
-    const auto& children = kept_.emplace_back(node.children());
     std::vector<Value> rebuilt;
-    for (const auto& child : children) rebuilt.push_back(rebuild(child.value));
+    for (const auto& child : node.children()) rebuilt.push_back(rebuild(child.value));
     return node.rebuild(std::move(rebuilt));
   }
   std::vector<Value> rebuild_all(const Sequence& sequence) {
@@ -51,16 +46,18 @@ class Rebuilder {
     for (const auto& value : sequence) result.push_back(rebuild(value));
     return result;
   }
-  std::unordered_map<const void*, const Tensor*> tensors_;
-  std::unordered_map<const void*, Value> done_;
-  std::list<std::vector<Node::Child>> kept_;
+
+  const PlannedState& plan_;
+  std::span<const Tensor> tensors_;
+  std::vector<Value> done_;  // containers and nodes, by index
+  std::size_t item_ = 0;
 };
 
 }  // namespace
 
-Value replace_tensors(const Value& state, std::span<const Tensor> from,
-                      std::span<const Tensor> to) {
-  return Rebuilder(from, to).rebuild(state);
+Value replace_tensors(const PlannedState& plan, const Value& state,
+                      std::span<const Tensor> tensors) {
+  return Rebuilder(plan, tensors).rebuild(state);
 }
 
 }  // namespace meshstage::detail

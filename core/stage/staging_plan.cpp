@@ -228,14 +228,13 @@ ImageInfo StagingPlan::seal(const ImageIdentity& identity, std::span<std::byte> 
 Value StagingPlan::rebuild(const Value& state, std::span<std::byte> image,
                            std::shared_ptr<const void> owner, StorageTraits traits) const {
   check_size(image, impl_->layout);
-  const auto source = take(state);
-  if (!source) throw_mismatch();
+  if (!matches(state)) throw_mismatch();
   std::vector<Storage> storages;
   for (const auto* segment : impl_->segments) {
     storages.push_back(
         Storage::wrap(image.data() + segment->offset, segment->bytes, owner, traits));
   }
-  return detail::replace_tensors(state, source->tensors, place_tensors(storages));
+  return detail::replace_tensors(impl_->state, state, place_tensors(storages));
 }
 
 std::vector<Tensor> StagingPlan::place_tensors(std::span<const Storage> storages) const {

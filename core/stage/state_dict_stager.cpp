@@ -32,8 +32,8 @@ struct CopyThreads {
 
 // One staging: everything that its copying needs, taken at the call.
 struct Job {
-  StagingSource source;
-  std::vector<Storage> places;  // where its storages go
+  std::shared_ptr<const StagingSource> source;
+  std::shared_ptr<const std::vector<Storage>> places;  // where its storages go
   std::optional<detail::DeviceCopies> devices;
   std::optional<detail::SourceDigests> digests;
   Value result;
@@ -41,24 +41,24 @@ struct Job {
 
   // Lets go of the source however it ends.
   void run(const CopyOptions& how) {
-    const auto taken = std::move(source);
+    const auto taken = std::exchange(source, nullptr);
     progress.throw_if_failed();
     if (devices) {
-      run_beside_devices(taken, how);
+      run_beside_devices(*taken, how);
     } else {
-      detail::copy_storages(taken.storages, places, progress, how);
+      detail::copy_storages(taken->storages, *places, progress, how);
     }
-    if (digests) digests->check(taken);
+    if (digests) digests->check(*taken);
   }
 
  private:
   // What is not on a device is copied meanwhile.
   void run_beside_devices(const StagingSource& taken, const CopyOptions& how) {
     std::vector<Storage> from, to;
-    for (std::size_t i = 0; i < places.size(); ++i) {
+    for (std::size_t i = 0; i < places->size(); ++i) {
       if (!taken.storages[i].device().is_cpu()) continue;
       from.push_back(taken.storages[i]);
-      to.push_back(places[i]);
+      to.push_back((*places)[i]);
     }
     detail::copy_storages(from, to, progress, how);
     devices->wait_all(progress);
@@ -71,17 +71,17 @@ struct Known {
   // The last time, if nothing else was placed since: the storages, their places, and the tensors
   // there. Remembering a storage keeps its identity from being another's.
   std::vector<WeakStorage> storages = {};
-  std::vector<Storage> places = {};
+  std::shared_ptr<const std::vector<Storage>> places = nullptr;
   std::vector<Tensor> tensors = {};
   bool counted = false;
 
   void forget_places() {
     storages.clear();
-    places.clear();
+    places.reset();
     tensors.clear();
   }
   [[nodiscard]] bool placed(const StagingSource& source) const {
-    return places.size() == source.storages.size() &&
+    return places != nullptr && places->size() == source.storages.size() &&
            std::equal(
                storages.begin(), storages.end(), source.storages.begin(), source.storages.end(),
                [](const WeakStorage& a, const Storage& b) { return a.identity() == b.identity(); });
@@ -194,30 +194,32 @@ class StateDictStager::Impl {
  private:
   std::shared_ptr<Job> prepare(const Value& state) MESHSTAGE_REQUIRES(mutex_) {
     auto job = std::make_shared<Job>();
-    auto& known = find(state, job->source);
-    const auto ready = detail::record_ready(job->source.storages, options_.streams);
-    if (!known.placed(job->source) || cache_.any_dead(known.places.size())) {
-      place(known, job->source);
+    auto source = std::make_shared<StagingSource>();
+    auto& known = find(state, *source);
+    const auto ready = detail::record_ready(source->storages, options_.streams);
+    if (!known.placed(*source) || cache_.any_dead(known.places->size())) {
+      place(known, *source);
     } else {
       cache_.release_free_blocks();
     }
     if (!std::exchange(known.counted, true)) ++plans_;
+    job->source = std::move(source);
     job->places = known.places;
     if (!ready.empty()) issue(*job, ready);
-    job->result = detail::replace_tensors(state, job->source.tensors, known.tensors);
-    if (options_.verify_source) job->digests.emplace(state, job->source);
+    job->result = detail::replace_tensors(known.state, state, known.tensors);
+    if (options_.verify_source) job->digests.emplace(state, *job->source);
     return job;
   }
 
   // Everything that devices copy, before the call returns.
   void issue(Job& job, std::span<const DeviceReady> ready) MESHSTAGE_REQUIRES(mutex_) {
     std::vector<detail::DevicePlace> places;
-    for (std::size_t i = 0; i < job.places.size(); ++i) {
-      const auto& from = job.source.storages[i];
-      if (!from.device().is_cpu()) places.push_back({&from, job.places[i].bytes()});
+    for (std::size_t i = 0; i < job.places->size(); ++i) {
+      const auto& from = job.source->storages[i];
+      if (!from.device().is_cpu()) places.push_back({&from, (*job.places)[i].bytes()});
     }
-    auto keep = std::make_shared<std::pair<std::vector<Storage>, std::vector<Storage>>>(
-        job.source.storages, job.places);
+    auto keep = std::make_shared<std::pair<decltype(job.source), decltype(job.places)>>(job.source,
+                                                                                        job.places);
     job.devices.emplace(places, ready, streams_, std::move(keep));
     for (const auto& one : ready) staged_[one.device.index] = job.devices->staged(one.device);
   }
@@ -255,7 +257,7 @@ class StateDictStager::Impl {
     }
     for (const auto& storage : source.storages) known.storages.emplace_back(storage);
     known.tensors = std::move(tensors);
-    known.places = std::move(places);
+    known.places = std::make_shared<const std::vector<Storage>>(std::move(places));
   }
 
   const StagerOptions options_;

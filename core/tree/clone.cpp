@@ -27,9 +27,10 @@ class Cloner {
  private:
   Value clone_container(const Value& from) {
     if (const auto* dict = from.get_if<Dict>()) {
-      Dict to;
+      Dict to = Dict::with_keys_of(*dict);
+      auto* entry = to.begin();
       for (const auto& [key, value] : *dict) {
-        walk_.below(key, [&] { to.set(key, clone(value)); });
+        walk_.below(key, [&] { (entry++)->second = clone(value); });
       }
       return to;
     }

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <unordered_map>
 
+#include <meshstage/core/tree/key_index_impl.hpp>
 #include <meshstage/core/tree/node.hpp>
 #include <meshstage/core/tree/value.hpp>
 
@@ -104,11 +104,19 @@ Tuple Tuple::clone() const { return Value(*this).clone().as<Tuple>(); }
 // Dict
 
 struct Dict::Impl {
-  std::vector<std::pair<Key, Value>> entries;
-  std::unordered_map<Key, std::size_t> index;
+  std::vector<Entry> entries;
+  detail::KeyIndex index;
 };
 
 Dict::Dict() : impl_(std::make_shared<Impl>()) {}
+
+Dict Dict::with_keys_of(const Dict& other) {
+  Dict result;
+  result.impl_->entries.reserve(other.size());
+  for (const auto& [key, value] : other) result.impl_->entries.emplace_back(key, Value());
+  result.impl_->index = other.impl_->index;
+  return result;
+}
 
 Dict::Dict(std::initializer_list<std::pair<Key, Value>> entries) : Dict() {
   for (const auto& [key, value] : entries) {
@@ -120,13 +128,12 @@ Dict::Dict(std::initializer_list<std::pair<Key, Value>> entries) : Dict() {
 std::size_t Dict::size() const noexcept { return impl_->entries.size(); }
 
 Value* Dict::find(const Key& key) noexcept {
-  const auto it = impl_->index.find(key);
-  return it == impl_->index.end() ? nullptr : &impl_->entries[it->second].second;
+  return const_cast<Value*>(std::as_const(*this).find(key));
 }
 
 const Value* Dict::find(const Key& key) const noexcept {
-  const auto it = impl_->index.find(key);
-  return it == impl_->index.end() ? nullptr : &impl_->entries[it->second].second;
+  const auto at = impl_->index.find(key, impl_->entries);
+  return at ? &impl_->entries[*at].second : nullptr;
 }
 
 ConstPlace Dict::at(const Key& key) const {
@@ -141,29 +148,21 @@ Place Dict::at(const Key& key) {
 }
 
 Value& Dict::operator[](const Key& key) {
-  const auto [it, added] = impl_->index.try_emplace(key, impl_->entries.size());
-  if (added) {
-    try {
-      impl_->entries.emplace_back(key, Value());
-    } catch (...) {
-      impl_->index.erase(it);
-      throw;
-    }
-  }
-  return impl_->entries[it->second].second;
+  if (Value* const found = find(key)) return *found;
+  auto& [entries, index] = *impl_;
+  index.make_room(entries);
+  entries.emplace_back(key, Value());
+  index.add(entries.back().first, entries.size() - 1);
+  return entries.back().second;
 }
 
 void Dict::set(const Key& key, Value value) { (*this)[key] = std::move(value); }
 
 bool Dict::erase(const Key& key) {
-  const auto it = impl_->index.find(key);
-  if (it == impl_->index.end()) return false;
-  const auto at = it->second;
-  impl_->index.erase(it);
-  impl_->entries.erase(impl_->entries.begin() + static_cast<std::ptrdiff_t>(at));
-  for (auto& [other, position] : impl_->index) {
-    if (position > at) --position;
-  }
+  const auto at = impl_->index.find(key, impl_->entries);
+  if (!at) return false;
+  impl_->entries.erase(impl_->entries.begin() + static_cast<std::ptrdiff_t>(*at));
+  impl_->index.renew(impl_->entries);
   return true;
 }
 

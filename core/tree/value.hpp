@@ -103,6 +103,8 @@ class MESHSTAGE_API Dict {
   using Entry = std::pair<Key, Value>;
 
   Dict();
+  /// A new Dict with the keys of `other`, in their order, and null for each value.
+  [[nodiscard]] static Dict with_keys_of(const Dict& other);
   /// Dict{{"model", tensors}, {"lr", 0.1}}. A key that comes twice throws InvalidArgument.
   Dict(std::initializer_list<std::pair<Key, Value>> entries);
 

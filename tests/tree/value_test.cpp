@@ -57,6 +57,43 @@ TEST_CASE("containers are handles: copying shares, clone copies") {
   CHECK(compare(copy, outer, {.values = false}) == std::nullopt);
 }
 
+TEST_CASE("a dict finds each of many keys, whatever was added and erased before") {
+  Dict d;
+  // Multiples of a power of two, and numbers as text: keys that a careless table puts in one place.
+  const auto key = [](int i) { return i % 2 == 0 ? Key(i * 4096) : Key(std::to_string(i)); };
+  constexpr int kKeys = 3000;
+  for (int i = 0; i < kKeys; ++i) d.set(key(i), i);
+  for (int i = 0; i < kKeys; i += 500) CHECK(d.erase(key(i)));
+  int wrong = 0;
+  for (int i = 0; i < kKeys; ++i) {
+    const Value* const found = d.find(key(i));
+    if (i % 500 == 0 ? found != nullptr : (found == nullptr || found->as<int>() != i)) ++wrong;
+  }
+  CHECK(wrong == 0);
+  CHECK_FALSE(d.contains("none"));
+  CHECK_FALSE(d.erase(key(500)));
+  d[key(500)] = "again";
+  CHECK((d.end() - 1)->first == key(500));
+  d.clear();
+  CHECK_FALSE(d.contains(key(1)));
+  d.set(key(1), 7);
+  CHECK(d.at(key(1)).as<int>() == 7);
+}
+
+TEST_CASE("a dict with the keys of another is its own") {
+  const Dict from{{"z", 1}, {3, List{}}, {"a", "x"}};
+  Dict d = Dict::with_keys_of(from);
+  REQUIRE(d.size() == 3);
+  CHECK(d.begin()[1].first == Key(3));
+  CHECK(d.find("a")->is_null());
+  d.set("a", 5);
+  d.set("new", 6);
+  CHECK(d.find("new")->as<int>() == 6);
+  CHECK(from.find("a")->as<std::string>() == "x");
+  CHECK_FALSE(from.contains("new"));
+  CHECK(Dict::with_keys_of(Dict()).empty());
+}
+
 TEST_CASE("a dict keeps the order of insertion and looks keys up by hash") {
   Dict d{{"z", 1}, {3, 2}, {"3", 3}};
   d["a"] = 4;
