@@ -14,6 +14,17 @@ void PinnedRanges::remove(std::span<std::byte> piece) {
   pieces_.erase(piece.data());
 }
 
+std::optional<PinnedRanges::Part> PinnedRanges::in_one_piece(
+    std::span<const std::byte> bytes) const {
+  const MutexLock lock(mutex_);
+  auto piece = pieces_.upper_bound(bytes.data());
+  if (piece == pieces_.begin()) return std::nullopt;
+  --piece;
+  const auto inside = static_cast<std::uint64_t>(bytes.data() - piece->first);
+  if (inside + bytes.size() > piece->second.bytes) return std::nullopt;
+  return Part{const_cast<std::byte*>(bytes.data()), bytes.size(), piece->second.address + inside};
+}
+
 std::vector<PinnedRanges::Part> PinnedRanges::parts(std::span<const std::byte> bytes) const {
   std::vector<Part> parts;
   const MutexLock lock(mutex_);

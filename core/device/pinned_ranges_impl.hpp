@@ -27,6 +27,8 @@ class PinnedRanges {
   void remove(std::span<std::byte> piece);
   /// True if all of `bytes` lie in pieces.
   [[nodiscard]] bool contains(std::span<const std::byte> bytes) const;
+  /// `bytes` as one part, if they lie in one piece: what parts() says then, without a vector.
+  [[nodiscard]] std::optional<Part> in_one_piece(std::span<const std::byte> bytes) const;
   /// Divides `bytes` into parts, ascending and without holes: each part lies in one piece, or in
   /// none.
   [[nodiscard]] std::vector<Part> parts(std::span<const std::byte> bytes) const;

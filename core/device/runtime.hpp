@@ -174,9 +174,10 @@ class MESHSTAGE_API DeviceRuntime {
   void hold(const TrainerStream& stream, const DeviceEvent& event);
 
   /// Page-locks host memory for all devices of the kind. The pinner first populates the pages, then
-  /// locks them in pieces of at most kPinnedPieceBytes, because locking stalls the driver for other
-  /// processes. pin() locks all pages or none, and never changes what the memory holds. `device` is
-  /// any device that the process uses anyway.
+  /// locks them in pieces of at most kPinnedPieceBytes, and rests between two of them for as long
+  /// as the last one took: locking stalls the driver for all other threads and processes. pin()
+  /// locks all pages or none, and never changes what the memory holds. `device` is any device that
+  /// the process uses anyway.
   [[nodiscard]] MemoryPinner& pinner(Device device);
   /// True if all of the bytes are page-locked by a pinner() of this runtime.
   [[nodiscard]] bool is_pinned(std::span<const std::byte> bytes) const;
@@ -199,6 +200,6 @@ class MESHSTAGE_API DeviceRuntime {
   std::unique_ptr<Impl> impl_;
 };
 
-inline constexpr std::uint64_t kPinnedPieceBytes = std::uint64_t{256} << 20U;
+inline constexpr std::uint64_t kPinnedPieceBytes = std::uint64_t{32} << 20U;
 
 }  // namespace meshstage

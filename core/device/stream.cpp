@@ -79,15 +79,20 @@ void detail::DevicePinner::pin(std::span<std::byte> pages) {
                           " bytes that are not whole pages");
   }
   std::size_t locked = 0;
+  std::chrono::steady_clock::duration took{};
   try {
     while (locked < pages.size()) {
       const auto piece =
           pages.subspan(locked, std::min<std::size_t>(pages.size() - locked, kPinnedPieceBytes));
       populate(piece);
-      if (locked > 0) std::this_thread::yield();
+      // The driver's lock is not fair: without a rest this thread has it again before a trainer's
+      // launch, which waits for it, wakes up.
+      if (locked > 0) std::this_thread::sleep_for(took);
       std::uint64_t address = 0;
+      const auto begin_of_call = std::chrono::steady_clock::now();
       call(device_, table_.pin, static_cast<int>(device_.index), static_cast<void*>(piece.data()),
            static_cast<std::uint64_t>(piece.size()), &address);
+      took = std::chrono::steady_clock::now() - begin_of_call;
       ranges_.add(piece, address);
       locked += piece.size();
     }
@@ -181,6 +186,10 @@ struct DeviceStream::Impl {
         continue;
       }
       const auto* const host = direction == CopyDirection::kToHost ? target : source;
+      if (const auto whole = on.ranges.in_one_piece({host, copy.bytes})) {
+        f(target, source, copy.bytes, whole->address);
+        continue;
+      }
       for (const auto& part : on.ranges.parts({host, copy.bytes})) {
         f(target, source, part.bytes, part.address);
         target += part.bytes;
@@ -227,9 +236,9 @@ struct DeviceStream::Impl {
     const auto bytes = list.size() * sizeof(list[0]);
     auto& items = items_of(bytes);
     std::memcpy(items.memory->begin, list.data(), bytes);
-    const auto parts = on.ranges.parts({items.memory->begin, bytes});
-    if (parts.size() != 1) return copy(direction, copies);  // a list longer than a piece
-    call(on.device, on.table.gather, stream, parts.front().address,
+    const auto whole = on.ranges.in_one_piece({items.memory->begin, bytes});
+    if (!whole) return copy(direction, copies);  // a list longer than a piece
+    call(on.device, on.table.gather, stream, whole->address,
          static_cast<std::uint32_t>(list.size()));
     try {
       items.used = record();
