@@ -102,6 +102,13 @@ void add_page_locks(CLI::App& bench, const std::string& what, const char* descri
   command->add_option("--lock", options.lock_bytes, "Bytes to page-lock")
       ->check(whole_number())
       ->capture_default_str();
+  if (what == "launch") {
+    command
+        ->add_option("--piece", options.piece_bytes,
+                     "Bytes to lock by a call of their own, in whole pages; 0: all by one call, "
+                     "which cuts them itself")
+        ->check(whole_number());
+  }
   command->add_option("--repeat", options.repeat, "How often")
       ->check(whole_number() & CLI::Range(1, 1000))
       ->capture_default_str();
@@ -151,6 +158,8 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
                      "Of a pair of ranks for images; 0: by the processors")
         ->check(whole_number() & CLI::Range(0, 16))
         ->capture_default_str();
+    command->add_flag("--snapshot", options.snapshot,
+                      "Copy inside the device first, and let the trainer go on");
     command->add_option("--vault", options.vault_directory, "Where host memory is")
         ->capture_default_str();
     add_hidden(*command, parsed->of_rank);

@@ -126,16 +126,41 @@ bool MemoryLimit::copied() const {
 
 DeviceLimit::DeviceLimit(Device device, std::uint64_t bytes)
     : host_(device, bytes),
+      device_(device),
       block_(DeviceRuntime::of(device.type).allocate(device, bytes)),
       bytes_(bytes),
       stream_(DeviceRuntime::of(device.type).open_stream(device)) {}
 
 void DeviceLimit::copy(CopyDirection direction) {
-  const bool to_host = direction == CopyDirection::kToHost;
-  const DeviceCopy all{to_host ? host_.data() : block_.get(), to_host ? block_.get() : host_.data(),
-                       bytes_};
+  DeviceCopy all{host_.data(), block_.get(), bytes_};
+  if (direction == CopyDirection::kToDevice) all = {block_.get(), host_.data(), bytes_};
+  if (direction == CopyDirection::kWithinDevice) {
+    if (second_block_ == nullptr)
+      second_block_ = DeviceRuntime::of(device_.type).allocate(device_, bytes_);
+    all.target = second_block_.get();
+  }
   stream_.copy(direction, {&all, 1});
   stream_.record().wait();
+}
+
+namespace {
+constexpr std::uint64_t kKernelBytes = std::uint64_t{64} << 20U;
+}
+
+MemoryKernel::MemoryKernel(Device device)
+    : memory_(DeviceRuntime::of(device.type).allocate(device, 2 * kKernelBytes)),
+      stream_(DeviceRuntime::of(device.type).open_stream(device)) {}
+
+void MemoryKernel::run(Samples& runs, const std::function<bool()>& over) {
+  const DeviceCopy copy{memory_.get(), memory_.get() + kKernelBytes, kKernelBytes};
+  do {
+    runs.add(seconds_of([&] {
+      stream_.gather(CopyDirection::kWithinDevice, {&copy, 1});
+      const auto event = stream_.record();
+      while (!event.done()) {
+      }
+    }));
+  } while (!over());
 }
 
 TcpRing::TcpRing() : listener_(tcp_socket()), from_(warm(kBuffer, 1)), to_(warm(kBuffer, 2)) {

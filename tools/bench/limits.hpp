@@ -37,7 +37,8 @@ class MemoryLimit {
   Crew crew_{"bench", kTried.back()};
 };
 
-/// A copy of one block between a device's memory and page-locked host memory.
+/// A copy of one block between a device's memory and page-locked host memory, or within the device
+/// (that takes a second block there, from the first time on).
 class DeviceLimit {
  public:
   DeviceLimit(Device device, std::uint64_t bytes);
@@ -45,8 +46,21 @@ class DeviceLimit {
 
  private:
   PinnedBlock host_;
-  std::shared_ptr<std::byte> block_;
+  Device device_;
+  std::shared_ptr<std::byte> block_, second_block_;
   std::uint64_t bytes_;
+  DeviceStream stream_;
+};
+
+/// A trainer's kernel that is bound by its device's memory, again and again.
+class MemoryKernel {
+ public:
+  explicit MemoryKernel(Device device);
+  /// Runs it until `over()` is true, at least once; each run's seconds go to `runs`.
+  void run(Samples& runs, const std::function<bool()>& over);
+
+ private:
+  std::shared_ptr<std::byte> memory_;
   DeviceStream stream_;
 };
 

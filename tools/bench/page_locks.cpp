@@ -226,9 +226,16 @@ Result bench_launch(const Options& options, const Progress& progress) {
     std::exception_ptr error;
     std::thread locking([&] {
       try {
-        std::optional<PinnedPages> pages;
-        parts["locking"] = seconds_of(
-            [&] { pages.emplace(DeviceRuntime::of(device.type).pinner(device), memory.pages()); });
+        std::vector<PinnedPages> pages;
+        parts["locking"] = seconds_of([&] {
+          auto& pinner = DeviceRuntime::of(device.type).pinner(device);
+          const auto piece = options.piece_bytes == 0 ? options.lock_bytes : options.piece_bytes;
+          for (auto rest = memory.pages(); !rest.empty();) {
+            const auto now = rest.first(std::min<std::size_t>(rest.size(), whole_pages(piece)));
+            pages.emplace_back(pinner, now);
+            rest = rest.subspan(now.size());
+          }
+        });
       } catch (const Error&) {
         error = std::current_exception();
       }

@@ -40,18 +40,20 @@ constexpr const char* kResult = "result ";
 
 std::vector<std::string> arguments_of(const std::string& what, int rank, const Options& options,
                                       const std::filesystem::path& directory) {
-  return {"bench",         what,
-          "--workload",    options.workload,
-          "--scale",       std::to_string(options.scale),
-          "--device",      options.device,
-          "--ranks",       std::to_string(options.ranks),
-          "--changed",     std::to_string(options.changed),
-          "--threads",     std::to_string(options.threads),
-          "--connections", std::to_string(options.connections),
-          "--repeat",      std::to_string(options.repeat),
-          "--vault",       options.vault_directory.string(),
-          "--rank",        std::to_string(rank),
-          "--meet",        directory.string()};
+  std::vector<std::string> arguments{"bench",         what,
+                                     "--workload",    options.workload,
+                                     "--scale",       std::to_string(options.scale),
+                                     "--device",      options.device,
+                                     "--ranks",       std::to_string(options.ranks),
+                                     "--changed",     std::to_string(options.changed),
+                                     "--threads",     std::to_string(options.threads),
+                                     "--connections", std::to_string(options.connections),
+                                     "--repeat",      std::to_string(options.repeat),
+                                     "--vault",       options.vault_directory.string(),
+                                     "--rank",        std::to_string(rank),
+                                     "--meet",        directory.string()};
+  if (options.snapshot) arguments.emplace_back("--snapshot");
+  return arguments;
 }
 
 std::vector<std::string> this_environment() {
@@ -173,6 +175,7 @@ Seat::Seat(int rank, const std::filesystem::path& directory, const Options& opti
   checkpointer_.persist_every = 0;
   checkpointer_.copy_threads = options.threads;
   checkpointer_.connections = options.connections;
+  if (options.snapshot) checkpointer_.snapshot = Snapshot::kAuto;
   checkpointer_.store = "file:" + (directory / "store").string();
   checkpointer_.environment.emplace();
   checkpointer_.environment->rank = checkpointer_.environment->local_rank = rank;

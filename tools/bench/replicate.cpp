@@ -62,6 +62,12 @@ class State {
   void before_update(Staging& staging) {
     if (device_) staging.before_update(device_->trainer_stream());
   }
+  /// Waits until the device has come to what the trainer issued last.
+  void wait_for_trainer() {
+    if (device_) DeviceRuntime::of(device().type).record(device_->trainer_stream()).wait();
+  }
+  /// One copy of all bytes inside the device.
+  void copy_within_device() { limit_->copy(CopyDirection::kWithinDevice); }
 
  private:
   Dict host_, twin_;
@@ -100,6 +106,7 @@ void replicate(Seat& seat, const Options& options, const Report& report) {
   std::uint64_t step = 0;
   double staged = 0;
   double blocked = 0;
+  double held = 0;
   Staging staging;
   const auto once = [&] {
     state.change(staging);
@@ -109,6 +116,7 @@ void replicate(Seat& seat, const Options& options, const Report& report) {
         staging = ckpt.stage(state.dict(), ++step);
         state.before_update(staging);
       });
+      if (state.on_device()) held = blocked + seconds_of([&] { state.wait_for_trainer(); });
       staged = seconds_of([&] { staging.staged().wait(); });
       check(staging.outcome().get());
     });
@@ -128,6 +136,11 @@ void replicate(Seat& seat, const Options& options, const Report& report) {
     result.times.add(once());
     parts["until staged"].add(staged);
     parts["trainer blocked"].add(blocked);
+    if (state.on_device()) {
+      parts["update held"].add(held);
+      seat.meet();
+      parts["limit: within the device"].add(seconds_of([&] { state.copy_within_device(); }));
+    }
     seat.meet();
     const auto copy = seconds_of([&] {
       if (state.on_device()) {

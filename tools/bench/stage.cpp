@@ -39,6 +39,7 @@ Result bench_stage_of_device(const Options& options, Device device, const Progre
 
   std::map<std::string, Samples> parts;
   auto& runtime = DeviceRuntime::of(device.type);
+  MemoryKernel kernel(device);
   const auto change = [&] {
     changes.step();
     on.put();
@@ -60,6 +61,12 @@ Result bench_stage_of_device(const Options& options, Device device, const Progre
       runtime.record(on.trainer_stream()).wait();
     }));
     parts["limit: to the device"].add(seconds_of([&] { limit.copy(CopyDirection::kToDevice); }));
+    static_cast<void>(staged.get());
+    change();
+    int left = 100;
+    kernel.run(parts["kernel alone"], [&] { return --left == 0; });
+    staged = stager.stage_async(state);
+    kernel.run(parts["kernel beside"], [&] { return staged.ready(); });
     static_cast<void>(staged.get());
   }
   for (const auto& [name, samples] : parts) result.parts[name] = samples.median();
