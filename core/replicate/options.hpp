@@ -19,6 +19,7 @@
 #include <meshstage/core/replicate/results.hpp>
 #include <meshstage/core/reshard/assembly.hpp>
 #include <meshstage/core/stage/pace.hpp>
+#include <meshstage/core/stage/snapshot.hpp>
 
 namespace meshstage {
 
@@ -27,13 +28,6 @@ enum class WhenBusy : std::uint8_t {
   kWait,  ///< Wait for the step before, as long as its images move.
   kSkip,  ///< Leave this step out: it fails on every rank, and this rank's Stats::skipped counts
           ///< it.
-};
-
-/// Whether stage() first copies tensors on devices inside their devices. The trainer may change
-/// them after that copy, which does not leave the device.
-enum class Snapshot : std::uint8_t {
-  kOff,   ///< No: the trainer's next update comes behind the copies to the host.
-  kAuto,  ///< Yes, if there is memory for it: as much again on each device as the tensors there.
 };
 
 /// The defaults suffice on one host; give `job`, so that a restart finds its images.
@@ -110,6 +104,7 @@ struct CheckpointerOptions {
   /// was issued on these streams before the call. Tensors of the CPU and of several devices may be
   /// mixed.
   std::vector<TrainerStream> streams = {};
+  /// Whether stage() first copies tensors on devices inside their devices.
   /// A snapshot's memory is made by the first stage() or recover(), and kept; it is made anew if
   /// the state grows. If a device has not enough, a warning says so once, Stats::snapshots_refused
   /// counts it, and staging goes on without.

@@ -54,10 +54,15 @@ Storage HostBlock::storage(std::span<std::byte> range, std::shared_ptr<const voi
   return Storage::wrap(range.data(), range.size(), std::move(owner), std::move(traits));
 }
 
+std::function<void(const std::string&)> warnings_of(const StagerOptions& options) {
+  if (options.warn) return options.warn;
+  return [](const std::string& text) { std::cerr << "meshstage: " + text + "\n"; };
+}
+
 HostArena::HostArena(const StagerOptions& options)
     : memory_(std::make_shared<StagerMemory>(options)),
       pinner_(options.pinner),
-      warn_(options.warn) {
+      warn_(warnings_of(options)) {
   if (!options.pin_memory) return;
   if (pinner_ == nullptr) {
     refuse_pinning("there is no device to lock it for");
@@ -69,12 +74,7 @@ HostArena::HostArena(const StagerOptions& options)
 // Once: nothing is pinned from now on.
 void HostArena::refuse_pinning(const std::string& why) {
   pinned_from_ = 0;
-  const auto text = "pin_memory is ignored: " + why;
-  if (warn_) {
-    warn_(text);
-  } else {
-    std::cerr << "meshstage: " + text + "\n";
-  }
+  warn_("pin_memory is ignored: " + why);
 }
 
 bool HostArena::pins(std::uint64_t bytes) const {

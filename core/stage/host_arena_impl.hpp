@@ -15,6 +15,9 @@
 
 namespace meshstage::detail {
 
+/// Where a stager's warnings go: StagerOptions::warn, or else standard error.
+std::function<void(const std::string&)> warnings_of(const StagerOptions& options);
+
 /// The source of a stager's blocks: the memory that the stager's options name, or shared memory
 /// made here. Blocks keep it alive.
 class StagerMemory {

@@ -11,6 +11,7 @@
 #include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/stage/copy_storages_impl.hpp>
 #include <meshstage/core/stage/device_copies.hpp>
+#include <meshstage/core/stage/device_snapshot.hpp>
 #include <meshstage/core/stage/plan_impl.hpp>
 #include <meshstage/core/stage/source_digests.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
@@ -35,6 +36,7 @@ struct Job {
   std::shared_ptr<const StagingSource> source;
   std::shared_ptr<const std::vector<Storage>> places;  // where its storages go
   std::optional<detail::DeviceCopies> devices;
+  std::vector<DeviceReady> snapshot;  // taken of the source: the trainer's storages are free then
   std::optional<detail::SourceDigests> digests;
   Value result;
   Watermark progress;  // failed: stop
@@ -48,6 +50,8 @@ struct Job {
     } else {
       detail::copy_storages(taken->storages, *places, progress, how);
     }
+    for (const auto& [device, behind] : snapshot)
+      (void)DeviceRuntime::of(device.type).kept();  // lets go of the trainer's storages
     if (digests) digests->check(*taken);
   }
 
@@ -116,7 +120,10 @@ std::vector<detail::CacheSource> cache_sources(const detail::PlannedState& state
 
 class StateDictStager::Impl {
  public:
-  explicit Impl(StagerOptions options) : options_(std::move(options)), cache_(options_) {}
+  explicit Impl(StagerOptions options) : options_(std::move(options)), cache_(options_) {
+    const MutexLock lock(mutex_);
+    make_snapshot();
+  }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
@@ -131,14 +138,14 @@ class StateDictStager::Impl {
   Value stage(const Value& state) {
     const MutexLock lock(mutex_);
     if (worker_) worker_->drain();
-    const auto job = prepare(state);
+    const auto job = prepare(state, WithSnapshot::kNo);
     job->run({.pace = options_.pace, .crew = &crew_, .hands = threads_.alone});
     return std::move(job->result);
   }
 
   Work<Value> stage_async(const Value& state) {
     const MutexLock lock(mutex_);
-    auto job = prepare(state);
+    auto job = prepare(state, WithSnapshot::kIfAsked);
     if (!worker_) worker_.emplace("mesh-stager");
     Promise<Value> promise;
     promise.on_cancel([weak = std::weak_ptr(job)] {
@@ -189,30 +196,44 @@ class StateDictStager::Impl {
     if (worker_) worker_->drain();
     known_.clear();
     cache_.clear();
+    make_snapshot();
   }
 
  private:
-  std::shared_ptr<Job> prepare(const Value& state) MESHSTAGE_REQUIRES(mutex_) {
+  enum class WithSnapshot : std::uint8_t { kNo, kIfAsked };
+
+  void make_snapshot() MESHSTAGE_REQUIRES(mutex_) {
+    snapshot_.reset();
+    if (options_.snapshot != Snapshot::kOff)
+      snapshot_.emplace(options_.snapshot_max_bytes, detail::warnings_of(options_));
+  }
+
+  std::shared_ptr<Job> prepare(const Value& state, WithSnapshot with) MESHSTAGE_REQUIRES(mutex_) {
     auto job = std::make_shared<Job>();
     auto source = std::make_shared<StagingSource>();
     auto& known = find(state, *source);
-    const auto ready = detail::record_ready(source->storages, options_.streams);
+    source->ready = detail::record_ready(source->storages, options_.streams);
     if (!known.placed(*source) || cache_.any_dead(known.places->size())) {
       place(known, *source);
     } else {
       cache_.release_free_blocks();
     }
     if (!std::exchange(known.counted, true)) ++plans_;
+    if (with == WithSnapshot::kIfAsked && snapshot_ &&
+        snapshot_->take(*source, Deadline::never())) {
+      job->snapshot = source->ready;
+    }
     job->source = std::move(source);
     job->places = known.places;
-    if (!ready.empty()) issue(*job, ready);
+    if (!job->source->ready.empty()) issue(*job);
     job->result = detail::replace_tensors(known.state, state, known.tensors);
     if (options_.verify_source) job->digests.emplace(state, *job->source);
     return job;
   }
 
   // Everything that devices copy, before the call returns.
-  void issue(Job& job, std::span<const DeviceReady> ready) MESHSTAGE_REQUIRES(mutex_) {
+  void issue(Job& job) MESHSTAGE_REQUIRES(mutex_) {
+    const auto& ready = job.source->ready;
     std::vector<detail::DevicePlace> places;
     for (std::size_t i = 0; i < job.places->size(); ++i) {
       const auto& from = job.source->storages[i];
@@ -221,7 +242,10 @@ class StateDictStager::Impl {
     auto keep = std::make_shared<std::pair<decltype(job.source), decltype(job.places)>>(job.source,
                                                                                         job.places);
     job.devices.emplace(places, ready, streams_, std::move(keep));
-    for (const auto& one : ready) staged_[one.device.index] = job.devices->staged(one.device);
+    for (const auto& one : ready) {
+      staged_[one.device.index] =
+          job.snapshot.empty() ? job.devices->staged(one.device) : one.event;
+    }
   }
 
   // The structure of `state`, which becomes the newest, and what is to be copied of it.
@@ -267,6 +291,7 @@ class StateDictStager::Impl {
   detail::StorageCache cache_ MESHSTAGE_GUARDED_BY(mutex_);
   std::list<Known> known_ MESHSTAGE_GUARDED_BY(mutex_);  // the newest first
   detail::DeviceStreams streams_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::optional<detail::DeviceSnapshot> snapshot_ MESHSTAGE_GUARDED_BY(mutex_);
   std::map<std::int16_t, DeviceEvent> staged_
       MESHSTAGE_GUARDED_BY(mutex_);  // the latest staging's, by index of the device
   std::uint64_t plans_ MESHSTAGE_GUARDED_BY(mutex_) = 0;

@@ -13,6 +13,7 @@
 #include <meshstage/core/memory/pinning.hpp>
 #include <meshstage/core/memory/resource.hpp>
 #include <meshstage/core/stage/pace.hpp>
+#include <meshstage/core/stage/snapshot.hpp>
 #include <meshstage/core/tree/value.hpp>
 
 namespace meshstage {
@@ -34,6 +35,14 @@ struct StagerOptions {
   /// The streams on which the trainer uses its tensors on devices; a device that is not named here
   /// has its legacy default stream. Copies come behind the work issued there before the call.
   std::vector<TrainerStream> streams = {};
+  /// Whether stage_async() first copies tensors on devices inside their devices: then
+  /// before_update() comes behind that copy. Its memory is made by the first stage_async(), and
+  /// kept until clear(); it is made anew if a state is larger. If a device has not enough, `warn`
+  /// says so once, and staging goes on without. A call waits until the snapshot of the staging
+  /// before was copied to the host. stage() takes none: it returns when all is copied.
+  Snapshot snapshot = Snapshot::kOff;
+  /// The most memory of each device, in bytes, for a snapshot. 0: as much as the driver gives.
+  std::uint64_t snapshot_max_bytes = 0;
 
   /// Stage into memory that other processes can map (Tensor::is_shared(), Storage::location()).
   bool share_memory = false;
@@ -120,8 +129,8 @@ class MESHSTAGE_API StateDictStager {
   [[nodiscard]] Work<Value> stage_async(const Value& state);
 
   /// Work that the trainer issues on `stream` from now on comes behind all copies of the latest
-  /// staging from that device. The device waits, not the calling thread. Throws InvalidState if the
-  /// stream is being captured, or the error that the driver reports.
+  /// staging from that device, or behind its snapshot. The device waits, not the calling thread.
+  /// Throws InvalidState if the stream is being captured, or the error that the driver reports.
   void before_update(const TrainerStream& stream);
 
   /// The number of living storages that have host memory now, and their bytes (each counted once).

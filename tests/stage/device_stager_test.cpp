@@ -1,7 +1,9 @@
 // Tensors on devices, staged: what arrives, in which order, who keeps what, and what fails. On the
 // fake driver, or on a real one.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <future>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/stage/device_snapshot.hpp>
@@ -331,4 +333,116 @@ TEST_CASE("device snapshot: sources last as long as its copies, and it is not ta
     let_go(cuda);
   }
   CHECK(Cuda::fake().device_bytes() == before);
+}
+
+TEST_CASE("device stager: with a snapshot the trainer goes on before anything reaches the host") {
+  for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
+    Cuda cuda(seed);
+    const auto trainer = cuda.open_stream();
+    auto options = pinned(cuda);
+    options.streams = {{Cuda::kDevice, trainer}};
+    options.snapshot = Snapshot::kAuto;
+    StateDictStager stager(std::move(options));
+    const Dict state{{"large", cuda.tensor(600'000, 1)}, {"odd", cuda.tensor(301, 1, 3)}};
+    const auto set_all = [&](unsigned char value) {
+      for (const char* key : {"large", "odd"}) cuda.set(tensor(state, key), value, trainer);
+    };
+    for (unsigned char step = 2; step < 6; ++step) {
+      set_all(step);
+      auto work = stager.stage_async(state);
+      stager.before_update({Cuda::kDevice, trainer});
+      set_all(99);  // behind the snapshot alone
+      const auto staged = work.get();
+      REQUIRE(value_of(tensor(staged, "large")) == step);
+      REQUIRE(value_of(tensor(staged, "odd")) == step);
+    }
+    // Without one: the call waits anyway.
+    set_all(7);
+    REQUIRE(value_of(tensor(stager.stage(state), "large")) == 7);
+    stager.clear();
+    set_all(8);
+    REQUIRE(value_of(tensor(stager.stage_async(state).get(), "odd")) == 8);
+    cuda.synchronize(trainer);
+    cuda.close_stream(trainer);
+  }
+}
+
+namespace {
+
+// Holds the copies of the CPU's tensors back, and with them the thread that would wait for devices.
+class Gate : public Pace {
+ public:
+  void before(std::uint64_t, Watermark&) override {
+    if (closed_) opened_.get_future().wait();
+  }
+  void close() { closed_ = true; }
+  void open() { opened_.set_value(); }
+
+ private:
+  std::atomic<bool> closed_ = false;
+  std::promise<void> opened_;
+};
+
+}  // namespace
+
+TEST_CASE("device stager: the update comes behind the snapshot, not behind copies to the host") {
+  Cuda cuda;
+  if (Cuda::real()) return;  // there copies go on by themselves
+  const bool snapshot = GENERATE(false, true);
+  const auto trainer = cuda.open_stream();
+  Gate gate;
+  auto options = pinned(cuda);
+  options.streams = {{Cuda::kDevice, trainer}};
+  options.snapshot = snapshot ? Snapshot::kAuto : Snapshot::kOff;
+  options.pace = &gate;
+  StateDictStager stager(std::move(options));
+  const Dict state{{"large", cuda.tensor(600'000, 1)}, {"cpu", Tensor::zeros({16}, DType::kU8)}};
+  const auto staged = stager.stage_async(state).get();
+  cuda.set(tensor(state, "large"), 2, trainer);
+  gate.close();
+  auto work = stager.stage_async(state);
+  stager.before_update({Cuda::kDevice, trainer});
+  cuda.synchronize(trainer);
+  // The driver of the tests does only what somebody waits for.
+  CHECK(value_of(tensor(staged, "large")) == (snapshot ? 1 : 2));
+  gate.open();
+  static_cast<void>(work.get());
+  CHECK(value_of(tensor(staged, "large")) == 2);
+  cuda.close_stream(trainer);
+}
+
+TEST_CASE("device stager: a snapshot's sources live until it is taken, its memory until clear()") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  auto options = pinned(cuda);
+  options.snapshot = Snapshot::kAuto;
+  StateDictStager stager(std::move(options));
+  auto state = std::make_unique<Dict>(Dict{{"a", cuda.tensor(600'000, 1)}});
+  const auto before = Cuda::fake().device_bytes();
+  auto staged = stager.stage_async(*state).get();
+  const auto with_snapshot = Cuda::fake().device_bytes();
+  CHECK(with_snapshot >= before + 600'000);
+  state.reset();
+  CHECK(Cuda::fake().device_bytes() <= with_snapshot - 600'000);
+  stager.clear();
+  let_go(cuda);
+  CHECK(Cuda::fake().device_bytes() < 600'000);
+  CHECK(value_of(tensor(staged, "a")) == 1);
+}
+
+TEST_CASE("device stager: without memory for a snapshot it stages without, with one warning") {
+  Cuda cuda;
+  std::vector<std::string> warnings;
+  auto options = pinned(cuda);
+  options.snapshot = Snapshot::kAuto;
+  options.snapshot_max_bytes = 1000;
+  options.warn = [&](const std::string& text) { warnings.push_back(text); };
+  StateDictStager stager(std::move(options));
+  const Dict state{{"a", cuda.tensor(600'000, 1)}};
+  for (unsigned char step = 2; step < 4; ++step) {
+    cuda.set(tensor(state, "a"), step, kLegacyStream);
+    CHECK(value_of(tensor(stager.stage_async(state).get(), "a")) == step);
+  }
+  REQUIRE(warnings.size() == 1);
+  CHECK_THAT(warnings[0], contains_text("no memory for a snapshot"));
 }

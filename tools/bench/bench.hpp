@@ -23,7 +23,7 @@ struct Options {
   unsigned connections = 0;  ///< Of a pair of ranks for images; 0: by the library's default.
   std::uint64_t lock_bytes = std::uint64_t{1} << 30U;  ///< Only for launch and notice.
   std::uint64_t piece_bytes = 0;  ///< Only for launch: locked by one call; 0: all of them.
-  bool snapshot = false;          ///< Only for replicate on a device: Snapshot::kAuto.
+  bool snapshot = false;          ///< Of a state on a device: Snapshot::kAuto.
   int repeat = 9;                 ///< How often, after one time that is reported by itself.
   std::filesystem::path vault_directory = "/dev/shm";
   std::filesystem::path directory;  ///< Where persist writes. Empty: the temporary directory.

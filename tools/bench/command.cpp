@@ -147,8 +147,11 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
       ->check(whole_number() & CLI::Range(1, 1000))
       ->capture_default_str();
   command->add_option("--dir", options.directory, "Where files go [the temporary directory]");
-  if (with != With::kNothing)
+  if (with != With::kNothing) {
     command->add_option("--device", options.device, kDeviceHelp)->capture_default_str();
+    command->add_flag("--snapshot", options.snapshot,
+                      "Copy inside the device first, and let the trainer go on");
+  }
   if (with == With::kRanks) {
     command->add_option("--ranks", options.ranks, "Processes on this host, each a rank")
         ->check(whole_number() & CLI::Range(2, 64))
@@ -158,8 +161,6 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
                      "Of a pair of ranks for images; 0: by the processors")
         ->check(whole_number() & CLI::Range(0, 16))
         ->capture_default_str();
-    command->add_flag("--snapshot", options.snapshot,
-                      "Copy inside the device first, and let the trainer go on");
     command->add_option("--vault", options.vault_directory, "Where host memory is")
         ->capture_default_str();
     add_hidden(*command, parsed->of_rank);

@@ -31,6 +31,7 @@ Result bench_stage_of_device(const Options& options, Device device, const Progre
                           .pin_memory_min_bytes = 1,
                           .pinner = &DeviceRuntime::of(device.type).pinner(device),
                           .streams = {on.trainer_stream()},
+                          .snapshot = options.snapshot ? Snapshot::kAuto : Snapshot::kOff,
                           .copy_threads = options.threads});
   on.wait();
   result.first_seconds = seconds_of([&] { static_cast<void>(stager.stage(state)); });
@@ -62,6 +63,8 @@ Result bench_stage_of_device(const Options& options, Device device, const Progre
     }));
     parts["limit: to the device"].add(seconds_of([&] { limit.copy(CopyDirection::kToDevice); }));
     static_cast<void>(staged.get());
+    parts["limit: within the device"].add(
+        seconds_of([&] { limit.copy(CopyDirection::kWithinDevice); }));
     change();
     int left = 100;
     kernel.run(parts["kernel alone"], [&] { return --left == 0; });
