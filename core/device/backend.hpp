@@ -10,7 +10,7 @@
 /// changes no thread's state: it puts contexts and capture modes back.
 namespace meshstage::device_backend {
 
-inline constexpr std::uint32_t kBackendAbi = 1;
+inline constexpr std::uint32_t kBackendAbi = 2;
 inline constexpr char kTableSymbol[] = "meshstage_device_backend_table";
 
 /// The result of a call. On kFailed the failure was written.
@@ -60,6 +60,26 @@ struct GatherItem {
 };
 inline constexpr std::uint64_t kGatherItemBytes = std::uint64_t{256} << 10U;
 
+/// A run of a block to digest, in the device's addresses. Like GatherItem, a part of a kernel's
+/// argument.
+struct DigestRun {
+  std::uint64_t offset;  ///< In its block; a multiple of kDigestAlignment.
+  std::uint64_t source;  ///< A multiple of kDigestAlignment.
+  std::uint64_t bytes;   ///< At least 1.
+};
+/// A block to digest: its runs ascend and do not overlap, and what lies in none is zeros.
+struct DigestBlock {
+  std::uint64_t bytes;      ///< At least 241 (xxh3.hpp).
+  std::uint64_t first_run;  ///< Among the runs of all blocks.
+  std::uint64_t runs;
+};
+/// XXH3-128 of a block.
+struct DigestResult {
+  std::uint64_t low;
+  std::uint64_t high;
+};
+inline constexpr std::uint64_t kDigestAlignment = 16;
+
 struct Stream;
 struct Event;
 
@@ -108,6 +128,13 @@ struct Table {
   /// Issues one kernel that makes all copies; `items` is a device's address and stays as it is
   /// until the kernel is done.
   Result (*gather)(Stream* stream, std::uint64_t items, std::uint32_t count, Failure* failure);
+  /// Whether digest() works on this device.
+  bool (*can_digest)(int device);
+  /// Issues one kernel that digests `count` blocks. `blocks`, `runs` and `results` are a device's
+  /// addresses of arrays of DigestBlock, DigestRun and DigestResult; blocks and runs stay as they
+  /// are until the kernel is done.
+  Result (*digest)(Stream* stream, std::uint64_t blocks, std::uint64_t runs, std::uint64_t results,
+                   std::uint32_t count, Failure* failure);
 };
 
 using GetTable = const Table* (*)();

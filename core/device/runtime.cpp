@@ -139,6 +139,10 @@ bool DeviceRuntime::has_kernels(Device device) {
   return impl_->open(device).table.can_gather(device.index);
 }
 
+bool DeviceRuntime::can_digest(Device device) {
+  return impl_->open(device).table.can_digest(device.index);
+}
+
 std::shared_ptr<std::byte> DeviceRuntime::allocate(Device device, std::uint64_t bytes) {
   auto& on = impl_->open(device);
   if (bytes == 0) return nullptr;

@@ -73,6 +73,28 @@ struct DeviceCopy {
   std::uint64_t bytes = 0;
 };
 
+/// A run of bytes of a block that a device digests; see DeviceStream::digest().
+struct DeviceRun {
+  std::uint64_t offset = 0;      ///< In the block, bytes; a multiple of kDigestAlignment.
+  const void* source = nullptr;  ///< On the stream's device; a multiple of kDigestAlignment.
+  std::uint64_t bytes = 0;       ///< At least 1.
+};
+inline constexpr std::uint64_t kDigestAlignment = 16;
+
+/// A block that a device digests. What lies in none of its runs counts as zeros.
+struct DeviceBlock {
+  std::uint64_t bytes = 0;  ///< At least kLeastDigestedBytes.
+  std::uint64_t runs = 0;   ///< Ascending, without overlap.
+};
+inline constexpr std::uint64_t kLeastDigestedBytes = 241;
+
+/// XXH3-128 of a block; `low` is its XXH3-64.
+struct DeviceDigest {
+  std::uint64_t low = 0;
+  std::uint64_t high = 0;
+  friend bool operator==(const DeviceDigest&, const DeviceDigest&) = default;
+};
+
 /// A point in a stream's work. It is a handle; a default-constructed event is always done. Threads:
 /// any. Waiting is polling, because the driver's own waits cannot be given up.
 class MESHSTAGE_API DeviceEvent {
@@ -94,6 +116,12 @@ class MESHSTAGE_API DeviceEvent {
   friend class DeviceStream;
   explicit DeviceEvent(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
   std::shared_ptr<Impl> impl_;
+};
+
+/// The digests that a device makes. A handle; the digests stay while one is left. Threads: any.
+struct DeviceDigests {
+  DeviceEvent made;                           ///< Only behind it are the digests there.
+  std::shared_ptr<const DeviceDigest[]> all;  ///< By block; null if there are no blocks.
 };
 
 /// An event behind the work that a trainer had issued on a device at some moment.
@@ -127,6 +155,13 @@ class MESHSTAGE_API DeviceStream {
   /// Does what copy() does, but with one kernel, which is faster for thousands of small copies.
   /// Calls copy() if the device has no kernels or if a host end is not page-locked.
   void gather(CopyDirection direction, std::span<const DeviceCopy> copies);
+  /// Issues one kernel that digests blocks of the device's memory. `runs`: those of the first
+  /// block, then those of the second, and so on. The sources must stay until `made` is done; lists
+  /// and results are the stream's, and are used again when they are read. Throws InvalidState
+  /// unless DeviceRuntime::can_digest(), InvalidArgument for blocks and runs that are not as their
+  /// structs say, and the error that the driver reports; the kernel may still happen then.
+  [[nodiscard]] DeviceDigests digest(std::span<const DeviceBlock> blocks,
+                                     std::span<const DeviceRun> runs);
 
   struct Impl;
 
@@ -159,6 +194,8 @@ class MESHSTAGE_API DeviceRuntime {
   void require_memory(Device device, const void* address, std::uint64_t bytes);
   /// True if DeviceStream::gather() runs a kernel on `device`.
   [[nodiscard]] bool has_kernels(Device device);
+  /// True if DeviceStream::digest() works on `device`.
+  [[nodiscard]] bool can_digest(Device device);
 
   /// Memory of a device, contents unspecified; freed with the last handle. 0 bytes: null.
   [[nodiscard]] std::shared_ptr<std::byte> allocate(Device device, std::uint64_t bytes);

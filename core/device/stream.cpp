@@ -6,11 +6,11 @@
 #include <chrono>
 #include <cstring>
 #include <deque>
-#include <optional>
 #include <thread>
 
+#include <meshstage/core/device/kernel_list_impl.hpp>
 #include <meshstage/core/device/runtime_impl.hpp>
-#include <meshstage/core/memory/resource.hpp>
+#include <meshstage/core/device/xxh3.hpp>
 
 namespace meshstage {
 namespace {
@@ -19,6 +19,9 @@ namespace backend = device_backend;
 using detail::call;
 
 constexpr std::size_t kPage = 4096;
+static_assert(kDigestAlignment == backend::kDigestAlignment);
+static_assert(kLeastDigestedBytes == detail::xxh3::kLeastBytes);
+static_assert(sizeof(DeviceDigest) == sizeof(backend::DigestResult));
 
 // Asks for the pages, so that locking them does not fault them in one by one under the driver's
 // locks. A system that cannot (before Linux 5.14) leaves it to the driver.
@@ -32,6 +35,32 @@ void populate(std::span<std::byte> pages) {
 #else
   static_cast<void>(pages);
 #endif
+}
+
+// Throws InvalidArgument unless blocks and runs are as DeviceBlock and DeviceRun say.
+void check_blocks(std::span<const DeviceBlock> blocks, std::span<const DeviceRun> runs) {
+  const auto refuse = [](std::size_t block, const std::string& what) {
+    throw InvalidArgument("block " + std::to_string(block) + " to digest: " + what);
+  };
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const auto& block = blocks[i];
+    if (block.bytes < kLeastDigestedBytes)
+      refuse(i, "it has " + std::to_string(block.bytes) + " bytes");
+    if (block.runs > runs.size()) refuse(i, "there are too few runs");
+    std::uint64_t end = 0;
+    for (const auto& run : runs.first(block.runs)) {
+      const auto address = reinterpret_cast<std::uintptr_t>(run.source);
+      if (run.offset % kDigestAlignment != 0 || address % kDigestAlignment != 0)
+        refuse(i, "a run is not aligned");
+      if (run.bytes == 0 || run.offset < end || run.offset > block.bytes ||
+          run.bytes > block.bytes - run.offset) {
+        refuse(i, "a run is empty, overlaps the one before it, or ends beyond the block");
+      }
+      end = run.offset + run.bytes;
+    }
+    runs = runs.subspan(block.runs);
+  }
+  if (!runs.empty()) refuse(blocks.size(), "there are more runs than the blocks have");
 }
 
 }  // namespace
@@ -133,38 +162,31 @@ struct DeviceStream::Impl {
     on.table.close_stream(stream);
   }
 
-  // Page-locked memory with a kernel's items, used again when the kernel has run.
-  struct Memory {
-    Memory(MemoryPinner& pinner, std::size_t the_bytes)
-        : bytes(the_bytes), begin(static_cast<std::byte*>(host_memory().allocate(bytes, kPage))) {
-      try {
-        pages.emplace(pinner, std::span(begin, bytes));
-      } catch (...) {
-        host_memory().deallocate(begin, bytes, kPage);
-        throw;
-      }
-    }
-    Memory(const Memory&) = delete;
-    Memory& operator=(const Memory&) = delete;
-    ~Memory() {
-      pages.reset();
-      host_memory().deallocate(begin, bytes, kPage);
-    }
-    std::size_t bytes;
-    std::byte* begin;
-    std::optional<PinnedPages> pages;
-  };
-  struct Items {
-    std::shared_ptr<Memory> memory;
+  // Used again when the kernel has run and nobody reads its results any more.
+  struct List {
+    std::shared_ptr<detail::KernelList> memory;
     DeviceEvent used;
   };
-  Items& items_of(std::size_t bytes) {
+  List& list_of(std::size_t host_bytes, std::size_t device_bytes) {
     for (auto& list : lists) {
-      if (list.memory->bytes >= bytes && list.used.done()) return list;
+      if (list.memory->has_room(host_bytes, device_bytes) && !list.memory->is_lent() &&
+          list.used.done()) {
+        return list;
+      }
     }
-    const auto rounded = (bytes + kPage - 1) / kPage * kPage;
-    lists.push_back({std::make_shared<Memory>(on.pinner, rounded), {}});
+    lists.push_back({std::make_shared<detail::KernelList>(on, host_bytes, device_bytes), {}});
     return lists.back();
+  }
+  // Behind everything that uses the list.
+  void record_use(List& list) {
+    try {
+      list.used = record();
+    } catch (...) {
+      // Nobody can tell any more when the kernel has read its list.
+      runtime.keep_for_good(std::move(list.memory));
+      std::erase_if(lists, [](const List& one) { return one.memory == nullptr; });
+      throw;
+    }
   }
 
   DeviceEvent record() {
@@ -234,26 +256,71 @@ struct DeviceStream::Impl {
     if (!fits || list.size() > UINT32_MAX) return copy(direction, copies);
     if (list.empty()) return;
     const auto bytes = list.size() * sizeof(list[0]);
-    auto& items = items_of(bytes);
-    std::memcpy(items.memory->begin, list.data(), bytes);
-    const auto whole = on.ranges.in_one_piece({items.memory->begin, bytes});
+    auto& items = list_of(bytes, 0);
+    std::memcpy(items.memory->host().data(), list.data(), bytes);
+    const auto whole = on.ranges.in_one_piece(items.memory->host().first(bytes));
     if (!whole) return copy(direction, copies);  // a list longer than a piece
     call(on.device, on.table.gather, stream, whole->address,
          static_cast<std::uint32_t>(list.size()));
+    record_use(items);
+  }
+
+  DeviceDigests digest(std::span<const DeviceBlock> blocks, std::span<const DeviceRun> runs) {
+    if (!on.table.can_digest(on.device.index))
+      throw InvalidState(to_string(on.device) + " has no kernel that digests");
+    check_blocks(blocks, runs);
+    if (blocks.empty()) return {};
+    // Results, then what the kernel reads, which it has in its device's memory.
+    const auto result_bytes = blocks.size() * sizeof(backend::DigestResult);
+    const auto block_bytes = blocks.size() * sizeof(backend::DigestBlock);
+    const auto read_bytes = block_bytes + runs.size() * sizeof(backend::DigestRun);
+    auto& list = list_of(result_bytes + read_bytes, read_bytes);
+    auto* const results = list.memory->host().data();
+    auto* at = results + result_bytes;
+    const auto put = [&at](const auto& one) {
+      std::memcpy(at, &one, sizeof(one));
+      at += sizeof(one);
+    };
+    std::uint64_t first_run = 0;
+    for (const auto& block : blocks) {
+      put(backend::DigestBlock{block.bytes, first_run, block.runs});
+      first_run += block.runs;
+    }
+    for (const auto& run : runs) {
+      put(backend::DigestRun{run.offset, reinterpret_cast<std::uint64_t>(run.source), run.bytes});
+    }
+    DeviceDigests made;
+    list.memory->lend();
+    made.all = {reinterpret_cast<const DeviceDigest*>(results),
+                [memory = list.memory](const DeviceDigest*) { memory->release(); }};
     try {
-      items.used = record();
+      auto* const device = list.memory->device();
+      const DeviceCopy there{device, results + result_bytes, read_bytes};
+      copy(CopyDirection::kToDevice, {&there, 1});
+      auto from = reinterpret_cast<std::uint64_t>(device);
+      for (const auto& part : on.ranges.parts({results, result_bytes})) {
+        const auto count = part.bytes / sizeof(backend::DigestResult);
+        call(on.device, on.table.digest, stream, from,
+             reinterpret_cast<std::uint64_t>(device + block_bytes), part.address,
+             static_cast<std::uint32_t>(count));
+        from += count * sizeof(backend::DigestBlock);
+      }
     } catch (...) {
-      // Nobody can tell any more when the kernel has read its list.
-      runtime.keep_for_good(std::move(items.memory));
-      std::erase_if(lists, [](const Items& one) { return one.memory == nullptr; });
+      try {
+        record_use(list);
+      } catch (const Error&) {  // NOLINT(bugprone-empty-catch): the first error is thrown
+      }
       throw;
     }
+    record_use(list);
+    made.made = list.used;
+    return made;
   }
 
   DeviceRuntime::Impl& runtime;
   detail::OpenDevice& on;
   backend::Stream* stream = nullptr;
-  std::deque<Items> lists;
+  std::deque<List> lists;
 };
 
 DeviceStream::DeviceStream(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -283,6 +350,12 @@ void DeviceStream::copy(CopyDirection direction, std::span<const DeviceCopy> cop
 void DeviceStream::gather(CopyDirection direction, std::span<const DeviceCopy> copies) {
   impl_->on.owner.require(impl_->on.device);
   impl_->gather(direction, copies);
+}
+
+DeviceDigests DeviceStream::digest(std::span<const DeviceBlock> blocks,
+                                   std::span<const DeviceRun> runs) {
+  impl_->on.owner.require(impl_->on.device);
+  return impl_->digest(blocks, runs);
 }
 
 DeviceStream DeviceRuntime::open_stream(Device device) {

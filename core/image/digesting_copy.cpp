@@ -1,13 +1,10 @@
-// XXH3 of more than 240 bytes, as its specification has it: the input is a row of stripes of 64
-// bytes, 16 of them a group. Each of eight lanes adds up one product a stripe; behind a group the
-// lanes are scrambled. The last 64 bytes come once more, with a secret of their own, and the lanes
-// are folded: once for XXH3-64, which is the lower half of XXH3-128, and once for the upper half.
-// The secret moves by 8 bytes from stripe to stripe.
+// XXH3 (core/device/xxh3.hpp) by AVX2, with stores on the way.
 #include <meshstage/core/image/digesting_copy.hpp>
 
 #include <algorithm>
 #include <cstring>
 
+#include <meshstage/core/device/xxh3.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
 
@@ -15,39 +12,18 @@
 #include <immintrin.h>
 #endif
 
-#define XXH_STATIC_LINKING_ONLY  // for XXH3_generateSecret_fromSeed
-#include <xxhash.h>
-
 namespace meshstage::detail {
 namespace {
 
-constexpr std::size_t kStripe = 64;
-constexpr std::size_t kGroup = 16;  // stripes
-constexpr std::size_t kLeastFused = 241;
-
-constexpr std::uint64_t kPrime32A = 0x9E3779B1, kPrime32B = 0x85EBCA77, kPrime32C = 0xC2B2AE3D;
-constexpr std::uint64_t kPrime64A = 0x9E3779B185EBCA87, kPrime64B = 0xC2B2AE3D27D4EB4F,
-                        kPrime64C = 0x165667B19E3779F9, kPrime64D = 0x85EBCA77C2B2AE63,
-                        kPrime64E = 0x27D4EB2F165667C5;
-
-using Secret = std::array<std::byte, XXH3_SECRET_DEFAULT_SIZE>;
-constexpr std::size_t kScrambleSecret = sizeof(Secret) - kStripe;
-constexpr std::size_t kLastSecret = sizeof(Secret) - kStripe - 7;
-constexpr std::size_t kFoldSecret = 11;
-constexpr std::size_t kUpperFoldSecret = sizeof(Secret) - kStripe - kFoldSecret;
-
-const Secret& secret() {
-  static const Secret bytes = [] {
-    Secret made;
-    XXH3_generateSecret_fromSeed(made.data(), 0);  // of seed 0: the one that XXH3 uses without
-    return made;
-  }();
-  return bytes;
-}
+using xxh3::kGroup;
+using xxh3::kLeastBytes;
+using xxh3::kStripe;
 
 #if defined(__x86_64__)
 
-using Lanes = std::array<std::uint64_t, 8>;
+using xxh3::Lanes;
+
+const std::byte* secret() { return reinterpret_cast<const std::byte*>(xxh3::kSecret.data()); }
 
 __attribute__((target("avx2"))) inline __m256i load(const std::byte* from) noexcept {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -65,7 +41,7 @@ __attribute__((target("avx2"))) inline __m256i add(__m256i lanes, __m256i data,
 __attribute__((target("avx2"))) inline __m256i scramble(__m256i lanes,
                                                         const std::byte* key) noexcept {
   lanes = _mm256_xor_si256(_mm256_xor_si256(lanes, _mm256_srli_epi64(lanes, 47)), load(key));
-  const __m256i prime = _mm256_set1_epi64x(static_cast<std::int64_t>(kPrime32A));
+  const __m256i prime = _mm256_set1_epi64x(static_cast<std::int64_t>(xxh3::kPrime32A));
   const __m256i high = _mm256_mul_epu32(_mm256_srli_epi64(lanes, 32), prime);
   return _mm256_add_epi64(_mm256_mul_epu32(lanes, prime), _mm256_slli_epi64(high, 32));
 }
@@ -76,7 +52,7 @@ enum class Store { kNone, kCached, kStreaming };
 template <Store kStore>
 __attribute__((target("avx2"))) void pass(Lanes& lanes, std::size_t first, std::size_t count,
                                           const std::byte* from, std::byte* to) noexcept {
-  const std::byte* const keys = secret().data();
+  const std::byte* const keys = secret();
   auto* const kept = reinterpret_cast<__m256i*>(lanes.data());
   __m256i low = _mm256_load_si256(kept);
   __m256i high = _mm256_load_si256(kept + 1);
@@ -102,8 +78,8 @@ __attribute__((target("avx2"))) void pass(Lanes& lanes, std::size_t first, std::
       high = add(high, b, keys + 8 * in_group + kStripe / 2);
     }
     if (in_group == kGroup) {
-      low = scramble(low, keys + kScrambleSecret);
-      high = scramble(high, keys + kScrambleSecret + kStripe / 2);
+      low = scramble(low, keys + xxh3::kScrambleSecret);
+      high = scramble(high, keys + xxh3::kScrambleSecret + kStripe / 2);
       in_group = 0;
     }
   }
@@ -112,24 +88,11 @@ __attribute__((target("avx2"))) void pass(Lanes& lanes, std::size_t first, std::
 }
 
 __attribute__((target("avx2"))) void add_last(Lanes& lanes, const std::byte* last) noexcept {
-  const std::byte* const key = secret().data() + kLastSecret;
+  const std::byte* const key = secret() + xxh3::kLastSecret;
   auto* const kept = reinterpret_cast<__m256i*>(lanes.data());
   _mm256_store_si256(kept, add(_mm256_load_si256(kept), load(last), key));
   _mm256_store_si256(kept + 1,
                      add(_mm256_load_si256(kept + 1), load(last + kStripe / 2), key + kStripe / 2));
-}
-
-std::uint64_t fold(const Lanes& lanes, std::size_t key, std::uint64_t sum) noexcept {
-  Lanes keys;
-  std::memcpy(keys.data(), secret().data() + key, sizeof keys);
-  for (std::size_t i = 0; i < lanes.size(); i += 2) {
-    __extension__ using Wide = unsigned __int128;
-    const Wide product = Wide{lanes[i] ^ keys[i]} * (lanes[i + 1] ^ keys[i + 1]);
-    sum += static_cast<std::uint64_t>(product) ^ static_cast<std::uint64_t>(product >> 64U);
-  }
-  sum ^= sum >> 37U;
-  sum *= 0x165667919E3779F9;
-  return sum ^ sum >> 32U;
 }
 
 void fence() noexcept { _mm_sfence(); }
@@ -140,11 +103,10 @@ void fence() noexcept { _mm_sfence(); }
 
 DigestingCopy::DigestingCopy(std::span<std::byte> block, bool streaming) noexcept
     : block_(block),
-      fused_(block.size() >= kLeastFused && has_streaming_copy()),
+      fused_(block.size() >= kLeastBytes && has_streaming_copy()),
       streaming_(streaming && reinterpret_cast<std::uintptr_t>(block.data()) % 32 == 0),
       stripes_(block.empty() ? 0 : (block.size() - 1) / kStripe),
-      lanes_{kPrime32C, kPrime64A, kPrime64B, kPrime64C,
-             kPrime64D, kPrime32B, kPrime64E, kPrime32A} {}
+      lanes_(xxh3::kBegin) {}
 
 #if defined(__x86_64__)
 
@@ -184,9 +146,11 @@ Digest DigestingCopy::finish() noexcept {
   if (streaming_) fence();
   if (!fused_) return digest_block(block_);
   add_last(lanes_, block_.data() + block_.size() - kStripe);
-  const std::uint64_t bytes = block_.size();
-  return {fold(lanes_, kUpperFoldSecret, ~(bytes * kPrime64B)),
-          fold(lanes_, kFoldSecret, bytes * kPrime64A)};
+  const auto half = [this](std::size_t at, std::uint64_t begin) {
+    return xxh3::fold(lanes_, xxh3::kSecret, at, begin);
+  };
+  return {half(xxh3::kUpperFoldSecret, xxh3::upper_begin(block_.size())),
+          half(xxh3::kFoldSecret, xxh3::lower_begin(block_.size()))};
 }
 
 #else

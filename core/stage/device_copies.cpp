@@ -15,63 +15,95 @@ void require_devices(const FlatState& flat) {
   }
 }
 
-DeviceStream& DeviceStreams::of(Device device) {
-  auto& stream = streams_[device.index];
+DeviceStream& DeviceStreams::open(ByIndex& streams, Device device) {
+  auto& stream = streams[device.index];
   if (!stream.valid()) stream = DeviceRuntime::of(device.type).open_stream(device);
   return stream;
 }
 
+std::vector<DeviceStream*> DeviceStreams::made(Device device) {
+  std::vector<DeviceStream*> found;
+  for (auto* const streams : {&copying_, &digesting_}) {
+    const auto it = streams->find(device.index);
+    if (it != streams->end() && it->second.valid()) found.push_back(&it->second);
+  }
+  return found;
+}
+
 DeviceCopies::DeviceCopies(std::span<const DevicePlace> places, std::span<const DeviceReady> ready,
                            DeviceStreams& streams, std::shared_ptr<const void> keep,
-                           CopyDirection direction)
-    : keep_(std::move(keep)) {
+                           CopyDirection direction, DigestedBlocks blocks)
+    : blocks_(std::move(blocks)), keep_(std::move(keep)) {
   where_.reserve(places.size());
   for (const auto& place : places) {
-    const auto device = place.from->device();
-    auto on = std::find_if(devices_.begin(), devices_.end(),
-                           [&](const OnDevice& one) { return one.device == device; });
-    if (on == devices_.end()) on = devices_.insert(on, OnDevice{device, {}, {}});
-    where_.push_back({static_cast<std::uint32_t>(on - devices_.begin()),
-                      static_cast<std::uint32_t>(on->list.size())});
-    on->list.push_back({place.to.data(), place.from->data(), place.to.size()});
+    auto& on = on_device(place.from->device());
+    where_.push_back({static_cast<std::uint32_t>(&on - devices_.data()),
+                      static_cast<std::uint32_t>(on.list.size())});
+    on.list.push_back({place.to.data(), place.from->data(), place.to.size()});
   }
   try {
-    for (auto& on : devices_) {
-      auto& stream = streams.of(on.device);
-      for (const auto& before : ready) {
-        if (before.device == on.device) stream.wait(before.event);
-      }
-      on.copies = BatchedCopies(stream, direction, on.list);
-    }
+    for (auto& on : devices_) issue(on, ready, streams, direction);
   } catch (...) {
     // What was issued still happens. Without an event nobody can tell when.
     for (auto& on : devices_) {
       auto& runtime = DeviceRuntime::of(on.device.type);
-      try {
-        const auto event = streams.of(on.device).record();
-        if (keep_ == nullptr) {
-          while (!event.over()) std::this_thread::yield();
-        } else {
-          runtime.keep(event, keep_);
+      for (auto* const stream : streams.made(on.device)) {
+        try {
+          const auto event = stream->record();
+          if (keep_ == nullptr) {
+            while (!event.over()) std::this_thread::yield();
+          } else {
+            runtime.keep(event, keep_);
+          }
+        } catch (const Error&) {
+          runtime.keep_for_good(keep_);
         }
-      } catch (const Error&) {
-        runtime.keep_for_good(keep_);
       }
     }
     throw;
   }
 }
 
+DeviceCopies::OnDevice& DeviceCopies::on_device(Device device) {
+  for (auto& on : devices_) {
+    if (on.device == device) return on;
+  }
+  return devices_.emplace_back(OnDevice{device, {}, {}, {}, {}});
+}
+
+void DeviceCopies::issue(OnDevice& on, std::span<const DeviceReady> ready, DeviceStreams& streams,
+                         CopyDirection direction) {
+  const auto behind_ready = [&](DeviceStream& stream) {
+    for (const auto& before : ready) {
+      if (before.device == on.device) stream.wait(before.event);
+    }
+  };
+  // First, because copies into memory that is not page-locked block this thread.
+  for (const auto& [device, blocks, runs] : blocks_.devices) {
+    if (device != on.device) continue;
+    auto& stream = streams.digesting(device);
+    behind_ready(stream);
+    on.digests = stream.digest(blocks, runs);
+  }
+  auto& stream = streams.of(on.device);
+  behind_ready(stream);
+  on.copies = BatchedCopies(stream, direction, on.list);
+  on.last = on.copies.last();
+  if (on.digests.all == nullptr) return;
+  stream.wait(on.digests.made);
+  on.last = stream.record();
+}
+
 DeviceCopies::~DeviceCopies() {
   for (const auto& on : devices_) {
-    if (on.copies.last().over()) continue;
-    DeviceRuntime::of(on.device.type).keep(on.copies.last(), keep_);
+    if (on.over()) continue;
+    DeviceRuntime::of(on.device.type).keep(on.last, keep_);
   }
 }
 
 bool DeviceCopies::done() const noexcept {
   return std::all_of(devices_.begin(), devices_.end(),
-                     [](const OnDevice& on) { return on.copies.last().over(); });
+                     [](const OnDevice& on) { return on.over(); });
 }
 
 void DeviceCopies::wait(std::size_t place, std::uint64_t bytes, Watermark& progress) const {
@@ -83,12 +115,25 @@ void DeviceCopies::wait(std::size_t place, std::uint64_t bytes, Watermark& progr
 
 void DeviceCopies::wait_all(Watermark& progress) const {
   for (const auto& on : devices_)
-    on.copies.last().wait(Deadline::never(), [&progress] { progress.throw_if_failed(); });
+    on.last.wait(Deadline::never(), [&progress] { progress.throw_if_failed(); });
+}
+
+bool DeviceCopies::digests(std::size_t block) const noexcept {
+  return block < blocks_.where.size() && blocks_.where[block].has_value();
+}
+
+DeviceDigest DeviceCopies::digest(std::size_t block, Watermark& progress) const {
+  const auto [index, at] = *blocks_.where[block];
+  const auto device = blocks_.devices[index].device;
+  const auto on = std::find_if(devices_.begin(), devices_.end(),
+                               [&](const OnDevice& one) { return one.device == device; });
+  on->digests.made.wait(Deadline::never(), [&progress] { progress.throw_if_failed(); });
+  return on->digests.all[at];
 }
 
 DeviceEvent DeviceCopies::staged(Device device) const {
   for (const auto& on : devices_) {
-    if (on.device == device) return on.copies.last();
+    if (on.device == device) return on.last;
   }
   return {};
 }

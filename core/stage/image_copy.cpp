@@ -1,7 +1,8 @@
 // An image is cut into parts of about the same bytes, wherever its storages begin and end, so that
 // ten thousand small tensors and one huge one take as long on as many threads. A part is digest
 // blocks where digests are wanted, else whole huge pages of memory. The watermark follows the first
-// part that is not done yet. What devices copy is waited for where it is next, and digested there.
+// part that is not done yet. What devices copy is waited for where it is next, and digested there
+// unless the device itself has done it.
 #include <meshstage/core/stage/image_copy_impl.hpp>
 
 #include <algorithm>
@@ -121,6 +122,13 @@ class ImageCopy {
     for (auto at = begin; at < end; at += layout_.block_bytes) {
       const auto index = (at - layout_.data_begin) / layout_.block_bytes;
       const auto bytes = digests.block_size(index);
+      if (options_.devices != nullptr && options_.devices->digests(index)) {
+        PlainTarget target(image_, at, large_);
+        copy_range(at, at + bytes, target);
+        const auto [low, high] = options_.devices->digest(index, progress_);
+        digests.put(index, {.high = high, .low = low});
+        continue;
+      }
       DigestingCopy target(image_.subspan(at, bytes), large_);
       copy_range(at, at + bytes, target);
       digests.put(index, target.finish());

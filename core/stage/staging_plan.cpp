@@ -144,7 +144,7 @@ void StagingPlan::copy(const StagingSource& source, std::span<std::byte> image, 
     return;
   }
   detail::DeviceStreams streams;
-  const auto issued = issue(source, image, streams, nullptr);
+  const auto issued = issue(source, image, streams, nullptr, options.digests != nullptr);
   auto how = options;
   how.devices = issued.get();
   try {
@@ -156,15 +156,19 @@ void StagingPlan::copy(const StagingSource& source, std::span<std::byte> image, 
   }
 }
 
-std::unique_ptr<const detail::DeviceCopies> StagingPlan::issue(
-    const StagingSource& source, std::span<std::byte> image, detail::DeviceStreams& streams,
-    std::shared_ptr<const void> keep) const {
+std::unique_ptr<const detail::DeviceCopies> StagingPlan::issue(const StagingSource& source,
+                                                               std::span<std::byte> image,
+                                                               detail::DeviceStreams& streams,
+                                                               std::shared_ptr<const void> keep,
+                                                               bool digest) const {
   check_size(image, impl_->layout);
   if (source.storages.size() != impl_->layout.segments.size()) throw_mismatch();
   const auto places = detail::device_places(impl_->layout, source.storages, image);
   if (places.empty()) return nullptr;
-  return std::make_unique<const detail::DeviceCopies>(places, source.ready, streams,
-                                                      std::move(keep));
+  auto blocks =
+      digest ? detail::digested_blocks(impl_->layout, source.storages) : detail::DigestedBlocks();
+  return std::make_unique<const detail::DeviceCopies>(
+      places, source.ready, streams, std::move(keep), CopyDirection::kToHost, std::move(blocks));
 }
 
 void StagingPlan::copy(const Value& state, std::span<std::byte> image, Watermark& progress) const {

@@ -63,7 +63,8 @@ struct CopyOptions {
   Crew* crew = nullptr;
   unsigned hands = 0;  ///< The most threads, the caller included. 0: as many as the crew has.
   /// An object of StagingPlan::block_digests(): gets the digest of each block, made in the pass
-  /// that copies the block.
+  /// that copies the block, or by the device that it is copied from: then it is a digest of what
+  /// the device holds, and an image that was not copied faithfully does not match it.
   BlockDigests* digests = nullptr;
   /// The result of StagingPlan::issue(). Null: copy() issues the devices' copies itself, and
   /// returns or throws only when no device uses the image any more. A pace does not slow devices
@@ -106,10 +107,14 @@ class MESHSTAGE_API StagingPlan {
   /// Issues the devices' copies of `source` on `streams`, behind source.ready; null if no tensor is
   /// on a device. `keep` keeps the source's storages and the image alive as long as devices use
   /// them, also beyond the result's life. If `image` is not page-locked, the call returns only when
-  /// the copies are done. Throws the error that the driver reports.
-  [[nodiscard]] std::unique_ptr<const detail::DeviceCopies> issue(
-      const StagingSource& source, std::span<std::byte> image, detail::DeviceStreams& streams,
-      std::shared_ptr<const void> keep) const;
+  /// the copies are done. `digest`: beside the copies each device digests the blocks whose bytes
+  /// are all its own, from its memory, for CopyOptions::digests. Throws the error that the driver
+  /// reports.
+  [[nodiscard]] std::unique_ptr<const detail::DeviceCopies> issue(const StagingSource& source,
+                                                                  std::span<std::byte> image,
+                                                                  detail::DeviceStreams& streams,
+                                                                  std::shared_ptr<const void> keep,
+                                                                  bool digest = true) const;
 
   [[nodiscard]] const ImageLayout& layout() const noexcept;
   /// Writes the bytes [0, data_begin). Here and in all calls below `image` must have at least

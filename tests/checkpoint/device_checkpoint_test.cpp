@@ -242,6 +242,39 @@ TEST_CASE("device job: stage() on a stream that is being captured throws before 
   ckpt.finish();
 }
 
+TEST_CASE("device job: what a device's copy damaged is refused by its receiver") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  const bool drop = GENERATE(true, false);
+  const bool snapshot = GENERATE(true, false);
+  CAPTURE(drop, snapshot);
+  InProcessJob job(2);
+  std::barrier everyone(2);
+  const auto errors = run_ranks(all_ranks(2), [&](int rank) {
+    Trainer trainer(cuda, rank);
+    ms::Checkpointer ckpt(options(job, trainer, snapshot));
+    (void)ckpt.recover(trainer.state);
+    for (std::uint64_t step = 1; step < 3; ++step)
+      require(trainer.stage(ckpt, step) == ms::Outcome::kComplete, "a step failed");
+    // One rank after the other, so that the damaged run is known: the kernel copies two small ones.
+    if (rank == 1) everyone.arrive_and_wait();
+    if (rank == 0) Cuda::fake().damage_copy(3, drop);
+    trainer.update(3);
+    auto staging = stage_soon(ckpt, trainer.state, 3);
+    staging.staged().wait(in_time());
+    if (rank == 0) everyone.arrive_and_wait();
+    require(staging.outcome().get(in_time()) == ms::Outcome::kFailed, "a damaged step is complete");
+    require(trainer.stage(ckpt, 4) == ms::Outcome::kComplete, "the step behind it failed");
+    require(replica_has(ckpt.held(1 - rank).state, static_cast<unsigned char>(105 - rank * 100)),
+            "a replica has what was not staged");
+    require(ckpt.rejoin().recover(trainer.state).step == 4 && trainer.has(4), "another state");
+    ckpt.finish();
+  });
+  INFO(job.log());
+  for (const auto& error : errors) CHECK(error == "");
+  CHECK_THAT(job.log(), contains_text("does not match its digest; it holds large"));
+}
+
 TEST_CASE("device job: slots that cannot be page-locked are used without, with one warning") {
   Cuda cuda;
   if (Cuda::real()) return;

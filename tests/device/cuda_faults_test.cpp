@@ -30,6 +30,9 @@ bool use_everything(Cuda& cuda, const Tensor& tensor, StreamHandle trainer) {
     try {
       stream.copy(CopyDirection::kToHost, halves);
       stream.gather(CopyDirection::kToHost, halves);
+      const std::vector<DeviceRun> runs{{0, tensor.storage().data(), tensor.storage().nbytes()}};
+      static_cast<void>(
+          stream.digest(std::vector<DeviceBlock>{{tensor.storage().nbytes(), 1}}, runs));
       runtime.hold({Cuda::kDevice, trainer}, stream.record());
     } catch (const Error&) {
       error = std::current_exception();

@@ -94,11 +94,20 @@ Result gather(Stream*, std::uint64_t items, std::uint32_t count, Failure*) {
   return kDone;
 }
 
+// The host's own digests are above this room.
+bool can_digest(int) { return false; }
+Result digest(Stream*, std::uint64_t, std::uint64_t, std::uint64_t, std::uint32_t,
+              Failure* failure) {
+  failure->kind = static_cast<std::int32_t>(ErrorKind::kInvalidState);
+  std::snprintf(failure->text, sizeof(failure->text), "the CPU has no kernel that digests");
+  return kFailed;
+}
+
 constexpr Table kTable = {kBackendAbi,    "host memory", probe,      describe,    open,
                           locate,         allocate,      release,    pin,         unpin,
                           open_stream,    close_stream,  open_event, close_event, is_capturing,
                           record_foreign, wait_foreign,  record,     wait,        query,
-                          copy,           can_gather,    gather};
+                          copy,           can_gather,    gather,     can_digest,  digest};
 
 }  // namespace
 

@@ -30,6 +30,7 @@ using cuda::Driver;
 struct OpenDevice {
   CUcontext context = nullptr;
   CUfunction gather = nullptr;  ///< Null where there are no kernels.
+  CUfunction digest = nullptr;  ///< The same.
   unsigned gather_blocks = 1;
 };
 
@@ -168,16 +169,28 @@ Result describe(int device, Description* out, Failure* failure) {
   return kDone;
 }
 
-CUresult launch_gather(const Driver& driver, const OpenDevice& device, CUstream stream,
-                       cuda::GatherArguments arguments) {
-  std::array<void*, 1> parameters{&arguments};
+// `arguments`: the one struct that the kernel takes.
+CUresult launch(const Driver& driver, CUfunction kernel, unsigned blocks, unsigned threads,
+                CUstream stream, void* arguments) {
+  std::array<void*, 1> parameters{arguments};
   CUlaunchConfig config{};
-  config.gridDimX = std::clamp(arguments.count, 1U, device.gather_blocks);
+  config.gridDimX = std::max(blocks, 1U);
   config.gridDimY = config.gridDimZ = 1;
-  config.blockDimX = cuda::kGatherThreads;
+  config.blockDimX = threads;
   config.blockDimY = config.blockDimZ = 1;
   config.hStream = stream;
-  return driver.launch_kernel_ex(&config, device.gather, parameters.data(), nullptr);
+  return driver.launch_kernel_ex(&config, kernel, parameters.data(), nullptr);
+}
+
+CUresult launch_gather(const Driver& driver, const OpenDevice& device, CUstream stream,
+                       cuda::GatherArguments arguments) {
+  return launch(driver, device.gather, std::min(arguments.count, device.gather_blocks),
+                cuda::kGatherThreads, stream, &arguments);
+}
+
+CUresult launch_digest(const Driver& driver, const OpenDevice& device, CUstream stream,
+                       cuda::DigestArguments arguments) {
+  return launch(driver, device.digest, arguments.count, cuda::kDigestThreads, stream, &arguments);
 }
 
 // A kernel's first launch may wait for the whole device: it happens here, with nothing to do.
@@ -187,9 +200,16 @@ CUresult launch_first(const Driver& driver, const OpenDevice& device) {
       result != CUDA_SUCCESS) {
     return result;
   }
-  const auto launched = launch_gather(driver, device, stream, {});
+  auto launched = launch_gather(driver, device, stream, {});
+  if (launched == CUDA_SUCCESS) launched = launch_digest(driver, device, stream, {});
   const auto closed = driver.stream_destroy(stream);
   return launched != CUDA_SUCCESS ? launched : closed;
+}
+
+CUresult find_kernel(const Driver& driver, CUlibrary library, const char* name, CUfunction* found) {
+  CUkernel kernel = nullptr;
+  const auto result = driver.library_get_kernel(&kernel, library, name);
+  return result != CUDA_SUCCESS ? result : driver.kernel_get_function(found, kernel);
 }
 
 // Kernels that cannot be had are done without: an architecture that the fatbin does not know, say.
@@ -201,15 +221,14 @@ void load_kernels(Opened& all, OpenDevice& device, CUdevice number) MESHSTAGE_RE
     all.kernels = nullptr;
     return;
   }
-  CUkernel kernel = nullptr;
-  if (all.driver.library_get_kernel(&kernel, all.kernels, cuda::kGatherName) != CUDA_SUCCESS ||
-      all.driver.kernel_get_function(&device.gather, kernel) != CUDA_SUCCESS) {
-    device.gather = nullptr;
-    return;
-  }
   const int processors = attribute(all.driver, number, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
   device.gather_blocks = static_cast<unsigned>(std::max(processors, 1));
-  if (launch_first(all.driver, device) != CUDA_SUCCESS) device.gather = nullptr;
+  const auto& driver = all.driver;
+  if (find_kernel(driver, all.kernels, cuda::kGatherName, &device.gather) != CUDA_SUCCESS ||
+      find_kernel(driver, all.kernels, cuda::kDigestName, &device.digest) != CUDA_SUCCESS ||
+      launch_first(driver, device) != CUDA_SUCCESS) {
+    device.gather = device.digest = nullptr;
+  }
 }
 
 Result open(int device, Failure* failure) {
@@ -426,6 +445,18 @@ Result gather(Stream* stream, std::uint64_t items, std::uint32_t count, Failure*
   });
 }
 
+bool can_digest(int device) {
+  return opened().devices[static_cast<std::size_t>(device)]->digest != nullptr;
+}
+
+Result digest(Stream* stream, std::uint64_t blocks, std::uint64_t runs, std::uint64_t results,
+              std::uint32_t count, Failure* failure) {
+  const auto& device = *opened().devices[static_cast<std::size_t>(stream->device)];
+  return with_device(stream->device, "cuLaunchKernelEx", failure, [&](const Driver& d) {
+    return launch_digest(d, device, stream->stream, {blocks, runs, results, count, 0});
+  });
+}
+
 constexpr Table kTable = {kBackendAbi,  "CUDA " MESHSTAGE_CUDA_HEADERS " headers",
                           probe,        describe,
                           open,         locate,
@@ -437,7 +468,8 @@ constexpr Table kTable = {kBackendAbi,  "CUDA " MESHSTAGE_CUDA_HEADERS " headers
                           wait_foreign, record,
                           wait,         query,
                           copy,         can_gather,
-                          gather};
+                          gather,       can_digest,
+                          digest};
 
 }  // namespace
 

@@ -24,6 +24,9 @@ struct Control {
   void (*fail_function)(const char* name, std::uint64_t n, int result);
   /// Calls since reset(), of all functions or (by name) of one.
   std::uint64_t (*calls)(const char* name);
+  /// The `n`-th run that is copied from a device to the host from now on does not arrive, or with
+  /// one bit wrong; 0: none.
+  void (*damage_copy)(std::uint64_t n, bool drop);
   /// What cuInit and cuDriverGetVersion say, and how many devices there are (at most 2).
   void (*set_driver)(int init_result, int version, int devices);
   /// Rules that were broken since reset(): a text, one line each. Empty if none.

@@ -46,7 +46,8 @@ std::function<void()> happening(Run run) {
       return violate("a copy into memory that was unregistered before it happened");
     if (pinned_source && memory.kind(run.source, run.bytes) != Kind::kPinned)
       return violate("a copy from memory that was unregistered before it happened");
-    std::memcpy(memory.reach(run.target), memory.reach(run.source), run.bytes);
+    carry(memory.reach(run.target), memory.reach(run.source), run.bytes,
+          source != nullptr && target == nullptr);
   };
 }
 

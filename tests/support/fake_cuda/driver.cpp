@@ -330,6 +330,7 @@ void reset(std::uint64_t seed) {
   all.calls.clear();
   all.all_calls = 0;
   all.fail_at = 0;
+  all.damage_at = 0;
   all.held = false;
   all.init_result = CUDA_SUCCESS;
   all.version = 13000;
@@ -366,6 +367,11 @@ constexpr Control kControl{reset,
                              if (name == nullptr) return fake().all_calls;
                              const auto found = fake().calls.find(name);
                              return found == fake().calls.end() ? 0 : found->second;
+                           },
+                           [](std::uint64_t n, bool drop) {
+                             const std::lock_guard lock(fake().mutex);
+                             fake().damage_at = n;
+                             fake().damage_drops = drop;
                            },
                            [](int init_result, int version, int devices) {
                              const std::lock_guard lock(fake().mutex);

@@ -1,6 +1,7 @@
 #include "tests/support/fake_cuda/state.hpp"
 
 #include <chrono>
+#include <cstring>
 
 namespace meshstage::fake_cuda {
 
@@ -10,6 +11,14 @@ Fake& fake() {
 }
 
 void violate(const std::string& text) { fake().violations += text + "\n"; }
+
+void carry(std::byte* to, const std::byte* from, std::size_t bytes, bool leaves_device) {
+  auto& all = fake();
+  const bool damaged = leaves_device && all.damage_at != 0 && --all.damage_at == 0;
+  if (damaged && all.damage_drops) return;
+  std::memcpy(to, from, bytes);
+  if (damaged && bytes > 0) to[bytes / 2] ^= std::byte{1};
+}
 
 CUcontext context_of(int device) {
   return reinterpret_cast<CUcontext>(&fake().contexts[static_cast<std::size_t>(device)]);

@@ -47,6 +47,8 @@ struct Fake {
   std::uint64_t fail_at = 0;
   std::string fail_name;
   CUresult fail_with = CUDA_SUCCESS;
+  std::uint64_t damage_at = 0;  // of the runs that leave a device
+  bool damage_drops = false;
   CUresult init_result = CUDA_SUCCESS;
   int version = 13000;
   int devices = 2;
@@ -55,6 +57,10 @@ struct Fake {
 Fake& fake();
 /// Notes that a rule of the driver was broken.
 void violate(const std::string& text);
+
+/// Copies a run, in the host's addresses. One that leaves a device may be damaged on the way
+/// (Control::damage_copy).
+void carry(std::byte* to, const std::byte* from, std::size_t bytes, bool leaves_device);
 
 inline thread_local std::vector<CUcontext> current;
 inline thread_local CUstreamCaptureMode capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;

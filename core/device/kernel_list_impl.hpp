@@ -1,0 +1,68 @@
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <span>
+
+#include <meshstage/core/device/runtime_impl.hpp>
+#include <meshstage/core/memory/resource.hpp>
+
+namespace meshstage::detail {
+
+/// The memory of a kernel's list and results: page-locked host memory, and as much of the device's
+/// as asked. Threads: one at a time; release() any.
+class KernelList {
+ public:
+  KernelList(OpenDevice& on, std::size_t host_bytes, std::size_t device_bytes)
+      : on_(on),
+        host_bytes_((host_bytes + kPage - 1) / kPage * kPage),
+        device_bytes_(device_bytes),
+        host_(static_cast<std::byte*>(host_memory().allocate(host_bytes_, kPage))) {
+    try {
+      pages_.emplace(on.pinner, host());
+      if (device_bytes > 0) {
+        void* memory = nullptr;
+        call(on.device, on.table.allocate, static_cast<int>(on.device.index),
+             std::uint64_t{device_bytes}, &memory);
+        device_ = static_cast<std::byte*>(memory);
+      }
+    } catch (...) {
+      free_host();
+      throw;
+    }
+  }
+  KernelList(const KernelList&) = delete;
+  KernelList& operator=(const KernelList&) = delete;
+  ~KernelList() {
+    if (device_ != nullptr && on_.owner.here()) on_.table.release(on_.device.index, device_);
+    free_host();
+  }
+
+  [[nodiscard]] std::span<std::byte> host() const noexcept { return {host_, host_bytes_}; }
+  [[nodiscard]] std::byte* device() const noexcept { return device_; }
+  [[nodiscard]] bool has_room(std::size_t host_bytes, std::size_t device_bytes) const noexcept {
+    return host_bytes_ >= host_bytes && device_bytes_ >= device_bytes;
+  }
+
+  /// While results are lent, a reader has them and no other kernel may write them.
+  void lend() noexcept { lent_.store(true, std::memory_order_relaxed); }
+  void release() noexcept { lent_.store(false, std::memory_order_release); }
+  [[nodiscard]] bool is_lent() const noexcept { return lent_.load(std::memory_order_acquire); }
+
+ private:
+  static constexpr std::size_t kPage = 4096;
+  void free_host() noexcept {
+    pages_.reset();
+    host_memory().deallocate(host_, host_bytes_, kPage);
+  }
+
+  OpenDevice& on_;
+  std::size_t host_bytes_, device_bytes_;
+  std::byte* host_;
+  std::byte* device_ = nullptr;
+  std::optional<PinnedPages> pages_;
+  std::atomic<bool> lent_{false};
+};
+
+}  // namespace meshstage::detail

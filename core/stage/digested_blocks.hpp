@@ -1,0 +1,34 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <meshstage/core/device/runtime.hpp>
+#include <meshstage/core/image/layout.hpp>
+#include <meshstage/core/tensor/storage.hpp>
+
+namespace meshstage::detail {
+
+/// The blocks of an image that devices digest, and from where: a block whose bytes are all of one
+/// device that can, but for zeros between them. The host digests the others: blocks with bytes of
+/// the CPU or of two devices, blocks that are too short, and sources that are not aligned.
+struct DigestedBlocks {
+  struct OnDevice {
+    Device device;
+    std::vector<DeviceBlock> blocks;
+    std::vector<DeviceRun> runs;
+  };
+  struct Where {
+    std::uint32_t device = 0;  ///< Index in `devices`.
+    std::uint32_t block = 0;   ///< Among that device's.
+  };
+  std::vector<OnDevice> devices;            ///< Those with at least one block.
+  std::vector<std::optional<Where>> where;  ///< By the image's block; nothing: the host's.
+};
+
+/// `storages`: in the order of ImageSegment::storage.
+DigestedBlocks digested_blocks(const ImageLayout& layout, std::span<const Storage> storages);
+
+}  // namespace meshstage::detail
