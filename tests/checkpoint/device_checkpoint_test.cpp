@@ -267,6 +267,7 @@ TEST_CASE("device job: what a device's copy damaged is refused by its receiver")
     require(trainer.stage(ckpt, 4) == ms::Outcome::kComplete, "the step behind it failed");
     require(replica_has(ckpt.held(1 - rank).state, static_cast<unsigned char>(105 - rank * 100)),
             "a replica has what was not staged");
+    everyone.arrive_and_wait();
     require(ckpt.rejoin().recover(trainer.state).step == 4 && trainer.has(4), "another state");
     ckpt.finish();
   });

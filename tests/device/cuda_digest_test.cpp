@@ -185,6 +185,22 @@ TEST_CASE("cuda: lists and results of digests are made once, and not written whi
   CHECK(made() == before);
 }
 
+TEST_CASE("cuda: lists of a digest that has not happened are not written, though nobody reads it") {
+  Cuda cuda;
+  if (Cuda::real()) return;
+  Blocks one(cuda, 1, 10'000), two(cuda, 2, 10'000);
+  one.whole(10'000);
+  two.whole(5'000);
+  two.whole(7'000, 16);
+  auto stream = cuda.runtime().open_stream(Cuda::kDevice);
+  CHECK(two.wrong(two.issue(stream)) == "");
+  Cuda::fake().hold(true);
+  static_cast<void>(one.issue(stream));
+  const auto digests = two.issue(stream);
+  Cuda::fake().hold(false);
+  CHECK(two.wrong(digests) == "");
+}
+
 TEST_CASE("cuda: lists of a digest that has not happened outlive their stream") {
   Cuda cuda;
   if (Cuda::real()) return;

@@ -150,6 +150,7 @@ TEST_CASE("device digests: nothing is made anew from the second time on") {
 TEST_CASE("device digests: a kernel that fails fails the staging, and both ends stay until then") {
   Cuda cuda;
   if (Cuda::real()) return;
+  const bool kernel = GENERATE(true, false);  // or the copy behind it
   while (cuda.runtime().kept() != 0) {
   }
   const auto bytes = Cuda::fake().device_bytes();
@@ -161,9 +162,10 @@ TEST_CASE("device digests: a kernel that fails fails the staging, and both ends 
     Image image(plan);
     auto source = std::make_shared<const StagingSource>(*plan.capture(state));
     Cuda::fake().hold(true);
-    Cuda::fake().fail_function("cuLaunchKernelEx", 1, 700);
-    CHECK_THROWS_WITH(plan.issue(*source, image.bytes(), streams, source),
-                      contains_text("cuLaunchKernelEx"));
+    const char* const name = kernel ? "cuLaunchKernelEx" : "cuMemcpyAsync";
+    Cuda::fake().fail_function(name, kernel ? 1 : 2,
+                               700);  // the first copy is of the kernel's list
+    CHECK_THROWS_WITH(plan.issue(*source, image.bytes(), streams, source), contains_text(name));
     kept = source;
   }
   CHECK_FALSE(kept.expired());  // the list for the kernel is still being copied
@@ -175,4 +177,29 @@ TEST_CASE("device digests: a kernel that fails fails the staging, and both ends 
   while (cuda.runtime().kept() != 0) {
   }
   CHECK(Cuda::fake().device_bytes() == bytes);
+}
+
+TEST_CASE("device digests: what is digested stays until then, though its copies are done") {
+  for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
+    Cuda cuda(seed);
+    if (Cuda::real()) return;
+    detail::DeviceStreams streams;
+    {
+      const Dict state{{"a", cuda.tensor(1 << 20, 1)}};
+      const auto plan = StagingPlan::compile(state, nullptr, kSmallBlocks);
+      Image image(plan);
+      const auto source = std::make_shared<const StagingSource>(*plan.capture(state));
+      Cuda::fake().hold(true);
+      const auto ends = std::make_shared<
+          const std::pair<std::shared_ptr<const StagingSource>, std::shared_ptr<test::HostPages>>>(
+          source, image.memory());
+      static_cast<void>(plan.issue(*source, image.bytes(), streams, ends));
+    }
+    Cuda::fake().hold(false);
+    while (cuda.runtime().kept() != 0) {
+    }
+    streams = {};  // what is not digested yet is digested now
+    while (cuda.runtime().kept() != 0) {
+    }
+  }
 }
