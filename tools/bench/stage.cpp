@@ -4,6 +4,7 @@
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
 
+#include "tools/bench/device_digests.hpp"
 #include "tools/bench/limits.hpp"
 
 namespace meshstage::tools::bench {
@@ -41,6 +42,7 @@ Result bench_stage_of_device(const Options& options, Device device, const Progre
   std::map<std::string, Samples> parts;
   auto& runtime = DeviceRuntime::of(device.type);
   MemoryKernel kernel(device);
+  DeviceDigestTime digests(device, state);
   const auto change = [&] {
     changes.step();
     on.put();
@@ -65,6 +67,7 @@ Result bench_stage_of_device(const Options& options, Device device, const Progre
     static_cast<void>(staged.get());
     parts["limit: within the device"].add(
         seconds_of([&] { limit.copy(CopyDirection::kWithinDevice); }));
+    digests.add_to(parts);
     change();
     int left = 100;
     kernel.run(parts["kernel alone"], [&] { return --left == 0; });
