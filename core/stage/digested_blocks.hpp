@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <meshstage/core/device/runtime.hpp>
+#include <meshstage/core/error/export.hpp>
 #include <meshstage/core/image/layout.hpp>
 #include <meshstage/core/tensor/storage.hpp>
 
@@ -29,6 +30,7 @@ struct DigestedBlocks {
 };
 
 /// `storages`: in the order of ImageSegment::storage.
-DigestedBlocks digested_blocks(const ImageLayout& layout, std::span<const Storage> storages);
+MESHSTAGE_API DigestedBlocks digested_blocks(const ImageLayout& layout,
+                                             std::span<const Storage> storages);
 
 }  // namespace meshstage::detail
