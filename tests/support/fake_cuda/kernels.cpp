@@ -83,8 +83,15 @@ device_backend::DigestResult digest_of(std::span<const std::byte> block,
   };
   const auto stripes = (block.size() - 1) / xxh3::kStripe;
   std::vector<xxh3::Lanes> sums(stripes / xxh3::kGroup + 1);
-  for (const auto i : any_order(stripes, random))
-    add(sums[i / xxh3::kGroup], i * xxh3::kStripe, i % xxh3::kGroup * 8);
+  for (const auto group : any_order(sums.size(), random)) {
+    const auto first = group * xxh3::kGroup;
+    const auto count = std::min(xxh3::kGroup, stripes - first);
+    const auto begin = random();
+    for (std::size_t n = 0; n < count; ++n) {
+      const auto i = (begin % count + n) % count;
+      add(sums[group], (first + i) * xxh3::kStripe, i * 8);
+    }
+  }
   auto lanes = xxh3::kBegin;
   for (std::size_t group = 0; group < sums.size(); ++group) {
     for (std::size_t i = 0; i < xxh3::kLanes; ++i) {
