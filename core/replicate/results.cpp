@@ -4,6 +4,7 @@
 #include <vector>
 
 #include <meshstage/core/replicate/devices_staged.hpp>
+#include <meshstage/core/tensor/device_memory.hpp>
 
 namespace meshstage {
 
@@ -60,11 +61,8 @@ void Staging::before_update(std::span<const TrainerStream> streams) {
   // A device may have several streams; several events may be of one device.
   std::vector<std::pair<TrainerStream, DeviceEvent>> holds;
   for (const auto& [device, copied] : devices_->wait()) {
-    const auto before = holds.size();
-    for (const auto& stream : streams) {
-      if (stream.device == device) holds.emplace_back(stream, copied);
-    }
-    if (holds.size() == before) holds.emplace_back(TrainerStream{device}, copied);
+    for (const auto& stream : detail::streams_on(device, streams))
+      holds.emplace_back(stream, copied);
   }
   for (const auto& [stream, copied] : holds)
     DeviceRuntime::of(stream.device.type).require_not_capturing(stream);

@@ -31,6 +31,15 @@ bool is_device_memory(const Storage& storage) {
   }
 }
 
+std::vector<TrainerStream> streams_on(Device device, std::span<const TrainerStream> streams) {
+  std::vector<TrainerStream> found;
+  for (const auto& stream : streams) {
+    if (stream.device == device) found.push_back(stream);
+  }
+  if (found.empty()) found.push_back({device, kLegacyStream});
+  return found;
+}
+
 std::vector<DeviceReady> record_ready(std::span<const Storage> storages,
                                       std::span<const TrainerStream> streams) {
   std::set<std::pair<DeviceType, std::int16_t>> devices;
@@ -39,12 +48,8 @@ std::vector<DeviceReady> record_ready(std::span<const Storage> storages,
   }
   std::vector<TrainerStream> used;
   for (const auto& [type, index] : devices) {
-    const Device device{type, index};
-    const auto named = used.size();
-    for (const auto& stream : streams) {
-      if (stream.device == device) used.push_back(stream);
-    }
-    if (used.size() == named) used.push_back({device, kLegacyStream});
+    const auto here = streams_on({type, index}, streams);
+    used.insert(used.end(), here.begin(), here.end());
   }
   for (const auto& stream : used)
     DeviceRuntime::of(stream.device.type).require_not_capturing(stream);
