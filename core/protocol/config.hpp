@@ -38,6 +38,7 @@ struct Rules {
   bool finish_is_a_no = true;     ///< 9: a rank that finishes votes no on steps it has not staged
   bool orders_with_base = true;   ///< 9: a message that tells a complete step has its orders
   bool names_itself = true;       ///< 15: a rank for which the others wait names itself
+  bool waits_for_disk = true;     ///< 15: a rank that reads is waited for while its disk gives
   bool prune_together = true;     ///< 10: files are pruned when everyone has the newer step
   friend bool operator==(const Rules&, const Rules&) = default;
 };

@@ -138,6 +138,11 @@ struct CopyStuck {
   ImageId id;
   std::string why;
 };
+/// This rank reads or writes images for a recovery, and no piece of them came or went for a
+/// deadline. `why` goes on from "rank R".
+struct ReadStuck {
+  std::string why;
+};
 /// A death or silence that this rank saw itself or read in the Store. `kind` is kPeerLost or
 /// kPeerSilent.
 struct Broken {
@@ -155,6 +160,6 @@ using Event =
     std::variant<Formed, SlotsVerified, FilesVerified, Fetched, FetchFailed, StructureChecked,
                  StageRequested, StageSkipped, OwnSealed, OwnFailed, ReplicaReady, ReplicaSealed,
                  ReplicaFailed, StoreAnswered, Persisted, Wished, FinishRequested, Broken, Received,
-                 Connected, Waited, CopyStuck, OldPublished, OldFound>;
+                 Connected, Waited, CopyStuck, ReadStuck, OldPublished, OldFound>;
 
 }  // namespace meshstage::protocol

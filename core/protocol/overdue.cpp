@@ -5,8 +5,7 @@
 
 /// Rule 15: slow is not dead. An image that is on its way needs no time limit here: its link's
 /// silence ends it. So a trainer waits as long as it takes. What no link shows is a rank whose own
-/// trainer does not come. That rank alone knows it, and names itself when it is told that the
-/// others wait.
+/// trainer does not come, or whose disk hangs. That rank alone knows it, and names itself.
 namespace meshstage::protocol {
 
 namespace {
@@ -19,25 +18,30 @@ void pass_on(Turn& turn, Round& round, std::uint32_t times, int heard_from) {
   if (round.own == Part::kWriting) turn.act(CheckCopy{round.id});
 }
 
-/// This rank names itself if the recovery waits for it; else it passes on, once, that a trainer
-/// waits.
+/// True while this rank reads its images, or makes files of old ones, for the recovery.
+bool is_reading(const Recovery& recovery) {
+  using Phase = Recovery::Phase;
+  const Phase phase = recovery.phase;
+  return (phase == Phase::kSlots || phase == Phase::kFiles || phase == Phase::kPublish ||
+          phase == Phase::kLook) &&
+         !recovery.mine;
+}
+
+/// This rank names itself if the recovery waits for its trainer; else it passes on, once, that a
+/// trainer waits. A rank that reads takes as long as its disk takes: it looks itself whether the
+/// disk still gives something (ReadStuck).
 void wait_for_recovery(Turn& turn, std::uint32_t times, int heard_from) {
   Recovery& recovery = turn.s.recovery;
   if (times <= recovery.overdue) return turn.stale("it was passed on");
   recovery.overdue = times;
-  using Phase = Recovery::Phase;
-  const Phase phase = recovery.phase;
-  const bool reading = (phase == Phase::kSlots || phase == Phase::kFiles ||
-                        phase == Phase::kPublish || phase == Phase::kLook) &&
-                       !recovery.mine;
   const int own = recovery.own_slot;
-  const bool comparing = phase == Phase::kFetch && !recovery.structure_ok && own >= 0 &&
-                         turn.s.own[own].state == Slot::State::kSealed;
-  if ((reading || comparing) && turn.rule().names_itself) {
-    return name_itself(turn, reading ? "is still reading its images, for which other ranks have "
-                                       "waited"
-                                     : "has not called recover(), for which other ranks have "
-                                       "waited");
+  const bool comparing = recovery.phase == Recovery::Phase::kFetch && !recovery.structure_ok &&
+                         own >= 0 && turn.s.own[own].state == Slot::State::kSealed;
+  if (comparing && turn.rule().names_itself) {
+    return name_itself(turn, "has not called recover(), for which other ranks have waited");
+  }
+  if (is_reading(recovery) && !turn.rule().waits_for_disk) {
+    return name_itself(turn, "is still reading its images, for which other ranks have waited");
   }
   turn.flood(Overdue{kNoImage, times}, heard_from);
 }
@@ -65,6 +69,12 @@ void on(Turn& turn, const CopyStuck& event) {
   });
   if (turn.s.mode != Mode::kReady || !writing) return turn.stale("that step is not being staged");
   name_itself(turn, event.why);
+}
+
+void on(Turn& turn, const ReadStuck& event) {
+  const Mode mode = turn.s.mode;
+  if (mode != Mode::kRecovering && mode != Mode::kReady) return turn.stale("not in a group");
+  if (turn.rule().names_itself) name_itself(turn, event.why);
 }
 
 void on(Turn& turn, int from, const Overdue& overdue) {

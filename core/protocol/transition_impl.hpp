@@ -120,6 +120,7 @@ bool publish_first(Turn& turn, ImageId taken, ImageId covered);
 // overdue.cpp: rule 15.
 void on(Turn& turn, const Waited& event);
 void on(Turn& turn, const CopyStuck& event);
+void on(Turn& turn, const ReadStuck& event);
 void on(Turn& turn, int from, const Overdue& overdue);
 
 // recovery_choice.cpp: the root's choice in rule 5, and what ranks check of it.

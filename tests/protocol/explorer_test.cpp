@@ -121,6 +121,14 @@ TEST_CASE("three ranks: a trainer that hangs") {
   require_safe(bounds);
 }
 
+TEST_CASE("two ranks: a disk that takes long and one that hangs, one that has waited; a crash") {
+  Bounds bounds = ranks(2, 1);
+  bounds.slow_disks = bounds.stuck_disks = bounds.waits = 1;
+  bounds.crashes = meshstage::test::kSanitized ? 0 : 1;
+  bounds.disk = true;
+  require_safe(bounds);
+}
+
 TEST_CASE("two ranks: a structure that differs after a crash") {
   Bounds bounds = ranks(2, 2);
   bounds.crashes = 1;
@@ -386,6 +394,7 @@ TEST_CASE("random runs of ranks whose trainers hang keep every promise") {
     Bounds bounds = ranks(world, 3);
     bounds.hangs = 3;
     bounds.waits = 2;
+    bounds.slow_disks = bounds.stuck_disks = 2;
     bounds.crashes = bounds.lost_messages = bounds.local_failures = bounds.skips = 1;
     const int runs = meshstage::test::kSanitized ? 20 : 300;
     const Result result = walk(bounds, static_cast<std::uint64_t>(world), runs, 100'000);

@@ -29,6 +29,30 @@ State waiting_for_choice() {
 
 }  // namespace
 
+TEST_CASE("a rank that reads is waited for, and names itself when its disk gives nothing") {
+  State state = make_state(make_config(1, 4));
+  tell(state, Formed{2});
+  if (GENERATE(false, true)) {  // it reads files, or slots
+    tell(state, SlotsVerified{});
+    hear(state, 3, Have{}, 2);
+    hear(state, 0, AskDisk{}, 2);
+  }
+  auto out = hear(state, 0, Overdue{kNoImage, 1}, 2);
+  CHECK(sent<Overdue>(out, 3) != nullptr);
+  CHECK(first<NoteDeath>(out) == nullptr);
+  out = tell(state, ReadStuck{"has read nothing of x"});
+  REQUIRE(first<NoteDeath>(out) != nullptr);
+  CHECK(first<NoteDeath>(out)->rank == 1);
+  for (const int neighbour : {0, 3}) {
+    const auto* death = sent<Death>(out, neighbour);
+    REQUIRE(death != nullptr);
+    CHECK(death->kind == ErrorKind::kPeerSilent);
+    CHECK(death->why == "has read nothing of x");
+  }
+  CHECK(first<ReportLost>(out)->rank == -1);  // it lives
+  require_refused(state, ReadStuck{"again"}, kStale);
+}
+
 TEST_CASE("a choice that sends an image to a rank that does not keep it is refused") {
   State state = waiting_for_choice();
   Claim claim;

@@ -65,7 +65,7 @@ void require_needed(const std::string& rule) {
   REQUIRE(replay(bounds, result.trace).violation() == "");
 }
 
-static_assert(kRules.size() == 26, "each rule has its test here");
+static_assert(kRules.size() == 27, "each rule has its test here");
 
 }  // namespace
 
@@ -161,6 +161,29 @@ TEST_CASE("a rank whose trainer hangs names itself, or the others wait for ever"
   const Result result = explore(bounds);
   std::cout << "without names-itself: " << summary(bounds, result) << std::endl;
   REQUIRE(result.violation.find("waits for ever") != std::string::npos);
+}
+TEST_CASE("a rank whose disk hangs names itself, or the others wait for ever") {
+  Bounds bounds;
+  bounds.world = 2;
+  bounds.steps = 1;
+  bounds.stuck_disks = 1;
+  bounds.disk = true;
+  REQUIRE(explore(bounds).violation == "");
+  bounds.rules.names_itself = false;
+  const Result result = explore(bounds);
+  std::cout << "without names-itself: " << summary(bounds, result) << std::endl;
+  REQUIRE(result.violation.find("waits for ever: it is not recovered") != std::string::npos);
+}
+TEST_CASE("without waiting for a slow disk a rank is lost that reads") {
+  Bounds bounds;
+  bounds.world = 2;
+  bounds.steps = 1;
+  bounds.slow_disks = bounds.waits = 1;
+  REQUIRE(explore(bounds).violation == "");
+  bounds.rules.waits_for_disk = false;
+  const Result result = explore(bounds);
+  std::cout << "without waits-for-disk: " << summary(bounds, result) << std::endl;
+  REQUIRE(result.violation.find("names itself, though it waits") != std::string::npos);
 }
 TEST_CASE("without orders beside the base ranks end at different steps") {
   // A rank whose Complete is overtaken by an offer stages the last step and does not know it.

@@ -301,6 +301,8 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
         return OldPublished{"x"};
       case 20:
         return OldFound{{id(), 4}};
+      case 21:
+        return ReadStuck{"x"};
       default:
         return Received{rank(), Message{below(3), any_body()}};
     }

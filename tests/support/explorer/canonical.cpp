@@ -215,10 +215,11 @@ void put(std::string& out, const MemorySlot& slot) {
 std::string World::bytes() const {
   std::string out;
   out.reserve(512);
-  for (const int n : {left_.crashes, left_.host_losses, left_.losses_beyond, left_.lost_messages,
-                      left_.timeouts, left_.local_failures, left_.skips, left_.mismatches,
-                      left_.flips, left_.zombies, left_.differences, left_.early_ends, left_.ends,
-                      left_.unanswered, left_.reseats, left_.hangs, left_.waits}) {
+  for (const int n :
+       {left_.crashes, left_.host_losses, left_.losses_beyond, left_.lost_messages, left_.timeouts,
+        left_.local_failures, left_.skips, left_.mismatches, left_.flips, left_.zombies,
+        left_.differences, left_.early_ends, left_.ends, left_.unanswered, left_.reseats,
+        left_.hangs, left_.waits, left_.slow_disks, left_.stuck_disks}) {
     out.push_back(static_cast<char>(n));
   }
   const auto put_file = [](std::string& o, const File& file) {
@@ -235,6 +236,7 @@ std::string World::bytes() const {
     put_number(out, (node.alive ? 1U : 0U) | (node.zombie ? 2U : 0U) | (node.pending ? 4U : 0U) |
                         (node.gave_up ? 8U : 0U) | (node.hung ? 16U : 0U));
     put_number(out, node.waited);
+    put_enum(out, node.disk);
     if (node.alive) put(out, node.state);
     put_list(out, node.jobs, [](std::string& o, const Job& job) { put(o, job); });
     for (const MemorySlot& slot : node.own) put(out, slot);

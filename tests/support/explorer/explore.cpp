@@ -255,6 +255,8 @@ std::string summary(const Bounds& b, const Result& result) {
   add(b.reseats, "restarts on other hosts");
   add(b.hangs, "hangs");
   add(b.waits, "waits");
+  add(b.slow_disks, "slow disks");
+  add(b.stuck_disks, "stuck disks");
   if (b.seats > 1) text += ", " + std::to_string(b.seats) + " ranks a host";
   if (!b.lenders.empty()) text += ", replicas that borrow";
   if (b.claims > 0) text += ", " + std::to_string(b.claims) + " claims a message";

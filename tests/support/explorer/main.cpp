@@ -33,7 +33,7 @@ constexpr const char* kUsage =
     "[--local-disks] "
     "[--old-job] [--old-memory] [--finish]\n"
     "  [--early-ends N] (with --finish) [--claims N] [--ends N] [--reseats N] [--seats N] [--hangs "
-    "N] [--waits N]\n"
+    "N] [--waits N] [--slow-disks N] [--stuck-disks N]\n"
     "  [--safety-only] [--without RULE] [--max-states N]\n"
     "  [--walk RUNS --seed N --walk-steps N]\n"
     "meshstage_explorer --replay FILE\n";
@@ -76,6 +76,8 @@ Command parse(const std::vector<std::string>& words) {
                  {"--seats", &bounds.seats},
                  {"--hangs", &bounds.hangs},
                  {"--waits", &bounds.waits},
+                 {"--slow-disks", &bounds.slow_disks},
+                 {"--stuck-disks", &bounds.stuck_disks},
                  {"--lenders", &lender_shift},
                  {"--walk", &c.runs},
                  {"--walk-steps", &c.walk_steps}};

@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 26> kRules = {{
+inline constexpr std::array<NamedRule, 27> kRules = {{
     {"found-anywhere", &protocol::Rules::found_anywhere},
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
@@ -38,6 +38,7 @@ inline constexpr std::array<NamedRule, 26> kRules = {{
     {"finish-is-a-no", &protocol::Rules::finish_is_a_no},
     {"orders-with-base", &protocol::Rules::orders_with_base},
     {"names-itself", &protocol::Rules::names_itself},
+    {"waits-for-disk", &protocol::Rules::waits_for_disk},
     {"prune-together", &protocol::Rules::prune_together},
 }};
 

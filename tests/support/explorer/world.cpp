@@ -13,7 +13,7 @@ World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) 
   left_ = {b.crashes,        b.host_losses, b.losses_beyond, b.lost_messages, b.timeouts,
            b.local_failures, b.skips,       b.mismatches,    b.flips,         b.zombies,
            b.differences,    b.early_ends,  b.ends,          b.unanswered,    b.reseats,
-           b.hangs,          b.waits};
+           b.hangs,          b.waits,       b.slow_disks,    b.stuck_disks};
   for (int rank = 0; rank < b.world; ++rank) {
     Node node;
     node.rank = rank;
@@ -274,6 +274,7 @@ void World::check() {
 void World::end_process(Node& node, bool lose_memory) {
   node.alive = node.hung = false;
   node.waited = 0;
+  node.disk = Node::Disk::kFast;
   node.pending = node.gave_up = false;
   node.jobs.clear();
   node.unborrowed = 0;

@@ -37,6 +37,8 @@ struct Bounds {
   int reseats = 0;           ///< all processes end; the job comes back with ranks on other hosts
   int hangs = 0;             ///< a trainer calls nothing any more, until the next generation
   int waits = 0;             ///< a trainer has waited a deadline though others are still busy
+  int slow_disks = 0;        ///< a rank's disk takes its time, for one reading
+  int stuck_disks = 0;       ///< a rank's disk gives nothing any more, until the next generation
   int seats = 1;             ///< ranks on each host; a host is lost with all of them
   bool disk = false;         ///< ranks may persist complete steps
   bool local_disks = false;  ///< each host has a disk of its own; else all ranks share one
@@ -66,6 +68,8 @@ struct Choice {
     kAnswered,       ///< the Store answers a
     kConnected,      ///< a is connected to all that the choice wants
     kCompared,       ///< a's structure is the image's
+    kRead,           ///< a's slow disk has given what a reads
+    kReadStuck,      ///< a has read nothing for a deadline
     kPersist,        ///< a wrote its newest complete step to disk
     kWish,           ///< a's trainer wishes the job to end
     kFinish,         ///< a's trainer calls finish()
@@ -81,6 +85,8 @@ struct Choice {
     kMismatch,
     kLost,  ///< the oldest message from a to b of generation c, with all that follows it
     kTimeout,
+    kSlowDisk,
+    kStuckDisk,
     kHang,  ///< a's trainer calls nothing any more; its process lives
     kCrash,
     kHostLost,
@@ -128,11 +134,11 @@ struct File {
 
 /// Something a rank's driver has been told to do and has not reported yet.
 struct Job {
-  enum class Kind : std::uint8_t { kOwn, kReplica, kFetch, kAsk, kCompare, kConnect };
+  enum class Kind : std::uint8_t { kOwn, kReplica, kFetch, kAsk, kCompare, kConnect, kRead };
   Kind kind = Kind::kOwn;
   std::uint64_t generation = 0;
   int owner = 0;  ///< whose image
-  int slot = 0;
+  int slot = 0;   ///< read: 0 for slots, 1 for what is newer than `id` elsewhere
   ImageId id{}, base{};
   bool digest_known = false;  ///< replica
   bool sending = false;       ///< replica: the owner streams it; fetch: the source serves it
@@ -173,7 +179,8 @@ struct Node {
   std::vector<MemorySlots> held;
   std::vector<File> files;  ///< sorted
   int next_step = 1;
-  bool hung = false;         ///< its trainer calls nothing any more
+  bool hung = false;  ///< its trainer calls nothing any more
+  enum class Disk : std::uint8_t { kFast, kSlow, kStuck } disk = Disk::kFast;
   std::uint32_t waited = 0;  ///< deadlines, for the same outcome
   Ranks old_held = 0;        ///< whose images of the old job lie in slots that no rank here writes
   Ranks unborrowed = 0;      ///< from whom replicas borrow nothing any more
@@ -249,7 +256,7 @@ class World {
   struct Budget {
     int crashes, host_losses, losses_beyond, lost_messages, timeouts, local_failures, skips,
         mismatches, flips, zombies, differences, early_ends, ends, unanswered, reseats, hangs,
-        waits;
+        waits, slow_disks, stuck_disks;
   };
   struct CarryOut;
   struct CrashAt {
@@ -259,6 +266,8 @@ class World {
   };
 
   void feed(Node& node, const Event& event);
+  /// What this rank finds in its slots, or elsewhere, and claims.
+  [[nodiscard]] Event read(const Node& node, bool slots, ImageId newer_than);
   /// As a driver or an action sends; lost if the link is, or nobody would hear it.
   void send(const Node& node, int to, const Message& message);
   void keep_early(const Early& early);

@@ -15,20 +15,20 @@ void World::feed(Node& node, const Event& event) {
     transition(node.state, todo[i], out);
     for (const Action& action : out) {
       const auto* death = std::get_if<NoteDeath>(&action);
-      if (death != nullptr && death->rank == node.rank && waited && !compares(node)) {
+      if (death != nullptr && death->rank == node.rank && waited && !compares(node) &&
+          !std::holds_alternative<ReadStuck>(todo[i])) {
         wrong("rank " + std::to_string(node.rank) + " names itself, though it waits like others");
       }
-      if (const auto* verify = std::get_if<VerifySlots>(&action)) {
-        todo.emplace_back(SlotsVerified{slot_claims(node, verify->verify), evidence(node)});
-      } else if (const auto* files = std::get_if<VerifyDisk>(&action)) {
-        FilesVerified found;
-        verify_files(node, files->newer_than, files->strays, found);
-        if (files->strays) {
-          take_strays(node, files->newer_than, bounds_->rules.verify_claims, found);
+      const bool slots = std::holds_alternative<VerifySlots>(action);
+      const auto* files = std::get_if<VerifyDisk>(&action);
+      if (slots || files != nullptr) {
+        const ImageId newer_than = slots ? kNoImage : files->newer_than;
+        if (node.disk == Node::Disk::kFast) {
+          todo.push_back(read(node, slots, newer_than));
+        } else {
+          node.jobs.push_back(
+              {Job::Kind::kRead, node.state.generation, node.rank, slots ? 0 : 1, newer_than});
         }
-        if (bounds_->old_job && node.rank == 0) found.old = old_on_disk();
-        claim_old(node, found);
-        todo.emplace_back(std::move(found));
       } else if (const auto* publish = std::get_if<PublishOld>(&action)) {
         publish_old(node, *publish);
         todo.emplace_back(OldPublished{});
@@ -46,6 +46,17 @@ void World::feed(Node& node, const Event& event) {
     }
     if (!active(node)) clear_messages_to(node);
   }
+}
+
+Event World::read(const Node& node, bool slots, ImageId newer_than) {
+  const Rules& rules = bounds_->rules;
+  if (slots) return SlotsVerified{slot_claims(node, rules.verify_claims), evidence(node)};
+  FilesVerified found;
+  verify_files(node, newer_than, rules.found_anywhere, found);
+  if (rules.found_anywhere) take_strays(node, newer_than, rules.verify_claims, found);
+  if (bounds_->old_job && node.rank == 0) found.old = old_on_disk();
+  claim_old(node, found);
+  return found;
 }
 
 void World::send(const Node& node, int to, const Message& message) {

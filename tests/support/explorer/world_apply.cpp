@@ -117,6 +117,15 @@ bool World::end_job(const Choice& choice) {
       }
       return true;
     }
+    case Kind::kRead:
+    case Kind::kReadStuck: {
+      const auto job = take(Job::Kind::kRead, node.rank, false);
+      if (!job) return false;
+      node.disk = Node::Disk::kFast;
+      feed(node, choice.kind == Kind::kRead ? read(node, job->slot == 0, job->id)
+                                            : Event(ReadStuck{"reads nothing"}));
+      return true;
+    }
     default:
       return false;
   }
@@ -143,6 +152,7 @@ void World::step(const Choice& choice) {
       });
       for (int rank = 0; rank < bounds_->world; ++rank) {
         nodes_[static_cast<std::size_t>(rank)].alive = true;
+        nodes_[static_cast<std::size_t>(rank)].disk = Node::Disk::kFast;
         nodes_[static_cast<std::size_t>(rank)].pending = true;
       }
       break;
@@ -211,6 +221,14 @@ void World::step(const Choice& choice) {
       });
       break;
     }
+    case Kind::kSlowDisk:
+      --left_.slow_disks;
+      node.disk = Node::Disk::kSlow;
+      break;
+    case Kind::kStuckDisk:
+      --left_.stuck_disks;
+      node.disk = Node::Disk::kStuck;
+      break;
     case Kind::kHang:
       --left_.hangs;
       node.hung = true;

@@ -98,6 +98,9 @@ void World::processes_choices(const Node& node, std::vector<Choice>& out) const 
         out.push_back({Kind::kCompared, me});
         if (left_.mismatches > 0) out.push_back({Kind::kMismatch, me});
         break;
+      case Job::Kind::kRead:
+        out.push_back({node.disk == Node::Disk::kSlow ? Kind::kRead : Kind::kReadStuck, me});
+        break;
     }
   }
   if (!node.alive) return;
@@ -137,6 +140,11 @@ void World::fault_choices(const Node& node, std::vector<Choice>& out) const {
   if (node.alive && node.state.mode != Mode::kFinished) {
     if (left_.crashes > 0) out.push_back({Kind::kCrash, me});
     if (left_.hangs > 0 && active(node) && !node.hung) out.push_back({Kind::kHang, me});
+    const bool may_read = node.pending || (active(node) && node.state.mode == Mode::kRecovering);
+    if (may_read && node.disk == Node::Disk::kFast) {
+      if (left_.slow_disks > 0) out.push_back({Kind::kSlowDisk, me});
+      if (left_.stuck_disks > 0) out.push_back({Kind::kStuckDisk, me});
+    }
     if (left_.timeouts > 0 && active(node) && !someone_gone(node)) {
       out.push_back({Kind::kTimeout, me});
     }
@@ -221,6 +229,8 @@ bool is_fault(const Choice& choice) {
   switch (choice.kind) {
     case Choice::Kind::kLost:
     case Choice::Kind::kTimeout:
+    case Choice::Kind::kSlowDisk:
+    case Choice::Kind::kStuckDisk:
     case Choice::Kind::kHang:
     case Choice::Kind::kCrash:
     case Choice::Kind::kHostLost:
@@ -271,6 +281,10 @@ std::string to_string(const Choice& choice) {
       return "all processes END; " + a + " and the next rank come back on each other's host";
     case Choice::Kind::kCompared:
       return a + " finds its structure equal";
+    case Choice::Kind::kRead:
+      return a + "'s slow disk has given what it reads";
+    case Choice::Kind::kReadStuck:
+      return a + " has read nothing for a deadline";
     case Choice::Kind::kPersist:
       return a + " writes its newest complete step to disk";
     case Choice::Kind::kWish:
@@ -296,6 +310,10 @@ std::string to_string(const Choice& choice) {
       return "a message from " + a + " to " + b + " IS LOST, with all behind it" + in_generation;
     case Choice::Kind::kTimeout:
       return a + " TIMES OUT";
+    case Choice::Kind::kSlowDisk:
+      return a + " gets a SLOW DISK";
+    case Choice::Kind::kStuckDisk:
+      return a + "'s disk HANGS";
     case Choice::Kind::kHang:
       return a + " HANGS: its trainer calls nothing any more";
     case Choice::Kind::kCrash:
