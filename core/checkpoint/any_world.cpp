@@ -4,11 +4,13 @@
 #include <array>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/little_endian.hpp>
@@ -33,8 +35,10 @@ std::optional<OldWorldStep> agree(const std::optional<OldWorldStep>& of_root, Pr
   return OldWorldStep{id, static_cast<int>(little_endian::load<std::uint64_t>(bytes.data() + 16))};
 }
 
-Assembly plan(const OldFiles& files, const Value& state, const OldWorldStep& taken,
-              const ProcessGroup& group) {
+/// The states of all ranks of the old job.
+std::vector<Value> read(const OldFiles& files, const OldWorldStep& taken) {
+  replicate::FilesRead shown(&files.reads);
+  shown(files.directory, 0, 0);
   const auto steps = list_steps_on_disk(files.fs, files.directory, files.job);
   const auto step = std::find_if(steps.begin(), steps.end(), [&](const StepOnDisk& s) {
     return s.id == taken.id && s.world_size == taken.world_size;
@@ -44,8 +48,7 @@ Assembly plan(const OldFiles& files, const Value& state, const OldWorldStep& tak
                    " ranks of " + to_string(taken.id) + " in " + files.directory.string() +
                    ", which rank 0 sees; another number of ranks needs a directory that all share");
   }
-  const auto old = read_step(files.fs, *step, files.job, files.warn);
-  return Assembly::plan(old, state, group.rank(), group.size(), files.options);
+  return read_step(files.fs, *step, files.job, files.warn, std::ref(shown));
 }
 
 /// What went wrong at a rank, for the others: kind, path and text. Empty: nothing.
@@ -74,19 +77,31 @@ std::vector<std::byte> report(ErrorKind kind, const std::string& path, const std
 
 std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state,
                                        const std::optional<OldWorldStep>& of_root,
-                                       ProcessGroup& group, Deadline deadline) {
-  const auto step = agree(of_root, group, deadline);
+                                       ProcessGroup& group, std::chrono::milliseconds length) {
+  const Deadline arrival = Deadline::after(length);
+  const auto step = agree(of_root, group, arrival);
   if (!step) return std::nullopt;
-  std::optional<Assembly> assembly;
+  collectives::barrier(group, arrival);  // a rank whose trainer does not come shows here
   std::vector<std::byte> wrong;
-  try {
-    assembly.emplace(plan(files, state, *step, group));
-  } catch (const Error& e) {
-    wrong = report(e.kind(), e.path(), e.what());
-  } catch (const std::exception& e) {  // no memory, or a user's node: the others wait for this rank
-    wrong = report(ErrorKind::kInvalidState, {}, e.what());
-  }
-  const auto reports = collectives::all_gather_bytes(group, wrong, deadline);
+  const auto attempt = [&wrong](const auto& work) {
+    if (!wrong.empty()) return;
+    try {
+      work();
+    } catch (const Error& e) {
+      wrong = report(e.kind(), e.path(), e.what());
+    } catch (const std::exception& e) {  // no memory, or a user's node: the others wait for this
+      wrong = report(ErrorKind::kInvalidState, {}, e.what());
+    }
+  };
+  std::vector<Value> old;
+  attempt([&] { old = read(files, *step); });
+  // No rank that reads is late. Who dies, or whose disk hangs, ends the generation and this wait.
+  collectives::barrier(group, Deadline::never());
+  std::optional<Assembly> assembly;
+  attempt([&] {
+    assembly.emplace(Assembly::plan(old, state, group.rank(), group.size(), files.options));
+  });
+  const auto reports = collectives::all_gather_bytes(group, wrong, Deadline::after(length));
   for (std::size_t rank = 0; rank < reports.size(); ++rank) {
     if (!reports[rank].empty()) rethrow(static_cast<int>(rank), reports[rank], *step);
   }

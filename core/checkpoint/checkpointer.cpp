@@ -224,8 +224,10 @@ class Checkpointer::Impl {
 
   Recovered recover_once(Value& state) {
     const detail::Progress waiting(std::chrono::seconds(1), [this](std::chrono::seconds waited) {
+      const auto read = agent_.reads().slowest();
       warn("recovering in " + generation_text(generation_.number) + " for " +
-           std::to_string(waited.count()) + " s; passed last: " + passed_->text());
+           std::to_string(waited.count()) + " s; passed last: " + passed_->text() +
+           (read ? "; " + how_far(*read) + " " + read->verb + " of " + read->path : ""));
     });
     const Recovered recovered = agent_.recover(state);
     if (recovered.id.exists()) return recovered;
@@ -252,15 +254,21 @@ class Checkpointer::Impl {
     std::optional<detail::OldWorldStep> found;
     if (const auto old = agent_.old_step(); old.id.exists()) found = {old.id, old.world_size};
     FileSystem* const fs = options_.file_system;
-    const detail::OldFiles files{fs != nullptr ? *fs : real_file_system(), options_.directory,
-                                 options_.job, *options_.any_world,
-                                 [this](const std::string& text) { warn(text); }};
+    const detail::OldFiles files{fs != nullptr ? *fs : real_file_system(),
+                                 options_.directory,
+                                 options_.job,
+                                 *options_.any_world,
+                                 [this](const std::string& text) { warn(text); },
+                                 agent_.reads()};
     std::optional<detail::TakenStep> taken;
     try {
       taken = detail::plan_old_step(files, state, found, *generation_.training,
-                                    Deadline::after(options_.forming_deadline));
-    } catch (const RejoinNeeded&) {
+                                    options_.forming_deadline);
+    } catch (const RejoinNeeded& e) {
       agent_.throw_if_lost();  // the agent knows who is to blame
+      agent_.end_generation("rank " + std::to_string(options_.environment->rank) +
+                            " waited in vain for a rank that does not read the old step: " +
+                            e.what());
       throw;
     } catch (...) {
       unformed_ = std::current_exception();

@@ -84,6 +84,24 @@ std::unique_ptr<File> open_own_file(FileSystem& fs, const std::filesystem::path&
   return file;
 }
 
+/// The images of a job by their names alone, sorted.
+std::vector<PersistedImage> parse_names(FileSystem& fs, const std::filesystem::path& directory,
+                                        std::string_view job) {
+  std::vector<PersistedImage> images;
+  for (const auto& file : fs.list(directory)) {
+    auto name = parse_file_name(file);
+    if (!name || (!job.empty() && name->job != job)) continue;
+    images.push_back({std::move(*name), directory / file, 0});
+  }
+  std::sort(images.begin(), images.end(),
+            [](const auto& a, const auto& b) { return sort_key(a.name) < sort_key(b.name); });
+  return images;
+}
+
+std::string passed_over(const std::filesystem::path& path, const std::string& why) {
+  return "ignoring " + path.native() + ": " + why;
+}
+
 std::optional<std::string> absolute(const EnvironmentLookup& lookup, const char* name) {
   auto value = lookup(name);
   if (value && !value->empty() && value->front() == '/') return value;
@@ -135,42 +153,60 @@ std::vector<PersistedImage> list_images(FileSystem& fs, const std::filesystem::p
                                         std::string_view job) {
   std::vector<PersistedImage> images;
   if (!fs.stat(directory)) return images;
-  for (const auto& file : fs.list(directory)) {
-    auto name = parse_file_name(file);
-    if (!name || (!job.empty() && name->job != job)) continue;
-    const auto stat = fs.stat(directory / file);
-    if (stat && !stat->is_directory)
-      images.push_back({std::move(*name), directory / file, stat->size});
+  for (auto& image : parse_names(fs, directory, job)) {
+    const auto stat = fs.stat(image.path);
+    if (!stat || stat->is_directory) continue;
+    image.bytes = stat->size;
+    images.push_back(std::move(image));
   }
-  std::sort(images.begin(), images.end(),
-            [](const auto& a, const auto& b) { return sort_key(a.name) < sort_key(b.name); });
   return images;
+}
+
+std::vector<PersistedImage> list_names(FileSystem& fs, const std::filesystem::path& directory,
+                                       std::string_view job,
+                                       const std::function<void(const std::string&)>& complain) {
+  const auto stat = fs.stat(directory);
+  if (!stat) return {};
+  if (const auto why = why_not_own(*stat, fs.process().uid)) {
+    if (complain) complain(passed_over(directory, *why));
+    return {};
+  }
+  auto images = parse_names(fs, directory, job);
+  std::erase_if(images, [&](const PersistedImage& image) {
+    if (image.name.id.generation < kLastGeneration) return false;
+    if (complain) {
+      complain(passed_over(image.path, "no job reaches generation " +
+                                           std::to_string(image.name.id.generation) +
+                                           "; remove the file"));
+    }
+    return true;
+  });
+  return images;
+}
+
+std::optional<PersistedImage> newest_own_image(FileSystem& fs, std::vector<PersistedImage> listed) {
+  for (auto image = listed.rbegin(); image != listed.rend(); ++image) {
+    try {
+      image->bytes = open_own_file(fs, image->path)->stat().size;
+      return std::move(*image);
+    } catch (const Error&) {  // NOLINT(bugprone-empty-catch): whoever reads it says why
+    }
+  }
+  return std::nullopt;
 }
 
 std::vector<PersistedImage> list_own_images(
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
     const std::function<void(const std::string&)>& complain) {
-  const auto pass_over = [&complain](const std::filesystem::path& path, const std::string& why) {
-    if (complain) complain("ignoring " + path.native() + ": " + why);
-  };
-  const auto stat = fs.stat(directory);
-  if (!stat) return {};
-  if (const auto why = why_not_own(*stat, fs.process().uid)) {
-    pass_over(directory, *why);
-    return {};
-  }
   std::vector<PersistedImage> images;
-  for (auto& image : list_images(fs, directory, job)) {
-    if (image.name.id.generation >= kLastGeneration) {
-      pass_over(image.path, "no job reaches generation " +
-                                std::to_string(image.name.id.generation) + "; remove the file");
-      continue;
-    }
+  for (auto& image : list_names(fs, directory, job, complain)) {
     try {
       image.bytes = open_own_file(fs, image.path)->stat().size;
       images.push_back(std::move(image));
     } catch (const Error& e) {
-      pass_over(image.path, e.what());
+      const auto there = fs.stat(image.path);
+      const bool directory_by_name = there && there->is_directory;  // no image at all
+      if (complain && !directory_by_name) complain(passed_over(image.path, e.what()));
     }
   }
   return images;

@@ -47,6 +47,16 @@ struct PersistedImage {
 [[nodiscard]] MESHSTAGE_API std::vector<PersistedImage> list_images(
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job);
 
+/// list_images() for a directory to which only this user may write, without names of generations
+/// from kLastGeneration on. Asks for no file's size, and opens none: whoever reads one opens it by
+/// MappedFile::open_own(). `complain` gets a text for what is passed over.
+[[nodiscard]] MESHSTAGE_API std::vector<PersistedImage> list_names(
+    FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
+    const std::function<void(const std::string&)>& complain = {});
+/// The newest image of list_names() that only this user can have written. Opens no older one.
+[[nodiscard]] MESHSTAGE_API std::optional<PersistedImage> newest_own_image(
+    FileSystem& fs, std::vector<PersistedImage> listed);
+
 /// The images from which a job may be restored. These are the files of list_images() that are
 /// regular files, that only this user can have written, and whose generation is below
 /// kLastGeneration; only this user may write to their directory. `complain` gets a text for each

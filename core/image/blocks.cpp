@@ -106,12 +106,14 @@ void check_table(std::span<const std::byte> bytes, const detail::Trailer& traile
          path);
 }
 
-ImageInfo verify(std::span<const std::byte> bytes, detail::Form form) {
+ImageInfo verify(std::span<const std::byte> bytes, detail::Form form, const BytesRead& read) {
   const auto trailer = read_ends(bytes, form);
+  if (read) read(trailer.info.manifest_bytes);
   const auto blocks = trailer.digests.size() / 8;
   for (auto i = first_block(trailer); i < blocks; ++i) {
     const auto at = block_begin(trailer, i) - trailer.gap;
     check_table(bytes, trailer, i, digest64(bytes.subspan(at, block_size(trailer, i))));
+    if (read) read(block_size(trailer, i));
   }
   return trailer.info;
 }
@@ -156,11 +158,13 @@ Loans read_replica_loans(std::span<const std::byte> replica) {
   return detail::decode_loans(detail::read_trailer(replica, detail::Form::kReplica));
 }
 
-ImageInfo verify_image(std::span<const std::byte> image) {
-  return verify(image, detail::Form::kImage);
+ImageInfo verify_image(std::span<const std::byte> image) { return verify_image(image, {}); }
+ImageInfo verify_image(std::span<const std::byte> image, const BytesRead& read) {
+  return verify(image, detail::Form::kImage, read);
 }
-ImageInfo verify_replica(std::span<const std::byte> replica) {
-  return verify(replica, detail::Form::kReplica);
+ImageInfo verify_replica(std::span<const std::byte> replica) { return verify_replica(replica, {}); }
+ImageInfo verify_replica(std::span<const std::byte> replica, const BytesRead& read) {
+  return verify(replica, detail::Form::kReplica, read);
 }
 
 ImageInfo read_proven(

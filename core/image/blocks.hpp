@@ -57,6 +57,13 @@ class MESHSTAGE_API BlockDigests {
   std::vector<std::uint8_t> added_;
 };
 
+/// Called when so many bytes more have been read.
+using BytesRead = std::function<void(std::uint64_t bytes)>;
+/// verify_image() and verify_replica() that call `read` after the manifest and after each block: on
+/// a slow disk they take long, and so show that they go on. An exception of `read` ends them.
+MESHSTAGE_API ImageInfo verify_image(std::span<const std::byte> image, const BytesRead& read);
+MESHSTAGE_API ImageInfo verify_replica(std::span<const std::byte> replica, const BytesRead& read);
+
 /// Does what verify_image() does, but with block digests that were made while the blocks arrived:
 /// it digests manifest and trailer, and compares the block digests with the trailer's. Throws
 /// CorruptData like verify_image(), and InvalidArgument unless `digests` is complete and begins

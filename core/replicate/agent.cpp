@@ -37,7 +37,7 @@ class Agent::Impl {
             std::move(options), vault_epoch,
             [this](std::exception_ptr failure) { failed(std::move(failure)); }, std::move(on_task)),
         files_(engine_.fs, engine_.options.directory, engine_.options.job, engine_.rank,
-               engine_.world_size),
+               engine_.world_size, &engine_.reads),
         store_(engine_, std::move(store)) {
     engine_.feed = [this](protocol::Event event) { feed(std::move(event)); };
     engine_.lose = [this](int peer, ErrorKind kind, std::string why) {
@@ -451,6 +451,7 @@ Replica Agent::held(int ward, const NodeRegistry& registry) {
   return impl_->trainer_.held(ward, registry);
 }
 void Agent::throw_if_lost() const { impl_->engine_.gate.throw_if_lost(); }
+Reads& Agent::reads() const noexcept { return impl_->engine_.reads; }
 Stats Agent::stats() const { return impl_->engine_.gate.stats(); }
 
 }  // namespace meshstage

@@ -10,6 +10,7 @@
 #include <meshstage/core/protocol/choose.hpp>
 #include <meshstage/core/replicate/loop.hpp>
 #include <meshstage/core/replicate/options.hpp>
+#include <meshstage/core/replicate/reads.hpp>
 #include <meshstage/core/replicate/results.hpp>
 #include <meshstage/core/tree/node.hpp>
 #include <meshstage/core/tree/value.hpp>
@@ -75,6 +76,9 @@ class MESHSTAGE_API Agent {
 
   /// Throws the generation's loss, if there is one; the loss stays until begin().
   void throw_if_lost() const;
+  /// What this rank reads for a recovery. What is shown there, by whichever thread, ends the
+  /// generation if nothing of it comes for a deadline. Threads: any.
+  [[nodiscard]] replicate::Reads& reads() const noexcept;
   [[nodiscard]] Stats stats() const;
 
  private:

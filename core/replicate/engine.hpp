@@ -13,6 +13,7 @@
 #include <meshstage/core/replicate/gate.hpp>
 #include <meshstage/core/replicate/loop.hpp>
 #include <meshstage/core/replicate/options.hpp>
+#include <meshstage/core/replicate/reads.hpp>
 #include <meshstage/core/replicate/report.hpp>
 #include <meshstage/core/replicate/task_scope.hpp>
 #include <meshstage/core/transfer/pieces.hpp>
@@ -45,6 +46,7 @@ struct Engine {
   Generation generation;
   TaskScope scope;
   Bridge bridge;
+  Reads reads;  ///< What this rank reads for the recovery; the Restorer watches it.
 
   /// The loop's thread only: the number of `generation`, 0 outside one. Tasks that keep no ticket
   /// (an answer of the Store, a timed task) compare it with the generation in which they began.

@@ -35,10 +35,10 @@ void publish(const ImageInfo& info, std::span<const std::byte> image, int vault,
   const ImageIdentity& who = info.identity;
   std::string why;
   try {
-    if (vault == who.rank) return files.publish(info, image, vault);
+    if (vault == who.rank) return files.publish_in_recovery(info, image, vault);
     if (files.sound_file(who.id, who.rank, who.world_size)) return;
-    if (info.borrowed_bytes == 0) return files.publish(info, image, vault);
-    return files.publish(info, completed(info, image, files).bytes(), vault);
+    if (info.borrowed_bytes == 0) return files.publish_in_recovery(info, image, vault);
+    return files.publish_in_recovery(info, completed(info, image, files).bytes(), vault);
   } catch (const Error& e) {
     why = e.what();
   } catch (const std::bad_alloc&) {

@@ -1,6 +1,9 @@
 #include <meshstage/core/replicate/persistence.hpp>
 
 #include <algorithm>
+#include <functional>
+#include <optional>
+#include <utility>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/files/persisted.hpp>
@@ -13,12 +16,13 @@
 namespace meshstage {
 
 Persistence::Persistence(FileSystem& fs, std::filesystem::path directory, std::string job, int rank,
-                         int world_size)
+                         int world_size, replicate::Reads* reads)
     : fs_(&fs),
       directory_(std::move(directory)),
       job_(std::move(job)),
       rank_(rank),
-      world_size_(world_size) {}
+      world_size_(world_size),
+      reads_(reads) {}
 
 namespace {
 
@@ -27,10 +31,19 @@ struct Proven {
   ImageInfo info;
 };
 
-/// Opens and verifies a file, which must hold the image that its name says. Throws Error.
-Proven open_proven(FileSystem& fs, const PersistedImage& file) {
-  Proven proven{MappedFile::open_own(fs, file.path), {}};
-  proven.info = verify_image(proven.file->bytes());
+/// Opens and verifies a file. Throws Error.
+Proven open_verified(FileSystem& fs, const std::filesystem::path& path, replicate::Reads* reads) {
+  replicate::Reads::Reading reading(reads, path.string());
+  Proven proven{MappedFile::open_own(fs, path), {}};
+  const auto bytes = proven.file->bytes();
+  reading.step(0, bytes.size());
+  proven.info = verify_image(bytes, [&](std::uint64_t more) { reading.step(more); });
+  return proven;
+}
+
+/// The same; the file must hold the image that its name says.
+Proven open_proven(FileSystem& fs, const PersistedImage& file, replicate::Reads* reads) {
+  auto proven = open_verified(fs, file.path, reads);
   const ImageIdentity& who = proven.info.identity;
   if (who.job != file.name.job || who.rank != file.name.rank || who.id != file.name.id ||
       who.world_size != file.name.world_size) {
@@ -42,20 +55,30 @@ Proven open_proven(FileSystem& fs, const PersistedImage& file) {
 }  // namespace
 
 void Persistence::publish(const ImageInfo& info, std::span<const std::byte> image,
-                          std::optional<int> writer) const {
+                          std::optional<int> writer, replicate::Reads* reads) const {
   make_private_directory(*fs_, directory_);
   const ImageIdentity& who = info.identity;
   PersistedName name{who.job, who.id, who.rank, who.world_size, writer.value_or(rank_)};
   if (name.holder == who.rank) name.holder.reset();
   const auto path = directory_ / to_file_name(name);
-  if (holds(path, info)) {
+  if (holds(path, info, reads)) {
     fs_->sync_directory(directory_);  // whoever wrote it may have failed at this
     return;
   }
+  replicate::Reads::Reading writing(reads, path.string(), "written");
+  constexpr std::uint64_t kSyncEvery = std::uint64_t{16} << 20U;
+  std::uint64_t unsynced = 0;
   publish_atomically(*fs_, path, [&](File& file) {
     const ImageInfo proven =
-        read_proven(image, [&file](std::span<const std::byte> piece, std::uint64_t offset) {
+        read_proven(image, [&](std::span<const std::byte> piece, std::uint64_t offset) {
           write_fully(file, piece, offset);
+          // A disk that is slow shows here, and not in one long sync() at the end.
+          unsynced += piece.size();
+          if (reads != nullptr && unsynced >= kSyncEvery) {
+            file.sync();
+            unsynced = 0;
+          }
+          writing.step(piece.size(), image.size());
         });
     if (proven != info) {
       throw make_error<CorruptData>(
@@ -67,12 +90,12 @@ void Persistence::publish(const ImageInfo& info, std::span<const std::byte> imag
 
 std::shared_ptr<const MappedFile> Persistence::sound_file(ImageId id, int owner,
                                                           int world_size) const {
-  for (const auto& file : list_own_images(*fs_, directory_, job_)) {
+  for (const auto& file : list_names(*fs_, directory_, job_)) {
     if (file.name.id != id || file.name.rank != owner || file.name.world_size != world_size) {
       continue;
     }
     try {
-      return open_proven(*fs_, file).file;
+      return open_proven(*fs_, file, reads_).file;
     } catch (const Error&) {  // a later one may do
     }
   }
@@ -85,10 +108,11 @@ std::uint64_t Persistence::room() const {
   return fs_->free_space(at).available;
 }
 
-bool Persistence::holds(const std::filesystem::path& path, const ImageInfo& info) const {
+bool Persistence::holds(const std::filesystem::path& path, const ImageInfo& info,
+                        replicate::Reads* reads) const {
   if (!fs_->stat(path)) return false;
   try {
-    return verify_image(MappedFile::open_own(*fs_, path)->bytes()) == info;
+    return open_verified(*fs_, path, reads).info == info;
   } catch (const CorruptData&) {
     return false;
   } catch (const InvalidState&) {  // others may write it: no recovery would take it
@@ -103,7 +127,8 @@ void Persistence::enter(std::uint64_t generation) {
     const MutexLock lock(mutex_);
     sharing_.clear();
   }
-  if (list_own_images(*fs_, directory_, job_).empty()) return;
+  const replicate::Reads::Reading reading(reads_, directory_.string());
+  if (!newest_own_image(*fs_, list_names(*fs_, directory_, job_))) return;
   generation_ = generation;
   presence_ = std::make_unique<Presence>(*fs_, directory_, job_, generation, rank_);
 }
@@ -121,6 +146,7 @@ Persistence::Found Persistence::verify(ImageId newer_than,
                                        bool any_world) {
   Found found;
   std::vector<int> sharing;
+  std::optional<replicate::Reads::Reading> listing(std::in_place, reads_, directory_.string());
   if (generation_ != 0) {
     sharing = ranks_present(*fs_, directory_, job_, generation_);
     const auto here = std::lower_bound(sharing.begin(), sharing.end(), rank_);
@@ -137,21 +163,22 @@ Persistence::Found Persistence::verify(ImageId newer_than,
     return name.world_size == world_size_ && !shares(name.rank) && !shares(name.writer()) &&
            heir_of(name.rank, sharing) == rank_;
   };
-  for (const auto& file : list_own_images(*fs_, directory_, job_, complain)) {
-    found.newest_named = std::max(found.newest_named, file.name.id);
+  const auto files = list_names(*fs_, directory_, job_, complain);
+  if (const auto newest = newest_own_image(*fs_, files)) found.newest_named = newest->name.id;
+  listing.reset();
+  for (const auto& file : files) {
     if (!is_mine(file.name) || file.name.id <= newer_than) continue;
+    // The same image may be there twice: as the owner's file and, in a shared directory, as a
+    // holder's replica. A second one is read only if the first is damaged.
+    const bool known = std::any_of(found.claims.begin(), found.claims.end(), [&](const auto& c) {
+      return c.owner == file.name.rank && c.id == file.name.id;
+    });
+    if (known) continue;
     try {
-      const auto [mapped, info] = open_proven(*fs_, file);
-      const auto claim = protocol::claim_of(
+      const auto [mapped, info] = open_proven(*fs_, file, reads_);
+      found.claims.push_back(protocol::claim_of(
           info, checked_loans(mapped->bytes(), info), rank_,
-          info.identity.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile, 0);
-      // The same image may be there twice: as the owner's file and, in a shared directory, as a
-      // holder's replica.
-      const bool known = std::any_of(found.claims.begin(), found.claims.end(), [&](const auto& c) {
-        return c.owner == claim.owner && c.id == claim.id;
-      });
-      if (known) continue;
-      found.claims.push_back(claim);
+          info.identity.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile, 0));
       found.paths.push_back(file.path);
     } catch (const Error& e) {
       complain("ignoring " + file.path.string() + ": " + e.what());
@@ -162,11 +189,13 @@ Persistence::Found Persistence::verify(ImageId newer_than,
 
 protocol::OldStep Persistence::newest_old_step(
     const std::function<void(const std::string&)>& complain) const {
+  replicate::FilesRead read(reads_);
+  read(directory_, 0, 0);
   const auto steps = list_steps_on_disk(*fs_, directory_, job_);
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
     if (step->world_size == world_size_) continue;
     try {
-      (void)read_step(*fs_, *step, job_, complain);
+      (void)read_step(*fs_, *step, job_, complain, std::ref(read));
       return {step->id, step->world_size};
     } catch (const CorruptData& e) {
       complain(e.what());
@@ -176,8 +205,8 @@ protocol::OldStep Persistence::newest_old_step(
 }
 
 std::uint64_t Persistence::highest_generation() const {
-  const auto files = list_own_images(*fs_, directory_, job_);  // ascending by id
-  return files.empty() ? 0 : files.back().name.id.generation;
+  const auto newest = newest_own_image(*fs_, list_names(*fs_, directory_, job_));
+  return newest ? newest->name.id.generation : 0;
 }
 
 std::size_t Persistence::prune_older(ImageId than, std::size_t keep) const {

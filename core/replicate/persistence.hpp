@@ -13,6 +13,7 @@
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/protocol/choose.hpp>
+#include <meshstage/core/replicate/reads.hpp>
 
 namespace meshstage {
 
@@ -25,9 +26,10 @@ namespace meshstage {
 /// another, and one of them reads, and in the end removes, what is left there by ranks that do not.
 class MESHSTAGE_API Persistence {
  public:
-  /// `fs` must outlive it. Makes no directory before the first publish().
+  /// `fs` must outlive it. Makes no directory before the first publish(). What the calls for a
+  /// recovery read (all but publish() and prune_older()) is shown in `reads`, if given.
   Persistence(FileSystem& fs, std::filesystem::path directory, std::string job, int rank,
-              int world_size);
+              int world_size, replicate::Reads* reads = nullptr);
 
   /// Writes one sealed image under the name of its identity, atomically and synced; `info` was read
   /// from the slot. Each byte is copied, proven by the image's digests and written from the copy
@@ -36,7 +38,14 @@ class MESHSTAGE_API Persistence {
   /// replaced. Throws CorruptData, IoError and the other errors of FileSystem: then the file is
   /// whole or not there. `writer`: whose name it bears, if that is not this rank.
   void publish(const ImageInfo& info, std::span<const std::byte> image,
-               std::optional<int> writer = {}) const;
+               std::optional<int> writer = {}) const {
+    publish(info, image, writer, nullptr);
+  }
+  /// publish() for a recovery, which shows what it reads and writes.
+  void publish_in_recovery(const ImageInfo& info, std::span<const std::byte> image,
+                           int writer) const {
+    publish(info, image, writer, reads_);
+  }
   /// A sound file of that image, whoever wrote it; null if there is none.
   [[nodiscard]] std::shared_ptr<const MappedFile> sound_file(ImageId id, int owner,
                                                              int world_size) const;
@@ -82,7 +91,10 @@ class MESHSTAGE_API Persistence {
   [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
 
  private:
-  [[nodiscard]] bool holds(const std::filesystem::path& path, const ImageInfo& info) const;
+  void publish(const ImageInfo& info, std::span<const std::byte> image, std::optional<int> writer,
+               replicate::Reads* reads) const;
+  [[nodiscard]] bool holds(const std::filesystem::path& path, const ImageInfo& info,
+                           replicate::Reads* reads) const;
   /// The rank that cares for what that one left in the directory.
   [[nodiscard]] int heir_of(int rank, const std::vector<int>& sharing) const;
 
@@ -91,6 +103,7 @@ class MESHSTAGE_API Persistence {
   std::string job_;
   int rank_;
   int world_size_;
+  replicate::Reads* reads_;
   std::uint64_t generation_ = 0;  // entered; 0: nothing was there
   std::unique_ptr<Presence> presence_;
   mutable Mutex mutex_;  // verify() and prune_older() run on different threads

@@ -1,6 +1,7 @@
 #include <meshstage/core/replicate/restorer.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -10,7 +11,28 @@
 namespace meshstage::replicate {
 Restorer::Restorer(Engine& engine, StoreWorker& store, Verifier& verifier, Streams& streams,
                    Inbox& inbox)
-    : engine_(engine), store_(store), verifier_(verifier), streams_(streams), inbox_(inbox) {}
+    : engine_(engine), store_(store), verifier_(verifier), streams_(streams), inbox_(inbox) {
+  engine_.reads.when_begun([this] { look_after(Deadline::length(engine_.options.deadline)); });
+}
+
+void Restorer::look_after(Reads::Clock::duration length) {
+  engine_.loop.post_at(Deadline::after(length), [this] { look_at_reads(); });
+}
+
+/// A rank that reads is waited for. So this rank alone finds that nothing comes any more, and says
+/// so: once in a generation, after which the protocol takes no more of it.
+void Restorer::look_at_reads() {
+  if (!engine_.reads.still_watched()) return;
+  const auto deadline = Deadline::length(engine_.options.deadline);
+  const auto slowest = engine_.reads.slowest();
+  const auto silence = slowest ? slowest->silence : Reads::Clock::duration::zero();
+  if (silence < deadline) return look_after(deadline - silence);
+  engine_.feed(protocol::ReadStuck{
+      std::string("has ") + slowest->verb + " nothing of " + slowest->path + " for " +
+      std::to_string(engine_.options.deadline.count()) + " ms, after " + how_far(*slowest) +
+      ": its disk hangs, or needs a longer `deadline`; look at that disk, or end the process"});
+  look_after(deadline);
+}
 
 void Restorer::verify_slots() {
   found_ = {};
@@ -82,7 +104,7 @@ void Restorer::serve(const protocol::Serve& action) {
   if (!here) return fail(ErrorKind::kNotFound, "the image was not verified by this rank");
   verifier_.open(
       source, *here,
-      [this, action](const Verifier::Source& image) {
+      [this, action, file = here->file](const Verifier::Source& image) {
         const protocol::Claim& claim = action.source;
         Outgoing stream;
         stream.to = action.to;
@@ -91,10 +113,25 @@ void Restorer::serve(const protocol::Serve& action) {
             engine_.shape_of(claim.sizes, true, sends_replica(claim, action.to)));
         stream.image = [bytes = image.bytes] { return bytes; };
         stream.keep = image.keep;
+        if (!file.empty()) stream.wait_final = reading_ahead(file.string(), image.bytes);
         stream.over_bridge = engine_.bridge.links_to(action.to) != nullptr;
         streams_.send(std::move(stream), [] {});
       },
       fail);
+}
+
+std::function<void(std::uint64_t)> Restorer::reading_ahead(std::string path,
+                                                           std::span<const std::byte> image) {
+  const auto read = std::make_shared<std::atomic<std::uint64_t>>(0);
+  return [reads = &engine_.reads, name = std::move(path), image, read](std::uint64_t until) {
+    std::uint64_t from = read->load();
+    while (from < until && !read->compare_exchange_weak(from, until)) {  // another thread reads it
+    }
+    if (from >= until) return;
+    Reads::Reading reading(reads, name);
+    reading.step(0, until - from);
+    read_pages(image.subspan(from, until - from), reading);
+  };
 }
 
 void Restorer::check_structure(const protocol::CheckStructure& action) {

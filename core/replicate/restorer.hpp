@@ -1,5 +1,8 @@
 #pragma once
+#include <cstdint>
+#include <functional>
 #include <optional>
+#include <span>
 #include <string>
 
 #include <meshstage/core/protocol/actions.hpp>
@@ -33,6 +36,13 @@ class Restorer {
  private:
   /// Nothing for a claim of another rank, and for what was not verified.
   [[nodiscard]] std::optional<Verifier::Here> place_of(const protocol::Claim& claim) const;
+
+  void look_after(Reads::Clock::duration length);
+  void look_at_reads();
+  /// For Outgoing::wait_final of a file: reads what leaves next, so that a disk that hangs shows
+  /// here, and not as a wire on which nothing moves.
+  [[nodiscard]] std::function<void(std::uint64_t until)> reading_ahead(
+      std::string path, std::span<const std::byte> image);
 
   Engine& engine_;
   StoreWorker& store_;

@@ -15,17 +15,6 @@
 namespace meshstage::replicate {
 namespace {
 
-/// The claim to a slot's image, which this proves. Throws CorruptData.
-protocol::Claim claim_of(const ReadLease& lease, int at) {
-  const SlotKey key = lease.key();
-  const bool own = key.owner_rank == at;
-  const ImageInfo verified = own ? verify_image(lease.image()) : verify_replica(lease.image());
-  if (verified != lease.info()) throw CorruptData("header and image disagree");
-  return protocol::claim_of(verified, checked_loans(lease.image(), verified), at,
-                            own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot,
-                            key.index);
-}
-
 /// Adds the damage of one image to the text about the images before it.
 void add_damage(std::string& to, const std::string& what) { to += (to.empty() ? "" : "; ") + what; }
 
@@ -33,6 +22,24 @@ std::string place_of(SlotKey key, int at) {
   const bool own = key.owner_rank == at;
   return "rank " + std::to_string(at) + "'s " + (own ? "own image" : "replica of rank ") +
          (own ? "" : std::to_string(key.owner_rank)) + " in slot " + std::to_string(key.index);
+}
+
+ImageInfo verify(std::span<const std::byte> bytes, bool whole, Reads::Reading& reading) {
+  reading.step(0, bytes.size());
+  const auto read = [&reading](std::uint64_t more) { reading.step(more); };
+  return whole ? verify_image(bytes, read) : verify_replica(bytes, read);
+}
+
+/// The claim to a slot's image, which this proves. Throws CorruptData.
+protocol::Claim claim_of(const ReadLease& lease, int at, Reads& reads) {
+  const SlotKey key = lease.key();
+  const bool own = key.owner_rank == at;
+  Reads::Reading reading(&reads, place_of(key, at));
+  const ImageInfo verified = verify(lease.image(), own, reading);
+  if (verified != lease.info()) throw CorruptData("header and image disagree");
+  return protocol::claim_of(verified, checked_loans(lease.image(), verified), at,
+                            own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot,
+                            key.index);
 }
 
 }  // namespace
@@ -98,7 +105,7 @@ protocol::SlotsVerified Verifier::verify_slots(const JobNotes& notes) {
     }
     if (info.state != SlotState::kSealed) continue;
     try {
-      result.claims.push_back(claim_of(engine_.vault.read(key), engine_.rank));
+      result.claims.push_back(claim_of(engine_.vault.read(key), engine_.rank, engine_.reads));
     } catch (const Error& e) {
       const std::string what = place_of(key, engine_.rank) + ": " + e.what();
       engine_.report.warn("not used: " + what);
@@ -138,7 +145,8 @@ void Verifier::verify_strays(ImageId newer_than, Found& found) {
     if (slot.image.identity.id <= newer_than) continue;
     const bool whole = slot.key.owner_rank == slot.vault;
     try {
-      const ImageInfo verified = whole ? verify_image(slot.bytes) : verify_replica(slot.bytes);
+      Reads::Reading reading(&engine_.reads, place_of(slot.key, slot.vault));
+      const ImageInfo verified = verify(slot.bytes, whole, reading);
       if (verified != slot.image) throw CorruptData("header and image disagree");
       auto claim = protocol::claim_of(verified, checked_loans(slot.bytes, verified), engine_.rank,
                                       protocol::Place::kStray, slot.key.index);
@@ -222,6 +230,10 @@ void Verifier::disconnect() {
       [](bool) {}, [](ErrorKind, const std::string&) {});
 }
 
+std::string Verifier::name_of(const Here& here) {
+  return here.stray ? place_of(here.stray->key, here.stray->vault) : here.file.string();
+}
+
 Verifier::Source Verifier::bytes_of(const Here& here) const {
   if (here.stray) return {here.stray->bytes, here.stray->keep, {}};
   const auto file = MappedFile::open(engine_.fs, here.file);
@@ -232,6 +244,7 @@ void Verifier::load(Here from, std::span<std::byte> target, protocol::ImageSizes
                     std::function<void(const ImageInfo&)> then, Failed failed) {
   run<ImageInfo>(
       [this, from = std::move(from), target, sizes] {
+        Reads::Reading reading(&engine_.reads, name_of(from));
         const Source source = bytes_of(from);
         const auto behind_manifest = [&](std::uint64_t bytes) {
           const std::uint64_t without = sizes.image_bytes - sizes.borrowed_bytes;
@@ -244,10 +257,21 @@ void Verifier::load(Here from, std::span<std::byte> target, protocol::ImageSizes
         // Borrowed bytes are the first behind the manifest.
         const auto rest =
             std::min(behind_manifest(source.bytes.size()), behind_manifest(target.size()));
-        fast_copy(target.first(sizes.manifest_bytes), source.bytes.first(sizes.manifest_bytes));
-        fast_copy(target.last(rest), source.bytes.last(rest));
+        reading.step(0, sizes.manifest_bytes + rest);
+        const auto copy = [&](std::span<std::byte> to, std::span<const std::byte> bytes) {
+          constexpr std::size_t kPiece = std::size_t{4} << 20U;
+          for (std::size_t at = 0; at < bytes.size(); at += kPiece) {
+            const std::size_t piece = std::min(kPiece, bytes.size() - at);
+            fast_copy(to.subspan(at, piece), bytes.subspan(at, piece));
+            reading.step(piece);
+          }
+        };
+        copy(target.first(sizes.manifest_bytes), source.bytes.first(sizes.manifest_bytes));
+        copy(target.last(rest), source.bytes.last(rest));
         if (source.bytes.size() < target.size()) return ImageInfo{};
-        return target.size() == sizes.image_bytes ? verify_image(target) : verify_replica(target);
+        const auto read = [&reading](std::uint64_t) { reading.step(); };  // of memory
+        return target.size() == sizes.image_bytes ? verify_image(target, read)
+                                                  : verify_replica(target, read);
       },
       std::move(then), std::move(failed));
 }
@@ -290,6 +314,7 @@ void Verifier::open(const protocol::Claim& claim, Here here,
       [this, claim, here = std::move(here)] {
         Source source;
         if (!is_slot(claim.place)) {
+          const Reads::Reading reading(&engine_.reads, name_of(here));
           source = bytes_of(here);
         } else {
           const auto lease =

@@ -100,6 +100,7 @@ class Verifier {
   /// Whether the job finished after that image was staged.
   [[nodiscard]] bool is_over(ImageId id) const { return id.generation <= finished_; }
   [[nodiscard]] Source bytes_of(const Here& here) const;
+  [[nodiscard]] static std::string name_of(const Here& here);
 
   Engine& engine_;
   Persistence& files_;

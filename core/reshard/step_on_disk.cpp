@@ -6,14 +6,20 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
 
 namespace meshstage {
 namespace {
 
-Value read_file(FileSystem& fs, const std::filesystem::path& path, const ImageIdentity& wanted) {
+Value read_file(FileSystem& fs, const std::filesystem::path& path, const ImageIdentity& wanted,
+                const FileRead& read) {
+  if (read) read(path, 0, 0);
   const auto file = MappedFile::open_own(fs, path);
-  const ImageIdentity who = verify_image(file->bytes()).identity;
+  const std::uint64_t all = file->bytes().size();
+  const ImageIdentity who = verify_image(file->bytes(), [&](std::uint64_t bytes) {
+                              if (read) read(path, bytes, all);
+                            }).identity;
   if (who.job != wanted.job || who.rank != wanted.rank || who.id != wanted.id ||
       who.world_size != wanted.world_size) {
     throw CorruptData("it holds " + to_string(who));
@@ -41,7 +47,8 @@ std::vector<StepOnDisk> list_steps_on_disk(
 }
 
 std::vector<Value> read_step(FileSystem& fs, const StepOnDisk& step, std::string_view job,
-                             const std::function<void(const std::string&)>& complain) {
+                             const std::function<void(const std::string&)>& complain,
+                             const FileRead& read) {
   std::vector<Value> states;
   for (const auto& files : step.files) {
     const int rank = static_cast<int>(states.size());
@@ -50,7 +57,7 @@ std::vector<Value> read_step(FileSystem& fs, const StepOnDisk& step, std::string
     std::string wrong;
     for (const auto& path : files) {
       try {
-        state = read_file(fs, path, wanted);
+        state = read_file(fs, path, wanted, read);
         break;
       } catch (const Error& e) {
         const std::string text = path.string() + ": " + e.what();

@@ -1,4 +1,5 @@
 #pragma once
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -26,11 +27,16 @@ struct StepOnDisk {
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
     const std::function<void(const std::string&)>& complain = {});
 
+/// Called before a file is opened, with 0 bytes, and when `bytes` more of its `of` bytes were read.
+using FileRead =
+    std::function<void(const std::filesystem::path& file, std::uint64_t bytes, std::uint64_t of)>;
+
 /// The states of all ranks, by rank: read-only views of the files, which they keep mapped. Checks
 /// every digest. If a rank's file is damaged, takes the rank's next file and calls `complain`. All
-/// nodes become OpaqueNodes. Throws CorruptData naming the rank whose files are all damaged.
+/// nodes become OpaqueNodes. Calls `read` as it goes on. Throws CorruptData naming the rank whose
+/// files are all damaged.
 [[nodiscard]] MESHSTAGE_API std::vector<Value> read_step(
     FileSystem& fs, const StepOnDisk& step, std::string_view job,
-    const std::function<void(const std::string&)>& complain = {});
+    const std::function<void(const std::string&)>& complain = {}, const FileRead& read = {});
 
 }  // namespace meshstage

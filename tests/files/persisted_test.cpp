@@ -246,6 +246,11 @@ TEST_CASE("a job is restored from its own files alone; the others are named and 
     INFO(path.native() << ": " << why);
     REQUIRE(named != complaints.end());
   }
+  // By names alone all are there but the one that no job reaches; the newest own one is found.
+  const auto names = meshstage::list_names(fs, directory.path(), "a");
+  REQUIRE(names.size() == (chowned ? 6 : 5));
+  REQUIRE(names.front().bytes == 0);
+  REQUIRE(meshstage::newest_own_image(fs, names)->name.id == ImageId{1, 1});
   REQUIRE_THROWS_AS(meshstage::MappedFile::open_own(fs, path_of(1, 2)), meshstage::InvalidState);
   REQUIRE_THROWS_AS(meshstage::MappedFile::open_own(fs, path_of(1, 3)), meshstage::IoError);
   REQUIRE_THROWS_AS(meshstage::MappedFile::open(fs, path_of(1, 3)), meshstage::IoError);

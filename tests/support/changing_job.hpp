@@ -17,6 +17,7 @@
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
 #include "tests/support/rank_errors.hpp"
+#include "tests/support/watched_file_system.hpp"
 
 namespace meshstage::test {
 
@@ -112,37 +113,6 @@ class ChangingJob {
   std::atomic<std::uint64_t> borrowed{
       0};  ///< Bytes that replicas left out, where a test counts them.
   InProcessJob job{1};
-};
-
-/// A file system that lets a test look at the names that files get, and at the room that there is.
-class WatchedFileSystem final : public FileSystem {
- public:
-  explicit WatchedFileSystem(FileSystem& inner) : inner_(inner) {}
-  std::function<void(const Path& to)> on_rename = [](const Path&) {};  ///< Before it; may throw.
-  std::optional<std::uint64_t> room;                                   ///< Of FreeSpace::available.
-
-  std::unique_ptr<File> open(const Path& path, OpenMode mode) override {
-    return inner_.open(path, mode);
-  }
-  std::optional<FileStat> stat(const Path& path) override { return inner_.stat(path); }
-  void rename(const Path& from, const Path& to) override {
-    on_rename(to);
-    inner_.rename(from, to);
-  }
-  void link(const Path& from, const Path& to) override { inner_.link(from, to); }
-  bool unlink(const Path& path) override { return inner_.unlink(path); }
-  std::vector<std::string> list(const Path& directory) override { return inner_.list(directory); }
-  void make_directories(const Path& directory) override { inner_.make_directories(directory); }
-  void sync_directory(const Path& directory) override { inner_.sync_directory(directory); }
-  FreeSpace free_space(const Path& path) override {
-    FreeSpace space = inner_.free_space(path);
-    if (room && path == "/disk") space.available = *room;
-    return space;
-  }
-  ProcessIdentity process() override { return inner_.process(); }
-
- private:
-  FileSystem& inner_;
 };
 
 /// Recovers into a state of other values; throws unless it is what slicing gives.
