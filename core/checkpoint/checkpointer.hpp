@@ -104,9 +104,12 @@ class MESHSTAGE_API Checkpointer {
 
   /// The current generation's group, for the trainer's own collectives (and mesh's MeshGroups). A
   /// death aborts the group with PeerLost, a silent rank with PeerSilent. A wait in the group ends
-  /// when no byte has moved for options.deadline and a second, so its operations need no deadline.
-  /// After rejoin(), finish() or destruction the group throws; call group() again for the next
-  /// generation's.
+  /// when no byte has moved between the two ranks for options.deadline and a second, so its
+  /// operations need no deadline. A rank that waits for a third one moves none meanwhile. So in
+  /// that time an all_reduce or a broadcast must take a piece of 256 KiB up and down the tree of
+  /// ranks, and an all_gather and the others must move all of their bytes: else PeerSilent names a
+  /// rank that lives (README.md beside this file has numbers for slow links). After rejoin(),
+  /// finish() or destruction the group throws; call group() again for the next generation's.
   [[nodiscard]] std::shared_ptr<ProcessGroup> group() const;
   [[nodiscard]] int rank() const noexcept;
   [[nodiscard]] int world_size() const noexcept;

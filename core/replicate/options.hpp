@@ -46,6 +46,7 @@ struct CheckpointerOptions {
   /// time, behind whatever is queued there; how long an image takes does not matter. A rank that
   /// lives, and for which the others have waited so long, ends the generation and is named. So does
   /// a rank whose disk gives nothing for so long while it reads for a recovery: not one block.
+  /// The trainer's own collectives need more of a link: see Checkpointer::group().
   std::chrono::milliseconds deadline{30'000};
   /// How long rejoin() and the constructor wait for all ranks, and the constructor for the Store (a
   /// scheduler needs its time). So late may a rank call recover() or finish() after another one.
