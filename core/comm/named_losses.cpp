@@ -2,6 +2,7 @@
 #include <utility>
 
 #include <meshstage/core/comm/named_losses_impl.hpp>
+#include <meshstage/core/comm/wrapped_collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::detail {
@@ -48,7 +49,15 @@ class NamedTransfer final : public Transfer {
 class NamedGroup final : public ProcessGroup {
  public:
   NamedGroup(std::shared_ptr<ProcessGroup> inner, NoteLoss note)
-      : inner_(std::move(inner)), note_(std::make_shared<const NoteLoss>(std::move(note))) {}
+      : inner_(std::move(inner)),
+        note_(std::make_shared<const NoteLoss>(std::move(note))),
+        collectives_(collectives::wrapped(*inner_, [note = note_](Deadline by, const auto& call) {
+          try {
+            call(by);
+          } catch (const PeerLost& e) {
+            rethrow_named(e, *note);
+          }
+        })) {}
 
   [[nodiscard]] int rank() const noexcept override { return inner_->rank(); }
   [[nodiscard]] int size() const noexcept override { return inner_->size(); }
@@ -63,6 +72,7 @@ class NamedGroup final : public ProcessGroup {
   }
   void abort(std::exception_ptr cause) noexcept override { inner_->abort(std::move(cause)); }
   void close() noexcept override { inner_->close(); }
+  [[nodiscard]] collectives::Own* own_collectives() noexcept override { return collectives_.get(); }
 
  private:
   template <class Post>
@@ -74,8 +84,9 @@ class NamedGroup final : public ProcessGroup {
     }
   }
 
-  std::shared_ptr<ProcessGroup> inner_;
-  std::shared_ptr<const NoteLoss> note_;
+  const std::shared_ptr<ProcessGroup> inner_;
+  const std::shared_ptr<const NoteLoss> note_;
+  const std::unique_ptr<collectives::Own> collectives_;  // null if inner_ has none
 };
 
 }  // namespace

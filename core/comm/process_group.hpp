@@ -71,8 +71,8 @@ class MESHSTAGE_API ProcessGroup : public std::enable_shared_from_this<ProcessGr
   [[nodiscard]] virtual bool linked(int peer) const noexcept = 0;
 
   /// send() and receive() post a transfer and return. They throw InvalidArgument for a peer that is
-  /// not linked (or the calling rank itself), the cause of an abort, and InvalidState after
-  /// close().
+  /// not linked (or the calling rank itself), the cause of an abort, and InvalidState after a
+  /// close() without one.
   [[nodiscard]] virtual std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
                                                        std::span<const std::byte> bytes) = 0;
   [[nodiscard]] virtual std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,

@@ -8,6 +8,7 @@
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/comm/while_moving_impl.hpp>
+#include <meshstage/core/comm/wrapped_collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage {
@@ -140,7 +141,16 @@ class JoinedTransfer final : public Transfer {
 class Connection final : public ProcessGroup {
  public:
   Connection(std::shared_ptr<Joined> joined, unsigned number)
-      : joined_(std::move(joined)), inner_(joined_->group(number)) {}
+      : joined_(std::move(joined)),
+        inner_(joined_->group(number)),
+        collectives_(collectives::wrapped(inner_, [all = joined_](Deadline by, const auto& call) {
+          try {
+            call(by);
+          } catch (const PeerLost&) {
+            all->abort(std::current_exception());
+            throw;
+          }
+        })) {}
 
   [[nodiscard]] int rank() const noexcept override { return inner_.rank(); }
   [[nodiscard]] int size() const noexcept override { return inner_.size(); }
@@ -156,6 +166,7 @@ class Connection final : public ProcessGroup {
   [[nodiscard]] std::uint64_t moved(int peer) const override { return joined_->moved(peer); }
   void abort(std::exception_ptr cause) noexcept override { joined_->abort(std::move(cause)); }
   void close() noexcept override { joined_->close(); }
+  [[nodiscard]] collectives::Own* own_collectives() noexcept override { return collectives_.get(); }
 
  private:
   template <class Post>
@@ -171,6 +182,7 @@ class Connection final : public ProcessGroup {
   }
   const std::shared_ptr<Joined> joined_;
   ProcessGroup& inner_;
+  const std::unique_ptr<collectives::Own> collectives_;  // null if inner_ has none
 };
 
 class JoinedGroup final : public ProcessGroup {
@@ -205,6 +217,9 @@ class JoinedGroup final : public ProcessGroup {
   [[nodiscard]] std::uint64_t moved(int peer) const override { return joined_->moved(peer); }
   void abort(std::exception_ptr cause) noexcept override { joined_->abort(std::move(cause)); }
   void close() noexcept override { joined_->close(); }
+  [[nodiscard]] collectives::Own* own_collectives() noexcept override {
+    return connections_[0]->own_collectives();
+  }
 
  private:
   const std::shared_ptr<Joined> joined_;

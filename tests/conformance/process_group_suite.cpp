@@ -125,6 +125,8 @@ void process_group_conforms(const TransportOf& transport) {
     CHECK_THAT(errors[1], Contains("cause A"));
     CHECK_THAT(error_of([&] { (void)groups[0]->send(1, 1, targets[0]); }), Contains("cause A"));
     CHECK_THAT(error_of([&] { (void)groups[0]->receive(1, 1, targets[0]); }), Contains("cause A"));
+    groups[0]->close();
+    CHECK_THAT(error_of([&] { (void)groups[0]->send(1, 1, targets[0]); }), Contains("cause A"));
   }
 
   SECTION("a transfer given up takes its memory out of use and its group along") {
@@ -186,7 +188,10 @@ void process_group_conforms(const TransportOf& transport) {
     groups[0]->close();
     CHECK_THAT(error, Contains("closed"));
     CHECK_THAT(error_of([&] { pending->wait(soon()); }), Contains("closed"));
-    CHECK_THAT(error_of([&] { (void)groups[0]->send(1, 1, target); }), Contains("closed"));
+    // What comes later is the caller's mistake.
+    CHECK_THROWS_AS(groups[0]->send(1, 1, target), InvalidState);
+    CHECK_THROWS_AS(groups[0]->receive(1, 1, target), InvalidState);
+    CHECK_THROWS_AS(groups[0]->send(1, 1, {}), InvalidState);
     CHECK(throws_for_rank<PeerLost>(0, [&] { at_peer->wait(soon()); }));
     CHECK_THAT(error_of([&] { at_peer->wait(soon()); }), Contains("peer lost: rank 0"));
     const Bytes source = filled(1000, 1);

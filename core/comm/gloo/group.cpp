@@ -10,6 +10,7 @@
 
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/origin.hpp>
+#include <meshstage/core/comm/empty_transfer_impl.hpp>
 #include <meshstage/core/comm/exception_of_impl.hpp>
 #include <meshstage/core/comm/gloo/address_impl.hpp>
 #include <meshstage/core/comm/gloo/deadline_timer_impl.hpp>
@@ -81,6 +82,7 @@ class GlooState : public std::enable_shared_from_this<GlooState> {
   int users MESHSTAGE_GUARDED_BY(mutex) = 0;  // threads inside the module
   bool closing MESHSTAGE_GUARDED_BY(mutex) = false;
   bool closed MESHSTAGE_GUARDED_BY(mutex) = false;
+  bool ended_by_close MESHSTAGE_GUARDED_BY(mutex) = false;  // close() came before any abort
   std::exception_ptr cause MESHSTAGE_GUARDED_BY(mutex);
   /// What a transfer threw that is late, and not done since: the reason if one is given up.
   std::exception_ptr late MESHSTAGE_GUARDED_BY(mutex);
@@ -89,11 +91,12 @@ class GlooState : public std::enable_shared_from_this<GlooState> {
   /// A thread's stay inside the module; close() waits until all have left.
   class Stay {
    public:
-    /// Throws the cause of an abort, or InvalidState after close().
-    explicit Stay(GlooState& s) : state_(s) {
+    /// Throws the cause of an abort, and after close() Cancelled; InvalidState to a thread that
+    /// `posts`.
+    explicit Stay(GlooState& s, bool posts = false) : state_(s) {
       const MutexLock lock(s.mutex);
+      if (posts && s.ended_by_close) throw InvalidState("the process group was closed");
       if (s.cause) std::rethrow_exception(s.cause);
-      if (s.closing) throw InvalidState("the process group was closed");
       ++s.users;
     }
     Stay(const Stay&) = delete;
@@ -222,7 +225,7 @@ bool GlooTransfer::done_by(Deadline deadline) {
 
 template <class Post>
 std::unique_ptr<Transfer> GlooState::posted(int peer, std::size_t bytes, bool is_send, Post post) {
-  const Stay stay(*this);
+  const Stay stay(*this, true);
   // All memory first: what the module has posted must have somebody who takes it back.
   auto result = std::make_unique<GlooTransfer>(shared_from_this(), nullptr, peer, bytes, is_send);
   std::map<gloo_module::Transfer*, GlooTransfer*> entry{{nullptr, result.get()}};
@@ -274,6 +277,7 @@ void GlooState::close() noexcept {
     changed.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex) { return closed; });
     return;
   }
+  ended_by_close = cause == nullptr;
   if (!cause) cause = std::make_exception_ptr(Cancelled("the process group was closed"));
   for (const auto& [handle, transfer] : live) table.interrupt(handle);
   lock.unlock();
@@ -293,12 +297,6 @@ void GlooState::close() noexcept {
   closed = true;
   changed.notify_all();
 }
-
-/// Complete from the start: an empty message.
-class EmptyTransfer final : public Transfer {
- public:
-  void wait(Deadline /*deadline*/) override {}
-};
 
 class GlooGroup final : public ProcessGroup {
  public:
@@ -336,8 +334,8 @@ class GlooGroup final : public ProcessGroup {
         "rank " + std::to_string(rank()) + " has no link to rank " + std::to_string(peer), peer);
   }
   [[nodiscard]] std::unique_ptr<Transfer> empty() const {
-    const GlooState::Stay stay(*state_);  // throws what an abort or close left
-    return std::make_unique<EmptyTransfer>();
+    const GlooState::Stay stay(*state_, true);  // throws what an abort or close left
+    return std::make_unique<detail::EmptyTransfer>();
   }
   const std::shared_ptr<GlooState> state_;
 };

@@ -59,6 +59,7 @@ class GroupNode final : public Node {
   /// If this throws, the operation may be posted: its transfer takes it out of use.
   void post(const OperationPtr& operation) {
     MutexLock lock(fabric->mutex);
+    if (!endpoint->dead && ended_by_close) throw InvalidState("the process group was closed");
     check_usable();
     if (operation->bytes == 0) {
       operation->state = Operation::State::kDone;
@@ -74,7 +75,6 @@ class GroupNode final : public Node {
   void check_usable() const MESHSTAGE_REQUIRES(fabric->mutex) {
     if (endpoint->dead) throw Cancelled("this rank was killed");
     if (cause) std::rethrow_exception(cause);
-    if (closed) throw InvalidState("the process group was closed");
   }
 
   void abort(std::exception_ptr reason) noexcept {
@@ -84,8 +84,8 @@ class GroupNode final : public Node {
 
   void close() noexcept {
     MutexLock lock(fabric->mutex);
+    if (!cause) ended_by_close = true;
     fail_all(closing());
-    closed = true;
     copied.wait(lock, [this]() MESHSTAGE_REQUIRES(fabric->mutex) { return copying == 0; });
     leave(LostReason::kClosed);
   }
@@ -120,7 +120,7 @@ class GroupNode final : public Node {
   std::exception_ptr cause MESHSTAGE_GUARDED_BY(fabric->mutex);
   /// What a transfer threw that is late, and not done since: the reason if one is given up.
   std::exception_ptr late MESHSTAGE_GUARDED_BY(fabric->mutex);
-  bool closed MESHSTAGE_GUARDED_BY(fabric->mutex) = false;
+  bool ended_by_close MESHSTAGE_GUARDED_BY(fabric->mutex) = false;  // before any abort
 
  private:
   [[nodiscard]] PeerLost lost(int peer) const {

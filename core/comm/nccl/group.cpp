@@ -3,6 +3,7 @@
 #include <vector>
 
 #include <meshstage/core/comm/collectives.hpp>
+#include <meshstage/core/comm/empty_transfer_impl.hpp>
 #include <meshstage/core/comm/nccl/group.hpp>
 #include <meshstage/core/comm/nccl/module.hpp>
 #include <meshstage/core/comm/nccl/owner_impl.hpp>
@@ -61,12 +62,6 @@ class NcclTransfer final : public Transfer {
   }
   const std::shared_ptr<Owner> owner_;
   std::shared_ptr<Posted> call_;  // null until it is posted
-};
-
-/// Complete from the start: an empty message.
-class EmptyTransfer final : public Transfer {
- public:
-  void wait(Deadline /*deadline*/) override {}
 };
 
 class NcclCollectives final : public collectives::Own {
@@ -168,7 +163,7 @@ class NcclGroup final : public ProcessGroup {
           "rank " + std::to_string(rank()) + " has no link to rank " + std::to_string(peer), peer);
     }
     owner_->require_open();
-    if (bytes == 0) return std::make_unique<EmptyTransfer>();
+    if (bytes == 0) return std::make_unique<detail::EmptyTransfer>();
     // The transfer first: what is posted must have somebody who takes it back.
     auto transfer = std::make_unique<NcclTransfer>(owner_);
     transfer->post({.post = {.call = call, .peer = peer, .tag = tag, .bytes = bytes},

@@ -25,38 +25,6 @@ constexpr auto kDrain = 2s;
 /// An end in order flushes what peers still fetch from this rank.
 constexpr auto kFinish = 5s;
 
-/// The note by which other ranks learn of `cause`. An error that names a dead or silent rank stays
-/// what it is; anything else is, for the others, the loss of this rank.
-AbortNote note_of(const std::exception_ptr& cause, int own_rank) {
-  AbortNote note{.drain = false,
-                 .kind = static_cast<std::uint8_t>(ErrorKind::kPeerLost),
-                 .rank = own_rank,
-                 .text = {}};
-  try {
-    std::rethrow_exception(cause);
-  } catch (const RejoinNeeded& e) {
-    note.kind = static_cast<std::uint8_t>(e.kind());
-    note.rank = e.rank().value_or(-1);
-    const std::string prefix = std::string(to_string(e.kind())) + ": ";
-    note.text = e.what();
-    if (note.text.starts_with(prefix)) note.text.erase(0, prefix.size());
-  } catch (const std::exception& e) {
-    note.text = "rank " + std::to_string(own_rank) + " ended the group: " + e.what();
-  } catch (...) {  // of a type of the caller's own
-    note.text = "rank " + std::to_string(own_rank) + " ended the group";
-  }
-  return note;
-}
-
-std::exception_ptr cause_of(const AbortNote& note) {
-  const auto rank = note.rank < 0 ? std::optional<int>() : note.rank;
-  try {
-    throw_error(static_cast<ErrorKind>(note.kind), note.text, rank);
-  } catch (const Error&) {  // not handled: made
-    return std::current_exception();
-  }
-}
-
 nccl_module::Operation operation_of(const Posted& call, int size) {
   const auto& post = call.post;
   nccl_module::Operation operation{.kind = nccl_module::Kind::kSend,
@@ -126,15 +94,20 @@ bool Owner::wait_connected(Deadline deadline) {
 
 // --- calls ---
 
+void Owner::check_open() const {
+  if (ended_by_close_) throw InvalidState("the process group was closed");
+  if (cause_) std::rethrow_exception(cause_);
+}
+
 void Owner::require_open() {
   const MutexLock lock(mutex_);
-  if (cause_) std::rethrow_exception(cause_);
+  check_open();
 }
 
 std::shared_ptr<Posted> Owner::post(Posted call) {
   auto posted = std::make_shared<Posted>(std::move(call));
   const MutexLock lock(mutex_);
-  if (cause_) std::rethrow_exception(cause_);
+  check_open();
   posted->post.id = ++last_id_;
   try {
     waiting_.emplace(posted->post.id, posted);
@@ -312,6 +285,7 @@ void Owner::close() noexcept {
       return;
     }
     if (!cause_) {
+      ended_by_close_ = true;
       cause_ = std::make_exception_ptr(Cancelled("the process group was closed"));
       // Peers that wait for what this rank does not complete any more must not drain.
       if (unfinished_ != 0) announce(note_of(cause_, rank), -1);

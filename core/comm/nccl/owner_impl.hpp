@@ -57,7 +57,7 @@ class Owner {
   /// Waits until connected. False at the deadline; throws the cause of an end.
   [[nodiscard]] bool wait_connected(Deadline deadline);
 
-  /// Posts a call. Throws the cause of an end.
+  /// Posts a call. Throws what require_open() throws.
   [[nodiscard]] std::shared_ptr<Posted> post(Posted call);
   /// Waits until the call is done. False at the deadline: then it is still pending. Throws the
   /// cause of an end, or CorruptData.
@@ -68,7 +68,7 @@ class Owner {
   /// Returns when the call's memory is not in use any more. A call that is not done ends the group,
   /// with Cancelled, or with the error of a late call.
   void release(const Posted& call, const std::function<std::string()>& what) noexcept;
-  /// Throws the cause of an end, if there is one.
+  /// Throws the cause of an end, if there is one; InvalidState after close().
   void require_open();
   /// Ends the group with `cause`, here and at every rank.
   void abort(std::exception_ptr cause) noexcept;
@@ -92,6 +92,7 @@ class Owner {
   void on_lost(int peer, LostReason reason, const std::string& detail);
   void take(int peer, std::span<const std::byte> message) MESHSTAGE_REQUIRES(mutex_);
 
+  void check_open() const MESHSTAGE_REQUIRES(mutex_);
   void decide(int from, const Post& post) MESHSTAGE_REQUIRES(mutex_);
   void apply(const Decision& decision) MESHSTAGE_REQUIRES(mutex_);
   /// Ends the group, for the first cause.
@@ -123,6 +124,7 @@ class Owner {
   bool connected_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   bool closing_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   bool closed_ MESHSTAGE_GUARDED_BY(mutex_) = false;
+  bool ended_by_close_ MESHSTAGE_GUARDED_BY(mutex_) = false;  // close() came before any other end
   bool quiet_ MESHSTAGE_GUARDED_BY(mutex_) = false;  // the device uses no memory of any call
   bool announced_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   std::exception_ptr cause_ MESHSTAGE_GUARDED_BY(mutex_);

@@ -133,6 +133,34 @@ std::vector<std::byte> encode(const AbortNote& note) {
   return writer.take();
 }
 
+AbortNote note_of(const std::exception_ptr& cause, int own_rank) {
+  AbortNote note{.drain = false,
+                 .kind = static_cast<std::uint8_t>(ErrorKind::kPeerLost),
+                 .rank = own_rank,
+                 .text = {}};
+  try {
+    std::rethrow_exception(cause);
+  } catch (const RejoinNeeded& e) {
+    note.kind = static_cast<std::uint8_t>(e.kind());
+    note.rank = e.rank().value_or(-1);
+    note.text = e.message();
+  } catch (const std::exception& e) {
+    note.text = "rank " + std::to_string(own_rank) + " ended the group: " + e.what();
+  } catch (...) {  // of a type of the caller's own
+    note.text = "rank " + std::to_string(own_rank) + " ended the group";
+  }
+  return note;
+}
+
+std::exception_ptr cause_of(const AbortNote& note) {
+  const auto rank = note.rank < 0 ? std::optional<int>() : note.rank;
+  try {
+    throw_error(static_cast<ErrorKind>(note.kind), note.text, rank);
+  } catch (const Error&) {  // not handled: made
+    return std::current_exception();
+  }
+}
+
 MessageType type_of(std::span<const std::byte> message) {
   if (message.empty()) throw CorruptData("a message of a group over NCCL is empty");
   const auto type = little_endian::load<MessageType>(message.data());

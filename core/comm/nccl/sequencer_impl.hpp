@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <map>
 #include <span>
 #include <string>
@@ -87,6 +88,11 @@ struct AbortNote {
   std::int32_t rank = -1;  ///< The rank that the error is about; -1: none is known.
   std::string text;
 };
+/// The note by which other ranks learn of `cause`. An error that names a dead or silent rank stays
+/// what it is; anything else is, for the others, the loss of this rank.
+AbortNote note_of(const std::exception_ptr& cause, int own_rank);
+/// The error that a note says.
+std::exception_ptr cause_of(const AbortNote& note);
 
 std::vector<std::byte> encode_id(std::span<const unsigned char> id);
 std::vector<std::byte> encode(const Post& post);
