@@ -2,17 +2,14 @@
 #include <dlfcn.h>
 
 #include <meshstage/core/comm/nccl/library_impl.hpp>
+#include <meshstage/core/comm/nccl/module_table_impl.hpp>
+#include <meshstage/core/device/cuda/symbols.hpp>
 
 namespace meshstage::nccl {
 namespace {
 
 // Non-blocking communicators that may be aborted while they connect.
 constexpr int kOldestVersion = NCCL_VERSION(2, 18, 1);
-
-std::string version_text(int version) {
-  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
-         std::to_string(version % 100);
-}
 
 template <class F>
 void find(void* library, F& function, const char* name, std::string* missing) {
@@ -76,38 +73,27 @@ Loaded load_library() {
   if (!missing.empty()) {
     loaded.problem = "NCCL has no " + missing + " (" + loaded.path + ")";
   } else if (loaded.version < kOldestVersion) {
-    loaded.problem = "NCCL " + version_text(loaded.version) + " (" + loaded.path +
-                     ") is older than " + version_text(kOldestVersion);
+    loaded.problem = "NCCL " + nccl_module::version_text(loaded.version) + " (" + loaded.path +
+                     ") is older than " + nccl_module::version_text(kOldestVersion);
   }
   return loaded;
 }
 
 std::string load_driver(Driver& driver) {
-  void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) return std::string("no NVIDIA driver: ") + dlerror();
-  const auto get =
-      reinterpret_cast<PFN_cuGetProcAddress_v12000>(dlsym(library, "cuGetProcAddress_v2"));
-  if (get == nullptr) return "the driver is older than CUDA 12.0";
-  std::string missing;
-  const auto find = [&](auto& function, const char* name, int version) {
-    void* found = nullptr;
-    CUdriverProcAddressQueryResult status{};
-    if (get(name, &found, version, CU_GET_PROC_ADDRESS_LEGACY_STREAM, &status) != CUDA_SUCCESS ||
-        status != CU_GET_PROC_ADDRESS_SUCCESS) {
-      found = nullptr;
-    }
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(found);
-    if (found == nullptr && missing.empty()) missing = name;
-  };
-  find(driver.init, "cuInit", 2000);
-  find(driver.device_get, "cuDeviceGet", 2000);
-  find(driver.primary_retain, "cuDevicePrimaryCtxRetain", 7000);
-  find(driver.primary_release, "cuDevicePrimaryCtxRelease", 11000);
-  find(driver.push_current, "cuCtxPushCurrent", 4000);
-  find(driver.pop_current, "cuCtxPopCurrent", 4000);
-  find(driver.exchange_capture_mode, "cuThreadExchangeStreamCaptureMode", 10010);
-  find(driver.stream_create, "cuStreamCreate", 2000);
-  find(driver.stream_destroy, "cuStreamDestroy", 4000);
+  const auto library = cuda::open_driver_library();
+  if (library.handle == nullptr) return library.problem;
+  if (library.get == nullptr) return "the driver is older than CUDA 12.0";
+  cuda::Symbols symbols(library.get);
+  symbols.required(driver.init, "cuInit", 2000);
+  symbols.required(driver.device_get, "cuDeviceGet", 2000);
+  symbols.required(driver.primary_retain, "cuDevicePrimaryCtxRetain", 7000);
+  symbols.required(driver.primary_release, "cuDevicePrimaryCtxRelease", 11000);
+  symbols.required(driver.push_current, "cuCtxPushCurrent", 4000);
+  symbols.required(driver.pop_current, "cuCtxPopCurrent", 4000);
+  symbols.required(driver.exchange_capture_mode, "cuThreadExchangeStreamCaptureMode", 10010);
+  symbols.required(driver.stream_create, "cuStreamCreate", 2000);
+  symbols.required(driver.stream_destroy, "cuStreamDestroy", 4000);
+  const auto& missing = symbols.missing();
   return missing.empty() ? "" : "the driver has no " + missing;
 }
 

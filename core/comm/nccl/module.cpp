@@ -22,11 +22,7 @@ NcclSupport nccl_support(const std::filesystem::path& path) {
     support.module = table.version;
     nccl_module::Probe probe{};
     table.probe(&probe);
-    if (probe.version != 0) {
-      support.library = std::to_string(probe.version / 10000) + "." +
-                        std::to_string(probe.version / 100 % 100) + "." +
-                        std::to_string(probe.version % 100);
-    }
+    if (probe.version != 0) support.library = nccl_module::version_text(probe.version);
     support.path = probe.path;
     support.problem = probe.problem;
   } catch (const Error& e) {

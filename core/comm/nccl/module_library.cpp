@@ -263,10 +263,7 @@ void close(Communicator* communicator) {
   driver.primary_release(last->device);
 }
 
-std::string headers() {
-  return "NCCL " + std::to_string(NCCL_MAJOR) + "." + std::to_string(NCCL_MINOR) + "." +
-         std::to_string(NCCL_PATCH) + " headers";
-}
+std::string headers() { return "NCCL " + version_text(NCCL_VERSION_CODE) + " headers"; }
 
 }  // namespace
 

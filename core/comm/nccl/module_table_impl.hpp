@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 /// The interface between libmeshstage and the module libmeshstage_nccl.so: one table of functions
 /// on plain data. No exception, no C++ type and no memory changes owner; handles are made and
@@ -21,6 +22,12 @@ enum Result : int { kDone = 0, kInProgress = 1, kFailed = 2, kPeerFailed = 3 };
 struct ErrorText {
   char text[512];
 };
+
+/// "2.28.9" for NCCL's number of a version, 22809.
+inline std::string version_text(int version) {
+  return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
+         std::to_string(version % 100);
+}
 
 /// The NCCL of this process; opening it makes no context and no thread.
 struct Probe {

@@ -1,8 +1,6 @@
-// Finds the driver: libcuda.so.1 by dlopen, its functions by cuGetProcAddress with the version of
-// the signature that this was compiled against, so that a newer driver gives the same functions.
-#include <dlfcn.h>
-
+// Finds the driver: libcuda.so.1 by dlopen, its functions by cuGetProcAddress.
 #include <meshstage/core/device/cuda/driver_impl.hpp>
+#include <meshstage/core/device/cuda/symbols.hpp>
 
 namespace meshstage::cuda {
 namespace {
@@ -21,32 +19,6 @@ DriverState failed(DeviceProblem problem, std::string detail, int version = 0) {
   state.version = version;
   return state;
 }
-
-class Symbols {
- public:
-  explicit Symbols(PFN_cuGetProcAddress_v12000 get) : get_(get) {}
-  template <class F>
-  void optional(F& function, const char* name, int version) {
-    void* found = nullptr;
-    CUdriverProcAddressQueryResult status{};
-    if (get_(name, &found, version, CU_GET_PROC_ADDRESS_LEGACY_STREAM, &status) != CUDA_SUCCESS ||
-        status != CU_GET_PROC_ADDRESS_SUCCESS) {
-      found = nullptr;
-    }
-    function = reinterpret_cast<F>(found);
-  }
-  template <class F>
-  void required(F& function, const char* name, int version) {
-    optional(function, name, version);
-    if (function == nullptr && missing_.empty()) missing_ = name;
-  }
-  /// The first required function that the driver lacks; empty if it lacks none.
-  [[nodiscard]] const std::string& missing() const noexcept { return missing_; }
-
- private:
-  PFN_cuGetProcAddress_v12000 get_;
-  std::string missing_;
-};
 
 std::string find_all(Driver& d, Symbols& symbols) {
   symbols.required(d.get_error_name, "cuGetErrorName", 6000);
@@ -140,18 +112,14 @@ std::string describe(const Driver& driver, CUresult result) {
 }
 
 DriverState open_driver() {
-  void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
-    return failed(DeviceProblem::kNoDriver, std::string("no NVIDIA driver: ") + dlerror());
-  }
-  // The two that are there in every driver, by name; all others through the second.
+  const auto library = open_driver_library();
+  if (library.handle == nullptr) return failed(DeviceProblem::kNoDriver, library.problem);
+  // By its name, for it is in every driver; all others through `get`.
   const auto get_version =
-      reinterpret_cast<PFN_cuDriverGetVersion_v2020>(dlsym(library, "cuDriverGetVersion"));
-  const auto get =
-      reinterpret_cast<PFN_cuGetProcAddress_v12000>(dlsym(library, "cuGetProcAddress_v2"));
+      reinterpret_cast<PFN_cuDriverGetVersion_v2020>(dlsym(library.handle, "cuDriverGetVersion"));
   int version = 0;
   if (get_version != nullptr && get_version(&version) != CUDA_SUCCESS) version = 0;
-  if (get == nullptr || version < kOldestDriver) {
+  if (library.get == nullptr || version < kOldestDriver) {
     return failed(DeviceProblem::kDriverTooOld,
                   "the driver is CUDA " + version_text(version) + ", and " +
                       version_text(kOldestDriver) + " is needed; update it (branch 525 or newer)",
@@ -159,7 +127,7 @@ DriverState open_driver() {
   }
   DriverState state;
   state.version = version;
-  Symbols symbols(get);
+  Symbols symbols(library.get);
   PFN_cuInit_v2000 init = nullptr;
   PFN_cuDeviceGetCount_v2000 get_count = nullptr;
   symbols.required(init, "cuInit", 2000);
