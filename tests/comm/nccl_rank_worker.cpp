@@ -9,6 +9,7 @@
 #include <dlfcn.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
@@ -24,6 +25,7 @@
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/comm/nccl/group.hpp>
+#include <meshstage/core/comm/reduce.hpp>
 #include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -80,6 +82,109 @@ std::vector<T> values_of(int rank, std::size_t count) {
 
 void require(bool right, const std::string& what) {
   if (!right) throw std::runtime_error(what + " is wrong");
+}
+
+/// Elements of 16 bits, as numbers.
+struct Half {
+  static constexpr Element kElement = Element::kF16;
+  static constexpr float kRounding = 0x1p-11F;
+  static constexpr float kLarge = 60'000;  // two of them are no half
+  static float load(std::uint16_t bits) { return collectives::arithmetic::half_to_float(bits); }
+  static std::uint16_t store(float value) { return collectives::arithmetic::float_to_half(value); }
+};
+struct BFloat {
+  static constexpr Element kElement = Element::kBF16;
+  static constexpr float kRounding = 0x1p-8F;
+  static constexpr float kLarge = 3e38F;
+  static float load(std::uint16_t bits) { return collectives::arithmetic::bfloat_to_float(bits); }
+  static std::uint16_t store(float value) {
+    return collectives::arithmetic::float_to_bfloat(value);
+  }
+};
+struct Single {
+  static constexpr Element kElement = Element::kF32;
+  static constexpr float kRounding = 0x1p-24F;
+  static constexpr float kLarge = 3e38F;
+  static float load(float value) { return value; }
+  static float store(float value) { return value; }
+};
+
+/// Numbers so small that sums and products of four ranks are exact in every floating type.
+template <class T>
+auto few_values_of(int rank, std::size_t count) {
+  std::vector<decltype(T::store(0))> values;
+  for (std::size_t i = 0; i < count; ++i) {
+    values.push_back(
+        T::store(static_cast<float>((static_cast<std::size_t>(rank) * 7 + i * 13) % 4)));
+  }
+  return values;
+}
+
+/// A mean, which NCCL makes as a sum of parts that it has multiplied by 1/n: some roundings off.
+template <class T>
+void require_mean(float got, float mean, int size, const std::string& what) {
+  const float allowed = static_cast<float>(size + 2) * T::kRounding * std::abs(mean);
+  require(std::abs(got - mean) <= allowed,
+          what + ": " + std::to_string(got) + " instead of " + std::to_string(mean) + ", which");
+}
+
+/// Sums, products, and means of a floating type; also means whose sum would be no number.
+template <class T>
+void check_floating(ProcessGroup& group, std::size_t count, const std::string& type) {
+  using Stored = decltype(T::store(0));
+  const auto combined = [&](std::size_t n, float begin, auto combine) {
+    std::vector<float> all(n, begin);
+    for (int r = 0; r < group.size(); ++r) {
+      const auto values = few_values_of<T>(r, n);
+      for (std::size_t i = 0; i < n; ++i) all[i] = combine(all[i], T::load(values[i]));
+    }
+    return all;
+  };
+  const auto size = static_cast<float>(group.size());
+  const auto sum = [](float a, float b) { return a + b; };
+  const auto reduces = [&](ReduceOp op, const std::vector<float>& expected, const char* what) {
+    const OnDevice<Stored> data(few_values_of<T>(group.rank(), count));
+    collectives::all_reduce(group, data.bytes(), T::kElement, op, soon());
+    const auto got = data.read();
+    for (std::size_t i = 0; i < count; ++i) {
+      require(T::load(got[i]) == expected[i], std::string("all_reduce ") + what + " of " + type);
+    }
+  };
+  reduces(ReduceOp::kSum, combined(count, 0, sum), "sum");
+  reduces(ReduceOp::kProduct, combined(count, 1, [](float a, float b) { return a * b; }),
+          "product");
+  reduces(ReduceOp::kMin, combined(count, 9, [](float a, float b) { return std::min(a, b); }),
+          "min");
+  reduces(ReduceOp::kMax, combined(count, 0, [](float a, float b) { return std::max(a, b); }),
+          "max");
+  const OnDevice<Stored> mean(few_values_of<T>(group.rank(), count));
+  collectives::all_reduce(group, mean.bytes(), T::kElement, ReduceOp::kAvg, soon());
+  const auto means = mean.read();
+  const auto sums = combined(count, 0, sum);
+  for (std::size_t i = 0; i < count; ++i) {
+    require_mean<T>(T::load(means[i]), sums[i] / size, group.size(), "all_reduce mean of " + type);
+  }
+  const OnDevice<Stored> large(std::vector<Stored>(count, T::store(T::kLarge)));
+  collectives::all_reduce(group, large.bytes(), T::kElement, ReduceOp::kAvg, soon());
+  for (const auto value : large.read()) {
+    require_mean<T>(T::load(value), T::kLarge, group.size(), "all_reduce large mean of " + type);
+  }
+  const auto ranks = static_cast<std::size_t>(group.size());
+  const OnDevice<Stored> whole(few_values_of<T>(group.rank(), count * ranks));
+  const OnDevice<Stored> part(count);
+  const auto all = combined(count * ranks, 0, sum);
+  const auto begin = count * static_cast<std::size_t>(group.rank());
+  collectives::reduce_scatter(group, whole.bytes(), part.bytes(), T::kElement, ReduceOp::kSum,
+                              soon());
+  const auto part_sums = part.read();
+  collectives::reduce_scatter(group, whole.bytes(), part.bytes(), T::kElement, ReduceOp::kAvg,
+                              soon());
+  const auto part_means = part.read();
+  for (std::size_t i = 0; i < count; ++i) {
+    require(T::load(part_sums[i]) == all[begin + i], "reduce_scatter of " + type);
+    require_mean<T>(T::load(part_means[i]), all[begin + i] / size, group.size(),
+                    "reduce_scatter mean of " + type);
+  }
 }
 
 template <class T>
@@ -156,6 +261,9 @@ void check(ProcessGroup& group, bool fast) {
     check_reductions<std::int64_t>(group, count, "i64");
     check_reductions<float>(group, count, "f32");
     check_reductions<double>(group, count, "f64");
+    check_floating<Single>(group, count, "f32");
+    check_floating<Half>(group, count, "f16");
+    check_floating<BFloat>(group, count, "bf16");
     check_copies(group, count);
     check_messages(group, count);
   }

@@ -28,18 +28,37 @@ std::size_t size_of(Element element) {
   return bytes;
 }
 
+namespace {
+
+namespace arithmetic = collectives::arithmetic;
+
+/// NCCL makes a mean of floating numbers as the sum of each rank's part times 1/n, both of the
+/// element's type.
+void multiply_by_one_nth(Bytes& part, Element element, std::size_t n) {
+  arithmetic::with_element(element, [&]<class E>(E) {
+    using Value = typename E::Value;
+    const Value factor = E::load(E::store(static_cast<Value>(1.0 / static_cast<double>(n))));
+    arithmetic::combine<E>(
+        part.data(), part.data(), part.size(),
+        [factor](Value a, Value /*same*/) { return static_cast<Value>(a * factor); });
+  });
+}
+
+}  // namespace
+
 Bytes reduced(std::vector<Bytes> parts, Element element, ncclRedOp_t op) {
-  namespace arithmetic = collectives::arithmetic;
   static const std::map<int, ReduceOp> operations{{ncclSum, ReduceOp::kSum},
                                                   {ncclProd, ReduceOp::kProduct},
                                                   {ncclMax, ReduceOp::kMax},
                                                   {ncclMin, ReduceOp::kMin},
                                                   {ncclAvg, ReduceOp::kSum}};
+  if (op == ncclAvg) {
+    for (auto& part : parts) multiply_by_one_nth(part, element, parts.size());
+  }
   // The last rank first: NCCL's order is none that a caller may count on.
   Bytes result = std::move(parts.back());
   for (std::size_t i = parts.size() - 1; i-- > 0;)
     arithmetic::reduce(result, parts[i], element, operations.at(op));
-  if (op == ncclAvg) arithmetic::divide(result, static_cast<int>(parts.size()), element);
   return result;
 }
 
