@@ -105,6 +105,7 @@ class Checkpointer::Impl {
                      .connections = options_.connections,
                      .agreement = replicate::agreement(options_),
                      .training_links = options_.training_links,
+                     .device_transport = detail::device_transport(options_),
                      .launch = options_.environment->launch,
                      .take_over = options_.take_over,
                      .patience = options_.deadline / 2,
@@ -148,6 +149,16 @@ class Checkpointer::Impl {
     if (unformed_) std::rethrow_exception(unformed_);
   }
 
+  /// A group for the trainer, as `call` returns it.
+  std::shared_ptr<ProcessGroup> usable(const std::shared_ptr<ProcessGroup>& group,
+                                       const std::string& call) {
+    check_formed();
+    if (finished_) throw InvalidState(call + " after finish()");
+    agent_.throw_if_lost();
+    if (!group) throw InvalidState(call + " outside a generation");
+    return group;
+  }
+
   /// Another process has this rank's place, as rejoin() found: nothing brings it back.
   void check_not_fenced() const {
     try {
@@ -176,7 +187,7 @@ class Checkpointer::Impl {
 
   void form(Deadline deadline) {
     agent_.leave();
-    group_ = {};
+    group_ = device_group_ = {};
     trained_ = {};
     generation_ = {};
     try {
@@ -198,7 +209,9 @@ class Checkpointer::Impl {
     unformed_ = nullptr;
     // A second longer than the silence after which a rank counts as lost. So the error names the
     // silent rank, and not a rank that waits for the silent one.
-    group_ = detail::with_limit(generation_.training, options_.deadline + std::chrono::seconds(1));
+    const auto limit = options_.deadline + std::chrono::seconds(1);
+    group_ = detail::with_limit(generation_.training, limit);
+    if (generation_.device) device_group_ = detail::with_limit(generation_.device, limit);
     agent_.begin(generation_);
     const RankEnvironment& who = *options_.environment;
     report_joined(who.supervisor, who.rank, generation_.number);
@@ -215,6 +228,8 @@ class Checkpointer::Impl {
   Agent agent_;
   Generation generation_;
   std::shared_ptr<ProcessGroup> group_;  ///< The generation's, for the trainer.
+  std::shared_ptr<ProcessGroup>
+      device_group_;  ///< The same on its device; null without the option.
   bool finished_ = false;
   std::optional<std::uint64_t> trained_;  ///< Where a run() of this generation ended.
 
@@ -334,6 +349,7 @@ class Checkpointer::Impl {
   /// Fills in every default, so that all other code reads only the options.
   static CheckpointerOptions complete(CheckpointerOptions o) {
     check(o);
+    detail::check_device_group(o);
     if (!o.environment) o.environment = RankEnvironment::detect();
     if (o.job.empty()) o.job = o.environment->job;
     o.take_over = o.take_over || o.environment->take_over;
@@ -422,6 +438,7 @@ std::uint64_t Checkpointer::run(Dict& state, std::uint64_t steps, const RunBody&
   return detail::run(
       {.ckpt = *this,
        .trained = impl_->trained_,
+       .has_device_group = impl_->options_.device_group.has_value(),
        .streams = impl_->options_.streams,
        .waits_when_busy = impl_->options_.when_busy == WhenBusy::kWait,
        .end_generation = [this](const std::string& why) { impl_->end_generation(why); }},
@@ -429,11 +446,14 @@ std::uint64_t Checkpointer::run(Dict& state, std::uint64_t steps, const RunBody&
 }
 
 std::shared_ptr<ProcessGroup> Checkpointer::group() const {
-  impl_->check_formed();
-  if (impl_->finished_) throw InvalidState("group() after finish()");
-  impl_->agent_.throw_if_lost();
-  if (!impl_->group_) throw InvalidState("group() outside a generation");
-  return impl_->group_;
+  return impl_->usable(impl_->group_, "group()");
+}
+
+std::shared_ptr<ProcessGroup> Checkpointer::device_group() const {
+  if (!impl_->options_.device_group) {
+    throw InvalidState("device_group() needs CheckpointerOptions::device_group");
+  }
+  return impl_->usable(impl_->device_group_, "device_group()");
 }
 
 int Checkpointer::rank() const noexcept { return impl_->options_.environment->rank; }
@@ -456,6 +476,7 @@ void Checkpointer::finish() {
   if (std::exchange(impl_->finished_, true)) return;
   impl_->group_->abort(
       std::make_exception_ptr(InvalidState("the trainer's group was used after finish()")));
+  if (impl_->device_group_) impl_->device_group_->close();
 }
 
 }  // namespace meshstage

@@ -48,8 +48,8 @@ class MESHSTAGE_API Checkpointer {
  public:
   /// Collective. Attaches the vault and forms a generation with all ranks.
   /// Throws InvalidArgument (options, environment), Timeout (ranks did not come, or no Store
-  /// answered), InvalidState (ranks whose world size, holders, lenders or block size differ),
-  /// OutOfMemory.
+  /// answered), InvalidState (ranks whose world size, holders, lenders or block size differ, of
+  /// which some alone have a device_group; a device_group that cannot be had), OutOfMemory.
   explicit Checkpointer(CheckpointerOptions options);
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;
@@ -111,6 +111,17 @@ class MESHSTAGE_API Checkpointer {
   /// rank that lives (README.md beside this file has numbers for slow links). After rejoin(),
   /// finish() or destruction the group throws; call group() again for the next generation's.
   [[nodiscard]] std::shared_ptr<ProcessGroup> group() const;
+  /// The current generation's group for the trainer's collectives on memory of its device, over
+  /// NCCL (core/comm/nccl/group.hpp says what it can do):
+  ///
+  ///     ms::Checkpointer ckpt({.job = "gpt2", .streams = {{gpu, stream}}, .device_group = gpu});
+  ///     all_reduce(*ckpt.device_group(), gradient_bytes, Element::kBF16, ReduceOp::kAvg);
+  ///
+  /// It ends as group() does, at every rank and wherever an operation waits, and a new one is made
+  /// with each generation. A collective has options.deadline and a second from its call, all ranks'
+  /// coming to it included. Throws InvalidState if CheckpointerOptions::device_group is not given
+  /// (see there what must never run beside it), else what group() throws.
+  [[nodiscard]] std::shared_ptr<ProcessGroup> device_group() const;
   [[nodiscard]] int rank() const noexcept;
   [[nodiscard]] int world_size() const noexcept;
   /// The whole number: larger for each later generation, of later runs too. Messages show its low

@@ -32,6 +32,11 @@ void RunStep::before_update() {
   may_change_ = true;
 }
 
+ProcessGroup& RunStep::device_group() const {
+  if (device_group_ != nullptr) return *device_group_;
+  throw InvalidState("RunStep::device_group() needs CheckpointerOptions::device_group");
+}
+
 /// One call of Checkpointer::run().
 class Run {
  public:
@@ -43,6 +48,7 @@ class Run {
         steps_(steps),
         body_(body),
         options_(options),
+        has_device_group_(seams.has_device_group),
         streams_(seams.streams),
         waits_when_busy_(seams.waits_when_busy),
         end_generation_(std::move(seams.end_generation)),
@@ -76,10 +82,12 @@ class Run {
     std::uint64_t step = begin();
     termination_.training(true);
     const std::shared_ptr<ProcessGroup> group = ckpt_.group();
+    const std::shared_ptr<ProcessGroup> device_group =
+        has_device_group_ ? ckpt_.device_group() : nullptr;
     for (bool stopped = false; step < steps_ && !stopped;) {
       if (termination_.take()) ckpt_.request_termination();
       if (!options_.overlap) wait_copied(last_.staged());
-      RunStep now(step, *group, last_, streams_);
+      RunStep now(step, *group, device_group.get(), last_, streams_);
       now.may_change_ = !options_.overlap;
       body_(now);
       if (!now.may_change_) {
@@ -169,6 +177,7 @@ class Run {
   const std::uint64_t steps_;
   const RunBody& body_;
   const RunOptions& options_;
+  const bool has_device_group_;
   const std::span<const TrainerStream> streams_;
   const bool waits_when_busy_;
   const std::function<void(const std::string&)> end_generation_;

@@ -51,6 +51,9 @@ class MESHSTAGE_API RunStep {
   [[nodiscard]] std::uint64_t number() const noexcept { return number_; }
   /// For collectives among the ranks; see Checkpointer::group().
   [[nodiscard]] ProcessGroup& group() const noexcept { return *group_; }
+  /// For collectives on memory of this rank's device; see Checkpointer::device_group(). Throws
+  /// InvalidState if CheckpointerOptions::device_group is not given.
+  [[nodiscard]] ProcessGroup& device_group() const;
   /// Returns when the state may be changed. Tensors of the CPU were copied by then. Devices may
   /// still copy their tensors: work that is issued from now on, on the streams of
   /// CheckpointerOptions::streams, comes behind these copies, so change the tensors on these
@@ -63,13 +66,18 @@ class MESHSTAGE_API RunStep {
 
  private:
   friend class Run;
-  RunStep(std::uint64_t number, ProcessGroup& group, Staging& last,
+  RunStep(std::uint64_t number, ProcessGroup& group, ProcessGroup* device_group, Staging& last,
           std::span<const TrainerStream> streams)
-      : number_(number), group_(&group), last_(&last), streams_(streams) {}
+      : number_(number),
+        group_(&group),
+        device_group_(device_group),
+        last_(&last),
+        streams_(streams) {}
 
   std::uint64_t number_;
   ProcessGroup* group_;
-  Staging* last_;  ///< The step being staged.
+  ProcessGroup* device_group_;  ///< Null without CheckpointerOptions::device_group.
+  Staging* last_;               ///< The step being staged.
   std::span<const TrainerStream> streams_;
   bool may_change_ = false;
   bool stopped_ = false;

@@ -14,6 +14,8 @@ struct RunSeams {
   Checkpointer& ckpt;
   /// The step at which an earlier run() of this generation ended, if there was one.
   std::optional<std::uint64_t>& trained;
+  /// CheckpointerOptions::device_group is given.
+  bool has_device_group;
   /// CheckpointerOptions::streams.
   std::span<const TrainerStream> streams;
   /// True: stage() waits for the step before (WhenBusy::kWait).

@@ -2,6 +2,11 @@
 #include <utility>
 
 #include <meshstage/core/checkpoint/training_group_impl.hpp>
+#include <meshstage/core/comm/nccl/group.hpp>
+#include <meshstage/core/comm/nccl/module.hpp>
+#include <meshstage/core/comm/wrapped_collectives.hpp>
+#include <meshstage/core/device/runtime.hpp>
+#include <meshstage/core/error/error.hpp>
 
 namespace meshstage::detail {
 namespace {
@@ -26,7 +31,11 @@ class LimitedTransfer final : public Transfer {
 class LimitedGroup final : public ProcessGroup {
  public:
   LimitedGroup(std::shared_ptr<ProcessGroup> inner, std::chrono::milliseconds limit)
-      : inner_(std::move(inner)), limit_(limit) {}
+      : inner_(std::move(inner)),
+        limit_(limit),
+        collectives_(collectives::wrapped(*inner_, [limit](Deadline deadline, const auto& call) {
+          call(deadline.earlier(Deadline::after(limit)));
+        })) {}
 
   [[nodiscard]] int rank() const noexcept override { return inner_->rank(); }
   [[nodiscard]] int size() const noexcept override { return inner_->size(); }
@@ -41,6 +50,7 @@ class LimitedGroup final : public ProcessGroup {
   }
   void abort(std::exception_ptr cause) noexcept override { inner_->abort(std::move(cause)); }
   void close() noexcept override { inner_->close(); }
+  [[nodiscard]] collectives::Own* own_collectives() noexcept override { return collectives_.get(); }
 
  private:
   [[nodiscard]] std::unique_ptr<Transfer> limited(std::unique_ptr<Transfer> transfer) const {
@@ -49,6 +59,7 @@ class LimitedGroup final : public ProcessGroup {
 
   const std::shared_ptr<ProcessGroup> inner_;
   const std::chrono::milliseconds limit_;
+  const std::unique_ptr<collectives::Own> collectives_;  // null if inner_ has none
 };
 
 }  // namespace
@@ -56,6 +67,34 @@ class LimitedGroup final : public ProcessGroup {
 std::shared_ptr<ProcessGroup> with_limit(std::shared_ptr<ProcessGroup> group,
                                          std::chrono::milliseconds limit) {
   return std::make_shared<LimitedGroup>(std::move(group), limit);
+}
+
+void check_device_group(const CheckpointerOptions& options) {
+  if (!options.device_group) return;
+  const Device device = *options.device_group;
+  const std::string option = "CheckpointerOptions::device_group " + to_string(device);
+  if (device.type != DeviceType::kCuda || device.index < 0) {
+    throw InvalidArgument(option + ": NCCL serves CUDA devices; group() is for host memory");
+  }
+  const auto refuse = [&](const std::string& why) {
+    throw InvalidState(option + " cannot be used: " + why +
+                       "; or leave the option empty: group() takes host memory");
+  };
+  const auto cuda = device_support(device.type);
+  if (cuda.problem != DeviceProblem::kNone) refuse(cuda.detail);
+  if (static_cast<std::size_t>(device.index) >= cuda.devices.size()) {
+    refuse("there are " + std::to_string(cuda.devices.size()) + " devices, counted from 0");
+  }
+  if (const auto nccl = nccl_support(); !nccl.problem.empty()) refuse(nccl.problem);
+}
+
+std::shared_ptr<Transport> device_transport(const CheckpointerOptions& options) {
+  if (!options.device_group) return nullptr;
+  NcclOptions nccl{.trainer = {*options.device_group, kLegacyStream}, .nccl_module = {}};
+  for (const auto& stream : options.streams) {
+    if (stream.device == nccl.trainer.device) nccl.trainer = stream;
+  }
+  return make_nccl_transport(options.transport, std::move(nccl));
 }
 
 }  // namespace meshstage::detail

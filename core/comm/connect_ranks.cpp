@@ -27,6 +27,14 @@ constexpr std::byte kGo{'G'};     // parent to child: the generation is formed
 /// First between data peers, with a second byte: so many connections for images I want to have.
 constexpr std::byte kConnections{'C'};
 
+std::vector<int> all_but(int rank, int world) {
+  std::vector<int> others;
+  for (int r = 0; r < world; ++r) {
+    if (r != rank) others.push_back(r);
+  }
+  return others;
+}
+
 std::vector<int> merged(std::vector<int> a, const std::vector<int>& b) {
   a.insert(a.end(), b.begin(), b.end());
   std::sort(a.begin(), a.end());
@@ -252,19 +260,20 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
     result.data =
         connect_several(*options.transport, request, connections, published, deadline, token);
     request.name = "train";
-    request.peers = tree_links;
-    if (options.training_links == TrainingLinks::kAll) {
-      request.peers.clear();
-      for (int r = 0; r < world; ++r) {
-        if (r != rank) request.peers.push_back(r);
-      }
-    }
+    const auto others = all_but(rank, world);
+    request.peers = options.training_links == TrainingLinks::kAll ? others : tree_links;
+    const auto note = [store = options.store, job = options.job, number](
+                          int lost, const std::string& reason, Deadline by) {
+      return note_cause(*store, job, number, {lost, reason}, by);
+    };
     result.training = detail::with_named_losses(
-        options.transport->connect_group(request, published, deadline, token),
-        [store = options.store, job = options.job, number](int lost, const std::string& reason,
-                                                           Deadline by) {
-          return note_cause(*store, job, number, {lost, reason}, by);
-        });
+        options.transport->connect_group(request, published, deadline, token), note);
+    if (options.device_transport) {
+      request.name = "device";
+      request.peers = others;
+      result.device = detail::with_named_losses(
+          options.device_transport->connect_group(request, published, deadline, token), note);
+    }
 
     // Up the tree: all connected. At the root: formed, for all to see. Down the tree: go.
     attempt.wait_for_children(children.size(), deadline);
@@ -281,7 +290,7 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
   } catch (const Timeout&) {
     abandon(gave_up_text(rank));
     throw;
-  } catch (const PeerLost& e) {
+  } catch (const RejoinNeeded& e) {
     abandon(e.what());
     return {{}, e.what()};
   } catch (const Cancelled&) {

@@ -49,12 +49,14 @@ bool claim_the_end(Store& store, const std::string& job, std::uint64_t generatio
 void Generation::abort(std::exception_ptr cause) const noexcept {
   if (data) data->abort(cause);
   if (training) training->abort(cause);
+  if (device) device->abort(cause);
 }
 
 void Generation::close() const noexcept {
   if (links) links->close();
   if (data) data->close();
   if (training) training->close();
+  if (device) device->close();
 }
 
 }  // namespace meshstage

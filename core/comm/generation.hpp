@@ -32,12 +32,15 @@ struct MESHSTAGE_API Generation {
   std::shared_ptr<ControlLinks> links;     ///< To the tree's neighbours and the data peers.
   std::shared_ptr<ProcessGroup> data;      ///< To the data peers: images.
   std::shared_ptr<ProcessGroup> training;  ///< The trainer's collectives.
+  /// The trainer's collectives on memory of its device; null unless
+  /// MembershipOptions::device_transport is given.
+  std::shared_ptr<ProcessGroup> device;
   /// Connects to ranks that are no data peers, each of which connects to this one: once in a
   /// generation. Throws what Transport does; nothing is left behind then. The caller closes both.
   std::function<Pairs(const std::vector<int>& peers, Deadline deadline, std::stop_token stop)>
       connect_pairs;
 
-  /// Aborts both groups with `cause`, from any thread. The links stay.
+  /// Aborts the groups with `cause`, from any thread. The links stay.
   void abort(std::exception_ptr cause) const noexcept;
   /// Closes links and groups. Not from the links' thread.
   void close() const noexcept;

@@ -27,7 +27,8 @@ constexpr std::chrono::seconds kLastWords{2};
 /// A rank could not be reached. An attempt that ended because a rank left, or because a newer one
 /// was begun, says nothing of why no attempt succeeds.
 bool is_failed_connection(std::string_view why) {
-  return why.starts_with(to_string(ErrorKind::kPeerLost));
+  return why.starts_with(to_string(ErrorKind::kPeerLost)) ||
+         why.starts_with(to_string(ErrorKind::kPeerSilent));
 }
 
 void check_generation(std::uint64_t highest_seen, int rank) {

@@ -46,6 +46,10 @@ struct MembershipOptions {
   /// nobody makes.
   std::string agreement;
   TrainingLinks training_links = TrainingLinks::kTree;
+  /// Makes the group of the trainer's collectives on its device (make_nccl_transport), which
+  /// reaches every rank. Null: there is none. All ranks have one or none of them has: the agreement
+  /// says so.
+  std::shared_ptr<Transport> device_transport;
   /// How the launcher calls this start of all ranks: the same on each, another at the next start,
   /// without spaces. Empty: nobody said, and this rank belongs to whatever start it fits.
   std::string launch;

@@ -31,6 +31,7 @@ std::string agreement(const CheckpointerOptions& options) {
        << digest(config->holders);
   if (!options.borrowed.lenders.empty()) text << ", lenders " << digest(config->lenders);
   if (options.any_world) text << ", any number of ranks";
+  if (options.device_group) text << ", a device group over NCCL";
   return text.str();
 }
 

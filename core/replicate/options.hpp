@@ -106,6 +106,16 @@ struct CheckpointerOptions {
   /// was issued on these streams before the call. Tensors of the CPU and of several devices may be
   /// mixed.
   std::vector<TrainerStream> streams = {};
+  /// Given, each generation has a second group for the trainer's collectives, over NCCL, on this
+  /// rank's device: Checkpointer::device_group(). `streams` names the stream on which the trainer
+  /// uses the memory that it gives to the group. All ranks give a device, each its own, or none
+  /// does (checked). The constructor throws InvalidState where the device, NCCL or its module
+  /// cannot be used. NEVER use such a group beside another NCCL communicator of the same device,
+  /// the program's own for example, except while all of its work on all ranks is done: NCCL waits
+  /// for ever where two ranks issue operations of two communicators in differing order. The engine
+  /// itself never uses NCCL: images go from the device to the vault, and from host to host over
+  /// connections.
+  std::optional<Device> device_group = {};
   /// Whether stage() first copies tensors on devices inside their devices.
   /// A snapshot's memory is made by the first stage() or recover(), and kept; it is made anew if
   /// the state grows. If a device has not enough, a warning says so once, Stats::snapshots_refused

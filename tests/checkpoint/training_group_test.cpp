@@ -4,6 +4,7 @@
 #include <vector>
 
 #include <meshstage/core/checkpoint/training_group_impl.hpp>
+#include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 
 #include "tests/support/catch.hpp"
@@ -31,9 +32,27 @@ class NotedTransfer final : public ms::Transfer {
   Waits& waits_;
 };
 
+/// Collectives of the backend's own, of which the barrier notes its deadline.
+class NotedCollectives final : public ms::collectives::Own {
+ public:
+  explicit NotedCollectives(Waits& waits) : waits_(waits) {}
+  void barrier(ms::Deadline deadline) override { waits_.until.push_back(deadline); }
+  void broadcast(std::span<std::byte>, int, ms::Deadline) override {}
+  void all_gather(std::span<const std::byte>, std::span<std::byte>, ms::Deadline) override {}
+  void all_reduce(std::span<std::byte>, ms::collectives::Element, ms::collectives::ReduceOp,
+                  ms::Deadline) override {}
+  void reduce_scatter(std::span<const std::byte>, std::span<std::byte>, ms::collectives::Element,
+                      ms::collectives::ReduceOp, ms::Deadline) override {}
+
+ private:
+  Waits& waits_;
+};
+
 class NotedGroup final : public ms::ProcessGroup {
  public:
-  explicit NotedGroup(Waits& waits) : waits_(waits) {}
+  explicit NotedGroup(Waits& waits, ms::collectives::Own* own = nullptr)
+      : waits_(waits), own_(own) {}
+  [[nodiscard]] ms::collectives::Own* own_collectives() noexcept override { return own_; }
   [[nodiscard]] int rank() const noexcept override { return 0; }
   [[nodiscard]] int size() const noexcept override { return 2; }
   [[nodiscard]] bool linked(int peer) const noexcept override { return peer == 1; }
@@ -50,6 +69,7 @@ class NotedGroup final : public ms::ProcessGroup {
 
  private:
   Waits& waits_;
+  ms::collectives::Own* const own_;
 };
 
 }  // namespace
@@ -74,4 +94,23 @@ TEST_CASE("a trainer's wait without a deadline lasts as long as bytes move") {
   REQUIRE(waits.until.size() == 2);
   CHECK(waits.until[0].remaining() <= kLimit);
   CHECK(waits.until[1].expired());
+}
+
+TEST_CASE("a backend's own collective has the limit in all, or its earlier deadline") {
+  constexpr auto kLimit = 3s;
+  Waits waits;
+  NotedCollectives own(waits);
+  CHECK(ms::detail::with_limit(std::make_shared<NotedGroup>(waits), kLimit)->own_collectives() ==
+        nullptr);
+  const auto group = ms::detail::with_limit(std::make_shared<NotedGroup>(waits, &own), kLimit);
+  const auto before = ms::Deadline::Clock::now();
+  ms::collectives::barrier(*group);
+  ms::collectives::barrier(*group, ms::Deadline::after(1h));
+  ms::collectives::barrier(*group, ms::Deadline::at(before));
+  REQUIRE(waits.until.size() == 3);
+  for (const std::size_t i : {0U, 1U}) {
+    CHECK_FALSE(waits.until[i].expired());
+    CHECK(waits.until[i].remaining() <= kLimit);
+  }
+  CHECK(waits.until[2].expired());
 }

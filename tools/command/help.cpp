@@ -96,7 +96,7 @@ void print_manual(const CLI::App& app, const std::string& version, std::ostream&
       << ".TP\n0\nthe command did what it was asked\n"
       << ".TP\n1\nthe answer is negative, or something failed\n"
       << ".TP\n2\nthe arguments are wrong, or name something that does not exist\n"
-      << ".TP\n3\nthe device that was asked for cannot be used\n"
+      << ".TP\n3\nthe device, or NCCL, that was asked for cannot be used\n"
       << ".PP\nmeshstage run ends with the code of the rank that ended the job\n";
 }
 

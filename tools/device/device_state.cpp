@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include <meshstage/core/comm/nccl/module.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/memory/resource.hpp>
 
@@ -47,6 +48,20 @@ Device choose_device(const std::string& text, int local_rank) {
                          std::to_string(count) + " devices, counted from 0");
   }
   return {DeviceType::kCuda, static_cast<std::int16_t>(index.value_or(local_rank % count))};
+}
+
+Collectives choose_collectives(const std::string& text, Device device) {
+  if (text == "host") return Collectives::kHost;
+  if (text != "nccl") {
+    throw InvalidArgument("--collectives " + text + ": write host or nccl");
+  }
+  if (device.is_cpu()) {
+    throw InvalidArgument("--collectives nccl: NCCL takes memory of devices; give --device cuda");
+  }
+  if (const auto nccl = nccl_support(); !nccl.problem.empty()) {
+    throw DeviceUnusable("--collectives nccl cannot be used: " + nccl.problem);
+  }
+  return Collectives::kNccl;
 }
 
 PinnedBlock::PinnedBlock(Device device, std::uint64_t bytes) {

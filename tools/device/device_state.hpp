@@ -27,6 +27,12 @@ struct DeviceUnusable : std::runtime_error {
 /// to the ranks of a host in turn. Throws InvalidArgument for another text, and DeviceUnusable.
 [[nodiscard]] Device choose_device(const std::string& text, int local_rank = 0);
 
+/// How `--collectives` averages gradients: in host memory, or over NCCL in a device's memory.
+enum class Collectives : std::uint8_t { kHost, kNccl };
+/// Of "host" or "nccl". Throws InvalidArgument for another text and for nccl without a device, and
+/// DeviceUnusable where NCCL cannot be used.
+[[nodiscard]] Collectives choose_collectives(const std::string& text, Device device);
+
 /// Tensors of host memory and, for each of their storages, a twin in a device's memory. The twins
 /// are the state; the host's tensors are what a program computes on between get() and put().
 /// Copies are ordered by stream(), a stream that DeviceState alone uses, behind and before the work

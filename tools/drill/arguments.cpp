@@ -197,6 +197,12 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "turn, cuda:1: all on that one; computing stays on the host,\n"
                   "and the undisturbed run is in host memory")
       ->capture_default_str();
+  command
+      .add_option("--collectives", given_.collectives,
+                  "nccl: gradients are averaged over NCCL in the devices'\n"
+                  "memory, in both runs, for its order of additions is its own;\n"
+                  "ranks that share a device reach each other over loopback")
+      ->capture_default_str();
   command.add_option("--steps", given_.steps, "Steps to train")
       ->check(whole_number())
       ->capture_default_str();

@@ -25,9 +25,10 @@ struct Arguments {
   std::filesystem::path text;       ///< Absolute, readable.
   std::filesystem::path directory;  ///< Empty: a temporary one.
   bool json = false;
-  unsigned connections = 0;     ///< Of two ranks for images; 0: by the library's default.
-  std::string device = "cpu";   ///< Where the ranks' states live in the run with the faults.
-  std::filesystem::path trace;  ///< Empty: none.
+  unsigned connections = 0;          ///< Of two ranks for images; 0: by the library's default.
+  std::string device = "cpu";        ///< Where the ranks' states live in the run with the faults.
+  std::string collectives = "host";  ///< "nccl": gradients are averaged over NCCL on the device.
+  std::filesystem::path trace;       ///< Empty: none.
   /// (rank, step): that rank alone does not stage that step, so it fails on all.
   std::vector<std::pair<int, std::uint64_t>> leave_out;
   std::vector<Fault> faults;  ///< Ascending by step; at least one.
@@ -50,6 +51,8 @@ struct Arguments {
   [[nodiscard]] bool moves_ranks() const;
   /// Some restart has another number of ranks.
   [[nodiscard]] bool changes_world() const;
+  /// Both runs average gradients over NCCL.
+  [[nodiscard]] bool over_nccl() const { return collectives == "nccl"; }
   /// The launcher says which start of the whole job each process belongs to.
   [[nodiscard]] bool starts_are_named() const;
   /// The numbers of ranks that the job has, in the order of the restarts.

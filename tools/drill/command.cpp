@@ -35,10 +35,11 @@ constexpr const char* kMore =
     "recovered\n"
     "there; each step computes on the host, on copies. The undisturbed run stays in host memory, "
     "so\n"
-    "that every bit which went through a device is compared with one that did not.\n"
+    "that every bit which went through a device is compared with one that did not. With\n"
+    "--collectives nccl, too, gradients are averaged over NCCL on the devices, in both runs.\n"
     "Exit code: 0 if parameters, optimizer state and every step's loss are bit-identical to the\n"
     "undisturbed run, every fault happened, and no complete step was lost; 1 if not; 2 for wrong\n"
-    "arguments; 3 if the device cannot be used.\n";
+    "arguments; 3 if the device, or NCCL, cannot be used.\n";
 
 // The short description is for the list of commands; --help of the drill says more.
 class HelpFormatter : public CLI::Formatter {
@@ -86,7 +87,8 @@ bool say(const Arguments& arguments, const Verdict& verdict, Display& display) {
 }
 
 void run(const Arguments& arguments) {
-  (void)choose_device(arguments.device);  // else the drill ends here
+  // Where they cannot be had the drill ends here.
+  (void)choose_collectives(arguments.collectives, choose_device(arguments.device));
   Display display(stdout, arguments.json ? Display::Mode::kSilent : Display::mode_for(stdout));
   bool good = false;
   try {

@@ -207,6 +207,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"replicate_ms", times(r.replicate_ms)},
                       {"step_ms", {{"median", median(r.step_ms)}}},
                       {"vault_bytes", r.vault_bytes}};
+  if (arguments.over_nccl()) object["collectives"] = arguments.collectives;
   if (arguments.spare_replicated) {
     object["replica_bytes"] = {{"sent", r.sent_bytes}, {"borrowed", r.borrowed_bytes}};
   }

@@ -11,6 +11,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/vault/listing.hpp>
 
@@ -67,6 +68,16 @@ std::filesystem::path Job::state_file(const std::filesystem::path& directory, in
   return directory / fmt::format("rank-{}.safetensors", rank);
 }
 
+// NCCL refuses ranks that share a device, unless it takes them for ranks of several hosts.
+std::vector<std::string> Job::nccl_variables(int rank) const {
+  const auto& a = options_.arguments;
+  if (!a.over_nccl()) return {};
+  const auto devices = device_support(DeviceType::kCuda).devices.size();
+  if (a.device == "cuda" && devices >= seats_.size()) return {};
+  return {fmt::format("NCCL_HOSTID={}-{}", options_.name, rank), "NCCL_NET=Socket",
+          "NCCL_SOCKET_IFNAME=lo"};
+}
+
 // What every process of the rank gets, in a start of the job that is called so.
 ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem::path& log) const {
   const auto& a = options_.arguments;
@@ -93,7 +104,8 @@ ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem
   for (const auto& [who, step] : a.leave_out) {
     if (who == rank) add({"--leave-out", std::to_string(step)});
   }
-  if (options_.every > 0) add({"--device", a.device});
+  if (options_.every > 0 || a.over_nccl()) add({"--device", a.device});
+  if (a.over_nccl()) add({"--collectives", a.collectives});
   if (options_.every > 0 && a.changes_world()) add({"--any-world"});
   if (options_.until > 0) add({"--until", std::to_string(options_.until)});
   if (!options_.load.empty()) {
@@ -107,9 +119,15 @@ ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem
          std::string(to_string(a.partners.policy)), "--ranks-per-host",
          std::to_string(a.ranks_per_host)});
   }
+  const auto of_nccl = nccl_variables(rank);
   for (char** entry = environ; *entry != nullptr; ++entry) {
-    if (!names_a_rank(*entry)) plan.environment.emplace_back(*entry);
+    const std::string_view text = *entry;
+    const bool replaced = std::any_of(of_nccl.begin(), of_nccl.end(), [&](const auto& variable) {
+      return text.starts_with(variable.substr(0, variable.find('=') + 1));
+    });
+    if (!names_a_rank(text) && !replaced) plan.environment.emplace_back(text);
   }
+  plan.environment.insert(plan.environment.end(), of_nccl.begin(), of_nccl.end());
   for (const char* name : {"RANK", "LOCAL_RANK"}) {
     plan.environment.push_back(fmt::format("MESHSTAGE_{}={}", name, rank));
   }

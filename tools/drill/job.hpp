@@ -101,6 +101,7 @@ class Job {
   [[nodiscard]] ProcessPlan plan(int rank, const std::string& launch,
                                  const std::filesystem::path& log) const;
   [[nodiscard]] ProcessPlan plan(Seat& seat);
+  [[nodiscard]] std::vector<std::string> nccl_variables(int rank) const;
   [[nodiscard]] std::filesystem::path log_file(int rank) const;
   [[nodiscard]] std::string name_of_start() const;
   [[nodiscard]] std::filesystem::path over_file() const;

@@ -26,9 +26,10 @@ constexpr const char* kFooter =
     "With --device cuda parameters, moments and losses live in a device's memory, and are staged,\n"
     "replicated, written to disk and recovered from there and into it. The numbers are computed "
     "on\n"
-    "the host: each step copies the tensors from the device and back.\n"
-    "Exit code: 0 trained, 1 could not go on, 2 wrong use, 3 the device cannot be used, 4 fenced\n"
-    "(replaced by another process).\n"
+    "the host: each step copies the tensors from the device and back. With --collectives nccl\n"
+    "it copies the gradient to the device, averages it there over NCCL, and copies it back.\n"
+    "Exit code: 0 trained, 1 could not go on, 2 wrong use, 3 the device or NCCL cannot be used,\n"
+    "4 fenced (replaced by another process).\n"
     "Example:\n"
     "  mpirun -n 4 meshstage-trainer --job example --steps 200 --text book.txt";
 
@@ -39,7 +40,7 @@ struct Command {
   std::uint64_t forming_ms = 300'000;
   std::uint64_t block_kib = 4096;
   long parent = 0;
-  std::string partners, device = "cpu";
+  std::string partners, device = "cpu", collectives = "host";
   bool spare = false;
   bool any_world = false;
   int copies = 1;
@@ -71,6 +72,9 @@ struct Command {
     app.add_option("--device", device,
                    "Where the state lives: cpu, cuda (devices by the rank on its host), cuda:1; "
                    "computing stays on the host")
+        ->capture_default_str();
+    app.add_option("--collectives", collectives,
+                   "How gradients are averaged: host, or nccl: over NCCL in the memory of --device")
         ->capture_default_str();
     app.add_option("--until", t.until, "End after this step; 0: after the last")
         ->capture_default_str();
@@ -179,6 +183,7 @@ struct Command {
       if (!c.environment) c.environment = meshstage::RankEnvironment::detect();
       training.device = meshstage::tools::choose_device(device, c.environment->local_rank);
     }
+    training.collectives = meshstage::tools::choose_collectives(collectives, training.device);
     if (any_world) c.any_world = trainer::reshard_options();
     for (const auto& text : faults) training.faults.push_back(trainer::Fault::parse(text));
     for (const auto& text : holds) training.holds.push_back(trainer::Hold::parse(text));

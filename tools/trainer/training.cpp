@@ -72,13 +72,16 @@ Training::Training(TrainingOptions options)
       faults_(options_.faults, report_, options_.faults_until),
       text_(Text::read(options_.text, 64)),
       model_(size_for(text_)) {
-  gradient_.resize(model_.elements() + 1);
-  std::span<float> rest = gradient_;
+  gradient_ = ms::Tensor::full<float>({static_cast<std::int64_t>(model_.elements()) + 1}, 0);
+  auto rest = gradient_.span<float>();
   for (const auto& spec : model_.parameters()) {
     gradients_.push_back(rest.first(spec.elements));
     rest = rest.subspan(spec.elements);
   }
   positions_.resize(options_.batch);
+  if (options_.collectives == ms::tools::Collectives::kNccl) {
+    options_.checkpoint.device_group = options_.device;
+  }
   options_.checkpoint.observer = [this](const ms::PointEvent& event) { faults_.passed(event); };
 }
 
@@ -134,6 +137,8 @@ void Training::start_anew() {
 void Training::recover() {
   const ms::Recovered recovered = checkpointer_->recover(state_->dict());
   state_->adopt();
+  // NCCL makes threads and connections with a group's first collective; those are counted, too.
+  if (options_.collectives == ms::tools::Collectives::kNccl) average_gradient();
   const std::string source{ms::to_string(recovered.source)};
   report_.send(Line("recovered")
                    .add("step", recovered.step)
@@ -210,14 +215,12 @@ void Training::train_step() {
   // Backward: only reads the parameters, so it may run while they are being staged.
   const std::size_t context = model_.size().context;
   for (auto& p : positions_) p = context + state_->draw() % (text_.size() - context);
-  std::fill(gradient_.begin(), gradient_.end(), 0.0F);
+  const auto gradient = gradient_.span<float>();
+  std::fill(gradient.begin(), gradient.end(), 0.0F);
   const float own_loss = model_.loss_and_gradients(state_->constant_parameters(), text_.classes(),
                                                    positions_, gradients_);
-  gradient_.back() = own_loss;
-  if (checkpointer_->world_size() > 1) {
-    ms::collectives::all_reduce(*checkpointer_->group(), std::span<float>(gradient_),
-                                ms::collectives::ReduceOp::kAvg);
-  }
+  gradient.back() = own_loss;
+  average_gradient();
 
   // What is staged changes from here on: in host memory at once, on a device when its turn comes.
   if (options_.device.is_cpu()) {
@@ -234,10 +237,27 @@ void Training::train_step() {
     if (sharding_)
       sharding_->gather(state_->parameter_tensors()[p], *groups_, ms::Deadline::never());
   }
-  state_->losses()[step - 1] = gradient_.back();
+  state_->losses()[step - 1] = gradient.back();
   state_->rank_losses()[step - 1] = own_loss;
   state_->step = step;
   state_->write_device();
+}
+
+void Training::average_gradient() {
+  namespace collectives = ms::collectives;
+  if (checkpointer_->world_size() == 1) return;
+  if (options_.collectives == ms::tools::Collectives::kHost) {
+    collectives::all_reduce(*checkpointer_->group(), gradient_.span<float>(),
+                            collectives::ReduceOp::kAvg);
+    return;
+  }
+  // A trainer that computes on its device has the gradient there.
+  if (!reduced_on_) reduced_on_.emplace(options_.device);
+  const ms::Tensor twin = reduced_on_->twin(gradient_);
+  reduced_on_->put();
+  collectives::all_reduce(*checkpointer_->device_group(), twin.storage().bytes(),
+                          collectives::Element::kF32, collectives::ReduceOp::kAvg);
+  reduced_on_->get();
 }
 
 void Training::stage() {

@@ -26,6 +26,8 @@ struct TrainingOptions {
   std::uint64_t seed = 1;
   std::vector<std::int64_t> mesh;  ///< Shape; empty: none, every rank has all moments.
   meshstage::Device device;        ///< Where the tensors of the state are; the host computes.
+  /// kNccl: gradients are averaged over NCCL in the device's memory.
+  meshstage::tools::Collectives collectives = meshstage::tools::Collectives::kHost;
   AdamW optimizer;
   meshstage::CheckpointerOptions checkpoint;
   std::filesystem::path save;      ///< Where the final state goes; empty: nowhere.
@@ -60,6 +62,7 @@ class Training {
   void train();
   void hold(std::uint64_t step);
   void train_step();
+  void average_gradient();
   void start_anew();
   void peer_is_lost(const meshstage::Error& error);
   void stage();
@@ -76,9 +79,10 @@ class Training {
   std::optional<meshstage::Checkpointer> checkpointer_;
   std::optional<meshstage::MeshGroups> groups_;  // of the generation
   meshstage::Staging last_;
-  bool settled_ = true;          // the outcome of last_ was reported
-  bool generation_ = false;      // a generation is formed and was not lost since
-  std::vector<float> gradient_;  // of all parameters, then the loss
+  bool settled_ = true;         // the outcome of last_ was reported
+  bool generation_ = false;     // a generation is formed and was not lost since
+  meshstage::Tensor gradient_;  // of all parameters, then the loss; of host memory
+  std::optional<meshstage::tools::DeviceState> reduced_on_;  // where its twin is averaged over NCCL
   std::vector<std::span<float>> gradients_;
   std::vector<std::size_t> positions_;
   std::chrono::steady_clock::time_point lost_at_;
