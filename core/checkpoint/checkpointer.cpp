@@ -281,9 +281,9 @@ class Checkpointer::Impl {
                                     options_.forming_deadline);
     } catch (const RejoinNeeded& e) {
       agent_.throw_if_lost();  // the agent knows who is to blame
-      agent_.end_generation("rank " + std::to_string(options_.environment->rank) +
-                            " waited in vain for a rank that does not read the old step: " +
-                            e.what());
+      agent_.end_generation(
+          "rank " + std::to_string(options_.environment->rank) +
+          " waited in vain for a rank that does not read the old step: " + e.what());
       throw;
     } catch (...) {
       unformed_ = std::current_exception();
