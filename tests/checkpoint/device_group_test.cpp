@@ -1,5 +1,6 @@
 // The trainer's collectives on its device: Checkpointer::device_group(), on the fakes. Ranks are
 // threads that share the fake device. (tools/gpu_check tries the same on a GPU, by drills.)
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <barrier>
@@ -17,6 +18,7 @@
 
 #include "tests/comm/nccl_support.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/hanging_store.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/rank_errors.hpp"
 
@@ -209,9 +211,13 @@ struct Fault {
 
 /// Trains to the end, by run(), as a process of the rank does. Returns false if it was killed, or
 /// must end because it is to be replaced.
-bool train(Cuda& cuda, InProcessJob& job, int rank, Fault* fault, Numbers& weights) {
+/// `store`: in the place of the job's.
+bool train(Cuda& cuda, InProcessJob& job, int rank, Fault* fault, Numbers& weights,
+           std::shared_ptr<ms::Store> store = nullptr) {
   Trainer trainer(cuda, rank);
-  ms::Checkpointer ckpt(options(job, rank, trainer.where()));
+  auto o = options(job, rank, trainer.where());
+  if (store != nullptr) o.store_object = std::move(store);
+  ms::Checkpointer ckpt(std::move(o));
   ms::RunOptions how{.stage_every = 2};
   how.recovered = [&](const ms::Recovered& recovered) {
     if (fault != nullptr && recovered.step > 0) fault->end();
@@ -289,23 +295,32 @@ TEST_CASE("device group: a rank hangs in the middle of a collective, and every b
     Nccl nccl(seed);
     InProcessJob job(kWorld);
     std::array<Numbers, kWorld> weights{};
+    // A process that hangs writes into no Store.
+    const auto frozen = std::make_shared<ms::test::HangingStore>(job.store());
     Fault silence([&](Fault& fault) {
+      frozen->hang();
       job.fabric().report_silent(Fault::kVictim);
-      while (fault.left < kWorld - 1) std::this_thread::yield();
+      const auto noted = [&] {
+        const auto keys = job.store()->list("in-process/", ms::Deadline::never());
+        return std::any_of(keys.begin(), keys.end(),
+                           [](const std::string& key) { return key.ends_with("/cause"); });
+      };
+      while (fault.left < kWorld - 1 || !noted()) std::this_thread::yield();
+      frozen->go_on();
       fault.victims_group->abort(std::make_exception_ptr(ms::Cancelled("killed at last")));
     });
     const auto errors = run_ranks(all_ranks(kWorld), [&](int rank) {
       auto& mine = weights[static_cast<std::size_t>(rank)];
-      if (train(nccl.cuda(), job, rank, &silence, mine)) return;
-      require(rank == Fault::kVictim, "another rank ended");
+      const bool victim = rank == Fault::kVictim;
+      if (train(nccl.cuda(), job, rank, &silence, mine, victim ? frozen : nullptr)) return;
+      require(victim, "another rank ended");
       require(train(nccl.cuda(), job, rank, &silence, mine), "its replacement ended, too");
     });
     INFO("seed " << seed << "\n" << job.log());
     all_good(errors);
     for (const std::size_t survivor : {0U, 2U}) {
       INFO(silence.errors[survivor]);
-      // The victim is not stopped, so it may be the first to name somebody.
-      CHECK(silence.errors[survivor].starts_with("peer "));
+      CHECK(silence.errors[survivor].starts_with("peer silent: rank 1"));
       CHECK(silence.took[survivor] < kBound);
     }
     for (const auto& one : weights) CHECK(one == weights_after(kSteps));

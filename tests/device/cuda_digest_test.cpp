@@ -177,11 +177,13 @@ TEST_CASE("cuda: lists and results of digests are made once, and not written whi
       calls += Cuda::fake().calls(name);
     return calls;
   };
-  const auto before = made();
-  for (int i = 0; i < 5; ++i) {
+  const auto both = [&] {
     CHECK(first.wrong(first.issue(stream)) == "");
     CHECK(second.wrong(second.issue(stream)) == "");
-  }
+  };
+  both();  // an event more than above, where one pair of results was kept
+  const auto before = made();
+  for (int i = 0; i < 5; ++i) both();
   CHECK(made() == before);
 }
 
