@@ -156,7 +156,8 @@ int main(int argc, char** argv) {
     } catch (const Error& e) {
       rank.note_end(e);
       std::cerr << "rank_worker " << argv[2] << ": " << e.what() << "\n";
-      std::_Exit(dynamic_cast<const InvalidState*>(&e) != nullptr ? 3 : 1);  // its input may still be open
+      std::_Exit(
+          dynamic_cast<const InvalidState*>(&e) != nullptr ? 3 : 1);  // its input may still be open
     }
   } catch (const Error& e) {
     std::cerr << "rank_worker " << argv[2] << ": " << e.what() << "\n";
