@@ -6,6 +6,7 @@
 #include <meshstage/core/comm/nccl/module.hpp>
 #include <meshstage/core/comm/wrapped_collectives.hpp>
 #include <meshstage/core/device/runtime.hpp>
+#include <meshstage/core/device/trainer_streams.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::detail {
@@ -90,11 +91,9 @@ void check_device_group(const CheckpointerOptions& options) {
 
 std::shared_ptr<Transport> device_transport(const CheckpointerOptions& options) {
   if (!options.device_group) return nullptr;
-  NcclOptions nccl{.trainer = {*options.device_group, kLegacyStream}, .nccl_module = {}};
-  for (const auto& stream : options.streams) {
-    if (stream.device == nccl.trainer.device) nccl.trainer = stream;
-  }
-  return make_nccl_transport(options.transport, std::move(nccl));
+  // The last one that is named for the device.
+  const auto trainer = streams_on(*options.device_group, options.streams).back();
+  return make_nccl_transport(options.transport, {.trainer = trainer, .nccl_module = {}});
 }
 
 }  // namespace meshstage::detail

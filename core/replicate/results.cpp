@@ -3,8 +3,8 @@
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/device/trainer_streams.hpp>
 #include <meshstage/core/replicate/devices_staged.hpp>
-#include <meshstage/core/tensor/device_memory.hpp>
 
 namespace meshstage {
 

@@ -3,6 +3,7 @@
 #include <set>
 #include <utility>
 
+#include <meshstage/core/device/trainer_streams.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::detail {
@@ -29,15 +30,6 @@ bool is_device_memory(const Storage& storage) {
   } catch (const InvalidArgument&) {
     return false;
   }
-}
-
-std::vector<TrainerStream> streams_on(Device device, std::span<const TrainerStream> streams) {
-  std::vector<TrainerStream> found;
-  for (const auto& stream : streams) {
-    if (stream.device == device) found.push_back(stream);
-  }
-  if (found.empty()) found.push_back({device, kLegacyStream});
-  return found;
 }
 
 std::vector<DeviceReady> record_ready(std::span<const Storage> storages,

@@ -15,13 +15,9 @@ void require_device_memory(const Storage& storage, const std::string& path);
 /// True if require_device_memory() would not throw.
 [[nodiscard]] bool is_device_memory(const Storage& storage);
 
-/// The trainer's streams on a device: those of `streams` that are on it, or else its legacy stream.
-[[nodiscard]] std::vector<TrainerStream> streams_on(Device device,
-                                                    std::span<const TrainerStream> streams);
-
 /// Records an event behind the work that the trainer has issued on the devices of `storages`: one
-/// for each device and each of streams_on(). Throws InvalidState, before anything is issued, if one
-/// of the streams is being captured into a graph.
+/// for each device and each of its streams_on() (core/device). Throws InvalidState, before anything
+/// is issued, if one of the streams is being captured into a graph.
 [[nodiscard]] std::vector<DeviceReady> record_ready(std::span<const Storage> storages,
                                                     std::span<const TrainerStream> streams);
 
