@@ -15,32 +15,26 @@ namespace meshstage::detail {
 class KernelList {
  public:
   KernelList(OpenDevice& on, std::size_t host_bytes, std::size_t device_bytes)
-      : on_(on),
-        host_bytes_((host_bytes + kPage - 1) / kPage * kPage),
+      : host_bytes_((host_bytes + kPage - 1) / kPage * kPage),
         device_bytes_(device_bytes),
+        device_(allocate(on, device_bytes)),
         host_(static_cast<std::byte*>(host_memory().allocate(host_bytes_, kPage))) {
     try {
       pages_.emplace(on.pinner, host());
-      if (device_bytes > 0) {
-        void* memory = nullptr;
-        call(on.device, on.table.allocate, static_cast<int>(on.device.index),
-             std::uint64_t{device_bytes}, &memory);
-        device_ = static_cast<std::byte*>(memory);
-      }
     } catch (...) {
-      free_host();
+      host_memory().deallocate(host_, host_bytes_, kPage);
       throw;
     }
   }
   KernelList(const KernelList&) = delete;
   KernelList& operator=(const KernelList&) = delete;
   ~KernelList() {
-    if (device_ != nullptr && on_.owner.here()) on_.table.release(on_.device.index, device_);
-    free_host();
+    pages_.reset();
+    host_memory().deallocate(host_, host_bytes_, kPage);
   }
 
   [[nodiscard]] std::span<std::byte> host() const noexcept { return {host_, host_bytes_}; }
-  [[nodiscard]] std::byte* device() const noexcept { return device_; }
+  [[nodiscard]] std::byte* device() const noexcept { return device_.get(); }
   [[nodiscard]] bool has_room(std::size_t host_bytes, std::size_t device_bytes) const noexcept {
     return host_bytes_ >= host_bytes && device_bytes_ >= device_bytes;
   }
@@ -52,15 +46,10 @@ class KernelList {
 
  private:
   static constexpr std::size_t kPage = 4096;
-  void free_host() noexcept {
-    pages_.reset();
-    host_memory().deallocate(host_, host_bytes_, kPage);
-  }
 
-  OpenDevice& on_;
   std::size_t host_bytes_, device_bytes_;
+  std::shared_ptr<std::byte> device_;
   std::byte* host_;
-  std::byte* device_ = nullptr;
   std::optional<PinnedPages> pages_;
   std::atomic<bool> lent_{false};
 };

@@ -144,10 +144,13 @@ bool DeviceRuntime::can_digest(Device device) {
 }
 
 std::shared_ptr<std::byte> DeviceRuntime::allocate(Device device, std::uint64_t bytes) {
-  auto& on = impl_->open(device);
+  return detail::allocate(impl_->open(device), bytes);
+}
+
+std::shared_ptr<std::byte> detail::allocate(OpenDevice& on, std::uint64_t bytes) {
   if (bytes == 0) return nullptr;
   void* memory = nullptr;
-  detail::call(device, on.table.allocate, static_cast<int>(device.index), bytes, &memory);
+  call(on.device, on.table.allocate, static_cast<int>(on.device.index), bytes, &memory);
   return {static_cast<std::byte*>(memory), [&on](std::byte* p) {
             if (on.owner.here()) on.table.release(on.device.index, p);
           }};

@@ -118,6 +118,9 @@ struct OpenDevice {
   DevicePinner pinner;
 };
 
+/// DeviceRuntime::allocate() on an open device.
+std::shared_ptr<std::byte> allocate(OpenDevice& on, std::uint64_t bytes);
+
 }  // namespace detail
 
 struct DeviceEvent::Impl {
