@@ -64,10 +64,15 @@ DeviceCopies::DeviceCopies(std::span<const DevicePlace> places, std::span<const 
   }
 }
 
-DeviceCopies::OnDevice& DeviceCopies::on_device(Device device) {
-  for (auto& on : devices_) {
-    if (on.device == device) return on;
+const DeviceCopies::OnDevice* DeviceCopies::find(Device device) const noexcept {
+  for (const auto& on : devices_) {
+    if (on.device == device) return &on;
   }
+  return nullptr;
+}
+
+DeviceCopies::OnDevice& DeviceCopies::on_device(Device device) {
+  if (const auto* const on = find(device)) return const_cast<OnDevice&>(*on);
   return devices_.emplace_back(OnDevice{device, {}, {}, {}, {}});
 }
 
@@ -124,18 +129,14 @@ bool DeviceCopies::digests(std::size_t block) const noexcept {
 
 DeviceDigest DeviceCopies::digest(std::size_t block, Watermark& progress) const {
   const auto [index, at] = *blocks_.where[block];
-  const auto device = blocks_.devices[index].device;
-  const auto on = std::find_if(devices_.begin(), devices_.end(),
-                               [&](const OnDevice& one) { return one.device == device; });
+  const auto* const on = find(blocks_.devices[index].device);
   on->digests.made.wait(Deadline::never(), [&progress] { progress.throw_if_failed(); });
   return on->digests.all[at];
 }
 
 DeviceEvent DeviceCopies::staged(Device device) const {
-  for (const auto& on : devices_) {
-    if (on.device == device) return on.last;
-  }
-  return {};
+  const auto* const on = find(device);
+  return on == nullptr ? DeviceEvent() : on->last;
 }
 
 }  // namespace meshstage::detail

@@ -91,6 +91,8 @@ class DeviceCopies {
 
   void issue(OnDevice& on, std::span<const DeviceReady> ready, DeviceStreams& streams,
              CopyDirection direction);
+  /// Null if `device` copies and digests nothing.
+  [[nodiscard]] const OnDevice* find(Device device) const noexcept;
   OnDevice& on_device(Device device);
 
   std::vector<OnDevice> devices_;
