@@ -143,19 +143,17 @@ void DeviceLimit::copy(CopyDirection direction) {
   stream_.record().wait();
 }
 
-namespace {
-constexpr std::uint64_t kKernelBytes = std::uint64_t{64} << 20U;
-}
-
-MemoryKernel::MemoryKernel(Device device)
-    : memory_(DeviceRuntime::of(device.type).allocate(device, 2 * kKernelBytes)),
+Launcher::Launcher(Device device, std::uint64_t bytes)
+    : bytes_(bytes),
+      memory_(DeviceRuntime::of(device.type).allocate(device, 2 * bytes)),
       stream_(DeviceRuntime::of(device.type).open_stream(device)) {}
 
-void MemoryKernel::run(Samples& runs, const std::function<bool()>& over) {
-  const DeviceCopy copy{memory_.get(), memory_.get() + kKernelBytes, kKernelBytes};
+void Launcher::launch(const std::function<bool()>& over) {
+  const DeviceCopy copy{memory_.get(), memory_.get() + bytes_, bytes_};
   do {
-    runs.add(seconds_of([&] {
-      stream_.gather(CopyDirection::kWithinDevice, {&copy, 1});
+    launches_.done.add(seconds_of([&] {
+      launches_.calls.add(
+          seconds_of([&] { stream_.gather(CopyDirection::kWithinDevice, {&copy, 1}); }));
       const auto event = stream_.record();
       while (!event.done()) {
       }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include <meshstage/core/async/crew.hpp>
@@ -52,16 +53,24 @@ class DeviceLimit {
   DeviceStream stream_;
 };
 
-/// A trainer's kernel that is bound by its device's memory, again and again.
-class MemoryKernel {
+/// A trainer that launches one kernel after the other. A kernel copies `bytes` inside the device.
+class Launcher {
  public:
-  explicit MemoryKernel(Device device);
-  /// Runs it until `over()` is true, at least once; each run's seconds go to `runs`.
-  void run(Samples& runs, const std::function<bool()>& over);
+  Launcher(Device device, std::uint64_t bytes);
+  /// Launches until `over()` is true; at least once.
+  void launch(const std::function<bool()>& over);
+  struct Launches {
+    Samples calls;  ///< Of the launching alone.
+    Samples done;   ///< Until the kernel was done.
+  };
+  /// What was launched since the last take().
+  [[nodiscard]] Launches take() { return std::exchange(launches_, {}); }
 
  private:
+  std::uint64_t bytes_;
   std::shared_ptr<std::byte> memory_;
   DeviceStream stream_;
+  Launches launches_;
 };
 
 /// Raw TCP to the rank that holds our images and from the rank whose images we hold: several

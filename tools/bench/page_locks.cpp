@@ -19,6 +19,7 @@
 #include <meshstage/core/memory/mapping.hpp>
 #include <meshstage/core/memory/resource.hpp>
 
+#include "tools/bench/limits.hpp"
 #include "tools/bench/locker.hpp"
 #include "tools/device/device_state.hpp"
 #include "tools/drill/rank_process.hpp"
@@ -60,39 +61,14 @@ class TouchedPages {
   std::span<std::byte> pages_;
 };
 
-// A trainer that launches one kernel after the other.
-class Launcher {
- public:
-  explicit Launcher(Device device)
-      : memory_(DeviceRuntime::of(device.type).allocate(device, 2 * kLaunched)),
-        stream_(DeviceRuntime::of(device.type).open_stream(device)) {}
-  /// Launches until `over()` is true; at least once.
-  void launch(const std::function<bool()>& over) {
-    const DeviceCopy copy{memory_.get(), memory_.get() + kLaunched, kLaunched};
-    do {
-      DeviceEvent event;
-      done_.add(seconds_of([&] {
-        calls_.add(seconds_of([&] { stream_.gather(CopyDirection::kWithinDevice, {&copy, 1}); }));
-        event = stream_.record();
-        while (!event.done()) {
-        }
-      }));
-    } while (!over());
-  }
-  /// What was launched since the last take(): the calls' seconds; quantiles of all go to `parts`.
-  Samples take(const std::string& name, std::map<std::string, double>& parts) {
-    parts[name + ": launch p99"] = at(calls_.seconds, 0.99);
-    parts[name + ": launch most"] = calls_.most();
-    parts[name + ": done p99"] = at(done_.seconds, 0.99);
-    done_ = {};
-    return std::exchange(calls_, {});
-  }
-
- private:
-  std::shared_ptr<std::byte> memory_;
-  DeviceStream stream_;
-  Samples calls_, done_;
-};
+// The calls' seconds; quantiles of what was launched since the last time go to `parts`.
+Samples take(Launcher& trainer, const std::string& name, std::map<std::string, double>& parts) {
+  auto launches = trainer.take();
+  parts[name + ": launch p99"] = at(launches.calls.seconds, 0.99);
+  parts[name + ": launch most"] = launches.calls.most();
+  parts[name + ": done p99"] = at(launches.done.seconds, 0.99);
+  return std::move(launches.calls);
+}
 
 // The process that page-locks. It ends with this one.
 class Locker {
@@ -210,18 +186,18 @@ Result bench_launch(const Options& options, const Progress& progress) {
   auto result = start("launch", options, device);
   auto& parts = result.parts;
   const drill::Workspace workspace(options.directory);
-  Launcher trainer(device);
+  Launcher trainer(device, kLaunched);
   Locker locker("launch", options, workspace);
   locker.expect(kReady);
   const TouchedPages memory(whole_pages(options.lock_bytes));
   trainer.launch([] { return true; });  // the first launch of all
   std::map<std::string, double> unused;
-  result.first_seconds = trainer.take("first", unused).most();
+  result.first_seconds = take(trainer, "first", unused).most();
   for (int i = 0; i < options.repeat; ++i) {
     progress("round " + std::to_string(i + 1) + " of " + std::to_string(options.repeat));
     int left = 3000;
     trainer.launch([&] { return --left == 0; });
-    for (const double s : trainer.take("quiet", parts).seconds) result.limit.add(s);
+    for (const double s : take(trainer, "quiet", parts).seconds) result.limit.add(s);
     std::atomic<bool> locked = false;
     std::exception_ptr error;
     std::thread locking([&] {
@@ -249,7 +225,7 @@ Result bench_launch(const Options& options, const Progress& progress) {
     }
     locking.join();
     if (error) std::rethrow_exception(error);
-    for (const double s : trainer.take("locking here", parts).seconds) result.times.add(s);
+    for (const double s : take(trainer, "locking here", parts).seconds) result.times.add(s);
   }
   progress("another process locks");
   locker.go_on();
@@ -257,7 +233,7 @@ Result bench_launch(const Options& options, const Progress& progress) {
     int left = 20;
     trainer.launch([&] { return --left == 0; });
   });
-  static_cast<void>(trainer.take("locking elsewhere", parts));
+  static_cast<void>(take(trainer, "locking elsewhere", parts));
   return result;
 }
 

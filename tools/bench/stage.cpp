@@ -15,6 +15,9 @@ std::string round_text(int i, int repeat) {
   return "round " + std::to_string(i + 1) + " of " + std::to_string(repeat);
 }
 
+// What a kernel copies that its device's memory binds.
+constexpr std::uint64_t kKernelBytes = std::uint64_t{64} << 20U;
+
 Result bench_stage_of_device(const Options& options, Device device, const Progress& progress) {
   const auto host = make_workload(options.workload, options.scale);
   Changes changes(host, options.changed);
@@ -41,7 +44,7 @@ Result bench_stage_of_device(const Options& options, Device device, const Progre
 
   std::map<std::string, Samples> parts;
   auto& runtime = DeviceRuntime::of(device.type);
-  MemoryKernel kernel(device);
+  Launcher trainer(device, kKernelBytes);
   DeviceDigestTime digests(device, state);
   const auto change = [&] {
     changes.step();
@@ -70,9 +73,11 @@ Result bench_stage_of_device(const Options& options, Device device, const Progre
     digests.add_to(parts);
     change();
     int left = 100;
-    kernel.run(parts["kernel alone"], [&] { return --left == 0; });
+    trainer.launch([&] { return --left == 0; });
+    for (const double s : trainer.take().done.seconds) parts["kernel alone"].add(s);
     staged = stager.stage_async(state);
-    kernel.run(parts["kernel beside"], [&] { return staged.ready(); });
+    trainer.launch([&] { return staged.ready(); });
+    for (const double s : trainer.take().done.seconds) parts["kernel beside"].add(s);
     static_cast<void>(staged.get());
   }
   for (const auto& [name, samples] : parts) result.parts[name] = samples.median();
