@@ -240,6 +240,34 @@ bool train(Cuda& cuda, InProcessJob& job, int rank, Fault* fault, Numbers& weigh
   return true;
 }
 
+/// Trains with a fault to the end, where every rank has the right bits. The victim ends, and a
+/// process in its place goes on behind `replaced`. `victims_store`: see train().
+void train_through(Fault& fault, Nccl& nccl, InProcessJob& job,
+                   const std::function<void()>& replaced,
+                   const std::shared_ptr<ms::Store>& victims_store = nullptr) {
+  std::array<Numbers, kWorld> weights{};
+  const auto errors = run_ranks(all_ranks(kWorld), [&](int rank) {
+    auto& mine = weights[static_cast<std::size_t>(rank)];
+    const bool victim = rank == Fault::kVictim;
+    if (train(nccl.cuda(), job, rank, &fault, mine, victim ? victims_store : nullptr)) return;
+    require(victim, "another rank ended");
+    replaced();
+    require(train(nccl.cuda(), job, rank, &fault, mine), "its replacement ended, too");
+  });
+  INFO(job.log());
+  all_good(errors);
+  for (const auto& one : weights) CHECK(one == weights_after(kSteps));
+  fault.victims_group.reset();
+}
+
+void survivors_say(const Fault& fault, const std::string& what) {
+  for (const std::size_t survivor : {0U, 2U}) {
+    INFO(fault.errors[survivor]);
+    CHECK(fault.errors[survivor].starts_with(what));
+    CHECK(fault.took[survivor] < kBound);
+  }
+}
+
 }  // namespace
 
 TEST_CASE("device group: a job averages its gradients on the device, and nothing is left") {
@@ -263,28 +291,14 @@ TEST_CASE("device group: a rank dies in the middle of a collective, and every bi
   for (std::uint64_t seed = 0; seed < 5; ++seed) {
     Nccl nccl(seed);
     InProcessJob job(kWorld);
-    std::array<Numbers, kWorld> weights{};
     Fault kill([&](Fault& fault) {
       job.fabric().kill(Fault::kVictim);
       // What the process had goes with it; nobody hears of this.
       fault.victims_group->abort(std::make_exception_ptr(ms::Cancelled("killed")));
     });
-    const auto errors = run_ranks(all_ranks(kWorld), [&](int rank) {
-      auto& mine = weights[static_cast<std::size_t>(rank)];
-      if (train(nccl.cuda(), job, rank, &kill, mine)) return;
-      require(rank == Fault::kVictim, "another rank was killed");
-      job.wipe(rank);
-      require(train(nccl.cuda(), job, rank, &kill, mine), "killed twice");
-    });
-    INFO("seed " << seed << "\n" << job.log());
-    all_good(errors);
-    for (const std::size_t survivor : {0U, 2U}) {
-      INFO(kill.errors[survivor]);
-      CHECK(kill.errors[survivor].starts_with("peer lost: rank 1"));
-      CHECK(kill.took[survivor] < kBound);
-    }
-    for (const auto& one : weights) CHECK(one == weights_after(kSteps));
-    kill.victims_group.reset();
+    INFO("seed " << seed);
+    train_through(kill, nccl, job, [&] { job.wipe(Fault::kVictim); });
+    survivors_say(kill, "peer lost: rank 1");
   }
   CHECK(settles_to(before));
 }
@@ -294,7 +308,6 @@ TEST_CASE("device group: a rank hangs in the middle of a collective, and every b
   for (std::uint64_t seed = 0; seed < 5; ++seed) {
     Nccl nccl(seed);
     InProcessJob job(kWorld);
-    std::array<Numbers, kWorld> weights{};
     // A process that hangs writes into no Store.
     const auto frozen = std::make_shared<ms::test::HangingStore>(job.store());
     Fault silence([&](Fault& fault) {
@@ -309,22 +322,9 @@ TEST_CASE("device group: a rank hangs in the middle of a collective, and every b
       frozen->go_on();
       fault.victims_group->abort(std::make_exception_ptr(ms::Cancelled("killed at last")));
     });
-    const auto errors = run_ranks(all_ranks(kWorld), [&](int rank) {
-      auto& mine = weights[static_cast<std::size_t>(rank)];
-      const bool victim = rank == Fault::kVictim;
-      if (train(nccl.cuda(), job, rank, &silence, mine, victim ? frozen : nullptr)) return;
-      require(victim, "another rank ended");
-      require(train(nccl.cuda(), job, rank, &silence, mine), "its replacement ended, too");
-    });
-    INFO("seed " << seed << "\n" << job.log());
-    all_good(errors);
-    for (const std::size_t survivor : {0U, 2U}) {
-      INFO(silence.errors[survivor]);
-      CHECK(silence.errors[survivor].starts_with("peer silent: rank 1"));
-      CHECK(silence.took[survivor] < kBound);
-    }
-    for (const auto& one : weights) CHECK(one == weights_after(kSteps));
-    silence.victims_group.reset();
+    INFO("seed " << seed);
+    train_through(silence, nccl, job, [] {}, frozen);
+    survivors_say(silence, "peer silent: rank 1");
   }
   CHECK(settles_to(before));
 }

@@ -84,35 +84,27 @@ void require(bool right, const std::string& what) {
   if (!right) throw std::runtime_error(what + " is wrong");
 }
 
-/// Elements of 16 bits, as numbers.
-struct Half {
+/// Floating types, as they are stored and computed with.
+struct Half : collectives::arithmetic::Half {
   static constexpr Element kElement = Element::kF16;
   static constexpr float kRounding = 0x1p-11F;
   static constexpr float kLarge = 60'000;  // two of them are no half
-  static float load(std::uint16_t bits) { return collectives::arithmetic::half_to_float(bits); }
-  static std::uint16_t store(float value) { return collectives::arithmetic::float_to_half(value); }
 };
-struct BFloat {
+struct BFloat : collectives::arithmetic::BFloat {
   static constexpr Element kElement = Element::kBF16;
   static constexpr float kRounding = 0x1p-8F;
   static constexpr float kLarge = 3e38F;
-  static float load(std::uint16_t bits) { return collectives::arithmetic::bfloat_to_float(bits); }
-  static std::uint16_t store(float value) {
-    return collectives::arithmetic::float_to_bfloat(value);
-  }
 };
-struct Single {
+struct Single : collectives::arithmetic::Plain<float> {
   static constexpr Element kElement = Element::kF32;
   static constexpr float kRounding = 0x1p-24F;
   static constexpr float kLarge = 3e38F;
-  static float load(float value) { return value; }
-  static float store(float value) { return value; }
 };
 
 /// Numbers so small that sums and products of four ranks are exact in every floating type.
 template <class T>
 auto few_values_of(int rank, std::size_t count) {
-  std::vector<decltype(T::store(0))> values;
+  std::vector<typename T::Stored> values;
   for (std::size_t i = 0; i < count; ++i) {
     values.push_back(
         T::store(static_cast<float>((static_cast<std::size_t>(rank) * 7 + i * 13) % 4)));
@@ -131,7 +123,7 @@ void require_mean(float got, float mean, int size, const std::string& what) {
 /// Sums, products, and means of a floating type; also means whose sum would be no number.
 template <class T>
 void check_floating(ProcessGroup& group, std::size_t count, const std::string& type) {
-  using Stored = decltype(T::store(0));
+  using Stored = typename T::Stored;
   const auto combined = [&](std::size_t n, float begin, auto combine) {
     std::vector<float> all(n, begin);
     for (int r = 0; r < group.size(); ++r) {

@@ -65,6 +65,15 @@ void require_needed(const std::string& rule) {
   REQUIRE(replay(bounds, result.trace).violation() == "");
 }
 
+/// Nothing breaks within `bounds`; without the rule something does, in these words.
+void require_broken_without(const std::string& rule, Bounds bounds, const std::string& words) {
+  REQUIRE(explore(bounds).violation == "");
+  *find_rule(bounds.rules, rule) = false;
+  const Result result = explore(bounds);
+  std::cout << "without " << rule << ": " << summary(bounds, result) << std::endl;
+  REQUIRE(result.violation.find(words) != std::string::npos);
+}
+
 static_assert(kRules.size() == 27, "each rule has its test here");
 
 }  // namespace
@@ -145,22 +154,14 @@ TEST_CASE("without a no from whoever finishes, the others wait for ever") {
   bounds.steps = 2;
   bounds.early_ends = 1;
   bounds.finish = true;
-  REQUIRE(explore(bounds).violation == "");
-  bounds.rules.finish_is_a_no = false;
-  const Result result = explore(bounds);
-  std::cout << "without finish-is-a-no: " << summary(bounds, result) << std::endl;
-  REQUIRE(result.violation.find("waits for ever: g1 step") != std::string::npos);
+  require_broken_without("finish-is-a-no", bounds, "waits for ever: g1 step");
 }
 TEST_CASE("a rank whose trainer hangs names itself, or the others wait for ever") {
   Bounds bounds;
   bounds.world = 2;
   bounds.steps = 1;
   bounds.hangs = 1;
-  REQUIRE(explore(bounds).violation == "");
-  bounds.rules.names_itself = false;
-  const Result result = explore(bounds);
-  std::cout << "without names-itself: " << summary(bounds, result) << std::endl;
-  REQUIRE(result.violation.find("waits for ever") != std::string::npos);
+  require_broken_without("names-itself", bounds, "waits for ever");
 }
 TEST_CASE("a rank whose disk hangs names itself, or the others wait for ever") {
   Bounds bounds;
@@ -168,34 +169,22 @@ TEST_CASE("a rank whose disk hangs names itself, or the others wait for ever") {
   bounds.steps = 1;
   bounds.stuck_disks = 1;
   bounds.disk = true;
-  REQUIRE(explore(bounds).violation == "");
-  bounds.rules.names_itself = false;
-  const Result result = explore(bounds);
-  std::cout << "without names-itself: " << summary(bounds, result) << std::endl;
-  REQUIRE(result.violation.find("waits for ever: it is not recovered") != std::string::npos);
+  require_broken_without("names-itself", bounds, "waits for ever: it is not recovered");
 }
 TEST_CASE("without waiting for a slow disk a rank is lost that reads") {
   Bounds bounds;
   bounds.world = 2;
   bounds.steps = 1;
   bounds.slow_disks = bounds.waits = 1;
-  REQUIRE(explore(bounds).violation == "");
-  bounds.rules.waits_for_disk = false;
-  const Result result = explore(bounds);
-  std::cout << "without waits-for-disk: " << summary(bounds, result) << std::endl;
-  REQUIRE(result.violation.find("names itself, though it waits") != std::string::npos);
+  require_broken_without("waits-for-disk", bounds, "names itself, though it waits");
 }
 TEST_CASE("without orders beside the base ranks end at different steps") {
   // A rank whose Complete is overtaken by an offer stages the last step and does not know it.
   Bounds bounds;
   bounds.world = 3;
   bounds.ends = 1;
-  REQUIRE(explore(bounds).violation == "");
-  bounds.rules.orders_with_base = false;
-  const Result result = explore(bounds);
-  std::cout << "without orders-with-base: " << summary(bounds, result) << std::endl;
-  REQUIRE(result.violation.find("is the last step for one rank and not for another") !=
-          std::string::npos);
+  require_broken_without("orders-with-base", bounds,
+                         "is the last step for one rank and not for another");
 }
 TEST_CASE("without pruning together a promise breaks") { require_needed("prune-together"); }
 

@@ -10,6 +10,7 @@
 #include <meshstage/core/stage/staging_plan.hpp>
 #include <meshstage/core/stage/state_dict_stager.hpp>
 
+#include "tests/stage/gate.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/cuda.hpp"
 
@@ -367,30 +368,14 @@ TEST_CASE("device stager: with a snapshot the trainer goes on before anything re
   }
 }
 
-namespace {
-
-// Holds the copies of the CPU's tensors back, and with them the thread that would wait for devices.
-class Gate : public Pace {
- public:
-  void before(std::uint64_t, Watermark&) override {
-    if (closed_) opened_.get_future().wait();
-  }
-  void close() { closed_ = true; }
-  void open() { opened_.set_value(); }
-
- private:
-  std::atomic<bool> closed_ = false;
-  std::promise<void> opened_;
-};
-
-}  // namespace
-
 TEST_CASE("device stager: the update comes behind the snapshot, not behind copies to the host") {
   Cuda cuda;
   if (Cuda::real()) return;  // there copies go on by themselves
   const bool snapshot = GENERATE(false, true);
   const auto trainer = cuda.open_stream();
-  Gate gate;
+  // Holds the copies of the CPU's tensors back, and with them the thread that would wait for
+  // devices.
+  test::Gate gate(true);
   auto options = pinned(cuda);
   options.streams = {{Cuda::kDevice, trainer}};
   options.snapshot = snapshot ? Snapshot::kAuto : Snapshot::kOff;
