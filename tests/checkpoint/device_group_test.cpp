@@ -6,7 +6,6 @@
 #include <barrier>
 #include <chrono>
 #include <cstring>
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
@@ -20,6 +19,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/hanging_store.hpp"
 #include "tests/support/in_process_job.hpp"
+#include "tests/support/own_process.hpp"
 #include "tests/support/rank_errors.hpp"
 
 namespace {
@@ -131,26 +131,20 @@ std::string error_of(const std::function<void()>& call) {
   return "";
 }
 
-std::size_t entries(const char* folder) {
-  std::size_t count = 0;
-  for ([[maybe_unused]] const auto& one : std::filesystem::directory_iterator(folder)) ++count;
-  return count;
-}
-
 /// Threads and descriptors of the process, and bytes of the fake device.
 struct Resources {
-  std::size_t threads = entries("/proc/self/task");
-  std::size_t descriptors = entries("/proc/self/fd");
+  int threads = ms::testing::count_threads();
+  int descriptors = ms::testing::count_descriptors();
   std::size_t device_bytes = Cuda::fake().device_bytes();
   friend bool operator==(const Resources&, const Resources&) = default;
 };
 
-/// No more than before; a thread that was joined may be listed for a moment.
-bool settles_to(const Resources& before) {
-  for (const auto until = ms::Deadline::after(10s); !until.expired(); std::this_thread::yield()) {
-    if (Resources() == before) return true;
-  }
-  return false;
+/// As before; a thread that was joined may be listed for a moment.
+void settles_to(const Resources& before) {
+  const auto after = ms::testing::settle([] { return Resources(); }, before, 10s);
+  CHECK(after.threads == before.threads);
+  CHECK(after.descriptors == before.descriptors);
+  CHECK(after.device_bytes == before.device_bytes);
 }
 
 /// One fault in the middle of a collective: it is issued at all ranks, and the device holds it.
@@ -283,7 +277,7 @@ TEST_CASE("device group: a job averages its gradients on the device, and nothing
     all_good(errors);
     for (const auto& one : weights) CHECK(one == weights_after(kSteps));
   }
-  CHECK(settles_to(before));
+  settles_to(before);
 }
 
 TEST_CASE("device group: a rank dies in the middle of a collective, and every bit is right") {
@@ -300,7 +294,7 @@ TEST_CASE("device group: a rank dies in the middle of a collective, and every bi
     train_through(kill, nccl, job, [&] { job.wipe(Fault::kVictim); });
     survivors_say(kill, "peer lost: rank 1");
   }
-  CHECK(settles_to(before));
+  settles_to(before);
 }
 
 TEST_CASE("device group: a rank hangs in the middle of a collective, and every bit is right") {
@@ -326,7 +320,7 @@ TEST_CASE("device group: a rank hangs in the middle of a collective, and every b
     train_through(silence, nccl, job, [] {}, frozen);
     survivors_say(silence, "peer silent: rank 1");
   }
-  CHECK(settles_to(before));
+  settles_to(before);
 }
 
 TEST_CASE("device group: one that nobody completes ends by the job's deadline") {

@@ -15,6 +15,7 @@
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
 #include "tests/support/outcomes.hpp"
+#include "tests/support/own_process.hpp"
 #include "tests/support/sanitized.hpp"
 #include "tests/support/temp_directory.hpp"
 
@@ -33,6 +34,8 @@ using ms::test::recover_to;
 using ms::test::run_ranks;
 using ms::test::stage_all;
 using ms::test::state_of;
+using ms::testing::count_descriptors;
+using ms::testing::count_threads;
 
 constexpr std::int64_t kSmall = 100;  // elements
 
@@ -230,15 +233,6 @@ TEST_CASE("a byte flipped anywhere in a file: the replica's file, or no step, ne
 
 namespace {
 
-std::size_t entries(const char* directory) {
-  std::size_t n = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    (void)entry;
-    ++n;
-  }
-  return n;
-}
-
 /// Kilobytes of that line of /proc/self/status.
 long status_kb(const std::string& name) {
   std::ifstream in("/proc/self/status");
@@ -253,11 +247,11 @@ long status_kb(const std::string& name) {
 TEST_CASE("500 stages and 100 generations in one process: memory, threads, descriptors are flat") {
   InProcessJob job(2);
   std::barrier everyone(2);
-  std::size_t threads[2] = {}, descriptors[2] = {};
+  int threads[2] = {}, descriptors[2] = {};
   long kb[2] = {};
   const auto look = [&](int when) {
-    threads[when] = entries("/proc/self/task");
-    descriptors[when] = entries("/proc/self/fd");
+    threads[when] = count_threads();
+    descriptors[when] = count_descriptors();
     kb[when] = status_kb("VmRSS");
   };
   const auto errors = run_ranks(all_ranks(2), [&](int rank) {
@@ -318,7 +312,7 @@ TEST_CASE("beyond its slots a rank needs less than 64 MiB and 1 % of its image, 
     }
   };
   std::barrier everyone(2);
-  std::size_t open_files[2] = {};
+  int open_files[2] = {};
   const auto live = [&](std::uint64_t expected, std::vector<std::uint64_t> steps) {
     const auto errors = run_ranks(all_ranks(2), [&](int rank) {
       ms::Dict& state = states[static_cast<std::size_t>(rank)];
@@ -336,12 +330,12 @@ TEST_CASE("beyond its slots a rank needs less than 64 MiB and 1 % of its image, 
       everyone.arrive_and_wait();
       if (steps.empty()) return;
       // No file stays open from one generation to the next.
-      for (std::size_t& descriptors : open_files) {
+      for (int& descriptors : open_files) {
         for (int i = 0; i < 3; ++i) {
           if (ckpt.rejoin().recover(state).step != steps.back()) throw ms::InvalidState("step");
         }
         everyone.arrive_and_wait();
-        if (rank == 0) descriptors = entries("/proc/self/fd");
+        if (rank == 0) descriptors = count_descriptors();
         everyone.arrive_and_wait();
       }
     });

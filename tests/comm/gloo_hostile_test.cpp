@@ -28,6 +28,7 @@
 #include "tests/conformance/ranks.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/forked.hpp"
+#include "tests/support/own_process.hpp"
 
 using namespace std::chrono_literals;
 using namespace meshstage;

@@ -18,6 +18,7 @@
 
 #include "tests/comm/worker_process.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/own_process.hpp"
 
 namespace {
 

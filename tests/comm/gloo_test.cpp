@@ -10,6 +10,7 @@
 #include "tests/comm/worker_process.hpp"
 #include "tests/conformance/process_group_suite.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/own_process.hpp"
 #include "tests/support/several_transport.hpp"
 
 namespace {
@@ -35,23 +36,20 @@ TEST_CASE("a Gloo group of several connections conforms") {
 }
 
 TEST_CASE("no generation of Gloo groups of several connections leaves a descriptor or a thread") {
-  const auto count = [](const char* what) {
-    return std::distance(std::filesystem::directory_iterator(what), {});
-  };
   const TransportOf several = [](int /*rank*/) {
     return std::make_shared<test::SeveralTransport>(make_tcp_transport({}), 5);
   };
   (void)make_groups(several, 3, Linked::kAll);  // opens the module
-  const auto descriptors = count("/proc/self/fd");
-  const auto threads = count("/proc/self/task");
+  const int descriptors = count_descriptors();
+  const int threads = count_threads();
   for (int generation = 0; generation < 4; ++generation) {
     const auto groups = make_groups(several, 3, Linked::kAll);
     CHECK(groups[0]->connections(1) == 5);
-    CHECK(count("/proc/self/task") > threads);
+    CHECK(count_threads() > threads);
     if (generation % 2 == 1) groups[0]->abort(std::make_exception_ptr(Cancelled("over")));
   }
-  CHECK(count("/proc/self/fd") == descriptors);
-  CHECK(count("/proc/self/task") == threads);
+  CHECK(settle(count_descriptors, descriptors) == descriptors);
+  CHECK(settle(count_threads, threads) == threads);
 }
 
 TEST_CASE("collectives over Gloo groups do what they say") { collectives_conform(tcp()); }

@@ -12,7 +12,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iostream>
@@ -30,6 +29,7 @@
 #include <meshstage/core/error/error.hpp>
 
 #include "tests/support/fake_cuda/control.hpp"
+#include "tests/support/own_process.hpp"
 
 // AddressSanitizer keeps up to 256 MB of what was freed, which generations() would take for growth.
 extern "C" const char* __asan_default_options() { return "quarantine_size_mb=16"; }
@@ -280,19 +280,13 @@ std::shared_ptr<ProcessGroup> form(Store& store, std::uint64_t generation, int s
   return make_nccl_transport(std::move(host), {})->connect_group(request, store, soon());
 }
 
-int count_entries(const char* folder) {
-  int count = 0;
-  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(folder)) ++count;
-  return count;
-}
-
 /// "<threads> threads, <descriptors> descriptors, <KiB>"; looks until they are few, or for 5 s.
 std::string settled(int threads, int descriptors) {
   int now_threads = 0;
   int now_descriptors = 0;
   for (const auto until = Deadline::after(5s); !until.expired();) {
-    now_threads = count_entries("/proc/self/task");
-    now_descriptors = count_entries("/proc/self/fd");
+    now_threads = testing::count_threads();
+    now_descriptors = testing::count_descriptors();
     if (now_threads <= threads && now_descriptors <= descriptors) return "";
   }
   return std::to_string(now_threads) + " threads (before: " + std::to_string(threads) + "), " +
@@ -324,8 +318,8 @@ std::string generations(Store& store, std::uint64_t first, int count, int size, 
     group->close();
     if (i != count / 2) continue;  // the first ones leave what NCCL has once, in large pieces
     (void)settled(0, 0);
-    threads = count_entries("/proc/self/task");
-    descriptors = count_entries("/proc/self/fd");
+    threads = testing::count_threads();
+    descriptors = testing::count_descriptors();
     resident = resident_kib();
   }
   const auto left = settled(threads, descriptors);

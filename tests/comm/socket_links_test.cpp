@@ -24,6 +24,7 @@
 #include "tests/comm/worker_process.hpp"
 #include "tests/conformance/control_links_suite.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/own_process.hpp"
 
 namespace {
 

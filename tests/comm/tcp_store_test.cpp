@@ -20,6 +20,7 @@
 #include "tests/conformance/ranks.hpp"
 #include "tests/conformance/store_suite.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/own_process.hpp"
 #include "tests/support/tcp_proxy.hpp"
 
 namespace {

@@ -13,8 +13,6 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
-#include <mutex>
-#include <thread>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
@@ -113,46 +111,6 @@ TemporaryFolder::TemporaryFolder() {
 TemporaryFolder::~TemporaryFolder() {
   std::error_code error;
   std::filesystem::remove_all(path_, error);
-}
-
-namespace {
-
-/// Those that are links to what begins with one of `kinds`.
-int count_descriptors(std::initializer_list<std::string_view> kinds) {
-  int count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
-    std::error_code error;
-    const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
-    for (const auto kind : kinds) count += target.starts_with(kind) ? 1 : 0;
-  }
-  return count;
-}
-
-}  // namespace
-
-int count_threads() {
-  // ThreadSanitizer starts a thread of its own with the first of the program: it is there from
-  // here.
-  static std::once_flag first;
-  std::call_once(first, [] { std::thread([] {}).join(); });
-  int count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
-    count += entry.path().empty() ? 0 : 1;
-  }
-  return count;
-}
-
-int count_network_descriptors() { return count_descriptors({"socket:", "anon_inode:"}); }
-int count_sockets() { return count_descriptors({"socket:"}); }
-
-int settle(int (*count)(), int expected) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
-  int seen = count();
-  while (seen != expected && std::chrono::steady_clock::now() < end) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    seen = count();
-  }
-  return seen;
 }
 
 }  // namespace meshstage::testing

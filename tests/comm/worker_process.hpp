@@ -53,13 +53,4 @@ class TemporaryFolder {
   std::string path_;
 };
 
-/// Threads of this process, and its descriptors that are sockets, epoll or event descriptors.
-int count_threads();
-int count_network_descriptors();
-/// Its sockets alone.
-int count_sockets();
-/// A thread that was joined, or a socket that was closed, may show in /proc a moment longer: looks
-/// until `count()` is `expected`, for two seconds at most; returns what it saw last.
-int settle(int (*count)(), int expected);
-
 }  // namespace meshstage::testing

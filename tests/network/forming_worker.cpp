@@ -3,7 +3,6 @@
 //   "<generation> <CLOCK_MONOTONIC, ms> <linked peers> <sockets>"
 // and ends with its standard input.
 #include <chrono>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -13,7 +12,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/generation/number.hpp>
 
-#include "tests/comm/worker_process.hpp"
+#include "tests/support/own_process.hpp"
 
 int main(int argc, char** argv) {
   using namespace std::chrono_literals;
