@@ -126,8 +126,10 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--restart", "all@5:ranks=2", "--mesh", "2,2"}, "a mesh says the number of ranks"},
       {{"--restart", "all@5:ranks=2", "--device", "cuda"},
        "states on devices are not put together"},
-      {{"--restart", "all@5:ranks=2", "--restart", "all@9:rotate"},
-       "a drill has either rotate or ranks=N"},
+      {{"--restart", "all@5:ranks=1", "--restart", "all@9:rotate"},
+       "all@5:ranks=1: no rank would sit where an image of rank 1 is; give more ranks or --copies"},
+      {{"--restart", "all@5:rotate", "--restart", "all@9:ranks=1"},
+       "all@9:ranks=1: no rank would sit where an image of rank 1 is"},
       {{"--restart", "all@5:rotate", "--ranks-per-host", "4", "--partners", "ring"},
        "there is one host; give more --ranks, or fewer --ranks-per-host"},
       {{"--restart", "all@5:ranks=2", "--kill", "3@9"},
@@ -310,6 +312,7 @@ TEST_CASE("Random kills follow from the seed, exist, and no staged step is left 
 
 TEST_CASE("Random faults of the whole job follow from the seed, and can be typed together") {
   std::set<std::string> kinds;
+  int moved_and_changed = 0;
   for (int seed = 1; seed <= 60; ++seed) {
     const std::string ranks = std::to_string(1 + seed % 5);
     const std::vector<std::string> drawn{
@@ -319,6 +322,7 @@ TEST_CASE("Random faults of the whole job follow from the seed, and can be typed
     INFO(parsed.complaint);
     REQUIRE(parsed.complaint.empty());
     REQUIRE(parsed.arguments.faults.size() == 7);
+    if (parsed.arguments.moves_ranks() && parsed.arguments.changes_world()) ++moved_and_changed;
     std::vector<std::string> typed{"--ranks", ranks, "--steps", "60"};
     for (const auto& fault : parsed.arguments.faults) {
       const std::string text = fault.text();
@@ -341,6 +345,7 @@ TEST_CASE("Random faults of the whole job follow from the seed, and can be typed
     for (const auto& fault : parse(drawn).arguments.faults) one.erase(one.find(fault.text()));
     REQUIRE(one.empty());
   }
+  CHECK(moved_and_changed > 3);
   CHECK(kinds == std::set<std::string>{"restart", "restart rotate", "restart ranks", "stop",
                                        "stop wake", "twice"});
 }

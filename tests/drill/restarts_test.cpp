@@ -76,6 +76,15 @@ TEST_CASE("A job goes from three ranks to two and back, and another rank is kill
   CHECK(object.at("kills").at(2).at("source") == "own memory");
 }
 
+TEST_CASE("Ranks of another number find what lies on hosts of their own, also after they moved") {
+  const json object =
+      identical(job_of("4", {"--restart", "all@6:rotate", "--restart", "all@10:ranks=3",
+                             "--restart", "all@14:rotate", "--restart", "all@18:ranks=5"}));
+  REQUIRE(object.at("kills").size() == 4);
+  CHECK(object.at("wrong").empty());
+  CHECK(object.at("worlds").size() == 3);
+}
+
 TEST_CASE("A job that hangs is started anew beside its old processes, which then are killed") {
   for (const std::string point : {"", ":chunk-sent"}) {
     INFO(point);

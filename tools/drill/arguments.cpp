@@ -15,6 +15,7 @@
 #include <meshstage/mesh/replicated.hpp>
 
 #include "tools/command/command.hpp"
+#include "tools/drill/hosts.hpp"
 #include "tools/drill/numbers.hpp"
 #include "tools/trainer/sharding.hpp"
 #include "tools/trainer/text.hpp"
@@ -76,14 +77,9 @@ int fewest_ranks_at(const Arguments& a, std::uint64_t step) {
   return fewest;
 }
 
-/// What a restart asks for can be had.
-void check_restart(const Fault& fault, int world, const Arguments& a) {
+/// The job can have as many ranks as the restart asks for.
+void check_world(const Fault& fault, int world, const Arguments& a) {
   const std::string option = fault.text();
-  if (fault.rotate && a.hosts() < 2) {
-    refuse(option + ": there is one host; give more --ranks, or fewer --ranks-per-host");
-  }
-  if (fault.ranks == 0) return;
-  if (a.moves_ranks()) refuse(option + ": a drill has either rotate or ranks=N");
   if (!a.mesh.empty()) refuse(option + ": a mesh says the number of ranks; leave --mesh out");
   if (a.device != "cpu") {
     refuse(option + ": states on devices are not put together anew; leave --device out");
@@ -92,13 +88,28 @@ void check_restart(const Fault& fault, int world, const Arguments& a) {
   (void)a.holders(fault.ranks);  // says why not, and what would be
 }
 
+/// What a restart asks for can be had, by ranks that sit as `before` says.
+void check_restart(const Fault& fault, Seating before, const Arguments& a) {
+  const std::string option = fault.text();
+  if (fault.rotate && a.hosts() < 2) {
+    refuse(option + ": there is one host; give more --ranks, or fewer --ranks-per-host");
+  }
+  if (fault.ranks > 0) check_world(fault, before.ranks, a);
+  if (!a.moves_ranks()) return;  // one vault directory, which all see
+  if (const auto rank = left_behind(a, before, after(fault, before))) {
+    refuse(
+        fmt::format("{}: no rank would sit where an image of rank {} is; give more ranks or "
+                    "--copies, or leave :rotate out",
+                    option, *rank));
+  }
+}
 /// The faults fit together; they ascend by step.
 void check_together(const Arguments& a) {
-  int world = a.ranks;
+  Seating seating{a.ranks, 0};
   std::set<std::uint64_t> second_starts;
   for (const auto& fault : a.faults) {
-    if (fault.how == How::kRestart) check_restart(fault, world, a);
-    if (fault.ranks > 0) world = fault.ranks;
+    if (fault.how == How::kRestart) check_restart(fault, seating, a);
+    seating = after(fault, seating);
     if (fault.how == How::kTwice && !second_starts.insert(fault.step).second) {
       refuse(fault.text() + ": is given twice");
     }
@@ -122,6 +133,11 @@ void check_together(const Arguments& a) {
 Holders Arguments::holders(int of_ranks) const {
   if (of_ranks == 1) return Holders(1);
   return make_holders(FailureDomains::uniform(of_ranks, ranks_per_host), partners);
+}
+
+int Arguments::hosts() const {
+  const auto all = worlds();
+  return (*std::max_element(all.begin(), all.end()) + ranks_per_host - 1) / ranks_per_host;
 }
 
 bool Arguments::moves_ranks() const {

@@ -45,8 +45,8 @@ struct Arguments {
   /// For every rank the lenders of its replicas; none for one that comes back without borrowed
   /// tensors. All empty without spare_replicated.
   [[nodiscard]] std::vector<std::vector<int>> lenders() const;
-  /// The hosts on which the ranks sit at first.
-  [[nodiscard]] int hosts() const { return (ranks + ranks_per_host - 1) / ranks_per_host; }
+  /// The hosts of the job: as many as it has ranks for when it has the most.
+  [[nodiscard]] int hosts() const;
   /// Some restart moves the ranks: each host then has a vault directory of its own.
   [[nodiscard]] bool moves_ranks() const;
   /// Some restart has another number of ranks.
@@ -86,9 +86,9 @@ class ArgumentParser {
 std::vector<Fault> random_kills(std::uint64_t count, std::uint64_t seed, const Arguments& arguments,
                                 std::uint64_t faults_of_all = 0);
 
-/// `count` faults of the whole job, drawn from the seed: restarts (in a drill either on other hosts
-/// or with other numbers of ranks), stops of all, second starts. Every one of them is reached, also
-/// among so many kills. Ascending by step.
+/// `count` faults of the whole job, drawn from the seed: restarts (on other hosts, with other
+/// numbers of ranks), stops of all, second starts. Every one of them is reached, also among so many
+/// kills. None leaves images behind that the job needs. Ascending by step.
 std::vector<Fault> random_restarts(std::uint64_t count, std::uint64_t seed,
                                    const Arguments& arguments, std::uint64_t kills = 0);
 

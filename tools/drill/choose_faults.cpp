@@ -7,6 +7,7 @@
 #include <meshstage/core/error/error.hpp>
 
 #include "tools/drill/arguments.hpp"
+#include "tools/drill/hosts.hpp"
 
 namespace meshstage::tools::drill {
 namespace {
@@ -36,6 +37,27 @@ std::vector<int> possible_worlds(const Arguments& arguments) {
     }
   }
   return worlds;
+}
+
+/// Makes plain restarts of those that would leave images behind, or ask for the ranks that the job
+/// has.
+void keep_within_reach(std::vector<Fault>& faults, Arguments arguments) {
+  for (bool all_fit = false; !all_fit;) {
+    all_fit = true;
+    arguments.faults = faults;  // they say how many hosts there are
+    Seating seating{arguments.ranks, 0};
+    for (auto& fault : faults) {
+      const Seating next = after(fault, seating);
+      if (fault.ranks == seating.ranks ||
+          (arguments.moves_ranks() && left_behind(arguments, seating, next))) {
+        fault.ranks = 0;
+        fault.rotate = false;
+        all_fit = false;
+        break;
+      }
+      seating = next;
+    }
+  }
 }
 
 }  // namespace
@@ -84,20 +106,24 @@ std::vector<Fault> random_restarts(std::uint64_t count, std::uint64_t seed,
   std::mt19937_64 random(seed ^ 0x72657374U);  // not the draws of random_kills()
   const auto below = [&random](std::uint64_t n) { return random() % n; };
   const auto worlds = possible_worlds(arguments);
-  const bool changes = !worlds.empty() && (arguments.hosts() < 2 || below(2) == 0);
+  // Of each three drills one changes the world alone, one the hosts, and one both.
+  const std::uint64_t kinds = below(3);
+  const bool changes = !worlds.empty() && kinds != 1;
+  const bool moves = arguments.hosts() > 1 && kinds != 0;
   const std::uint64_t first = std::min<std::uint64_t>(2, arguments.steps);
   std::vector<std::uint64_t> steps(count);
   for (auto& step : steps) step = first + below(arguments.steps - first + 1);
   std::sort(steps.begin(), steps.end());
 
   const std::uint64_t last_staged = arguments.steps / arguments.every * arguments.every;
+  bool change_next = below(2) == 0;  // where a drill has both, in turns
   int world = arguments.ranks;
   std::uint64_t second_start = 0;
   std::vector<Fault> faults;
   for (std::uint64_t i = 0; i < count; ++i) {
     Fault fault;
     fault.step = steps[i];
-    const std::uint64_t kind = below(5);
+    const std::uint64_t kind = below(6);
     if (kind == 0 && second_start != fault.step) {
       fault.how = How::kTwice;
       second_start = fault.step;
@@ -106,19 +132,24 @@ std::vector<Fault> random_restarts(std::uint64_t count, std::uint64_t seed,
     }
     fault.how = kind == 1 || kind == 2 ? How::kStop : How::kRestart;
     fault.wake = kind == 1;
+    const bool elsewhere = kind == 3 || kind == 4;
     // Each death can spoil one staged step, so there must be one more than deaths to come.
     if (fault.step + arguments.every * (count - i + kills) <= last_staged) {
       fault.point = arguments.ranks > 1 ? kInEveryStep.at(below(kInEveryStep.size()))
                                         : kAlone.at(below(kAlone.size()));
     }
-    if (kind == 3 && changes) {
-      const int next = worlds[below(worlds.size())];
-      if (next != world) fault.ranks = world = next;
-    } else if (kind == 3) {
-      fault.rotate = arguments.hosts() > 1;
+    if (elsewhere && changes && (!moves || change_next)) {
+      const auto which = below(worlds.size());
+      world = worlds[which] != world ? worlds[which] : worlds[(which + 1) % worlds.size()];
+      fault.ranks = world;
+      change_next = false;
+    } else if (elsewhere) {
+      change_next = true;
+      fault.rotate = moves;
     }
     faults.push_back(std::move(fault));
   }
+  keep_within_reach(faults, arguments);
   return faults;
 }
 

@@ -8,6 +8,7 @@
 #include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/vault/listing.hpp>
 
+#include "tools/drill/hosts.hpp"
 #include "tools/drill/job.hpp"
 
 namespace meshstage::tools::drill {
@@ -32,8 +33,8 @@ std::filesystem::path Job::log_file(int rank) const {
 
 /// Of the host that the rank sits on.
 const std::filesystem::path& Job::vault_of(int rank) const {
-  const int host = rank / options_.arguments.ranks_per_host + moved_;
-  return options_.vaults[static_cast<std::size_t>(host) % options_.vaults.size()];
+  if (options_.vaults.size() == 1) return options_.vaults.front();  // all hosts see it
+  return options_.vaults[static_cast<std::size_t>(host_of(options_.arguments, rank, moved_))];
 }
 
 // Whoever lives through a death has as many threads and descriptors afterwards. Only generations

@@ -1,0 +1,33 @@
+#include "tools/drill/hosts.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <set>
+
+namespace meshstage::tools::drill {
+
+Seating after(const Fault& fault, Seating before) {
+  return {fault.ranks > 0 ? fault.ranks : before.ranks, before.moved + (fault.rotate ? 1 : 0)};
+}
+
+int host_of(const Arguments& arguments, int rank, int moved) {
+  return (rank / arguments.ranks_per_host + moved) % arguments.hosts();
+}
+
+std::optional<int> left_behind(const Arguments& arguments, Seating before, Seating after) {
+  std::set<int> within_reach;
+  for (int rank = 0; rank < after.ranks; ++rank) {
+    within_reach.insert(host_of(arguments, rank, after.moved));
+  }
+  const auto reached = [&](int rank) {
+    return within_reach.contains(host_of(arguments, rank, before.moved));
+  };
+  const Holders holders = arguments.holders(before.ranks);
+  for (int owner = 0; owner < before.ranks; ++owner) {
+    const auto& copies = holders[static_cast<std::size_t>(owner)];
+    if (!reached(owner) && std::none_of(copies.begin(), copies.end(), reached)) return owner;
+  }
+  return std::nullopt;
+}
+
+}  // namespace meshstage::tools::drill
