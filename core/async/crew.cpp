@@ -112,7 +112,7 @@ class Crew::Impl {
   Mutex mutex_;  // guards the jobs, too
   CondVar changed_;
   std::list<Job*> jobs_ MESHSTAGE_GUARDED_BY(mutex_);
-  std::vector<Thread> threads_;  // grows with the mutex held; the destructor alone joins
+  std::vector<Thread> threads_ MESHSTAGE_GUARDED_BY(mutex_);  // the destructor alone joins
   bool stopping_ MESHSTAGE_GUARDED_BY(mutex_) = false;
 };
 

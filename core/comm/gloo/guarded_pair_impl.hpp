@@ -201,6 +201,7 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
   std::atomic<std::uint64_t> moved_{0};  // events of the connection
   std::atomic<std::uint64_t> acked_{0};  // bytes
   const Nonce own_;
+  // Guarded by m_. It is Gloo's own std::mutex, which clang's analysis does not know.
   Nonce peers_{};
   std::array<Stranger, kStrangers> strangers_;
   std::uint64_t accepted_ = 0;

@@ -18,6 +18,7 @@ class InProcessLinksNode : public Node, public ControlLinks {
   ~InProcessLinksNode() override { close(); }
 
   void start() {
+    const MutexLock lock(joining_);
     thread_ = Thread("ms-links", [this] { run(); });
   }
 
@@ -95,8 +96,8 @@ class InProcessLinksNode : public Node, public ControlLinks {
   std::deque<std::pair<int, std::vector<std::byte>>> held_
       MESHSTAGE_GUARDED_BY(fabric->mutex);  // sent while frozen
   bool closed_while_frozen_ MESHSTAGE_GUARDED_BY(fabric->mutex) = false;
-  Mutex joining_;  // of the thread, which start() begins before anyone can close()
-  Thread thread_;
+  Mutex joining_;
+  Thread thread_ MESHSTAGE_GUARDED_BY(joining_);
 };
 
 }  // namespace
