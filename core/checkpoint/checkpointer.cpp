@@ -438,7 +438,7 @@ std::uint64_t Checkpointer::run(Dict& state, std::uint64_t steps, const RunBody&
   return detail::run(
       {.ckpt = *this,
        .trained = impl_->trained_,
-       .has_device_group = impl_->options_.device_group.has_value(),
+       .device_group = impl_->device_group_,
        .streams = impl_->options_.streams,
        .waits_when_busy = impl_->options_.when_busy == WhenBusy::kWait,
        .end_generation = [this](const std::string& why) { impl_->end_generation(why); }},

@@ -48,7 +48,7 @@ class Run {
         steps_(steps),
         body_(body),
         options_(options),
-        has_device_group_(seams.has_device_group),
+        device_group_(seams.device_group),
         streams_(seams.streams),
         waits_when_busy_(seams.waits_when_busy),
         end_generation_(std::move(seams.end_generation)),
@@ -82,8 +82,7 @@ class Run {
     std::uint64_t step = begin();
     termination_.training(true);
     const std::shared_ptr<ProcessGroup> group = ckpt_.group();
-    const std::shared_ptr<ProcessGroup> device_group =
-        has_device_group_ ? ckpt_.device_group() : nullptr;
+    const std::shared_ptr<ProcessGroup> device_group = device_group_;
     for (bool stopped = false; step < steps_ && !stopped;) {
       if (termination_.take()) ckpt_.request_termination();
       if (!options_.overlap) wait_copied(last_.staged());
@@ -177,7 +176,7 @@ class Run {
   const std::uint64_t steps_;
   const RunBody& body_;
   const RunOptions& options_;
-  const bool has_device_group_;
+  const std::shared_ptr<ProcessGroup>& device_group_;
   const std::span<const TrainerStream> streams_;
   const bool waits_when_busy_;
   const std::function<void(const std::string&)> end_generation_;

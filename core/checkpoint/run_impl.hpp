@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -14,8 +15,9 @@ struct RunSeams {
   Checkpointer& ckpt;
   /// The step at which an earlier run() of this generation ended, if there was one.
   std::optional<std::uint64_t>& trained;
-  /// CheckpointerOptions::device_group is given.
-  bool has_device_group;
+  /// What Checkpointer::device_group() returns in the present generation; null without
+  /// CheckpointerOptions::device_group. Another one after each rejoin().
+  const std::shared_ptr<ProcessGroup>& device_group;
   /// CheckpointerOptions::streams.
   std::span<const TrainerStream> streams;
   /// True: stage() waits for the step before (WhenBusy::kWait).
