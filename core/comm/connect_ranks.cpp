@@ -13,6 +13,7 @@
 #include <meshstage/core/comm/job_entries_impl.hpp>
 #include <meshstage/core/comm/named_losses_impl.hpp>
 #include <meshstage/core/comm/several_connections.hpp>
+#include <meshstage/core/comm/wrapped_store.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/rank_tree.hpp>
 
@@ -43,42 +44,26 @@ std::vector<int> merged(std::vector<int> a, const std::vector<int>& b) {
 }
 
 /// The Store as a transport sees it while it connects: remembers the addresses that it publishes.
-class PublishedIn final : public Store {
+class PublishedIn final : public WrappedStore {
  public:
-  explicit PublishedIn(Store& inner) : inner_(inner) {}
+  using WrappedStore::WrappedStore;
 
   void set(const std::string& key, std::string_view value, Deadline deadline) override {
     published_.push_back(key);
-    inner_.set(key, value, deadline);
-  }
-  std::optional<std::string> get(const std::string& key, Deadline deadline) override {
-    return inner_.get(key, deadline);
+    WrappedStore::set(key, value, deadline);
   }
   std::string compare_and_create(const std::string& key, std::string_view value,
                                  Deadline deadline) override {
     published_.push_back(key);
-    return inner_.compare_and_create(key, value, deadline);
-  }
-  std::vector<std::string> list(const std::string& prefix, Deadline deadline) override {
-    return inner_.list(prefix, deadline);
-  }
-  void remove(const std::string& key, Deadline deadline) override { inner_.remove(key, deadline); }
-  std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
-                           std::stop_token stop) override {
-    return inner_.wait_for_any(keys, deadline, std::move(stop));
-  }
-  void wait_reachable(Deadline deadline, std::stop_token stop,
-                      const Unanswered& unanswered) override {
-    inner_.wait_reachable(deadline, std::move(stop), unanswered);
+    return WrappedStore::compare_and_create(key, value, deadline);
   }
 
   void remove_published(Deadline deadline) {
-    for (const auto& key : std::exchange(published_, {})) inner_.remove(key, deadline);
+    for (const auto& key : std::exchange(published_, {})) remove(key, deadline);
   }
 
  private:
-  Store& inner_;
-  std::vector<std::string> published_;
+  std::vector<std::string> published_;  // of the thread that connects
 };
 
 /// One generation on its way: what the links and the Store say while this rank connects.
@@ -182,15 +167,15 @@ struct Attempt {
   std::set<int> ready MESHSTAGE_GUARDED_BY(mutex);
   std::map<int, unsigned> wanted MESHSTAGE_GUARDED_BY(mutex);  // connections, by data peer
   bool go MESHSTAGE_GUARDED_BY(mutex) = false;
-  ControlLinks* links = nullptr;
-  std::jthread watcher;  // last: it ends before what it uses
+  ControlLinks* links = nullptr;  // set before the links call a handler
+  std::jthread watcher;           // last: it ends before what it uses
 };
 
 /// Generation::connect_pairs of the generation that `request` names.
 Pairs connect_pairs(const std::shared_ptr<Store>& store, Transport& transport,
                     ConnectRequest request, const std::vector<int>& peers, Deadline deadline,
                     const std::stop_token& stop) {
-  PublishedIn published(*store);
+  PublishedIn published(store);
   request.peers = peers;
   Pairs made;
   try {
@@ -215,7 +200,7 @@ std::string gave_up_text(int rank) {
 Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
                         const std::string& claim, Deadline deadline) {
   Store& store = *options.store;
-  PublishedIn published(store);
+  PublishedIn published(options.store);
   const std::string outcome_key = generation_key(options.job, number, "outcome");
   const int rank = options.rank;
   const int world = options.world_size;

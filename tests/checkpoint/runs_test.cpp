@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include <meshstage/core/comm/wrapped_store.hpp>
 #include <meshstage/core/generation/number.hpp>
 
 #include "tests/support/catch.hpp"
@@ -32,34 +34,16 @@ ms::CheckpointerOptions in_memory_alone(InProcessJob& job, int rank) {
 }
 
 /// Another Store, whose set() of one key fails.
-class FailingSet final : public ms::Store {
+class FailingSet final : public ms::WrappedStore {
  public:
   FailingSet(std::shared_ptr<ms::Store> inner, std::string key)
-      : inner_(std::move(inner)), key_(std::move(key)) {}
+      : WrappedStore(std::move(inner)), key_(std::move(key)) {}
   void set(const std::string& key, std::string_view value, ms::Deadline deadline) override {
     if (key == key_) throw ms::IoError("the store is gone");
-    inner_->set(key, value, deadline);
-  }
-  std::optional<std::string> get(const std::string& key, ms::Deadline deadline) override {
-    return inner_->get(key, deadline);
-  }
-  std::string compare_and_create(const std::string& key, std::string_view value,
-                                 ms::Deadline deadline) override {
-    return inner_->compare_and_create(key, value, deadline);
-  }
-  std::vector<std::string> list(const std::string& prefix, ms::Deadline deadline) override {
-    return inner_->list(prefix, deadline);
-  }
-  void remove(const std::string& key, ms::Deadline deadline) override {
-    inner_->remove(key, deadline);
-  }
-  std::string wait_for_any(std::span<const std::string> keys, ms::Deadline deadline,
-                           std::stop_token stop) override {
-    return inner_->wait_for_any(keys, deadline, std::move(stop));
+    WrappedStore::set(key, value, deadline);
   }
 
  private:
-  const std::shared_ptr<ms::Store> inner_;
   const std::string key_;
 };
 

@@ -22,6 +22,7 @@
 #include <meshstage/core/comm/gloo/group.hpp>
 #include <meshstage/core/comm/gloo/module.hpp>
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
+#include <meshstage/core/comm/wrapped_store.hpp>
 #include <meshstage/core/error/error.hpp>
 
 #include "tests/comm/worker_process.hpp"
@@ -228,27 +229,14 @@ TEST_CASE("a Gloo message that is too long, unasked for or random fails the grou
 namespace {
 
 /// A store in which strangers connect to every address before the peer that it is for learns it.
-class StrangersFirst final : public Store {
+class StrangersFirst final : public WrappedStore {
  public:
   using Say = std::function<void(BareSocket&, const std::string& address)>;
-  StrangersFirst(int count, Say say) : count_(count), say_(std::move(say)) {}
-  void set(const std::string& key, std::string_view value, Deadline deadline) override {
-    inner_.set(key, value, deadline);
-  }
-  std::optional<std::string> get(const std::string& key, Deadline deadline) override {
-    return inner_.get(key, deadline);
-  }
-  std::string compare_and_create(const std::string& key, std::string_view value,
-                                 Deadline deadline) override {
-    return inner_.compare_and_create(key, value, deadline);
-  }
-  std::vector<std::string> list(const std::string& prefix, Deadline deadline) override {
-    return inner_.list(prefix, deadline);
-  }
-  void remove(const std::string& key, Deadline deadline) override { inner_.remove(key, deadline); }
+  StrangersFirst(int count, Say say)
+      : WrappedStore(std::make_shared<InMemoryStore>()), count_(count), say_(std::move(say)) {}
   std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
                            std::stop_token stop) override {
-    const std::string address = inner_.wait_for_any(keys, deadline, std::move(stop));
+    const std::string address = WrappedStore::wait_for_any(keys, deadline, std::move(stop));
     const std::lock_guard lock(mutex_);
     try {
       for (int i = 0; i < count_; ++i) {
@@ -262,7 +250,6 @@ class StrangersFirst final : public Store {
   }
 
  private:
-  InMemoryStore inner_;
   const int count_;
   const Say say_;
   std::mutex mutex_;

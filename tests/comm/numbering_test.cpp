@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/comm/wrapped_store.hpp>
+
 #include "tests/comm/membership_job.hpp"
 #include "tests/support/catch.hpp"
 
@@ -15,33 +17,16 @@ using namespace meshstage;
 using namespace meshstage::testing;
 
 /// Passes every call on; `before_create(key)` may wait first.
-class GatedStore final : public Store {
+class GatedStore final : public WrappedStore {
  public:
-  explicit GatedStore(std::shared_ptr<Store> inner) : inner_(std::move(inner)) {}
+  using WrappedStore::WrappedStore;
   std::function<void(const std::string& key)> before_create;
 
-  void set(const std::string& key, std::string_view value, Deadline deadline) override {
-    inner_->set(key, value, deadline);
-  }
-  std::optional<std::string> get(const std::string& key, Deadline deadline) override {
-    return inner_->get(key, deadline);
-  }
   std::string compare_and_create(const std::string& key, std::string_view value,
                                  Deadline deadline) override {
     before_create(key);
-    return inner_->compare_and_create(key, value, deadline);
+    return WrappedStore::compare_and_create(key, value, deadline);
   }
-  std::vector<std::string> list(const std::string& prefix, Deadline deadline) override {
-    return inner_->list(prefix, deadline);
-  }
-  void remove(const std::string& key, Deadline deadline) override { inner_->remove(key, deadline); }
-  std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
-                           std::stop_token stop) override {
-    return inner_->wait_for_any(keys, deadline, std::move(stop));
-  }
-
- private:
-  const std::shared_ptr<Store> inner_;
 };
 
 }  // namespace

@@ -89,54 +89,29 @@ std::function<void(bool, std::vector<std::byte>&)> meddling(const std::string& h
 
 }  // namespace
 
-void ProxiedStore::check_reachable() {
+void ProxiedStore::before_call() {
   const std::lock_guard lock(mutex_);
   if (gone_) throw IoError("the store cannot be reached from a host that is gone");
 }
 
 void ProxiedStore::set(const std::string& key, std::string_view value, Deadline deadline) {
-  check_reachable();
   {
     const std::lock_guard lock(mutex_);
     if (address_key(key)) own_[key] = value;
   }
-  inner_->set(key, value, deadline);
+  WrappedStore::set(key, value, deadline);
 }
 
 std::optional<std::string> ProxiedStore::get(const std::string& key, Deadline deadline) {
-  check_reachable();
-  auto value = inner_->get(key, deadline);
+  auto value = WrappedStore::get(key, deadline);
   if (value) value = translated(key, std::move(*value));
   return value;
 }
 
-std::string ProxiedStore::compare_and_create(const std::string& key, std::string_view value,
-                                             Deadline deadline) {
-  check_reachable();
-  return inner_->compare_and_create(key, value, deadline);
-}
-
-std::vector<std::string> ProxiedStore::list(const std::string& prefix, Deadline deadline) {
-  check_reachable();
-  return inner_->list(prefix, deadline);
-}
-
-void ProxiedStore::remove(const std::string& key, Deadline deadline) {
-  check_reachable();
-  inner_->remove(key, deadline);
-}
-
 std::string ProxiedStore::wait_for_any(std::span<const std::string> keys, Deadline deadline,
                                        std::stop_token stop) {
-  check_reachable();
-  auto value = inner_->wait_for_any(keys, deadline, std::move(stop));
+  auto value = WrappedStore::wait_for_any(keys, deadline, std::move(stop));
   return keys.size() == 1 ? translated(keys[0], std::move(value)) : value;
-}
-
-void ProxiedStore::wait_reachable(Deadline deadline, std::stop_token stop,
-                                  const Unanswered& unanswered) {
-  check_reachable();
-  inner_->wait_reachable(deadline, std::move(stop), unanswered);
 }
 
 std::string ProxiedStore::translated(const std::string& key, std::string value) {

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/comm/store.hpp>
+#include <meshstage/core/comm/wrapped_store.hpp>
 
 #include "tests/support/tcp_proxy.hpp"
 
@@ -17,23 +17,15 @@ namespace meshstage::testing {
 /// Every connection that the rank opens to a peer goes over a proxy of this store: those of its
 /// control links, and those of its Gloo groups. The ones that peers open to it go over theirs.
 /// Threads: any.
-class ProxiedStore final : public Store {
+class ProxiedStore final : public WrappedStore {
  public:
-  ProxiedStore(std::shared_ptr<Store> inner, int rank) : inner_(std::move(inner)), rank_(rank) {}
+  ProxiedStore(std::shared_ptr<Store> inner, int rank)
+      : WrappedStore(std::move(inner)), rank_(rank) {}
 
-  void set(const std::string& key, std::string_view value,
-           Deadline deadline = Deadline::never()) override;
-  std::optional<std::string> get(const std::string& key,
-                                 Deadline deadline = Deadline::never()) override;
-  std::string compare_and_create(const std::string& key, std::string_view value,
-                                 Deadline deadline = Deadline::never()) override;
-  std::vector<std::string> list(const std::string& prefix,
-                                Deadline deadline = Deadline::never()) override;
-  void remove(const std::string& key, Deadline deadline = Deadline::never()) override;
+  void set(const std::string& key, std::string_view value, Deadline deadline) override;
+  std::optional<std::string> get(const std::string& key, Deadline deadline) override;
   std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
-                           std::stop_token stop = {}) override;
-  void wait_reachable(Deadline deadline, std::stop_token stop = {},
-                      const Unanswered& unanswered = {}) override;
+                           std::stop_token stop) override;
 
   /// What passes between this rank and `peer`, over the connections there are, is lost from now on.
   /// If `peer` is this rank itself its host is gone: the Store cannot be reached either.
@@ -50,13 +42,13 @@ class ProxiedStore final : public Store {
     bool links = false;
     std::unique_ptr<TcpProxy> proxy;
   };
-  void check_reachable();
+  /// Throws IoError once this rank's host is gone.
+  void before_call() override;
   /// The value of `key` as this rank is to see it.
   std::string translated(const std::string& key, std::string value);
   std::uint16_t proxy_to(int peer, bool links, const std::string& host, std::uint16_t port,
                          bool low_port);
 
-  const std::shared_ptr<Store> inner_;
   const int rank_;
   std::mutex mutex_;
   bool gone_ = false;
