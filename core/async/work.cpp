@@ -1,13 +1,10 @@
 #include <meshstage/core/async/work.hpp>
+#include <meshstage/core/error/exception_of.hpp>
 
 namespace meshstage::detail {
 
 std::exception_ptr abandoned() noexcept {
-  try {
-    return std::make_exception_ptr(Cancelled("the producer went away without a result"));
-  } catch (...) {  // no memory for the words: then that is what the consumer hears
-    return std::current_exception();
-  }
+  return exception_of([] { return Cancelled("the producer went away without a result"); });
 }
 
 }  // namespace meshstage::detail

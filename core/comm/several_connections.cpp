@@ -7,6 +7,7 @@
 
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/origin.hpp>
+#include <meshstage/core/comm/late_transfer_impl.hpp>
 #include <meshstage/core/comm/while_moving_impl.hpp>
 #include <meshstage/core/comm/wrapped_collectives.hpp>
 #include <meshstage/core/error/error.hpp>
@@ -43,14 +44,17 @@ class Joined {
     if (!cause_) cause_ = std::move(reason);
     for (const auto& group : groups_) group->abort(cause_);
   }
-  /// What a transfer threw that is late, and not done since: the reason if one is given up.
-  void set_late(std::exception_ptr why) noexcept {
+  void note_late(const Transfer* transfer, std::exception_ptr why) noexcept {
     const MutexLock lock(mutex_);
-    late_ = std::move(why);
+    late_.note(transfer, std::move(why));
   }
-  [[nodiscard]] std::exception_ptr late() noexcept {
+  void note_done(const Transfer* transfer) noexcept {
     const MutexLock lock(mutex_);
-    return late_;
+    late_.done(transfer);
+  }
+  [[nodiscard]] std::exception_ptr reason_to_give_up() noexcept {
+    const MutexLock lock(mutex_);
+    return late_.reason([] { return "a transfer was given up"; });
   }
   void close() const noexcept {
     for (const auto& group : groups_) group->close();
@@ -62,7 +66,8 @@ class Joined {
   const std::vector<std::shared_ptr<ProcessGroup>> groups_;
   std::vector<std::atomic<std::uint64_t>> done_;  // transfers, by peer
   Mutex mutex_;
-  std::exception_ptr cause_ MESHSTAGE_GUARDED_BY(mutex_), late_ MESHSTAGE_GUARDED_BY(mutex_);
+  std::exception_ptr cause_ MESHSTAGE_GUARDED_BY(mutex_);
+  detail::LateTransfer late_ MESHSTAGE_GUARDED_BY(mutex_);
 };
 
 class JoinedTransfer final : public Transfer {
@@ -73,15 +78,14 @@ class JoinedTransfer final : public Transfer {
   JoinedTransfer& operator=(const JoinedTransfer&) = delete;
   ~JoinedTransfer() override {
     if (done_ || !joined_->origin.is_here()) return;
-    auto reason = joined_->late();
-    joined_->abort(reason ? std::move(reason) : given_up());  // before the inner one ends its own
+    joined_->abort(joined_->reason_to_give_up());  // before the inner one ends its own
   }
 
   void wait(Deadline deadline) override {
     try {
       waited([&] { inner_->wait(deadline); });
     } catch (const PeerSilent&) {
-      be_late(std::current_exception());
+      joined_->note_late(this, std::current_exception());
       throw;
     }
   }
@@ -101,19 +105,11 @@ class JoinedTransfer final : public Transfer {
         "rank " + std::to_string(peer_) + ": nothing moved over any connection for " +
             std::to_string(silence.count()) + " ms",
         peer_));
-    be_late(why);
+    joined_->note_late(this, why);
     std::rethrow_exception(why);
   }
 
  private:
-  /// Its text is left out where no memory is left.
-  [[nodiscard]] static std::exception_ptr given_up() noexcept {
-    try {
-      return std::make_exception_ptr(Cancelled("a transfer was given up"));
-    } catch (...) {
-      return std::current_exception();
-    }
-  }
   /// A lost peer is what the other transfers throw, too.
   template <class Wait>
   void waited(Wait&& wait) {
@@ -123,18 +119,13 @@ class JoinedTransfer final : public Transfer {
       joined_->abort(std::current_exception());
       throw;
     }
-    if (std::exchange(late_, false)) joined_->set_late(nullptr);
+    joined_->note_done(this);
     if (!std::exchange(done_, true)) joined_->count_done(peer_);
-  }
-  void be_late(std::exception_ptr why) noexcept {
-    joined_->set_late(std::move(why));
-    late_ = true;
   }
   const std::shared_ptr<Joined> joined_;
   std::unique_ptr<Transfer> inner_;
   const int peer_;
   bool done_ = false;  // the waiting thread's own
-  bool late_ = false;  // the same; Joined::late() is of this transfer
 };
 
 /// One connection.

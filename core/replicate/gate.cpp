@@ -2,16 +2,12 @@
 
 #include <utility>
 
-#include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/exception_of.hpp>
 
 namespace meshstage::replicate {
 
 std::exception_ptr Loss::error() const {
-  try {
-    throw_error(kind, why, rank < 0 ? std::nullopt : std::optional<int>(rank), {}, path);
-  } catch (...) {
-    return std::current_exception();
-  }
+  return exception_of(kind, why, rank < 0 ? std::nullopt : std::optional<int>(rank), path);
 }
 
 void TrainerGate::open() {

@@ -11,6 +11,7 @@
 #include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/exception_of.hpp>
 #include <meshstage/core/error/little_endian.hpp>
 
 namespace meshstage::transfer {
@@ -107,14 +108,10 @@ class FirstError {
   bool cancelled_ MESHSTAGE_GUARDED_BY(mutex_) = false;
 };
 
-/// What the other threads' transfers throw. Its text is left out where no memory is left.
+/// What the other threads' transfers throw.
 std::exception_ptr failed(int peer) noexcept {
-  try {
-    return std::make_exception_ptr(
-        Cancelled("a transfer with rank " + std::to_string(peer) + " failed"));
-  } catch (...) {
-    return std::current_exception();
-  }
+  return exception_of(
+      [peer] { return Cancelled("a transfer with rank " + std::to_string(peer) + " failed"); });
 }
 
 /// Runs `one(connection)` for each connection at once.

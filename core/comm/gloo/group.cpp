@@ -11,12 +11,12 @@
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/comm/empty_transfer_impl.hpp>
-#include <meshstage/core/comm/exception_of_impl.hpp>
 #include <meshstage/core/comm/gloo/address_impl.hpp>
 #include <meshstage/core/comm/gloo/deadline_timer_impl.hpp>
 #include <meshstage/core/comm/gloo/group.hpp>
 #include <meshstage/core/comm/gloo/hello_impl.hpp>
 #include <meshstage/core/comm/gloo/module_table_impl.hpp>
+#include <meshstage/core/comm/late_transfer_impl.hpp>
 #include <meshstage/core/comm/while_moving_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -84,8 +84,7 @@ class GlooState : public std::enable_shared_from_this<GlooState> {
   bool closed MESHSTAGE_GUARDED_BY(mutex) = false;
   bool ended_by_close MESHSTAGE_GUARDED_BY(mutex) = false;  // close() came before any abort
   std::exception_ptr cause MESHSTAGE_GUARDED_BY(mutex);
-  /// What a transfer threw that is late, and not done since: the reason if one is given up.
-  std::exception_ptr late MESHSTAGE_GUARDED_BY(mutex);
+  detail::LateTransfer late MESHSTAGE_GUARDED_BY(mutex);
   std::map<gloo_module::Transfer*, GlooTransfer*> live MESHSTAGE_GUARDED_BY(mutex);
 
   /// A thread's stay inside the module; close() waits until all have left.
@@ -133,16 +132,12 @@ class GlooTransfer final : public Transfer {
   /// False at the deadline.
   [[nodiscard]] bool done_by(Deadline deadline);
   [[noreturn]] void throw_late(const std::string& when);
-  /// The peer first: it is the peer that an error is about.
   [[nodiscard]] std::string what() const {
-    return "rank " + std::to_string(peer_) + " (" + std::to_string(bytes_) +
-           (is_send_ ? " bytes to it from rank " : " bytes from it to rank ") +
-           std::to_string(state_->rank) + ")";
+    return detail::transfer_text(peer_, bytes_, is_send_, state_->rank);
   }
   const std::shared_ptr<GlooState> state_;
   gloo_module::Transfer* handle_;  // guarded by the state's mutex; null once released
   bool done_ = false;              // the waiting thread's own
-  bool late_ = false;              // the waiting thread's own; GlooState::late is of this transfer
   const int peer_;
   const std::size_t bytes_;
   const bool is_send_;
@@ -158,10 +153,7 @@ GlooTransfer::~GlooTransfer() {
     if (handle == nullptr) return;  // complete, or released by close()
     state_->live.erase(handle);
     ++state_->users;
-    reason = state_->late;
-  }
-  if (!reason) {
-    reason = detail::exception_of([&] { return Cancelled("a transfer was given up: " + what()); });
+    reason = state_->late.reason([&] { return "a transfer was given up: " + what(); });
   }
   // Half of a message may be on the wire, so the connection is of no use any more. Closed first, so
   // that Gloo's thread does not spin on bytes that have nowhere to go.
@@ -173,10 +165,9 @@ GlooTransfer::~GlooTransfer() {
 }
 
 void GlooTransfer::throw_late(const std::string& when) {
-  late_ = true;
   const MutexLock lock(state_->mutex);
-  state_->late = std::make_exception_ptr(make_error<PeerSilent>(what() + ": " + when, peer_));
-  std::rethrow_exception(state_->late);
+  state_->late.raise(this,
+                     std::make_exception_ptr(make_error<PeerSilent>(what() + ": " + when, peer_)));
 }
 
 void GlooTransfer::wait(Deadline deadline) {
@@ -214,7 +205,7 @@ bool GlooTransfer::done_by(Deadline deadline) {
       state_->live.erase(handle_);
       table.release(std::exchange(handle_, nullptr));
       done_ = true;
-      if (late_) state_->late = nullptr;
+      state_->late.done(this);
       return true;
     }
     if (state_->cause) std::rethrow_exception(state_->cause);

@@ -3,15 +3,14 @@
 #include <deque>
 #include <utility>
 
-#include <meshstage/core/comm/exception_of_impl.hpp>
 #include <meshstage/core/comm/in_process/node_impl.hpp>
+#include <meshstage/core/comm/late_transfer_impl.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/exception_of.hpp>
 
 namespace meshstage::in_process {
 
 namespace {
-
-using detail::exception_of;
 
 /// One send or receive; guarded by the fabric's mutex once it is posted.
 struct Operation {
@@ -49,7 +48,6 @@ class InProcessTransfer final : public Transfer {
   const std::shared_ptr<GroupNode> node_;
   const OperationPtr operation_;
   bool done_ = false;  // the waiting thread's own
-  bool late_ = false;  // the waiting thread's own; GroupNode::late is of this transfer
 };
 
 class GroupNode final : public Node {
@@ -94,8 +92,9 @@ class GroupNode final : public Node {
   void withdraw(MutexLock& lock, const OperationPtr& operation) MESHSTAGE_REQUIRES(fabric->mutex) {
     operation->changed.wait(lock, [&] { return operation->state != Operation::State::kCopying; });
     if (operation->state != Operation::State::kPosted) return;
-    fail_all(late ? late : exception_of([] {
-      return Cancelled("a transfer was given up before it was complete");
+    fail_all(late.reason([&] {
+      return "a transfer was given up: " + detail::transfer_text(operation->peer, operation->bytes,
+                                                                 operation->is_send, request.rank);
     }));
   }
 
@@ -118,8 +117,7 @@ class GroupNode final : public Node {
   }
 
   std::exception_ptr cause MESHSTAGE_GUARDED_BY(fabric->mutex);
-  /// What a transfer threw that is late, and not done since: the reason if one is given up.
-  std::exception_ptr late MESHSTAGE_GUARDED_BY(fabric->mutex);
+  detail::LateTransfer late MESHSTAGE_GUARDED_BY(fabric->mutex);
   bool ended_by_close MESHSTAGE_GUARDED_BY(fabric->mutex) = false;  // before any abort
 
  private:
@@ -218,17 +216,15 @@ void InProcessTransfer::wait(Deadline deadline) {
            operation_->state == Operation::State::kFailed;
   };
   if (!operation_->changed.wait_until(lock, deadline, ended)) {
-    late_ = true;
-    node_->late = std::make_exception_ptr(make_error<PeerSilent>(
-        "rank " + std::to_string(operation_->peer) + " (" + std::to_string(operation_->bytes) +
-            (operation_->is_send ? " bytes to it from rank " : " bytes from it to rank ") +
-            std::to_string(node_->request.rank) + "): not done by the deadline",
-        operation_->peer));
-    std::rethrow_exception(node_->late);
+    node_->late.raise(this, std::make_exception_ptr(make_error<PeerSilent>(
+                                detail::transfer_text(operation_->peer, operation_->bytes,
+                                                      operation_->is_send, node_->request.rank) +
+                                    ": not done by the deadline",
+                                operation_->peer)));
   }
   if (operation_->state == Operation::State::kFailed) std::rethrow_exception(operation_->error);
   done_ = true;
-  if (late_) node_->late = nullptr;
+  node_->late.done(this);
 }
 
 class InProcessGroup final : public ProcessGroup {

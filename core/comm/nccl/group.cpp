@@ -53,12 +53,9 @@ class NcclTransfer final : public Transfer {
   }
 
  private:
-  /// The peer first: it is the peer that an error is about.
   [[nodiscard]] std::string what() const {
     const auto& post = call_->post;
-    return "rank " + std::to_string(post.peer) + " (" + std::to_string(post.bytes) +
-           (post.call == Call::kSend ? " bytes to it from rank " : " bytes from it to rank ") +
-           std::to_string(owner_->rank) + ")";
+    return detail::transfer_text(post.peer, post.bytes, post.call == Call::kSend, owner_->rank);
   }
   const std::shared_ptr<Owner> owner_;
   std::shared_ptr<Posted> call_;  // null until it is posted

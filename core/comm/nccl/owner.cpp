@@ -4,7 +4,6 @@
 #include <utility>
 
 #include <meshstage/core/comm/collectives.hpp>
-#include <meshstage/core/comm/exception_of_impl.hpp>
 #include <meshstage/core/comm/nccl/owner_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -161,7 +160,7 @@ bool Owner::wait(const Posted& call, Deadline deadline) {
     return call.phase == Phase::kDone || call.phase == Phase::kRefused || cause_ != nullptr;
   });
   if (call.phase == Phase::kDone) {
-    if (call.late) late_ = nullptr;
+    late_.done(&call);
     return true;
   }
   if (call.phase == Phase::kRefused) {
@@ -175,19 +174,16 @@ bool Owner::wait(const Posted& call, Deadline deadline) {
   return in_time;
 }
 
-void Owner::throw_late(Posted& call, std::exception_ptr why) {
-  call.late = true;
+void Owner::throw_late(const Posted& call, std::exception_ptr why) {
   const MutexLock lock(mutex_);
-  late_ = std::move(why);
-  std::rethrow_exception(late_);
+  late_.raise(&call, std::move(why));
 }
 
 void Owner::release(const Posted& call, const std::function<std::string()>& what) noexcept {
   using Phase = Posted::Phase;
   MutexLock lock(mutex_);
   if (call.phase == Phase::kDone || call.phase == Phase::kRefused || closed_) return;
-  end(late_ ? late_
-            : detail::exception_of([&] { return Cancelled("a call was given up: " + what()); }));
+  end(late_.reason([&] { return "a call was given up: " + what(); }));
   if (call.phase != Phase::kIssued) return;
   changed_.wait(lock, [this]() MESHSTAGE_REQUIRES(mutex_) { return quiet_; });
 }

@@ -15,6 +15,7 @@
 #include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/async/thread.hpp>
 #include <meshstage/core/comm/control_links.hpp>
+#include <meshstage/core/comm/late_transfer_impl.hpp>
 #include <meshstage/core/comm/nccl/group.hpp>
 #include <meshstage/core/comm/nccl/module_table_impl.hpp>
 #include <meshstage/core/comm/nccl/sequencer_impl.hpp>
@@ -37,7 +38,6 @@ struct Posted {
   void* target = nullptr;
   DeviceEvent ready;  ///< Behind what the trainer had issued when it posted this.
   Phase phase = Phase::kWaiting;
-  bool late = false;  ///< Owner::late_ is of this call. The thread's that waits.
 };
 
 /// The owner of one communicator, and the state of its group. Its thread makes all calls to NCCL.
@@ -64,7 +64,7 @@ class Owner {
   [[nodiscard]] bool wait(const Posted& call, Deadline deadline);
   /// Throws `why`, that the call is late. Until the call is done, that is the reason with which a
   /// release() ends the group.
-  [[noreturn]] void throw_late(Posted& call, std::exception_ptr why);
+  [[noreturn]] void throw_late(const Posted& call, std::exception_ptr why);
   /// Returns when the call's memory is not in use any more. A call that is not done ends the group,
   /// with Cancelled, or with the error of a late call.
   void release(const Posted& call, const std::function<std::string()>& what) noexcept;
@@ -128,7 +128,7 @@ class Owner {
   bool quiet_ MESHSTAGE_GUARDED_BY(mutex_) = false;  // the device uses no memory of any call
   bool announced_ MESHSTAGE_GUARDED_BY(mutex_) = false;
   std::exception_ptr cause_ MESHSTAGE_GUARDED_BY(mutex_);
-  std::exception_ptr late_ MESHSTAGE_GUARDED_BY(mutex_);
+  detail::LateTransfer late_ MESHSTAGE_GUARDED_BY(mutex_);
   std::exception_ptr leaving_ MESHSTAGE_GUARDED_BY(mutex_);  // a cause, when what runs has ended
   Deadline drained_by_ MESHSTAGE_GUARDED_BY(mutex_) = Deadline::never();
   std::uint64_t last_id_ MESHSTAGE_GUARDED_BY(mutex_) = 0;

@@ -4,6 +4,7 @@
 #include <meshstage/core/comm/nccl/module_table_impl.hpp>
 #include <meshstage/core/comm/nccl/sequencer_impl.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/exception_of.hpp>
 #include <meshstage/core/error/little_endian.hpp>
 
 namespace meshstage::nccl {
@@ -152,13 +153,9 @@ AbortNote note_of(const std::exception_ptr& cause, int own_rank) {
   return note;
 }
 
-std::exception_ptr cause_of(const AbortNote& note) {
+std::exception_ptr cause_of(const AbortNote& note) noexcept {
   const auto rank = note.rank < 0 ? std::optional<int>() : note.rank;
-  try {
-    throw_error(static_cast<ErrorKind>(note.kind), note.text, rank);
-  } catch (const Error&) {  // not handled: made
-    return std::current_exception();
-  }
+  return exception_of(static_cast<ErrorKind>(note.kind), note.text, rank);
 }
 
 MessageType type_of(std::span<const std::byte> message) {

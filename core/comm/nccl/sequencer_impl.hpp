@@ -92,7 +92,7 @@ struct AbortNote {
 /// what it is; anything else is, for the others, the loss of this rank.
 AbortNote note_of(const std::exception_ptr& cause, int own_rank);
 /// The error that a note says.
-std::exception_ptr cause_of(const AbortNote& note);
+std::exception_ptr cause_of(const AbortNote& note) noexcept;
 
 std::vector<std::byte> encode_id(std::span<const unsigned char> id);
 std::vector<std::byte> encode(const Post& post);
