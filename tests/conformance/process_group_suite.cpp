@@ -175,6 +175,22 @@ void process_group_conforms(const TransportOf& transport) {
                Contains(came ? "cancelled: a " : "peer silent: rank 2"));
   }
 
+  SECTION("what one late transfer gets in the end clears no other peer that is silent") {
+    const auto groups = make_groups(transport, 3, Linked::kAll);
+    Bytes target(100), other(100), third(100);
+    const auto comes = groups[0]->receive(1, 1, target);
+    auto never = groups[0]->receive(2, 1, other);
+    const auto pending = groups[0]->receive(1, 2, third);
+    CHECK(throws_for_rank<PeerSilent>(1, [&] { comes->wait(Deadline::after(5ms)); }));
+    CHECK(throws_for_rank<PeerSilent>(2, [&] { never->wait(Deadline::after(5ms)); }));
+    const Bytes source = filled(100, 1);
+    const auto send = groups[1]->send(0, 1, source);
+    comes->wait(soon());
+    send->wait(soon());
+    never.reset();
+    CHECK_THAT(error_of([&] { pending->wait(soon()); }), Contains("peer silent: rank 2"));
+  }
+
   SECTION("close ends waits, leaves targets alone, and is what the peer sees as a loss") {
     const auto groups = make_groups(transport, 2, Linked::kAll);
     Bytes target(1000);
