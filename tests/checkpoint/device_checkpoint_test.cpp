@@ -409,13 +409,11 @@ TEST_CASE("device job: a generation is left although the device hangs, and goes 
     Cuda::fake().hold(false);
     CHECK(ckpt.recover(trainer.state).step == 1);
     CHECK(trainer.has(1));
-    while (cuda.runtime().kept() != 0) {
-    }
+    cuda.wait_until_nothing_is_kept();
     CHECK(trainer.stage(ckpt, 3) == ms::Outcome::kComplete);
     ckpt.finish();
   }
-  while (cuda.runtime().kept() != 0) {
-  }
+  cuda.wait_until_nothing_is_kept();
   CHECK(Cuda::fake().device_bytes() == before);
 }
 
@@ -448,8 +446,7 @@ TEST_CASE(
     Cuda::fake().fail_call(0, 0);
     failures += whole ? 0 : 1;
     const auto used = Cuda::fake().calls(nullptr) - before;
-    while (cuda.runtime().kept() != 0) {
-    }
+    cuda.wait_until_nothing_is_kept();
     ++step;
     trainer.update(step % 90);
     auto staging = stage_soon(ckpt, trainer.state, step);

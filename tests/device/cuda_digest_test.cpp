@@ -206,8 +206,7 @@ TEST_CASE("cuda: lists of a digest that has not happened are not written, though
 TEST_CASE("cuda: lists of a digest that has not happened outlive their stream") {
   Cuda cuda;
   if (Cuda::real()) return;
-  while (cuda.runtime().kept() != 0) {
-  }
+  cuda.wait_until_nothing_is_kept();
   Blocks blocks(cuda, 1, 10'000);
   blocks.whole(10'000);
   const auto bytes = Cuda::fake().device_bytes();
@@ -221,8 +220,7 @@ TEST_CASE("cuda: lists of a digest that has not happened outlive their stream") 
   CHECK(cuda.runtime().kept() == 1);
   CHECK(Cuda::fake().device_bytes() > bytes);
   Cuda::fake().hold(false);
-  while (cuda.runtime().kept() != 0) {
-  }
+  cuda.wait_until_nothing_is_kept();
   if (read) CHECK(blocks.wrong(digests) == "");
   digests = {};
   CHECK(Cuda::fake().device_bytes() == bytes);

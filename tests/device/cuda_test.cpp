@@ -189,8 +189,7 @@ TEST_CASE("cuda: what a device still uses is kept until it is done") {
   CHECK(runtime.kept() == 1);
   CHECK_FALSE(kept.expired());
   Cuda::fake().hold(false);
-  while (runtime.kept() != 0) {
-  }
+  cuda.wait_until_nothing_is_kept();
   CHECK(kept.expired());
   CHECK(host.data()[4095] == std::byte{5});
 }

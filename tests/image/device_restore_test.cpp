@@ -162,8 +162,7 @@ TEST_CASE("device restore: a device that is not done by the deadline; both ends 
     CHECK(Cuda::fake().registered_bytes() >= registered);
     Cuda::fake().hold(false);
   }
-  while (cuda.runtime().kept() != 0) {
-  }
+  cuda.wait_until_nothing_is_kept();
   CHECK(Cuda::fake().device_bytes() == device_before);
 }
 

@@ -98,30 +98,6 @@ TEST_CASE("device digests: a copy that does not arrive, or arrives wrong, does n
   CHECK(all_are(bytes_of(image.decoded(), "a"), 1));
 }
 
-TEST_CASE("device digests: the trainer comes behind them, in any order of the device") {
-  for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
-    Cuda cuda(seed);
-    const auto trainer = cuda.open_stream();
-    const std::vector<TrainerStream> streams{{Cuda::kDevice, trainer}};
-    const Dict state{{"a", cuda.tensor(20'000, 1)}};
-    const auto plan = StagingPlan::compile(state, nullptr, kSmallBlocks);
-    detail::DeviceStreams ours;
-    Image image(plan);
-    for (unsigned char step = 2; step < 6; ++step) {
-      cuda.set(tensor(state, "a"), step, trainer);
-      const auto source = plan.capture(state, streams);
-      const auto issued = plan.issue(*source, image.bytes(), ours, image.memory());
-      cuda.runtime().hold(streams[0], issued->staged(Cuda::kDevice));
-      cuda.set(tensor(state, "a"), 99, trainer);
-      cuda.synchronize(trainer);
-      image.progress.reset();
-      image.make(*source, {.devices = issued.get()}, true);
-      REQUIRE(all_are(bytes_of(image.decoded(), "a"), step));
-    }
-    cuda.close_stream(trainer);
-  }
-}
-
 TEST_CASE("device digests: nothing is made anew from the second time on") {
   Cuda cuda;
   if (Cuda::real()) return;
@@ -151,8 +127,7 @@ TEST_CASE("device digests: a kernel that fails fails the staging, and both ends 
   Cuda cuda;
   if (Cuda::real()) return;
   const bool kernel = GENERATE(true, false);  // or the copy behind it
-  while (cuda.runtime().kept() != 0) {
-  }
+  cuda.wait_until_nothing_is_kept();
   const auto bytes = Cuda::fake().device_bytes();
   detail::DeviceStreams streams;
   std::weak_ptr<const void> kept;
@@ -170,12 +145,10 @@ TEST_CASE("device digests: a kernel that fails fails the staging, and both ends 
   }
   CHECK_FALSE(kept.expired());  // the list for the kernel is still being copied
   Cuda::fake().hold(false);
-  while (cuda.runtime().kept() != 0) {
-  }
+  cuda.wait_until_nothing_is_kept();
   CHECK(kept.expired());
   streams = {};
-  while (cuda.runtime().kept() != 0) {
-  }
+  cuda.wait_until_nothing_is_kept();
   CHECK(Cuda::fake().device_bytes() == bytes);
 }
 
@@ -190,16 +163,11 @@ TEST_CASE("device digests: what is digested stays until then, though its copies 
       Image image(plan);
       const auto source = std::make_shared<const StagingSource>(*plan.capture(state));
       Cuda::fake().hold(true);
-      const auto ends = std::make_shared<
-          const std::pair<std::shared_ptr<const StagingSource>, std::shared_ptr<test::HostPages>>>(
-          source, image.memory());
-      static_cast<void>(plan.issue(*source, image.bytes(), streams, ends));
+      static_cast<void>(plan.issue(*source, image.bytes(), streams, image.both_ends(source)));
     }
     Cuda::fake().hold(false);
-    while (cuda.runtime().kept() != 0) {
-    }
+    cuda.wait_until_nothing_is_kept();
     streams = {};  // what is not digested yet is digested now
-    while (cuda.runtime().kept() != 0) {
-    }
+    cuda.wait_until_nothing_is_kept();
   }
 }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <meshstage/core/image/image.hpp>
@@ -41,6 +42,13 @@ class Image {
     return pages_->all().first(plan_.layout().image_bytes);
   }
   [[nodiscard]] const std::shared_ptr<test::HostPages>& memory() const { return pages_; }
+  // What must live until the devices have copied `source` here.
+  [[nodiscard]] std::shared_ptr<const void> both_ends(
+      std::shared_ptr<const StagingSource> source) const {
+    return std::make_shared<
+        const std::pair<std::shared_ptr<const StagingSource>, std::shared_ptr<test::HostPages>>>(
+        std::move(source), pages_);
+  }
   // copy() and seal(), with digests made by the copy or behind it.
   ImageInfo make(const StagingSource& source, CopyOptions how, bool fused) {
     const ImageIdentity who{.job = "job", .rank = 0, .world_size = 1, .id = {1, 1}, .base = {}};

@@ -178,6 +178,7 @@ TEST_CASE("device plan: it comes behind the trainer's stream, and the trainer be
       for (const char* key : {"large", "small"}) cuda.set(tensor(state, key), step, trainer);
       const auto source = plan.capture(state, streams);
       const auto issued = plan.issue(*source, image.bytes(), ours, image.memory());
+      REQUIRE(issued->digests(0));  // the device reads the source for its digests, too
       cuda.runtime().hold(streams[0], issued->staged(Cuda::kDevice));
       for (const char* key : {"large", "small"}) cuda.set(tensor(state, key), 99, trainer);
       if (seed % 3 == 0) cuda.synchronize(trainer);
@@ -204,11 +205,7 @@ TEST_CASE("device plan: both ends stay until the device is done, also where copy
     Image image(plan);
     detail::DeviceStreams streams;
     Cuda::fake().hold(true);
-    const auto issued = plan.issue(
-        *source, image.bytes(), streams,
-        std::make_shared<
-            std::pair<std::shared_ptr<const StagingSource>, std::shared_ptr<test::HostPages>>>(
-            source, image.memory()));
+    const auto issued = plan.issue(*source, image.bytes(), streams, image.both_ends(source));
     image.progress.fail(std::make_exception_ptr(Cancelled("given up")));
     plan.write_manifest(image.bytes());
     CHECK_THROWS_AS(
@@ -220,8 +217,7 @@ TEST_CASE("device plan: both ends stay until the device is done, also where copy
   CHECK(Cuda::fake().device_bytes() == device_before + 600'010);
   CHECK(Cuda::fake().registered_bytes() > host_before);
   Cuda::fake().hold(false);
-  while (cuda.runtime().kept() != 0) {
-  }
+  cuda.wait_until_nothing_is_kept();
   CHECK(Cuda::fake().device_bytes() == device_before);
   CHECK(Cuda::fake().registered_bytes() <= host_before);
 }

@@ -165,8 +165,7 @@ TEST_CASE(
     CHECK(value_of(tensor(staged, "b")) == 3);
     stager.reset();
   }
-  while (cuda.runtime().kept() != 0) {
-  }
+  cuda.wait_until_nothing_is_kept();
   CHECK(Cuda::fake().device_bytes() == before);
 }
 
@@ -262,16 +261,6 @@ TEST_CASE("device stager: every call of the driver fails in turn, and the next s
   cuda.close_stream(trainer);
 }
 
-namespace {
-
-// Its events are over, with the device's runtime asked to let go.
-void let_go(Cuda& cuda) {
-  while (cuda.runtime().kept() != 0) {
-  }
-}
-
-}  // namespace
-
 TEST_CASE("device snapshot: it is what the tensors were, and the trainer comes behind it") {
   for (std::uint64_t seed = 0; seed < kSeeds; ++seed) {
     Cuda cuda(seed);
@@ -296,7 +285,7 @@ TEST_CASE("device snapshot: it is what the tensors were, and the trainer comes b
         }));
       }
       source.reset();
-      let_go(cuda);
+      cuda.wait_until_nothing_is_kept();
     }
     cuda.synchronize(trainer);
     cuda.close_stream(trainer);
@@ -331,7 +320,7 @@ TEST_CASE("device snapshot: sources last as long as its copies, and it is not ta
     Cuda::fake().hold(false);
     CHECK(snapshot.take(*third, in_time()));
     third.reset();
-    let_go(cuda);
+    cuda.wait_until_nothing_is_kept();
   }
   CHECK(Cuda::fake().device_bytes() == before);
 }
@@ -410,7 +399,7 @@ TEST_CASE("device stager: a snapshot's sources live until it is taken, its memor
   state.reset();
   CHECK(Cuda::fake().device_bytes() <= with_snapshot - 600'000);
   stager.clear();
-  let_go(cuda);
+  cuda.wait_until_nothing_is_kept();
   CHECK(Cuda::fake().device_bytes() < 600'000);
   CHECK(value_of(tensor(staged, "a")) == 1);
 }

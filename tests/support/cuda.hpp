@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <meshstage/core/device/runtime.hpp>
@@ -33,6 +34,11 @@ class Cuda {
 
   static constexpr Device kDevice{DeviceType::kCuda, 0};
   [[nodiscard]] DeviceRuntime& runtime() const { return DeviceRuntime::of(DeviceType::kCuda); }
+  /// Waits until the runtime keeps nothing for a device. It lets go of what is done when it is
+  /// asked.
+  void wait_until_nothing_is_kept() const {
+    while (runtime().kept() != 0) std::this_thread::yield();
+  }
 
   /// A U8 tensor in memory of a device that is freed (at once, as a caching allocator does) with
   /// its last handle; `offset` bytes into an allocation.
