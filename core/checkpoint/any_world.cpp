@@ -14,6 +14,7 @@
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/little_endian.hpp>
+#include <meshstage/core/reshard/assembly_parts.hpp>
 #include <meshstage/core/reshard/step_on_disk.hpp>
 
 namespace meshstage::detail {
@@ -35,8 +36,9 @@ std::optional<OldWorldStep> agree(const std::optional<OldWorldStep>& of_root, Pr
   return OldWorldStep{id, static_cast<int>(little_endian::load<std::uint64_t>(bytes.data() + 16))};
 }
 
-/// The states of all ranks of the old job.
-std::vector<Value> read(const OldFiles& files, const OldWorldStep& taken) {
+/// Reads what this rank's state needs of the old job's.
+Assembly read(const OldFiles& files, const OldWorldStep& taken, const Value& state,
+              const ProcessGroup& group) {
   replicate::FilesRead shown(&files.reads);
   shown(files.directory, 0, 0);
   const auto steps = list_steps_on_disk(files.fs, files.directory, files.job);
@@ -48,7 +50,8 @@ std::vector<Value> read(const OldFiles& files, const OldWorldStep& taken) {
                    " ranks of " + to_string(taken.id) + " in " + files.directory.string() +
                    ", which rank 0 sees; another number of ranks needs a directory that all share");
   }
-  return read_step(files.fs, *step, files.job, files.warn, std::ref(shown));
+  StepStates old(files.fs, *step, files.job, files.warn, std::ref(shown));
+  return AssemblyParts::read(old, state, group.rank(), group.size(), files.options);
 }
 
 /// What went wrong at a rank, for the others: kind, path and text. Empty: nothing.
@@ -93,14 +96,11 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
       wrong = report(ErrorKind::kInvalidState, {}, e.what());
     }
   };
-  std::vector<Value> old;
-  attempt([&] { old = read(files, *step); });
+  std::optional<Assembly> assembly;
+  attempt([&] { assembly.emplace(read(files, *step, state, group)); });
   // No rank that reads is late. Who dies, or whose disk hangs, ends the generation and this wait.
   collectives::barrier(group, Deadline::never());
-  std::optional<Assembly> assembly;
-  attempt([&] {
-    assembly.emplace(Assembly::plan(old, state, group.rank(), group.size(), files.options));
-  });
+  attempt([&] { AssemblyParts::check(*assembly); });
   const auto reports = collectives::all_gather_bytes(group, wrong, Deadline::after(length));
   for (std::size_t rank = 0; rank < reports.size(); ++rank) {
     if (!reports[rank].empty()) rethrow(static_cast<int>(rank), reports[rank], *step);

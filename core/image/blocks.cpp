@@ -167,6 +167,47 @@ ImageInfo verify_replica(std::span<const std::byte> replica, const BytesRead& re
   return verify(replica, detail::Form::kReplica, read);
 }
 
+struct ImageProof::State {
+  std::span<const std::byte> image;
+  detail::Trailer trailer;
+  std::vector<bool> proven;
+};
+
+ImageProof::ImageProof(std::span<const std::byte> image, const BytesRead& read)
+    : state_(std::make_unique<State>()) {
+  state_->image = image;
+  state_->trailer = read_ends(image, detail::Form::kImage);
+  state_->proven.resize(state_->trailer.digests.size() / 8);
+  if (read) read(state_->trailer.info.manifest_bytes);
+}
+ImageProof::ImageProof(ImageProof&&) noexcept = default;
+ImageProof& ImageProof::operator=(ImageProof&&) noexcept = default;
+ImageProof::~ImageProof() = default;
+
+std::span<const std::byte> ImageProof::image() const noexcept { return state_->image; }
+const ImageInfo& ImageProof::info() const noexcept { return state_->trailer.info; }
+
+void ImageProof::prove(std::uint64_t begin, std::uint64_t end, const BytesRead& read) {
+  const auto& trailer = state_->trailer;
+  if (begin > end || end > trailer.info.image_bytes) {
+    throw InvalidArgument("bytes " + std::to_string(begin) + " to " + std::to_string(end) +
+                          " do not lie in an image of " + std::to_string(trailer.info.image_bytes));
+  }
+  const std::uint64_t data = trailer.info.manifest_bytes;
+  begin = std::max(begin, data);
+  end = std::min(end, trailer.begin);
+  if (begin >= end) return;
+  const auto last = (end - 1 - data) / trailer.info.block_bytes;
+  for (auto i = (begin - data) / trailer.info.block_bytes; i <= last; ++i) {
+    if (state_->proven[i]) continue;
+    const auto size = block_size(trailer, i);
+    check_table(state_->image, trailer, i,
+                digest64(state_->image.subspan(block_begin(trailer, i), size)));
+    state_->proven[i] = true;
+    if (read) read(size);
+  }
+}
+
 ImageInfo read_proven(
     std::span<const std::byte> image,
     const std::function<void(std::span<const std::byte> piece, std::uint64_t offset)>& take) {

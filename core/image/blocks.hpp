@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -73,6 +74,30 @@ MESHSTAGE_API ImageInfo check_blocks(std::span<const std::byte> image, const Blo
 /// replica's first block.
 MESHSTAGE_API ImageInfo check_replica_blocks(std::span<const std::byte> replica,
                                              const BlockDigests& digests);
+
+/// Proves an image part by part, so that who needs a part of it reads no more than that. Threads:
+/// one at a time.
+class MESHSTAGE_API ImageProof {
+ public:
+  /// Checks trailer and manifest. `image`, which has exactly the image's bytes, is kept: it must
+  /// outlive this object. Calls `read` with the manifest's bytes. Throws CorruptData as
+  /// verify_image() does.
+  explicit ImageProof(std::span<const std::byte> image, const BytesRead& read = {});
+  ImageProof(ImageProof&&) noexcept;
+  ImageProof& operator=(ImageProof&&) noexcept;
+  ~ImageProof();
+  [[nodiscard]] std::span<const std::byte> image() const noexcept;
+  [[nodiscard]] const ImageInfo& info() const noexcept;
+  /// Checks the blocks in which the image's bytes [begin, end) lie; each block only the first time.
+  /// Calls `read` after each block that it has read. Bytes of manifest and trailer are proven
+  /// already. Throws CorruptData as verify_image() does, and InvalidArgument if the range does not
+  /// lie in the image.
+  void prove(std::uint64_t begin, std::uint64_t end, const BytesRead& read = {});
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 /// Hands a whole image to `take` in pieces, ascending and without gaps, each with its offset. A
 /// piece is a copy in memory of this call's own, which was compared with the image's digests: what

@@ -61,11 +61,14 @@ std::string how_far(const Reads::Slowest& reading) {
 
 void FilesRead::operator()(const std::filesystem::path& file, std::uint64_t bytes,
                            std::uint64_t of) {
+  auto& before = before_[file];
   if (!reading_ || file != file_) {
     reading_.reset();
     file_ = file;
     reading_.emplace(reads_, file.string());
+    reading_->step(before);
   }
+  before += bytes;
   reading_->step(bytes, of);
 }
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <list>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -73,8 +74,8 @@ class MESHSTAGE_API Reads {
 /// "1,234 of 5,678 bytes" without the commas, or "1234 bytes".
 [[nodiscard]] MESHSTAGE_API std::string how_far(const Reads::Slowest& reading);
 
-/// The readings of files one after the other, for a call that reports each file when it opens it
-/// and each piece of it (`bytes`) that it has read.
+/// The readings of files, one at a time, for a call that reports each file when it opens it and
+/// each piece of it (`bytes`) that it has read. It may go back to a file.
 class MESHSTAGE_API FilesRead {
  public:
   explicit FilesRead(Reads* reads) : reads_(reads) {}
@@ -83,6 +84,7 @@ class MESHSTAGE_API FilesRead {
  private:
   Reads* const reads_;
   std::filesystem::path file_;
+  std::map<std::filesystem::path, std::uint64_t> before_;  ///< Bytes of the files left so far.
   std::optional<Reads::Reading> reading_;
 };
 

@@ -9,6 +9,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/reshard/assembly_impl.hpp>
+#include <meshstage/core/reshard/assembly_parts.hpp>
 #include <meshstage/core/reshard/index_impl.hpp>
 #include <meshstage/core/reshard/plain_impl.hpp>
 #include <meshstage/core/tree/compare.hpp>
@@ -44,7 +45,7 @@ std::string shown(DType dtype, const Shape& shape) {
 
 class Planner {
  public:
-  Planner(detail::AssemblyPlan& plan, std::span<const Value> old, int rank,
+  Planner(detail::AssemblyPlan& plan, std::span<const Value> old, const detail::NewRank& rank,
           const ReshardOptions& options)
       : plan_(plan), rank_(rank), options_(options), index_(old, options.readers) {}
 
@@ -53,7 +54,6 @@ class Planner {
     if (const auto path = index_.left(); !path.empty()) {
       throw mismatch(path, "every rank of the old job has it, and this rank's state does not");
     }
-    detail::check_overlaps(plan_.state, plan_.targets);
   }
 
  private:
@@ -177,6 +177,11 @@ class Planner {
     }
   }
 
+  [[nodiscard]] Tensor proven(Tensor old) const {
+    if (rank_.prove) rank_.prove(old);
+    return old;
+  }
+
   [[nodiscard]] detail::PlainRule plain() const {
     return {path(), options_.plain ? options_.plain(path()) : PlainKind::kSame, rank_};
   }
@@ -251,7 +256,7 @@ class Planner {
     for (const OldBox& from : source.boxes) {
       const Box both = intersection(target.box, from.box);
       if (both.empty()) continue;
-      target.copies.push_back({both, view_of(from.tensor, from.box, both)});
+      target.copies.push_back({both, proven(view_of(from.tensor, from.box, both))});
       std::vector<Box> rest;
       for (const Box& part : missing) {
         for (Box& left : without(part, both)) rest.push_back(std::move(left));
@@ -273,8 +278,8 @@ class Planner {
         if (wanted.empty()) continue;
         for (const OldBox& from : source.boxes) {
           const Box both = intersection(wanted, from.box);
-          if (both.empty() || same_bits(view_of(theirs.tensor, theirs.box, both),
-                                        view_of(from.tensor, from.box, both))) {
+          if (both.empty() || same_bits(proven(view_of(theirs.tensor, theirs.box, both)),
+                                        proven(view_of(from.tensor, from.box, both)))) {
             continue;
           }
           const std::string where =
@@ -296,13 +301,28 @@ class Planner {
   }
 
   detail::AssemblyPlan& plan_;
-  const int rank_;
+  const detail::NewRank& rank_;
   const ReshardOptions& options_;
   detail::OldIndex index_;
   detail::Walk walk_;
   std::unordered_set<const void*> seen_;
   std::unordered_map<const Node*, detail::NodeWrite*> written_;
 };
+
+std::unique_ptr<detail::AssemblyPlan> read_plan(std::span<const Value> old, Value state,
+                                                const detail::NewRank& rank,
+                                                const ReshardOptions& options) {
+  if (old.empty()) throw InvalidArgument("an old job has at least one rank");
+  if (rank.rank < 0 || rank.rank >= rank.world_size) {
+    throw InvalidArgument("there is no rank " + std::to_string(rank.rank) + " of " +
+                          std::to_string(rank.world_size));
+  }
+  require_writable(state);
+  auto plan = std::make_unique<detail::AssemblyPlan>();
+  plan->state = std::move(state);
+  Planner(*plan, old, rank, options).run();
+  return plan;
+}
 
 }  // namespace
 
@@ -313,16 +333,32 @@ Assembly::~Assembly() = default;
 
 Assembly Assembly::plan(std::span<const Value> old, Value state, int rank, int world_size,
                         const ReshardOptions& options) {
-  if (old.empty()) throw InvalidArgument("an old job has at least one rank");
-  if (rank < 0 || rank >= world_size) {
-    throw InvalidArgument("there is no rank " + std::to_string(rank) + " of " +
-                          std::to_string(world_size));
+  Assembly assembly(read_plan(old, std::move(state), {rank, world_size}, options));
+  detail::AssemblyParts::check(assembly);
+  return assembly;
+}
+
+Assembly Assembly::plan(StepStates& old, Value state, int rank, int world_size,
+                        const ReshardOptions& options) {
+  auto assembly = detail::AssemblyParts::read(old, std::move(state), rank, world_size, options);
+  detail::AssemblyParts::check(assembly);
+  return assembly;
+}
+
+Assembly detail::AssemblyParts::read(StepStates& old, Value state, int rank, int world_size,
+                                     const ReshardOptions& options) {
+  const NewRank reads{rank, world_size, true, [&old](const Tensor& part) { old.prove(part); }};
+  for (;;) {
+    try {
+      return Assembly(read_plan(old.states(), state, reads, options));
+    } catch (const CorruptData& e) {
+      if (!old.pass_over_damaged(e)) throw;
+    }
   }
-  require_writable(state);
-  auto plan = std::make_unique<detail::AssemblyPlan>();
-  plan->state = std::move(state);
-  Planner(*plan, old, rank, options).run();
-  return Assembly(std::move(plan));
+}
+
+void detail::AssemblyParts::check(const Assembly& assembly) {
+  check_overlaps(assembly.plan_->state, assembly.plan_->targets);
 }
 
 const std::vector<std::string>& Assembly::warnings() const noexcept { return plan_->warnings; }

@@ -12,9 +12,12 @@
 
 namespace meshstage {
 
+class StepStates;
+
 namespace detail {
 struct AssemblyPlan;
-}
+struct AssemblyParts;
+}  // namespace detail
 
 /// The kind of a value that lies on no mesh: a scalar, or a plain tensor. The kind decides which
 /// value the ranks of a job with another world size get.
@@ -58,6 +61,12 @@ class MESHSTAGE_API Assembly {
   /// the readers do.
   [[nodiscard]] static Assembly plan(std::span<const Value> old, Value state, int rank,
                                      int world_size, const ReshardOptions& options);
+  /// The same out of files: reads only what this rank needs, and for kSame its share of the copies
+  /// to be compared, so that all ranks together compare all. A difference may be thrown by one rank
+  /// alone: no rank may write() before every rank has its Assembly. Passes over damaged files, as
+  /// StepStates does.
+  [[nodiscard]] static Assembly plan(StepStates& old, Value state, int rank, int world_size,
+                                     const ReshardOptions& options);
   Assembly(Assembly&&) noexcept;
   Assembly& operator=(Assembly&&) noexcept;
   ~Assembly();
@@ -74,6 +83,7 @@ class MESHSTAGE_API Assembly {
 
  private:
   explicit Assembly(std::unique_ptr<detail::AssemblyPlan> plan);
+  friend struct detail::AssemblyParts;
   std::unique_ptr<detail::AssemblyPlan> plan_;
 };
 

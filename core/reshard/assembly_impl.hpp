@@ -1,5 +1,6 @@
 #pragma once
 #include <deque>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,20 @@ struct AssemblyPlan {
   std::deque<NodeWrite> nodes;  ///< Places point into them.
   std::vector<NodeWrite*> inner_first;
   std::vector<std::string> warnings;
+};
+
+/// A rank of the new job, and how it reads the old one.
+struct NewRank {
+  int rank = 0;
+  int world_size = 1;
+  /// Of the values that all old ranks should have alike this rank compares the world_size-th part.
+  bool compares_its_share = false;
+  /// Called with each part of an old tensor before its elements are read; null for none.
+  std::function<void(const Tensor&)> prove = {};
+
+  [[nodiscard]] bool compares(int old_rank) const {
+    return !compares_its_share || old_rank % world_size == rank;
+  }
 };
 
 /// Throws StructureMismatch naming two paths whose tensors share memory in `state` and are to be

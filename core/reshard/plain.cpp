@@ -47,11 +47,11 @@ void add(const Tensor& sum, const Tensor& summand) {
   }
 }
 
-Tensor sum_of_tensors(const std::string& path, const std::vector<OldValue>& old) {
-  const auto& first = old.front().value.as<Tensor>();
+Tensor sum_of_tensors(const std::string& path, const std::vector<Tensor>& summands) {
+  const auto& first = summands.front();
   const Tensor sum = Tensor::zeros(first.shape(), first.dtype());
-  for (const OldValue& o : old) {
-    const Tensor summand = o.value.as<Tensor>().contiguous();
+  for (const Tensor& each : summands) {
+    const Tensor summand = each.contiguous();
     switch (first.dtype()) {
       case DType::kF32:
         add<float>(sum, summand);
@@ -75,6 +75,12 @@ Tensor sum_of_tensors(const std::string& path, const std::vector<OldValue>& old)
 
 }  // namespace
 
+/// Its elements may be read.
+const Tensor& PlainRule::proven(const Tensor& old) const {
+  if (new_rank.prove) new_rank.prove(old);
+  return old;
+}
+
 void PlainRule::differ(const OldValue& a, const OldValue& b) const {
   std::string what = a.value.describe() + at(a) + " and ";
   what += b.value.describe() + " at rank " + std::to_string(b.rank);
@@ -84,8 +90,8 @@ void PlainRule::differ(const OldValue& a, const OldValue& b) const {
 }
 
 const OldValue* PlainRule::of_this_rank(const std::vector<OldValue>& old) const {
-  const auto it =
-      std::find_if(old.begin(), old.end(), [&](const OldValue& o) { return o.rank == rank; });
+  const auto it = std::find_if(old.begin(), old.end(),
+                               [&](const OldValue& o) { return o.rank == new_rank.rank; });
   return it == old.end() ? nullptr : &*it;
 }
 
@@ -109,7 +115,7 @@ std::optional<Value> PlainRule::scalar(const std::vector<OldValue>& old) const {
     }
     case PlainKind::kSummed: {
       Value sum = sum_of_scalars(path, old);
-      if (rank == 0) return sum;
+      if (new_rank.rank == 0) return sum;
       return sum.get_if<double>() != nullptr ? Value(0.0) : Value(0);
     }
   }
@@ -129,7 +135,8 @@ std::optional<Tensor> PlainRule::tensor(const std::vector<OldValue>& old) const 
   switch (kind) {
     case PlainKind::kSame:
       for (const OldValue& o : old) {
-        if (!same_bits(*first, o.value.as<Tensor>())) differ(old.front(), o);
+        if (&o == &old.front() || !new_rank.compares(o.rank)) continue;
+        if (!same_bits(proven(*first), proven(o.value.as<Tensor>()))) differ(old.front(), o);
       }
       return *first;
     case PlainKind::kFirst:
@@ -138,8 +145,12 @@ std::optional<Tensor> PlainRule::tensor(const std::vector<OldValue>& old) const 
       const OldValue* mine = of_this_rank(old);
       return mine == nullptr ? std::nullopt : std::optional<Tensor>(mine->value.as<Tensor>());
     }
-    case PlainKind::kSummed:
-      return rank == 0 ? sum_of_tensors(path, old) : Tensor::zeros(first->shape(), first->dtype());
+    case PlainKind::kSummed: {
+      if (new_rank.rank != 0) return Tensor::zeros(first->shape(), first->dtype());
+      std::vector<Tensor> summands;
+      for (const OldValue& o : old) summands.push_back(proven(o.value.as<Tensor>()));
+      return sum_of_tensors(path, summands);
+    }
   }
   throw InvalidArgument(path + ": ReshardOptions::plain gives no PlainKind");
 }

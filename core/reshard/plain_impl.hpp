@@ -4,6 +4,7 @@
 #include <vector>
 
 #include <meshstage/core/reshard/assembly.hpp>
+#include <meshstage/core/reshard/assembly_impl.hpp>
 #include <meshstage/core/reshard/index_impl.hpp>
 
 namespace meshstage::detail {
@@ -12,7 +13,7 @@ namespace meshstage::detail {
 struct PlainRule {
   const std::string& path;
   PlainKind kind = PlainKind::kSame;
-  int rank = 0;  ///< Of the new job.
+  const NewRank& new_rank;
 
   /// Nothing: the rank keeps what it has. Throws StructureMismatch where a value is no scalar,
   /// where the values differ and the kind does not allow it, or where there is no sum of them.
@@ -21,6 +22,7 @@ struct PlainRule {
   [[nodiscard]] std::optional<Tensor> tensor(const std::vector<OldValue>& old) const;
 
  private:
+  const Tensor& proven(const Tensor& old) const;
   [[noreturn]] void differ(const OldValue& a, const OldValue& b) const;
   [[nodiscard]] const OldValue* of_this_rank(const std::vector<OldValue>& old) const;
 };

@@ -2,10 +2,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
@@ -31,10 +35,60 @@ struct StepOnDisk {
 using FileRead =
     std::function<void(const std::filesystem::path& file, std::uint64_t bytes, std::uint64_t of)>;
 
-/// The states of all ranks, by rank: read-only views of the files, which they keep mapped. Checks
-/// every digest. If a rank's file is damaged, takes the rank's next file and calls `complain`. All
-/// nodes become OpaqueNodes. Calls `read` as it goes on. Throws CorruptData naming the rank whose
-/// files are all damaged.
+/// The states of all ranks of a step, in files of which no more is read than is asked for. So each
+/// rank of a new job reads its own part of the old one, whatever the number of ranks.
+///
+///     StepStates old(fs, step, "gpt2");
+///     auto assembly = Assembly::plan(old, state, rank, world_size, options);
+///
+/// Threads: one.
+class MESHSTAGE_API StepStates {
+ public:
+  /// Opens the first file of every rank, and reads its structure and its plain values. Calls
+  /// `complain` for each damaged file, whose place the rank's next file takes. Throws CorruptData
+  /// naming the rank whose files are all damaged. `complain` and `read` are kept.
+  StepStates(FileSystem& fs, StepOnDisk step, std::string job,
+             std::function<void(const std::string&)> complain = {}, FileRead read = {});
+  StepStates(const StepStates&) = delete;
+  StepStates& operator=(const StepStates&) = delete;
+  ~StepStates();
+
+  /// By rank: read-only views of the files, which they keep mapped. All nodes are OpaqueNodes. The
+  /// elements of a tensor may only be used after prove().
+  [[nodiscard]] const std::vector<Value>& states() const noexcept { return states_; }
+  /// Reads and checks the blocks in which the elements of `tensor` lie; each block only the first
+  /// time. `tensor` is a view of a tensor of states(); others are proven already. If a block is
+  /// damaged throws CorruptData, after which pass_over_damaged() says how to go on.
+  void prove(const Tensor& tensor);
+  /// prove() for all that there is of a rank.
+  void prove_all(int rank);
+  /// After prove() threw `why`: `complain`s, and takes the rank's next file. states() changes, and
+  /// views of the damaged file are not to be used. False if prove() did not throw last. Throws
+  /// CorruptData naming the rank if that was its last file.
+  bool pass_over_damaged(const CorruptData& why);
+
+ private:
+  struct OpenFile;
+  void open(std::size_t rank);
+  void pass_over(std::size_t rank, const std::filesystem::path& path, const Error& why);
+  OpenFile* file_of(const std::byte* address);
+  void prove(OpenFile& file, std::uint64_t begin, std::uint64_t end);
+  [[nodiscard]] Value read(OpenFile& file, std::size_t rank);
+
+  FileSystem& fs_;
+  const StepOnDisk step_;
+  const std::string job_;
+  const std::function<void(const std::string&)> complain_;
+  const FileRead read_;
+  std::vector<std::unique_ptr<OpenFile>> files_;  ///< By rank.
+  std::vector<std::size_t> next_;                 ///< By rank: the file after the open one.
+  std::vector<std::string> wrong_;                ///< By rank: what was wrong with those before.
+  std::vector<Value> states_;
+  std::map<const std::byte*, std::size_t> by_address_;  ///< Begin of a mapping: the rank.
+  std::optional<std::size_t> damaged_;                  ///< The rank whose block was.
+};
+
+/// StepStates::states() of which everything was proven.
 [[nodiscard]] MESHSTAGE_API std::vector<Value> read_step(
     FileSystem& fs, const StepOnDisk& step, std::string_view job,
     const std::function<void(const std::string&)>& complain = {}, const FileRead& read = {});

@@ -186,6 +186,16 @@ TEST_CASE("a step of another number of ranks is shown file by file while it is r
   for (const auto& [file, all] : bytes) CHECK(all >= 16'000);
 }
 
+TEST_CASE("a file to which the reading comes back goes on counting") {
+  Reads reads;
+  FilesRead shown(&reads);
+  shown("/a", 10, 100);
+  shown("/b", 20, 200);
+  shown("/a", 5, 100);
+  CHECK(reads.slowest()->path == "/a");
+  CHECK(how_far(*reads.slowest()) == "15 of 100 bytes");
+}
+
 TEST_CASE("the pages of a file that are read ahead are told in pieces") {
   Reads reads;
   Reads::Reading reading(&reads, "/a");

@@ -1,0 +1,17 @@
+#pragma once
+#include <meshstage/core/reshard/assembly.hpp>
+#include <meshstage/core/reshard/step_on_disk.hpp>
+
+namespace meshstage::detail {
+
+/// Assembly::plan() out of files in two parts, for a caller whose other ranks wait differently for
+/// a rank that reads than for one that compares.
+struct MESHSTAGE_API AssemblyParts {
+  /// Reads all that is to be read before write().
+  [[nodiscard]] static Assembly read(StepStates& old, Value state, int rank, int world_size,
+                                     const ReshardOptions& options);
+  /// The rest: throws StructureMismatch where tensors that share memory had other bytes.
+  static void check(const Assembly& assembly);
+};
+
+}  // namespace meshstage::detail
