@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/bytes.hpp>
@@ -92,10 +93,13 @@ std::uint64_t block_size(const detail::Trailer& trailer, std::size_t block) {
   return std::min(trailer.info.block_bytes, trailer.begin - block_begin(trailer, block));
 }
 
-// `bytes`: of the image, for the names of the tensors in a wrong block.
-void check_table(std::span<const std::byte> bytes, const detail::Trailer& trailer,
-                 std::size_t block, std::uint64_t digest) {
-  if (detail::load<std::uint64_t>(trailer.digests, 8 * block) == digest) return;
+bool is_in_table(const detail::Trailer& trailer, std::size_t block, std::uint64_t digest) {
+  return detail::load<std::uint64_t>(trailer.digests, 8 * block) == digest;
+}
+
+// `bytes`: of the image, for the names of the tensors in the wrong block.
+[[noreturn]] void refuse_block(std::span<const std::byte> bytes, const detail::Trailer& trailer,
+                               std::size_t block) {
   const auto begin = block_begin(trailer, block);
   const auto end = begin + block_size(trailer, block);
   std::string path;
@@ -106,15 +110,38 @@ void check_table(std::span<const std::byte> bytes, const detail::Trailer& traile
          path);
 }
 
-ImageInfo verify(std::span<const std::byte> bytes, detail::Form form, const BytesRead& read) {
+void check_table(std::span<const std::byte> bytes, const detail::Trailer& trailer,
+                 std::size_t block, std::uint64_t digest) {
+  if (!is_in_table(trailer, block, digest)) refuse_block(bytes, trailer, block);
+}
+
+ImageInfo verify(std::span<const std::byte> bytes, detail::Form form, const BytesRead& read,
+                 Crew* crew) {
   const auto trailer = read_ends(bytes, form);
   if (read) read(trailer.info.manifest_bytes);
-  const auto blocks = trailer.digests.size() / 8;
-  for (auto i = first_block(trailer); i < blocks; ++i) {
-    const auto at = block_begin(trailer, i) - trailer.gap;
-    check_table(bytes, trailer, i, digest64(bytes.subspan(at, block_size(trailer, i))));
-    if (read) read(block_size(trailer, i));
+  const auto first = first_block(trailer);
+  const auto blocks = std::max<std::size_t>(first, trailer.digests.size() / 8);
+  // Tasks begin in ascending order, so every block before a wrong one is proven, too: the first
+  // wrong one is the same for any number of threads.
+  std::atomic<std::size_t> first_wrong{blocks};
+  const auto prove = [&](std::size_t n) {
+    const auto i = first + n;
+    if (i > first_wrong) return;
+    const auto size = block_size(trailer, i);
+    const auto digest = digest64(bytes.subspan(block_begin(trailer, i) - trailer.gap, size));
+    if (is_in_table(trailer, i, digest)) {
+      if (read) read(size);
+      return;
+    }
+    for (auto seen = first_wrong.load(); i < seen && !first_wrong.compare_exchange_weak(seen, i);) {
+    }
+  };
+  if (crew != nullptr) {
+    crew->run(blocks - first, prove);
+  } else {
+    for (std::size_t n = 0; n < blocks - first; ++n) prove(n);
   }
+  if (first_wrong < blocks) refuse_block(bytes, trailer, first_wrong);
   return trailer.info;
 }
 
@@ -159,12 +186,12 @@ Loans read_replica_loans(std::span<const std::byte> replica) {
 }
 
 ImageInfo verify_image(std::span<const std::byte> image) { return verify_image(image, {}); }
-ImageInfo verify_image(std::span<const std::byte> image, const BytesRead& read) {
-  return verify(image, detail::Form::kImage, read);
+ImageInfo verify_image(std::span<const std::byte> image, const BytesRead& read, Crew* crew) {
+  return verify(image, detail::Form::kImage, read, crew);
 }
 ImageInfo verify_replica(std::span<const std::byte> replica) { return verify_replica(replica, {}); }
-ImageInfo verify_replica(std::span<const std::byte> replica, const BytesRead& read) {
-  return verify(replica, detail::Form::kReplica, read);
+ImageInfo verify_replica(std::span<const std::byte> replica, const BytesRead& read, Crew* crew) {
+  return verify(replica, detail::Form::kReplica, read, crew);
 }
 
 struct ImageProof::State {

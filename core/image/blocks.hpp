@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/image/identity.hpp>
 
 namespace meshstage {
@@ -62,8 +63,12 @@ class MESHSTAGE_API BlockDigests {
 using BytesRead = std::function<void(std::uint64_t bytes)>;
 /// verify_image() and verify_replica() that call `read` after the manifest and after each block: on
 /// a slow disk they take long, and so show that they go on. An exception of `read` ends them.
-MESHSTAGE_API ImageInfo verify_image(std::span<const std::byte> image, const BytesRead& read);
-MESHSTAGE_API ImageInfo verify_replica(std::span<const std::byte> replica, const BytesRead& read);
+/// `crew`: its threads prove the blocks and call `read`, several at once; without one the calling
+/// thread does both. The error names the first wrong block in either case.
+MESHSTAGE_API ImageInfo verify_image(std::span<const std::byte> image, const BytesRead& read,
+                                     Crew* crew = nullptr);
+MESHSTAGE_API ImageInfo verify_replica(std::span<const std::byte> replica, const BytesRead& read,
+                                       Crew* crew = nullptr);
 
 /// Does what verify_image() does, but with block digests that were made while the blocks arrived:
 /// it digests manifest and trailer, and compares the block digests with the trailer's. Throws
