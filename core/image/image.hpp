@@ -63,6 +63,10 @@ struct RestoreOptions {
   std::shared_ptr<const void> keep = {};
   /// Throws Timeout if devices are not done by then.
   Deadline deadline = Deadline::never();
+  /// How many threads copy into tensors on the CPU, the caller included, if there are so many bytes
+  /// that it pays. 0: as many as the processors allow while the caller waits
+  /// (default_copy_threads(), Beside::kNothing).
+  unsigned copy_threads = 0;
 };
 
 /// Restores the image into `state`, in place: bytes into the storages of its tensors, scalars into

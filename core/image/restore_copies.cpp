@@ -7,9 +7,11 @@
 #include <thread>
 #include <utility>
 
+#include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/device/batched_copies.hpp>
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/copy.hpp>
+#include <meshstage/core/memory/copy_parts.hpp>
+#include <meshstage/core/memory/copy_threads.hpp>
 
 namespace meshstage::detail {
 namespace {
@@ -32,6 +34,24 @@ std::list<OnDevice> by_device(std::span<const RestoreCopy> copies) {
     on->list.push_back({to.data(), from.data(), from.size()});
   }
   return devices;
+}
+
+// The copies into storages of the CPU.
+void copy_by_crew(std::span<const RestoreCopy> copies, unsigned hands) {
+  CopyParts parts;
+  for (const auto& [to, from] : copies) {
+    parts.add(to.device().is_cpu() ? to.bytes() : std::span<std::byte>());
+  }
+  if (!parts.is_large()) {
+    hands = 1;
+  } else if (hands == 0) {
+    hands = default_copy_threads(available_processors(), Beside::kNothing);
+  }
+  Crew crew("ms-restore", hands);
+  parts.run(&crew, 0, [&](const CopyParts::Piece& piece) {
+    const auto& [to, from] = copies[piece.range];
+    fast_copy(piece.of(to.bytes()), piece.of(from), piece.hint);
+  });
 }
 
 // What was issued still happens: both ends stay until then. `ends` may be null where `wait`.
@@ -59,11 +79,7 @@ void let_go(OnDevice& on, const std::shared_ptr<const void>& ends, bool wait) {
 
 void restore_copies(std::span<const RestoreCopy> copies, std::span<const DeviceReady> ready,
                     const RestoreOptions& options) {
-  const auto copy_on_host = [&] {
-    for (const auto& [to, from] : copies) {
-      if (to.device().is_cpu()) copy_bytes(to.bytes(), from);
-    }
-  };
+  const auto copy_on_host = [&] { copy_by_crew(copies, options.copy_threads); };
   auto devices = by_device(copies);
   if (devices.empty()) return copy_on_host();
   const auto ends =

@@ -55,6 +55,27 @@ TEST_CASE("restore_into brings bytes and scalars back into the objects that are 
   CHECK(target.at("node").as<NodePtr>() == node);
 }
 
+TEST_CASE("several threads restore a large state as one does") {
+  const auto make = [](std::uint8_t first) {
+    Dict tensors;
+    for (const std::int64_t bytes : {5, 3000000, 0, 9000001, 2048, 700}) {
+      const auto t = Tensor::empty({bytes}, DType::kU8);
+      for (std::int64_t i = 0; i < bytes; ++i)
+        t.data<std::uint8_t>()[i] = static_cast<std::uint8_t>(first + i * 7 + i / 251);
+      tensors.set(std::to_string(bytes), t);
+    }
+    tensors.set("tied", tensors.at("3000000"));
+    return tensors;
+  };
+  const auto image = test::make_image(make(3));
+  for (const unsigned threads : {0U, 1U, 2U, 5U}) {
+    INFO(threads << " threads");
+    auto target = make(200);
+    restore_into(image.bytes(), target, {.copy_threads = threads});
+    CHECK_FALSE(compare(target, make(3)));
+  }
+}
+
 TEST_CASE("a node that cannot change in place is replaced, once for all places it is held in") {
   const auto make = [](int n) {
     const NodePtr fixed = std::make_shared<Fixed>(n);
