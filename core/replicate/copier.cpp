@@ -8,7 +8,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/replica.hpp>
-#include <meshstage/core/memory/copy_threads.hpp>
+#include <meshstage/core/replicate/hands.hpp>
 
 namespace meshstage::replicate {
 
@@ -16,21 +16,10 @@ void PaceOfGeneration::leave() noexcept {
   left_.fail(std::make_exception_ptr(Cancelled("the generation was left")));
 }
 
-namespace {
-
-// Threads of a copy, the copying thread included.
-unsigned copy_threads(const CheckpointerOptions& options) {
-  if (options.copy_threads != 0) return options.copy_threads;
-  return default_copy_threads(available_processors(), Beside::kTrainer,
-                              static_cast<unsigned>(options.environment->local_world_size));
-}
-
-}  // namespace
-
 Copier::Copier(Engine& engine)
     : engine_(engine),
       pace_(engine.options.pace),
-      crew_("mesh-copy", copy_threads(engine.options)),
+      crew_("mesh-copy", hands_for(engine.options, Beside::kTrainer)),
       worker_("ms-copy", engine.boundary()) {}
 
 void Copier::copy(std::shared_ptr<StageJob> job, ImageIdentity identity,

@@ -94,8 +94,9 @@ struct CheckpointerOptions {
   /// thread that copies asks it. Must outlive the Checkpointer. Null: staging copies as fast as the
   /// memory allows.
   Pace* pace = nullptr;
-  /// How many threads copy this rank's state. 0: half of this rank's share of the processors that
-  /// the process may use when the Checkpointer is made (default_copy_threads(), Beside::kTrainer).
+  /// How many threads copy this rank's state, and prove and restore it in a recovery. 0: this
+  /// rank's share of the processors that the process may use (default_copy_threads()): half of it
+  /// beside the trainer, the whole of it in a recovery, for which the trainer waits.
   unsigned copy_threads = 0;
   /// How many connections this rank wants to have to each rank that it exchanges images with, at
   /// most 16; of two ranks the smaller number counts. 0: by this rank's share of the processors: 1

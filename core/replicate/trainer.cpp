@@ -14,6 +14,7 @@
 #include <meshstage/core/memory/room.hpp>
 #include <meshstage/core/replicate/completion.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
+#include <meshstage/core/replicate/hands.hpp>
 
 namespace meshstage::replicate {
 namespace {
@@ -317,7 +318,10 @@ Recovered Trainer::restore(const RecoverCommand& command,
       break;
     }
     restore_into(image->image(), state,
-                 {.streams = engine_.options.streams, .keep = image, .deadline = deadline});
+                 {.streams = engine_.options.streams,
+                  .keep = image,
+                  .deadline = deadline,
+                  .copy_threads = hands_for(engine_.options, Beside::kNothing)});
     result.id = command.id;
     result.step = command.id.step;
     result.source = command.source;

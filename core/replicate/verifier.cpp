@@ -8,7 +8,9 @@
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
+#include <meshstage/core/memory/copy_parts.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
+#include <meshstage/core/replicate/hands.hpp>
 #include <meshstage/core/replicate/old_images.hpp>
 #include <meshstage/core/transfer/image.hpp>
 
@@ -24,18 +26,19 @@ std::string place_of(SlotKey key, int at) {
          (own ? "" : std::to_string(key.owner_rank)) + " in slot " + std::to_string(key.index);
 }
 
-ImageInfo verify(std::span<const std::byte> bytes, bool whole, Reads::Reading& reading) {
+ImageInfo verify(std::span<const std::byte> bytes, bool whole, Reads::Reading& reading,
+                 Crew& crew) {
   reading.step(0, bytes.size());
   const auto read = [&reading](std::uint64_t more) { reading.step(more); };
-  return whole ? verify_image(bytes, read) : verify_replica(bytes, read);
+  return whole ? verify_image(bytes, read, &crew) : verify_replica(bytes, read, &crew);
 }
 
 /// The claim to a slot's image, which this proves. Throws CorruptData.
-protocol::Claim claim_of(const ReadLease& lease, int at, Reads& reads) {
+protocol::Claim claim_of(const ReadLease& lease, int at, Reads& reads, Crew& crew) {
   const SlotKey key = lease.key();
   const bool own = key.owner_rank == at;
   Reads::Reading reading(&reads, place_of(key, at));
-  const ImageInfo verified = verify(lease.image(), own, reading);
+  const ImageInfo verified = verify(lease.image(), own, reading, crew);
   if (verified != lease.info()) throw CorruptData("header and image disagree");
   return protocol::claim_of(verified, checked_loans(lease.image(), verified), at,
                             own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot,
@@ -84,6 +87,7 @@ protocol::SlotsVerified Verifier::verify_slots(const JobNotes& notes) {
     engine_.report.warn(
         std::string("the ranks that share the directory of images cannot be told: ") + e.what());
   }
+  Crew crew = crew_of_waiting_trainer();
   // Images that earlier processes left, stopped ones too, count like images that this process
   // sealed.
   for (const SlotKey key : engine_.vault.adopt_older()) {
@@ -105,7 +109,7 @@ protocol::SlotsVerified Verifier::verify_slots(const JobNotes& notes) {
     }
     if (info.state != SlotState::kSealed) continue;
     try {
-      result.claims.push_back(claim_of(engine_.vault.read(key), engine_.rank, engine_.reads));
+      result.claims.push_back(claim_of(engine_.vault.read(key), engine_.rank, engine_.reads, crew));
     } catch (const Error& e) {
       const std::string what = place_of(key, engine_.rank) + ": " + e.what();
       engine_.report.warn("not used: " + what);
@@ -139,6 +143,7 @@ void Verifier::verify_strays(ImageId newer_than, Found& found) {
       engine_.generation.number, engine_.world_size,
       [this](const std::string& text) { engine_.report.warn(text); },
       engine_.options.any_world.has_value());
+  Crew crew = crew_of_waiting_trainer();
   for (const StraySlot& slot : slots) {
     if (is_over(slot.image.identity.id)) continue;
     found.evidence = std::max(found.evidence, slot.image.identity.base);
@@ -146,7 +151,7 @@ void Verifier::verify_strays(ImageId newer_than, Found& found) {
     const bool whole = slot.key.owner_rank == slot.vault;
     try {
       Reads::Reading reading(&engine_.reads, place_of(slot.key, slot.vault));
-      const ImageInfo verified = verify(slot.bytes, whole, reading);
+      const ImageInfo verified = verify(slot.bytes, whole, reading, crew);
       if (verified != slot.image) throw CorruptData("header and image disagree");
       auto claim = protocol::claim_of(verified, checked_loans(slot.bytes, verified), engine_.rank,
                                       protocol::Place::kStray, slot.key.index);
@@ -171,6 +176,10 @@ void Verifier::disk(const protocol::VerifyDisk& action, std::function<void(const
         return found;
       },
       std::move(then), lose_generation("look for images on its host"));
+}
+
+Crew Verifier::crew_of_waiting_trainer() const {
+  return {"ms-verify", hands_for(engine_.options, Beside::kNothing)};
 }
 
 Verifier::Failed Verifier::lose_generation(const char* what) {
@@ -258,20 +267,21 @@ void Verifier::load(Here from, std::span<std::byte> target, protocol::ImageSizes
         const auto rest =
             std::min(behind_manifest(source.bytes.size()), behind_manifest(target.size()));
         reading.step(0, sizes.manifest_bytes + rest);
+        Crew crew = crew_of_waiting_trainer();
         const auto copy = [&](std::span<std::byte> to, std::span<const std::byte> bytes) {
-          constexpr std::size_t kPiece = std::size_t{4} << 20U;
-          for (std::size_t at = 0; at < bytes.size(); at += kPiece) {
-            const std::size_t piece = std::min(kPiece, bytes.size() - at);
-            fast_copy(to.subspan(at, piece), bytes.subspan(at, piece));
-            reading.step(piece);
-          }
+          CopyParts parts;
+          parts.add(to);
+          parts.run(&crew, 0, [&](const CopyParts::Piece& piece) {
+            fast_copy(piece.of(to), piece.of(bytes), piece.hint);
+            reading.step(piece.bytes);
+          });
         };
         copy(target.first(sizes.manifest_bytes), source.bytes.first(sizes.manifest_bytes));
         copy(target.last(rest), source.bytes.last(rest));
         if (source.bytes.size() < target.size()) return ImageInfo{};
         const auto read = [&reading](std::uint64_t) { reading.step(); };  // of memory
-        return target.size() == sizes.image_bytes ? verify_image(target, read)
-                                                  : verify_replica(target, read);
+        return target.size() == sizes.image_bytes ? verify_image(target, read, &crew)
+                                                  : verify_replica(target, read, &crew);
       },
       std::move(then), std::move(failed));
 }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/protocol/actions.hpp>
@@ -17,9 +18,10 @@
 
 namespace meshstage::replicate {
 
-/// Reads and proves images for a recovery, on the thread `ms-verify`: slots, files, and images
-/// received in parts. Threads: the loop's. `then` and `failed` run there, too, unless the
-/// generation is being left.
+/// Reads and proves images for a recovery: slots, files, and images received in parts. Its thread
+/// is `ms-verify`. Where an image lies in memory, a crew that lasts for one task helps: the trainer
+/// waits, so it has this rank's whole share of the processors. Threads: the loop's. `then` and
+/// `failed` run there, too, unless the generation is being left.
 class Verifier {
  public:
   Verifier(Engine& engine, Persistence& files);
@@ -93,6 +95,8 @@ class Verifier {
   template <class Result>
   void run(std::function<Result()> work, std::function<void(const Result&)> then, Failed failed);
   [[nodiscard]] protocol::SlotsVerified verify_slots(const JobNotes& notes);
+  /// For a task of the worker's thread.
+  [[nodiscard]] Crew crew_of_waiting_trainer() const;
   /// The generation ends because this rank cannot `what`.
   [[nodiscard]] Failed lose_generation(const char* what);
   void verify_files(ImageId newer_than, Found& found);
