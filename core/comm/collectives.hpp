@@ -8,14 +8,13 @@
 #include <meshstage/core/comm/process_group.hpp>
 #include <meshstage/core/error/export.hpp>
 
-/// Operations that all ranks of a group call together, in the same order, with the same sizes, one
-/// at a time. They use only ProcessGroup::send and receive, and pass on the errors of
-/// Transfer::wait. After an error the group is of no more use, and buffers hold anything. Without a
-/// deadline an operation waits as long as the group does: Checkpointer::group() has a limit of its
-/// own.
+/// Operations that all ranks of a group call together: in the same order, with the same sizes, one
+/// at a time. They use only ProcessGroup::send and receive, and throw what Transfer::wait throws.
+/// After an error the group cannot be used any more, and buffers hold anything. Without a deadline
+/// an operation waits as long as the group lets it: Checkpointer::group() has a limit of its own.
 ///
 /// *Tree* collectives need only the links of the control tree (tree.hpp); *full* ones need a link
-/// to every rank and throw InvalidArgument else.
+/// to every rank, else they throw InvalidArgument.
 namespace meshstage::collectives {
 
 enum class ReduceOp : std::uint8_t { kSum, kAvg, kProduct, kMin, kMax };
@@ -26,10 +25,9 @@ enum class ReduceOp : std::uint8_t { kSum, kAvg, kProduct, kMin, kMax };
 enum class Element : std::uint8_t { kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64 };
 [[nodiscard]] MESHSTAGE_API std::size_t bytes_of(Element element) noexcept;
 
-/// A backend's own collectives, with the meaning of the functions below (which check sizes, types
-/// and roots before they call one). The order of additions is the backend's. A group that has them
-/// may be over a device's memory, so the collectives without an own version refuse such a group
-/// with InvalidArgument.
+/// A backend's own collectives. They do what the functions below do, which check sizes, types and
+/// roots first; the backend chooses the order of additions. Such a group may be over a device's
+/// memory, so collectives that this class lacks refuse it with InvalidArgument.
 class MESHSTAGE_API Own {
  public:
   Own() = default;

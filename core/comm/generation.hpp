@@ -26,7 +26,7 @@ struct Pairs {
 /// Copyable handles; close() ends all of them.
 struct MESHSTAGE_API Generation {
   std::uint64_t number = 0;  ///< Above 0.
-  std::string claim;         ///< What its entry in the Store says.
+  std::string claim;         ///< The text of its claim in the Store.
   int rank = 0;
   int world_size = 1;
   std::shared_ptr<ControlLinks> links;     ///< To the tree's neighbours and the data peers.
@@ -35,8 +35,9 @@ struct MESHSTAGE_API Generation {
   /// The trainer's collectives on memory of its device; null unless
   /// MembershipOptions::device_transport is given.
   std::shared_ptr<ProcessGroup> device;
-  /// Connects to ranks that are no data peers, each of which connects to this one: once in a
-  /// generation. Throws what Transport does; nothing is left behind then. The caller closes both.
+  /// Connects to ranks that are not data peers; each of them must connect to this rank, too. Once
+  /// in a generation. Throws what Transport throws, and leaves nothing behind then. The caller
+  /// closes links and group.
   std::function<Pairs(const std::vector<int>& peers, Deadline deadline, std::stop_token stop)>
       connect_pairs;
 
@@ -46,7 +47,7 @@ struct MESHSTAGE_API Generation {
   void close() const noexcept;
 };
 
-/// Who died, and what its witness saw; rank -1: nobody did, the generation broke by itself.
+/// The rank that died, and what the witness saw. Rank -1: the generation broke without a death.
 struct DeathCause {
   int rank = 0;
   std::string reason;
@@ -54,7 +55,7 @@ struct DeathCause {
 /// "rank 2 died: end of file", or the reason alone where no rank is to blame.
 [[nodiscard]] std::string describe(const DeathCause& cause);
 
-/// Where the Store keeps the first death of a generation, and how: "<rank> <reason>".
+/// The Store's key for the first death of a generation, and its value: "<rank> <reason>".
 [[nodiscard]] std::string cause_key(const std::string& job, std::uint64_t generation);
 [[nodiscard]] std::string encode_cause(const DeathCause& cause);
 [[nodiscard]] DeathCause decode_cause(const std::string& text);
@@ -65,19 +66,19 @@ struct NewerClaim {
   std::string owner;  ///< "the start \"torchrun-7\"", if another start took the job; else empty.
 };
 
-/// Whether anybody claimed a newer generation, as the Store's server has it now: first the claim of
-/// `generation` itself is created, which a server alone can refuse, so that nothing that was
-/// remembered of the Store on the way (a file system's cache) answers instead. A Store that was
-/// emptied has that claim again afterwards. Throws what the Store throws.
+/// Returns the newest claim if it is newer than `generation`. First it tries to create the claim of
+/// `generation` again: only the server can refuse that, so no cache on the way (a file system's)
+/// can give an old answer. In a Store that was emptied this restores the claim. Throws what the
+/// Store throws.
 [[nodiscard]] MESHSTAGE_API std::optional<NewerClaim> look_for_newer(Store& store,
                                                                      const std::string& job,
                                                                      const Generation& generation,
                                                                      Deadline deadline);
 
-/// Whether that generation is the last one of its job: all ranks have called finish(), and nobody
-/// had claimed a newer one before. The first to say so decides, whoever claims a newer one or calls
-/// this; so a process that was stopped in finish(), while another start took its place, gets false.
-/// Throws what the Store throws.
+/// Notes in the Store that the job finished in `generation`. Call it when all ranks have called
+/// finish(). True if the note is there; false if a newer generation was claimed before, for example
+/// while this process was stopped in finish(). One entry decides: the first write wins. Throws what
+/// the Store throws.
 [[nodiscard]] MESHSTAGE_API bool claim_the_end(Store& store, const std::string& job,
                                                std::uint64_t generation, Deadline deadline);
 

@@ -6,50 +6,51 @@
 
 /// Which start of a job owns it: pure, so that the explorer in tests/protocol goes through it.
 ///
-/// A *launch* is one start of all ranks. It owns the job from the moment at which one of its ranks
-/// creates the claim of the next generation in the Store: one creation, of which the Store lets one
-/// win. Nobody touches a vault or a file before. Generations are claimed by launches, so a newer
-/// launch's claim ends an older one's: its root sees the claim before it decides anything.
+/// A *launch* is one start of all ranks. It owns the job once one of its ranks has created the
+/// claim of the next generation in the Store, where the first creation wins. No rank touches a
+/// vault or a file before. A newer launch's claim ends an older launch: the older one's root sees
+/// the claim before it decides anything more.
 namespace meshstage::launch {
 
-/// What the Store says of the newest claim.
+/// The newest claim, as the Store has it, and its ranks, as this process saw them.
 struct View {
-  /// How far its generation is.
+  /// The state of its generation.
   enum class Outcome : std::uint8_t { kForming, kFormed, kAbandoned };
-  /// What was seen of its ranks, by values that changed while this process watched, never by a
-  /// clock alone.
+  /// What this process saw of the ranks while it watched: values that changed, never a clock alone.
   enum class Signs : std::uint8_t {
     kUnknown,  ///< Nothing that decides; watch on.
-    /// Formed: every rank renewed its sign of life twice. Else: who claimed or joined it runs.
+    /// Formed: every rank's trainer showed a sign of life twice. Else: a process that joined it
+    /// answers.
     kAlive,
-    /// Formed, and a rank of it is gone, while another one lives, which comes back for the next.
+    /// Formed, one rank is gone and another one lives, which comes back for the next generation.
     kBroken,
-    /// All that were in it are gone, or one was silent for as long as patience lasts.
+    /// Formed: all its ranks are gone, or one was silent for `patience`. Else: all are gone or
+    /// silent.
     kLost,
   };
   bool exists = false;  ///< False: nobody ever claimed a generation of this job.
-  std::string launch;   ///< Whose claim it is.
+  std::string launch;   ///< The launch that claimed it.
   int world_size = 0;
   std::string agreement;
-  /// The launch had formed a generation before this claim: its lost seats may be filled by others.
+  /// The launch formed a generation before this claim, so other launches may fill its lost seats.
   bool worked = false;
   Outcome outcome = Outcome::kForming;
   Signs signs = Signs::kUnknown;
-  /// Nobody is this rank of it, or was in the launch's generation before; or who was is known to be
-  /// gone, or silent.
+  /// No process has this rank's place in it or in the launch's generation before, or the process
+  /// that has it is gone or silent.
   bool seat_free = true;
 };
 
 /// A process that wants to be a rank of the job.
 struct Comer {
-  /// As its launcher calls this start; empty: nobody said (ranks that are started by hand), so it
-  /// belongs to whatever launch fits.
+  /// The launcher's name for this start. Empty (ranks that are started by hand): it belongs to any
+  /// launch that fits.
   std::string launch;
   int world_size = 1;
   std::string agreement;
-  /// It has been in a generation of `launch`, and comes back because that ended.
+  /// It was in a generation of `launch`, and comes back because that generation ended.
   bool member = false;
-  /// Take the job from another launch that is alive, too; nothing beside the comer's own launch.
+  /// Take the job even from another launch that is alive; has no effect on the comer's own launch.
   bool take_over = false;
 };
 
@@ -59,15 +60,15 @@ enum class Admission : std::uint8_t {
   kTake,          ///< Claim the next generation for the comer's own launch: it owns the job then.
   kWatch,         ///< Look again, until the deadline.
   kRefused,       ///< The job is healthy. Nothing was touched.
-  kOtherWorld,    ///< Ranks of the same start were told another world size,
+  kOtherWorld,    ///< Ranks of the same start have another world size,
   kOtherOptions,  ///< ... or another agreement.
   kFenced,        ///< A newer launch owns the job.
 };
 
 [[nodiscard]] MESHSTAGE_API Admission admit(const View& job, const Comer& comer);
 
-/// Whether admit() says something else for other signs: else nobody need look for them, which asks
-/// every rank of the job.
+/// True if the result of admit() depends on the signs. If not, the caller need not gather them,
+/// which asks every rank of the job.
 [[nodiscard]] MESHSTAGE_API bool signs_matter(const View& job, const Comer& comer);
 
 }  // namespace meshstage::launch

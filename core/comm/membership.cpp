@@ -270,7 +270,7 @@ std::uint64_t Membership::enter(std::uint64_t highest_seen, Deadline deadline) {
   while (!entered_) {
     entered_ = join_newest(seen, deadline);
     if (!entered_ && deadline.expired()) {
-      throw Timeout("job " + options_.job + " could not be entered by the deadline" +
+      throw Timeout("this rank got no place in job " + options_.job + " by the deadline" +
                     newcomer_->waited_for());
     }
   }

@@ -36,66 +36,68 @@ struct MembershipOptions {
   int world_size = 1;
   std::shared_ptr<Store> store;
   std::shared_ptr<Transport> transport;
-  /// The ranks this one exchanges images with: its holders and its wards. Each must name this one.
+  /// The ranks with which this rank exchanges images: its holders and wards. Each must name this
+  /// rank, too.
   std::vector<int> data_peers;
-  /// How many connections for images this rank wants to have to each data peer. Of two ranks the
-  /// smaller number counts. At most kMostConnections.
+  /// The number of connections for images that this rank wants to each data peer. The smaller
+  /// number of the two ranks counts. At most kMostConnections.
   unsigned connections = 1;
-  /// What every rank must have been told alike, besides the world size: a line of text. A rank that
-  /// was told otherwise is refused, with both texts; without this it would wait for links that
-  /// nobody makes.
+  /// The options that must be equal on all ranks, as one line of text. A rank with another text is
+  /// refused, and the error shows both texts; otherwise it would wait for links that no rank makes.
   std::string agreement;
   TrainingLinks training_links = TrainingLinks::kTree;
-  /// Makes the group of the trainer's collectives on its device (make_nccl_transport), which
-  /// reaches every rank. Null: there is none. All ranks have one or none of them has: the agreement
-  /// says so.
+  /// Makes the group for the trainer's collectives on its device (make_nccl_transport), which
+  /// reaches every rank. Null: there is none. Either all ranks have one or none: put that into
+  /// `agreement`.
   std::shared_ptr<Transport> device_transport;
-  /// How the launcher calls this start of all ranks: the same on each, another at the next start,
-  /// without spaces. Empty: nobody said, and this rank belongs to whatever start it fits.
+  /// The launcher's name for this start of all ranks: the same on each, another at the next start,
+  /// without spaces. Empty: this rank belongs to any start that it fits.
   std::string launch;
-  /// Take the job from another start whose ranks are alive, too.
+  /// Take the job even from another start whose ranks are alive.
   bool take_over = false;
-  /// A newcomer takes a rank that answers it nothing for so long for lost. It decides how long a
-  /// start waits beside processes that were stopped, or whose host it cannot see.
+  /// A newcomer counts a rank as lost that does not answer for this long. A start waits so long
+  /// beside processes that were stopped, or whose host it cannot see.
   std::chrono::milliseconds patience{15'000};
-  /// Changes while this process's trainer does something; null: it always does. Called on the
-  /// membership's thread.
+  /// A number that changes while this process's trainer does something. Null: the trainer counts as
+  /// alive always. Called on the membership's thread.
   std::function<std::uint64_t()> sign_of_life;
-  /// Hears once for what enter() waits, if it waits for longer than a second.
+  /// Called once, with the reason, if enter() waits for longer than a second.
   std::function<void(const std::string&)> waits;
 };
 
-/// Forms generations over the Store: rules 6, 7 and 14 of the protocol. launch::admit() says which
+/// Forms generations over the Store: rules 6, 7 and 11 of the protocol. launch::admit() says which
 /// start of the job owns it.
 ///
 /// Keys, below `<job>/`:
-/// - `run/0`: the number below all generations of this run, which the first rank to come draws
+/// - `run/0`: the number below all generations of this run, drawn by the first rank that comes
 ///   (core/generation)
-/// - `run/<n>`: the number of the run that follows run n, where a rank has seen a generation above
-///   n that this Store knows nothing of
+/// - `run/<n>`: the number of the run that follows run n. A rank draws it that has seen a
+///   generation above n which this Store does not know.
 /// - `incarnation/<rank>/<k>`: the k-th process that took this rank; the highest counts
-/// - `claim/<n>`: made by whoever first wanted generation n: "`<world size> <launch> <last>
+/// - `claim/<n>`: made by the first rank that wanted generation n: "`<world size> <launch> <last>
 ///   <agreement>`", `last` being the generation that this launch formed last, or 0
 /// - `gen/<n>/place/<rank>`: "`<token> <boot> <pid namespace> <pid> <start time>`" of the process
 ///   that joined n as this rank
-/// - `gen/<n>/outcome`: "formed" or "abandoned: " and why; the first to create it decides
-/// - `gen/<n>/end`: "superseded" by whoever claims the next one, or "finished" by claim_the_end()
+/// - `gen/<n>/outcome`: "formed" or "abandoned: " and why; the first creation decides
+/// - `gen/<n>/end`: "superseded", from the rank that claims the next one, or "finished", from
+///   claim_the_end()
 /// - `gen/<n>/since`: when n was formed, by the root's clock, for messages
-/// - `gen/<n>/asked`: a newcomer's question whether the ranks of n live, another text each time
-/// - `gen/<n>/alive/<rank>`: the answer, "`<answers> <signs of the trainer>`", counted
-/// - `gen/<n>/left/<rank>`: its process ended in good order
+/// - `gen/<n>/asked`: a newcomer's question whether the ranks of n live; each question has another
+///   text
+/// - `gen/<n>/alive/<rank>`: the rank's answer: "`<number of answers> <sign_of_life()>`"
+/// - `gen/<n>/left/<rank>`: the rank's process ended in good order
 /// - `gen/<n>/cause`: "`<rank> <reason>`", the first death in n
 /// - `gen/<n>/net/...`: addresses
 /// Numbers are written with twenty digits, so that they sort. A generation without an outcome is
-/// *forming*. A rank that is admitted joins it if its place is free and its number is above all the
-/// rank has seen; else it abandons it and goes to the next. Every rank connects, reports up the
-/// control tree, and the root creates "formed": from then on, and not before, the generation
-/// counts. Whoever sees a peer go while forming abandons it, so nobody waits for the dead.
-/// A process whose rank was taken by a newer one, or whose job by another launch, is *fenced*: it
-/// can form nothing more.
+/// *forming*. An admitted rank joins it if the rank's place is free and its number is above all
+/// that the rank has seen; else the rank abandons it and claims the next. Every rank connects and
+/// reports up the control tree; then the root creates "formed", and only from then on the
+/// generation counts. A rank that sees a peer go while forming abandons the generation, so no rank
+/// waits for the dead. A process is *fenced* once a newer process has its rank or another launch
+/// has the job: it can form no generation any more.
 ///
-/// Threads: enter() and form() one at a time; the others from any. One of its own from the first
-/// place on, which answers newcomers.
+/// Threads: call enter() and form() one at a time, the others from any thread. From its first place
+/// on a Membership has one thread, which answers newcomers.
 class MESHSTAGE_API Membership {
  public:
   /// Throws InvalidArgument on senseless options. Does not call the Store.
@@ -106,28 +108,28 @@ class MESHSTAGE_API Membership {
 
   /// Asks the Store for this rank's place in the job. Returns the generation in whose name this
   /// process may take the rank's vault: above `highest_seen`, and above every generation in whose
-  /// name another process took it. form() goes on from there. Waits, at most until the deadline,
-  /// while it is not clear whether a job that another start owns is alive. Throws InvalidState if
-  /// that job is healthy (who runs it, since when, what to do) or if its ranks were told other
-  /// options, Timeout, and what the Store throws. Whoever gets an error has touched nothing but
-  /// the Store.
+  /// name another process took the vault. form() goes on from there. While another start owns the
+  /// job, and it is not clear whether that start is alive, enter() waits, at most until the
+  /// deadline. Throws InvalidState if that start is healthy (the error says its name, since when it
+  /// runs, and what to do) or if its ranks have other options; Timeout; and what the Store throws.
+  /// After an error nothing but the Store was touched.
   std::uint64_t enter(std::uint64_t highest_seen, Deadline deadline);
 
   /// Collective: waits until all ranks are in one generation, numbered above `highest_seen` (the
   /// highest number in this rank's vault and files) and above every one in the Store. Close the
-  /// generation before, first. An attempt that fails (a peer's address cannot be reached, say) is
-  /// followed by another after a pause, from 10 ms growing to 1 s, and leaves no address in the
-  /// Store. Throws what enter() throws; Timeout names the ranks that did not come and why the last
-  /// attempt failed; Fenced; InvalidState if a generation above kLastGeneration is in the
-  /// Store or was seen.
+  /// previous generation first. After an attempt that fails (a peer cannot be reached, say) form()
+  /// tries again after a pause, which grows from 10 ms to 1 s. A failed attempt leaves no address
+  /// in the Store. Throws what enter() throws; Timeout, which names the ranks that did not come and
+  /// why the last attempt failed; Fenced; InvalidState if a generation above kLastGeneration is in
+  /// the Store or was seen.
   [[nodiscard]] Generation form(std::uint64_t highest_seen, Deadline deadline);
 
-  /// The ranks that have no place yet in the newest generation: while it is being formed, those
-  /// that form() waits for. For a message; throws what the Store throws.
+  /// The ranks that have no place yet in the newest generation. During form() these are the ranks
+  /// that it waits for, to name them in a message. Throws what the Store throws.
   [[nodiscard]] std::vector<int> absent(Deadline deadline);
 
-  /// Writes who died, before anything is closed. The first cause stays; returns the one that is
-  /// there.
+  /// Writes the cause of death into the Store. Call it before anything is closed. The first cause
+  /// stays; returns that one.
   DeathCause declare_death(std::uint64_t generation, int rank, const std::string& reason,
                            Deadline deadline = Deadline::never());
   [[nodiscard]] std::optional<DeathCause> cause_of(std::uint64_t generation,
@@ -146,12 +148,14 @@ class MESHSTAGE_API Membership {
   [[nodiscard]] std::string claim_key(std::uint64_t generation) const;
   [[nodiscard]] bool is_replaced(Deadline deadline);
   [[nodiscard]] std::uint64_t newest_generation(Deadline deadline);
-  /// Sends whoever waits in a generation below `number` that has no outcome on to it.
+  /// Abandons every undecided generation below `number`, so that ranks that wait there come to
+  /// `number`.
   void abandon_older(std::uint64_t number, Deadline deadline);
-  /// One look at the newest claim, and what launch::admit() says to it. A generation in which this
-  /// rank has a place now; nothing if it is to look again.
+  /// Looks at the newest claim once and does what launch::admit() says. Returns the generation in
+  /// which this rank has a place now; nothing if the caller must look again.
   [[nodiscard]] std::optional<std::uint64_t> join_newest(std::uint64_t& seen, Deadline deadline);
-  /// The number that follows the newest claim, or one of a new run where a rank has seen a higher.
+  /// The number after the newest claim; the first one of a new run if this rank has seen a higher
+  /// one.
   [[nodiscard]] std::uint64_t next_number(std::uint64_t newest, std::uint64_t seen,
                                           Deadline deadline);
   /// Claims the next generation, above `seen` too. An undecided `newest` is abandoned.

@@ -18,12 +18,12 @@ namespace collectives {
 class Own;
 }
 
-/// One send or receive that was posted. It is held by unique_ptr and not moved.
+/// One posted send or receive.
 ///
 /// The memory given to send()/receive() must stay valid, and a receive target untouched, until
-/// wait() has returned normally, or this object is destroyed, or the group is closed. When the
-/// destructor of an incomplete transfer returns, the transfer's memory is no longer in use. Because
-/// part of a message may be on the wire then, the destructor also aborts the group with Cancelled.
+/// wait() has returned normally, this object is destroyed, or the group is closed. The destructor
+/// returns when the memory is no longer in use. The destructor of an incomplete transfer also
+/// aborts the group with Cancelled, because part of the message may be on the wire.
 class MESHSTAGE_API Transfer {
  public:
   virtual ~Transfer() = default;
@@ -46,14 +46,14 @@ class MESHSTAGE_API Transfer {
 };
 
 /// Ranks 0..size-1 that send bytes to each other. The collectives (collectives.hpp) use only these
-/// calls. Messages between two ranks with one tag arrive in the order in which they were sent; both
-/// sides must post the same length. An empty message completes at once and synchronises nothing.
-/// Nothing is buffered: a send completes when the peer has taken it, or sooner.
+/// calls. Messages with the same tag between two ranks arrive in the order in which they were sent;
+/// both ranks must post the same length. An empty message completes at once and synchronises
+/// nothing. The group buffers nothing: a send may stay incomplete until the peer posts its receive.
 ///
 /// Which peers a group reaches is fixed when the group is made. A backend need not notice that a
 /// peer died (Gloo does not in mid transfer): the owner of the control links calls abort().
 ///
-/// Threads: any may call send, receive and abort; any but a waiting one may call close.
+/// Threads: any thread may call send, receive, abort and close.
 class MESHSTAGE_API ProcessGroup : public std::enable_shared_from_this<ProcessGroup> {
  public:
   /// Tags from here on belong to the collectives and to split groups.
@@ -81,39 +81,40 @@ class MESHSTAGE_API ProcessGroup : public std::enable_shared_from_this<ProcessGr
   /// How many connections there are to `peer`; both ends have the same number. 1 unless the group
   /// was made of several (several_connections.hpp): then bulk data in no order goes over all.
   [[nodiscard]] virtual unsigned connections(int /*peer*/) const noexcept { return 1; }
-  /// This group over its connection `i` alone, below connections(peer) for the peers that are used
-  /// there. Messages of one tag keep their order on it. The group's own send() and receive() use
-  /// connection 0; abort() and close() of one are the whole group's. It lives as long as the group.
+  /// This group over its connection `i` alone; `i` must be below connections(peer) for each peer
+  /// used there. Messages of one tag keep their order on it. The group's own send() and receive()
+  /// use connection 0; abort() and close() act on the whole group. The reference is valid as long
+  /// as the group.
   [[nodiscard]] virtual ProcessGroup& over(unsigned /*i*/) noexcept { return *this; }
-  /// A count that rises with the bytes that came from `peer` or left for it; where the backend
-  /// cannot see them, 0. Throws what send() throws.
+  /// A count that rises as bytes come from `peer` or leave for it; always 0 if the backend cannot
+  /// see them. Throws what send() throws.
   [[nodiscard]] virtual std::uint64_t moved(int /*peer*/) const { return 0; }
 
-  /// Ends the use of the group: every pending and later wait, send and receive throws `cause`,
-  /// promptly. Of several causes the first one stays. Receive targets may still be written until
-  /// close() has returned.
+  /// Ends the use of the group: every pending and later wait, send and receive promptly throws
+  /// `cause`. The first cause stays. Receive targets may still be written until close() has
+  /// returned.
   virtual void abort(std::exception_ptr cause) noexcept = 0;
-  /// When close() has returned, no receive target of this group is ever written again, and none of
-  /// its threads and descriptors is left. Pending transfers throw Cancelled, or the cause of an
-  /// earlier abort. Idempotent; close() waits until waiting threads have left.
+  /// When close() has returned, no receive target of this group is written any more, and its
+  /// threads and descriptors are gone. Pending transfers throw Cancelled, or the cause of an
+  /// earlier abort. close() returns after all waits have ended. Idempotent.
   virtual void close() noexcept = 0;
 
-  /// Makes a group of `ranks` that uses this group's links; its rank i is ranks[i]. `ranks` has
-  /// this group's numbers, each once, the caller's among them; every member passes the same list.
+  /// Makes a group of `ranks` that uses this group's links; its rank i is ranks[i]. `ranks` are
+  /// ranks of this group, each once, the caller among them; every member passes the same list.
   /// Collective over the members only, without communication. Members that split the same list
-  /// again must do it in the same order.
-  /// The groups have their links in common, so an abort of one aborts all. Closing the child closes
-  /// this group only if transfers of the child are still pending.
+  /// several times must do so in the same order. The groups share their links, so an abort of one
+  /// aborts all. Closing the new group closes this group only if the new group's transfers are
+  /// still pending.
   [[nodiscard]] virtual std::shared_ptr<ProcessGroup> split(std::span<const int> ranks);
 
-  /// The collectives that this backend does better than the default, which is made of send() and
-  /// receive() on host memory. Null: it has none. It lives as long as the group.
+  /// The backend's own collectives, used instead of the default ones, which send() and receive()
+  /// host memory. Null: it has none. Valid as long as the group.
   [[nodiscard]] virtual collectives::Own* own_collectives() noexcept { return nullptr; }
 
  private:
   std::uint64_t next_split(const std::vector<int>& ranks);
   Mutex splits_mutex_;
-  /// For each list, how often it was split.
+  /// How often each list was split.
   std::map<std::vector<int>, std::uint64_t> splits_ MESHSTAGE_GUARDED_BY(splits_mutex_);
 };
 

@@ -37,7 +37,7 @@ int to_number(const std::string& variable, std::string_view text, const std::str
   const char* const end = text.data() + text.size();
   const auto [stopped, error] = std::from_chars(text.data(), end, value);
   if (error == std::errc() && stopped == end && value >= 0) return value;
-  throw InvalidArgument(variable + "=" + whole + " is no rank or number of ranks");
+  throw InvalidArgument(variable + "=" + whole + " is no number of 0 or more");
 }
 
 /// The first of `variables` that is set.
@@ -75,7 +75,7 @@ std::optional<Found> slurm_tasks_here(const Environment& e) {
       nodes += to_number(variable, times, whole);
       if (!node || node->value < nodes) return Found{variable, tasks};
     }
-    throw InvalidArgument(std::string(variable) + "=" + whole + " says nothing of node " +
+    throw InvalidArgument(std::string(variable) + "=" + whole + " has no entry for node " +
                           std::to_string(node ? node->value : 0) + " (SLURM_NODEID)");
   }
   return std::nullopt;

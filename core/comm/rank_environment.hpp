@@ -6,7 +6,7 @@
 
 namespace meshstage {
 
-/// Rank, world size and their like of this process, as its launcher's variables give them.
+/// Rank, world size and more of this process, from the launcher's variables.
 ///
 /// Sources, each a set of variables:
 ///   meshstage  MESHSTAGE_RANK, MESHSTAGE_WORLD_SIZE, MESHSTAGE_LOCAL_RANK,
@@ -16,24 +16,24 @@ namespace meshstage {
 ///              OMPI_COMM_WORLD_LOCAL_SIZE; or PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS
 ///   srun       SLURM_PROCID, SLURM_STEP_NUM_TASKS (else SLURM_NTASKS), SLURM_LOCALID,
 ///              SLURM_STEP_TASKS_PER_NODE (else SLURM_TASKS_PER_NODE) of node SLURM_NODEID
-/// MESHSTAGE_* beats the others, because a user has set it on purpose. srun's variables count only
-/// where no other launcher's do: a torchrun or mpirun that srun started passes them on, and they
-/// number the launchers, not the ranks. The other sources must not contradict each other.
-/// Without any rank and size the process is rank 0 of 1 (SLURM variables of an allocation in which
-/// srun was not used do not count). MASTER_ADDR and MASTER_PORT are not read: that port belongs to
-/// another store.
+/// MESHSTAGE_* overrides the others, because a user set it on purpose. srun's variables count only
+/// if no other launcher's are set: a torchrun or mpirun that srun started passes them on, and there
+/// they number the launchers, not the ranks. torchrun's and mpirun's must not contradict each
+/// other. Without any rank and size the process is rank 0 of 1; SLURM variables without
+/// SLURM_PROCID (an allocation without srun) do not count. MASTER_ADDR and MASTER_PORT are not
+/// read: that port belongs to another store.
 struct MESHSTAGE_API RankEnvironment {
   int rank = 0;
   int world_size = 1;
-  int local_rank = 0;        ///< Number among this host's ranks; `rank` if no source says.
-  int local_world_size = 1;  ///< Ranks of this host; `world_size` if no source says.
+  int local_rank = 0;        ///< Number among this host's ranks; `rank` if unknown.
+  int local_world_size = 1;  ///< Ranks of this host; `world_size` if unknown.
   /// MESHSTAGE_JOB; else the run id that the user gave torchrun (TORCHELASTIC_RUN_ID); else
   /// "slurm-" and SLURM_JOB_ID; or empty. A run id that torchrun drew itself does not count,
-  /// because each start has another one.
+  /// because it differs at each start.
   std::string job;
-  /// How the launcher calls this start of all ranks, another at the next start: MESHSTAGE_LAUNCH;
-  /// else, of the launcher that is the source, torchrun's run id, or Slurm's job, restart count and
-  /// step, or mpirun's PMIX_NAMESPACE. Empty: it gave none. Without spaces.
+  /// The name of this start of all ranks; the next start has another one. MESHSTAGE_LAUNCH; else
+  /// from the launcher that is the source: torchrun's run id, Slurm's job, restart count and step,
+  /// or mpirun's PMIX_NAMESPACE. Without spaces; empty if there is none.
   std::string launch;
   /// MESHSTAGE_TAKE_OVER=1: see CheckpointerOptions::take_over.
   bool take_over = false;
@@ -43,8 +43,8 @@ struct MESHSTAGE_API RankEnvironment {
   /// MESHSTAGE_SUPERVISOR: the socket of the program that started this rank, or empty.
   std::string supervisor;
   std::string source;  ///< "meshstage", "torchrun", "mpirun", "srun" or "none".
-  /// False: no source says how many ranks this host has (RANK and WORLD_SIZE alone, srun without
-  /// its task counts), so the others may be on other hosts.
+  /// False: no source gives the number of ranks on this host (RANK and WORLD_SIZE alone, srun
+  /// without its task counts), so other ranks may be on other hosts.
   bool local_size_known = true;
 
   /// Reads a given environment. Throws InvalidArgument for a variable that is missing or no number,

@@ -141,7 +141,7 @@ void divide_as(std::span<std::byte> data, int divisor) {
   }
 }
 
-/// Adds halves to floats; -0 is what a sum does not notice.
+/// Adds halves to floats. Start sums from -0: it changes no bit of the first addend.
 inline void add_halves(std::span<float> sums, std::span<const std::byte> halves) {
   for (std::size_t i = 0; i < sums.size(); ++i) {
     std::uint16_t half = 0;

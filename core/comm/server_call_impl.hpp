@@ -78,7 +78,7 @@ inline net::Descriptor connect(const std::string& host, const std::string& port,
   }
   if (connected.stopped) throw_given_up();
   if (connected.error == EAFNOSUPPORT) {  // nor will it
-    throw IoError("this host has no network of the kind that " + host + " has an address in");
+    throw IoError("this host has no network of the address family of " + host);
   }
   if (!connected.fd.valid()) throw_broken(connected.error);
   net::set_keep_alive(connected.fd.get());

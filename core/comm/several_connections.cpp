@@ -226,7 +226,7 @@ unsigned default_connections(const AvailableProcessors& processors, unsigned loc
 }
 
 std::shared_ptr<ProcessGroup> join_connections(std::vector<std::shared_ptr<ProcessGroup>> groups) {
-  if (groups.empty()) throw InvalidArgument("a group of no connections");
+  if (groups.empty()) throw InvalidArgument("join_connections() needs a group");
   return std::make_shared<JoinedGroup>(std::move(groups));
 }
 

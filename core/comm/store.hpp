@@ -14,14 +14,14 @@
 
 namespace meshstage {
 
-/// A small map from keys to values. It is the only thing that all ranks of a job see before they
-/// are connected. Keys are non-empty text of at most 1024 bytes, '/' separates levels by custom;
-/// values are any bytes. Meant for a few hundred small entries, not for data.
+/// A small map from keys to values: all that the ranks of a job share before they are connected.
+/// Keys are non-empty text of at most 1024 bytes, '/' separates levels by custom; values are any
+/// bytes. Meant for a few hundred small entries, not for data.
 ///
 /// Threads: any may make every call. Every call throws Timeout at its deadline, IoError when the
 /// store cannot be reached, InvalidArgument on a bad key. After a Timeout of set(),
-/// compare_and_create() or remove() the change may have been made all the same. A file store's
-/// calls keep no deadline: they end when the file system's calls end.
+/// compare_and_create() or remove() the change may have been made. A file store ignores deadlines:
+/// its calls end when the file system's calls end.
 class MESHSTAGE_API Store {
  public:
   virtual ~Store() = default;
@@ -36,8 +36,7 @@ class MESHSTAGE_API Store {
   /// of several callers exactly one wins, and all of them get the winner's value.
   virtual std::string compare_and_create(const std::string& key, std::string_view value,
                                          Deadline deadline = Deadline::never()) = 0;
-  /// All keys that begin with `prefix`, sorted. Entries that others make or remove meanwhile may or
-  /// may not be there.
+  /// All keys that begin with `prefix`, sorted; with or without entries made or removed meanwhile.
   [[nodiscard]] virtual std::vector<std::string> list(const std::string& prefix,
                                                       Deadline deadline = Deadline::never()) = 0;
   /// Does nothing if the key is not there.
@@ -46,11 +45,10 @@ class MESHSTAGE_API Store {
   /// wait_reachable() calls this, on its thread, after each attempt that failed. `why` is the text
   /// of the Timeout that follows if no later attempt succeeds.
   using Unanswered = std::function<void(const std::string& why)>;
-  /// Waits until the store answers, because its server may start a moment after the ranks. It is
-  /// the first call of a job that has a deadline. Returns at once for a store without a server.
-  /// Throws Timeout at the deadline (the message says what was tried, how often, how it failed and
-  /// what to do), and Cancelled once a stop is requested. Throws IoError at once where waiting does
-  /// not help, because something else than a store answers.
+  /// Waits until the store answers, because its server may start a moment after the ranks. Returns
+  /// at once for a store without a server. Throws Timeout at the deadline (the message says what
+  /// was tried, how often, how it failed and what to do), and Cancelled once a stop is requested.
+  /// Throws IoError at once if something other than a store answers.
   virtual void wait_reachable(Deadline deadline, std::stop_token stop = {},
                               const Unanswered& unanswered = {});
 

@@ -21,19 +21,16 @@ struct ConnectRequest {
       name;  ///< Tells several links or groups of one generation apart: "links", "data", ...
   int rank = 0;
   int world_size = 1;
-  std::vector<int>
-      peers;  ///< Ranks to connect to; each of them must ask for this rank, too. May be empty.
+  std::vector<int> peers;    ///< Ranks to connect to; each must name this rank, too. May be empty.
   std::string store_prefix;  ///< Addresses are exchanged below it: `<store_prefix>/<name>/<rank>`.
 };
 
-/// Makes links and groups; each backend has its own. Membership and everything above it is the same
-/// over each.
+/// Makes links and groups. Each backend has its own; Membership and the rooms above work with any.
 /// Both calls block until every peer is connected. They throw Timeout naming the peers that did not
 /// come, PeerLost if a peer went away meanwhile, and Cancelled once a stop is requested. They throw
 /// InvalidState if a peer refused (the message says which of job, generation, rank, ... differs),
 /// and InvalidArgument for peers that are out of range, repeated, or this rank itself. After an
-/// error no connection is left behind.
-/// Threads: any.
+/// error no connection is left. Threads: any.
 class MESHSTAGE_API Transport {
  public:
   virtual ~Transport() = default;

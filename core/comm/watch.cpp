@@ -120,8 +120,8 @@ Signs Watch::signs(std::uint64_t generation, const Claim& claim, bool formed, De
     if (!ranks.empty()) text_ += (text_.empty() ? "" : "; ") + list_of(ranks) + what;
   };
   tell(gone, " ended");
-  tell(silent, " say nothing");
-  tell(idle, " live, but their trainers do nothing that shows");
+  tell(silent, " did not answer");
+  tell(idle, " answered, but their trainers did nothing");
   const std::size_t answered = renewed + idle.size();
   if (!formed) {
     if (gone.size() + silent.size() == places.size()) return Signs::kLost;

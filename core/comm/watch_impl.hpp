@@ -39,7 +39,7 @@ class Watch {
   /// Asks again, and waits until one of `keys` is there, or for a moment.
   void wait(const std::vector<std::string>& keys, const Claim& claim, Deadline deadline);
 
-  /// Of the last signs(), for people: "ranks 0, 1 live, but their trainers do nothing".
+  /// Of the last signs(), for people: "ranks 0, 1 answered, but their trainers did nothing".
   [[nodiscard]] const std::string& text() const noexcept { return text_; }
 
  private:

@@ -8,12 +8,11 @@
 
 namespace meshstage::collectives {
 
-/// What a group that wraps another one does around each of that group's own collectives: makes the
-/// call once, by this deadline or an earlier one, and passes on what it throws, or something
-/// better.
+/// Runs one own collective of the wrapped group: calls `call` once, with this deadline or an
+/// earlier one. Throws what `call` throws, or a clearer error.
 using Around = std::function<void(Deadline deadline, const std::function<void(Deadline)>& call)>;
 
-/// The own collectives of a group that is wrapped, for the group around it.
+/// The wrapped group's own collectives, as the group around it offers them.
 class Wrapped final : public Own {
  public:
   /// `inner` must outlive it.
@@ -43,7 +42,7 @@ class Wrapped final : public Own {
   const Around around_;
 };
 
-/// Those of `group`; null if it has none.
+/// The own collectives of `group`, each run by `around`; null if it has none.
 [[nodiscard]] inline std::unique_ptr<Own> wrapped(ProcessGroup& group, Around around) {
   Own* const inner = group.own_collectives();
   return inner == nullptr ? nullptr : std::make_unique<Wrapped>(*inner, std::move(around));

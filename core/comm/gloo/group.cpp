@@ -464,8 +464,8 @@ class Connecting {
       differs = "world size";
     }
     if (differs == nullptr) return;
-    throw make_error<InvalidState>("who connected as rank " + std::to_string(peer) + " for " +
-                                       request_.name + " has another " + differs,
+    throw make_error<InvalidState>("the process that connected as rank " + std::to_string(peer) +
+                                       " for " + request_.name + " has another " + differs,
                                    peer);
   }
 

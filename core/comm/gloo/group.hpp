@@ -28,10 +28,10 @@ struct Table;
 /// - A message shorter than the posted receive would count as complete: here send and receive are
 /// matched by their length too (with tag, job, generation and name), so unequal lengths never meet,
 /// and time out.
-/// - Gloo does not notice that a peer was killed in mid transfer: the owner of the control links
-/// hears of it and aborts the group.
-/// - Gloo accepts the first connection, whoever makes it. Here the two ends first prove to each
-/// other, in a message of fixed size, that they mean each other.
+/// - Gloo does not notice that a peer was killed in mid transfer: the control links report the
+/// death, and their owner aborts the group.
+/// - Gloo accepts the first connection, whoever makes it. Here the two ends first exchange a
+/// message of fixed size that proves their ranks and the group.
 ///
 /// Threads: the group has two, Gloo's (reads and writes sockets) and `ms-deadlines`; both end in
 /// close().

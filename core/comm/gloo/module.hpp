@@ -11,11 +11,10 @@ struct Table;
 }
 
 /// The Gloo module, libmeshstage_gloo.so, opened at the first call and never closed.
-/// Sought like every module, see core/os/module_file.hpp; `path` is the file, or its folder. The
-/// rest of the process does not see the module's symbols. Only where a Gloo is already in the
-/// process (LibTorch carries one) the module is also made to prefer its own.
-/// Throws NotFound, listing each path tried, or InvalidState for a module of another version.
-/// Threads: any.
+/// core/os/module_file.hpp says where modules are sought; `path` is the file, or its folder. The
+/// rest of the process does not see the module's symbols. Where a Gloo is already in the process
+/// (LibTorch carries one), the module still uses its own. Throws NotFound, listing each path tried,
+/// or InvalidState for a module of another version. Threads: any.
 [[nodiscard]] MESHSTAGE_API const gloo_module::Table& gloo_module_table(
     const std::filesystem::path& path = {});
 

@@ -31,30 +31,29 @@ struct NcclOptions {
 ///   collectives::all_reduce(*group, gradient_bytes, Element::kBF16, ReduceOp::kAvg, deadline);
 ///   group->send(1, 7, tensor_bytes)->wait(deadline);
 ///
-/// Spans are device memory; host memory is refused with InvalidArgument. A call that has returned
-/// from wait(), or a collective that has returned, is done on the device: the trainer may issue
-/// work on its memory on any stream. barrier, broadcast, all_gather, all_reduce and reduce_scatter
-/// are NCCL's own (the order of additions is NCCL's; kI16 is refused); the other collectives need
-/// host memory and are refused. A group made by split() sends and receives, and has no collectives.
+/// Spans are device memory; host memory is refused with InvalidArgument. When wait() or a
+/// collective has returned, the operation is done on the device: the trainer may issue work on its
+/// memory on any stream. barrier, broadcast, all_gather, all_reduce and reduce_scatter are NCCL's
+/// own (NCCL chooses the order of additions; kI16 is refused). The other collectives need host
+/// memory and are refused. A group made by split() only sends and receives.
 ///
-/// `links` connect rank 0 with every rank and carry nothing else; the group takes them over. Rank 0
-/// puts all calls into one order (Sequencer): nothing is issued before every rank that takes part
-/// has posted it, so a rank that is late holds up nobody else, a transfer that timed out is still
+/// `links` connect rank 0 with every rank and carry nothing else; the group owns them from then on.
+/// Rank 0 puts all calls into one order (Sequencer): no call is issued before every rank that takes
+/// part has posted it. So a late rank holds up no other calls, a transfer that timed out is still
 /// pending, and messages are matched by tag and length.
 ///
-/// The end of a group: an abort by any rank, a lost link to any rank, an error of NCCL, and a
-/// collective's deadline end it at every rank. NCCL's operations end at once, wherever they wait.
-/// An aborted stream reports success, so an operation counts as done only if its event was seen
-/// before. A new group in the same process is then as good as the first.
+/// Any of these ends the group at every rank: an abort by any rank, a lost link to any rank, an
+/// error of NCCL, a collective's deadline. NCCL's operations end at once, wherever they wait. An
+/// aborted stream reports success, so an operation counts as done only if its event was seen before
+/// the abort. The process may make a new group afterwards.
 ///
-/// NEVER use such a group beside another NCCL communicator of the same device, for example the
-/// trainer's own, except while all of its work on all ranks is done: operations on two
-/// communicators must be issued in one order everywhere, and NCCL waits for ever where they are
-/// not.
+/// NEVER use such a group while another NCCL communicator of the same device, for example the
+/// trainer's own, has work pending on any rank. All ranks must issue operations on two
+/// communicators in one order; if they do not, NCCL waits for ever.
 ///
-/// Errors: Transport::connect_group lists them; InvalidState with NCCL's own words where it
-/// refuses. Threads: one, `ms-nccl`, which makes all calls to NCCL for this group; it ends in
-/// close(), which takes up to a second (NCCL's own threads end then, too).
+/// Errors: those of Transport::connect_group; InvalidState with NCCL's own message if NCCL refuses.
+/// Threads: one, `ms-nccl`, which makes all calls to NCCL for this group. close() ends it and
+/// NCCL's own threads, and takes up to a second.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<ProcessGroup> connect_nccl_group(
     const nccl_module::Table& module, const NcclOptions& options,
     std::shared_ptr<ControlLinks> links, const ConnectRequest& request, Deadline deadline,

@@ -10,10 +10,10 @@ namespace nccl_module {
 struct Table;
 }
 
-/// The NCCL module, libmeshstage_nccl.so, opened at the first call and never closed. Sought like
-/// every module, see core/os/module_file.hpp; `path` is the file, or its folder.
-/// Throws NotFound, listing each path tried, or InvalidState for a module of another version.
-/// Threads: any.
+/// The NCCL module, libmeshstage_nccl.so, opened at the first call and never closed.
+/// core/os/module_file.hpp says where modules are sought; `path` is the file, or its folder. Throws
+/// NotFound, listing each path tried, or InvalidState for a module of another version. Threads:
+/// any.
 [[nodiscard]] MESHSTAGE_API const nccl_module::Table& nccl_module_table(
     const std::filesystem::path& path = {});
 

@@ -38,7 +38,7 @@ std::string text_of(const redisReply& reply) { return {reply.str, reply.len}; }
 /// The elements of an array; Broken if it is none or has fewer than `least`.
 std::span<redisReply* const> elements(const redisReply& reply, std::size_t least) {
   if (reply.type != REDIS_REPLY_ARRAY || reply.elements < least) {
-    throw Broken{"Redis answered something else than asked for"};
+    throw Broken{"Redis sent an unexpected answer"};
   }
   return {reply.element, reply.elements};
 }

@@ -14,18 +14,17 @@ struct RedisStoreOptions {
   std::string user;      ///< Empty: the default user.
   std::string password;  ///< Empty: the server asks for none.
   int database = 0;
-  /// How long a call goes on trying while no server answers; then it throws IoError. To wait for a
+  /// A call tries for this long while no server answers; then it throws IoError. To wait for a
   /// server that starts after its ranks, call wait_reachable().
   std::chrono::milliseconds patience{10'000};
 };
 
 /// A store in a Redis server (6.0 or newer), over hiredis. Keys begin with "meshstage/" in the
 /// server. Creation is SET NX; each write also publishes, in one transaction, so waiting does not
-/// poll. The store makes a lost connection again. Values have at most 1 MiB. The connection is not
-/// encrypted.
-/// The server must not evict entries (maxmemory-policy noeviction, its default) and must keep them
-/// as long as the job runs. Throws NotFound if this build is without hiredis (MESHSTAGE_REDIS).
-/// Threads: any may use the store; it has none of its own.
+/// poll. The store reconnects after a lost connection. Values have at most 1 MiB. The connection is
+/// not encrypted. The server must not evict entries (maxmemory-policy noeviction, its default) and
+/// must keep them as long as the job runs. Throws NotFound if this build is without hiredis
+/// (MESHSTAGE_REDIS). Threads: any may use the store; it has none of its own.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<Store> make_redis_store(RedisStoreOptions options);
 
 /// `address` in a form that may be shown: user and password, which stand before '@', are left out.

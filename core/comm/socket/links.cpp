@@ -155,9 +155,9 @@ void SocketLinks::tick() {
         drop(c, LostReason::kEndOfFile, "its process has ended");
       } else if (is_up || connection.peer == kNobody) {
         drop(c, LostReason::kSilent,
-             is_up
-                 ? "nothing heard for " + std::to_string(options_.silence_deadline.count()) + " ms"
-                 : "it did not say who it is");
+             is_up ? "nothing received for " + std::to_string(options_.silence_deadline.count()) +
+                         " ms"
+                   : "it sent no hello");
       }
     } else if (is_up && now - connection.sent >= Deadline::length(options_.heartbeat_interval)) {
       // Behind unsent bytes it would tell the peer nothing that they do not.

@@ -185,7 +185,7 @@ class StoreServer::Impl {
       if (frame->wrong != nullptr) {
         refuse(fd, client, std::string("this store was sent ") + frame->wrong);
       } else if (const auto texts = tcp_store::decode(frame->payload); !texts) {
-        refuse(fd, client, "this store was sent a payload of no texts");
+        refuse(fd, client, "this store was sent a payload that is no list of texts");
       } else {
         take(fd, client, static_cast<Type>(frame->type), *texts);
       }
@@ -199,8 +199,10 @@ class StoreServer::Impl {
       strangers_.remove(fd);
       return answer(fd, client, Type::kValues, {instance_});
     }
-    if (!client.greeted) return refuse(fd, client, "this store was asked before a hello");
-    if (!client.waits_for.empty()) return refuse(fd, client, "this store was asked in mid wait");
+    if (!client.greeted)
+      return refuse(fd, client, "this store was sent a request before the hello");
+    if (!client.waits_for.empty())
+      return refuse(fd, client, "this store was sent a request while the connection waits");
     switch (type) {
       case Type::kSet:
         if (texts.size() != 2) break;
@@ -234,7 +236,7 @@ class StoreServer::Impl {
       default:
         break;
     }
-    refuse(fd, client, "this store was sent no request of its protocol");
+    refuse(fd, client, "this store was sent an unknown request");
   }
 
   /// False if it was refused.

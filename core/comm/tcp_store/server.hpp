@@ -19,18 +19,18 @@ struct StoreServerOptions {
   std::size_t max_bytes = std::size_t{256} << 20;
   /// Further connections are refused. One rank has about three.
   std::size_t max_connections = 16384;
-  /// The number of connections that have not said hello yet; when one more comes, the oldest of
-  /// them is dropped. Until its hello a connection takes a few hundred bytes.
+  /// The largest number of connections that have not sent a hello yet; when one more comes, the
+  /// oldest of them is dropped. Until its hello a connection takes a few hundred bytes.
   std::size_t max_strangers = 64;
-  /// A connection that has not said hello by then is dropped.
+  /// A connection that sends no hello for this long is dropped.
   std::chrono::milliseconds hello_deadline{2000};
 };
 
 /// The server of a `tcp://host:port` store (tcp_store/store.hpp): `meshstage store` is one, and any
-/// process can have one. The server must outlive every rank of the job, because ranks note a death
-/// in the Store and meet there again. So run it in a process of its own, not in a rank's. The
-/// entries live as long as the object does; nothing is written to disk. Bytes that are no request
-/// end the connection over which they came, and nothing else.
+/// process can have one. The server must outlive every rank of the job, because survivors of a
+/// death meet in the Store. So run it in a process of its own, not in a rank's. The entries live as
+/// long as the object; nothing is written to disk. Bytes that are no request end only the
+/// connection over which they came.
 ///
 /// Threads: the server has one (`ms-store`). Any thread may call.
 class MESHSTAGE_API StoreServer {

@@ -59,10 +59,10 @@ class Connection {
       const auto frame = stream_.next();
       if (!frame) continue;
       if (frame->wrong != nullptr) {
-        throw IoError(std::string("what answers is no meshstage store: it sent ") + frame->wrong);
+        throw IoError(std::string("the server is no meshstage store: it sent ") + frame->wrong);
       }
       auto got = tcp_store::decode(frame->payload);
-      if (!got) throw Broken{"it sent a payload of no texts"};
+      if (!got) throw Broken{"it sent a payload that is no list of texts"};
       return {static_cast<Type>(frame->type), std::move(*got)};
     }
   }
@@ -158,7 +158,7 @@ class TcpStore::Impl {
     // A port that nobody listens on may be given to this very connection, which then hears itself.
     if (hello.type == Type::kHello) throw Broken{"nobody listens there"};
     if (hello.type != Type::kValues || hello.texts.size() != 1) {
-      throw IoError("what answers at " + address() + " is no meshstage store");
+      throw IoError("the server at " + address() + " is no meshstage store");
     }
     const MutexLock lock(mutex_);
     if (instance_.empty()) instance_ = hello.texts[0];

@@ -11,17 +11,16 @@ namespace meshstage {
 struct TcpStoreOptions {
   std::string host;
   std::string port;
-  /// How long a call goes on trying while no server answers, because a connection may break. Then
-  /// the call throws IoError. To wait for a server that starts after its ranks, call
-  /// wait_reachable().
+  /// A call tries for this long while no server answers; then it throws IoError. To wait for a
+  /// server that starts after its ranks, call wait_reachable().
   std::chrono::milliseconds patience{10'000};
 };
 
 /// The store of a StoreServer at `tcp://host:port` (tcp_store/server.hpp). Waiting does not poll:
-/// the server answers when an entry comes. The store makes a lost connection again and repeats the
-/// request, which is safe because a request made twice has the effect of one. A server that was
-/// restarted has lost its entries: then every call throws IoError, and the job must be started
-/// anew. Values have at most 1 MiB.
+/// the server answers when an entry comes. The store reconnects after a lost connection and repeats
+/// the request; a repeated request has the effect of one. A server that was restarted has lost its
+/// entries: then every call throws IoError, and the job must be started anew. Values have at most 1
+/// MiB.
 ///
 /// Threads: the store has none; each call in progress has a connection, which is kept for later
 /// calls.
