@@ -46,9 +46,10 @@ Assembly read(const OldFiles& files, const OldWorldStep& taken, const Value& sta
     return s.id == taken.id && s.world_size == taken.world_size;
   });
   if (step == steps.end()) {
-    throw NotFound("there is no file of every one of the " + std::to_string(taken.world_size) +
-                   " ranks of " + to_string(taken.id) + " in " + files.directory.string() +
-                   ", which rank 0 sees; another number of ranks needs a directory that all share");
+    throw NotFound(
+        files.directory.string() + " has no file of some of the " +
+        std::to_string(taken.world_size) + " ranks of " + to_string(taken.id) +
+        ", but rank 0's has all; another number of ranks needs a directory that all ranks share");
   }
   StepStates old(files.fs, *step, files.job, files.warn, std::ref(shown));
   return AssemblyParts::read(old, state, group.rank(), group.size(), files.options);

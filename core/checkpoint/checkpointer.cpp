@@ -41,7 +41,7 @@ std::filesystem::path resolved(const std::filesystem::path& given, const std::st
     if (home == nullptr || *home == '\0' || (text.size() > 1 && text[1] != '/')) {
       throw InvalidArgument(option + " \"" + text + "\": " +
                             (text.size() > 1 && text[1] != '/'
-                                 ? "of the home directories only one's own, ~/, is known"
+                                 ? "of home directories only your own, ~/, can be named so"
                                  : "HOME is not set"));
     }
     text.replace(0, 1, home);
@@ -84,8 +84,8 @@ void check(const CheckpointerOptions& options) {
            "; a power of two from 4096 on is needed");
   }
   if (options.connections > kMostConnections) {
-    refuse("connections is " + std::to_string(options.connections) + "; at most " +
-           std::to_string(kMostConnections) + " are of use");
+    refuse("connections is " + std::to_string(options.connections) + "; the maximum is " +
+           std::to_string(kMostConnections));
   }
   if (options.keep == 0) refuse("keep is 0; the newest step on disk stays, so at least 1");
 }
@@ -131,7 +131,7 @@ class Checkpointer::Impl {
     } catch (const PeerLost& e) {
       if (e.rank() || ++blameless_ < kMostBlameless) throw;
       throw InvalidState("recover() gives up: " + std::to_string(blameless_) +
-                         " times in a row it ended and no rank is to blame; the last time: " +
+                         " times in a row it ended without a rank's death; the last time: " +
                          e.what() + "; the warnings say on which rank, and why");
     }
   }
@@ -281,9 +281,8 @@ class Checkpointer::Impl {
                                     options_.forming_deadline);
     } catch (const RejoinNeeded& e) {
       agent_.throw_if_lost();  // the agent knows who is to blame
-      agent_.end_generation(
-          "rank " + std::to_string(options_.environment->rank) +
-          " waited in vain for a rank that does not read the old step: " + e.what());
+      agent_.end_generation("rank " + std::to_string(options_.environment->rank) +
+                            " waited for a rank that does not read the old step: " + e.what());
       throw;
     } catch (...) {
       unformed_ = std::current_exception();
@@ -311,7 +310,7 @@ class Checkpointer::Impl {
     if (first.outcome().get() == Outcome::kComplete) return;
     // Another rank may not have staged the step yet, and must not take this rank's leaving for a
     // death.
-    end_generation(name + " failed, no rank is to blame; all ranks rejoin and try again");
+    end_generation(name + " failed without a rank's death; all ranks rejoin and try again");
   }
 
   /// Takes this rank's place in the job; returns in which epoch the vault may be taken.

@@ -31,101 +31,99 @@ namespace meshstage {
 ///       trained = true;
 ///     } catch (const ms::RejoinNeeded&) { ckpt.rejoin(); }
 ///
-/// Host memory: four times the state's bytes for each rank (two own slots, two for its ward), less
-/// the bytes that replicas borrow.
-/// Threads: one caller (the trainer's thread). The Checkpointer owns an agent thread, a copying
-/// thread, an exchange thread, a persisting thread and its backend's threads. While a generation is
-/// formed or a step recovered, one more thread tells how long the wait has taken. All of them end
-/// with the Checkpointer.
-/// Errors: RejoinNeeded (PeerLost or PeerSilent) ends the generation. It comes from any call,
-/// recover() and finish() too, or from a transfer of group(). Then only rejoin() and destruction
-/// are useful; other calls throw the same error again. A person must look at all other errors.
+/// Host memory: four times the state's bytes for each rank (two slots for own images, two for
+/// replicas of its ward), less the bytes that replicas borrow. Threads: one caller (the trainer's
+/// thread). The Checkpointer owns an agent thread, a copying thread, an exchange thread, a
+/// persisting thread and its backend's threads. While a generation is formed or a step recovered,
+/// one more thread reports how long the wait has taken. All of them end with the Checkpointer.
+/// Errors: RejoinNeeded (PeerLost or PeerSilent) ends the generation. Any call may throw it,
+/// recover() and finish() too, and so may a transfer of group(). Then call rejoin() or destroy the
+/// Checkpointer; other calls throw the same error again. A person must look at all other errors.
 /// Destruction, an exception or a crash leaves the vault for the next start; only finish() removes
-/// it. To the other ranks each of the three is a loss: they get PeerLost, also out of a barrier
-/// that not every rank has left. A RejoinNeeded without rank() names no rank: the generation broke
-/// by itself (a damaged message), and rejoin() goes on with all ranks.
+/// it. After each of the three the other ranks get PeerLost, also in a barrier that some of them
+/// have not left yet. In a RejoinNeeded without rank() no rank is lost: the generation broke
+/// without a death (a damaged message), and rejoin() goes on with all ranks.
 class MESHSTAGE_API Checkpointer {
  public:
-  /// Collective. Attaches the vault and forms a generation with all ranks.
-  /// Throws InvalidArgument (options, environment), Timeout (ranks did not come, or no Store
-  /// answered), InvalidState (ranks whose world size, holders, lenders or block size differ, of
-  /// which some alone have a device_group; a device_group that cannot be had), OutOfMemory.
+  /// Collective. Attaches the vault and forms a generation with all ranks. Throws InvalidArgument
+  /// (options, environment), Timeout (ranks did not come, or no Store answered), InvalidState (the
+  /// ranks' world size, holders, lenders, block size or use of device_group differ; this rank's
+  /// device_group cannot be made; another start of the job is healthy), OutOfMemory.
   explicit Checkpointer(CheckpointerOptions options);
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;
   ~Checkpointer();
 
   /// Collective. Restores the newest step that all ranks together can still produce into `state`,
-  /// in place: tensors keep their storages, scalars are replaced.
-  /// If there is no such step, recover() stages `state`, with which training begins, as step 0. It
-  /// returns when step 0 is complete, with Source::kNothing. So until the first recover() has
-  /// returned, the program must not change `state`.
-  /// Throws StructureMismatch (first differing path; nothing was touched), Unrecoverable (names the
-  /// ranks without an image), OutOfMemory and RejoinNeeded. Throws InvalidState if three recoveries
-  /// in a row ended by no rank's death, for example because step 0 failed, and if a recover() of
-  /// this generation has returned or thrown before: rejoin() comes first.
+  /// in place: tensors keep their storages, scalars are replaced. If there is no such step,
+  /// recover() stages `state` as step 0 and returns with Source::kNothing when step 0 is complete.
+  /// The program must not change `state` before that. Throws StructureMismatch (first differing
+  /// path; nothing was touched), Unrecoverable (names the ranks without an image), OutOfMemory and
+  /// RejoinNeeded. Throws InvalidState if three recoveries in a row ended without a rank's death,
+  /// for example because step 0 failed. Throws InvalidState if this generation's recover() has
+  /// returned or thrown before: call rejoin() first.
   Recovered recover(Dict& state);
 
   /// Starts staging `state` as `step`, which must be larger than any step before in this
-  /// generation. Returns at once: scalars are taken before it returns, and tensors may change when
-  /// staged() is ready. Needs a recover() first. Throws InvalidState, RejoinNeeded, and OutOfMemory
-  /// at the first call or when the state has grown (bytes needed, bytes available, which limit,
+  /// generation. Returns at once: scalars are copied before it returns, and tensors may change when
+  /// staged() is ready. Call recover() first. Throws InvalidState, RejoinNeeded, and OutOfMemory at
+  /// the first call or when the state has grown (bytes needed, bytes available, which limit,
   /// remedy).
   Staging stage(const Dict& state, std::uint64_t step);
 
-  /// Waits until `staging.outcome()` is ready, as run() and the next stage() do. The wait takes as
-  /// long as the step's images move, however slowly, and has no limit of its own. Every
-  /// options.deadline it tells the other ranks that this one waits, so a rank that does not stage
-  /// the step is found: then the generation ends with PeerSilent naming that rank. A plain
-  /// outcome().wait() tells nobody. Throws RejoinNeeded.
+  /// Waits until `staging.outcome()` is ready, as run() and the next stage() do. There is no time
+  /// limit as long as the step's images move, however slowly. Every options.deadline wait() tells
+  /// the other ranks that this rank waits. If a rank does not stage the step, the generation then
+  /// ends with PeerSilent naming that rank; a plain outcome().wait() never finds such a rank.
+  /// Throws RejoinNeeded.
   void wait(Staging& staging);
-  /// For a program that waits for an outcome in its own way: tells the other ranks what wait()
-  /// tells them. Call it when the wait has taken options.deadline, and again each deadline. Does
-  /// nothing where no outcome is waited for.
+  /// For a program that waits for an outcome in its own way: tells the other ranks that this rank
+  /// waits, as wait() does. Call it when the wait has taken options.deadline, and again each
+  /// deadline. Does nothing if no outcome is pending.
   void tell_waiting();
 
   /// After RejoinNeeded: leaves the broken generation and forms the next one with all ranks,
-  /// replacements among them. Call recover() next. If a rank dies meanwhile, rejoin() waits for
-  /// that rank's replacement. Throws Timeout at the forming deadline, and Fenced if this process
-  /// itself was replaced meanwhile. Neither is a RejoinNeeded; until a rejoin()
-  /// succeeds, every other call throws the same error again.
+  /// replacements among them. Call recover() next. If a rank dies meanwhile, rejoin() waits for its
+  /// replacement. Throws Timeout at the forming deadline, and Fenced if this process was replaced
+  /// meanwhile. Neither is a RejoinNeeded; until a rejoin() succeeds, every other call throws the
+  /// same error again.
   Checkpointer& rejoin();
 
-  /// Collective. Does what the loop above does, and more of it: recovers, calls `body` for each
-  /// step up to `steps` and stages. After each death or silence of a rank it rejoins, recovers and
-  /// trains on.
-  /// Returns the number of steps trained, when the last step is complete on every rank and the job
-  /// is finished (unless RunOptions::finish is false). A step that is trained again must give the
-  /// same result. Throws the errors of the body, and those of recover(), rejoin(), stage() and
-  /// finish() except RejoinNeeded. Throws Unrecoverable beyond the limits of RunOptions, and
-  /// InvalidState if this generation has recovered by another call than run().
+  /// Collective. Runs the loop above: recovers, calls `body` for each step up to `steps` and
+  /// stages. After each death or silence of a rank it rejoins, recovers and trains on. Returns the
+  /// number of steps trained, once the last step is complete on every rank and the job is finished
+  /// (unless RunOptions::finish is false). run() may train a step again after a recovery: the step
+  /// must give the same result. Throws the errors of the body, and those of recover(), rejoin(),
+  /// stage() and finish() except RejoinNeeded. Throws Unrecoverable beyond the limits of
+  /// RunOptions, and InvalidState if recover() was called directly in this generation.
   std::uint64_t run(Dict& state, std::uint64_t steps, const RunBody& body,
                     const RunOptions& options = {});
 
   /// The current generation's group, for the trainer's own collectives (and mesh's MeshGroups). A
   /// death aborts the group with PeerLost, a silent rank with PeerSilent. A wait in the group ends
   /// when no byte has moved between the two ranks for options.deadline and a second, so its
-  /// operations need no deadline. A rank that waits for a third one moves none meanwhile. So in
+  /// operations need no deadline. A rank that waits for a third rank moves no byte meanwhile. So in
   /// that time an all_reduce or a broadcast must take a piece of 256 KiB up and down the tree of
-  /// ranks, and an all_gather and the others must move all of their bytes: else PeerSilent names a
-  /// rank that lives (README.md beside this file has numbers for slow links). After rejoin(),
-  /// finish() or destruction the group throws; call group() again for the next generation's.
+  /// ranks, and any other collective must move all of its bytes. Otherwise PeerSilent names a rank
+  /// that lives; README.md beside this file has numbers for slow links. After rejoin(), finish() or
+  /// destruction the group throws; call group() again in the next generation.
   [[nodiscard]] std::shared_ptr<ProcessGroup> group() const;
-  /// The current generation's group for the trainer's collectives on memory of its device, over
-  /// NCCL (core/comm/nccl/group.hpp says what it can do):
+  /// The current generation's group for the trainer's collectives on its device's memory, over NCCL
+  /// (core/comm/nccl/group.hpp lists what it can do):
   ///
   ///     ms::Checkpointer ckpt({.job = "gpt2", .streams = {{gpu, stream}}, .device_group = gpu});
   ///     all_reduce(*ckpt.device_group(), gradient_bytes, Element::kBF16, ReduceOp::kAvg);
   ///
-  /// It ends as group() does, at every rank and wherever an operation waits, and a new one is made
-  /// with each generation. A collective has options.deadline and a second from its call, all ranks'
-  /// coming to it included. Throws InvalidState if CheckpointerOptions::device_group is not given
-  /// (see there what must never run beside it), else what group() throws.
+  /// A death or a silent rank ends it at every rank, wherever an operation waits; each generation
+  /// has a new one. A collective must be done within options.deadline and a second of its call; the
+  /// time until the last rank calls it counts. Throws what group() throws, and InvalidState if
+  /// CheckpointerOptions::device_group is not given (that option says what must never run beside
+  /// the group).
   [[nodiscard]] std::shared_ptr<ProcessGroup> device_group() const;
   [[nodiscard]] int rank() const noexcept;
   [[nodiscard]] int world_size() const noexcept;
-  /// The whole number: larger for each later generation, of later runs too. Messages show its low
-  /// bits (generation_in_run(), core/generation).
+  /// Larger for each later generation, also of later runs. Messages show only its low bits
+  /// (generation_in_run(), core/generation).
   [[nodiscard]] std::uint64_t generation() const noexcept;
   [[nodiscard]] const std::string& job() const noexcept;
   [[nodiscard]] Stats stats() const;
@@ -134,36 +132,36 @@ class MESHSTAGE_API Checkpointer {
   [[nodiscard]] const std::vector<int>& wards() const noexcept;
   /// A copy of the replica that this rank holds of `ward`: the ward's state dict of the newest step
   /// that this rank knows to be complete. Not collective; may be called between any two steps, also
-  /// while one is being staged. `registry` decodes node types (see dtensor::register_nodes); a type
-  /// that is not in it becomes an OpaqueNode.
-  /// Throws InvalidArgument if `ward` is none of wards(), NotFound if no step is complete yet,
-  /// CorruptData if the replica has rotted, OutOfMemory, and RejoinNeeded as the other calls do.
-  /// Throws InvalidState before recover(), and for a replica that borrows from a third rank
-  /// (CheckpointerOptions::borrowed).
+  /// while a step is being staged. `registry` decodes node types (see dtensor::register_nodes); a
+  /// type that it lacks becomes an OpaqueNode. Throws InvalidArgument if `ward` is not in wards(),
+  /// NotFound if no step is complete yet, CorruptData if the replica has rotted, OutOfMemory, and
+  /// RejoinNeeded. Throws InvalidState before recover(), and for a replica that borrows from a
+  /// third rank (CheckpointerOptions::borrowed).
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry = {});
 
-  /// Sends the step that is staged next to disk on every rank, whatever persist_every is; that
-  /// step's Staging::persisted() tells when it is there. One rank's wish is enough: the wish
+  /// Makes every rank write the next staged step to disk, whatever persist_every is; that step's
+  /// Staging::persisted() is ready when the files are there. One rank's call is enough: the wish
   /// travels with the rank's vote on the step.
   void persist_now();
-  /// Asks that the job ends, on all ranks at the same step. One rank's wish is enough: the wish
-  /// travels with the rank's vote on the step that is staged next. run() then ends by itself; a
-  /// program with a loop of its own asks ending(). The call only records the wish, so any thread
-  /// may make it at any time (but not a signal handler: see RunOptions::on_terminate).
+  /// Asks that the job ends, on all ranks at the same step. One rank's call is enough: the wish
+  /// travels with the rank's vote on the next staged step. run() then ends by itself; a program
+  /// with a loop of its own calls ending(). This call only records the wish, so any thread may make
+  /// it at any time (but not a signal handler: see RunOptions::on_terminate).
   void request_termination();
-  /// True when all ranks have agreed that the step that is staged next is the last. Then stage that
-  /// step, wait for its outcome, and if that is kComplete call finish(). Call ending() right before
-  /// stage(), when the outcome of the step before is known: then all ranks get the same answer.
+  /// True when all ranks have agreed that the next staged step is the last. Then stage that step,
+  /// wait for its outcome, and call finish() if the outcome is kComplete. Call ending() right
+  /// before stage(), when the outcome of the previous step is known: then all ranks get the same
+  /// answer.
   [[nodiscard]] bool ending() const;
 
   /// Collective; the orderly end of a job. Waits for steps that are being replicated or persisted,
   /// writes the newest complete step to disk (unless persist_every is 0), agrees with all ranks,
   /// then removes every rank's vault. Files on disk stay. The Store notes that the job has
-  /// finished: the next one of this id goes on from files alone. The Checkpointer is closed
-  /// afterwards. Needs a recover() first, because only a recovery finds the newest complete step;
-  /// before it finish() throws InvalidState at once, and the vault stays. Throws IoError if this
+  /// finished, so the next job with this id begins from files alone. The Checkpointer is closed
+  /// afterwards. Call recover() first, because only a recovery finds the newest complete step;
+  /// without it finish() throws InvalidState at once, and the vault stays. Throws IoError if this
   /// rank cannot write (the step stays in memory), and Timeout if some rank has not called finish()
-  /// within the forming deadline: in both cases finish() may be called again.
+  /// within the forming deadline. After either of these finish() may be called again.
   void finish();
 
  private:

@@ -18,21 +18,23 @@ template <class F>
 void for_each_figure(const Stats& s, F&& visit) {
   visit("complete", s.complete, true, "staged steps that became complete");
   visit("failed", s.failed, true, "staged steps that failed");
-  visit("skipped", s.skipped, true, "steps that this rank left out");
+  visit("skipped", s.skipped, true, "steps that this rank skipped");
   visit("persisted", s.persisted, true, "steps that this rank wrote to disk");
   visit("persist_failed", s.persist_failed, true, "steps that this rank could not write to disk");
   visit("complete_step", s.complete_step, false, "the newest complete step");
   visit("disk_step", s.disk_step, false, "the newest step on every rank's disk");
-  visit("stage_seconds", s.stage_seconds, false, "copying of the newest step");
+  visit("stage_seconds", s.stage_seconds, false, "time to copy the newest step");
   visit("replicate_seconds", s.replicate_seconds, false,
-        "the newest step from stage() to complete");
-  visit("persist_seconds", s.persist_seconds, false, "writing of the newest step to disk");
-  visit("image_bytes", s.image_bytes, false, "this rank's newest image");
-  visit("vault_bytes", s.vault_bytes, false, "all slots of this rank's vault");
-  visit("replica_bytes_sent", s.replica_bytes_sent, true, "images sent to holders");
-  visit("replica_bytes_kept", s.replica_bytes_kept, true, "what holders had already");
-  visit("connections", s.connections, false, "connections to a rank for images");
-  visit("replica_bytes_borrowed", s.replica_bytes_borrowed, true, "what replicas borrow instead");
+        "time of the newest step from stage() to complete");
+  visit("persist_seconds", s.persist_seconds, false, "time to write the newest step to disk");
+  visit("image_bytes", s.image_bytes, false, "size of this rank's newest image");
+  visit("vault_bytes", s.vault_bytes, false, "size of all slots of this rank's vault");
+  visit("replica_bytes_sent", s.replica_bytes_sent, true, "image bytes sent to holders");
+  visit("replica_bytes_kept", s.replica_bytes_kept, true,
+        "image bytes not sent because the holders had them");
+  visit("connections", s.connections, false, "connections for images to each peer");
+  visit("replica_bytes_borrowed", s.replica_bytes_borrowed, true,
+        "image bytes that replicas borrow");
 }
 
 }  // namespace

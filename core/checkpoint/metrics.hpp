@@ -13,19 +13,19 @@ namespace meshstage {
 struct StatsLabels {
   std::string job;
   int rank = 0;
-  std::uint64_t generation = 0;  ///< Written as generation_in_run() has it.
+  std::uint64_t generation = 0;  ///< Printed as generation_in_run().
 };
 
 /// One JSON object, without a line end: {"job":"gpt2","rank":3,"generation":1,"complete":12,...}.
 /// For a log, or a file of JSON lines.
 [[nodiscard]] MESHSTAGE_API std::string stats_json(const Stats& stats, const StatsLabels& labels);
 
-/// Prometheus' text format: each figure with its type, labelled by job and rank.
+/// Prometheus' text format: each figure with its type, labelled with job and rank.
 [[nodiscard]] MESHSTAGE_API std::string stats_prometheus(const Stats& stats,
                                                          const StatsLabels& labels);
 
-/// Writes stats_prometheus() to a file that is whole at any time, for node_exporter's textfile
-/// collector ("meshstage-r3.prom" in the collector's folder). Throws IoError.
+/// Writes stats_prometheus() to a file, atomically, for node_exporter's textfile collector
+/// ("meshstage-r3.prom" in the collector's folder). Throws IoError.
 MESHSTAGE_API void write_stats_prometheus(const std::filesystem::path& file, const Stats& stats,
                                           const StatsLabels& labels);
 

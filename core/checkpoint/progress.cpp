@@ -31,9 +31,9 @@ Progress::Progress(std::chrono::milliseconds first, std::function<void(std::chro
         try {
           tell_until(stop, first, tell);
         } catch (const std::exception& e) {  // this thread's boundary
-          std::fprintf(stderr, "meshstage: this wait is not reported any more: %s\n", e.what());
+          std::fprintf(stderr, "meshstage: no more reports of this wait: %s\n", e.what());
         } catch (...) {
-          std::fputs("meshstage: this wait is not reported any more\n", stderr);
+          std::fputs("meshstage: no more reports of this wait\n", stderr);
         }
       }) {}
 

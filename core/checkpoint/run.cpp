@@ -69,7 +69,7 @@ class Run {
         count_last();
         if (++losses_ > options_.max_losses) {
           throw Unrecoverable("no step became complete in " + std::to_string(losses_) +
-                              " generations in a row; how the last one ended: " + e.what());
+                              " generations in a row; the last one ended so: " + e.what());
         }
       }
       ckpt_.rejoin();  // what this throws ends the job

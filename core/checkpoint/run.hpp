@@ -19,11 +19,11 @@ struct RunOptions {
   /// state at once. True: a step begins sooner, and the body calls RunStep::before_update() before
   /// its first change; a body that does not is an error.
   bool overlap = false;
-  /// The number of generations in a row that may end before another step is complete. One more, and
-  /// run() throws Unrecoverable: a replacement that dies again and again ends the job.
+  /// If more generations than this end in a row without a new complete step, run() throws
+  /// Unrecoverable: a replacement that dies again and again ends the job.
   int max_losses = 10;
-  /// The number of staged steps in a row that may fail, whichever rank fails them. One more, and
-  /// run() throws Unrecoverable with the last cause.
+  /// If more staged steps than this fail in a row, on whichever rank, run() throws Unrecoverable
+  /// with the last cause.
   int max_failed_steps = 10;
   /// True: SIGTERM asks for the end of the job, like Checkpointer::request_termination(). All ranks
   /// end at the same step, which is on disk, and run() returns its number. While this rank forms a
@@ -34,12 +34,12 @@ struct RunOptions {
   /// How long the job may go on after SIGTERM. Must be shorter than the time that the launcher
   /// gives (torchrun and Slurm: 30 s), and longer than two of your `stage_every` steps.
   std::chrono::milliseconds terminate_within{20'000};
-  /// run() calls this after each recovery, before the first step of a generation. Take scalars out
-  /// of the state here, and make objects that live as long as Checkpointer::group(). May throw what
+  /// run() calls this after each recovery, before the first step of a generation. Read scalars from
+  /// the state here, and make objects that live as long as Checkpointer::group(). May throw what
   /// the body may throw.
   std::function<void(const Recovered&)> recovered = {};
-  /// True: run() ends with finish(): all ranks are done, and the vaults are removed. False: the job
-  /// goes on with another run() or stage(), and the caller handles a death after this run().
+  /// True: run() ends with finish(), which removes the vaults. False: the job goes on with another
+  /// run() or stage(), and the caller handles a death after this run().
   bool finish = true;
 };
 
@@ -54,14 +54,13 @@ class MESHSTAGE_API RunStep {
   /// For collectives on memory of this rank's device; see Checkpointer::device_group(). Throws
   /// InvalidState if CheckpointerOptions::device_group is not given.
   [[nodiscard]] ProcessGroup& device_group() const;
-  /// Returns when the state may be changed. Tensors of the CPU were copied by then. Devices may
-  /// still copy their tensors: work that is issued from now on, on the streams of
-  /// CheckpointerOptions::streams, comes behind these copies, so change the tensors on these
-  /// streams alone. A second call, and a call without RunOptions::overlap, do nothing. Throws
+  /// Returns when the state may be changed. CPU tensors are copied by then. Devices may still copy
+  /// theirs: change device tensors only by work issued on CheckpointerOptions::streams, which waits
+  /// for these copies. Does nothing at a second call, and without RunOptions::overlap. Throws
   /// InvalidState if one of the streams is being captured into a graph.
   void before_update();
   /// Makes this step the last: run() stages it and returns. All ranks must call stop() at the same
-  /// step, so decide by a value that all ranks have in common (an all-reduced loss, not a clock).
+  /// step, so decide by a value that is equal on all ranks (an all-reduced loss, not a clock).
   void stop() noexcept { stopped_ = true; }
 
  private:
@@ -83,9 +82,9 @@ class MESHSTAGE_API RunStep {
   bool stopped_ = false;
 };
 
-/// Trains one step: reads and changes the state, and throws what it likes. run() takes RejoinNeeded
-/// (from the group) for the end of the generation; any other exception ends run(), and the caller
-/// gets it.
+/// Trains one step: reads and changes the state, and may throw anything. run() treats RejoinNeeded
+/// (from the group) as the end of the generation; any other exception ends run() and reaches the
+/// caller.
 using RunBody = std::function<void(RunStep&)>;
 
 }  // namespace meshstage
