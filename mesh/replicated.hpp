@@ -98,8 +98,8 @@ struct TensorPlace {
 /// none for a rank that is not on the mesh. Takes the time of lenders_by_place().
 [[nodiscard]] MESHSTAGE_API std::vector<std::vector<int>> possible_lenders(
     const DeviceMesh& mesh, const FailureDomains& domains, DomainLevel level = DomainLevel::kHost);
-/// For every rank of the world the ranks from which copies of its image borrow, ascending: those
-/// that lender_of() returns for each of these tensors that the rank has elements of.
+/// For every rank of the world the ranks from which copies of its image borrow, ascending: the
+/// results of lender_of() for those of these tensors of which the rank has elements.
 [[nodiscard]] MESHSTAGE_API std::vector<std::vector<int>> lenders_of(
     const DeviceMesh& mesh, std::span<const TensorSpec> tensors, const FailureDomains& domains,
     DomainLevel level = DomainLevel::kHost);

@@ -57,14 +57,14 @@ struct Survival {
 struct SurviveReport {
   int domains = 0;
   /// For the images of the ranks: each is whole in its rank's memory and in its holders' copies.
-  /// Without borrowed tensors this is also the answer for state that only one rank has (random
-  /// state, counters, and all that is no tensor on the mesh).
+  /// Without borrowed tensors this also holds for state that only one rank has (random state,
+  /// counters, and everything else that is no tensor on the mesh).
   Survival ranks;
   std::vector<Survival> tensors;
 };
 
-/// Which losses of ranks, hosts or racks the copies survive. Of a lost domain nothing remains,
-/// neither its ranks' memory nor the copies that they held; everything else remains.
+/// Computes which losses of ranks, hosts or racks the copies survive. A lost domain loses its
+/// ranks' memory and the copies that they held; everything else remains.
 ///
 /// Exact for any size. A *part* is the elements that the ranks of one same_shard_ranks() set have.
 /// It lies in a set D of domains: those of these ranks and of the holders of their copies. A loss F

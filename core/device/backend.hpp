@@ -67,7 +67,7 @@ struct DigestRun {
   std::uint64_t source;  ///< A multiple of kDigestAlignment.
   std::uint64_t bytes;   ///< At least 1.
 };
-/// A block to digest: its runs ascend and do not overlap, and what lies in none is zeros.
+/// A block to digest: its runs ascend and do not overlap; bytes outside the runs count as zeros.
 struct DigestBlock {
   std::uint64_t bytes;      ///< At least 241 (xxh3.hpp).
   std::uint64_t first_run;  ///< Among the runs of all blocks.

@@ -81,7 +81,7 @@ struct DeviceRun {
 };
 inline constexpr std::uint64_t kDigestAlignment = 16;
 
-/// A block that a device digests. What lies in none of its runs counts as zeros.
+/// A block that a device digests. Bytes outside its runs count as zeros.
 struct DeviceBlock {
   std::uint64_t bytes = 0;  ///< At least kLeastDigestedBytes.
   std::uint64_t runs = 0;   ///< Ascending, without overlap.

@@ -3,12 +3,13 @@
 #include <cstddef>
 #include <cstdint>
 
-/// XXH3 of more than 240 bytes, as its specification has it, in pieces that may be computed apart;
-/// for the host's compilers and for nvcc. The input is a row of stripes of 64 bytes, 16 of them a
-/// group. Each of eight lanes adds up one product a stripe: within a group in any order. Behind a
-/// group the lanes are scrambled: only this is a chain. The last 64 bytes come once more, with a
-/// secret of their own, and the lanes are folded: once for XXH3-64, which is the lower half of
-/// XXH3-128, and once for the upper half. The secret moves by 8 bytes from stripe to stripe.
+/// XXH3 of more than 240 bytes, as specified, in pieces that may be computed in parallel; for the
+/// host's compilers and for nvcc. The input is a row of stripes of 64 bytes; 16 stripes are a
+/// group. Each of eight lanes adds up one product for each stripe, within a group in any order.
+/// After each group the lanes are scrambled: only this step depends on the groups before. At the
+/// end the last 64 bytes are added again, with a secret of their own, and the lanes are folded:
+/// once for XXH3-64, which is the lower half of XXH3-128, and once for the upper half. The secret
+/// moves by 8 bytes from stripe to stripe.
 namespace meshstage::detail::xxh3 {
 
 using Word = std::uint64_t;
@@ -29,7 +30,7 @@ inline constexpr Word kPrime64A = 0x9E3779B185EBCA87, kPrime64B = 0xC2B2AE3D27D4
                       kPrime64C = 0x165667B19E3779F9, kPrime64D = 0x85EBCA77C2B2AE63,
                       kPrime64E = 0x27D4EB2F165667C5;
 
-/// What the lanes begin with.
+/// The initial lanes.
 inline constexpr Lanes kBegin{kPrime32C, kPrime64A, kPrime64B, kPrime64C,
                               kPrime64D, kPrime32B, kPrime64E, kPrime32A};
 
@@ -50,14 +51,14 @@ constexpr Word secret_word(const Secret& secret, std::size_t at) {
   return shift == 0 ? low : low >> shift | secret[at / sizeof(Word) + 1] << (64 - shift);
 }
 
-/// What a word of a stripe adds to its own lane, with the secret's word for it. The word itself is
-/// added to the neighbour: of lane i that is lane i ^ 1.
+/// The product that a word of a stripe adds to its own lane; `key` is the secret's word for it. The
+/// word itself is added to the neighbour of lane i, lane i ^ 1.
 constexpr Word product(Word data, Word key) {
   const Word keyed = data ^ key;
   return (keyed & 0xFFFFFFFF) * (keyed >> 32U);
 }
 
-/// A lane behind a group, with the secret's word for it (kScrambleSecret).
+/// A lane after a group; `key` is the secret's word for it (kScrambleSecret).
 constexpr Word scramble(Word lane, Word key) { return (lane ^ lane >> 47U ^ key) * kPrime32A; }
 
 /// Half of the digest. `at`: kFoldSecret with lower_begin(), or kUpperFoldSecret with

@@ -48,8 +48,8 @@ struct PersistedImage {
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job);
 
 /// list_images() for a directory to which only this user may write, without names of generations
-/// from kLastGeneration on. Asks for no file's size, and opens none: whoever reads one opens it by
-/// MappedFile::open_own(). `complain` gets a text for what is passed over.
+/// from kLastGeneration on. Opens no file and asks for no sizes; open a file by
+/// MappedFile::open_own(). `complain` gets a text for each name that is passed over.
 [[nodiscard]] MESHSTAGE_API std::vector<PersistedImage> list_names(
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
     const std::function<void(const std::string&)>& complain = {});
@@ -74,9 +74,9 @@ MESHSTAGE_API std::size_t prune(FileSystem& fs, const std::filesystem::path& dir
                                 const std::function<bool(int writer)>& removes,
                                 ImageId persisted_everywhere, std::size_t keep = 0);
 
-/// A whole file, mapped read-only. Whoever keeps views of bytes() must also keep the pointer. The
-/// file's name may be removed meanwhile, but its contents must not change: those of a published
-/// image never do. Threads: any.
+/// A whole file, mapped read-only. A caller that keeps views of bytes() must also keep the pointer.
+/// The file's name may be removed meanwhile, but its contents must not change; a published image
+/// never changes. Threads: any.
 class MESHSTAGE_API MappedFile {
  public:
   /// Throws NotFound; IoError, also, and without waiting, for a directory, a pipe and the like;

@@ -4,24 +4,24 @@
 
 #include <meshstage/core/error/export.hpp>
 
-/// What the number of a generation says. From its high bits to its low ones:
+/// The number of a generation, from its high bits to its low ones:
 /// - 30 bits: seconds since 2020, so that a later run is the newer one, and for people
 /// - 14 bits: random, because two runs may begin in one second
 /// - 11 bits: the generations of that run, counted from 1; a run that has more goes on counting in
 ///   the random bits
-/// 55 bits in all, because a vault keeps them beside a slot's state in one word.
-/// A *run* of a job begins where its first rank finds a Store that knows nothing of the job. Two
-/// runs that never heard of each other have no generation in common, so their images never combine.
-/// No clock is relied on: a run's number is above all that its ranks have seen, and unequal clocks
-/// cost nothing but the order of two runs that never heard of each other.
+/// 55 bits in all, because a vault keeps them beside a slot's state in one word. A *run* of a job
+/// begins where its first rank finds a Store that knows nothing of the job. Two such runs have no
+/// generation in common, so their images never combine. Safety needs no clock: a run's number is
+/// above all that its ranks have seen. Unequal clocks can only change the order of two runs that do
+/// not know each other.
 namespace meshstage {
 
 inline constexpr unsigned kGenerationBits = 11;
-/// No generation has so high a number: it stands for the year 2054.
+/// Every generation's number is below this one, which stands for the year 2054.
 inline constexpr std::uint64_t kLastGeneration = ((std::uint64_t{1} << 30U) - 1) << 25U;
 
-/// The number of a generation within its run: what messages show. The number of a release that knew
-/// no runs is as it was.
+/// The number of a generation within its run; messages show it. A number from a release without
+/// runs is returned unchanged.
 [[nodiscard]] constexpr std::uint64_t generation_in_run(std::uint64_t generation) noexcept {
   return generation & ((std::uint64_t{1} << kGenerationBits) - 1);
 }

@@ -29,11 +29,11 @@ struct VerifyDisk {
   ImageId newer_than;
   bool strays = true;
 };
-/// Make a file, under the name that a rank of the old job would have given it, of each image of
-/// this step of another number of ranks that lies in this rank's vault or in a stray vault that it
-/// took: its owner's own image; if `replicas`, the replica of each owner that has no sound file in
-/// the directory, made whole from its lenders' files. Each byte is proven before it is written.
-/// Answer with OldPublished, also if something failed.
+/// Write images of this step of another number of ranks to files, named as a rank of the old job
+/// would have named them. The images are those in this rank's vault and in the stray vaults that it
+/// took: owners' own images, or, if `replicas`, the replica of each owner that has no sound file,
+/// made whole from its lenders' files. Prove each byte before writing it. Answer with OldPublished,
+/// also if something failed.
 struct PublishOld {
   OldStep step;
   bool replicas = false;
@@ -41,8 +41,8 @@ struct PublishOld {
 /// Root only: look for the newest step of another number of ranks on disk once more. Answer with
 /// OldFound.
 struct FindOld {};
-/// Connect to these ranks, which do the same, for what the choice has to send between them. Answer
-/// with Connected, or with Broken where that does not work by the deadline.
+/// Connect to these ranks, which do the same, for the choice's transfers between them. Answer with
+/// Connected, or with Broken if that fails or takes longer than the deadline.
 struct Connect {
   std::vector<int> peers;
 };
@@ -82,13 +82,14 @@ struct CheckStructure {
   int slot = 0;
 };
 /// All agreed: write the own slot's image into the trainer's tensors; recover() returns its step.
-/// What older processes left is superseded, and stray vaults too: remove them, never before.
+/// Slots of older incarnations and stray vaults are superseded: remove them now, never before.
 struct RestoreTrainer {
   int slot = 0;
   ImageId id;
 };
 /// All agreed that this number of ranks has nothing to recover: recover() begins with step 0, or
-/// with the step of a job of another number of ranks. What was left goes as for RestoreTrainer.
+/// with the step of a job of another number of ranks. Remove superseded slots and strays as for
+/// RestoreTrainer.
 struct RecoveredNothing {
   OldStep old{};  ///< at the root only; kNoImage: step 0
 };

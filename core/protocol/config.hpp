@@ -15,10 +15,10 @@ struct Rules {
   bool verify_claims = true;        ///< 5a: claim only what was verified just now
   bool stage_beside_base = true;    ///< 2: a new step goes to the slot that does not hold its base
   bool vote_needs_replicas = true;  ///< 2: yes only when the wards' replicas are sealed, too
-  bool vote_needs_lent = true;      ///< 2: yes only when what it lends is what they borrow
+  bool vote_needs_lent = true;      ///< 2: yes only when the lent bytes equal the borrowed ones
   bool promise = true;  ///< 3: nothing is staged before the outcome of the last is known
   bool receiver_knows_outcome =
-      true;                   ///< 3: an offer is accepted on what it says of the round before
+      true;                   ///< 3: an offer tells its receiver the outcome of the round before
   bool all_must_vote = true;  ///< 4: one rank without a yes is enough to keep a step incomplete
   bool note_first = true;     ///< 5: the Store's note precedes the first complete
   bool look = true;           ///< 12: the root asks the Store after the last yes, then decides
@@ -36,10 +36,10 @@ struct Rules {
   bool quarantine = true;         ///< 8: a broken generation's transfers write nowhere any more
   bool finish_together = true;    ///< 9: vaults are removed when everyone finishes
   bool finish_is_a_no = true;     ///< 9: a rank that finishes votes no on steps it has not staged
-  bool orders_with_base = true;   ///< 9: a message that tells a complete step has its orders
-  bool names_itself = true;       ///< 15: a rank for which the others wait names itself
-  bool waits_for_disk = true;     ///< 15: a rank that reads is waited for while its disk gives
-  bool prune_together = true;     ///< 10: files are pruned when everyone has the newer step
+  bool orders_with_base = true;  ///< 9: a message that tells that a step is complete has its orders
+  bool names_itself = true;      ///< 15: a rank for which the others wait names itself
+  bool waits_for_disk = true;    ///< 15: the others wait for a rank that reads while its disk gives
+  bool prune_together = true;    ///< 10: files are pruned when everyone has the newer step
   friend bool operator==(const Rules&, const Rules&) = default;
 };
 

@@ -39,8 +39,8 @@ struct FilesVerified {
   /// Root, if Config::any_world: the bytes that the disk has room for.
   std::uint64_t room = ~std::uint64_t{0};
 };
-/// Answer to PublishOld: what could be written is written and synced. \c failed: what could not, in
-/// words; empty if nothing failed.
+/// Answer to PublishOld: the files are written and synced. \c failed: the images that could not be
+/// written, and why, for people; empty if nothing failed.
 struct OldPublished {
   std::string failed{};
 };
@@ -71,7 +71,7 @@ struct StageRequested {
   std::uint64_t step = 0;
   ImageSizes sizes{};
 };
-/// The trainer leaves this step out (the one before is not finished): a no vote.
+/// The trainer skips this step, because the step before is not finished: a no vote.
 struct StageSkipped {
   std::uint64_t step = 0;
   std::string why{};  ///< Empty: the rank was busy.
@@ -123,7 +123,7 @@ struct StoreAnswered {
 struct Persisted {
   ImageId id;
 };
-/// The trainer's wishes, which go with this rank's next vote. A wish is not taken back.
+/// The trainer's wishes, which go with this rank's next vote. A wish cannot be withdrawn.
 struct Wished {
   bool end = false, persist = false;
 };

@@ -49,8 +49,8 @@ struct Offer {
 struct Accept {
   ImageId id;
   bool need_manifest = true;
-  /// What that slot holds already, by the holder's own table: the digest of each block. Empty: all
-  /// is to be sent (rule 17).
+  /// The digest of each block that the slot holds already, by the holder's own table. Empty: send
+  /// all blocks (rule 17).
   std::vector<Digest> held{};
   friend bool operator==(const Accept&, const Accept&) = default;
 };
@@ -210,8 +210,8 @@ struct Publish {
   bool replicas = false;
   friend bool operator==(const Publish&, const Publish&) = default;
 };
-/// To the parent: the sender and all ranks below it have done what Publish asks for. `failed`: what
-/// could not be written, for people; empty if nothing failed.
+/// To the parent: the sender and all ranks below it have carried out Publish. `failed`: the images
+/// that could not be written, for people; empty if nothing failed.
 struct Published {
   std::string failed{};
   friend bool operator==(const Published&, const Published&) = default;

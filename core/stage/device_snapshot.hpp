@@ -13,7 +13,7 @@
 namespace meshstage::detail {
 
 /// Copies a state inside its devices, into memory of their own that is made once. The trainer may
-/// go on when that copy is done; what is slow, the copy to the host, reads the snapshot:
+/// go on when that copy is done; the slow copy to the host reads the snapshot:
 ///
 ///     auto source = plan.capture(state, streams);
 ///     if (snapshot.take(*source, deadline)) tell_trainer(source->ready);

@@ -12,9 +12,10 @@
 
 namespace meshstage::detail {
 
-/// The blocks of an image that devices digest, and from where: a block whose bytes are all of one
-/// device that can, but for zeros between them. The host digests the others: blocks with bytes of
-/// the CPU or of two devices, blocks that are too short, and sources that are not aligned.
+/// The blocks of an image that devices digest, and their sources. A device that can digest does so
+/// for each block whose bytes, zeros between them excepted, are all its own. The host digests the
+/// others: blocks with bytes of the CPU or of two devices, blocks that are too short, and sources
+/// that are not aligned.
 struct DigestedBlocks {
   struct OnDevice {
     Device device;

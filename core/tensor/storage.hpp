@@ -24,9 +24,8 @@ struct StorageTraits {
 
 /// A handle to a run of bytes of which tensors are views. Copies of the handle are the same
 /// storage, which has one identity() and a size that never changes. The memory is freed when the
-/// last handle is gone.
-/// Threads: handles are as safe as shared_ptr; the caller sees to it that no thread reads bytes
-/// while another writes them.
+/// last handle is gone. Threads: handles are as safe as shared_ptr; the caller ensures that no
+/// thread reads bytes while another writes them.
 class MESHSTAGE_API Storage {
  public:
   /// No storage; only valid() and comparison may be called.

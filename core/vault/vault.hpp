@@ -114,20 +114,20 @@ class MESHSTAGE_API Vault {
   /// Takes every *stray* vault: one of this job, in this directory, of another rank, that no
   /// process of `generation` has. Each rank of that generation calls note_generation() before any
   /// calls this; of those that do, one takes each vault. Returns what is sealed there, the newest
-  /// first in each vault. Its owners of before begin and seal nothing any more; who attaches it
-  /// later makes another incarnation. A vault with images of another world size is left alone, and
-  /// `warn` hears of it, unless the job goes on from `any_world`. What an earlier call took is let
-  /// go first. Throws SystemError.
+  /// first in each vault. Former owners of a taken vault can begin and seal nothing any more; a
+  /// process that attaches it later makes another incarnation. A vault with images of another world
+  /// size is left alone, and `warn` is called, unless the job goes on from `any_world`. First
+  /// releases the vaults that an earlier call took. Throws SystemError.
   std::vector<StraySlot> take_strays(std::uint64_t generation, int world_size,
                                      const std::function<void(const std::string&)>& warn,
                                      bool any_world = false);
 
   /// Bytes of this incarnation's slot files, headers included.
   [[nodiscard]] std::uint64_t bytes_held() const;
-  /// Removes the slots of older incarnations (a process that still maps them is safe) and the lock
-  /// files of those whose owner is dead; of the strays that were taken, what no living process
-  /// owns. A stray with an image of another world size that is newer than `recovered` stays until
-  /// remove_all(): the job went on from an older step than that. Call it once recover() has agreed.
+  /// Removes the slots of older incarnations (a process that still maps them is safe), the lock
+  /// files of incarnations whose owner is dead, and the taken strays that no living process owns. A
+  /// stray with an image of another world size that is newer than `recovered` stays until
+  /// remove_all(), because the job went on from an older step. Call it once recover() has agreed.
   /// Returns the bytes freed.
   std::uint64_t free_superseded(ImageId recovered = kNoImage);
   /// Removes every file of this job and rank, older incarnations' too, and those of the strays that
