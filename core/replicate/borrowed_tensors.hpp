@@ -7,7 +7,7 @@
 
 namespace meshstage {
 
-/// Which tensors replicas leave out because another rank has them. All ranks give the same.
+/// The tensors that replicas leave out because another rank has them. All ranks must give the same.
 ///
 /// A *borrower* leaves a tensor out of its replicas, at its holders, because a *lender* in another
 /// failure domain has the same bytes in its own image at every step. A lost borrower gets the

@@ -12,11 +12,11 @@ namespace meshstage {
 /// state.
 struct PointEvent {
   protocol::Point point{};
-  std::string_view name;  ///< to_string(point), "offer-sent" for example.
+  std::string_view name;  ///< to_string(point), "offered" for example.
   int rank = 0;           ///< This process's rank.
   std::uint64_t generation = 0;
-  ImageId id;                ///< The image in question; kNoImage where there is none.
-  int peer = -1;             ///< The other rank, -1 where there is none.
+  ImageId id;                ///< The image in question; kNoImage if there is none.
+  int peer = -1;             ///< The other rank, -1 if there is none.
   std::uint64_t chunk = 0;   ///< For chunk points: the chunk's number, from 1; elsewhere 0.
   std::uint64_t chunks = 0;  ///< For chunk points: how many chunks there are; elsewhere 0.
 };

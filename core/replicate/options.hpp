@@ -23,11 +23,10 @@
 
 namespace meshstage {
 
-/// What stage() does while the step before is unfinished.
+/// What stage() does while the previous step is unfinished.
 enum class WhenBusy : std::uint8_t {
-  kWait,  ///< Wait for the step before, as long as its images move.
-  kSkip,  ///< Leave this step out: it fails on every rank, and this rank's Stats::skipped counts
-          ///< it.
+  kWait,  ///< Wait for the previous step, as long as its images move.
+  kSkip,  ///< Skip this step: it fails on every rank, and this rank's Stats::skipped counts it.
 };
 
 /// The defaults suffice on one host; give `job`, so that a restart finds its images.
@@ -36,102 +35,102 @@ struct CheckpointerOptions {
   /// the launcher's job id, else a unique id that is made and printed (no restart finds the images
   /// of such a job).
   std::string job = {};
-  /// The directory of persisted steps, shared or local to the host (then what lies there is found
-  /// by whichever rank sits on that host): absolute, "ckpt" below the working directory, or
-  /// "~/ckpt". Empty: derived from user and job.
+  /// The directory of persisted steps: absolute, "ckpt" below the working directory, or "~/ckpt".
+  /// It may be shared, or local to each host; then any rank on the host uses the files there.
+  /// Empty: derived from user and job.
   std::filesystem::path directory = {};
   /// The directory of the vault's images: a tmpfs, or any directory with room for four images.
   std::filesystem::path vault_directory = "/dev/shm";
-  /// A peer that is silent for so long is taken for dead. So each link must move some bytes in this
-  /// time, behind whatever is queued there; how long an image takes does not matter. A rank that
-  /// lives, and for which the others have waited so long, ends the generation and is named. So does
-  /// a rank whose disk gives nothing for so long while it reads for a recovery: not one block.
-  /// The trainer's own collectives need more of a link: see Checkpointer::group().
+  /// A peer that is silent for this long counts as dead. So each link must move some bytes in this
+  /// time, behind whatever is queued there; an image may take longer. The generation also ends,
+  /// naming a living rank, if the others have waited this long for that rank, or if it reads for a
+  /// recovery and its disk gives no block for this long. The trainer's own collectives need more of
+  /// a link: see Checkpointer::group().
   std::chrono::milliseconds deadline{30'000};
   /// How long rejoin() and the constructor wait for all ranks, and the constructor for the Store (a
-  /// scheduler needs its time). So late may a rank call recover() or finish() after another one.
+  /// scheduler needs its time). A rank may call recover() or finish() at most this long after
+  /// another.
   std::chrono::milliseconds forming_deadline{300'000};
   /// Every n-th complete step goes to disk, own image and whole replicas; finish() writes the
-  /// newest one. The ranks go on counting when ranks die. 0: only steps of persist_now() go to
-  /// disk. The same on every rank.
+  /// newest one. The count continues through deaths. 0: only steps of persist_now() go to disk. The
+  /// same on every rank.
   std::uint64_t persist_every = 10;
-  /// The number of steps that stay on disk; the newest step that every rank has is among them. At
+  /// The number of steps that stay on disk, among them the newest step that every rank has. At
   /// least 1.
   std::size_t keep = 1;
   /// Unit of digests and of transfer, in bytes: a power of two from 4096 on, the same on every rank
   /// (checked).
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
-  /// Given, a job may be started with another number of ranks than before: recover() goes on from
-  /// the newest step of which `directory`, shared by all ranks or on their one host, has a file of
-  /// every rank of before (finish() and persist_every leave them), unless these ranks have a step
-  /// as new. Images of a newer step that lie in vaults on these ranks' hosts become such files
-  /// first, if there is one of each rank of before, and room. It puts each rank's state together as
-  /// Assembly::plan() does, stages it as this number of ranks' first step, and returns when that is
-  /// complete; the files stay until a newer step is on disk. A newer step of which that cannot be
-  /// is named by a warning, which says why. Not given: another number is refused. The same on every
+  /// Given: the job may be started with another number of ranks than before. recover() then goes on
+  /// from the newest step of which `directory` has a file of every old rank, unless the new ranks
+  /// have a step as new; finish() and persist_every leave such files. All ranks must share
+  /// `directory` or be on one host. Images of a newer step in vaults on these ranks' hosts become
+  /// files first, if there is an image of each old rank, and room; otherwise a warning names that
+  /// step and the reason. recover() assembles each rank's state as Assembly::plan() does, stages it
+  /// as the first step of this number of ranks, and returns when that is complete. The old files
+  /// stay until a newer step is on disk. Not given: another number is refused. The same on every
   /// rank.
   std::optional<ReshardOptions> any_world = {};
   WhenBusy when_busy = WhenBusy::kWait;
-  /// holders[r] = the ranks that hold a replica of rank r's images; the list's length is the number
+  /// holders[r]: the ranks that hold a replica of rank r's images; the list's length is the number
   /// of replicas. The same on every rank (checked). mesh's make_holders() gives such lists, across
-  /// hosts or racks. Empty: {(r + W/2) mod W}.
-  /// A job survives while each rank's owner or one of its holders is left. A restart may have other
-  /// lists, and its ranks on other hosts: copies are found wherever ranks of the job sit, and go to
-  /// the new holders. Memory: two replicas of each ward besides the two own images.
+  /// hosts or racks. Empty: {(r + W/2) mod W}. A job survives as long as each image's owner or one
+  /// of its holders is left. A restart may have other lists, and its ranks on other hosts: recovery
+  /// finds copies on every host with a rank of the job, and sends them to the new holders. Memory:
+  /// two replicas of each ward besides the two own images.
   std::vector<std::vector<int>> holders = {};
   /// Lets replicas leave out a tensor that the mesh already replicates: they borrow it from the
-  /// lender, a rank in another failure domain that has the same bytes. That saves the network and
-  /// the holders' memory; a lost rank gets the tensor from the lender's own image. Empty (the
-  /// default): replicas are whole.
-  /// dtensor::borrowed_tensors() finds such tensors by their placements. Any other function will do
-  /// if all ranks agree on it (the lists of lenders are compared). Each step compares the bytes: if
-  /// they differ the step fails, a warning says so, and those tensors are not borrowed any more.
-  /// Restoring a lost rank takes a holder and all its lenders, so the job survives fewer losses of
-  /// two hosts (`meshstage mesh survive --spare-replicated` counts them), but always the loss of
-  /// one host. Holders write no files of replicas that borrow. Stats count the borrowed bytes.
+  /// lender, a rank in another failure domain that has the same bytes. That saves network traffic
+  /// and the holders' memory; a lost rank gets the tensor from the lender's own image. Empty (the
+  /// default): replicas are whole. dtensor::borrowed_tensors() finds such tensors by their
+  /// placements. Any other function may be given if all ranks give the same (the lists of lenders
+  /// are compared). Each step compares the bytes: if they differ the step fails with a warning, and
+  /// those tensors are not borrowed any more. Restoring a lost rank takes a holder and all its
+  /// lenders, so the job survives fewer losses of two hosts (`meshstage mesh survive
+  /// --spare-replicated` counts them), but always the loss of one host. Holders write no files of
+  /// replicas that borrow. Stats count the borrowed bytes.
   BorrowedTensors borrowed = {};
   /// Slows staging down, so that training keeps its memory bandwidth (see BandwidthCap). Each
-  /// thread that copies asks it. Must outlive the Checkpointer. Null: staging copies as fast as the
+  /// copying thread calls it. Must outlive the Checkpointer. Null: staging copies as fast as the
   /// memory allows.
   Pace* pace = nullptr;
   /// How many threads copy this rank's state, and prove and restore it in a recovery. 0: this
   /// rank's share of the processors that the process may use (default_copy_threads()): half of it
   /// beside the trainer, the whole of it in a recovery, for which the trainer waits.
   unsigned copy_threads = 0;
-  /// How many connections this rank wants to have to each rank that it exchanges images with, at
-  /// most 16; of two ranks the smaller number counts. 0: by this rank's share of the processors: 1
-  /// up to four of them, else one a processor, at most 8; and 1 with a `transport` of the caller's.
+  /// The number of connections that this rank wants to each rank with which it exchanges images, at
+  /// most 16; the smaller number of the two ranks counts. 0: 1 if this rank's share of the
+  /// processors is four or less, else one for each processor, at most 8; and 1 with a `transport`
+  /// of the caller's.
   unsigned connections = 0;
-  /// The streams on which the trainer uses its tensors on devices. A device that is not named here
-  /// has its legacy default stream. The copies of stage() and recover() come behind the work that
-  /// was issued on these streams before the call. Tensors of the CPU and of several devices may be
-  /// mixed.
+  /// The streams on which the trainer uses its tensors on devices; the legacy default stream for a
+  /// device that is not named here. The copies of stage() and recover() wait for the work issued on
+  /// these streams before the call. Tensors of the CPU and of several devices may be mixed.
   std::vector<TrainerStream> streams = {};
-  /// Given, each generation has a second group for the trainer's collectives, over NCCL, on this
+  /// Given: each generation has a second group for the trainer's collectives, over NCCL, on this
   /// rank's device: Checkpointer::device_group(). `streams` names the stream on which the trainer
   /// uses the memory that it gives to the group. All ranks give a device, each its own, or none
-  /// does (checked). The constructor throws InvalidState where the device, NCCL or its module
-  /// cannot be used. NEVER use such a group beside another NCCL communicator of the same device,
-  /// the program's own for example, except while all of its work on all ranks is done: NCCL waits
-  /// for ever where two ranks issue operations of two communicators in differing order. The engine
-  /// itself never uses NCCL: images go from the device to the vault, and from host to host over
-  /// connections.
+  /// does (checked). The constructor throws InvalidState if the device, NCCL or its module cannot
+  /// be used. NEVER use such a group while another NCCL communicator of the same device, the
+  /// program's own for example, has work pending on any rank: NCCL waits for ever if two ranks
+  /// issue operations of two communicators in differing order. The engine itself never uses NCCL:
+  /// images go from the device to the vault, and from host to host over connections.
   std::optional<Device> device_group = {};
-  /// Whether stage() first copies tensors on devices inside their devices.
-  /// A snapshot's memory is made by the first stage() or recover(), and kept; it is made anew if
-  /// the state grows. If a device has not enough, a warning says so once, Stats::snapshots_refused
-  /// counts it, and staging goes on without.
+  /// Whether stage() first copies tensors on devices inside their devices. The first stage() or
+  /// recover() allocates the snapshot's memory and keeps it; a larger state gets new memory. If a
+  /// device has too little memory, one warning says so, Stats::snapshots_refused counts it, and
+  /// staging goes on without a snapshot.
   Snapshot snapshot = Snapshot::kOff;
   /// The most memory of each device that a snapshot may take, in bytes. 0: as much as the driver
   /// gives.
   std::uint64_t snapshot_max_bytes = 0;
-  /// For finding errors in the trainer: every CPU tensor is digested at stage() and again when it
-  /// is copied. A tensor that changed in between fails the step on every rank, and staged() of its
-  /// rank throws InvalidState naming the tensor. Costs two more reads of each tensor.
+  /// For finding errors in the trainer: digests every CPU tensor at stage() and again when it is
+  /// copied. A tensor that changed in between fails the step on every rank, and this rank's
+  /// staged() throws InvalidState naming the tensor. Costs two more reads of each tensor.
   bool verify_source = false;
-  /// Take the job over from another start of it whose ranks are alive: their calls throw Fenced
-  /// from then on. Without it such a start is refused, and has touched nothing. For one start only:
-  /// a rank that is started anew later must not have it. Also MESHSTAGE_TAKE_OVER=1.
+  /// Takes the job from another start whose ranks are alive: their calls throw Fenced from then on.
+  /// Without it this start is refused and touches nothing. For one start only: do not give it to a
+  /// rank that is started anew later. Also MESHSTAGE_TAKE_OVER=1.
   bool take_over = false;
   /// Rank, world size and so on; detected from the launcher's variables unless given.
   std::optional<RankEnvironment> environment = {};
@@ -147,11 +146,11 @@ struct CheckpointerOptions {
   /// The file system of vault and files; null for the real one. Must outlive the Checkpointer.
   FileSystem* file_system = nullptr;
   /// The file for a trace of this rank's staging, sending, receiving, agreement, recovery and disk,
-  /// for ui.perfetto.dev. Rank 3 writes "trace.json" as trace.r3.json; each process starts the file
-  /// anew. Empty: no trace.
+  /// to open in ui.perfetto.dev. Rank 3 writes "trace.json" as trace.r3.json; each process starts
+  /// the file anew. Empty: no trace.
   std::filesystem::path trace = {};
   Observer observer = {};
-  std::function<void(const LogLine&)> log = {};  ///< On a thread of its own, so it may wait.
+  std::function<void(const LogLine&)> log = {};  ///< Called on a thread of its own, so it may wait.
 };
 
 }  // namespace meshstage

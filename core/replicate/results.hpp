@@ -19,36 +19,37 @@ struct LogLine {
   std::string text;  ///< Starts with job, generation, step and rank.
 };
 
-/// Where this rank's image of a recovered step came from.
+/// The source of this rank's image of a recovered step.
 enum class Source : std::uint8_t { kNothing, kOwnMemory, kHolderMemory, kDisk };
 /// "nothing", "own memory", "holder memory", "disk".
 MESHSTAGE_API std::string_view to_string(Source source) noexcept;
 
-/// 0 where there was nothing to recover.
+/// The result of recover(); the step is 0 if there was nothing to recover.
 struct Recovered {
   std::uint64_t step = 0;
   ImageId id;  ///< kNoImage where there was nothing.
   Source source = Source::kNothing;
   int from_rank = -1;            ///< The rank whose memory or disk it was, maybe this one.
   std::uint64_t generation = 0;  ///< The generation in which training goes on.
-  /// Not 0: so many ranks, another number than now, staged the step, and their files were put
-  /// together (CheckpointerOptions::any_world). `id` is that of the first step of this number.
+  /// Not 0: this many ranks, another number than now, staged the step, and the state was assembled
+  /// from their files (CheckpointerOptions::any_world). `id` is the id of the new ranks' first
+  /// step.
   int old_world_size = 0;
 };
 
 /// The outcome of a staged step.
 enum class Outcome : std::uint8_t {
   kComplete,  ///< Every rank has sealed its image and its wards' replicas.
-  kFailed,    ///< Some rank voted no; the step before stays the newest.
-  kSkipped,   ///< This rank left the step out (WhenBusy::kSkip).
+  kFailed,    ///< Some rank voted no; the previous complete step stays the newest.
+  kSkipped,   ///< This rank skipped the step (WhenBusy::kSkip).
 };
 /// "complete", "failed", "skipped".
 MESHSTAGE_API std::string_view to_string(Outcome outcome) noexcept;
 
-/// The outcome of a staged step on disk; Outcome tells that in memory.
+/// The outcome of a staged step on disk; Outcome is the outcome in memory.
 enum class DiskOutcome : std::uint8_t {
-  kEverywhere,  ///< Every rank has its files, synced: the loss of all memory is survived.
-  kNotDue,      ///< The step was not to go to disk, or did not become complete.
+  kEverywhere,  ///< Every rank has its files, synced: the step survives the loss of all memory.
+  kNotDue,      ///< The step was not due on disk, or did not become complete.
   kFailed,  ///< This rank could not write the step, or a newer step was on every rank's disk first.
 };
 /// "everywhere", "not due", "failed".
@@ -71,13 +72,12 @@ class Staging {
   /// Ready when the trainer may change its tensors. An empty Staging is ready.
   /// Throws the error of the copying.
   [[nodiscard]] Work<void>& staged() noexcept { return staged_; }
-  /// The counterpart of staged() for tensors on a device, without waiting for the device: work that
-  /// the trainer issues on `stream` from now on comes behind the copies of that device's tensors.
-  /// The calling thread waits at most until the copies are issued; where nothing is copied the call
-  /// does nothing. Tensors of the CPU need staged(), those of each other device a call of their
-  /// own.
-  /// Throws InvalidState, before it issues anything, if the stream is being captured into a graph,
-  /// or the error that the driver reports.
+  /// The counterpart of staged() for tensors on a device: work that the trainer issues on `stream`
+  /// from now on waits for the copies of that device's tensors. The calling thread does not wait
+  /// for the device, only until the copies are issued; without copies the call does nothing.
+  /// Tensors of the CPU need staged(), tensors of each other device a call of their own. Throws
+  /// InvalidState, before it issues anything, if the stream is being captured into a graph, or the
+  /// error that the driver reports.
   MESHSTAGE_API void before_update(const TrainerStream& stream);
   /// The same for all tensors of the step: each device waits on its streams in `streams`, or on its
   /// legacy default stream if none of them is named there. The calling thread waits at most until
@@ -88,7 +88,7 @@ class Staging {
   /// Throws RejoinNeeded if the generation ended before.
   [[nodiscard]] Work<Outcome>& outcome() noexcept { return outcome_; }
   /// Ready when this rank knows the step's outcome on disk; right after outcome() if the step was
-  /// not to go to disk. If another rank cannot write the step, this rank learns that with the next
+  /// not due on disk. If another rank cannot write the step, this rank learns that with the next
   /// step that all ranks have written. Throws RejoinNeeded if the generation ended before.
   [[nodiscard]] Work<DiskOutcome>& persisted() noexcept { return persisted_; }
   [[nodiscard]] std::uint64_t step() const noexcept { return step_; }
@@ -121,10 +121,10 @@ struct Stats {
   /// from lenders instead. Transfers of a recovery do not count.
   std::uint64_t replica_bytes_sent = 0;
   std::uint64_t replica_bytes_borrowed = 0;
-  /// What holders had already, and did not travel.
+  /// Bytes that holders had already, so they were not sent.
   std::uint64_t replica_bytes_kept = 0;
-  /// Connections for images to a rank that this one exchanges them with, in the newest generation;
-  /// the smallest number if they differ, 0 without such a rank.
+  /// Connections for images to each rank with which this rank exchanges images, in the newest
+  /// generation; the smallest number if they differ, 0 without such a rank.
   unsigned connections = 0;
 };
 
