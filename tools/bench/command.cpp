@@ -131,19 +131,18 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
   auto* command = bench.add_subcommand(what, description);
   auto& options = parsed->options;
   command
-      ->add_option("--workload", options.workload,
-                   std::string("What the state is: ") + bench::kWorkloads)
+      ->add_option("--workload", options.workload, std::string("The state: ") + bench::kWorkloads)
       ->capture_default_str();
-  command->add_option("--scale", options.scale, "Of the workload's bytes, 0.0001 to 1")
+  command->add_option("--scale", options.scale, "Fraction of the workload's bytes, 0.0001 to 1")
       ->check(CLI::Range(0.0001, 1.0))
       ->capture_default_str();
   command->add_option("--changed", options.changed, "Fraction that changes from step to step")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
-  command->add_option("--threads", options.threads, "That copy; 0: by the processors")
+  command->add_option("--threads", options.threads, "Threads that copy; 0: by the processors")
       ->check(whole_number() & CLI::Range(0, 256))
       ->capture_default_str();
-  command->add_option("--repeat", options.repeat, "How often, after the first time")
+  command->add_option("--repeat", options.repeat, "Rounds after the first one")
       ->check(whole_number() & CLI::Range(1, 1000))
       ->capture_default_str();
   command->add_option("--dir", options.directory, "Where files go [the temporary directory]");
@@ -158,7 +157,7 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
         ->capture_default_str();
     command
         ->add_option("--connections", options.connections,
-                     "Of a pair of ranks for images; 0: by the processors")
+                     "Connections of a pair of ranks for images; 0: by the processors")
         ->check(whole_number() & CLI::Range(0, 16))
         ->capture_default_str();
     command->add_option("--vault", options.vault_directory, "Where host memory is")
@@ -174,7 +173,7 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
 
 void add_bench_command(CLI::App& app, std::ostream& out) {
   auto* command = app.add_subcommand(
-      "bench", "Measure how fast this machine takes checkpoints, and how fast it could at most");
+      "bench", "Measure the speed of checkpoints on this machine, and its limit");
   command->require_subcommand(1);
   add(*command, "stage", "Copy a state to host memory, against one copy of as many bytes",
       bench::bench_stage, With::kDevice, out);

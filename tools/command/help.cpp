@@ -93,7 +93,7 @@ void print_manual(const CLI::App& app, const std::string& version, std::ostream&
         << roff(variable.meaning) << "\n";
   }
   out << ".SH EXIT STATUS\n"
-      << ".TP\n0\nthe command did what it was asked\n"
+      << ".TP\n0\nthe command succeeded\n"
       << ".TP\n1\nthe answer is negative, or something failed\n"
       << ".TP\n2\nthe arguments are wrong, or name something that does not exist\n"
       << ".TP\n3\nthe device, or NCCL, that was asked for cannot be used\n"
@@ -164,7 +164,7 @@ void print_environment(std::ostream& out) {
     out << variable.name << "\n    " << variable.meaning << "\n    value: " << variable.value
         << "\n";
   }
-  out << "\nRank and world size also come from what torchrun, mpirun and srun set.\n";
+  out << "\nRank and world size also come from the variables of torchrun, mpirun and srun.\n";
 }
 
 const CLI::App& find_command(const CLI::App& app, const std::vector<std::string>& words) {
@@ -176,7 +176,7 @@ const CLI::App& find_command(const CLI::App& app, const std::vector<std::string>
     });
     if (found == below.end()) {
       throw InvalidArgument("there is no help on \"" + word.substr(0, 80) +
-                            "\"; there is on each command, environment, man, bash and zsh");
+                            "\"; topics are each command, environment, man, bash and zsh");
     }
     here = *found;
   }

@@ -143,7 +143,7 @@ Value DeviceState::twin(const Value& host) {
 
 Tensor DeviceState::host(const Tensor& on_device) const {
   const auto found = by_device_.find(on_device.storage().identity());
-  if (found == by_device_.end()) throw InvalidArgument("the tensor is nobody's twin");
+  if (found == by_device_.end()) throw InvalidArgument("the tensor is no twin");
   return Tensor::on_storage(twins_[found->second].host, on_device.dtype(), on_device.shape(),
                             on_device.strides(), on_device.storage_offset());
 }

@@ -282,7 +282,7 @@ void ArgumentParser::add_to(CLI::App& command) {
       ->check(whole_number());
   command
       .add_option("--deadline-ms", deadline_ms_,
-                  "A silent rank is taken for dead after this\n(default: 15000; 2000 with --stop)")
+                  "A silent rank counts as dead after this\n(default: 15000; 2000 with --stop)")
       ->check(whole_number());
   command.add_option(
       "--trace", given_.trace,

@@ -24,7 +24,7 @@ using drill::Verdict;
 constexpr const char* kDescription = "Train, kill ranks, and show that nothing is lost";
 constexpr const char* kMore =
     "Trains the example on several ranks, twice: first undisturbed and without checkpoints, then\n"
-    "staging a checkpoint every few steps, with the faults asked for. Ranks that die are replaced\n"
+    "staging a checkpoint every few steps, with the given faults. Ranks that die are replaced\n"
     "while the others stay up. At the end every bit of every rank is compared.\n"
     "Without any fault option a rank in the middle loses its host while it receives its ward's\n"
     "image (--lose 2@87:chunk-received with the default numbers), and comes back from the memory\n"

@@ -62,7 +62,7 @@ void add_job_options(CLI::App& command, JobWords& words) {
 
 void add_mesh_commands(CLI::App& app, std::ostream& out, std::optional<std::size_t> width) {
   CLI::App* mesh = app.add_subcommand(
-      "mesh", "Shows what a mesh means and which losses it survives, without a job");
+      "mesh", "Shows the layout of a mesh and the losses that it survives, without a job");
   mesh->require_subcommand(1);
   set_example(*mesh, "meshstage mesh show --mesh 2,4 --names dp,tp");
 
@@ -107,7 +107,7 @@ void add_mesh_commands(CLI::App& app, std::ostream& out, std::optional<std::size
       ->required();
   command->add_option("--to-placements", reshard->to_placements,
                       "Placements after (default: the same; if the number of mesh dimensions "
-                      "differs, the first S(DIM) of those before, along the first dimension)");
+                      "differs, the first S(DIM) before, along the first dimension)");
   command->add_flag("--json", reshard->json, "One JSON object");
 
   auto partners = std::make_shared<PartnersOptions>();

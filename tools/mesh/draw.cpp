@@ -161,7 +161,7 @@ class Picture {
 
   void hosts() {
     heading(kMargin, scale_.page - kMargin, "Ranks by host",
-            fmt::format("in a cell: rank, coordinate ({}), → who holds its copy{}",
+            fmt::format("in a cell: rank, coordinate ({}), → the holder of its copy{}",
                         fmt::join(job_.mesh.names(), ","),
                         suffix_.empty() ? std::string() : " · hosts' names end with " + suffix_));
     // Hosts in the order of their racks, so that a rack is one run.

@@ -284,14 +284,15 @@ void partners_table(const MeshDescription& job, const Traffic& t, double bandwid
                            [&](int h) { return job.domains.host_of(h) == home; });
   }
   if (most_wards == 0) {
-    out << "nobody holds copies\n";
+    out << "no rank holds copies\n";
   } else {
     out << fmt::format("a rank holds copies of at most {} other{}\n", most_wards,
                        most_wards == 1 ? "" : "s");
   }
   if (at_home > 0) {
-    out << fmt::format("{} of {} ranks have no copy on another host: a host's loss takes them\n",
-                       at_home, world);
+    out << fmt::format(
+        "{} of {} ranks have no copy on another host: the loss of their host loses them\n", at_home,
+        world);
   }
   if (!bytes) {
     out << "add --tensor w=f32[1024,512]:S(0),R (or tensors in the file) for bytes and seconds\n";

@@ -41,7 +41,7 @@ std::vector<Host> parse_hosts(std::string_view text, const std::string& source) 
       throw InvalidArgument(where + ": a line is NAME, NAME RANKS or NAME slots=RANKS");
     }
     if (!names.insert(parts[0]).second) {
-      throw InvalidArgument(where + ": host " + parts[0] + " is there already");
+      throw InvalidArgument(where + ": host " + parts[0] + " is listed twice");
     }
     hosts.push_back({parts[0], parts.size() == 2 ? number_of_ranks(parts[1], where) : 1});
   }

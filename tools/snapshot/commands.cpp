@@ -65,12 +65,12 @@ void add_ls(CLI::App& app, std::ostream& out) {
 
 void add_inspect(CLI::App& app, std::ostream& out) {
   auto o = std::make_shared<InspectOptions>();
-  CLI::App* c = add(
-      app, "inspect",
-      "Shows what is in a snapshot: names, dtypes, shapes, sharing, values. Any safetensors file "
-      "will do; one that is not sound is refused with the reason (exit 1)",
-      "meshstage inspect model.safetensors\n  meshstage inspect gpt2/0@85 --path model --json", o,
-      [&out](const InspectOptions& options) { return inspect_snapshot(options, out); });
+  CLI::App* c =
+      add(app, "inspect",
+          "Shows the contents of a snapshot: names, dtypes, shapes, sharing, values. Takes any "
+          "safetensors file; one that is not sound is refused with the reason (exit 1)",
+          "meshstage inspect model.safetensors\n  meshstage inspect gpt2/0@85 --path model --json",
+          o, [&out](const InspectOptions& options) { return inspect_snapshot(options, out); });
   add_snapshot(c, "snapshot", o->snapshot);
   c->add_option("--path", o->path, "Only what is at or below this path: keys joined by dots")
       ->type_name("PATH");

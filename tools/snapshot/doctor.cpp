@@ -211,7 +211,7 @@ Check environment(const HostFacts& f) {
   } catch (const InvalidArgument& e) {
     c.level = Level::kProblem;
     c.text = printable(e.what(), 1000);
-    c.remedy = "unset what the launcher did not set, or set it to what is meant";
+    c.remedy = "unset the variables that the launcher did not set, or correct them";
   }
   return c;
 }

@@ -71,7 +71,7 @@ void check_name(const fs::path& path, const ImageInfo& info) {
       name->world_size == i.world_size) {
     return;
   }
-  throw CorruptData("the file's name says another image than the file: " + to_string(i));
+  throw CorruptData("the file's name is that of another image; the file is: " + to_string(i));
 }
 
 Finding verify_file(const fs::path& path) {
@@ -110,7 +110,7 @@ Finding verify_slot_of(const VaultListing& vault, SlotKey key, const SlotInfo& s
   const auto stored = stored_bytes(key, vault.rank, slot.image);
   if (f.result == Finding::Result::kOk && stored != slot.image.image_bytes) {
     f.bytes = stored;
-    f.detail += ", without what other ranks have too";
+    f.detail += ", without borrowed tensors";
   }
   return f;
 }

@@ -42,7 +42,7 @@ Hold Hold::parse(std::string_view text) {
   const auto* end = text.data() + text.size();
   const auto [after, error] = std::from_chars(text.data(), end, hold.step);
   if (error != std::errc() || hold.step == 0 || after == end || *after != ':' || after + 1 == end) {
-    throw std::invalid_argument("'" + std::string(text) + "' says no hold: write STEP:FILE");
+    throw std::invalid_argument("'" + std::string(text) + "' is no hold; write STEP:FILE");
   }
   hold.file = std::string(after + 1, end);
   return hold;

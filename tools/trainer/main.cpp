@@ -78,11 +78,13 @@ struct Command {
         ->capture_default_str();
     app.add_option("--until", t.until, "End after this step; 0: after the last")
         ->capture_default_str();
-    app.add_option("--load", t.load,
-                   "Begin with what --save of rank 0 wrote in a job without a mesh, of any number "
-                   "of ranks");
-    app.add_option("--load-own", t.load_own,
-                   "With --load: of what is each rank's own, begin with what this rank saved");
+    app.add_option(
+        "--load", t.load,
+        "Begin with the state that rank 0 saved (--save) in a job without a mesh, of any number "
+        "of ranks");
+    app.add_option(
+        "--load-own", t.load_own,
+        "With --load: the file this rank saved, for the values that each rank has of its own");
     app.add_option("--save", t.save, "Write the final state to this file (safetensors)");
     app.add_flag("--quiet", t.quiet, "Print nothing but errors");
     group(app.add_option("--job", c.job, "Name of the job; needed to go on after all ranks died"),
@@ -99,35 +101,37 @@ struct Command {
               ->capture_default_str(),
           "Checkpoints");
     group(app.add_flag("--any-world", any_world,
-                       "Go on from what another number of ranks left in --vault or --dir"),
+                       "Go on from a step that another number of ranks left in --vault or --dir"),
           "Checkpoints");
     group(app.add_option("--trace", c.trace,
-                         "Write what each rank does and when, for ui.perfetto.dev: trace.json "
+                         "Write a trace of each rank, for ui.perfetto.dev: trace.json "
                          "becomes trace.r0.json and so on"),
           "Checkpoints");
-    group(app.add_option("--deadline-ms", deadline_ms, "A silent peer is taken for dead after this")
+    group(app.add_option("--deadline-ms", deadline_ms, "A silent peer counts as dead after this")
               ->capture_default_str(),
           "Checkpoints");
-    group(app.add_option("--forming-ms", forming_ms, "How long to wait for all ranks to be there")
+    group(app.add_option("--forming-ms", forming_ms, "How long to wait for all ranks")
               ->capture_default_str(),
           "Checkpoints");
     group(app.add_option("--block-kib", block_kib, "Unit of digests and transfer; a multiple of 4")
               ->capture_default_str(),
           "Checkpoints");
-    group(app.add_option("--connections", c.connections,
-                         "To each rank that images are exchanged with, at most 16; 0: by the "
-                         "processors")
+    group(app.add_option(
+                 "--connections", c.connections,
+                 "Connections to each rank with which images are exchanged, at most 16; 0: by the "
+                 "processors")
               ->capture_default_str()
               ->check(CLI::Range(0, 16)),
           "Checkpoints");
     group(app.add_option("--copies", copies, "Ranks that hold a copy of each rank's images")
               ->capture_default_str(),
           "Checkpoints");
-    group(app.add_option("--partners", partners,
-                         "Which ranks: half-shift (the default), ring, across-hosts, cliques"),
+    group(app.add_option(
+              "--partners", partners,
+              "How they are chosen: half-shift (the default), ring, across-hosts, cliques"),
           "Checkpoints");
     group(app.add_option("--ranks-per-host", ranks_per_host,
-                         "So many neighbouring ranks share a host, for --partners")
+                         "This many neighbouring ranks share a host, for --partners")
               ->capture_default_str()
               ->check(CLI::Range(1, 1'000'000)),
           "Checkpoints");
@@ -141,13 +145,13 @@ struct Command {
                          "the same on all ranks; repeatable"),
           "Trying out faults");
     group(app.add_option("--faults-until", t.faults_until,
-                         "Once this file is there no --fault and no --hold comes any more"),
+                         "Once this file exists, ignore --fault and --hold"),
           "Trying out faults");
     group(app.add_option("--leave-out", t.leave_out,
                          "Do not stage this step, which then fails on all ranks; repeatable"),
           "Trying out faults");
     group(app.add_option("--report", t.report,
-                         "Write what happens to this file descriptor, as "
+                         "Write each event to this file descriptor, as "
                          "JSON lines"),
           "Trying out faults");
     group(app.add_option("--parent", parent, "End when this process, which started it, ends"),
