@@ -7,6 +7,7 @@
 #include <set>
 #include <string_view>
 
+#include <meshstage/core/error/little_endian.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/files/publish.hpp>
 #include <meshstage/core/image/image.hpp>
@@ -49,9 +50,8 @@ bool is_json(std::span<const std::byte> bytes) {
     return std::string_view(" \t\r\n").find(static_cast<char>(b)) == std::string_view::npos;
   });
   if (first == bytes.end() || *first != std::byte{'{'}) return false;
-  std::uint64_t length = 0;
-  std::memcpy(&length, bytes.data(), std::min<std::size_t>(bytes.size(), sizeof(length)));
-  return bytes.size() < sizeof(length) || length > kMaxHeaderBytes;
+  return bytes.size() < sizeof(std::uint64_t) ||
+         little_endian::load<std::uint64_t>(bytes.data()) > kMaxHeaderBytes;
 }
 
 /// The tensors that each file is said to have.

@@ -1,12 +1,12 @@
 #include <meshstage/core/replicate/report.hpp>
 
 #include <cstdio>
-#include <iostream>
 #include <new>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/generation/number.hpp>
+#include <meshstage/core/os/standard_error.hpp>
 
 namespace meshstage {
 
@@ -34,16 +34,16 @@ std::optional<std::string> fenced_by(const std::exception_ptr& error) {
 bool write_line(const LogSink& log, const LogLine& line) noexcept {
   try {
     if (!log) {
-      if (line.level == LogLine::Level::kWarning) std::cerr << line.text + "\n";
+      if (line.level == LogLine::Level::kWarning) write_to_standard_error(line.text);
       return true;
     }
     log(line);
     return true;
   } catch (...) {  // the boundary of a user's callback
     try {
-      std::cerr << line.text +
-                       "\nmeshstage: the log callback threw: " + text_of(std::current_exception()) +
-                       "; warnings go to standard error from now on\n";
+      write_to_standard_error(
+          line.text + "\nmeshstage: the log callback threw: " + text_of(std::current_exception()) +
+          "; warnings go to standard error from now on");
     } catch (...) {  // NOLINT(bugprone-empty-catch): no memory for the text; nobody is left to tell
     }
     return false;

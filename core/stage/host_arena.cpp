@@ -1,12 +1,12 @@
 #include <algorithm>
 #include <array>
-#include <iostream>
 #include <numeric>
 #include <set>
 #include <tuple>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/bytes.hpp>
+#include <meshstage/core/os/standard_error.hpp>
 #include <meshstage/core/stage/host_arena_impl.hpp>
 
 namespace meshstage::detail {
@@ -56,7 +56,7 @@ Storage HostBlock::storage(std::span<std::byte> range, std::shared_ptr<const voi
 
 std::function<void(const std::string&)> warnings_of(const StagerOptions& options) {
   if (options.warn) return options.warn;
-  return [](const std::string& text) { std::cerr << "meshstage: " + text + "\n"; };
+  return [](const std::string& text) { write_to_standard_error("meshstage: " + text); };
 }
 
 HostArena::HostArena(const StagerOptions& options)
