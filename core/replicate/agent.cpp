@@ -12,9 +12,10 @@
 #include <meshstage/core/replicate/copier.hpp>
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
+#include <meshstage/core/replicate/finisher.hpp>
 #include <meshstage/core/replicate/inbox.hpp>
-#include <meshstage/core/replicate/job_notes.hpp>
 #include <meshstage/core/replicate/lender.hpp>
+#include <meshstage/core/replicate/listener.hpp>
 #include <meshstage/core/replicate/losses.hpp>
 #include <meshstage/core/replicate/own_step.hpp>
 #include <meshstage/core/replicate/persister.hpp>
@@ -76,16 +77,9 @@ class Agent::Impl {
   // --- the loop's thread
   void feed(protocol::Event event);
   void failed(std::exception_ptr failure) noexcept;
-  void hear(int from, std::span<const std::byte> received);
-  void check_generation(const char* what, int from, std::uint64_t generation) const;
-  /// From now on what these links bring comes to the loop. Any thread. `bridge`: a goodbye says
-  /// only that what was fetched is there.
-  void listen(ControlLinks& links, bool bridge);
   void connect(const protocol::Connect& action);
   void refused(const protocol::Refuse& action);
   void abort_transfers();
-  void remove_vault();
-  void note_finish();
 
   // One action, one call of the part it is for.
   void perform(const protocol::Send& a) { engine_.say(a.to, a.message.generation, a.message.body); }
@@ -127,7 +121,7 @@ class Agent::Impl {
   void perform(const protocol::NoteDeath& a) { losses_.note(a); }
   void perform(const protocol::ReportLost& a) { losses_.report(a); }
   void perform(const protocol::Prune& a) { persister_.all_on_disk(a.older_than); }
-  void perform(const protocol::RemoveVault&) { remove_vault(); }
+  void perform(const protocol::RemoveVault&) { finisher_.remove_vault(); }
   void perform(const protocol::Refuse& a) { refused(a); }
   void perform(const protocol::Reached& a) { engine_.report.reach(a.point, a.id); }
 
@@ -149,6 +143,8 @@ class Agent::Impl {
   Lender lender_{engine_, streams_, verifier_};
   Restorer restorer_{engine_, store_, verifier_, streams_, inbox_};
   Losses losses_{engine_, store_, own_, persister_};
+  Listener listener_{engine_, losses_};
+  Finisher finisher_{engine_, store_, slots_, streams_, inbox_, losses_};
 
  public:
   Trainer trainer_{engine_, own_, slots_, persister_};
@@ -179,37 +175,7 @@ void Agent::Impl::begin(const Generation& generation) {
   engine_.post(protocol::Formed{generation.number});
   // Messages come behind Formed in the loop's queue: those that a faster peer has sent already wait
   // in the links.
-  if (generation.links) listen(*generation.links, false);
-}
-
-void Agent::Impl::listen(ControlLinks& links, bool bridge) {
-  const auto to_loop = [this](const auto& make_task) {
-    try {
-      if (auto ticket = engine_.scope.enter()) engine_.to_loop(std::move(ticket), make_task());
-    } catch (...) {  // the links' thread: a message that is lost ends the generation
-      engine_.loop.fail(std::current_exception());
-    }
-  };
-  links.set_handlers(
-      {.on_message =
-           [this, to_loop](int peer, std::span<const std::byte> message) {
-             to_loop([&] {
-               return [this, peer, bytes = std::vector(message.begin(), message.end())] {
-                 hear(peer, bytes);
-               };
-             });
-           },
-       .on_lost =
-           [this, to_loop, bridge](int peer, LostReason reason, const std::string& detail) {
-             if (bridge && reason == LostReason::kClosed) return;
-             to_loop([&] {
-               return [this, peer, reason, detail] { losses_.lost_link(peer, reason, detail); };
-             });
-           },
-       .alive =
-           [this] {
-             return engine_.loop.answers_within(Deadline::length(engine_.options.deadline) / 2);
-           }});
+  if (generation.links) listener_.listen(*generation.links, false);
 }
 
 void Agent::Impl::leave() noexcept {
@@ -303,41 +269,13 @@ void Agent::Impl::failed(std::exception_ptr failure) noexcept {
   engine_.generation.abort(failure);
 }
 
-void Agent::Impl::hear(int from, std::span<const std::byte> received) {
-  const auto message = protocol::without_digest(received);
-  if (!message) {
-    // The message's kind is unknown, so a rank would wait for it for ever. No rank is dead.
-    losses_.lose(-1, ErrorKind::kPeerLost,
-                 "a control message from rank " + std::to_string(from) + " to rank " +
-                     std::to_string(engine_.rank) + " was damaged on its way");
-    return;
-  }
-  const std::span<const std::byte> bytes = *message;
-  try {
-    protocol::Message decoded = protocol::decode(engine_.wire, from, bytes);
-    check_generation(protocol::name_of(decoded.body), from, decoded.generation);
-    feed(protocol::Received{from, std::move(decoded)});
-  } catch (const CorruptData& e) {
-    engine_.report.warn(std::string("a message was refused: ") + e.what());
-  }
-}
-
-/// Links belong to one generation, so a message of another generation is an error.
-void Agent::Impl::check_generation(const char* what, int from, std::uint64_t generation) const {
-  if (generation == engine_.present) return;
-  throw make_error<CorruptData>(std::string(what) + " from rank " + std::to_string(from) +
-                                    ": generation " + std::to_string(generation) + ", this is " +
-                                    std::to_string(engine_.present),
-                                from);
-}
-
 // --- actions that are no part's ------------------------------------------------------------------
 
 void Agent::Impl::connect(const protocol::Connect& action) {
   verifier_.connect(
       action.peers,
       [this] {
-        if (const auto links = engine_.bridge.links()) listen(*links, true);
+        if (const auto links = engine_.bridge.links()) listener_.listen(*links, true);
         feed(protocol::Connected{});
       },
       [this, peers = action.peers](ErrorKind, const std::string& why) {
@@ -370,53 +308,6 @@ void Agent::Impl::refused(const protocol::Refuse& action) {
       engine_.report.info("ignored: " + action.why);
       return;
   }
-}
-
-/// Every rank finished, so no rank needs images that are still on their way, such as a failed
-/// step's replica. Removes the vault when its slots have no users any more.
-void Agent::Impl::remove_vault() {
-  losses_.close();
-  if (engine_.generation.data) {
-    engine_.generation.data->abort(Loss{ErrorKind::kCancelled, -1, "the job is over"}.error());
-  }
-  streams_.when_idle([this] {
-    slots_.when_free([this] {
-      if (slots_.any_in_use()) return false;
-      inbox_.leave();
-      slots_.post([this] {
-        try {
-          engine_.vault.remove_all();
-        } catch (...) {  // finish() has succeeded all the same
-          engine_.report.warn("cannot remove the vault: " + text_of(std::current_exception()));
-        }
-        if (engine_.rank != 0) return engine_.gate.finished();
-        engine_.loop.post([this] { note_finish(); });
-      });
-      return true;
-    });
-  });
-}
-
-/// The root's note that the job has finished, so that no vault that is out of reach now brings it
-/// back. It comes after the vaults: a root that dies between the two must find its images again.
-void Agent::Impl::note_finish() {
-  store_.ask(
-      "noting that the job has finished",
-      [job = engine_.options.job, generation = engine_.generation.number](Store& store,
-                                                                          Deadline by) {
-        note_finished(store, job, generation, by);
-        return std::optional<std::string>();
-      },
-      Deadline::after(engine_.options.deadline / 4),
-      [this](const StoreWorker::Answer& answer) {
-        if (answer.error) {
-          engine_.report.warn(
-              "the Store cannot note that the job has finished: " + text_of(answer.error) +
-              "; if a host that had a part in it is out of reach now, clean up there (meshstage "
-              "clean) before another job gets this id");
-        }
-        engine_.gate.finished();
-      });
 }
 
 // --- the public face -----------------------------------------------------------------------------

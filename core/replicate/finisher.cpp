@@ -1,0 +1,58 @@
+#include <meshstage/core/replicate/finisher.hpp>
+
+#include <cstdint>
+#include <exception>
+#include <optional>
+#include <string>
+
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/replicate/job_notes.hpp>
+
+namespace meshstage::replicate {
+
+void Finisher::remove_vault() {
+  losses_.close();
+  if (engine_.generation.data) {
+    engine_.generation.data->abort(Loss{ErrorKind::kCancelled, -1, "the job is over"}.error());
+  }
+  streams_.when_idle([this] {
+    slots_.when_free([this] {
+      if (slots_.any_in_use()) return false;
+      inbox_.leave();
+      slots_.post([this] {
+        try {
+          engine_.vault.remove_all();
+        } catch (...) {  // finish() has succeeded all the same
+          engine_.report.warn("cannot remove the vault: " + text_of(std::current_exception()));
+        }
+        if (engine_.rank != 0) return engine_.gate.finished();
+        engine_.loop.post([this] { note_finish(); });
+      });
+      return true;
+    });
+  });
+}
+
+/// The root's note that the job has finished, so that no vault that is out of reach now brings it
+/// back. It comes after the vaults: a root that dies between the two must find its images again.
+void Finisher::note_finish() {
+  store_.ask(
+      "noting that the job has finished",
+      [job = engine_.options.job, generation = engine_.generation.number](Store& store,
+                                                                          Deadline by) {
+        note_finished(store, job, generation, by);
+        return std::optional<std::string>();
+      },
+      Deadline::after(engine_.options.deadline / 4),
+      [this](const StoreWorker::Answer& answer) {
+        if (answer.error) {
+          engine_.report.warn(
+              "the Store cannot note that the job has finished: " + text_of(answer.error) +
+              "; if a host that had a part in it is out of reach now, clean up there (meshstage "
+              "clean) before another job gets this id");
+        }
+        engine_.gate.finished();
+      });
+}
+
+}  // namespace meshstage::replicate

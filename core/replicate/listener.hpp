@@ -1,0 +1,31 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <meshstage/core/comm/control_links.hpp>
+#include <meshstage/core/replicate/engine.hpp>
+#include <meshstage/core/replicate/losses.hpp>
+
+namespace meshstage::replicate {
+
+/// Brings what a generation's links say to the loop: peers' messages, decoded, as events, and links
+/// that are lost.
+class Listener {
+ public:
+  Listener(Engine& engine, Losses& losses) : engine_(engine), losses_(losses) {}
+
+  /// From now on what these links bring comes to the loop. Any thread. `bridge`: a goodbye says
+  /// only that what was fetched is there.
+  void listen(ControlLinks& links, bool bridge);
+
+ private:
+  // --- the loop's thread
+  void hear(int from, std::span<const std::byte> received);
+  void check_generation(const char* what, int from, std::uint64_t generation) const;
+
+  Engine& engine_;
+  Losses& losses_;
+};
+
+}  // namespace meshstage::replicate
