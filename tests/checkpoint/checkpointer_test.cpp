@@ -11,6 +11,7 @@
 #include "tests/support/forked.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
+#include "tests/support/rank_errors.hpp"
 
 namespace {
 
@@ -72,7 +73,7 @@ TEST_CASE("every rank of a job that restarts has its own state of the newest com
   auto errors = run_ranks(all_ranks(world), [&](int rank) {
     ms::Checkpointer ckpt(job.options(rank));
     ms::Dict state = state_of(rank, 0);
-    if (ckpt.recover(state).step != 0) throw ms::InvalidState("there was something");
+    ms::test::require(ckpt.recover(state).step == 0, "there was something");
     stage_all(ckpt, {1, 2, 3});
   });
   for (const auto& error : errors) CHECK(error == "");
@@ -127,7 +128,7 @@ TEST_CASE("a rank whose host is gone gets its state back from its holder's memor
         } catch (const ms::PeerLost& e) {
           named = e.rank() == lost;
         }
-        if (!named) throw ms::InvalidState("no PeerLost that names the dead rank");
+        ms::test::require(named, "no PeerLost that names the dead rank");
         go_on(ckpt.rejoin());
         return;
       }

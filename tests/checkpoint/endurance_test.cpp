@@ -16,6 +16,7 @@
 #include "tests/support/job_steps.hpp"
 #include "tests/support/outcomes.hpp"
 #include "tests/support/own_process.hpp"
+#include "tests/support/rank_errors.hpp"
 #include "tests/support/sanitized.hpp"
 #include "tests/support/temp_directory.hpp"
 
@@ -75,7 +76,7 @@ std::uint64_t recovered_step(InProcessJob& job, std::string& error) {
     }
     steps[static_cast<std::size_t>(rank)] = step;
     everyone.arrive_and_wait();
-    if (!different.empty()) throw ms::InvalidState(different);
+    ms::test::require(different.empty(), different);
   });
   error = errors[0] + errors[1];
   if (steps[0] != steps[1]) error += "different steps";
@@ -266,7 +267,7 @@ TEST_CASE("500 stages and 100 generations in one process: memory, threads, descr
       if (rank == 0 && generation == 20) look(0);
       if (rank == 0 && generation == 99) look(1);
       everyone.arrive_and_wait();
-      if (recover_to(ckpt.rejoin(), step).step != step) throw ms::InvalidState("step");
+      ms::test::require(recover_to(ckpt.rejoin(), step).step == step, "another step");
     }
     everyone.arrive_and_wait();
     ckpt.finish();
@@ -317,7 +318,7 @@ TEST_CASE("beyond its slots a rank needs less than 64 MiB and 1 % of its image, 
     const auto errors = run_ranks(all_ranks(2), [&](int rank) {
       ms::Dict& state = states[static_cast<std::size_t>(rank)];
       ms::Checkpointer ckpt(options(rank));
-      if (ckpt.recover(state).step != expected) throw ms::InvalidState("another step");
+      ms::test::require(ckpt.recover(state).step == expected, "another step");
       for (const auto step : steps) {
         auto staging = ckpt.stage(state, step);
         ms::test::require_complete(staging);
@@ -332,7 +333,7 @@ TEST_CASE("beyond its slots a rank needs less than 64 MiB and 1 % of its image, 
       // No file stays open from one generation to the next.
       for (int& descriptors : open_files) {
         for (int i = 0; i < 3; ++i) {
-          if (ckpt.rejoin().recover(state).step != steps.back()) throw ms::InvalidState("step");
+          ms::test::require(ckpt.rejoin().recover(state).step == steps.back(), "another step");
         }
         everyone.arrive_and_wait();
         if (rank == 0) descriptors = count_descriptors();

@@ -90,9 +90,9 @@ TEST_CASE("a structure that changes from step to step is staged and recovered as
     ms::Checkpointer ckpt(job.options(rank));
     ms::Dict state = grown(rank);
     state.at("extra").as<ms::Tensor>().data<float>()[7] = -1;
-    if (ckpt.recover(state).step != 5) throw ms::InvalidState("another step");
+    ms::test::require(ckpt.recover(state).step == 5, "another step");
     const auto different = difference(state, grown(rank));
-    if (!different.empty()) throw ms::InvalidState(different);
+    ms::test::require(different.empty(), different);
     ckpt.finish();
   }));
 }
@@ -119,19 +119,18 @@ TEST_CASE("a stage() while the last one is unfinished waits for it, or is skippe
     // Rank 0 is sure to find step 1 unfinished.
     if (rank == 0 && when == ms::WhenBusy::kSkip) {
       auto second = ckpt.stage(state_of(rank, 2), 2);
-      if (second.outcome().get() != ms::Outcome::kSkipped) throw ms::InvalidState("not skipped");
+      ms::test::require(second.outcome().get() == ms::Outcome::kSkipped, "not skipped");
       second.staged().wait();
       gate.set_value();
     }
     if (rank == 1 && when == ms::WhenBusy::kWait) {
       gate.set_value();
     }
-    if (first.outcome().get() != ms::Outcome::kComplete) throw ms::InvalidState("step 1 failed");
+    ms::test::require(first.outcome().get() == ms::Outcome::kComplete, "step 1 failed");
     everyone.arrive_and_wait();
     if (when == ms::WhenBusy::kSkip) {
       if (rank == 1) {  // what one rank skips fails for all
-        if (stage_one(ckpt, 2) != ms::Outcome::kFailed)
-          throw ms::InvalidState("step 2 is complete");
+        ms::test::require(stage_one(ckpt, 2) == ms::Outcome::kFailed, "step 2 is complete");
       }
     }
     everyone.arrive_and_wait();
@@ -198,7 +197,7 @@ TEST_CASE(
         for (std::uint64_t step = 3; step < 6; ++step) {
           auto staging = ckpt->stage(state_of(rank, step), step);
           staging.staged().get();
-          if (staging.outcome().get() == ms::Outcome::kComplete) throw ms::InvalidState("complete");
+          ms::test::require(staging.outcome().get() != ms::Outcome::kComplete, "complete");
         }
       });
     }
@@ -233,7 +232,7 @@ TEST_CASE("a job id used again for another model names the first difference and 
     said[static_cast<std::size_t>(rank)] =
         thrown<ms::StructureMismatch>([&] { (void)ckpt.recover(other); });
     const auto touched = difference(other, rank == 0 ? state_of(rank, 9) : state_of(rank, 9, 6000));
-    if (!touched.empty()) throw ms::InvalidState("touched: " + touched);
+    ms::test::require(touched.empty(), "touched: " + touched);
     (void)recover_to(ckpt.rejoin(), 2);  // with the right one
     ckpt.finish();
   }));
@@ -268,7 +267,7 @@ TEST_CASE("a state that cannot be written is refused by all ranks before any is 
     said[static_cast<std::size_t>(rank)] =
         thrown<ms::InvalidState>([&] { (void)ckpt.recover(state); });
     const auto touched = difference(state, state_of(rank, 9));
-    if (!touched.empty()) throw ms::InvalidState("touched: " + touched);
+    ms::test::require(touched.empty(), "touched: " + touched);
     (void)recover_to(ckpt.rejoin(), 1);
     ckpt.finish();
   }));
@@ -295,7 +294,8 @@ TEST_CASE("a job that comes back with another world size is told both sizes") {
     ms::Checkpointer ckpt(std::move(o));
     ms::Dict state = state_of(rank, 9);
     said[static_cast<std::size_t>(rank)] = thrown<ms::Error>([&] { (void)ckpt.recover(state); });
-    if (!difference(state, state_of(rank, 9)).empty()) throw ms::InvalidState("touched");
+    ms::test::require(difference(state, state_of(rank, 9)).empty(),
+                      "the trainer's state was touched");
     static std::barrier<> all(3);
     all.arrive_and_wait();
   }));
@@ -443,7 +443,7 @@ TEST_CASE("owner and holder lost together: from disk, or an error that names the
       said[r] = e.what();
     }
     const auto different = difference(state, state_of(rank, files ? 2 : 9));
-    if (!different.empty()) throw ms::InvalidState(different);
+    ms::test::require(different.empty(), different);
     static std::barrier<> all(4);
     all.arrive_and_wait();
   }));

@@ -49,7 +49,7 @@ TEST_CASE("a rank that dies before it recovers finds nobody trained on without i
       try {
         const auto recovered = ckpt.recover(state);
         ++returned[static_cast<std::size_t>(rank)];
-        if (recovered.step != 0) throw ms::InvalidState("recovered another step than 0");
+        ms::test::require(recovered.step == 0, "recovered another step than 0");
         break;
       } catch (const ms::RejoinNeeded&) {
         ckpt.rejoin();
@@ -69,7 +69,7 @@ TEST_CASE("a death before the first staged step gives everybody the bits of the 
       ms::Checkpointer ckpt(job.options(rank));
       ms::Dict state = state_of(rank, 0);
       const auto first = ckpt.recover(state);
-      if (first.source != ms::Source::kNothing) throw ms::InvalidState("there was something");
+      ms::test::require(first.source == ms::Source::kNothing, "there was something");
       if (rank == 0) {
         // It has changed its tensors, and rank 1 is gone, before anything was staged by the
         // trainer.
@@ -79,8 +79,8 @@ TEST_CASE("a death before the first staged step gives everybody the bits of the 
         } catch (const ms::RejoinNeeded&) {
         }
         const auto again = ckpt.rejoin().recover(changed);
-        if (again.step != 0) throw ms::InvalidState("another step than 0");
-        if (again.source != ms::Source::kOwnMemory) throw ms::InvalidState("not from memory");
+        ms::test::require(again.step == 0, "another step than 0");
+        ms::test::require(again.source == ms::Source::kOwnMemory, "not from memory");
         if (const auto d = difference(changed, state_of(rank, 0)); !d.empty()) {
           throw ms::InvalidState("not the beginning: " + d);
         }
@@ -93,9 +93,8 @@ TEST_CASE("a death before the first staged step gives everybody the bits of the 
     ms::Checkpointer ckpt(job.options(rank));
     ms::Dict other = state_of(rank, 7);
     const auto recovered = ckpt.recover(other);
-    if (recovered.step != 0 || recovered.source != ms::Source::kHolderMemory) {
-      throw ms::InvalidState("not step 0 from the holder");
-    }
+    ms::test::require(recovered.step == 0 && recovered.source == ms::Source::kHolderMemory,
+                      "not step 0 from the holder");
     if (const auto d = difference(other, state_of(rank, 0)); !d.empty()) {
       throw ms::InvalidState("not the beginning: " + d);
     }

@@ -13,6 +13,7 @@
 #include "tests/support/disk_contents.hpp"
 #include "tests/support/job_steps.hpp"
 #include "tests/support/meddled_job.hpp"
+#include "tests/support/rank_errors.hpp"
 
 namespace {
 
@@ -275,9 +276,10 @@ TEST_CASE("an image from a rank that exchanges none is refused") {
           1, 0,
           forger.message(
               wire::Offer{{ckpt.generation(), 2}, {ckpt.generation(), 1}, {8192, 4096, {1, 2}}}));
-      if (!job.lines.wait_for(0, "which this rank did not ask for"))
-        throw ms::InvalidState("start");
-      if (!job.lines.wait_for(0, "offer from rank 1, no ward")) throw ms::InvalidState("offer");
+      ms::test::require(job.lines.wait_for(0, "which this rank did not ask for"),
+                        "no line about the start");
+      ms::test::require(job.lines.wait_for(0, "offer from rank 1, no ward"),
+                        "no line about the offer");
     }
     everyone.arrive_and_wait();
     stage_all(ckpt, {2});
@@ -298,7 +300,7 @@ TEST_CASE("an offer of more bytes than there can be fails its step alone") {
   job.live([&](int, ms::Checkpointer& ckpt) {
     (void)recover_to(ckpt, 0);
     stage_all(ckpt, {1});
-    if (stage_one(ckpt, 2) != ms::Outcome::kFailed) throw ms::InvalidState("step 2 did not fail");
+    ms::test::require(stage_one(ckpt, 2) == ms::Outcome::kFailed, "step 2 did not fail");
     stage_all(ckpt, {3});
   });
   CHECK_THAT(job.lines.of(0),
@@ -326,7 +328,7 @@ TEST_CASE("a payload that changes on the wire fails its step; the one before is 
     if (how != "manifest") stage_all(ckpt, {1});
     everyone.arrive_and_wait();
     meddling = true;
-    if (stage_one(ckpt, 2) != ms::Outcome::kFailed) throw ms::InvalidState("step 2 did not fail");
+    ms::test::require(stage_one(ckpt, 2) == ms::Outcome::kFailed, "step 2 did not fail");
     everyone.arrive_and_wait();
     meddling = false;
     if (how == "length") return;  // what is left of the pieces is out of step: rejoin() is next
@@ -374,9 +376,8 @@ TEST_CASE("a fetched image that changes on the wire ends the recovery alike, the
     } catch (const ms::CorruptData& e) {
       said[static_cast<std::size_t>(rank)] = e.what();
     }
-    if (!ms::test::difference(state, ms::test::state_of(rank, 7)).empty()) {
-      throw ms::InvalidState("the trainer's state was touched");
-    }
+    ms::test::require(ms::test::difference(state, ms::test::state_of(rank, 7)).empty(),
+                      "the trainer's state was touched");
     everyone.arrive_and_wait();
     meddling = false;
     everyone.arrive_and_wait();
@@ -396,9 +397,9 @@ ms::Dict borrowing_state(int rank, std::uint64_t step) {
 
 void recover_borrowing(ms::Checkpointer& ckpt, std::uint64_t step) {
   ms::Dict state = borrowing_state(ckpt.rank(), 0);
-  if (ckpt.recover(state).step != step) throw ms::InvalidState("recovered another step");
+  ms::test::require(ckpt.recover(state).step == step, "recovered another step");
   const auto different = ms::test::difference(state, borrowing_state(ckpt.rank(), step));
-  if (!different.empty()) throw ms::InvalidState("recovered another state: " + different);
+  ms::test::require(different.empty(), "recovered another state: " + different);
 }
 
 }  // namespace
@@ -430,14 +431,11 @@ TEST_CASE("a want for what a rank has not ends the recovery alike, the next one 
     recover_borrowing(ckpt, 0);
     for (const std::uint64_t step : {1U, 2U}) {
       auto staging = ckpt.stage(borrowing_state(rank, step), step);
-      if (staging.outcome().get(ms::Deadline::after(std::chrono::seconds(20))) !=
-          ms::Outcome::kComplete) {
-        throw ms::InvalidState("a step failed");
-      }
+      ms::test::require(staging.outcome().get(ms::Deadline::after(std::chrono::seconds(20))) ==
+                            ms::Outcome::kComplete,
+                        "a step failed");
     }
-    if (rank == 1 && ckpt.stats().replica_bytes_borrowed == 0) {
-      throw ms::InvalidState("nothing was borrowed");
-    }
+    ms::test::require(rank != 1 || ckpt.stats().replica_bytes_borrowed > 0, "nothing was borrowed");
   });
   job.wipe(1);
   meddling = true;
@@ -450,9 +448,8 @@ TEST_CASE("a want for what a rank has not ends the recovery alike, the next one 
     } catch (const ms::CorruptData& e) {
       said[static_cast<std::size_t>(rank)] = e.what();
     }
-    if (!ms::test::difference(state, borrowing_state(rank, 7)).empty()) {
-      throw ms::InvalidState("the trainer's state was touched");
-    }
+    ms::test::require(ms::test::difference(state, borrowing_state(rank, 7)).empty(),
+                      "the trainer's state was touched");
     everyone.arrive_and_wait();
     meddling = false;
     everyone.arrive_and_wait();

@@ -9,6 +9,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/job_steps.hpp"
 #include "tests/support/meddled_job.hpp"
+#include "tests/support/rank_errors.hpp"
 
 namespace {
 
@@ -62,7 +63,8 @@ TEST_CASE("a connection that ends under a fetched image ends the recovery of all
   job.live([&](int rank, ms::Checkpointer& ckpt) {
     ms::Dict state = state_of(rank, 9);
     expect_loss(rank, [&] { (void)ckpt.recover(state); });
-    if (!ms::test::difference(state, state_of(rank, 9)).empty()) throw ms::InvalidState("touched");
+    ms::test::require(ms::test::difference(state, state_of(rank, 9)).empty(),
+                      "the trainer's state was touched");
     (void)recover_to(ckpt.rejoin(), 2);
     ckpt.finish();
   });
@@ -87,7 +89,7 @@ TEST_CASE(
     everyone.arrive_and_wait();
     expect_loss(rank, [&] { (void)stage_one(ckpt, 3); });
     const auto step = ms::test::recover_fresh(ckpt.rejoin()).step;
-    if (step < 2) throw ms::InvalidState("an older step");
+    ms::test::require(step >= 2, "an older step");
     stage_all(ckpt, {step + 1});
     ckpt.finish();
   });

@@ -123,7 +123,7 @@ TEST_CASE("two runs of one id that knew nothing of each other are not put togeth
       ms::Checkpointer ckpt(job.options(rank, seats[static_cast<std::size_t>(rank)]));
       (void)recover_to(ckpt, 0);
       auto staging = ckpt.stage(ms::test::state_of(rank, 100 * run), 7);
-      if (staging.outcome().get() != ms::Outcome::kComplete) throw ms::InvalidState("not complete");
+      ms::test::require(staging.outcome().get() == ms::Outcome::kComplete, "not complete");
     }));
   };
   live({0, 1}, 1);

@@ -199,7 +199,7 @@ TEST_CASE("each system call of a step fails in turn, at one of two ranks: the ne
     if (lost && begun) (void)outcome_of(*lost);
     if (rank == 0) last = step;
     everyone.arrive_and_wait();
-    if (!wrong.empty()) throw ms::InvalidState(wrong);
+    ms::test::require(wrong.empty(), wrong);
   }));
   CHECK(fired > 20);
   CHECK(failed > 0);
@@ -212,7 +212,7 @@ TEST_CASE("each system call of a step fails in turn, at one of two ranks: the ne
     try {
       steps[static_cast<std::size_t>(rank)] = ckpt.recover(state).step;
       const auto different = difference(state, growing(rank, last - 1));
-      if (!different.empty()) throw ms::InvalidState(different);
+      ms::test::require(different.empty(), different);
     } catch (const ms::StructureMismatch&) {  // it is the newer one
       ms::Dict newer = growing(rank, last);
       steps[static_cast<std::size_t>(rank)] = ckpt.rejoin().recover(newer).step;

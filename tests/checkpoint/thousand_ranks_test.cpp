@@ -11,6 +11,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
+#include "tests/support/rank_errors.hpp"
 
 namespace ms = meshstage;
 using namespace meshstage::test;
@@ -54,7 +55,7 @@ TEST_CASE("1,024 ranks stage, lose one with its memory, recover every bit, and g
         } catch (const ms::PeerLost& e) {
           named = e.rank() == kLost;
         }
-        if (!named) throw ms::InvalidState("no PeerLost that names the dead rank");
+        require(named, "no PeerLost that names the dead rank");
         go_on(ckpt.rejoin());
         return;
       }

@@ -30,6 +30,7 @@
 
 #include "tests/support/fake_cuda/control.hpp"
 #include "tests/support/own_process.hpp"
+#include "tests/support/require.hpp"
 
 // AddressSanitizer keeps up to 256 MB of what was freed, which generations() would take for growth.
 extern "C" const char* __asan_default_options() { return "quarantine_size_mb=16"; }
@@ -37,6 +38,7 @@ extern "C" const char* __asan_default_options() { return "quarantine_size_mb=16"
 namespace {
 
 using namespace meshstage;
+using meshstage::test::require;
 using namespace std::chrono_literals;
 using collectives::Element;
 using collectives::ReduceOp;
@@ -78,10 +80,6 @@ std::vector<T> values_of(int rank, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i)
     values[i] = static_cast<T>((static_cast<std::size_t>(rank) * 7 + i * 13) % 23);
   return values;
-}
-
-void require(bool right, const std::string& what) {
-  if (!right) throw std::runtime_error(what + " is wrong");
 }
 
 /// Floating types, as they are stored and computed with.

@@ -9,6 +9,7 @@
 
 #include "tests/nodes_replicated/sharded_job.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/rank_errors.hpp"
 
 using namespace meshstage;
 using namespace meshstage::test;
@@ -86,14 +87,14 @@ std::vector<Stats> run_to(InProcessJob& job, std::uint64_t steps, const Change& 
       const auto outcome = stay[r]->stage(state_of(rank, step), step).outcome().get(in_time());
       if (outcomes != nullptr) {
         (*outcomes)[r].push_back(outcome);
-      } else if (outcome != Outcome::kComplete) {
-        throw InvalidState("step " + std::to_string(step) + " failed");
+      } else {
+        require(outcome == Outcome::kComplete, "step " + std::to_string(step) + " failed");
       }
     }
     stats[r] = stay[r]->stats();
   });
   for (const auto& error : errors) {
-    if (!error.empty()) throw InvalidState(error);
+    require(error.empty(), error);
   }
   return stats;
 }
@@ -211,7 +212,7 @@ TEST_CASE("Files stand alone: a replica that leaves something out is not written
     (void)ckpt->recover(state);
     for (std::uint64_t step = 1; step <= 2; ++step) {
       const auto disk = ckpt->stage(state_of(rank, step), step).persisted().get(in_time());
-      if (disk != DiskOutcome::kEverywhere) throw InvalidState("not on every rank's disk");
+      require(disk == DiskOutcome::kEverywhere, "not on every rank's disk");
     }
   });
   for (const auto& error : errors) CHECK(error == "");
@@ -285,7 +286,7 @@ TEST_CASE(
       auto& ckpt = stay[static_cast<std::size_t>(rank)];
       ckpt = std::make_unique<Checkpointer>(o);
       Dict state = state_of(rank, 0);
-      if (ckpt->recover(state).step != 3) throw InvalidState("another step");
+      require(ckpt->recover(state).step == 3, "another step");
     });
     for (const auto& error : errors) CHECK(error == "");
     CHECK(fetches == 0);

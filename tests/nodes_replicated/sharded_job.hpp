@@ -10,6 +10,7 @@
 #include <meshstage/mesh/mesh_groups.hpp>
 
 #include "tests/support/in_process_job.hpp"
+#include "tests/support/rank_errors.hpp"
 
 namespace meshstage::test {
 
@@ -37,9 +38,8 @@ inline std::string difference(const Value& a, const Value& b) {
 inline void stage_and_wait(Checkpointer& ckpt, const Dict& state, std::uint64_t step) {
   auto staging = ckpt.stage(state, step);
   const auto outcome = staging.outcome().get(in_time());
-  if (outcome != Outcome::kComplete) {
-    throw InvalidState("step " + std::to_string(step) + " " + std::string(to_string(outcome)));
-  }
+  require(outcome == Outcome::kComplete,
+          "step " + std::to_string(step) + " " + std::string(to_string(outcome)));
 }
 
 /// Stages `steps` one after the other on every rank; element r is what rank r then holds, one
@@ -63,7 +63,7 @@ inline std::vector<std::vector<Replica>> stage_on_all(
     for (const int ward : ckpt.wards()) held[r].push_back(ckpt.held(ward, registry(rank)));
   });
   for (const auto& error : errors) {
-    if (!error.empty()) throw InvalidState(error);
+    require(error.empty(), error);
   }
   return held;
 }
@@ -87,7 +87,7 @@ inline std::vector<std::string> recover_on_all(
     ckpt.finish();
   });
   for (const auto& error : errors) {
-    if (!error.empty()) throw InvalidState(error);
+    require(error.empty(), error);
   }
   return different;
 }

@@ -8,6 +8,8 @@
 #include <meshstage/core/checkpoint/checkpointer.hpp>
 #include <meshstage/core/tree/compare.hpp>
 
+#include "tests/support/require.hpp"
+
 namespace meshstage::test {
 
 /// A rank's state at a step: two tensors of which one is seen twice (a tied head), and a scalar.
@@ -46,9 +48,8 @@ inline void stage_all(Checkpointer& ckpt, const std::vector<std::uint64_t>& step
                       std::chrono::seconds patience = std::chrono::seconds(20)) {
   for (const auto step : steps) {
     const auto outcome = stage_one(ckpt, step, patience);
-    if (outcome != Outcome::kComplete) {
-      throw InvalidState("step " + std::to_string(step) + " " + std::string(to_string(outcome)));
-    }
+    require(outcome == Outcome::kComplete,
+            "step " + std::to_string(step) + " " + std::string(to_string(outcome)));
   }
 }
 
@@ -57,17 +58,15 @@ inline Recovered recover_fresh(Checkpointer& ckpt) {
   Dict state = state_of(ckpt.rank(), 0);
   const auto recovered = ckpt.recover(state);
   const auto different = difference(state, state_of(ckpt.rank(), recovered.step));
-  if (!different.empty()) throw InvalidState("recovered another state: " + different);
+  require(different.empty(), "recovered another state: " + different);
   return recovered;
 }
 
 /// The same, of that step.
 inline Recovered recover_to(Checkpointer& ckpt, std::uint64_t step) {
   const auto recovered = recover_fresh(ckpt);
-  if (recovered.step != step) {
-    throw InvalidState("recovered step " + std::to_string(recovered.step) + " instead of " +
-                       std::to_string(step));
-  }
+  require(recovered.step == step, "recovered step " + std::to_string(recovered.step) +
+                                      " instead of " + std::to_string(step));
   return recovered;
 }
 

@@ -47,7 +47,7 @@ class SeatedJob {
   static void on_disk(Checkpointer& ckpt, std::uint64_t step) {
     auto staging = ckpt.stage(state_of(ckpt.rank(), step), step);
     const auto disk = staging.persisted().get(Deadline::after(std::chrono::seconds(20)));
-    if (disk != DiskOutcome::kEverywhere) throw InvalidState("not on every disk");
+    require(disk == DiskOutcome::kEverywhere, "not on every disk");
   }
   std::shared_ptr<Store> store() { return job_.store(); }
   /// Removes all vaults of a host.

@@ -9,6 +9,7 @@
 
 #include "tests/support/borrowing.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/rank_errors.hpp"
 #include "tests/transfer/two_ranks.hpp"
 
 using namespace meshstage;
@@ -76,7 +77,7 @@ struct Exchange {
         failed = e.what();
       }
       if (after) after(link);
-      if (!failed.empty()) throw InvalidState(failed);
+      test::require(failed.empty(), failed);
     };
     errors = errors_between(sender, receiver);
     kept += stayed;
