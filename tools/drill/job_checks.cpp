@@ -114,6 +114,10 @@ void Job::take_world(std::uint64_t step) {
 // All have finished: what is left of the job in shared memory nobody would ever remove.
 void Job::check_vaults() {
   for (const auto& directory : options_.vaults) {
+    const bool in_reach = std::any_of(seats_.begin(), seats_.end(), [&](const auto& seat) {
+      return vault_of(seat->rank) == directory;
+    });
+    if (!in_reach) continue;  // a host that the job left: no rank sees what lies there
     for (const auto& vault : list_vaults(directory)) {
       if (vault.job != options_.name) continue;
       const auto& deaths = result_.deaths;
