@@ -126,7 +126,7 @@ class Reader {
   PartnerOptions partners_;
   Holders holders_;
   bool explicit_holders_ = false;
-  bool spare_replicated_ = false;
+  bool borrow_replicated_ = false;
   std::vector<TensorSpec> tensors_;
   std::set<std::string> tensor_names_;
 };
@@ -304,10 +304,13 @@ void Reader::read_partners(const Place& root) {
   Place policy_at{at.node, "partners"};
   if (at.node != nullptr) {
     if (!is_table(at, "[partners] with policy = \"half-shift\" and copies = 1")) return;
-    known_keys(at, {"policy", "copies", "max_wards", "holders", "spare_replicated"});
-    if (const Place p = in(at, "spare_replicated"); p.node != nullptr) {
+    known_keys(at, {"policy", "copies", "max_wards", "holders", "borrow_replicated",
+                    "spare_replicated"});  // its old name
+    for (const char* key : {"borrow_replicated", "spare_replicated"}) {
+      const Place p = in(at, key);
+      if (p.node == nullptr) continue;
       if (const auto* value = p.node->as_boolean()) {
-        spare_replicated_ = value->get();
+        borrow_replicated_ = value->get();
       } else {
         error(p, "is neither true nor false", "write true or false");
       }
@@ -467,7 +470,7 @@ MeshFileResult Reader::read(std::string_view text) {
   out.errors = std::move(errors_);
   if (out.errors.empty()) {
     out.description = MeshDescription{std::move(*mesh_),   std::move(*domains_), partners_,
-                                      std::move(holders_), explicit_holders_,    spare_replicated_,
+                                      std::move(holders_), explicit_holders_,    borrow_replicated_,
                                       std::move(tensors_)};
   }
   return out;

@@ -21,7 +21,7 @@ struct MeshDescription {
   Holders holders;  ///< as the policy makes them, or as the file lists them
   bool explicit_holders = false;
   /// Copies of images borrow tensors from the ranks that lender_of() finds on other hosts.
-  bool spare_replicated = false;
+  bool borrow_replicated = false;
   std::vector<TensorSpec> tensors;
 };
 

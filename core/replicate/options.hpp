@@ -87,7 +87,7 @@ struct CheckpointerOptions {
   /// are compared). Each step compares the bytes: if they differ the step fails with a warning, and
   /// those tensors are not borrowed any more. Restoring a lost rank takes a holder and all its
   /// lenders, so the job survives fewer losses of two hosts (`meshstage mesh survive
-  /// --spare-replicated` counts them), but always the loss of one host. Holders write no files of
+  /// --borrow-replicated` counts them), but always the loss of one host. Holders write no files of
   /// replicas that borrow. Stats count the borrowed bytes.
   BorrowedTensors borrowed = {};
   /// Slows staging down, so that training keeps its memory bandwidth (see BandwidthCap). Each

@@ -284,7 +284,7 @@ TEST_CASE("in mesh partners copies borrow what another host has too, and says ho
   CHECK(all["borrowed_bytes"] == 0);
   CHECK(all["ranks"][5]["lenders"] == json::array());
   auto borrow = words;
-  borrow.emplace_back("--spare-replicated");
+  borrow.emplace_back("--borrow-replicated");
   // Rank r + 4, on the other host, has r's part of w; all that have the same of x are on one host.
   const json less = parsed(run_mesh(borrow));
   CHECK(less["total_bytes"] == 8 * 128);
@@ -344,7 +344,7 @@ TEST_CASE("mesh partners counts what going through every rank, tensor and holder
       words.push_back(text);
     }
     const bool borrow = below(2) == 0;
-    if (borrow) words.emplace_back("--spare-replicated");
+    if (borrow) words.emplace_back("--borrow-replicated");
     const json got = parsed(run_mesh(words));
     INFO(joined(json(words)));
     const auto world_size = static_cast<std::size_t>(world);
@@ -435,12 +435,12 @@ TEST_CASE("mesh survive counts on no copy for what copies borrow, by option and 
       "--copies", "3",      "--tensor", "w=f32[64]:R,S(0)", "--json"};
   const json whole = parsed(run_mesh(words));
   CHECK(whole["always_survived"] == 3);
-  CHECK(whole["spare_replicated"] == false);
+  CHECK(whole["borrow_replicated"] == false);
   auto borrow = words;
-  borrow.emplace_back("--spare-replicated");
+  borrow.emplace_back("--borrow-replicated");
   const json borrowed = parsed(run_mesh(borrow));
   CHECK(borrowed["always_survived"] == 1);
-  CHECK(borrowed["spare_replicated"] == true);
+  CHECK(borrowed["borrow_replicated"] == true);
   CHECK(borrowed["ranks"]["first_lost"] == json({"host0", "host2"}));
   CHECK(borrowed["tensors"][0]["always_survived"] == 1);
   borrow.erase(std::find(borrow.begin(), borrow.end(), "--json"));
@@ -451,7 +451,7 @@ TEST_CASE("mesh survive counts on no copy for what copies borrow, by option and 
   const TempDirectory directory;
   const std::string file = directory.path() / "mesh.toml";
   std::ofstream(file) << "[mesh]\nshape = [2, 4]\n[hosts]\nranks_per_host = 2\n[partners]\n"
-                         "policy = \"across-hosts\"\ncopies = 3\nspare_replicated = true\n"
+                         "policy = \"across-hosts\"\ncopies = 3\nborrow_replicated = true\n"
                          "[[tensor]]\nname = \"w\"\nshape = [64]\nplacements = \"R,S(0)\"\n";
   CHECK(parsed(run_mesh({"survive", file, "--json"})) == borrowed);
   CHECK(run_mesh({"check", file}).code == 0);

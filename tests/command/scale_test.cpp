@@ -45,7 +45,7 @@ TEST_CASE("a million ranks are answered for, by every mesh command, within a GiB
     std::ofstream file(strided);
     file << "[mesh]\nshape = [1000, 1000]\nnames = [\"dp\", \"tp\"]\n[hosts]\nranks_per_host = 8\n"
             "hosts_per_rack = 16\n[partners]\npolicy = \"across-racks\"\ncopies = 2\n"
-            "spare_replicated = true\n";
+            "borrow_replicated = true\n";
     for (int layer = 0; layer < 100; ++layer) {
       file << "[[tensor]]\nname = \"" << layer << ".weight\"\nshape = [16000, 8000]\n"
            << "placements = \"R,S(" << layer % 2 << ")\"\n[[tensor]]\nname = \"" << layer
@@ -79,12 +79,12 @@ TEST_CASE("a million ranks are answered for, by every mesh command, within a GiB
       {"partners", strided},
       {"partners", strided, "--json"},
       {"partners", "--mesh", "1000000", "--copies", "8"},
-      {"partners", "--mesh", "100,100,100", "--host-sizes", "999999,1", "--spare-replicated",
+      {"partners", "--mesh", "100,100,100", "--host-sizes", "999999,1", "--borrow-replicated",
        "--tensor", "w=f32[8]:R,R,R"},
       {"survive", strided},
       {"survive", strided, "--lose", "rack", "--json"},
       {"survive", "--mesh", "1000000", "--copies", "8", "--lose", "rank"},
-      {"survive", "--mesh", "100,100,100", "--copies", "8", "--lose", "rank", "--spare-replicated",
+      {"survive", "--mesh", "100,100,100", "--copies", "8", "--lose", "rank", "--borrow-replicated",
        "--tensor", "a=f32[100]:R,S(0),R", "--tensor", "b=f32[100]:S(0),R,R", "--tensor",
        "c=f32[100]:R,R,S(0)"},
       {"check", strided},

@@ -84,8 +84,8 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--mesh", "2,2", "--ranks", "3"},
        "--mesh 2,2: has 4 ranks, --ranks says 3; give --mesh alone"},
       {{"--mesh", "8,9"}, "--mesh 8,9: has 72 ranks; at most 64 are trained with"},
-      {{"--spare-replicated"},
-       "--spare-replicated needs a mesh that repeats something: --mesh 2,2"},
+      {{"--borrow-replicated"},
+       "--borrow-replicated needs a mesh that repeats something: --mesh 2,2"},
       {{"--connections", "17"}, "--connections 17: write a number from 1 to 16"},
       {{"--connections", "-1"}, "--connections: -1: write a whole number"},
       {{"--copies", "0"}, "--copies 0: write a number from 1"},
@@ -252,18 +252,18 @@ TEST_CASE("Who is lost with a lender of its copies is left with disk alone") {
     REQUIRE(parsed.complaint.empty());
     return parsed.arguments;
   };
-  const Arguments spare = with({"--spare-replicated", "--lose", "1+3@60"});
+  const Arguments spare = with({"--borrow-replicated", "--lose", "1+3@60"});
   CHECK(spare.holders().at(1) == std::vector<int>{2});
   CHECK(spare.lenders() == std::vector<std::vector<int>>{{2}, {3}, {0}, {1}});
   CHECK(spare.persist_every == 1);
   CHECK(with({"--lose", "1+3@60"}).persist_every == 4);  // copies are whole
   CHECK(with({"--lose", "1+3@60"}).lenders() == std::vector<std::vector<int>>(4));
-  CHECK(with({"--spare-replicated", "--lose", "1@60"}).persist_every == 4);
-  CHECK(with({"--spare-replicated", "--lose", "0+3@60"}).persist_every == 1);  // 0 holds 3's
-  CHECK(with({"--spare-replicated", "--lose", "0+3@60", "--copies", "2"}).persist_every == 4);
-  CHECK(with({"--spare-replicated", "--kill", "1+3@60"}).persist_every == 4);
+  CHECK(with({"--borrow-replicated", "--lose", "1@60"}).persist_every == 4);
+  CHECK(with({"--borrow-replicated", "--lose", "0+3@60"}).persist_every == 1);  // 0 holds 3's
+  CHECK(with({"--borrow-replicated", "--lose", "0+3@60", "--copies", "2"}).persist_every == 4);
+  CHECK(with({"--borrow-replicated", "--kill", "1+3@60"}).persist_every == 4);
   // Where moments are cut over all ranks nobody has them too, and parameters are the next one's.
-  const Parsed flat = parse({"--mesh", "4", "--spare-replicated", "--ranks-per-host", "2"});
+  const Parsed flat = parse({"--mesh", "4", "--borrow-replicated", "--ranks-per-host", "2"});
   CHECK(flat.arguments.lenders() == std::vector<std::vector<int>>{{2}, {2}, {0}, {0}});
 }
 
@@ -356,7 +356,7 @@ TEST_CASE("The help names every option and ends with an example") {
   std::ostringstream out;
   std::ostringstream err;
   CHECK(run_command(app, {"drill", "--help"}, out, err) == 0);
-  for (const char* word : {"--ranks",       "--mesh",     "--spare-replicated",
+  for (const char* word : {"--ranks",       "--mesh",     "--borrow-replicated",
                            "--copies",      "--partners", "--ranks-per-host",
                            "--connections", "--steps",    "--every",
                            "--text",        "--dir",      "--json",

@@ -161,7 +161,7 @@ TEST_CASE("A rank may die at every named point where copies borrow from another 
   };
   std::string asked;
   for (const auto& faults : drills) {
-    Words words{"--mesh",  "2,2", "--spare-replicated", "--partners", "ring", "--steps", "20",
+    Words words{"--mesh",  "2,2", "--borrow-replicated", "--partners", "ring", "--steps", "20",
                 "--every", "4"};
     words.insert(words.end(), faults.begin(), faults.end());
     std::size_t count = 0;

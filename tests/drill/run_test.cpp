@@ -141,7 +141,7 @@ TEST_CASE(
     return identical(words);
   };
   const json whole = lose({});
-  const json spare = lose({"--spare-replicated"});
+  const json spare = lose({"--borrow-replicated"});
   // Parameters and moments are the same on ranks 1 and 3; the losses of each rank are not.
   const auto& bytes = spare.at("replica_bytes");
   CHECK(bytes.at("borrowed").get<double>() > 10 * bytes.at("sent").get<double>());
@@ -155,7 +155,7 @@ TEST_CASE(
 
 TEST_CASE("An owner lost with a lender of its copies comes back from disk") {
   // Ranks 1 and 3 have it for each other; rank 2, which holds a copy of 1, lives on.
-  const json object = identical({"--mesh", "2,2", "--spare-replicated", "--partners", "ring",
+  const json object = identical({"--mesh", "2,2", "--borrow-replicated", "--partners", "ring",
                                  "--steps", "20", "--every", "4", "--lose", "1+3@15"});
   REQUIRE(object.at("kills").size() == 2);
   for (const auto& kill : object.at("kills")) {
@@ -168,7 +168,7 @@ TEST_CASE("With copies that lack something the job starts again, from vaults and
   for (const std::string how : {"--kill", "--lose"}) {
     INFO(how);
     const json object = identical(
-        {"--mesh", "2,2", "--spare-replicated", "--steps", "20", "--every", "4", how, "all@15"});
+        {"--mesh", "2,2", "--borrow-replicated", "--steps", "20", "--every", "4", how, "all@15"});
     CHECK(object.at("kills").at(0).at("source") == (how == "--kill" ? "own memory" : "disk"));
   }
 }

@@ -168,7 +168,7 @@ TEST_CASE("The object of --json has the documented fields, in order") {
       R"("final_loss":2.25,)"
       R"("stage_ms":{"median":2.0,"max":3.0},"replicate_ms":{"median":5.0,"max":5.0},)"
       R"("step_ms":{"median":4.0},"vault_bytes":700})");
-  arguments.spare_replicated = true;
+  arguments.borrow_replicated = true;
   verdict.result.sent_bytes = 20;
   verdict.result.borrowed_bytes = 300;
   CHECK(

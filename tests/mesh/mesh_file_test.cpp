@@ -24,7 +24,7 @@ ranks = [4, 5, 6, 7]
 [partners]
 policy = "across-racks"
 copies = 1
-spare_replicated = true
+borrow_replicated = true
 
 [[tensor]]
 name = "w"
@@ -54,7 +54,7 @@ TEST_CASE("a mesh file gives mesh, hosts, holders and tensors") {
   CHECK(d.mesh == DeviceMesh::from_shape({2, 4}, {"dp", "tp"}));
   CHECK(d.domains.host(1) == Host{"b", "south", {4, 5, 6, 7}});
   CHECK(d.holders[1] == std::vector<int>{5});
-  CHECK(d.spare_replicated);
+  CHECK(d.borrow_replicated);
   REQUIRE(d.tensors.size() == 2);
   CHECK(d.tensors[0].element_bytes == 2);
   CHECK(to_string(d.tensors[1].placements) == "R,S(-1)");
@@ -184,7 +184,7 @@ TEST_CASE("what is wrong in a mesh file is named with its line, its key and the 
       {"[mesh]\nshape = [2]\n[partners]\nholders = 3", 4, "partners.holders", "list of lists"},
       {"[mesh]\nshape = [2]\n[partners]\nholders = [[1], [0]]\ncopies = 1", 5, "partners.copies",
        "exclude each other"},
-      {"[mesh]\nshape = [2]\n[partners]\nspare_replicated = 1", 4, "partners.spare_replicated",
+      {"[mesh]\nshape = [2]\n[partners]\nborrow_replicated = 1", 4, "partners.borrow_replicated",
        "true or"},
       {"tensor = 3\n[mesh]\nshape = [2]", 1, "tensor", "[[tensor]]"},
       {"[mesh]\nshape = [2]\n[[tensor]]\nname = \"w\"\nshape = [8]", 3, "tensor[0].placements",

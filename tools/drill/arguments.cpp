@@ -162,7 +162,7 @@ std::vector<int> Arguments::worlds() const {
 
 std::vector<std::vector<int>> Arguments::lenders() const {
   std::vector<std::vector<int>> out(static_cast<std::size_t>(ranks));
-  if (!spare_replicated) return out;
+  if (!borrow_replicated) return out;
   const auto device_mesh = DeviceMesh::from_shape(mesh);
   const auto domains = FailureDomains::uniform(ranks, ranks_per_host);
   const trainer::StatePlacements placements(device_mesh.ndim());
@@ -188,7 +188,7 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "along its last dimension, and repeat them along the others")
       ->delimiter(',')
       ->type_name("SIZES");
-  command.add_flag("--spare-replicated", given_.spare_replicated,
+  command.add_flag("--borrow-replicated,--spare-replicated", given_.borrow_replicated,
                    "With --mesh: copies borrow what the mesh repeats on another\n"
                    "host, so it is neither sent nor held; a lost rank gets it\n"
                    "from there; the borrowed bytes are printed");
@@ -351,8 +351,8 @@ void ArgumentParser::place(Arguments& a) const {
                          kMostRanks));
     }
     a.ranks = static_cast<int>(mesh.size());
-  } else if (a.spare_replicated) {
-    refuse("--spare-replicated needs a mesh that repeats something: --mesh 2,2");
+  } else if (a.borrow_replicated) {
+    refuse("--borrow-replicated needs a mesh that repeats something: --mesh 2,2");
   } else {
     a.ranks = ranks_.value_or(a.ranks);
   }

@@ -36,14 +36,14 @@ struct Arguments {
   std::uint64_t persist_every = 0;
   std::uint64_t timeout_s = 300;   ///< For each of the two runs.
   std::vector<std::int64_t> mesh;  ///< Of the optimizer's moments; empty: none.
-  bool spare_replicated = false;   ///< Replicas borrow what the mesh repeats on another host.
+  bool borrow_replicated = false;   ///< Replicas borrow what the mesh repeats on another host.
   PartnerOptions partners;
   int ranks_per_host = 1;
   /// Who holds whose images, in a job of so many ranks.
   [[nodiscard]] Holders holders(int of_ranks) const;
   [[nodiscard]] Holders holders() const { return holders(ranks); }
   /// For every rank the lenders of its replicas; none for one that comes back without borrowed
-  /// tensors. All empty without spare_replicated.
+  /// tensors. All empty without borrow_replicated.
   [[nodiscard]] std::vector<std::vector<int>> lenders() const;
   /// The hosts of the job: as many as it has ranks for when it has the most.
   [[nodiscard]] int hosts() const;

@@ -167,7 +167,7 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
                     "{:.1f} ms, step {:.1f} ms (medians) | all vaults: {}",
                     r.first_loss, r.final_loss, r.seconds, median(r.stage_ms),
                     median(r.replicate_ms), median(r.step_ms), megabytes(r.vault_bytes)));
-    if (arguments.spare_replicated) {
+    if (arguments.borrow_replicated) {
       display.line(fmt::format("  replicas: {} sent, {} borrowed because other hosts have them",
                                megabytes(r.sent_bytes), megabytes(r.borrowed_bytes)));
     }
@@ -208,7 +208,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"step_ms", {{"median", median(r.step_ms)}}},
                       {"vault_bytes", r.vault_bytes}};
   if (arguments.over_nccl()) object["collectives"] = arguments.collectives;
-  if (arguments.spare_replicated) {
+  if (arguments.borrow_replicated) {
     object["replica_bytes"] = {{"sent", r.sent_bytes}, {"borrowed", r.borrowed_bytes}};
   }
   if (r.worlds.size() > 1) {

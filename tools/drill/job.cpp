@@ -113,7 +113,7 @@ ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem
     if (rank < options_.load_ranks) add({"--load-own", state_file(options_.load, rank)});
   }
   if (a.connections != 0) add({"--connections", std::to_string(a.connections)});
-  if (a.spare_replicated) add({"--spare-replicated"});
+  if (a.borrow_replicated) add({"--borrow-replicated"});
   if (world > 1) {
     add({"--copies", std::to_string(a.partners.copies), "--partners",
          std::string(to_string(a.partners.policy)), "--ranks-per-host",

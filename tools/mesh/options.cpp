@@ -148,7 +148,7 @@ MeshDescription read_job(const JobWords& words) {
     job->holders = make_holders(job->domains, job->partners);
     job->explicit_holders = false;
   }
-  job->spare_replicated = job->spare_replicated || words.spare_replicated;
+  job->borrow_replicated = job->borrow_replicated || words.borrow_replicated;
   for (const std::string& word : words.tensors) {
     TensorSpec tensor = parse_tensor_spec(word);
     for (const TensorSpec& other : job->tensors) {

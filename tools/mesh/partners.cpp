@@ -104,7 +104,7 @@ class Lenders {
     std::vector<bool> replicated;
     for (const Placement& p : load.place.placements) replicated.push_back(p.is_replicate());
     auto& known = known_[{load.part, replicated}];
-    if (known.empty() && job_.spare_replicated) {
+    if (known.empty() && job_.borrow_replicated) {
       known = lenders_by_place(load.place.mesh, load.place.placements, job_.domains);
     }
     return known;
@@ -164,7 +164,7 @@ Traffic count(const MeshDescription& job) {
 
 // The lenders of each rank; none where nothing is borrowed.
 std::vector<std::vector<int>> lenders_in(const MeshDescription& job) {
-  if (job.spare_replicated) return lenders_of(job.mesh, job.tensors, job.domains);
+  if (job.borrow_replicated) return lenders_of(job.mesh, job.tensors, job.domains);
   return std::vector<std::vector<int>>(static_cast<std::size_t>(job.domains.world_size()));
 }
 
@@ -185,7 +185,7 @@ void partners_json(const MeshDescription& job, const Traffic& t, double bandwidt
     json.key("policy").value(to_string(job.partners.policy));
     json.key("copies").value(std::int64_t{job.partners.copies});
   }
-  json.key("spare_replicated").value(job.spare_replicated);
+  json.key("borrow_replicated").value(job.borrow_replicated);
   const auto wards = wards_of(job.holders);
   const auto lenders = lenders_in(job);
   json.key("ranks").begin_list();
@@ -241,14 +241,14 @@ void partners_table(const MeshDescription& job, const Traffic& t, double bandwid
   const auto lenders = lenders_in(job);
   const bool bytes = !job.tensors.empty();
   std::vector<std::string> header{"rank", "host", "holders", "holds copies of"};
-  if (job.spare_replicated) header.emplace_back("borrows from");
+  if (job.borrow_replicated) header.emplace_back("borrows from");
   if (bytes) header.insert(header.end(), {"own", "sends", "holds"});
   Table ranks(header);
   for (std::size_t r = 0; r < std::min(world, kTableRanks); ++r) {
     std::vector<std::string> row{std::to_string(r),
                                  job.domains.host(job.domains.host_of(static_cast<int>(r))).name,
                                  short_ranks(job.holders[r], 24), short_ranks(wards[r], 24)};
-    if (job.spare_replicated) row.push_back(short_ranks(lenders[r], 24));
+    if (job.borrow_replicated) row.push_back(short_ranks(lenders[r], 24));
     if (bytes) {
       row.push_back(bytes_words(static_cast<double>(t.own[r])));
       row.push_back(bytes_words(static_cast<double>(t.sent[r])));
@@ -304,7 +304,7 @@ void partners_table(const MeshDescription& job, const Traffic& t, double bandwid
   }
   out << fmt::format("each step sends {} in all; the fullest rank needs {} of host memory\n",
                      bytes_words(static_cast<double>(t.total)), bytes_words(need));
-  if (job.spare_replicated) {
+  if (job.borrow_replicated) {
     out << fmt::format(
         "borrowed, because another host has it too: {} of each step's sending, {} of host memory\n",
         bytes_words(static_cast<double>(t.borrowed)),

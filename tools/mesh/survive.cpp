@@ -70,7 +70,7 @@ void report_json(const MeshDescription& job, DomainLevel level, const SurviveRep
   json.key("lose").value(to_string(level));
   json.key("domains").value(std::int64_t{report.domains});
   json.key("partners").value(partners_words(job));
-  json.key("spare_replicated").value(job.spare_replicated);
+  json.key("borrow_replicated").value(job.borrow_replicated);
   json.key("always_survived").value(std::int64_t{always});
   json.key("ranks").begin_object();
   survival_json(json, job.domains, level, report.ranks);
@@ -113,7 +113,7 @@ void report_table(const MeshDescription& job, DomainLevel level, const SurviveRe
     table.add({name, survived_words(s, report.domains), first_words(job.domains, level, s),
                s.lost_rank ? std::to_string(*s.lost_rank) : "-"});
   };
-  row(job.spare_replicated ? "each rank's image" : "each rank's own", report.ranks);
+  row(job.borrow_replicated ? "each rank's image" : "each rank's own", report.ranks);
   for (std::size_t i = 0; i < std::min(report.tensors.size(), kTensors); ++i) {
     row(report.tensors[i].name, report.tensors[i]);
   }
@@ -136,7 +136,7 @@ void report_table(const MeshDescription& job, DomainLevel level, const SurviveRe
   const bool some_survive_more =
       std::any_of(report.tensors.begin(), report.tensors.end(),
                   [&](const Survival& s) { return s.always_survived > always; });
-  if (job.spare_replicated) {
+  if (job.borrow_replicated) {
     out << "copies borrow the tensors that another host has too: recover() takes those from "
            "there\n";
   }
@@ -161,7 +161,7 @@ int mesh_survive(const SurviveWords& options, std::ostream& out) {
   const MeshDescription job = read_job(options.job);
   SurviveOptions how;
   how.level = level;
-  if (job.spare_replicated) how.borrowed = DomainLevel::kHost;
+  if (job.borrow_replicated) how.borrowed = DomainLevel::kHost;
   const SurviveReport report = survive(job.domains, job.holders, job.mesh, job.tensors, how);
   int always = report.ranks.always_survived;
   for (const Survival& s : report.tensors) always = std::min(always, s.always_survived);

@@ -41,7 +41,7 @@ struct Command {
   std::uint64_t block_kib = 4096;
   long parent = 0;
   std::string partners, device = "cpu", collectives = "host";
-  bool spare = false;
+  bool borrow = false;
   bool any_world = false;
   int copies = 1;
   int ranks_per_host = 1;
@@ -66,7 +66,7 @@ struct Command {
                    "its last dimension, repeated along the others")
         ->delimiter(',');
     app.add_flag(
-        "--spare-replicated", spare,
+        "--borrow-replicated", borrow,
         "With --mesh: copies borrow what the mesh repeats on another host; a lost rank gets it "
         "from there");
     app.add_option("--device", device,
@@ -169,7 +169,7 @@ struct Command {
     c.block_bytes = block_kib * 1024;
     if (!training.mesh.empty()) c.training_links = meshstage::TrainingLinks::kAll;
     const bool chosen = copies != 1 || !partners.empty();
-    if (chosen || spare) {
+    if (chosen || borrow) {
       c.environment = meshstage::RankEnvironment::detect();
       const auto domains =
           meshstage::FailureDomains::uniform(c.environment->world_size, ranks_per_host);
@@ -177,8 +177,8 @@ struct Command {
       options.copies = copies;
       if (!partners.empty()) options.policy = meshstage::parse_partner_policy(partners);
       if (chosen) c.holders = meshstage::make_holders(domains, options);
-      if (spare) {
-        if (training.mesh.empty()) throw std::runtime_error("--spare-replicated needs a --mesh");
+      if (borrow) {
+        if (training.mesh.empty()) throw std::runtime_error("--borrow-replicated needs a --mesh");
         c.borrowed = meshstage::dtensor::borrowed_tensors(
             meshstage::DeviceMesh::from_shape(training.mesh), domains);
       }
