@@ -33,16 +33,18 @@ namespace meshstage {
 ///
 /// Host memory: four times the state's bytes for each rank (two slots for own images, two for
 /// replicas of its ward), less the bytes that replicas borrow. Threads: one caller (the trainer's
-/// thread). The Checkpointer owns an agent thread, a copying thread, an exchange thread, a
-/// persisting thread and its backend's threads. While a generation is formed or a step recovered,
-/// one more thread reports how long the wait has taken. All of them end with the Checkpointer.
-/// Errors: RejoinNeeded (PeerLost or PeerSilent) ends the generation. Any call may throw it,
-/// recover() and finish() too, and so may a transfer of group(). Then call rejoin() or destroy the
-/// Checkpointer; other calls throw the same error again. A person must look at all other errors.
-/// Destruction, an exception or a crash leaves the vault for the next start; only finish() removes
-/// it. After each of the three the other ranks get PeerLost, also in a barrier that some of them
-/// have not left yet. In a RejoinNeeded without rank() no rank is lost: the generation broke
-/// without a death (a damaged message), and rejoin() goes on with all ranks.
+/// thread). The Checkpointer owns the engine's threads, named `ms-agent`, `ms-copy`, `ms-slots`,
+/// `ms-store`, `ms-verify`, `ms-persist`, `ms-log`, `ms-send` and one `ms-recv` for each data peer,
+/// up to `copy_threads` that help to copy (`mesh-copy`), and its backend's threads. While a
+/// generation is formed or a step recovered, one more thread reports how long the wait has taken.
+/// All of them end with the Checkpointer. Errors: RejoinNeeded (PeerLost or PeerSilent) ends the
+/// generation. Any call may throw it, recover() and finish() too, and so may a transfer of group().
+/// Then call rejoin() or destroy the Checkpointer; other calls throw the same error again. A person
+/// must look at all other errors. Destruction, an exception or a crash leaves the vault for the
+/// next start; only finish() removes it. After each of the three the other ranks get PeerLost, also
+/// in a barrier that some of them have not left yet. In a RejoinNeeded without rank() no rank is
+/// lost: the generation broke without a death (a damaged message), and rejoin() goes on with all
+/// ranks.
 class MESHSTAGE_API Checkpointer {
  public:
   /// Collective. Attaches the vault and forms a generation with all ranks. Throws InvalidArgument

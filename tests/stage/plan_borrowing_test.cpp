@@ -31,7 +31,7 @@ using Names = std::vector<std::string>;
 
 }  // namespace
 
-TEST_CASE("shared storages come first, by rank and name, in whole blocks; the others behind") {
+TEST_CASE("borrowed storages come first, by rank and name, in whole blocks; the others behind") {
   const auto state = test::borrowing_state();
   const auto plan = compile(state, test::borrowed_names());
   const auto& layout = plan.layout();
