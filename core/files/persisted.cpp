@@ -110,6 +110,14 @@ std::optional<std::string> absolute(const EnvironmentLookup& lookup, const char*
 
 }  // namespace
 
+void check_holds(const PersistedName& name, const ImageIdentity& held) {
+  if (held.job == name.job && held.rank == name.rank && held.id == name.id &&
+      held.world_size == name.world_size) {
+    return;
+  }
+  throw CorruptData("it holds " + to_string(held));
+}
+
 std::string to_file_name(const PersistedName& n) {
   const bool good =
       is_valid_job_name(n.job) && n.id.exists() && n.rank >= 0 && n.rank < n.world_size &&

@@ -36,6 +36,9 @@ struct PersistedName {
 [[nodiscard]] MESHSTAGE_API std::optional<PersistedName> parse_file_name(
     std::string_view file_name);
 
+/// Throws CorruptData, naming what the file holds, unless that is the image which the name says.
+MESHSTAGE_API void check_holds(const PersistedName& name, const ImageIdentity& held);
+
 struct PersistedImage {
   PersistedName name;
   std::filesystem::path path;

@@ -44,11 +44,7 @@ Proven open_verified(FileSystem& fs, const std::filesystem::path& path, replicat
 /// The same; the file must hold the image that its name says.
 Proven open_proven(FileSystem& fs, const PersistedImage& file, replicate::Reads* reads) {
   auto proven = open_verified(fs, file.path, reads);
-  const ImageIdentity& who = proven.info.identity;
-  if (who.job != file.name.job || who.rank != file.name.rank || who.id != file.name.id ||
-      who.world_size != file.name.world_size) {
-    throw CorruptData("it holds " + to_string(who));
-  }
+  check_holds(file.name, proven.info.identity);
   return proven;
 }
 

@@ -115,11 +115,8 @@ void StepStates::pass_over(std::size_t rank, const std::filesystem::path& path, 
 
 /// The state in a file; its structure and its plain values are proven.
 Value StepStates::read(OpenFile& file, std::size_t rank) {
-  const ImageIdentity& who = file.proof.info().identity;
-  if (who.job != job_ || who.rank != static_cast<int>(rank) || who.id != step_.id ||
-      who.world_size != step_.world_size) {
-    throw CorruptData("it holds " + to_string(who));
-  }
+  check_holds({job_, step_.id, static_cast<int>(rank), step_.world_size, {}},
+              file.proof.info().identity);
   const auto image = file.mapped->bytes();
   Value state = decode_image(image, file.mapped);
   EndOfStorages end(image, file.proof.info().manifest_bytes);
