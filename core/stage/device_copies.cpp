@@ -32,7 +32,7 @@ std::vector<DeviceStream*> DeviceStreams::made(Device device) {
 
 DeviceCopies::DeviceCopies(std::span<const DevicePlace> places, std::span<const DeviceReady> ready,
                            DeviceStreams& streams, std::shared_ptr<const void> keep,
-                           CopyDirection direction, DigestedBlocks blocks)
+                           CopyDirection direction, std::shared_ptr<const DigestedBlocks> blocks)
     : blocks_(std::move(blocks)), keep_(std::move(keep)) {
   where_.reserve(places.size());
   for (const auto& place : places) {
@@ -84,11 +84,13 @@ void DeviceCopies::issue(OnDevice& on, std::span<const DeviceReady> ready, Devic
     }
   };
   // First, because copies into memory that is not page-locked block this thread.
-  for (const auto& [device, blocks, runs] : blocks_.devices) {
-    if (device != on.device) continue;
-    auto& stream = streams.digesting(device);
-    behind_ready(stream);
-    on.digests = stream.digest(blocks, runs);
+  if (blocks_ != nullptr) {
+    for (const auto& [device, blocks, runs] : blocks_->devices) {
+      if (device != on.device) continue;
+      auto& stream = streams.digesting(device);
+      behind_ready(stream);
+      on.digests = stream.digest(blocks, runs);
+    }
   }
   auto& stream = streams.of(on.device);
   behind_ready(stream);
@@ -124,12 +126,12 @@ void DeviceCopies::wait_all(Watermark& progress) const {
 }
 
 bool DeviceCopies::digests(std::size_t block) const noexcept {
-  return block < blocks_.where.size() && blocks_.where[block].has_value();
+  return blocks_ != nullptr && block < blocks_->where.size() && blocks_->where[block].has_value();
 }
 
 DeviceDigest DeviceCopies::digest(std::size_t block, Watermark& progress) const {
-  const auto [index, at] = *blocks_.where[block];
-  const auto* const on = find(blocks_.devices[index].device);
+  const auto [index, at] = *blocks_->where[block];
+  const auto* const on = find(blocks_->devices[index].device);
   on->digests.made.wait(Deadline::never(), [&progress] { progress.throw_if_failed(); });
   return on->digests.all[at];
 }

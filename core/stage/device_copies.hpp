@@ -55,7 +55,8 @@ class DeviceCopies {
   /// only when what it had issued is done.
   DeviceCopies(std::span<const DevicePlace> places, std::span<const DeviceReady> ready,
                DeviceStreams& streams, std::shared_ptr<const void> keep,
-               CopyDirection direction = CopyDirection::kToHost, DigestedBlocks blocks = {});
+               CopyDirection direction = CopyDirection::kToHost,
+               std::shared_ptr<const DigestedBlocks> blocks = nullptr);
   DeviceCopies(const DeviceCopies&) = delete;
   DeviceCopies& operator=(const DeviceCopies&) = delete;
   ~DeviceCopies();
@@ -96,8 +97,8 @@ class DeviceCopies {
   OnDevice& on_device(Device device);
 
   std::vector<OnDevice> devices_;
-  std::vector<Where> where_;  // by place
-  DigestedBlocks blocks_;
+  std::vector<Where> where_;                            // by place
+  const std::shared_ptr<const DigestedBlocks> blocks_;  // null: devices digest nothing
   std::shared_ptr<const void> keep_;
 };
 

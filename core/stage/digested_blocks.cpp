@@ -71,4 +71,23 @@ DigestedBlocks digested_blocks(const ImageLayout& layout, std::span<const Storag
   return all;
 }
 
+std::shared_ptr<const DigestedBlocks> KeptBlocks::of(const ImageLayout& layout,
+                                                     std::span<const Storage> storages) {
+  // The CPU's may lie anywhere: no device digests them.
+  const auto begin_of = [](const Storage& storage) -> const std::byte* {
+    return storage.device().is_cpu() ? nullptr : storage.data();
+  };
+  const MutexLock lock(mutex_);
+  if (blocks_ != nullptr &&
+      std::equal(begins_.begin(), begins_.end(), storages.begin(), storages.end(),
+                 [&](const std::byte* begin, const Storage& s) { return begin == begin_of(s); })) {
+    return blocks_;
+  }
+  blocks_ = nullptr;  // should what follows throw
+  begins_.clear();
+  for (const auto& storage : storages) begins_.push_back(begin_of(storage));
+  blocks_ = std::make_shared<const DigestedBlocks>(digested_blocks(layout, storages));
+  return blocks_;
+}
+
 }  // namespace meshstage::detail

@@ -1,10 +1,12 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/image/layout.hpp>
@@ -33,5 +35,18 @@ struct DigestedBlocks {
 /// `storages`: in the order of ImageSegment::storage.
 MESHSTAGE_API DigestedBlocks digested_blocks(const ImageLayout& layout,
                                              std::span<const Storage> storages);
+
+/// The digested_blocks() of one layout, kept from staging to staging. Threads: any.
+class KeptBlocks {
+ public:
+  /// Makes them anew only if a storage of a device does not lie where it lay at the call before.
+  [[nodiscard]] std::shared_ptr<const DigestedBlocks> of(const ImageLayout& layout,
+                                                         std::span<const Storage> storages);
+
+ private:
+  Mutex mutex_;
+  std::vector<const std::byte*> begins_ MESHSTAGE_GUARDED_BY(mutex_);  // null: the CPU's
+  std::shared_ptr<const DigestedBlocks> blocks_ MESHSTAGE_GUARDED_BY(mutex_);
+};
 
 }  // namespace meshstage::detail

@@ -6,6 +6,7 @@
 
 #include <meshstage/core/image/flatten.hpp>
 #include <meshstage/core/image/layout.hpp>
+#include <meshstage/core/stage/digested_blocks.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 
 namespace meshstage::detail {
@@ -59,6 +60,7 @@ struct StagingPlan::Impl {
   detail::PlannedState state;
   /// Segments by storage index.
   std::vector<const ImageSegment*> segments;
+  mutable detail::KeptBlocks digested;
 };
 
 }  // namespace meshstage

@@ -165,8 +165,7 @@ std::unique_ptr<const detail::DeviceCopies> StagingPlan::issue(const StagingSour
   if (source.storages.size() != impl_->layout.segments.size()) throw_mismatch();
   const auto places = detail::device_places(impl_->layout, source.storages, image);
   if (places.empty()) return nullptr;
-  auto blocks =
-      digest ? detail::digested_blocks(impl_->layout, source.storages) : detail::DigestedBlocks();
+  auto blocks = digest ? impl_->digested.of(impl_->layout, source.storages) : nullptr;
   return std::make_unique<const detail::DeviceCopies>(
       places, source.ready, streams, std::move(keep), CopyDirection::kToHost, std::move(blocks));
 }

@@ -70,6 +70,29 @@ TEST_CASE("device digests: a block is a device's if all its bytes are, and the d
   CHECK(other.make(*source, {}, false).image_digest == info.image_digest);
 }
 
+TEST_CASE("device digests: where the tensors lie is looked up anew when they lie elsewhere") {
+  Cuda cuda;
+  const auto of = [&](unsigned char value, std::size_t offset) {
+    return Dict{{"a", cuda.tensor(3 * 4096, value, offset)}};
+  };
+  const Dict aligned = of(1, 0), odd = of(2, 3), other = of(3, 0);
+  const auto plan = StagingPlan::compile(aligned, nullptr, kSmallBlocks);
+  detail::DeviceStreams streams;
+  const auto stage = [&](const Dict& state, unsigned char value) {
+    Image image(plan);
+    const auto source = plan.capture(state);
+    const auto issued = plan.issue(*source, image.bytes(), streams, image.memory());
+    image.make(*source, {.devices = issued.get()}, true);
+    CHECK(all_are(bytes_of(image.decoded(), "a"), value));
+    return who_digests(plan, *issued);
+  };
+  CHECK(stage(aligned, 1) == "dddh");
+  CHECK(stage(aligned, 1) == "dddh");
+  CHECK(stage(odd, 2) == "hhhh");
+  CHECK(stage(other, 3) == "dddh");
+  CHECK(stage(aligned, 1) == "dddh");
+}
+
 TEST_CASE("device digests: a copy that does not arrive, or arrives wrong, does not verify") {
   Cuda cuda;
   if (Cuda::real()) return;
