@@ -31,7 +31,7 @@ std::shared_ptr<ProcessGroup> MeshGroups::group(std::string_view name) {
 
 std::shared_ptr<ProcessGroup> MeshGroups::group(std::span<const std::string> names) {
   std::vector<std::string> key(names.begin(), names.end());
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (const auto it = groups_.find(key); it != groups_.end()) return it->second;
   std::shared_ptr<ProcessGroup> made = make_(mesh_.slice(names, rank_).ranks());
   groups_.emplace(std::move(key), made);
@@ -46,7 +46,7 @@ void MeshGroups::adopt(std::string_view name, std::shared_ptr<ProcessGroup> grou
                           std::to_string(group->rank()) + ", the mesh says size " +
                           std::to_string(mesh_.size(name)) + " and rank " + std::to_string(here));
   }
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (!groups_.emplace(std::vector<std::string>{std::string(name)}, std::move(group)).second) {
     throw InvalidState("mesh dimension '" + std::string(name) +
                        "' has a group already: adopt before the first use");

@@ -2,12 +2,12 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/comm/process_group.hpp>
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/mesh/device_mesh.hpp>
@@ -46,8 +46,9 @@ class MESHSTAGE_API MeshGroups {
   DeviceMesh mesh_;
   int rank_;
   GroupFactory make_;
-  std::mutex mutex_;
-  std::map<std::vector<std::string>, std::shared_ptr<ProcessGroup>> groups_;
+  Mutex mutex_;
+  std::map<std::vector<std::string>, std::shared_ptr<ProcessGroup>> groups_
+      MESHSTAGE_GUARDED_BY(mutex_);
 };
 
 }  // namespace meshstage
