@@ -198,8 +198,11 @@ class Checkpointer::Impl {
         for (const int r : absent) ranks += (ranks.empty() ? "" : ", ") + std::to_string(r);
         const std::string whom =
             absent.empty() ? "the others to connect" : "ranks " + ranks + " of " + world();
-        warn("waiting for " + whom + "; " + std::to_string(waited.count()) + " of " +
-             std::to_string(options_.forming_deadline.count() / 1000) + " s");
+        const auto longest = options_.forming_deadline;
+        const std::string of = Deadline::after(longest).is_never()
+                                   ? ""
+                                   : " of " + std::to_string(longest.count() / 1000);
+        warn("waiting for " + whom + "; " + std::to_string(waited.count()) + of + " s");
       });
       generation_ = membership_.form(agent_.highest_generation(), deadline);
     } catch (...) {
@@ -209,7 +212,9 @@ class Checkpointer::Impl {
     unformed_ = nullptr;
     // A second longer than the silence after which a rank counts as lost. So the error names the
     // silent rank, and not a rank that waits for the silent one.
-    const auto limit = options_.deadline + std::chrono::seconds(1);
+    constexpr std::chrono::milliseconds kLonger{1000};
+    const auto limit =
+        std::min(options_.deadline, std::chrono::milliseconds::max() - kLonger) + kLonger;
     group_ = detail::with_limit(generation_.training, limit);
     if (generation_.device) device_group_ = detail::with_limit(generation_.device, limit);
     agent_.begin(generation_);

@@ -17,6 +17,9 @@ using std::chrono::milliseconds;
 /// A process that lives answers within so many pauses, whatever else its host does.
 constexpr int kPausesToAnswer = 8;
 
+/// Ranks that wait for a dead peer for an hour, or for ever, still answer a newcomer.
+constexpr milliseconds kLongestPause{1000};
+
 /// True only for what is known: processes on other hosts are never seen to be gone.
 bool is_gone(const Place& place) {
   const ProcessAddress address{place.boot, place.pid_namespace, place.pid, place.start_time};
@@ -40,7 +43,8 @@ std::string list_of(const std::vector<int>& ranks) {
 }  // namespace
 
 milliseconds pause_between_signs(milliseconds patience, int world_size) {
-  return std::max({milliseconds(10), patience / 64, milliseconds(2) * world_size});
+  return std::max(
+      {milliseconds(10), std::min(patience / 64, kLongestPause), milliseconds(2) * world_size});
 }
 
 Watch::Watch(std::shared_ptr<Store> store, std::string job, int rank, milliseconds patience)
@@ -94,8 +98,10 @@ Signs Watch::signs(std::uint64_t generation, const Claim& claim, bool formed, De
   std::vector<int> silent;
   std::vector<int> idle;  // their processes answered, and that is all
   std::size_t renewed = 0;
-  const Clock::time_point now = Clock::now();
   const auto patience = std::max(patience_, pause(claim) * kPausesToAnswer);
+  const auto said_nothing = [&](const Seen& seen) {
+    return Deadline::at(seen.since).plus(patience).expired();
+  };
   for (const int r : places) {
     const auto place = store_->get(place_key(job_, generation, r), deadline);
     if (left.contains(r) || !place || is_gone(Place::parse(*place))) {
@@ -103,7 +109,7 @@ Signs Watch::signs(std::uint64_t generation, const Claim& claim, bool formed, De
       continue;
     }
     const Seen& seen = look(generation, r, deadline);
-    if (now - seen.since > patience) {
+    if (said_nothing(seen)) {
       silent.push_back(r);
     } else if (seen.signs >= 2) {
       ++renewed;
@@ -112,8 +118,7 @@ Signs Watch::signs(std::uint64_t generation, const Claim& claim, bool formed, De
     }
   }
   if (places.empty()) {  // whoever claimed it comes, or does not
-    const Seen& nobody = look(generation, -1, deadline);
-    return now - nobody.since > patience ? Signs::kLost : Signs::kUnknown;
+    return said_nothing(look(generation, -1, deadline)) ? Signs::kLost : Signs::kUnknown;
   }
   text_.clear();
   const auto tell = [&](const std::vector<int>& ranks, const char* what) {
@@ -141,8 +146,9 @@ bool Watch::seat_is_free(std::uint64_t generation, const Place& holder, const Cl
   // It may have died together with the one that was named, and be on another host. While its launch
   // forms anew, which says that somebody died, nobody waits for it longer than it takes to answer.
   const milliseconds to_answer = pause(claim) * kPausesToAnswer;
-  return Clock::now() - look(generation, rank_, deadline).since >
-         (formed ? std::max(patience_, to_answer) : to_answer);
+  return Deadline::at(look(generation, rank_, deadline).since)
+      .plus(formed ? std::max(patience_, to_answer) : to_answer)
+      .expired();
 }
 
 void Watch::wait(const std::vector<std::string>& keys, const Claim& claim, Deadline deadline) {

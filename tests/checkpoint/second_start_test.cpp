@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include <meshstage/core/comm/collectives.hpp>
+
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
@@ -25,6 +27,8 @@ using ms::test::stage_all;
 
 using Ranks = std::vector<std::unique_ptr<ms::Checkpointer>>;
 using Change = std::function<void(ms::CheckpointerOptions&)>;
+
+constexpr std::chrono::milliseconds kNever = std::chrono::milliseconds::max();
 
 /// Ranks whose trainers go on working: each stages a step after the other until the test is over.
 class Job {
@@ -108,6 +112,23 @@ TEST_CASE("a start beside a healthy job is refused, and the job does not notice"
     CHECK_THAT(error, contains_text(" since 2"));
   }
   for (const auto& name : job.disk().list("/vault")) CHECK(name.find("-i2") == std::string::npos);
+}
+
+TEST_CASE("a job whose deadlines are milliseconds::max() waits for ever, and refuses a start") {
+  InProcessJob job(2);
+  Job running(job, [](ms::CheckpointerOptions& o) { o.deadline = o.forming_deadline = kNever; });
+  all_good(run_ranks(all_ranks(2),
+                     [&](int rank) { ms::collectives::barrier(*running.rank(rank).group()); }));
+  std::vector<std::string> refused;
+  all_good(running.train_during([&] {
+    refused = start(job, {0, 1}, [](ms::CheckpointerOptions& o) {
+      o.environment->launch = "two";
+      o.deadline = kNever;
+    });
+  }));
+  for (const auto& error : refused) {
+    CHECK_THAT(error, contains_text("job in-process is running: all 2 ranks of"));
+  }
 }
 
 TEST_CASE("one rank that is started twice beside a healthy job is refused") {

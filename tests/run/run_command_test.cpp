@@ -126,6 +126,18 @@ TEST_CASE("a second Ctrl-C kills ranks that do not end") {
   CHECK_THAT(o.err, contains_text("a second one kills them") && contains_text("killing ranks "));
 }
 
+TEST_CASE("no grace is too long: a rank has until it ends by itself") {
+  Run r;
+  const Outcome o =
+      r.go({"-n", "2", "--job", "j", "--max-restarts", "0", "--grace", "18446744073709551615"},
+           "if [ $RANK = 1 ]; then while [ ! -e $D/ready ]; do sleep 0.02; done; exit 3; fi; "
+           "trap 'sleep 0.3; echo ended by itself; exit 0' TERM; touch $D/ready; "
+           "while :; do sleep 0.02; done");
+  INFO(o.err);
+  CHECK(o.code == 3);
+  CHECK_THAT(o.out, contains_text("[0] ended by itself"));
+}
+
 TEST_CASE("what a rank left running ends with it, also what left its group") {
   Run r;
   const std::string mark = "4" + std::to_string(::getpid());  // seconds no other test sleeps for

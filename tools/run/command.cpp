@@ -4,10 +4,12 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <csignal>
 #include <memory>
 #include <random>
 
+#include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/identity.hpp>
@@ -112,7 +114,8 @@ LaunchOptions launch_options(const Arguments& a) {
         "--restart all ends the ranks of one host only, so with several hosts use --restart alone");
   }
   if (a.max_restarts_option->count() > 0) options.rules.max_restarts = a.max_restarts;
-  options.grace = std::chrono::seconds(a.grace);
+  options.grace = std::chrono::duration_cast<std::chrono::milliseconds>(
+      Deadline::length(std::chrono::duration<std::uint64_t>(a.grace)));
   options.prefix = !a.raw;
   options.command = a.command;
   return options;

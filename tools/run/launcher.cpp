@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <csignal>
 
+#include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::tools::run {
@@ -139,7 +140,8 @@ void Launcher::wait() {
   int timeout = -1;
   if (next) {
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(*next - Time(now_ns()));
-    timeout = static_cast<int>(std::max<std::int64_t>(0, left.count()));
+    constexpr std::int64_t kLongest = 60'000;
+    timeout = static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, kLongest));
   }
   if (::poll(polled.data(), polled.size(), timeout) < 0 && errno != EINTR) {
     throw_errno("poll", "", errno);
@@ -252,7 +254,8 @@ void Launcher::end_all(Phase next) {
   phase_ = next;
   for (Seat& seat : seats_) seat.start_at.reset();
   signal_all(SIGTERM);
-  kill_at_ = Time(now_ns()) + options_.grace;
+  const Deadline now = Deadline::at(Deadline::Clock::time_point(Time(now_ns())));
+  kill_at_ = now.plus(options_.grace).time().time_since_epoch();
 }
 
 void Launcher::keep_time() {
