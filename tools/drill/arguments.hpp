@@ -36,7 +36,7 @@ struct Arguments {
   std::uint64_t persist_every = 0;
   std::uint64_t timeout_s = 300;   ///< For each of the two runs.
   std::vector<std::int64_t> mesh;  ///< Of the optimizer's moments; empty: none.
-  bool borrow_replicated = false;   ///< Replicas borrow what the mesh repeats on another host.
+  bool borrow_replicated = false;  ///< Replicas borrow what the mesh repeats on another host.
   PartnerOptions partners;
   int ranks_per_host = 1;
   /// Who holds whose images, in a job of so many ranks.
