@@ -216,16 +216,16 @@ TEST_CASE("bytes that are no requests end their connection, and the server goes 
        {std::as_bytes(std::span(http)).begin(), std::as_bytes(std::span(http)).end()},
        "wrong magic"},
       {"before a hello", encode_frame(format, 3, tcp_store::encode(Keys{"a"}), 0),
-       "before a hello"},
+       "before the hello"},
       {"a flipped byte", damaged, "damaged frame"},
-      {"no request", request(Type::kValues, {"a"}), "no request"},
-      {"two hellos", request(Type::kHello, {}), "no request"},
-      {"too few texts", request(Type::kSet, {"a"}), "no request"},
-      {"a wait for nothing", request(Type::kWait, {}), "no request"},
+      {"no request", request(Type::kValues, {"a"}), "an invalid request"},
+      {"two hellos", request(Type::kHello, {}), "an invalid request"},
+      {"too few texts", request(Type::kSet, {"a"}), "an invalid request"},
+      {"a wait for nothing", request(Type::kWait, {}), "an invalid request"},
       {"an empty key", request(Type::kSet, {"", "v"}), "store key"},
-      {"a count that lies", raw({4'000'000'000U, 1}), "no texts"},
-      {"a length that lies", raw({1, 4'000'000'000U}), "no texts"},
-      {"a rest", raw({0, 0}), "no texts"}};
+      {"a count that lies", raw({4'000'000'000U, 1}), "no list of texts"},
+      {"a length that lies", raw({1, 4'000'000'000U}), "no list of texts"},
+      {"a rest", raw({0, 0}), "no list of texts"}};
   for (const auto& c : bad) {
     INFO(c.what);
     const HandMadeClient client(server);

@@ -236,7 +236,7 @@ class StoreServer::Impl {
       default:
         break;
     }
-    refuse(fd, client, "this store was sent an unknown request");
+    refuse(fd, client, "this store was sent an invalid request");
   }
 
   /// False if it was refused.

@@ -162,8 +162,8 @@ class _Run:
         self._losses += 1
         if self._losses > self._max_losses:
             raise Unrecoverable(
-                f"no step became complete in {self._losses} generations in a row; how the last "
-                f"one ended: {error}"
+                f"no step became complete in {self._losses} generations in a row; the last "
+                f"one ended so: {error}"
             ) from error
 
     def _count(self, staging: "Staging") -> str | None:
