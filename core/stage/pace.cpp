@@ -18,7 +18,7 @@ void BandwidthCap::before(std::uint64_t bytes, Watermark& progress) {
 BandwidthCap::TimePoint BandwidthCap::reserve(std::uint64_t bytes, TimePoint now) {
   const std::chrono::duration<double, TimePoint::duration::period> time(
       std::ceil(static_cast<double>(bytes) * TimePoint::duration::period::den / bytes_per_second_));
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto begin = std::max(now, free_at_);
   free_at_ = Deadline::at(begin).plus(time).time();
   return begin;

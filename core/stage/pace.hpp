@@ -1,8 +1,8 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
-#include <mutex>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/stage/watermark.hpp>
 
@@ -32,9 +32,9 @@ class MESHSTAGE_API BandwidthCap final : public Pace {
   TimePoint reserve(std::uint64_t bytes, TimePoint now);
 
  private:
-  std::mutex mutex_;
-  double bytes_per_second_;
-  TimePoint free_at_ = TimePoint::min();  // guarded by mutex_
+  const double bytes_per_second_;
+  Mutex mutex_;
+  TimePoint free_at_ MESHSTAGE_GUARDED_BY(mutex_) = TimePoint::min();
 };
 
 }  // namespace meshstage

@@ -4,7 +4,7 @@
 namespace meshstage {
 
 void Watermark::advance(std::uint64_t bytes) noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (bytes <= bytes_.load(std::memory_order_relaxed)) return;
   bytes_.store(bytes, std::memory_order_release);
   changed_.notify_all();
@@ -13,13 +13,11 @@ void Watermark::advance(std::uint64_t bytes) noexcept {
 std::uint64_t Watermark::wait(std::uint64_t bytes, Deadline deadline) {
   const auto now = this->bytes();
   if (now >= bytes) return now;
-  std::unique_lock lock(mutex_);
-  const auto done = [&] {
+  MutexLock lock(mutex_);
+  const auto done = [&]() MESHSTAGE_REQUIRES(mutex_) {
     return bytes_.load(std::memory_order_acquire) >= bytes || cause_ != nullptr;
   };
-  if (deadline.is_never()) {
-    changed_.wait(lock, done);
-  } else if (!changed_.wait_until(lock, deadline.time(), done)) {
+  if (!changed_.wait_until(lock, deadline, done)) {
     throw Timeout("only " + std::to_string(bytes_.load()) + " of " + std::to_string(bytes) +
                   " bytes of the image were staged by the deadline");
   }
@@ -29,7 +27,7 @@ std::uint64_t Watermark::wait(std::uint64_t bytes, Deadline deadline) {
 }
 
 void Watermark::fail(std::exception_ptr cause) noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   if (cause_ != nullptr) return;
   cause_ = std::move(cause);
   failed_.store(true, std::memory_order_release);
@@ -37,21 +35,19 @@ void Watermark::fail(std::exception_ptr cause) noexcept {
 }
 
 bool Watermark::wait_failed(Deadline deadline) {
-  std::unique_lock lock(mutex_);
-  const auto failed = [this] { return cause_ != nullptr; };
-  if (!deadline.is_never()) return changed_.wait_until(lock, deadline.time(), failed);
-  changed_.wait(lock, failed);
-  return true;
+  MutexLock lock(mutex_);
+  return changed_.wait_until(lock, deadline,
+                             [this]() MESHSTAGE_REQUIRES(mutex_) { return cause_ != nullptr; });
 }
 
 void Watermark::throw_if_failed() {
   if (!failed()) return;
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   std::rethrow_exception(cause_);
 }
 
 void Watermark::reset() noexcept {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   bytes_.store(0, std::memory_order_release);
   failed_.store(false, std::memory_order_release);
   cause_ = nullptr;

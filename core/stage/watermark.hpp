@@ -1,11 +1,10 @@
 #pragma once
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <mutex>
 
 #include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/error/export.hpp>
 
 namespace meshstage {
@@ -43,9 +42,9 @@ class MESHSTAGE_API Watermark {
  private:
   std::atomic<std::uint64_t> bytes_{0};
   std::atomic<bool> failed_{false};
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::exception_ptr cause_;  // guarded by mutex_
+  Mutex mutex_;  // held by those that change what the atomics say, so that no wait misses it
+  CondVar changed_;
+  std::exception_ptr cause_ MESHSTAGE_GUARDED_BY(mutex_);
 };
 
 }  // namespace meshstage
