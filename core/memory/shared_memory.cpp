@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,10 +19,10 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 
-// A memfd; closes itself unless it was released.
+// Closes itself unless it was released.
 class Descriptor {
  public:
-  Descriptor() : fd_(::memfd_create("meshstage", MFD_CLOEXEC | MFD_ALLOW_SEALING)) {}
+  explicit Descriptor(int fd) : fd_(fd) {}
   Descriptor(const Descriptor&) = delete;
   Descriptor& operator=(const Descriptor&) = delete;
   ~Descriptor() {
@@ -32,6 +33,20 @@ class Descriptor {
 
  private:
   int fd_;
+};
+
+// The mapping of a block that another process made.
+struct SharedPages {
+  SharedPages(int descriptor, std::size_t length, const std::string& file) {
+    void* const p = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    if (p == MAP_FAILED) throw_errno("mmap", file, errno);
+    bytes = {static_cast<std::byte*>(p), length};
+  }
+  SharedPages(const SharedPages&) = delete;
+  SharedPages& operator=(const SharedPages&) = delete;
+  ~SharedPages() { ::munmap(bytes.data(), bytes.size()); }
+
+  std::span<std::byte> bytes;
 };
 
 [[noreturn]] void refuse(std::size_t bytes, const char* call, int error) {
@@ -56,7 +71,7 @@ SharedMemory::~SharedMemory() {
 }
 
 std::optional<SharedLocation> SharedMemory::locate(const void* p) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto* at = static_cast<const std::byte*>(p);
   auto it = blocks_.upper_bound(at);
   if (it == blocks_.begin()) return std::nullopt;
@@ -72,7 +87,7 @@ void* SharedMemory::do_allocate(std::size_t bytes, std::size_t alignment) {
   if (alignment > kPage) throw InvalidArgument("shared memory is aligned to pages, not more");
   bytes = std::max<std::size_t>(bytes, 1);
   if (bytes > static_cast<std::size_t>(PTRDIFF_MAX)) refuse(bytes, "size", EOVERFLOW);
-  Descriptor file;
+  Descriptor file(::memfd_create("meshstage", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (file.get() < 0) refuse(bytes, "memfd_create", errno);
   const detail::SizeSignalBlocked blocked;
   // One thread makes pages faster by posix_fallocate, and so do two; three and more by touching
@@ -98,7 +113,7 @@ void* SharedMemory::do_allocate(std::size_t bytes, std::size_t alignment) {
   ::madvise(p, bytes, MADV_DONTFORK);
   ::madvise(p, bytes, MADV_DONTDUMP);
   try {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     blocks_.emplace(static_cast<std::byte*>(p), Block{bytes, file.get(), ::getpid()});
   } catch (...) {
     ::munmap(p, bytes);
@@ -111,13 +126,37 @@ void* SharedMemory::do_allocate(std::size_t bytes, std::size_t alignment) {
 void SharedMemory::do_deallocate(void* p, std::size_t, std::size_t) {
   Block block;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto it = blocks_.find(static_cast<const std::byte*>(p));
     block = it->second;
     blocks_.erase(it);
   }
   if (block.process == ::getpid()) ::munmap(p, block.bytes);
   ::close(block.descriptor);
+}
+
+std::shared_ptr<const std::span<std::byte>> map_shared(const std::string& file) {
+  // A name like /proc/4711/fd/9 may be another block's later, so blocks are known by their device
+  // and inode.
+  struct Mapped {
+    Mutex mutex;
+    std::map<std::pair<dev_t, ino_t>, std::weak_ptr<const std::span<std::byte>>> blocks
+        MESHSTAGE_GUARDED_BY(mutex);
+  };
+  static Mapped mapped;
+  const Descriptor descriptor(::open(file.c_str(), O_RDWR | O_CLOEXEC));
+  if (descriptor.get() < 0) throw_errno("open", file, errno);
+  struct stat status{};
+  if (::fstat(descriptor.get(), &status) != 0) throw_errno("fstat", file, errno);
+  const MutexLock lock(mapped.mutex);
+  std::erase_if(mapped.blocks, [](const auto& entry) { return entry.second.expired(); });
+  auto& known = mapped.blocks[{status.st_dev, status.st_ino}];
+  if (auto there = known.lock()) return there;
+  const auto pages = std::make_shared<const SharedPages>(
+      descriptor.get(), static_cast<std::size_t>(status.st_size), file);
+  const std::shared_ptr<const std::span<std::byte>> block(pages, &pages->bytes);
+  known = block;
+  return block;
 }
 
 bool SharedMemory::do_is_equal(const MemoryResource& other) const noexcept {

@@ -1,10 +1,12 @@
 #pragma once
 #include <cstdint>
 #include <map>
-#include <mutex>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/memory/resource.hpp>
 
 namespace meshstage {
@@ -41,8 +43,14 @@ class MESHSTAGE_API SharedMemory final : public MemoryResource {
     int descriptor = -1;
     std::int64_t process = 0;  // a forked child has the descriptor, not the pages
   };
-  mutable std::mutex mutex_;
-  std::map<const std::byte*, Block> blocks_;  // guarded by mutex_
+  mutable Mutex mutex_;
+  std::map<const std::byte*, Block> blocks_ MESHSTAGE_GUARDED_BY(mutex_);
 };
+
+/// The other end of locate(): maps the whole block that SharedLocation::file names now. A process
+/// has one mapping of a block, as long as somebody has the result. The mapping outlives the process
+/// that made the memory. Throws IoError. Threads: any.
+[[nodiscard]] MESHSTAGE_API std::shared_ptr<const std::span<std::byte>> map_shared(
+    const std::string& file);
 
 }  // namespace meshstage

@@ -246,6 +246,25 @@ TEST_CASE("memory that was touched first has its pages, and its bytes as they we
   shared.deallocate(block.data(), kBytes, 4096);
 }
 
+TEST_CASE("a shared block is mapped once where it is found, and stays when its maker is gone") {
+  constexpr std::size_t kBytes = 8192;
+  auto maker = std::make_unique<meshstage::SharedMemory>();
+  auto* const block = static_cast<std::byte*>(maker->allocate(kBytes, 4096));
+  const auto location = maker->locate(block + 100);
+  REQUIRE(location);
+  REQUIRE(location->offset == 100);
+  const auto mapped = meshstage::map_shared(location->file);
+  REQUIRE(mapped->size() == kBytes);
+  REQUIRE(mapped->data() != block);
+  REQUIRE(meshstage::map_shared(location->file) == mapped);
+  block[100] = std::byte{7};
+  REQUIRE((*mapped)[100] == std::byte{7});
+  maker->deallocate(block, kBytes, 4096);
+  maker.reset();
+  REQUIRE((*mapped)[100] == std::byte{7});
+  REQUIRE_THROWS_AS(meshstage::map_shared(location->file), meshstage::IoError);
+}
+
 TEST_CASE("touching where there is no room kills nobody") {
   constexpr std::size_t kBytes = std::size_t{40} << 20U;
   const TempDirectory directory("/dev/shm");
