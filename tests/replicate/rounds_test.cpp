@@ -23,6 +23,9 @@ using ms::test::run_ranks;
 using ms::test::stage_all;
 using ms::test::state_of;
 
+constexpr std::chrono::seconds kLong(10);
+
+/// What the E that `call` throws says. Throws InvalidState if it throws another type, or nothing.
 template <class E, class Call>
 std::string thrown(Call&& call) {
   try {
@@ -30,9 +33,9 @@ std::string thrown(Call&& call) {
   } catch (const E& e) {
     return e.what();
   } catch (const std::exception& e) {
-    return std::string("something else: ") + e.what();
+    throw ms::InvalidState(std::string("an error of another type: ") + e.what());
   }
-  return "nothing";
+  throw ms::InvalidState("nothing was thrown");
 }
 
 }  // namespace
@@ -64,6 +67,7 @@ TEST_CASE("three ranks, two copies, one leaves out every other step: nobody is l
 TEST_CASE("a stage() that throws is that rank's no, told at once") {
   InProcessJob job(2);
   std::promise<void> threw;
+  std::promise<void> failed;  // rank 0 stages nothing until then: its next stage() is a no, too
   all_good(run_ranks(all_ranks(2), [&](int rank) {
     auto o = job.options(rank);
     ms::FaultyFileSystem fs(*o.file_system);
@@ -74,13 +78,16 @@ TEST_CASE("a stage() that throws is that rank's no, told at once") {
     if (rank == 0) {
       // A larger state asks for room anew.
       fs.fail(ms::FileOperation::kFreeSpace, 1, EIO);
-      const auto error = thrown<ms::Error>([&] { (void)ckpt.stage(state_of(rank, 2, 50'000), 2); });
-      require(error != "nothing", "stage() threw nothing");
+      (void)thrown<ms::Error>([&] { (void)ckpt.stage(state_of(rank, 2, 50'000), 2); });
       threw.set_value();
+      require(failed.get_future().wait_for(kLong) == std::future_status::ready,
+              "rank 1 has no outcome of step 2");
     } else {
       threw.get_future().wait();
       auto staging = ckpt.stage(state_of(rank, 2), 2);
-      require(staging.outcome().get() == ms::Outcome::kFailed, "step 2 is complete");
+      require(staging.outcome().get(ms::Deadline::after(kLong)) == ms::Outcome::kFailed,
+              "step 2 is complete");
+      failed.set_value();
     }
     stage_all(ckpt, {3});
     ckpt.finish();
