@@ -134,9 +134,10 @@ struct Part {
   std::string name;
   std::function<void(Seams&)> hang;
   std::function<void(Seams&)> wait_until_held;
+  bool everywhere = false;  ///< Every rank's hangs.
 };
 
-/// Rank 1's parts; each hangs at the latest when the ranks stage a step.
+/// Each part hangs at rank 1, or everywhere, at the latest when the ranks stage a step.
 std::vector<Part> all_parts() {
   using Op = ms::FileOperation;
   const auto nothing = [](Seams&) {};
@@ -151,6 +152,8 @@ std::vector<Part> all_parts() {
   return {
       {"nothing", nothing, nothing},
       {"the Store", [](Seams& s) { s.store->hang(); }, nothing},
+      {"every rank's Store", [](Seams& s) { s.store->hang(); }, nothing, true},
+      {"a Store that is gone", [](Seams& s) { s.store->fail(); }, nothing, true},
       {"room in the vault", on_disk(Op::kReserve), disk_hangs},
       {"a new slot", on_disk(Op::kMap), disk_hangs},
       {"copying and digesting", [](Seams& s) { s.pace.close(); },
@@ -199,6 +202,7 @@ TEST_CASE("whatever part of a rank hangs, every rank hears of a death") {
             EngineRank& engine = seams.start(clocks[me]);
             engine.recover_nothing();
             everyone.arrive_and_wait();
+            if (rank == 1 || part.everywhere) part.hang(seams);
             if (rank == 2) {
               everyone.arrive_and_wait();
               everyone.arrive_and_wait();  // the part of rank 1 holds what rank 1 staged
@@ -207,7 +211,6 @@ TEST_CASE("whatever part of a rank hangs, every rank hears of a death") {
               everyone.arrive_and_wait();
               return;
             }
-            if (rank == 1) part.hang(seams);
             everyone.arrive_and_wait();  // before what another rank stages reaches it
             auto staging = engine.stage(1);
             if (rank == 1) part.wait_until_held(seams);
@@ -249,7 +252,7 @@ TEST_CASE("a vote passes a rank whose parts hang") {
                       EngineRank& engine = seams.start(clocks[static_cast<std::size_t>(rank)]);
                       engine.recover_nothing();
                       everyone.arrive_and_wait();
-                      if (rank == 1) part.hang(seams);
+                      if (rank == 1 || part.everywhere) part.hang(seams);
                       everyone.arrive_and_wait();  // before what another rank stages reaches it
                       ms::Staging staging;
                       if (rank != 0) staging = engine.stage(1);
