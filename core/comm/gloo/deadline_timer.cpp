@@ -1,3 +1,4 @@
+#include <exception>
 #include <utility>
 
 #include <meshstage/core/comm/gloo/deadline_timer_impl.hpp>
@@ -56,7 +57,11 @@ void DeadlineTimer::run() {
         continue;
       }
       // Under the mutex, so that disarm() knows that it is not running.
-      entry->second.callback();
+      try {
+        entry->second.callback();
+      } catch (...) {  // the boundary of a callback: the other deadlines still come
+        report_failure({}, "ms-deadlines", std::current_exception());
+      }
       entry = entries_.erase(entry);
     }
   }

@@ -11,6 +11,7 @@ namespace meshstage {
 
 /// Calls a function when a deadline passes, from one thread that starts with the first armed
 /// deadline. It is the only way to leave a wait of Gloo early without ruining the wait's context.
+/// What a callback throws is written to standard error, and the other deadlines still come.
 /// Threads: any; callbacks run one at a time and must not call back into the timer.
 class DeadlineTimer {
  public:
