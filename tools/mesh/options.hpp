@@ -30,7 +30,7 @@ struct JobWords {
   std::string host_sizes;            ///< "8,8,6": ranks of each host, instead of ranks_per_host
   std::string policy;                ///< empty: the file's, or half-shift
   int copies = -1;                   ///< -1: the file's, or 1
-  bool borrow_replicated = false;     ///< true, or as the file says
+  bool borrow_replicated = false;    ///< true, or as the file says
   std::vector<std::string> tensors;  ///< "w=f32[1024,512]:S(0),R"; in addition to the file's
 };
 
