@@ -188,7 +188,8 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "along its last dimension, and repeat them along the others")
       ->delimiter(',')
       ->type_name("SIZES");
-  command.add_flag("--borrow-replicated,--spare-replicated", given_.borrow_replicated,
+  command.add_flag("--spare-replicated", given_.borrow_replicated)->group("");  // its old name
+  command.add_flag("--borrow-replicated", given_.borrow_replicated,
                    "With --mesh: copies borrow what the mesh repeats on another\n"
                    "host, so it is neither sent nor held; a lost rank gets it\n"
                    "from there; the borrowed bytes are printed");
