@@ -71,7 +71,7 @@ def test_of_two_ranks_the_one_that_wants_fewer_connections_counts(tmp_path):
 def test_a_number_of_connections_that_is_of_no_use_is_refused(tmp_path):
     import meshstage
 
-    with pytest.raises(meshstage.InvalidArgument, match="connections is 17; at most 16"):
+    with pytest.raises(meshstage.InvalidArgument, match="connections is 17; the maximum is 16"):
         meshstage.Checkpointer(directory=tmp_path, rank=0, world_size=1, connections=17)
     with pytest.raises(TypeError):
         meshstage.Checkpointer(directory=tmp_path, rank=0, world_size=1, connections=-1)
