@@ -62,7 +62,8 @@ void Verifier::run(std::function<Result()> work, std::function<void(const Result
         };
         try {
           auto result = std::make_shared<const Result>(call());
-          engine_.to_loop(ticket, [ok, result] { ok(*result); });
+          // Moved: it may have the lease of a slot, and the loop must see it go.
+          engine_.to_loop(ticket, [ok, result = std::move(result)] { ok(*result); });
         } catch (const Error& e) {
           fail(e.kind(), e.what());
         } catch (const std::bad_alloc&) {

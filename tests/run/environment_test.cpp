@@ -30,7 +30,7 @@ TEST_CASE("a wrong line of a hosts file is named") {
   CHECK_THROWS_WITH(parse_hosts("a 0\n", "f"), contains_text("f:1"));
   CHECK_THROWS_WITH(parse_hosts("a 1 2\n", "f"), contains_text("f:1"));
   CHECK_THROWS_WITH(parse_hosts("a\nb\na\n", "f"),
-                    contains_text("f:3") && contains_text("already"));
+                    contains_text("f:3") && contains_text("listed twice"));
   CHECK_THROWS_WITH(parse_hosts("# nobody\n", "f"), contains_text("no host"));
 }
 
