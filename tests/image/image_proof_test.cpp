@@ -16,7 +16,7 @@ namespace {
 
 /// Three blocks of 4096 bytes and a shorter one, of which the last has the values, too.
 TestImage image_of_four_blocks() {
-  return make_image(Dict{{"t", Tensor::arange<float>({3 * 1024 + 100})}, {"n", 7}}, 4096);
+  return make_image(Dict{{"t", Tensor::arange<float>(3 * 1024 + 100)}, {"n", 7}}, 4096);
 }
 
 }  // namespace

@@ -113,7 +113,7 @@ class CutRows {
  public:
   CutRows() {
     make_private_directory(disk, "/d");
-    const Tensor all = Tensor::arange<float>({kRows * kColumns}).view({kRows, kColumns});
+    const Tensor all = Tensor::arange<float>(kRows * kColumns).view({kRows, kColumns});
     const auto mesh = DeviceMesh::from_shape({kBefore});
     for (int rank = 0; rank < kBefore; ++rank) {
       const Dict state{
