@@ -177,11 +177,6 @@ class Planner {
     }
   }
 
-  [[nodiscard]] Tensor proven(Tensor old) const {
-    if (rank_.prove) rank_.prove(old);
-    return old;
-  }
-
   [[nodiscard]] detail::PlainRule plain() const {
     return {path(), options_.plain ? options_.plain(path()) : PlainKind::kSame, rank_};
   }
@@ -256,7 +251,7 @@ class Planner {
     for (const OldBox& from : source.boxes) {
       const Box both = intersection(target.box, from.box);
       if (both.empty()) continue;
-      target.copies.push_back({both, proven(view_of(from.tensor, from.box, both))});
+      target.copies.push_back({both, rank_.proven(view_of(from.tensor, from.box, both))});
       std::vector<Box> rest;
       for (const Box& part : missing) {
         for (Box& left : without(part, both)) rest.push_back(std::move(left));
@@ -278,8 +273,8 @@ class Planner {
         if (wanted.empty()) continue;
         for (const OldBox& from : source.boxes) {
           const Box both = intersection(wanted, from.box);
-          if (both.empty() || same_bits(proven(view_of(theirs.tensor, theirs.box, both)),
-                                        proven(view_of(from.tensor, from.box, both)))) {
+          if (both.empty() || same_bits(rank_.proven(view_of(theirs.tensor, theirs.box, both)),
+                                        rank_.proven(view_of(from.tensor, from.box, both)))) {
             continue;
           }
           const std::string where =

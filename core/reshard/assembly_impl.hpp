@@ -1,4 +1,6 @@
 #pragma once
+#include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <string>
@@ -59,7 +61,21 @@ struct NewRank {
   [[nodiscard]] bool compares(int old_rank) const {
     return !compares_its_share || old_rank % world_size == rank;
   }
+  /// `old`, whose elements may be read from now on.
+  [[nodiscard]] const Tensor& proven(const Tensor& old) const {
+    if (prove) prove(old);
+    return old;
+  }
 };
+
+/// Bytes from the begin of the tensor's first element to the end of its last one. It has elements.
+[[nodiscard]] inline std::uint64_t spanned_bytes(const Tensor& tensor) {
+  std::uint64_t last = 0;
+  for (std::size_t d = 0; d < tensor.dim(); ++d) {
+    last += static_cast<std::uint64_t>((tensor.size(d) - 1) * tensor.strides()[d]);
+  }
+  return (last + 1) * size_of(tensor.dtype());
+}
 
 /// Throws StructureMismatch naming two paths whose tensors share memory in `state` and are to be
 /// filled with other bytes there.

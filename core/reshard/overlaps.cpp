@@ -18,11 +18,7 @@ struct Extent {
 };
 
 Extent extent_of(const BoxTarget& target, std::uint64_t begin) {
-  std::uint64_t last = 0;
-  for (std::size_t d = 0; d < target.tensor.dim(); ++d) {
-    last += static_cast<std::uint64_t>((target.tensor.size(d) - 1) * target.tensor.strides()[d]);
-  }
-  return {begin, begin + (last + 1) * size_of(target.tensor.dtype()), &target};
+  return {begin, begin + spanned_bytes(target.tensor), &target};
 }
 
 /// The same elements, filled from the same memory: tied in the old job, too.

@@ -75,12 +75,6 @@ Tensor sum_of_tensors(const std::string& path, const std::vector<Tensor>& summan
 
 }  // namespace
 
-/// Its elements may be read.
-const Tensor& PlainRule::proven(const Tensor& old) const {
-  if (new_rank.prove) new_rank.prove(old);
-  return old;
-}
-
 void PlainRule::differ(const OldValue& a, const OldValue& b) const {
   std::string what = a.value.describe() + at(a) + " and ";
   what += b.value.describe() + " at rank " + std::to_string(b.rank);
@@ -136,7 +130,8 @@ std::optional<Tensor> PlainRule::tensor(const std::vector<OldValue>& old) const 
     case PlainKind::kSame:
       for (const OldValue& o : old) {
         if (&o == &old.front() || !new_rank.compares(o.rank)) continue;
-        if (!same_bits(proven(*first), proven(o.value.as<Tensor>()))) differ(old.front(), o);
+        if (!same_bits(new_rank.proven(*first), new_rank.proven(o.value.as<Tensor>())))
+          differ(old.front(), o);
       }
       return *first;
     case PlainKind::kFirst:
@@ -148,7 +143,7 @@ std::optional<Tensor> PlainRule::tensor(const std::vector<OldValue>& old) const 
     case PlainKind::kSummed: {
       if (new_rank.rank != 0) return Tensor::zeros(first->shape(), first->dtype());
       std::vector<Tensor> summands;
-      for (const OldValue& o : old) summands.push_back(proven(o.value.as<Tensor>()));
+      for (const OldValue& o : old) summands.push_back(new_rank.proven(o.value.as<Tensor>()));
       return sum_of_tensors(path, summands);
     }
   }

@@ -22,7 +22,6 @@ struct PlainRule {
   [[nodiscard]] std::optional<Tensor> tensor(const std::vector<OldValue>& old) const;
 
  private:
-  const Tensor& proven(const Tensor& old) const;
   [[noreturn]] void differ(const OldValue& a, const OldValue& b) const;
   [[nodiscard]] const OldValue* of_this_rank(const std::vector<OldValue>& old) const;
 };

@@ -9,6 +9,7 @@
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
+#include <meshstage/core/reshard/assembly_impl.hpp>
 #include <meshstage/core/tree/walk.hpp>
 
 namespace meshstage {
@@ -117,7 +118,7 @@ void StepStates::pass_over(std::size_t rank, const std::filesystem::path& path, 
 Value StepStates::read(OpenFile& file, std::size_t rank) {
   check_holds({job_, step_.id, static_cast<int>(rank), step_.world_size, {}},
               file.proof.info().identity);
-  const auto image = file.mapped->bytes();
+  const auto image = file.proof.image();
   Value state = decode_image(image, file.mapped);
   EndOfStorages end(image, file.proof.info().manifest_bytes);
   end.look(state);
@@ -125,33 +126,31 @@ Value StepStates::read(OpenFile& file, std::size_t rank) {
   return state;
 }
 
-StepStates::OpenFile* StepStates::file_of(const std::byte* address) {
+/// Whose file has that address; nothing if none has.
+std::optional<std::size_t> StepStates::rank_of(const std::byte* address) const {
   auto it = by_address_.upper_bound(address);
-  if (it == by_address_.begin()) return nullptr;
-  OpenFile* file = files_[(--it)->second].get();
-  const auto bytes = file->mapped->bytes();
-  return address < bytes.data() + bytes.size() ? file : nullptr;
+  if (it == by_address_.begin()) return std::nullopt;
+  const auto [begin, rank] = *--it;
+  if (address >= begin + files_[rank]->proof.image().size()) return std::nullopt;
+  return rank;
 }
 
 void StepStates::prove(OpenFile& file, std::uint64_t begin, std::uint64_t end) {
   file.proof.prove(begin, end, [&](std::uint64_t bytes) {
-    if (read_) read_(file.path, bytes, file.mapped->bytes().size());
+    if (read_) read_(file.path, bytes, file.proof.image().size());
   });
 }
 
 void StepStates::prove(const Tensor& tensor) {
   if (tensor.numel() == 0) return;
-  OpenFile* file = file_of(tensor.first_byte());
-  if (file == nullptr) return;  // made of proven ones
-  std::uint64_t last = 0;
-  for (std::size_t d = 0; d < tensor.dim(); ++d) {
-    last += static_cast<std::uint64_t>((tensor.size(d) - 1) * tensor.strides()[d]);
-  }
-  const auto begin = static_cast<std::uint64_t>(tensor.first_byte() - file->mapped->bytes().data());
+  const auto rank = rank_of(tensor.first_byte());
+  if (!rank) return;  // made of proven ones
+  OpenFile& file = *files_[*rank];
+  const auto begin = static_cast<std::uint64_t>(tensor.first_byte() - file.proof.image().data());
   try {
-    prove(*file, begin, begin + (last + 1) * size_of(tensor.dtype()));
+    prove(file, begin, begin + detail::spanned_bytes(tensor));
   } catch (const CorruptData&) {
-    damaged_ = by_address_.at(file->mapped->bytes().data());
+    damaged_ = *rank;
     throw;
   }
 }
@@ -159,7 +158,7 @@ void StepStates::prove(const Tensor& tensor) {
 void StepStates::prove_all(int rank) {
   const auto at = static_cast<std::size_t>(rank);
   damaged_ = at;
-  prove(*files_.at(at), 0, files_.at(at)->mapped->bytes().size());
+  prove(*files_.at(at), 0, files_.at(at)->proof.image().size());
   damaged_.reset();
 }
 
@@ -167,7 +166,7 @@ bool StepStates::pass_over_damaged(const CorruptData& why) {
   if (!damaged_) return false;
   const std::size_t rank = *std::exchange(damaged_, std::nullopt);
   const auto file = std::move(files_[rank]);
-  by_address_.erase(file->mapped->bytes().data());
+  by_address_.erase(file->proof.image().data());
   states_[rank] = Value();
   pass_over(rank, file->path, why);
   open(rank);

@@ -71,7 +71,7 @@ class MESHSTAGE_API StepStates {
   struct OpenFile;
   void open(std::size_t rank);
   void pass_over(std::size_t rank, const std::filesystem::path& path, const Error& why);
-  OpenFile* file_of(const std::byte* address);
+  [[nodiscard]] std::optional<std::size_t> rank_of(const std::byte* address) const;
   void prove(OpenFile& file, std::uint64_t begin, std::uint64_t end);
   [[nodiscard]] Value read(OpenFile& file, std::size_t rank);
 
