@@ -150,7 +150,7 @@ void StepStates::prove(const Tensor& tensor) {
   try {
     prove(file, begin, begin + detail::spanned_bytes(tensor));
   } catch (const CorruptData&) {
-    damaged_ = *rank;
+    damaged_ = rank;
     throw;
   }
 }
