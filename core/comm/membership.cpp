@@ -48,7 +48,8 @@ MembershipOptions sorted(MembershipOptions options) {
 /// One call of form().
 struct Membership::Forming {
   Deadline deadline;
-  std::set<int> gave_up;  // ranks that came, and left at their own deadline
+  std::set<int> gave_up;    // ranks that came, and left at their own deadline
+  std::uint64_t tried = 0;  // the generation of the last attempt
   std::uint64_t attempt = 0;
   std::string why;  // a rank could not be reached in that attempt, if it was so
 
@@ -280,33 +281,39 @@ std::uint64_t Membership::enter(std::uint64_t highest_seen, Deadline deadline) {
 Generation Membership::form(std::uint64_t highest_seen, Deadline deadline) {
   check_generation(highest_seen, options_.rank);
   if (signs_) signs_->in(placed_, true);
+  Forming forming{deadline, {}, 0, 0, {}};
+  try {
+    return form_in_attempts(highest_seen, forming);
+  } catch (const Timeout& e) {
+    // Wherever the deadline found this rank, in an attempt or between two.
+    if (forming.tried != 0) throw_missing(forming.tried, forming);
+    const std::string last = forming.earlier_failure();
+    if (last.empty()) throw;
+    throw make_error<Timeout>(e.message() + last, e.rank());
+  }
+}
+
+Generation Membership::form_in_attempts(std::uint64_t seen, Forming& forming) {
   using std::chrono::milliseconds;
   constexpr milliseconds kLongestPause{1000};
   milliseconds pause{0};  // none after the first attempt that fails: a rank may just have died
-  std::uint64_t seen = highest_seen;
-  Forming forming{deadline, {}, 0, {}};
-  while (true) {
+  const Deadline deadline = forming.deadline;
+  do {
     check_not_replaced(deadline);
     auto number = std::exchange(entered_, std::nullopt);
     if (!number || *number <= seen) number = join_newest(seen, deadline);
-    if (!number) {
-      if (!deadline.expired()) continue;
-    } else {
-      if (auto generation = connect(*number, forming)) {
-        member_ = formed_ = true;
-        signs_->in(*number, false);
-        return *generation;
-      }
-      seen = *number;
-      const Deadline next = Deadline::after(pause).earlier(deadline);
-      std::this_thread::sleep_until(next.time());
-      pause = std::clamp(pause * 2, milliseconds{10}, kLongestPause);
-      if (!deadline.expired()) continue;
-      throw_missing(seen, forming);
+    if (!number) continue;
+    if (auto generation = connect(*number, forming)) {
+      member_ = formed_ = true;
+      signs_->in(*number, false);
+      return *generation;
     }
-    throw Timeout("no generation could be formed by the deadline" + forming.earlier_failure() +
-                  newcomer_->waited_for());
-  }
+    seen = *number;
+    const Deadline next = Deadline::after(pause).earlier(deadline);
+    std::this_thread::sleep_until(next.time());
+    pause = std::clamp(pause * 2, milliseconds{10}, kLongestPause);
+  } while (!deadline.expired());
+  throw Timeout("no generation could be formed by the deadline" + newcomer_->waited_for());
 }
 
 void Membership::throw_missing(std::uint64_t number, const Forming& forming) {
@@ -340,15 +347,8 @@ std::vector<int> Membership::absent(Deadline deadline) {
 }
 
 std::optional<Generation> Membership::connect(std::uint64_t number, Forming& forming) {
-  detail::Attempted attempted;
-  try {
-    attempted = detail::connect_ranks(options_, number, claim_, forming.deadline);
-  } catch (const Timeout& e) {
-    const std::string last = forming.earlier_failure();
-    throw_missing(number, forming);
-    if (last.empty()) throw;
-    throw make_error<Timeout>(e.message() + last, e.rank());
-  }
+  forming.tried = number;
+  auto attempted = detail::connect_ranks(options_, number, claim_, forming.deadline);
   if (!attempted.generation) {
     forming.note_failure(number, attempted.why, options_.world_size);
   } else if (options_.rank == 0) {

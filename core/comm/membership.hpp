@@ -164,6 +164,8 @@ class MESHSTAGE_API Membership {
   [[nodiscard]] std::optional<std::uint64_t> take_place(std::uint64_t number,
                                                         const detail::Claim& claim,
                                                         std::uint64_t& seen, Deadline deadline);
+  /// form(), whose Timeout does not say yet which ranks did not come.
+  [[nodiscard]] Generation form_in_attempts(std::uint64_t seen, Forming& forming);
   [[nodiscard]] std::optional<Generation> connect(std::uint64_t number, Forming& forming);
   /// Throws Timeout with the ranks that have no place in the generation; returns if all have.
   void throw_missing(std::uint64_t number, const Forming& forming);

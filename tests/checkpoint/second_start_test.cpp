@@ -206,7 +206,7 @@ TEST_CASE("a job of other ranks that died while it formed does not keep a start 
   InProcessJob four(4);
   const auto errors = run_ranks({0, 1}, [&](int rank) {
     auto options = four.options(rank);
-    options.forming_deadline = 500ms;
+    options.forming_deadline = 2s;
     const ms::Checkpointer ckpt(std::move(options));
   });
   for (const auto& error : errors) CHECK_THAT(error, contains_text("did not come"));

@@ -7,6 +7,7 @@
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/comm/in_process/fabric.hpp>
 #include <meshstage/core/comm/membership.hpp>
+#include <meshstage/core/comm/wrapped_store.hpp>
 #include <meshstage/core/error/error.hpp>
 
 #include "tests/comm/membership_job.hpp"
@@ -419,4 +420,38 @@ TEST_CASE("where a peer cannot be reached attempts get rarer, leave no address, 
   CHECK(transport->attempts < 40);
   for (const auto& k : job.store->list("")) CHECK_THAT(k, !Contains("/net/"));
   CHECK(job.store->list("").size() < 100);
+}
+
+namespace {
+
+/// Lists nothing from an attempt that failed until the deadline of form() is over.
+class BusyStore final : public WrappedStore {
+ public:
+  BusyStore(std::shared_ptr<Store> inner, const std::atomic<int>& failed_attempts,
+            Deadline deadline)
+      : WrappedStore(std::move(inner)), failed_attempts_(failed_attempts), deadline_(deadline) {}
+  std::vector<std::string> list(const std::string& prefix, Deadline deadline) override {
+    if (failed_attempts_ > 0) std::this_thread::sleep_until(deadline_.time());
+    return WrappedStore::list(prefix, deadline);
+  }
+
+ private:
+  const std::atomic<int>& failed_attempts_;
+  const Deadline deadline_;
+};
+
+}  // namespace
+
+TEST_CASE("the ranks that did not come are named, too, if the deadline falls between attempts") {
+  Job job(4);
+  const auto deadline = Deadline::after(1s);
+  const auto transport = std::make_shared<Unreachable>();
+  auto options = job.options(0);
+  options.transport = transport;
+  options.store = std::make_shared<BusyStore>(job.store, transport->attempts, deadline);
+  Membership member(options);
+  const auto error = error_of([&] { (void)member.form(0, deadline); });
+  CHECK(transport->attempts == 1);
+  CHECK_THAT(error, Contains("did not come: 1, 2, 3"));
+  CHECK_THAT(error, Contains("no route to host"));
 }
