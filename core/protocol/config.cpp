@@ -6,6 +6,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/rank_tree.hpp>
 #include <meshstage/core/protocol/config.hpp>
+#include <meshstage/core/protocol/wire_impl.hpp>
 
 namespace meshstage::protocol {
 
@@ -56,6 +57,14 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
   };
   config->wards = check(holders, "holder");
   config->borrowers = check(lenders, "lender");
+  // Of one step: of each rank's own image and its replicas.
+  std::size_t claims = static_cast<std::size_t>(world_size);
+  for (const auto& list : holders) claims += list.size();
+  require(claims <= kMostClaimBytes / wire::kClaimBytes,
+          std::to_string(world_size) + " ranks with their replicas are " + std::to_string(claims) +
+              " images of one step; at most " +
+              std::to_string(kMostClaimBytes / wire::kClaimBytes) +
+              " are supported; keep fewer replicas of each rank");
   config->rank = rank;
   config->world_size = world_size;
   config->holders = std::move(holders);

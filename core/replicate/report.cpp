@@ -40,9 +40,10 @@ bool write_line(const LogSink& log, const LogLine& line) noexcept {
     log(line);
     return true;
   } catch (...) {  // the boundary of a user's callback
+    write_to_standard_error(line.text);
     try {
       write_to_standard_error(
-          line.text + "\nmeshstage: the log callback threw: " + text_of(std::current_exception()) +
+          "meshstage: the log callback threw: " + text_of(std::current_exception()) +
           "; warnings go to standard error from now on");
     } catch (...) {  // NOLINT(bugprone-empty-catch): no memory for the text; nobody is left to tell
     }

@@ -2,6 +2,7 @@
 // the group, and never end the process. The peer here is a bare socket.
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -302,6 +303,32 @@ TEST_CASE("strangers at the data ports keep no peer out") {
   }
   CHECK(settle(count_threads, threads) == threads);
   CHECK(settle(count_network_descriptors, descriptors) == descriptors);
+}
+
+TEST_CASE("a stranger that says nothing or too little at a data port is dropped after a second") {
+  InMemoryStore store;
+  std::stop_source stop;
+  std::thread pair([&] {  // its peer never comes
+    CHECK_THROWS_AS(connect_gloo_group(gloo_module_table(), "127.0.0.1", request_of(0, 1), store,
+                                       Deadline::after(60s), stop.get_token()),
+                    Cancelled);
+  });
+  const auto address = store.wait_for("gen/1/data/0/1", Deadline::after(20s));
+  for (const std::size_t said : {0U, 1U, 15U}) {
+    INFO(said << " bytes of the nonce");
+    const auto start = std::chrono::steady_clock::now();
+    const BareSocket stranger(address);
+    auto beginning = nonce_of(address);
+    beginning.resize(said);
+    stranger.write(beginning);
+    pollfd ended{stranger.fd(), POLLIN, 0};
+    CHECK(::poll(&ended, 1, 10'000) == 1);
+    const auto took = std::chrono::steady_clock::now() - start;
+    CHECK(took > 500ms);
+    CHECK(took < 3s);
+  }
+  stop.request_stop();
+  pair.join();
 }
 
 TEST_CASE("the child of a fork ends, whatever groups and transfers its parent has") {

@@ -281,6 +281,19 @@ TEST_CASE("a configuration that cannot work is refused by name") {
   REQUIRE(says(refusal(0, 2, {{1}, {2}}), "rank 2, which does not exist"));
   REQUIRE(says(refusal(0, 3, {{1, 1}, {0}, {0}}), "named twice"));
   REQUIRE(says(refusal(0, 3, {{1}}), "given for 1 ranks"));
+  REQUIRE(says(refusal(0, 16'385), "16385 ranks; at most 16384 are supported"));
+  const auto with_replicas = [](int each) {
+    constexpr int kWorld = 16'384;
+    std::vector<std::vector<int>> holders(kWorld);
+    for (int r = 0; r < kWorld; ++r) {
+      for (int i = 1; i <= each; ++i) {
+        holders[static_cast<std::size_t>(r)].push_back((r + i) % kWorld);
+      }
+    }
+    return refusal(0, kWorld, std::move(holders));
+  };
+  CHECK(with_replicas(5) == "");  // 11.6 MB
+  CHECK(says(with_replicas(6), "114688 images of one step; at most 106634 are supported"));
   REQUIRE(make_config(0, 1)->wards.empty());
   REQUIRE(make_config(2, 4)->wards == std::vector<int>{0});
   REQUIRE(make_config(1, 7)->children == std::vector<int>{3, 4});

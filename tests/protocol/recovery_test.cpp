@@ -1,3 +1,5 @@
+#include <meshstage/core/comm/control_links.hpp>
+#include <meshstage/core/protocol/codec.hpp>
 #include <meshstage/core/protocol/transition.hpp>
 #include <random>
 #include <string>
@@ -51,6 +53,38 @@ TEST_CASE("a rank that reads is waited for, and names itself when its disk gives
   }
   CHECK(first<ReportLost>(out)->rank == -1);  // it lives
   require_refused(state, ReadStuck{"again"}, kStale);
+}
+
+TEST_CASE("more claims than a message has room for: the newest are passed on") {
+  // Rank 1 of 4 finds 130,000 files that the job has left: of each step those of all four ranks.
+  constexpr std::uint64_t kImages = 130'000;
+  State state = make_state(make_config(1, 4));
+  tell(state, Formed{2});
+  tell(state, SlotsVerified{});
+  hear(state, 3, Have{}, 2);
+  hear(state, 0, AskDisk{}, 2);
+  FilesVerified files;
+  for (std::uint64_t i = 0; i < kImages; ++i) {
+    Claim claim;
+    claim.at = 1;
+    claim.owner = static_cast<int>(i % 4);
+    claim.place = claim.owner == 1 ? Place::kOwnFile : Place::kHeldFile;
+    claim.world_size = 4;
+    claim.id = {1, 1 + i / 4};
+    claim.sizes = {1ULL << 30U, 4096, {1, 2}};
+    files.claims.push_back(claim);
+  }
+  tell(state, files);
+  const auto out = hear(state, 3, Have{true, {}, kNoImage}, 2);
+  const auto* have = sent<Have>(out, 0);
+  REQUIRE(have != nullptr);
+  const auto message = with_digest(encode(WireContext{7, 4}, 1, Message{2, *have}));
+  CHECK(message.size() <= ControlLinks::kMaxMessageBytes);
+  CHECK(message.size() > kMostClaimBytes / 10 * 9);
+  // Each step is there with all four claims, or left out and said to be.
+  CHECK(have->claims.size() % 4 == 0);
+  CHECK(have->claims.back().id == ImageId{1, kImages / 4});
+  CHECK(have->beyond == ImageId{1, (kImages - have->claims.size()) / 4});
 }
 
 TEST_CASE("a choice that sends an image to a rank that does not keep it is refused") {

@@ -5,6 +5,7 @@
 #include <linux/tcp.h>  // glibc's own has no tcpi_bytes_acked
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -26,6 +27,9 @@ namespace meshstage::gloo_module {
 
 class GuardedPair;
 
+/// A connection that does not say the nonce is dropped after this, as on the links.
+inline constexpr std::chrono::seconds kGreetingTime{1};
+
 /// One connection to a pair's listening socket that has not yet said the pair's nonce.
 class Stranger final : public ::gloo::transport::tcp::Handler {
  public:
@@ -33,8 +37,19 @@ class Stranger final : public ::gloo::transport::tcp::Handler {
 
  private:
   friend class GuardedPair;
+  /// Hears of the timer.
+  class Late final : public ::gloo::transport::tcp::Handler {
+   public:
+    explicit Late(Stranger& stranger) : stranger_(stranger) {}
+    void handleEvents(int events) override;
+
+   private:
+    Stranger& stranger_;
+  };
   GuardedPair* pair = nullptr;
+  Late late{*this};
   int fd = -1;              // -1: this place is free
+  int timer = -1;           // expires kGreetingTime after the connection was accepted
   std::uint64_t since = 0;  // counts accepted connections: the lowest is the oldest
   std::size_t heard = 0;    // bytes of the nonce
 };
@@ -52,8 +67,8 @@ class Stranger final : public ::gloo::transport::tcp::Handler {
 /// Gloo takes the first connection to a listening pair for the peer and closes the listening
 /// socket, so a port scanner would keep the peer out. Here the connecting side begins with the
 /// nonce that the listening side published beside its address. A stranger's connection ends at its
-/// first wrong byte; a silent one ends when more than a few come after it or when the peer has
-/// come. Until then the pair goes on listening.
+/// first wrong byte. A silent one ends after kGreetingTime, when more than a few come after it, or
+/// when the peer has come. Until then the pair goes on listening.
 class GuardedPair final : public ::gloo::transport::tcp::Pair {
  public:
   GuardedPair(::gloo::transport::tcp::Context* context, ::gloo::transport::tcp::Device* device,
@@ -137,6 +152,30 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
     place.since = ++accepted_;
     place.heard = 0;
     device_->registerDescriptor(fd, EPOLLIN, &place);
+    limit(place);
+  }
+
+  /// Without a time limit no stranger stays.
+  void limit(Stranger& stranger) {
+    const int timer = ::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    itimerspec once{};
+    once.it_value.tv_sec = kGreetingTime.count();
+    if (timer < 0 || ::timerfd_settime(timer, 0, &once, nullptr) != 0) {
+      if (timer >= 0) ::close(timer);
+      return drop(stranger);
+    }
+    stranger.timer = timer;
+    device_->registerDescriptor(timer, EPOLLIN, &stranger.late);
+  }
+  void end_limit(Stranger& stranger) noexcept {
+    if (stranger.timer < 0) return;
+    device_->unregisterDescriptor(stranger.timer, &stranger.late);
+    ::close(std::exchange(stranger.timer, -1));
+  }
+  void drop_late(Stranger& stranger) {
+    if (stranger.timer < 0) return;  // an event of a timer that has ended
+    listen_to(stranger);             // a busy loop may see the nonce and the timer at once
+    drop(stranger);
   }
 
   void listen_to(Stranger& stranger) {
@@ -154,6 +193,7 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
     const int peer = std::exchange(stranger.fd, -1);
     stranger.since = 0;
     device_->unregisterDescriptor(peer, &stranger);
+    end_limit(stranger);
     device_->unregisterDescriptor(fd_, this);
     ::close(fd_);
     fd_ = peer;
@@ -178,6 +218,7 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
     if (stranger.fd < 0) return;
     device_->unregisterDescriptor(stranger.fd, &stranger);
     ::close(std::exchange(stranger.fd, -1));
+    end_limit(stranger);
     stranger.since = 0;
   }
   void drop_strangers() noexcept {
@@ -209,6 +250,10 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
 
 inline void Stranger::handleEvents(int /*events*/) {
   pair->guarded([this] { pair->listen_to(*this); });
+}
+
+inline void Stranger::Late::handleEvents(int /*events*/) {
+  stranger_.pair->guarded([this] { stranger_.pair->drop_late(stranger_); });
 }
 
 }  // namespace meshstage::gloo_module

@@ -99,14 +99,15 @@ class StoreServer::Impl {
           serve(c->first, c->second, event.events);
         }
       }
-      for (const int fd : strangers_) {
-        const Client& client = clients_.at(fd);
-        if (!client.hello_by.expired()) break;  // the oldest stand first
-        gone_.push_back(fd);
+      while (!strangers_.empty()) {
+        Client& oldest = clients_.at(strangers_.front());
+        if (!oldest.hello_by.expired()) break;
+        end(oldest);
       }
       // What was answered, also to those who waited for what another has set.
       for (const int fd : std::exchange(written_, {})) {
-        if (const auto c = clients_.find(fd); c != clients_.end()) flush(c->second);
+        const auto c = clients_.find(fd);
+        if (c != clients_.end()) at_the_cost_of(c->second, [&] { flush(c->second); });
       }
       for (const int fd : std::exchange(gone_, {})) {
         if (const auto c = clients_.find(fd); c != clients_.end()) end(c->second);
@@ -122,17 +123,25 @@ class StoreServer::Impl {
     return static_cast<int>(std::min(left, kLongest).count());
   }
 
-  /// What one client costs (memory, say) is that client's end alone.
-  void serve(int fd, Client& client, std::uint32_t events) {
+  /// What `call` throws (there is no memory, say) ends this one client, which asks again over
+  /// another connection.
+  template <class F>
+  void at_the_cost_of(Client& client, F&& call) {
     try {
+      call();
+    } catch (const std::exception&) {
+      end(client);
+    }
+  }
+
+  void serve(int fd, Client& client, std::uint32_t events) {
+    at_the_cost_of(client, [&] {
       if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) {
         read_from(fd, client);
       } else {
         written_.push_back(fd);
       }
-    } catch (const std::exception&) {
-      gone_.push_back(fd);
-    }
+    });
   }
 
   void accept_all() {
@@ -157,19 +166,28 @@ class StoreServer::Impl {
       }
       if (clients_.size() >= options_.max_connections) continue;  // closed at once
       const int number = fd.get();
-      epoll_event event{};
-      event.events = EPOLLIN;
-      event.data.fd = number;
-      if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, number, &event) != 0) continue;
-      net::set_keep_alive(number);
-      if (strangers_.size() >= options_.max_strangers) end(clients_.at(strangers_.front()));
-      Client client;
-      client.stream = {tcp_store::kFormat, std::move(fd)};
-      client.stream.limit_payload(kHelloPayload);
-      client.hello_by = Deadline::after(options_.hello_deadline);
-      clients_.emplace(number, std::move(client));
-      strangers_.push_back(number);
+      try {
+        let_in(std::move(fd));
+      } catch (const std::exception&) {
+        if (const auto c = clients_.find(number); c != clients_.end()) end(c->second);
+      }
     }
+  }
+
+  void let_in(Descriptor fd) {
+    const int number = fd.get();
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.fd = number;
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, number, &event) != 0) return;
+    net::set_keep_alive(number);
+    if (strangers_.size() >= options_.max_strangers) end(clients_.at(strangers_.front()));
+    Client client;
+    client.stream = {tcp_store::kFormat, std::move(fd)};
+    client.stream.limit_payload(kHelloPayload);
+    client.hello_by = Deadline::after(options_.hello_deadline);
+    clients_.emplace(number, std::move(client));
+    strangers_.push_back(number);
   }
 
   void read_from(int fd, Client& client) {
@@ -257,15 +275,23 @@ class StoreServer::Impl {
                  " bytes together");
       return false;
     }
-    bytes_ += key.size() + value.size() - old;
-    entries_[key] = value;
+    // Whatever there is no memory for is thrown before the entry is there: a client asks again.
     const auto waiting = waiting_.equal_range(key);
     std::vector<int> waiters;
     for (auto w = waiting.first; w != waiting.second; ++w) waiters.push_back(w->second);
+    std::string copy = value;
+    entries_[key] = std::move(copy);
+    bytes_ += key.size() + value.size() - old;
     for (const int waiter : waiters) {
-      Client& other = clients_.at(waiter);
-      stop_waiting(waiter, other);
-      answer(waiter, other, Type::kValues, {value});
+      const auto found_waiter = clients_.find(waiter);
+      if (found_waiter == clients_.end() || found_waiter->second.waits_for.empty()) {
+        continue;  // it named the key twice
+      }
+      Client& other = found_waiter->second;
+      at_the_cost_of(other, [&] {
+        stop_waiting(waiter, other);
+        answer(waiter, other, Type::kValues, {value});
+      });
     }
     return true;
   }
