@@ -279,6 +279,65 @@ TEST_CASE("a vote passes a rank whose parts hang") {
   }
 }
 
+TEST_CASE("a rank whose disk hangs while it proves its files: every rank hears of a death") {
+  using Op = ms::FileOperation;
+  const auto [name, at] = GENERATE(table<std::string, Op>({
+      {"listing the directory", Op::kList},
+      {"opening a file", Op::kOpen},
+      {"mapping a file", Op::kMap},
+  }));
+  INFO(name);
+  check_quick([at = at] {
+    Job job(3);
+    std::barrier everyone(3);
+    std::promise<Clock::time_point> killed;
+    const auto death = killed.get_future().share();
+    std::vector<milliseconds> heard(2);
+    std::vector<TaskClock> before(3), clocks(3);
+    const bool good = all_are_good(run_ranks(
+        all_ranks(3), meeting(everyone, [&](int rank) {
+          const auto me = static_cast<std::size_t>(rank);
+          {  // A step that is on every rank's disk alone.
+            Seams seams(job, rank);
+            seams.options.persist_every = 1;
+            EngineRank& engine = seams.start(before[me]);
+            engine.recover_nothing();
+            engine->finish();
+            require(engine->stats().persisted == 1, "step 0 is not on disk");
+          }
+          everyone.arrive_and_wait();
+          Seams seams(job, rank);
+          EngineRank& engine = seams.start(clocks[me]);
+          if (rank == 1) seams.fs.block(at);
+          everyone.arrive_and_wait();
+          if (rank == 2) {
+            everyone.arrive_and_wait();  // rank 1 hangs
+            killed.set_value(Clock::now());
+            job.ranks.fabric().kill(2);
+            everyone.arrive_and_wait();
+            return;
+          }
+          if (rank == 1) seams.fs.wait_until_blocked();
+          everyone.arrive_and_wait();
+          std::string what = "something was recovered";
+          try {
+            ms::Value state(ms::test::state_of(rank, 0));
+            (void)engine->recover(state);
+          } catch (const ms::PeerLost& e) {
+            what = e.rank() == 2 ? "" : e.what();
+          }
+          heard[me] = std::chrono::duration_cast<milliseconds>(Clock::now() - death.get());
+          everyone.arrive_and_wait();
+          seams.go_on();
+          require(what.empty(), what);
+        })));
+    CHECK(heard[0] < milliseconds(1000));
+    CHECK(heard[1] < milliseconds(1000));
+    CHECK(clocks[1].tasks() > 0);
+    return good ? clocks[0].slow() + clocks[1].slow() : -1;
+  });
+}
+
 TEST_CASE("a disk that hangs costs the steps that need its slots, and nobody waits for it") {
   check_quick([] {
     Job job(2);
