@@ -36,7 +36,7 @@ struct PersistedName {
 [[nodiscard]] MESHSTAGE_API std::optional<PersistedName> parse_file_name(
     std::string_view file_name);
 
-/// Throws CorruptData, naming what the file holds, unless that is the image which the name says.
+/// Throws CorruptData, naming the image that the file holds, unless it is the one that `name` says.
 MESHSTAGE_API void check_holds(const PersistedName& name, const ImageIdentity& held);
 
 struct PersistedImage {
@@ -68,10 +68,10 @@ struct PersistedImage {
     FileSystem& fs, const std::filesystem::path& directory, std::string_view job,
     const std::function<void(const std::string&)>& complain = {});
 
-/// Removes the images of `job` that are older than `persisted_everywhere`, the newest image that
-/// *every* rank is known to have persisted, and that were written by ranks whose images the caller
-/// `removes`. `keep` older ids are kept. Removes nothing for kNoImage. Returns how many files were
-/// removed.
+/// Removes the images of `job` that are older than `persisted_everywhere` and whose writer
+/// `removes` accepts. `persisted_everywhere` is the newest image that *every* rank is known to have
+/// persisted. The newest `keep` ids among these older images stay. Removes nothing for kNoImage.
+/// Returns how many files were removed.
 MESHSTAGE_API std::size_t prune(FileSystem& fs, const std::filesystem::path& directory,
                                 std::string_view job,
                                 const std::function<bool(int writer)>& removes,
@@ -82,8 +82,8 @@ MESHSTAGE_API std::size_t prune(FileSystem& fs, const std::filesystem::path& dir
 /// never changes. Threads: any.
 class MESHSTAGE_API MappedFile {
  public:
-  /// Throws NotFound; IoError, also, and without waiting, for a directory, a pipe and the like;
-  /// CorruptData if the file is empty.
+  /// Throws NotFound, CorruptData if the file is empty, and IoError. A directory, a pipe and the
+  /// like give IoError at once.
   [[nodiscard]] static std::shared_ptr<const MappedFile> open(FileSystem& fs,
                                                               const std::filesystem::path& path);
   /// open() for a file that only this user can have written. Throws InvalidState, saying what is

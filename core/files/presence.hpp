@@ -10,10 +10,10 @@
 
 namespace meshstage {
 
-/// Says in a directory that a rank of a job uses it, so that the ranks of a generation find out
-/// which of them share one: all, or those of a host where disks are local. It is an empty file
-/// that lives as long as this object, or until a remove_leftovers() after the process's death.
-/// Threads: any, one at a time.
+/// Marks a directory as used by a rank of a job, so that the ranks of a generation find out which
+/// of them share it: all ranks, or with local disks those of one host. The mark is an empty file
+/// that lives as long as this object. After the process's death remove_leftovers() removes the
+/// file. Threads: any, one at a time.
 class MESHSTAGE_API Presence {
  public:
   /// The directory must exist. `fs` must outlive it. Throws SystemError.

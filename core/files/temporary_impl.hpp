@@ -9,15 +9,15 @@
 /// Files that nobody needs any more once their writer is dead (publish.cpp has the reasons).
 namespace meshstage::detail {
 
-/// What stands before the writer in the name of each of them.
+/// Comes before the writer's pid in the name of each temporary file.
 inline constexpr std::string_view kTemporaryMark = ".tmp-";
 
-/// The end of the names of all temporary files of this process, but for what tells them apart.
+/// The part that the names of all temporary files of this process have in common. The part that
+/// tells the files apart follows it.
 std::string own_mark(const ProcessIdentity& process);
 
-/// The temporary file, created and locked. A remove_leftovers() elsewhere may find it between the
-/// two and take it for a dead writer's; then it is made again. Once it is locked under its name it
-/// stays.
+/// Creates and locks the temporary file. If a remove_leftovers() elsewhere finds the file between
+/// the two and removes it as a dead writer's, the call makes it again. A file that is locked stays.
 std::unique_ptr<File> create_locked(FileSystem& fs, const std::filesystem::path& temporary);
 
 }  // namespace meshstage::detail

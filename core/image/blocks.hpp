@@ -59,10 +59,10 @@ class MESHSTAGE_API BlockDigests {
   std::vector<std::uint8_t> added_;
 };
 
-/// Called when so many bytes more have been read.
+/// Called when `bytes` more bytes have been read.
 using BytesRead = std::function<void(std::uint64_t bytes)>;
-/// verify_image() and verify_replica() that call `read` after the manifest and after each block: on
-/// a slow disk they take long, and so show that they go on. An exception of `read` ends them.
+/// Like the functions of image.hpp and replica.hpp, but call `read` after the manifest and after
+/// each block, so that a caller sees progress on a slow disk. An exception of `read` ends the call.
 /// `crew`: its threads prove the blocks and call `read`, several at once; without one the calling
 /// thread does both. The error names the first wrong block in either case.
 MESHSTAGE_API ImageInfo verify_image(std::span<const std::byte> image, const BytesRead& read,
@@ -80,7 +80,7 @@ MESHSTAGE_API ImageInfo check_blocks(std::span<const std::byte> image, const Blo
 MESHSTAGE_API ImageInfo check_replica_blocks(std::span<const std::byte> replica,
                                              const BlockDigests& digests);
 
-/// Proves an image part by part, so that who needs a part of it reads no more than that. Threads:
+/// Proves an image part by part: a caller that needs one part does not read the others. Threads:
 /// one at a time.
 class MESHSTAGE_API ImageProof {
  public:
@@ -104,11 +104,11 @@ class MESHSTAGE_API ImageProof {
   std::unique_ptr<State> state_;
 };
 
-/// Hands a whole image to `take` in pieces, ascending and without gaps, each with its offset. A
-/// piece is a copy in memory of this call's own, which was compared with the image's digests: what
-/// rots in `image` meanwhile is found, or was copied before. Throws CorruptData as verify_image()
-/// does before the wrong piece is handed out; the pieces before it are not to be used then. The
-/// copies take the memory of the manifest, of a block or of the trailer, whichever is largest.
+/// Hands a whole image to `take` in pieces, ascending and without gaps, each with its offset. The
+/// call copies a piece into memory of its own and compares the copy with the image's digests, so it
+/// never hands out bytes that have rotted in `image`. Throws CorruptData as verify_image() does,
+/// before it hands out a wrong piece; do not use the pieces before that one then. The copies take
+/// the memory of the manifest, of a block or of the trailer, whichever is largest.
 MESHSTAGE_API ImageInfo read_proven(
     std::span<const std::byte> image,
     const std::function<void(std::span<const std::byte> piece, std::uint64_t offset)>& take);

@@ -11,19 +11,19 @@
 #include <meshstage/core/image/quoted.hpp>
 #include <meshstage/core/image/safetensors.hpp>
 
-/// The grammar of a safetensors header: which entries and which metadata its JSON has. Whether they
-/// fit the file is safetensors.cpp's question.
+/// The grammar of a safetensors header: which entries and which metadata its JSON has.
+/// safetensors.cpp checks that they fit the file.
 namespace meshstage::detail {
 
 inline constexpr std::uint64_t kLengthBytes = 8;
 inline constexpr std::string_view kMetadataKey = "__metadata__";
-/// What may stand inside an unknown field of an entry; serde ignores those, so do we, but not for
-/// ever.
+/// The most levels inside an unknown field of an entry. Unknown fields are ignored, as by serde,
+/// but only up to this depth.
 inline constexpr std::size_t kMaxDepth = 16;
-// A tensor of complex128 has one more in the file.
+// In the file a tensor of complex128 has one dimension more.
 inline constexpr std::size_t kMaxDimensions = kMaxDims + 1;
 
-/// Walks the text and says how far it is, so that errors can.
+/// Walks the text and stores how far it has come, so that errors can name the byte.
 struct TextIterator {
   using iterator_category = std::input_iterator_tag;
   using value_type = char;
@@ -40,14 +40,14 @@ struct TextIterator {
   friend bool operator==(const TextIterator& a, const TextIterator& b) { return a.at == b.at; }
 };
 
-/// Collects the entries while nlohmann's lexer and grammar walk the text. Nothing is built for what
-/// is not asked for, so memory follows the header's length; duplicates and depth are seen as they
-/// come.
+/// Collects the entries while nlohmann's lexer and grammar walk the text. It builds nothing else,
+/// so memory stays proportional to the header's length, and it refuses duplicates and deep nesting
+/// while it reads.
 class HeaderReader {
  public:
   using Json = nlohmann::json;
 
-  /// Reads `position()` while it parses: how far the lexer is.
+  /// `begin`: the text. While it is parsed, `*position()` is how far the lexer has come.
   explicit HeaderReader(const char* begin) : begin_(begin), at_(begin) {}
   [[nodiscard]] const char** position() { return &at_; }
 

@@ -25,8 +25,8 @@ struct LayoutOptions {
 };
 
 /// Makes the layout and its manifest. Throws InvalidArgument, naming path and limit, for a manifest
-/// that decode_manifest() would refuse. `previous` may be null. It does not count if it or the new
-/// layout borrows storages, or if a storage is on a device.
+/// that decode_manifest() would refuse. `previous` may be null. It is ignored if either layout
+/// borrows storages, or if a storage is on a device.
 ImageLayout make_layout(const FlatState& flat, const LayoutOptions& options,
                         const PreviousLayout* previous);
 

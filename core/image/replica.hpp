@@ -20,8 +20,8 @@ namespace meshstage {
 /// read_info() for a replica.
 MESHSTAGE_API ImageInfo read_replica_info(std::span<const std::byte> replica);
 
-/// verify_image() for a replica: checks every byte of it. Whether manifest and trailer agree on
-/// what is borrowed is checked by borrowed_parts().
+/// verify_image() for a replica: checks every byte of it. borrowed_parts() checks that manifest and
+/// trailer agree on the borrowed storages.
 MESHSTAGE_API ImageInfo verify_replica(std::span<const std::byte> replica);
 
 /// A storage in the gap.
