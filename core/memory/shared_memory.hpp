@@ -48,8 +48,8 @@ class MESHSTAGE_API SharedMemory final : public MemoryResource {
 };
 
 /// The other end of locate(): maps the whole block that SharedLocation::file names now. A process
-/// has one mapping of a block, as long as somebody has the result. The mapping outlives the process
-/// that made the memory. Throws IoError. Threads: any.
+/// has one mapping of a block, as long as any copy of the result lives. The mapping outlives the
+/// process that made the memory. Throws IoError. Threads: any.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<const std::span<std::byte>> map_shared(
     const std::string& file);
 

@@ -13,15 +13,17 @@ namespace meshstage::transfer {
 /// Sends `image`, which is the whole image or its replica; its length tells which. From a replica
 /// only a replica can be sent. Before a piece leaves, `wait_final(end)` blocks until the bytes up
 /// to `end`, counted in the whole image, are final; an exception of it ends the transfer. Over
-/// several connections several threads call it at once. Throws what Transfer::wait throws.
+/// several connections several threads call `wait_final` at once. Throws what Transfer::wait
+/// throws.
 void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
                 const std::function<void(std::uint64_t)>& wait_final);
-/// The same without the blocks that the receiver holds already; of a whole image only.
+/// send_image() without the blocks that the receiver holds already. Of a replica that borrows,
+/// every block is sent.
 void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
                 const std::function<void(std::uint64_t)>& wait_final, const Offered& offered);
 
 /// Receives all pieces of an image that this rank does not want any more, into scratch memory of
-/// one piece. `masked` is as Holding's.
+/// one piece. `masked`: as Holding::masked.
 void drain_image(const Link& link, const Shape& shape, bool masked = false);
 
 /// Receives into `image`, which must have the size of the image or replica that is sent, and proves
@@ -31,9 +33,9 @@ void drain_image(const Link& link, const Shape& shape, bool masked = false);
 [[nodiscard]] ImageInfo receive_image(const Link& link, std::span<std::byte> image,
                                       const Shape& shape, const Digest& manifest_digest,
                                       const ImageIdentity& expected);
-/// The same into a slot that may hold blocks of it already. Throws CorruptData too for a block that
-/// stays though it is not held, and for one that is held no more as it was. Whatever it throws, no
-/// later image may keep what is there.
+/// receive_image() into a slot that may hold blocks of the image already. Also throws CorruptData
+/// if the sender leaves out a block that the slot does not hold, or if a held block has changed.
+/// After any error no later image may keep blocks of the slot.
 [[nodiscard]] ImageInfo receive_image(const Link& link, std::span<std::byte> image,
                                       const Shape& shape, const Digest& manifest_digest,
                                       const ImageIdentity& expected, Holding& holding);

@@ -13,7 +13,7 @@ namespace meshstage::transfer {
 /// The order in which masks and pieces travel, and the masks themselves.
 class Masks {
  public:
-  /// What travels, or stays: a mask, or a piece.
+  /// A mask, which always travels, or a piece, which travels or stays.
   struct Thing {
     bool is_mask = false;
     std::size_t number = 0;  ///< Of the mask's group, or of the piece.
@@ -30,7 +30,7 @@ class Masks {
     const std::size_t group = i / (kMaskGroup + 1), at = i % (kMaskGroup + 1);
     return at == 0 ? Thing{true, group} : Thing{false, group * kMaskGroup + at - 1};
   }
-  /// How many things must be there before thing `i` can be received: a piece's mask.
+  /// How many things must have come before thing `i` can be received: a piece needs its mask.
   [[nodiscard]] std::size_t needed_for(std::size_t i) const {
     return masked_ && i % (kMaskGroup + 1) != 0 ? i / (kMaskGroup + 1) * (kMaskGroup + 1) + 1 : 0;
   }
@@ -39,7 +39,7 @@ class Masks {
     return std::min(pieces_, begin_of(group) + kMaskGroup);
   }
 
-  /// Where a mask travels from or to; until it has.
+  /// The memory that a mask is sent from or received into.
   [[nodiscard]] std::span<std::byte> bytes(std::size_t group) { return bytes_[group]; }
   void set(std::size_t group, std::uint64_t mask) {
     little_endian::store(bytes_[group].data(), mask);

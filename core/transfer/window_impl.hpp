@@ -27,8 +27,8 @@ class Window {
         [](std::size_t) { return std::size_t{0}; });
   }
 
-  /// Things that are transferred in order. `post` may return null: nothing travels. A thing is
-  /// posted when as many are done as `needs` says.
+  /// Transfers `count` things in order. If `post(i)` returns null, thing i is not sent. Thing i is
+  /// posted when at least `needs(i)` things are done.
   template <class Post, class Done, class Needs>
   void run(std::size_t count, Post&& post, Done&& done, Needs&& needs) {
     for (std::size_t next = 0, finished = 0; finished < count;) {

@@ -16,8 +16,8 @@ struct OlderSlot {
   std::filesystem::path path;
 };
 
-/// All sealed slots of older incarnations, the newest images first. Those of living owners were
-/// taken, too, so no owner changes them any more.
+/// All sealed slots of older incarnations, the newest images first. The slots of living owners were
+/// taken, too, so no owner changes any of these slots any more.
 std::vector<OlderSlot> older_slots(const VaultState& state);
 
 /// The slot of this incarnation for the image of `from`: one without a sealed image and without a

@@ -5,7 +5,7 @@
 //   P-i<incarnation>-own0        slots of the rank itself (0 and 1): header page + image
 //   P-i<incarnation>-w<ward>-0   slots for a ward (0 and 1)
 // and while one of the first two is being made, its name + ".tmp-<pid>-<instance>".
-// They are read from the right, so a job name may contain anything that is valid in it.
+// Names are parsed from the right, so every valid job name can be read back.
 #include <cstdint>
 #include <optional>
 #include <string>

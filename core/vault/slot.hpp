@@ -46,9 +46,8 @@ struct SlotInfo {
   return key.owner_rank == vault_rank ? image.image_bytes : image.replica_bytes();
 }
 
-/// A sealed slot of a stray vault, mapped: no process changes its bytes while the vault that took
-/// it has it, and they can be read as long as `keep` lives. Whether they are whole is to be
-/// verified.
+/// A mapped, sealed slot of a stray vault. No process changes its bytes while the vault that took
+/// it has it. The bytes can be read as long as `keep` lives; the caller must verify them.
 struct StraySlot {
   int vault = 0;    ///< The rank whose vault it is.
   SlotKey key;      ///< An image of that rank if key.owner_rank is `vault`, else a replica.

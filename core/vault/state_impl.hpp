@@ -59,7 +59,7 @@ struct VaultState {
   bool taken_over = false;
 
   PageLocks page_locks;
-  mutable Mutex mutex;  // also of what a Slot's leases change
+  mutable Mutex mutex;  // also guards each Slot, as said there
   std::map<SlotKey, std::shared_ptr<Slot>> slots MESHSTAGE_GUARDED_BY(mutex);
   std::vector<std::shared_ptr<Stray>> strays MESHSTAGE_GUARDED_BY(mutex);
 
@@ -68,7 +68,7 @@ struct VaultState {
   [[nodiscard]] std::filesystem::path path_of(const std::string& name) const {
     return options.directory / name;
   }
-  /// What the directory has of this user, job and rank.
+  /// The files of this user, job and rank in the directory.
   [[nodiscard]] std::vector<VaultFile> files() const;
   [[nodiscard]] std::filesystem::path slot_path(SlotKey key) const;
   /// Of the incarnation `of`.

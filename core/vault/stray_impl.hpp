@@ -10,9 +10,9 @@
 
 namespace meshstage::detail {
 
-/// A stray vault that this process took. Its locks are let go with it.
+/// A stray vault that this process took. Destroying it releases its locks.
 struct Stray {
-  /// Of that rank, without a lock file of its own and above all incarnations.
+  /// That rank's vault, without a lock file of its own, and with an incarnation above all others.
   std::shared_ptr<VaultState> vault;
   struct Lock {
     std::uint64_t incarnation = 0;
@@ -23,7 +23,7 @@ struct Stray {
   ImageId newest_other;     ///< The newest sealed image of another world size; kNoImage: none.
 };
 
-/// The ranks but this one of which there are control pages in the vault's directory.
+/// The other ranks that have a control page in the vault's directory.
 std::vector<int> other_ranks(const VaultState& mine);
 
 /// Takes the vault of `rank` for `generation`; nothing if it is no stray, or another process has
@@ -32,12 +32,12 @@ std::vector<int> other_ranks(const VaultState& mine);
 std::optional<Stray> take_stray(const VaultState& mine, int rank, std::uint64_t generation,
                                 int world_size, bool any_world);
 
-/// Its sealed slots, whose bytes no process changes; mapped, not verified.
+/// The stray's sealed slots, whose bytes no process changes; mapped, not verified.
 std::vector<StraySlot> slots_of(const Stray& stray);
 
-/// Removes the slots and lock files of the incarnations whose locks are held, and lets these go.
-/// `all`: every file of the vault, unless somebody has taken it since. Returns the bytes freed.
-/// Call with lock_files_mutex() held.
+/// Removes the slots and lock files of the incarnations whose locks are held, and releases the
+/// locks. `all`: removes every file of the vault, unless another process has taken it since.
+/// Returns the bytes freed. Call with lock_files_mutex() held.
 std::uint64_t remove(Stray& stray, bool all);
 
 }  // namespace meshstage::detail

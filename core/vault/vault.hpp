@@ -39,9 +39,9 @@ struct VaultPageLocks {
 /// time.
 ///
 /// Ownership is a POSIX record lock on the incarnation's own lock file, opened once. attach() takes
-/// over the newest incarnation if its owner is dead, with what its slots hold. If that owner lives
-/// (stopped, perhaps), attach() makes a new incarnation with empty slots, and the older owner is
-/// *fenced*: its next call throws Fenced, "incarnation N is superseded by M, pid P".
+/// over the newest incarnation, and the images in its slots, if its owner is dead. If that owner
+/// lives (stopped, perhaps), attach() makes a new incarnation with empty slots, and the older owner
+/// is *fenced*: its next call throws Fenced, "incarnation N is superseded by M, pid P".
 /// An owner writes only to its own incarnation's files, so a fenced owner that wakes up does no
 /// harm.
 ///
@@ -53,8 +53,8 @@ class MESHSTAGE_API Vault {
   /// already; the files belong to another user or are open to others), IoError.
   [[nodiscard]] static Vault attach(VaultOptions options);
 
-  /// The highest epoch in which that rank's vault was taken, and generation that was noted in it; 0
-  /// if it does not exist. Only reads. Throws as attach().
+  /// The highest number among the epochs in which that rank's vault was taken and the generations
+  /// noted in it; 0 if it does not exist. Only reads. Throws as attach().
   [[nodiscard]] static std::uint64_t highest_epoch(const VaultOptions& options);
 
   Vault(Vault&&) noexcept;
@@ -80,7 +80,7 @@ class MESHSTAGE_API Vault {
   /// The highest generation in any header (also as a base) and in any note_generation(), over all
   /// incarnations of this job, of every rank whose vault is in this directory. 0 if there is none.
   [[nodiscard]] std::uint64_t max_generation() const;
-  /// This process enters generation `g`; remembered as long as the vault's files last.
+  /// Notes that this process enters generation `g`. The note lasts as long as the vault's files.
   void note_generation(std::uint64_t g);
 
   /// Marks the slot WRITING, in memory before this returns, then grows the slot if `bytes` do not
@@ -112,12 +112,12 @@ class MESHSTAGE_API Vault {
   std::vector<SlotKey> adopt_older();
 
   /// Takes every *stray* vault: one of this job, in this directory, of another rank, that no
-  /// process of `generation` has. Each rank of that generation calls note_generation() before any
-  /// calls this; of those that do, one takes each vault. Returns what is sealed there, the newest
-  /// first in each vault. Former owners of a taken vault can begin and seal nothing any more; a
-  /// process that attaches it later makes another incarnation. A vault with images of another world
-  /// size is left alone, and `warn` is called, unless the job goes on from `any_world`. First
-  /// releases the vaults that an earlier call took. Throws SystemError.
+  /// process of `generation` has. Every rank of that generation must call note_generation() before
+  /// any rank calls this; one rank takes each vault. Returns the sealed slots, the newest first in
+  /// each vault. Former owners of a taken vault can begin and seal nothing any more; a process that
+  /// attaches it later makes another incarnation. Unless `any_world`, a vault with images of
+  /// another world size is left alone, and `warn` is called. First releases the vaults that an
+  /// earlier call took. Throws SystemError.
   std::vector<StraySlot> take_strays(std::uint64_t generation, int world_size,
                                      const std::function<void(const std::string&)>& warn,
                                      bool any_world = false);
