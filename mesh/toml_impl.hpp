@@ -1,15 +1,16 @@
 #pragma once
-// toml++, as a file of any content may be given to it.
+// Includes toml++ so that it can read a file of any content.
 #define TOML_HEADER_ONLY 1
 #define TOML_ENABLE_FORMATTERS 0
-// toml++ 3.3 asserts, and with NDEBUG tells the compiler to assume, what a file such as "[[[1]]]"
-// makes false. Behind each such line the parser handles the case: let it.
+// A file such as "[[[1]]]" makes assertions of toml++ 3.3 false, and with NDEBUG toml++ tells the
+// compiler to assume them. The parser handles the case behind each assertion, so assertions do
+// nothing here.
 #pragma push_macro("NDEBUG")
 #undef NDEBUG
 #define TOML_ASSERT(condition) static_assert(true)
-// Likewise its table of white space: what it calls unreachable is any letter such as U+00E9 where
-// a value is wrong, and is no white space. The tables come first, with that as their answer; the
-// rest keeps its own.
+// Likewise in its tables of characters: a letter such as U+00E9 in a wrong value reaches a branch
+// that toml++ calls unreachable. The letter is no white space, so in the tables, which come first,
+// the branch returns false. The rest of toml++ keeps its own macro.
 #include <toml++/impl/preprocessor.h>
 #pragma push_macro("TOML_UNREACHABLE")
 #undef TOML_UNREACHABLE

@@ -33,7 +33,7 @@ class DeviceStreams {
  public:
   DeviceStream& of(Device device) { return open(copying_, device); }
   DeviceStream& digesting(Device device) { return open(digesting_, device); }
-  /// Those of the device that were made.
+  /// The streams of `device` that were made so far.
   [[nodiscard]] std::vector<DeviceStream*> made(Device device);
 
  private:
@@ -52,7 +52,7 @@ class DeviceCopies {
   /// Copies and digests come behind the events in `ready`. If host memory is not page-locked, the
   /// constructor returns only when the copies into it are done. Throws the error that the driver
   /// reports. Without `keep` the caller keeps both ends until done(), and the constructor throws
-  /// only when what it had issued is done.
+  /// only when all work that it issued is done.
   DeviceCopies(std::span<const DevicePlace> places, std::span<const DeviceReady> ready,
                DeviceStreams& streams, std::shared_ptr<const void> keep,
                CopyDirection direction = CopyDirection::kToHost,
@@ -69,7 +69,7 @@ class DeviceCopies {
   [[nodiscard]] bool digests(std::size_t block) const noexcept;
   /// Waits for a digest that a device makes. Throws what wait() throws.
   [[nodiscard]] DeviceDigest digest(std::size_t block, Watermark& progress) const;
-  /// True if nothing that was issued touches memory any more.
+  /// True if no issued copy or digest uses memory any more.
   [[nodiscard]] bool done() const noexcept;
   /// An event behind all copies and digests of `device`: work that changes their sources must come
   /// behind it. The event is done already if the device copies nothing.

@@ -19,7 +19,7 @@ namespace meshstage::detail {
 ///     if (snapshot.take(*source, deadline)) tell_trainer(source->ready);
 ///     plan.issue(*source, image, ...);  // from the snapshot, if there is one
 ///
-/// Threads: one at a time; what take() put into a source may be dropped on any thread.
+/// Threads: one at a time; any thread may drop a source that take() changed.
 class DeviceSnapshot {
  public:
   /// `max_bytes`: the most memory on each device; 0: as much as the driver gives. `warn` gets one
@@ -33,9 +33,9 @@ class DeviceSnapshot {
   /// Copies the source's storages on devices inside their devices, behind source.ready. Then puts
   /// the snapshot in their place, and into source.ready the events behind these copies: the trainer
   /// may change its tensors behind them. The device's runtime keeps the trainer's storages until
-  /// then. Waits until the snapshot before is free: its source was dropped, and no device reads it.
-  /// Returns false, and leaves the source as it is, if reserve() does or no storage is on a device.
-  /// Throws Timeout, or the error that the driver reports; the source is as it was then.
+  /// then. Waits first until the previous snapshot is free: its source was dropped, and no device
+  /// reads it. Returns false, and leaves the source as it is, if reserve() does or no storage is on
+  /// a device. Throws Timeout, or the error that the driver reports; then the source is unchanged.
   bool take(StagingSource& source, Deadline deadline);
 
   [[nodiscard]] std::uint64_t bytes() const noexcept;

@@ -62,9 +62,9 @@ struct CopyOptions {
   /// Threads that help; an image that fits a cache is copied by the caller alone. Null: none.
   Crew* crew = nullptr;
   unsigned hands = 0;  ///< The most threads, the caller included. 0: as many as the crew has.
-  /// An object of StagingPlan::block_digests(): gets the digest of each block, made in the pass
-  /// that copies the block, or by the device that it is copied from: then it is a digest of what
-  /// the device holds, and an image that was not copied faithfully does not match it.
+  /// An object of StagingPlan::block_digests(), which gets the digest of each block. The pass that
+  /// copies a block digests it, or else the device that it is copied from. A device digests its own
+  /// memory, so an image that was not copied faithfully does not match.
   BlockDigests* digests = nullptr;
   /// The result of StagingPlan::issue(). Null: copy() issues the devices' copies itself, and
   /// returns or throws only when no device uses the image any more. A pace does not slow devices

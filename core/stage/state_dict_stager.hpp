@@ -37,9 +37,9 @@ struct StagerOptions {
   std::vector<TrainerStream> streams = {};
   /// Whether stage_async() first copies tensors on devices inside their devices: then
   /// before_update() comes behind that copy. Its memory is made by the first stage_async(), and
-  /// kept until clear(); it is made anew if a state is larger. If a device has not enough, `warn`
-  /// says so once, and staging goes on without. A call waits until the snapshot of the staging
-  /// before was copied to the host. stage() takes none: it returns when all is copied.
+  /// kept until clear(); it is made anew if a state is larger. If a device has too little memory,
+  /// `warn` is called once, and staging goes on without a snapshot. A call waits until the previous
+  /// snapshot was copied to the host. stage() takes no snapshot: it returns when all is copied.
   Snapshot snapshot = Snapshot::kOff;
   /// The most memory of each device, in bytes, for a snapshot. 0: as much as the driver gives.
   std::uint64_t snapshot_max_bytes = 0;

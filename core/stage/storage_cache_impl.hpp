@@ -32,8 +32,8 @@ class StorageCache {
   /// If there is no memory, the cache first forgets the places of storages that are not among the
   /// sources, then all places. A place that a Value has is never used again. Throws OutOfMemory.
   std::vector<Storage> place(std::span<const CacheSource> sources);
-  /// True if a storage that has a place is gone. `living`: how many of them the caller knows to
-  /// live.
+  /// True if a storage that has a place is gone. `living`: how many storages with a place the
+  /// caller knows to live.
   [[nodiscard]] bool any_dead(std::size_t living) const;
   /// The number of living storages that have a place, and their bytes.
   [[nodiscard]] std::size_t storages() const;

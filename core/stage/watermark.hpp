@@ -42,7 +42,7 @@ class MESHSTAGE_API Watermark {
  private:
   std::atomic<std::uint64_t> bytes_{0};
   std::atomic<bool> failed_{false};
-  Mutex mutex_;  // held by those that change what the atomics say, so that no wait misses it
+  Mutex mutex_;  // held by a thread that changes the atomics, so that no wait misses it
   CondVar changed_;
   std::exception_ptr cause_ MESHSTAGE_GUARDED_BY(mutex_);
 };
