@@ -12,7 +12,7 @@ namespace {
 // A test compares this table with what the sources read (tests/structure/check_environment.py).
 constexpr std::array kVariables{
     EnvironmentVariable{"MESHSTAGE_RANK", "a number",
-                        "this process's rank; beats what a launcher says"},
+                        "this process's rank; overrides the launcher's"},
     EnvironmentVariable{"MESHSTAGE_WORLD_SIZE", "a number", "the number of ranks in the job"},
     EnvironmentVariable{"MESHSTAGE_LOCAL_RANK", "a number", "the rank among those of this host"},
     EnvironmentVariable{"MESHSTAGE_LOCAL_WORLD_SIZE", "a number",
@@ -29,7 +29,7 @@ constexpr std::array kVariables{
     EnvironmentVariable{"MESHSTAGE_TAKE_OVER", "1",
                         "takes the job from another start whose ranks are alive; for one start"},
     EnvironmentVariable{"MESHSTAGE_SUPERVISOR", "a socket's path",
-                        "where `meshstage run` hears that a rank joined; it sets this itself"},
+                        "where a rank that has joined tells `meshstage run`, which sets this"},
     EnvironmentVariable{"MESHSTAGE_MODULE_PATH", "folders, separated by ':'",
                         "where libmeshstage_gloo.so is sought first"},
 };

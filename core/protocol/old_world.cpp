@@ -71,7 +71,7 @@ bool publish_first(Turn& turn, ImageId taken, ImageId covered) {
     return false;
   }
   if (covered.exists() && covered.step >= step.id.step) {
-    recovery.unpublished = "this number of ranks has a step of no smaller number";
+    recovery.unpublished = "the present number of ranks has a step that is not older";
     return false;
   }
   if (!turn.rule().publish_old || unknown(turn, step.id)) return false;
@@ -85,8 +85,8 @@ bool publish_first(Turn& turn, ImageId taken, ImageId covered) {
   }
   const std::uint64_t bytes = missing_bytes(turn, step);
   if (recovery.published == 0 && bytes > recovery.room) {
-    recovery.unpublished = "its images of " + std::to_string(bytes) +
-                           " bytes are to become files, and rank 0's directory has room for " +
+    recovery.unpublished = "its images would become files of " + std::to_string(bytes) +
+                           " bytes, and rank 0's directory has room for " +
                            std::to_string(recovery.room);
     return false;
   }

@@ -129,7 +129,7 @@ void begin_transfers(Turn& turn, const Choice& choice) {
                              {},
                              "rank " + std::to_string(rank) + " is to lend to the image of rank " +
                                  std::to_string(transfer.to) + ", " + to_string(choice.id) +
-                                 ", and has none of its own of that step"},
+                                 ", and has no own image of that step"},
                      -1);
     }
     turn.act(ServeLent{choice.id, verified, transfer.to});

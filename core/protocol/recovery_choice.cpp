@@ -73,8 +73,8 @@ Failure out_of_reach(const Turn& turn, ImageId newer) {
     failure.why = to_string(newer) + " needs the image of rank " + std::to_string(claim.owner) +
                   " that rank " + std::to_string(claim.at) + " has, which borrows from rank " +
                   std::to_string(other) +
-                  ", its lender no more; start with the borrowed tensors of before, or remove that "
-                  "vault (meshstage clean) to go back to an older step";
+                  ", no longer its lender; start with the same borrowed tensors as before, or "
+                  "remove that vault (meshstage clean) to go back to an older step";
     break;
   }
   return failure;
@@ -100,15 +100,14 @@ Failure other_world(const Turn& turn, int owner, const OldStep& step) {
                  " ranks, this job has " + std::to_string(turn.config().world_size) + "; ";
   failure.why +=
       turn.config().any_world
-          ? "CheckpointerOptions::any_world goes on from a step of which the ranks of this "
-            "job find every rank's image in memory, or rank 0 in files of its directory, "
-            "and there is none: " +
+          ? "CheckpointerOptions::any_world needs a step with every rank's image in the memory "
+            "of this job's ranks, or in files of rank 0's directory, and there is none: " +
                 turn.s.recovery.unpublished +
-                "; start with the number of before and call finish(), or persist a step, in a "
+                "; start with the old number of ranks and call finish(), or persist a step, in a "
                 "shared directory" +
                 (turn.s.recovery.damage.empty() ? "" : "; damaged: " + turn.s.recovery.damage)
-          : "use the same number, or another job id, or let "
-            "CheckpointerOptions::any_world go on from the files of before";
+          : "use the same number of ranks, or another job id, or set "
+            "CheckpointerOptions::any_world to go on from the old files";
   return failure;
 }
 
@@ -158,7 +157,7 @@ void choose_at_root(Turn& turn) {
     Failure failure{ErrorKind::kInvalidState, -1, {}, {}, {}};
     failure.why = "the ranks hold more images and files than can be compared: no step newer than " +
                   to_string(recovery.beyond) +
-                  " has an image of every rank, and what is older was left out; remove files of "
+                  " has an image of every rank, and older steps were left out; remove files of "
                   "other steps from the ranks' directories (meshstage ls shows them)";
     return give_up(turn, failure, -1);
   }

@@ -242,7 +242,7 @@ bool learn_from_offer(Turn& turn, const Offer& offer) {
     return false;
   }
   for (Round& round : s.rounds) {
-    if (round.id < offer.id) fail_here(turn, round, "another rank is past it");
+    if (round.id < offer.id) fail_here(turn, round, "another rank stages a newer step");
   }
   return true;
 }

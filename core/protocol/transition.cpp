@@ -180,7 +180,7 @@ void on(Turn& turn, int from, const AllOnDisk& message) {
   const auto& files = turn.s.files;
   const auto it = std::find_if(files.begin(), files.end(),
                                [&](const FileRound& f) { return f.id == message.id && f.mine; });
-  if (it == files.end()) return turn.malformed("all-on-disk of a step this rank has not on disk");
+  if (it == files.end()) return turn.malformed("all-on-disk of a step that is not on disk here");
   prune(turn, message.id);
 }
 

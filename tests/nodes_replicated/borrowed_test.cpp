@@ -298,7 +298,7 @@ TEST_CASE(
   (void)run_to(job, 3, in_a_ring);
   job.wipe(0);
   for (const auto& error : refusals(job, apart)) {
-    CHECK_THAT(error, Contains("its lender no more"));
+    CHECK_THAT(error, Contains("no longer its lender"));
   }
   std::vector<Source> sources;  // nothing is lost: with the options of before it works
   CHECK(recover_on_all(job, state_of, 3, sources, in_a_ring) == kSame);

@@ -389,6 +389,6 @@ TEST_CASE("the root counts a replica only with what it borrows, within reach") {
     REQUIRE(first<RecoverFailed>(out) != nullptr);
     CHECK(first<RecoverFailed>(out)->failure.rank == 2);
     CHECK_THAT(first<RecoverFailed>(out)->failure.why,
-               Contains("which borrows from rank 1, its lender no more"));
+               Contains("which borrows from rank 1, no longer its lender"));
   }
 }
