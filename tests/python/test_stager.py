@@ -303,6 +303,30 @@ def assert_same(a, b):
         assert a == b
 
 
+@pytest.mark.parametrize("of", ["sparse", "conjugate", "negative", "key"])
+def test_what_a_plan_cannot_know_is_the_slow_walks(stager, of):
+    base = torch.arange(4.0).to(torch.complex64)
+    state = {"a": torch.ones(2), "b": torch.view_as_real(base)[:, 1] if of == "negative" else base, 1: 2}
+    kept = dict(state)  # a source that is gone takes its plans with it
+    stager.stage(state)
+    assert stager._plans
+    if of == "sparse":
+        state["a"] = torch.ones(2).to_sparse()
+        with pytest.raises(InvalidArgument, match="the tensor at 'a' has layout torch.sparse_coo"):
+            stager.stage(state)
+        assert stager._plans and kept
+        return
+    if of == "key":
+        del state[1]
+        state[True] = 2  # equal, and not the same
+    else:
+        state["b"] = base.conj() if of == "conjugate" else base.conj().imag
+    staged = stager.stage(state)
+    assert [*map(type, staged)] == [*map(type, state)]
+    assert torch.equal(staged["b"], state["b"])
+    assert staged["b"].is_conj() == (of == "conjugate") and staged["b"].is_neg() == (of == "negative")
+
+
 def test_a_plan_does_not_outlive_its_sources():
     stager = StateDictStager()
     state = planned()
@@ -537,7 +561,8 @@ def test_staging_many_times_does_not_grow():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(100):
         once()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000  # KiB
+    # A copy that is kept is 400 MB; the C library's heap keeps up to a dozen that were given back.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 def test_structures_take_turns(stager):

@@ -34,7 +34,8 @@ class Reader(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
     def get_data(self, path):
         text = Path(path).read_text()
         text = re.sub('(?<!== )"cuda"', '"cpu"', text)  # what is compared is a case of its own
-        return text.replace(".cuda()", ".cpu()").encode()
+        text = re.sub(r"\.cuda\((?:[^()]|\(\))*\)", ".cpu()", text)
+        return text.replace('"cpu:gloo,cuda:nccl"', '"gloo"').encode()
 
 
 def prepare(theirs: bool) -> None:
@@ -49,17 +50,28 @@ def prepare(theirs: bool) -> None:
     distributed.requires_nccl = distributed.skip_if_lt_x_gpu = nothing
     distributed.requires_accelerator_dist_backend = nothing
     distributed.HAS_ACCELERATOR = True
+    if not hasattr(distributed, "MultiProcContinousTest"):  # as older files spell it
+        distributed.MultiProcContinousTest = distributed.MultiProcContinuousTest
     if not torch.cuda.is_available():
         torch.accelerator.current_accelerator = lambda check_available=False: None
     utils.requires_cuda = lambda test: test
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     if not theirs:
+        import torch.distributed.checkpoint as dcp
         import torch.distributed.checkpoint._pg_transport as transport
+        import torch.distributed.checkpoint._storage_utils as storage
         import torch.distributed.checkpoint.staging as staging
 
+        import meshstage.dcp
         import meshstage.torch
 
-        stager.StateDictStager = meshstage.torch.StateDictStager
+        class FileSystemWriter(meshstage.dcp.Writer):
+            def __init__(self, path, thread_count=1):  # ours writes with one thread
+                super().__init__(path)
+
+        dcp.FileSystemWriter = storage.FileSystemWriter = FileSystemWriter
+        dcp.FileSystemReader = storage.FileSystemReader = meshstage.dcp.Reader
+        stager.StateDictStager = staging.StateDictStager = meshstage.torch.StateDictStager
         transport.PGTransport = meshstage.torch.PGTransport
         staging._ReplicationStager = meshstage.torch.ReplicationStager
 

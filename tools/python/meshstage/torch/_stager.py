@@ -253,7 +253,7 @@ class StateDictStager:
         A storage is also made anew where torch has put another memory under the old one, which is
         what share_memory_() does, and sending it to another process."""
         moved = self._stager.stage(batch)
-        if any(e.staged is None or e.staged.data_ptr() != e.place for e in entries):
+        if not _where_it_was(entries):
             replaced = [
                 i for i, e in enumerate(entries)
                 if e.staged is None or e.staged.data_ptr() != e.place
@@ -516,6 +516,15 @@ def _refused(path, why: str) -> InvalidArgument:
     error = InvalidArgument(f"the tensor at '{name}' {why}" if name else f"the tensor {why}")
     error.path = name
     return error
+
+
+def _where_it_was(entries: list[_Entry]) -> bool:
+    """Each staged storage is there, and on its place."""
+    try:
+        at = list(map(torch.UntypedStorage.data_ptr, [entry.staged for entry in entries]))
+    except TypeError:  # None
+        return False
+    return at == [entry.place for entry in entries]
 
 
 def _pin(storage: torch.UntypedStorage) -> None:
