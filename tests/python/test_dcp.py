@@ -51,6 +51,12 @@ def test_a_state_comes_back(tmp_path):
     same(load(tmp_path / "c", state_of(0)), state_of(7))
 
 
+def test_a_tensor_without_memory_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointException, match="'a' is a Tensor with elements and no memory"):
+        save(tmp_path, {"a": torch._efficientzerotensor((3,))})
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_data_is_a_file_that_safetensors_reads(tmp_path):
     load_file = pytest.importorskip("safetensors.torch").load_file
     save(tmp_path, state_of(7))

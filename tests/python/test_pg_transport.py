@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import unittest.mock
 
 import pytest
 
@@ -10,7 +11,7 @@ torch = pytest.importorskip("torch")
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as mp  # noqa: E402
 
-from meshstage.errors import StructureMismatch  # noqa: E402
+from meshstage.errors import InvalidArgument, StructureMismatch  # noqa: E402
 from meshstage.torch import PGTransport, ReplicationStager, _pg_transport  # noqa: E402
 
 MINUTE = datetime.timedelta(minutes=1)
@@ -102,6 +103,26 @@ def mismatch(rank):
 
 def test_another_shape_is_refused_by_path(tmp_path):
     run(tmp_path, 2, mismatch)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: torch.eye(2).to_sparse(), "layout"),
+        (lambda: torch.tensor([1j]).conj(), "conjugate"),
+        (lambda: torch.empty(2, device="meta"), "no memory"),
+        (lambda: torch._efficientzerotensor((3,)), "no memory"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+    ],
+    ids=["sparse", "conjugate", "meta", "no memory", "nested"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_tensor_that_bytes_do_not_give_back_is_refused_by_path(make, why):
+    sent = unittest.mock.MagicMock()
+    transport = PGTransport(sent, MINUTE, CPU)
+    with pytest.raises(InvalidArgument, match=f"a.0.*{why}"):
+        transport.send_checkpoint([1], {"a": [make()]})
+    assert not sent.send.called
 
 
 def silent_sender(rank, done):

@@ -465,8 +465,10 @@ def test_deepcopy_with_tensor_offload_uses_the_memo(stager):
         (lambda: torch.eye(3).to_sparse(), "layout"),
         (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantized"),
         (lambda: torch.empty(3, device="meta"), "meta"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+        (lambda: torch._efficientzerotensor((3,)), "no memory"),
     ],
-    ids=["sparse", "quantized", "meta"],
+    ids=["sparse", "quantized", "meta", "nested", "no memory"],
 )
 def test_refused_with_the_path(stager, make, why):
     with warnings.catch_warnings():

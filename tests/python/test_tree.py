@@ -190,6 +190,8 @@ def test_torch_tensors_that_bytes_do_not_give_back_are_refused(make):
         (torch.tensor([1j]).conj(), "conj"),
         (torch.arange(4, dtype=torch.uint8).view(torch.uint4), "uint4"),
         (torch.empty(2, device="meta"), "meta"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+        (torch._efficientzerotensor((3,)), "no memory"),
     ):
         with pytest.raises(errors.InvalidArgument, match=why) as caught:
             ckpt.recover({"a": {"b": tensor}})

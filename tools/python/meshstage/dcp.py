@@ -267,6 +267,8 @@ def _tensor(planner: SavePlanner, item: WriteItem) -> memoryview:
         raise InvalidArgument(f"'{fqn}' is {tensor.dtype}, {tuple(tensor.size())}; its plan says {planned}")
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise InvalidArgument(f"'{fqn}' is of layout {tensor.layout} and {tensor.dtype}: save its parts")
+    if tensor.data_ptr() == 0 and tensor.numel() != 0:
+        raise InvalidArgument(f"'{fqn}' is a {type(tensor).__qualname__} with elements and no memory")
     return tensor_bytes(tensor)
 
 

@@ -81,6 +81,10 @@ class _Sent:
                                   f"of layout {tensor.layout}: its bytes alone do not give it back")  # fmt: skip
         if tensor.is_conj() or tensor.is_neg() or tensor.is_quantized:
             raise InvalidArgument(f"the tensor at {_name(path)} is conjugate, negative or quantized")
+        if tensor.is_nested:
+            raise InvalidArgument(f"the tensor at {_name(path)} is nested: send its parts")
+        if tensor.data_ptr() == 0 and tensor.numel() != 0:
+            raise InvalidArgument(f"the tensor at {_name(path)} has elements and no memory")
         storage = tensor.untyped_storage()
         number = self._numbers.setdefault(storage._cdata, len(self.storages))
         if number == len(self.storages):

@@ -455,6 +455,8 @@ class _Walk:
                 return self.copy(x.trigger_wait(), path)
         if x.layout != torch.strided:
             raise _refused(path, f"has layout {x.layout}: stage its parts as dense tensors")
+        if x.is_nested:
+            raise _refused(path, "is nested and strided: use layout torch.jagged, or stage its parts")
         if x.is_quantized:
             raise _refused(path, f"is quantized ({x.dtype}): stage int_repr(), scale and zero point")
         if x.data_ptr() == 0 and x.numel() != 0 and x.device.type != "meta":

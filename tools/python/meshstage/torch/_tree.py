@@ -34,6 +34,8 @@ class StandIns:
             names, _ = value.__tensor_flatten__()
             parts = {name: getattr(value, name) for name in names}
             return {name: part for name, part in parts.items() if isinstance(part, torch.Tensor)}
+        if value.is_nested:
+            raise InvalidArgument("is nested and strided: use layout torch.jagged, or its parts")
         if value.layout != torch.strided or value.is_quantized:
             raise InvalidArgument(f"is a tensor of layout {value.layout} and {value.dtype}")
         if value.device.type == "cuda":
