@@ -164,7 +164,7 @@ void Agent::Impl::begin(const Generation& generation) {
     connections = connections == 0 ? to : std::min(connections, to);
   }
   engine_.gate.count([connections](Stats& stats) { stats.connections = connections; });
-  copier_.enter();
+  engine_.pace.enter();
   engine_.loop.run([this, number = generation.number] {
     engine_.present = number;
     losses_.enter();
@@ -185,7 +185,7 @@ void Agent::Impl::leave() noexcept {
   const auto cause = engine_.gate.loss()->error();
   engine_.generation.abort(cause);
   engine_.bridge.abort(cause);
-  copier_.leave();
+  engine_.pace.leave();
   engine_.loop.run([&] {
     own_.let_go(cause);
     slots_.forget_waiting();

@@ -24,6 +24,7 @@ Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHand
       fs(options.file_system != nullptr ? *options.file_system : real_file_system()),
       config(config_of(options)),
       wire{tag_of_job(options.job), world_size},
+      pace(options.pace),
       state(protocol::make_state(config)),
       loop(std::move(on_failure), std::move(on_task)),
       report(options.job, rank, options.log, options.observer, boundary()),

@@ -13,6 +13,7 @@
 #include <meshstage/core/replicate/gate.hpp>
 #include <meshstage/core/replicate/loop.hpp>
 #include <meshstage/core/replicate/options.hpp>
+#include <meshstage/core/replicate/pace_of_generation.hpp>
 #include <meshstage/core/replicate/reads.hpp>
 #include <meshstage/core/replicate/report.hpp>
 #include <meshstage/core/replicate/task_scope.hpp>
@@ -46,7 +47,8 @@ struct Engine {
   Generation generation;
   TaskScope scope;
   Bridge bridge;
-  Reads reads;  ///< What this rank reads for the recovery; the Restorer watches it.
+  Reads reads;            ///< What this rank reads for the recovery; the Restorer watches it.
+  PaceOfGeneration pace;  ///< Of the copies into the own slot.
 
   /// The loop's thread only: the number of `generation`, 0 outside one. Tasks that keep no ticket
   /// (an answer of the Store, a timed task) compare it with the generation in which they began.

@@ -1,186 +1,19 @@
 #include <meshstage/core/replicate/verifier.hpp>
 
-#include <algorithm>
-#include <new>
 #include <utility>
 
-#include <meshstage/core/error/error.hpp>
-#include <meshstage/core/files/persisted.hpp>
-#include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/image/image.hpp>
-#include <meshstage/core/memory/copy_parts.hpp>
-#include <meshstage/core/memory/fast_copy.hpp>
-#include <meshstage/core/replicate/hands.hpp>
-#include <meshstage/core/replicate/old_images.hpp>
-#include <meshstage/core/transfer/image.hpp>
-
 namespace meshstage::replicate {
-namespace {
-
-/// Adds the damage of one image to the text about the images before it.
-void add_damage(std::string& to, const std::string& what) { to += (to.empty() ? "" : "; ") + what; }
-
-std::string place_of(SlotKey key, int at) {
-  const bool own = key.owner_rank == at;
-  return "rank " + std::to_string(at) + "'s " + (own ? "own image" : "replica of rank ") +
-         (own ? "" : std::to_string(key.owner_rank)) + " in slot " + std::to_string(key.index);
-}
-
-ImageInfo verify(std::span<const std::byte> bytes, bool whole, Reads::Reading& reading,
-                 Crew& crew) {
-  reading.step(0, bytes.size());
-  const auto read = [&reading](std::uint64_t more) { reading.step(more); };
-  return whole ? verify_image(bytes, read, &crew) : verify_replica(bytes, read, &crew);
-}
-
-/// The claim to a slot's image, which this proves. Throws CorruptData.
-protocol::Claim claim_of(const ReadLease& lease, int at, Reads& reads, Crew& crew) {
-  const SlotKey key = lease.key();
-  const bool own = key.owner_rank == at;
-  Reads::Reading reading(&reads, place_of(key, at));
-  const ImageInfo verified = verify(lease.image(), own, reading, crew);
-  if (verified != lease.info()) throw CorruptData("header and image disagree");
-  return protocol::claim_of(verified, checked_loans(lease.image(), verified), at,
-                            own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot,
-                            key.index);
-}
-
-}  // namespace
 
 Verifier::Verifier(Engine& engine, Persistence& files)
-    : engine_(engine), files_(files), worker_("ms-verify", engine.boundary()) {}
+    : engine_(engine), proofs_(engine, files), worker_("ms-verify", engine.boundary()) {}
 
 template <class Result>
 void Verifier::run(std::function<Result()> work, std::function<void(const Result&)> then,
                    Failed failed) {
   auto ticket = engine_.scope.enter();
   if (!ticket) return;
-  worker_.post(
-      [this, call = std::move(work), ok = std::move(then), bad = std::move(failed), ticket] {
-        const auto fail = [&](ErrorKind kind, const std::string& why) {
-          engine_.to_loop(ticket, [bad, kind, why] { bad(kind, why); });
-        };
-        try {
-          auto result = std::make_shared<const Result>(call());
-          // Moved: it may have the lease of a slot, and the loop must see it go.
-          engine_.to_loop(ticket, [ok, result = std::move(result)] { ok(*result); });
-        } catch (const Error& e) {
-          fail(e.kind(), e.what());
-        } catch (const std::bad_alloc&) {
-          fail(ErrorKind::kOutOfMemory, "no memory for proving an image");
-        }
-      });
-}
-
-void Verifier::slots(const JobNotes& notes,
-                     std::function<void(const protocol::SlotsVerified&)> then) {
-  run<protocol::SlotsVerified>([this, notes] { return verify_slots(notes); }, std::move(then),
-                               lose_generation("read its vault"));
-}
-
-protocol::SlotsVerified Verifier::verify_slots(const JobNotes& notes) {
-  protocol::SlotsVerified result;
-  result.evidence = notes.complete;
-  finished_ = notes.finished;
-  try {
-    files_.enter(engine_.generation.number);
-  } catch (const Error& e) {
-    engine_.report.warn(
-        std::string("the ranks that share the directory of images cannot be told: ") + e.what());
-  }
-  Crew crew = crew_of_waiting_trainer();
-  // Images that earlier processes left, stopped ones too, count like images that this process
-  // sealed.
-  for (const SlotKey key : engine_.vault.adopt_older()) {
-    engine_.report.info("an older process left " + place_of(key, engine_.rank));
-  }
-  for (const auto& [key, info] : engine_.vault.slots()) {
-    const ImageIdentity& identity = info.image.identity;
-    if (identity.id.exists() && is_over(identity.id)) {
-      engine_.report.info("passed over: " + place_of(key, engine_.rank) + ", " +
-                          to_string(identity.id) + ": the job finished since");
-      continue;
-    }
-    result.evidence = std::max(result.evidence, identity.base);
-    if (!info.damaged.empty()) {
-      const std::string what =
-          place_of(key, engine_.rank) + ": the header is not trusted: " + info.damaged;
-      engine_.report.warn(what);
-      add_damage(result.damage, what);
-    }
-    if (info.state != SlotState::kSealed) continue;
-    try {
-      result.claims.push_back(claim_of(engine_.vault.read(key), engine_.rank, engine_.reads, crew));
-    } catch (const Error& e) {
-      const std::string what = place_of(key, engine_.rank) + ": " + e.what();
-      engine_.report.warn("not used: " + what);
-      add_damage(result.damage, what);
-    }
-  }
-  return result;
-}
-
-void Verifier::verify_files(ImageId newer_than, Found& found) {
-  try {
-    const auto complain = [&](const std::string& text) {
-      engine_.report.warn(text);
-      add_damage(found.damage, text);
-    };
-    auto files = files_.verify(newer_than, complain, engine_.options.any_world.has_value());
-    found.evidence = files.newest_named;
-    found.claims = std::move(files.claims);
-    for (auto& path : files.paths) found.places.push_back({std::move(path), nullptr});
-    if (engine_.rank == 0 && engine_.options.any_world) {
-      found.room = files_.room();
-      found.old = files_.newest_old_step(complain);
-    }
-  } catch (const Error& e) {
-    engine_.report.warn(std::string("the directory of images cannot be read: ") + e.what());
-  }
-}
-
-void Verifier::verify_strays(ImageId newer_than, Found& found) {
-  const auto slots = engine_.vault.take_strays(
-      engine_.generation.number, engine_.world_size,
-      [this](const std::string& text) { engine_.report.warn(text); },
-      engine_.options.any_world.has_value());
-  Crew crew = crew_of_waiting_trainer();
-  for (const StraySlot& slot : slots) {
-    if (is_over(slot.image.identity.id)) continue;
-    found.evidence = std::max(found.evidence, slot.image.identity.base);
-    if (slot.image.identity.id <= newer_than) continue;
-    const bool whole = slot.key.owner_rank == slot.vault;
-    try {
-      Reads::Reading reading(&engine_.reads, place_of(slot.key, slot.vault));
-      const ImageInfo verified = verify(slot.bytes, whole, reading, crew);
-      if (verified != slot.image) throw CorruptData("header and image disagree");
-      auto claim = protocol::claim_of(verified, checked_loans(slot.bytes, verified), engine_.rank,
-                                      protocol::Place::kStray, slot.key.index);
-      claim.vault = slot.vault;
-      found.claims.push_back(std::move(claim));
-      found.places.push_back({{}, std::make_shared<const StraySlot>(slot)});
-    } catch (const Error& e) {
-      const std::string what = place_of(slot.key, slot.vault) + ", found by rank " +
-                               std::to_string(engine_.rank) + " on its host: " + e.what();
-      engine_.report.warn("not used: " + what);
-      add_damage(found.damage, what);
-    }
-  }
-}
-
-void Verifier::disk(const protocol::VerifyDisk& action, std::function<void(const Found&)> then) {
-  run<Found>(
-      [this, action] {
-        Found found;
-        verify_files(action.newer_than, found);
-        if (action.strays) verify_strays(action.newer_than, found);
-        return found;
-      },
-      std::move(then), lose_generation("look for images on its host"));
-}
-
-Crew Verifier::crew_of_waiting_trainer() const {
-  return {"ms-verify", hands_for(engine_.options, Beside::kNothing)};
+  worker_.post([this, call = std::move(work), ok = std::move(then), bad = std::move(failed),
+                ticket] { proofs_.answer(ticket, call, ok, bad); });
 }
 
 Verifier::Failed Verifier::lose_generation(const char* what) {
@@ -190,6 +23,17 @@ Verifier::Failed Verifier::lose_generation(const char* what) {
   };
 }
 
+void Verifier::slots(const JobNotes& notes,
+                     std::function<void(const protocol::SlotsVerified&)> then) {
+  run<protocol::SlotsVerified>([this, notes] { return proofs_.slots(notes); }, std::move(then),
+                               lose_generation("read its vault"));
+}
+
+void Verifier::disk(const protocol::VerifyDisk& action, std::function<void(const Found&)> then) {
+  run<Found>([this, action] { return proofs_.disk(action); }, std::move(then),
+             lose_generation("look for images on its host"));
+}
+
 void Verifier::publish_old(const protocol::PublishOld& action, const Found& found,
                            std::function<void(const std::string& failed)> then) {
   std::vector<StraySlot> strays;
@@ -197,25 +41,19 @@ void Verifier::publish_old(const protocol::PublishOld& action, const Found& foun
     if (here.stray) strays.push_back(*here.stray);
   }
   run<std::string>(
-      [this, action, strays = std::move(strays)] {
-        return publish_old_images(engine_.vault, strays, files_, action);
-      },
+      [this, action, old = std::move(strays)] { return proofs_.publish_old(action, old); },
       std::move(then), lose_generation("read the images of an old job"));
 }
 
 void Verifier::find_old(std::function<void(const protocol::OldStep&)> then) {
-  run<protocol::OldStep>(
-      [this] {
-        return files_.newest_old_step(
-            [this](const std::string& text) { engine_.report.warn(text); });
-      },
-      std::move(then), lose_generation("read the files of an old job"));
+  run<protocol::OldStep>([this] { return proofs_.find_old(); }, std::move(then),
+                         lose_generation("read the files of an old job"));
 }
 
 void Verifier::leave_files() {
   run<bool>(
       [this] {
-        files_.leave();
+        proofs_.leave_files();
         return true;
       },
       [](bool) {}, [](ErrorKind, const std::string&) {});
@@ -240,130 +78,36 @@ void Verifier::disconnect() {
       [](bool) {}, [](ErrorKind, const std::string&) {});
 }
 
-std::string Verifier::name_of(const Here& here) {
-  return here.stray ? place_of(here.stray->key, here.stray->vault) : here.file.string();
-}
-
-Verifier::Source Verifier::bytes_of(const Here& here) const {
-  if (here.stray) return {here.stray->bytes, here.stray->keep, {}};
-  const auto file = MappedFile::open(engine_.fs, here.file);
-  return {file->bytes(), file, {}};
-}
-
 void Verifier::load(Here from, std::span<std::byte> target, protocol::ImageSizes sizes,
                     std::function<void(const ImageInfo&)> then, Failed failed) {
   run<ImageInfo>(
-      [this, from = std::move(from), target, sizes] {
-        Reads::Reading reading(&engine_.reads, name_of(from));
-        const Source source = bytes_of(from);
-        const auto behind_manifest = [&](std::uint64_t bytes) {
-          const std::uint64_t without = sizes.image_bytes - sizes.borrowed_bytes;
-          if (bytes != sizes.image_bytes && bytes != without) {
-            throw CorruptData("the image of " + std::to_string(sizes.image_bytes) +
-                              " bytes is one of " + std::to_string(bytes) + " by now");
-          }
-          return bytes - sizes.manifest_bytes;
-        };
-        // Borrowed bytes are the first behind the manifest.
-        const auto rest =
-            std::min(behind_manifest(source.bytes.size()), behind_manifest(target.size()));
-        reading.step(0, sizes.manifest_bytes + rest);
-        Crew crew = crew_of_waiting_trainer();
-        const auto copy = [&](std::span<std::byte> to, std::span<const std::byte> bytes) {
-          CopyParts parts;
-          parts.add(to);
-          parts.run(&crew, 0, [&](const CopyParts::Piece& piece) {
-            fast_copy(piece.of(to), piece.of(bytes), piece.hint);
-            reading.step(piece.bytes);
-          });
-        };
-        copy(target.first(sizes.manifest_bytes), source.bytes.first(sizes.manifest_bytes));
-        copy(target.last(rest), source.bytes.last(rest));
-        if (source.bytes.size() < target.size()) return ImageInfo{};
-        const auto read = [&reading](std::uint64_t) { reading.step(); };  // of memory
-        return target.size() == sizes.image_bytes ? verify_image(target, read, &crew)
-                                                  : verify_replica(target, read, &crew);
-      },
+      [this, from = std::move(from), target, sizes] { return proofs_.load(from, target, sizes); },
       std::move(then), std::move(failed));
 }
 
 void Verifier::missing(std::span<const std::byte> image, protocol::ImageSizes sizes, ImageId id,
                        std::function<void(const std::vector<Missing>&)> then, Failed failed) {
-  run<std::vector<Missing>>(
-      [image, sizes, id] {
-        const ImageInfo info = read_info(image);
-        if (digest128(image.first(info.manifest_bytes)) != sizes.manifest_digest) {
-          throw CorruptData("its manifest is not the one that was announced");
-        }
-        std::vector<Missing> all;
-        for (const auto& part : borrowed_parts(image, info)) {
-          Missing missing{part.rank, {id, {}}, ranges_of(part)};
-          for (const auto& piece : part.pieces) {
-            missing.want.storages.push_back({piece.name, piece.bytes});
-          }
-          all.push_back(std::move(missing));
-        }
-        return all;
-      },
-      std::move(then), std::move(failed));
+  run<std::vector<Missing>>([image, sizes, id] { return Proofs::missing(image, sizes, id); },
+                            std::move(then), std::move(failed));
 }
 
 void Verifier::prove(int from, std::span<std::byte> image, Digest manifest, ImageIdentity identity,
                      std::function<void(const ImageInfo&)> then, Failed failed) {
-  run<ImageInfo>(
-      [from, image, manifest, who = std::move(identity)] {
-        const ImageInfo info = read_info(image);
-        clear_borrowed_padding(borrowed_parts(image, info), info, image);
-        return transfer::prove_image(from, image, manifest, who);
-      },
-      std::move(then), std::move(failed));
+  run<ImageInfo>([from, image, manifest,
+                  who = std::move(identity)] { return Proofs::prove(from, image, manifest, who); },
+                 std::move(then), std::move(failed));
 }
 
 void Verifier::open(const protocol::Claim& claim, Here here,
                     std::function<void(const Source&)> then, Failed failed) {
-  run<Source>(
-      [this, claim, here = std::move(here)] {
-        Source source;
-        if (!is_slot(claim.place)) {
-          const Reads::Reading reading(&engine_.reads, name_of(here));
-          source = bytes_of(here);
-        } else {
-          const auto lease =
-              std::make_shared<ReadLease>(engine_.vault.read({claim.owner, claim.slot}));
-          source.bytes = lease->image();
-          source.keep = lease;
-        }
-        const auto& sizes = claim.sizes;
-        if (source.bytes.size() !=
-            sizes.image_bytes - (claim.needs_lenders() ? sizes.borrowed_bytes : 0)) {
-          throw CorruptData("the image changed its size");
-        }
-        return source;
-      },
-      std::move(then), std::move(failed));
+  run<Source>([this, claim, here = std::move(here)] { return proofs_.open(claim, here); },
+              std::move(then), std::move(failed));
 }
 
 void Verifier::lent(exchange::Want want, int slot, int to, std::function<void(const Source&)> then,
                     Failed failed) {
-  run<Source>(
-      [this, want = std::move(want), slot, to] {
-        const auto lease = std::make_shared<ReadLease>(engine_.vault.read({engine_.rank, slot}));
-        std::vector<std::string> names;
-        for (const auto& storage : want.storages) names.push_back(storage.name);
-        const auto found = find_ranges(lease->image(), names);
-        Source source{lease->image(), lease, {}};
-        for (std::size_t i = 0; i < found.size(); ++i) {
-          if (!found[i] || found[i]->bytes != want.storages[i].bytes) {
-            throw make_error<CorruptData>(
-                "rank " + std::to_string(engine_.rank) + " has no " + names[i] + " of " +
-                std::to_string(want.storages[i].bytes) + " bytes in its image of " +
-                to_string(want.id) + ", which rank " + std::to_string(to) + " wants");
-          }
-          source.ranges.push_back(*found[i]);
-        }
-        return source;
-      },
-      std::move(then), std::move(failed));
+  run<Source>([this, want = std::move(want), slot, to] { return proofs_.lent(want, slot, to); },
+              std::move(then), std::move(failed));
 }
 
 }  // namespace meshstage::replicate

@@ -1,12 +1,9 @@
 #pragma once
-#include <filesystem>
 #include <functional>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
-#include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/protocol/actions.hpp>
@@ -15,33 +12,23 @@
 #include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/job_notes.hpp>
 #include <meshstage/core/replicate/persistence.hpp>
+#include <meshstage/core/replicate/proofs.hpp>
 
 namespace meshstage::replicate {
 
-/// Reads and proves images for a recovery: slots, files, and images received in parts. Its thread
-/// is `ms-verify`. Where an image lies in memory, a crew that lasts for one task helps: the trainer
-/// waits, so it has this rank's whole share of the processors. Threads: the loop's. `then` and
-/// `failed` run there, too, unless the generation is being left.
+/// Has images read and proven for a recovery, on a thread of its own (`ms-verify`): slots, files,
+/// and images received in parts. Its functions return at once, and the thread does the work (see
+/// Proofs).
+/// Threads: the loop's. `then` and `failed` run there, too, unless the generation is being left.
 class Verifier {
  public:
   Verifier(Engine& engine, Persistence& files);
 
-  using Failed = std::function<void(ErrorKind kind, const std::string& why)>;
-
-  /// An image of this rank that lies in none of its slots: in a file, or in a stray vault.
-  struct Here {
-    std::filesystem::path file;
-    std::shared_ptr<const StraySlot> stray;  ///< Null: in the file.
-  };
-  /// Files and images in stray vaults.
-  struct Found {
-    std::vector<protocol::Claim> claims;
-    std::vector<Here> places;  ///< Of each claim.
-    ImageId evidence;          ///< The newest id in a file's name, or base in a stray's header.
-    std::string damage;        ///< In words what is wrong with others.
-    protocol::OldStep old;     ///< Persistence::newest_old_step(), at rank 0 if it is asked for.
-    std::uint64_t room = 0;    ///< Persistence::room(), at rank 0 if it is asked for.
-  };
+  using Failed = Proofs::Failed;
+  using Here = Proofs::Here;
+  using Found = Proofs::Found;
+  using Missing = Proofs::Missing;
+  using Source = Proofs::Source;
 
   /// Finds every sealed slot whose digests are right. What lies in memory of a generation in which
   /// the job finished, or of an older one, is passed over, here and in disk().
@@ -66,24 +53,13 @@ class Verifier {
   void load(Here from, std::span<std::byte> target, protocol::ImageSizes sizes,
             std::function<void(const ImageInfo&)> then, Failed failed);
 
-  /// The storages that a lender must send to complete a replica in the memory of a whole image.
-  struct Missing {
-    int lender = -1;
-    exchange::Want want;
-    std::vector<ImageRange> ranges;  ///< Their places in the image.
-  };
+  /// Finds the storages that lenders must send to complete the replica in `image`.
   void missing(std::span<const std::byte> image, protocol::ImageSizes sizes, ImageId id,
                std::function<void(const std::vector<Missing>&)> then, Failed failed);
   /// Proves an image whose borrowed storages have arrived.
   void prove(int from, std::span<std::byte> image, Digest manifest, ImageIdentity identity,
              std::function<void(const ImageInfo&)> then, Failed failed);
 
-  /// Bytes that stay valid as long as `keep` lives.
-  struct Source {
-    std::span<const std::byte> bytes;
-    std::shared_ptr<const void> keep;
-    std::vector<ImageRange> ranges;  ///< For lent(): the places of the storages.
-  };
   /// Opens the image of a claim: in a slot, or `here`.
   void open(const protocol::Claim& claim, Here here, std::function<void(const Source&)> then,
             Failed failed);
@@ -94,21 +70,11 @@ class Verifier {
  private:
   template <class Result>
   void run(std::function<Result()> work, std::function<void(const Result&)> then, Failed failed);
-  [[nodiscard]] protocol::SlotsVerified verify_slots(const JobNotes& notes);
-  /// For a task of the worker's thread.
-  [[nodiscard]] Crew crew_of_waiting_trainer() const;
   /// The generation ends because this rank cannot `what`.
   [[nodiscard]] Failed lose_generation(const char* what);
-  void verify_files(ImageId newer_than, Found& found);
-  void verify_strays(ImageId newer_than, Found& found);
-  /// Whether the job finished after that image was staged.
-  [[nodiscard]] bool is_over(ImageId id) const { return id.generation <= finished_; }
-  [[nodiscard]] Source bytes_of(const Here& here) const;
-  [[nodiscard]] static std::string name_of(const Here& here);
 
   Engine& engine_;
-  Persistence& files_;
-  std::uint64_t finished_ = 0;  ///< JobNotes::finished; of the worker's thread.
+  Proofs proofs_;  ///< The worker's alone.
   Worker worker_;
 };
 
