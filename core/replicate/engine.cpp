@@ -64,6 +64,19 @@ std::shared_ptr<ProcessGroup> Engine::group_to(int peer) const {
   return group ? group : generation.data;
 }
 
+transfer::Link Engine::link_to(ProcessGroup& group, int peer, ImageId id, protocol::Point point) {
+  return {group, peer, 0, options.deadline,
+          [this, peer, id, point](std::uint64_t piece, std::uint64_t pieces) {
+            report.reach(point, id, peer, piece, pieces);
+          }};
+}
+
+void Engine::lost_in_transfer(const TaskScope::Ticket& ticket, int peer, ErrorKind kind,
+                              std::string why) {
+  to_loop(ticket,
+          [this, peer, kind, text = std::move(why)] { lose_in_transfer(peer, kind, text); });
+}
+
 ImageIdentity Engine::identity(int owner, ImageId id, ImageId base) const {
   return {options.job, owner, world_size, id, base};
 }

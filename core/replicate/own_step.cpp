@@ -97,20 +97,9 @@ void OwnStep::send(const protocol::SendImage& action) {
     stream.start = exchange::stream_start(engine_.rank, action.id, shape, exchange::Content::kImage,
                                           !action.held.empty());
     stream.held = action.held;
-    stream.digest = [job](std::size_t block) -> std::optional<Digest> {
-      // The copy may have ended before that block; then threads may still write digests.
-      if (job->watermark.failed()) return std::nullopt;
-      return job->blocks.digest(block);
-    };
+    stream.digest = [job](std::size_t block) { return digest_of_copied(*job, block); };
     stream.image = [job] { return std::span<const std::byte>(job->image); };
-    stream.wait_final = [job](std::uint64_t until) {
-      // An error of the copy fails the step, but not the stream: the receiver takes every piece.
-      try {
-        job->watermark.wait(until);
-      } catch (...) {  // whatever ended the copying
-        if (job->image.empty()) throw Cancelled("the step never got a slot");
-      }
-    };
+    stream.wait_final = [job](std::uint64_t until) { wait_until_copied(*job, until); };
     streams_.send(std::move(stream), [this, key] { slots_.release(key); });
     return true;
   });

@@ -1,7 +1,6 @@
 #include <meshstage/core/replicate/restorer.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -113,25 +112,13 @@ void Restorer::serve(const protocol::Serve& action) {
             engine_.shape_of(claim.sizes, true, sends_replica(claim, action.to)));
         stream.image = [bytes = image.bytes] { return bytes; };
         stream.keep = image.keep;
-        if (!file.empty()) stream.wait_final = reading_ahead(file.string(), image.bytes);
+        if (!file.empty()) {
+          stream.wait_final = reading_ahead(engine_.reads, file.string(), image.bytes);
+        }
         stream.over_bridge = engine_.bridge.links_to(action.to) != nullptr;
         streams_.send(std::move(stream), [] {});
       },
       fail);
-}
-
-std::function<void(std::uint64_t)> Restorer::reading_ahead(std::string path,
-                                                           std::span<const std::byte> image) {
-  const auto read = std::make_shared<std::atomic<std::uint64_t>>(0);
-  return [reads = &engine_.reads, name = std::move(path), image, read](std::uint64_t until) {
-    std::uint64_t from = read->load();
-    while (from < until && !read->compare_exchange_weak(from, until)) {  // another thread reads it
-    }
-    if (from >= until) return;
-    Reads::Reading reading(reads, name);
-    reading.step(0, until - from);
-    read_pages(image.subspan(from, until - from), reading);
-  };
 }
 
 void Restorer::check_structure(const protocol::CheckStructure& action) {

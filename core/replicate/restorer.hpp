@@ -39,10 +39,6 @@ class Restorer {
 
   void look_after(Reads::Clock::duration length);
   void look_at_reads();
-  /// For Outgoing::wait_final of a file: reads what leaves next, so that a disk that hangs shows
-  /// here, and not as a wire on which nothing moves.
-  [[nodiscard]] std::function<void(std::uint64_t until)> reading_ahead(
-      std::string path, std::span<const std::byte> image);
 
   Engine& engine_;
   StoreWorker& store_;

@@ -1,0 +1,57 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <meshstage/core/image/replica.hpp>
+#include <meshstage/core/replicate/engine.hpp>
+#include <meshstage/core/replicate/exchange.hpp>
+#include <meshstage/core/replicate/stage_job.hpp>
+
+/// The work of the threads of Streams that send, one for each peer, and of the crew `ms-conn` that
+/// helps where there are several connections.
+/// Threads: ms-send.
+namespace meshstage::replicate {
+
+/// An image, a replica, or ranges of an image, on its way to another rank.
+struct Outgoing {
+  int to = -1;
+  exchange::StreamStart start;  ///< Sent before the first piece.
+  /// Returns the memory to send from. Called when `wait_final` has returned for the first time.
+  std::function<std::span<const std::byte>()> image;
+  /// Blocks until the bytes up to that offset are final; null: all are. An exception before the
+  /// first piece ends the stream before it began.
+  std::function<void(std::uint64_t)> wait_final;
+  /// The receiver's table, and the digests of what is sent (transfer::Offered).
+  std::vector<Digest> held;
+  std::function<std::optional<Digest>(std::size_t block)> digest;
+  std::vector<ImageRange> ranges;    ///< Content::kLent: ranges of `image`, one behind the other.
+  std::shared_ptr<const void> keep;  ///< Dropped when the last piece has left.
+  /// The rank at the other end closes when all that was sent to it is there, perhaps before this
+  /// rank knows that. So the receiver alone reports a loss.
+  bool over_bridge = false;
+};
+
+/// Sends an image, and returns when it does not read the memory any more. A lost peer ends the
+/// ticket's generation, and so does any exception that is no Error.
+void send_stream(Engine& engine, const TaskScope::Ticket& ticket, const Outgoing& stream);
+
+/// For Outgoing::wait_final of a step that is being copied. Throws Cancelled if the step never got
+/// a slot. Any other error of the copy fails the step, but not the stream: the receiver takes every
+/// piece.
+void wait_until_copied(StageJob& job, std::uint64_t until);
+/// For Outgoing::digest of that step; nothing once the copy has failed.
+[[nodiscard]] std::optional<Digest> digest_of_copied(const StageJob& job, std::size_t block);
+
+/// For Outgoing::wait_final of a file. The loop makes the function; the threads that send call it.
+/// The function reads what leaves next, so that a disk that hangs shows in `reads`, and not as a
+/// wire on which nothing moves.
+[[nodiscard]] std::function<void(std::uint64_t until)> reading_ahead(
+    Reads& reads, std::string path, std::span<const std::byte> image);
+
+}  // namespace meshstage::replicate
