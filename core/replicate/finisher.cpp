@@ -1,7 +1,6 @@
 #include <meshstage/core/replicate/finisher.hpp>
 
 #include <cstdint>
-#include <exception>
 #include <optional>
 #include <string>
 
@@ -20,11 +19,7 @@ void Finisher::remove_vault() {
       if (slots_.any_in_use()) return false;
       inbox_.leave();
       slots_.post([this] {
-        try {
-          engine_.vault.remove_all();
-        } catch (...) {  // finish() has succeeded all the same
-          engine_.report.warn("cannot remove the vault: " + text_of(std::current_exception()));
-        }
+        remove_slots(engine_);
         if (engine_.rank != 0) return engine_.gate.finished();
         engine_.loop.post([this] { note_finish(); });
       });

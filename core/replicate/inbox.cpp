@@ -345,13 +345,7 @@ void Inbox::seal_if_proven(Incoming& in) {
   in.sealing = true;
   slots_.post([this, owner = in.owner, id = in.id, info = *in.arrived,
                lease = std::make_shared<WriteLease>(std::move(in.lease)), ticket] {
-    std::exception_ptr error;
-    try {
-      lease->seal(info);
-    } catch (...) {  // the image ends by it
-      error = std::current_exception();
-      lease->abandon();
-    }
+    const auto error = seal_image(*lease, info);
     engine_.to_loop(ticket, [this, owner, id, error] {
       if (error) return not_arrived(owner, id, kind_of(error), text_of(error));
       sealed(owner, id);

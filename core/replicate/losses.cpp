@@ -6,7 +6,6 @@
 #include <meshstage/core/comm/generation.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/generation/number.hpp>
-#include <meshstage/core/replicate/job_notes.hpp>
 
 namespace meshstage::replicate {
 Losses::Losses(Engine& engine, StoreWorker& store, OwnStep& own, Persister& persister)
@@ -106,16 +105,9 @@ void Losses::ask_store(const protocol::AskStore& action) {
                                                                    : engine_.options.deadline);
   store_.ask(
       "asking the Store whether " + generation_text(engine_.present) + " is the newest",
-      [job = engine_.options.job, generation = engine_.generation, note = action.note,
-       id = action.id](Store& store, Deadline deadline) {
-        if (note) note_complete(store, job, id, deadline);
-        const auto newer = look_for_newer(store, job, generation, deadline);
-        if (!newer) return std::optional<std::string>();
-        const std::string number = generation_text(newer->number);
-        if (newer->owner.empty()) {
-          return std::optional(number + " was claimed: this one is over");
-        }
-        throw Fenced(newer->owner + " owns the job since " + number + "; this process must end");
+      [job = engine_.options.job, generation = engine_.generation, action](Store& store,
+                                                                           Deadline deadline) {
+        return superseded(store, job, generation, action, deadline);
       },
       by,
       [this, generation = engine_.present, id = action.id](const StoreWorker::Answer& answer) {

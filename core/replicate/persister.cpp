@@ -2,12 +2,7 @@
 
 #include <algorithm>
 #include <memory>
-#include <new>
-#include <string>
 #include <utility>
-
-#include <meshstage/core/error/error.hpp>
-#include <meshstage/core/replicate/stage_job.hpp>
 
 namespace meshstage::replicate {
 namespace {
@@ -48,23 +43,11 @@ void Persister::persist(ImageId id, Promise<DiskOutcome> persisted) {
   engine_.gate.persisting_begins();
   try {
     worker_.post([this, id, keys, generation = engine_.present] {
-      const auto begun = std::chrono::steady_clock::now();
-      bool good = true;
-      for (const SlotKey key : keys) {
-        if (!write(key, id)) good = false;
-      }
-      // The slots are given back even if another generation has begun by then.
-      const auto give_back = [&] {
-        engine_.loop.post([this, id, keys, good, generation, seconds = seconds_since(begun)] {
-          written(id, keys, good, seconds, generation);
-        });
-      };
-      try {
-        give_back();
-      } catch (const std::bad_alloc&) {  // the generation ends by it; the slots outlive that
-        engine_.loop.fail(std::current_exception());
-        give_back();
-      }
+      const WrittenStep result = write_step(engine_, files_, keys, id);
+      give_slots_back(engine_.loop, [&] {
+        engine_.loop.post(
+            [this, id, keys, result, generation] { written(id, keys, result, generation); });
+      });
     });
   } catch (...) {  // nothing was begun
     engine_.gate.persisting_ends();
@@ -73,25 +56,9 @@ void Persister::persist(ImageId id, Promise<DiskOutcome> persisted) {
   }
 }
 
-bool Persister::write(SlotKey key, ImageId id) {
-  try {
-    const ReadLease lease = engine_.vault.read(key);
-    // A file must be complete by itself, so a replica that borrows is not written.
-    if (key.owner_rank != engine_.rank && lease.info().borrowed_bytes != 0) return true;
-    // Older files are removed when all ranks have this one, so publish() proves each byte that it
-    // writes.
-    files_.publish(lease.info(), lease.image());
-    return true;
-  } catch (...) {  // this thread's boundary: the step stays complete in memory
-    engine_.report.warn(
-        "step " + std::to_string(id.step) +
-        " is complete in memory but not on disk: " + text_of(std::current_exception()));
-    return false;
-  }
-}
-
-void Persister::written(ImageId id, const std::vector<SlotKey>& keys, bool good, double seconds,
+void Persister::written(ImageId id, const std::vector<SlotKey>& keys, const WrittenStep& result,
                         std::uint64_t generation) {
+  const bool good = result.good;
   // finish() waits for both, so both end here even if the rest throws.
   struct AtEnd {
     Persister& persister;
@@ -111,7 +78,7 @@ void Persister::written(ImageId id, const std::vector<SlotKey>& keys, bool good,
   if (good && generation == engine_.present) engine_.feed(protocol::Persisted{id});
   engine_.gate.count([&](Stats& stats) {
     ++(good ? stats.persisted : stats.persist_failed);
-    stats.persist_seconds = seconds;
+    stats.persist_seconds = result.seconds;
   });
 }
 
@@ -139,11 +106,7 @@ void Persister::all_on_disk(ImageId id) {
   // finish() waits for it: what was still to be removed would stay.
   const auto removing = std::make_shared<const Persisting>(engine_.gate);
   worker_.post([this, removing, older_than = id, keep = engine_.options.keep - 1] {
-    try {
-      files_.prune_older(older_than, keep);
-    } catch (...) {  // they are in the way of nothing
-      engine_.report.warn("cannot remove older images: " + text_of(std::current_exception()));
-    }
+    remove_older(engine_, files_, older_than, keep);
   });
 }
 

@@ -8,6 +8,7 @@
 
 #include <meshstage/core/async/work.hpp>
 #include <meshstage/core/async/worker.hpp>
+#include <meshstage/core/replicate/disk_calls.hpp>
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/persistence.hpp>
 #include <meshstage/core/replicate/results.hpp>
@@ -15,8 +16,10 @@
 
 namespace meshstage::replicate {
 
-/// Writes complete steps to disk and removes older files (thread `ms-persist`). A disk that hangs
-/// holds only the slots that are being written: see Slots::stuck(). Threads: the loop's.
+/// Has complete steps written to disk and older files removed, on a thread of its own
+/// (`ms-persist`; see disk_calls). A disk that hangs holds only the slots that are being written:
+/// see Slots::stuck().
+/// Threads: the loop's.
 class Persister {
  public:
   Persister(Engine& engine, Slots& slots, const Persistence& files);
@@ -33,13 +36,12 @@ class Persister {
   /// Called when the generation broke: promises of steps whose outcome on disk is open get the
   /// loss.
   void lose(const std::exception_ptr& loss);
-  /// Waits for the image that is being written, and drops the rest.
+  /// Waits for the image that is being written, and drops the rest. Threads: any but the loop's.
   void stop() { worker_.stop(); }
 
  private:
   [[nodiscard]] std::vector<SlotKey> slots_with(ImageId id) const;
-  [[nodiscard]] bool write(SlotKey key, ImageId id);
-  void written(ImageId id, const std::vector<SlotKey>& keys, bool good, double seconds,
+  void written(ImageId id, const std::vector<SlotKey>& keys, const WrittenStep& result,
                std::uint64_t generation);
 
   Engine& engine_;

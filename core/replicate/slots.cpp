@@ -4,6 +4,8 @@
 #include <memory>
 #include <utility>
 
+#include <meshstage/core/error/error.hpp>
+
 namespace meshstage::replicate {
 
 std::optional<SlotKey> sealed_slot(int owner, const protocol::SlotPair& pair, ImageId id) {
@@ -26,6 +28,36 @@ bool Slots::drop_if_unused(SlotKey key) noexcept {
 void Slots::release(SlotKey key) {
   --users_[key].others;
   if (drop_if_unused(key)) retry();
+}
+
+void Slots::release(std::span<const SlotKey> keys) {
+  for (const SlotKey key : keys) release(key);
+}
+
+void Slots::hold_replica(int ward, Promise<std::vector<SlotKey>> held) {
+  // If the generation has broken since the call began, throw its loss.
+  if (const auto loss = engine_.gate.loss()) {
+    held.set_error(loss->error());
+    return;
+  }
+  const protocol::State& state = engine_.state;
+  const auto& wards = engine_.config->wards;
+  const auto index = std::lower_bound(wards.begin(), wards.end(), ward) - wards.begin();
+  std::vector<SlotKey> keys;
+  if (state.base.exists()) {
+    const auto& pair = state.held[static_cast<std::size_t>(index)];
+    const auto replica = sealed_slot(ward, pair, state.base);
+    const auto own = sealed_slot(engine_.rank, state.own, state.base);
+    if (replica) keys.push_back(*replica);
+    if (replica && own) keys.push_back(*own);
+  }
+  if (keys.empty()) {
+    held.set_error(std::make_exception_ptr(
+        NotFound("no complete step of rank " + std::to_string(ward) + " is held yet")));
+    return;
+  }
+  for (const SlotKey key : keys) hold(key);
+  held.set_value(std::move(keys));
 }
 
 void Slots::hold_for_disk(std::span<const SlotKey> keys) {
@@ -86,28 +118,16 @@ void Slots::begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes
   held_.erase(key);
   hold(key);
   worker_.post([this, key, who = std::move(identity), bytes, tell = std::move(then), ticket] {
-    const auto lease = std::make_shared<WriteLease>();
-    std::exception_ptr error;
-    std::optional<std::string> fenced;
-    try {
-      *lease = engine_.vault.begin_write(key, who, bytes);
-      engine_.gate.count(
-          [held = engine_.vault.bytes_held(), locks = engine_.vault.page_locks()](Stats& stats) {
-            stats.vault_bytes = held;
-            stats.page_locked_bytes = locks.bytes;
-            stats.page_locks_refused = locks.refused;
-          });
-    } catch (...) {  // whatever it is, the image that asked ends by it
-      error = std::current_exception();
-      fenced = fenced_by(error);
-    }
-    engine_.to_loop(ticket, [this, key, tell, lease, error, fenced] {
-      if (fenced) engine_.lose_vault(*fenced);
-      tell(*lease, error);
-      give_back(std::move(*lease));
-      release(key);
-    });
+    const BegunImage begun = begin_image(engine_, key, who, bytes);
+    engine_.to_loop(ticket, [this, key, tell, begun] { began(key, begun, tell); });
   });
+}
+
+void Slots::began(SlotKey key, const BegunImage& begun, const Then& then) {
+  if (begun.fenced) engine_.lose_vault(*begun.fenced);
+  then(*begun.lease, begun.error);
+  give_back(std::move(*begun.lease));
+  release(key);
 }
 
 transfer::HeldBlocks Slots::take_held(SlotKey key) {

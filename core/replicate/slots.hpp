@@ -7,8 +7,10 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/async/work.hpp>
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/replicate/engine.hpp>
+#include <meshstage/core/replicate/vault_calls.hpp>
 #include <meshstage/core/transfer/kept.hpp>
 
 namespace meshstage::replicate {
@@ -17,9 +19,8 @@ namespace meshstage::replicate {
 [[nodiscard]] std::optional<SlotKey> sealed_slot(int owner, const protocol::SlotPair& pair,
                                                  ImageId id);
 
-/// Keeps account of the users of each slot of the vault, and makes room in slots. The loop keeps
-/// the account. Calls of the vault that need memory or files run on a thread of their own
-/// (`ms-slots`), because making room for a large image takes seconds.
+/// Keeps account of the users of each slot of the vault. Posts the vault's slow calls (vault_calls)
+/// to a thread of their own (`ms-slots`), because making room for a large image takes seconds.
 /// Threads: the loop's.
 class Slots {
  public:
@@ -28,6 +29,11 @@ class Slots {
   /// Counts a user of the slot. A slot with users is not given to another image.
   void hold(SlotKey key) { ++users_[key].others; }
   void release(SlotKey key);
+  void release(std::span<const SlotKey> keys);
+  /// For Trainer::held(): holds the slots of a ward's replica of the newest complete step and, if
+  /// this rank has it, of its own image of that step. `held` gets the slots, the generation's loss,
+  /// or NotFound.
+  void hold_replica(int ward, Promise<std::vector<SlotKey>> held);
   /// hold() for the time in which the slots are written to disk. That may hang: see stuck(). Holds
   /// none of the slots if it throws (no memory).
   void hold_for_disk(std::span<const SlotKey> keys);
@@ -61,13 +67,14 @@ class Slots {
   void give_back(WriteLease lease);
   /// Runs `task` on ms-slots behind the tasks before it. A generation may end before the task does.
   void post(std::function<void()> task) { worker_.post(std::move(task)); }
-  void stop() { worker_.stop(); }
 
  private:
   struct Users {
     int others = 0, disk = 0;
     Deadline::Clock::time_point disk_since{};
   };
+  /// begin_image() has ended.
+  void began(SlotKey key, const BegunImage& begun, const Then& then);
   /// Returns whether nobody uses it now.
   [[nodiscard]] bool drop_if_unused(SlotKey key) noexcept;
   [[nodiscard]] Deadline patience_with(const Users& users) const;

@@ -398,29 +398,7 @@ std::vector<SlotKey> Trainer::hold_replica(int ward) {
   Work<std::vector<SlotKey>> keys = found.work();
   // The task alone has the promise: if the task fails, the wait for it ends.
   engine_.loop.post([this, ward, found = std::move(found)]() mutable {
-    // If the generation has broken since the call began, throw its loss.
-    if (const auto loss = engine_.gate.loss()) {
-      found.set_error(loss->error());
-      return;
-    }
-    const protocol::State& state = engine_.state;
-    const auto& wards = engine_.config->wards;
-    const auto index = std::lower_bound(wards.begin(), wards.end(), ward) - wards.begin();
-    std::vector<SlotKey> held;
-    if (state.base.exists()) {
-      const auto& pair = state.held[static_cast<std::size_t>(index)];
-      const auto replica = sealed_slot(ward, pair, state.base);
-      const auto own = sealed_slot(engine_.rank, state.own, state.base);
-      if (replica) held.push_back(*replica);
-      if (replica && own) held.push_back(*own);
-    }
-    if (held.empty()) {
-      found.set_error(std::make_exception_ptr(
-          NotFound("no complete step of rank " + std::to_string(ward) + " is held yet")));
-      return;
-    }
-    for (const SlotKey key : held) slots_.hold(key);
-    found.set_value(std::move(held));
+    slots_.hold_replica(ward, std::move(found));
   });
   try {
     return keys.get();
@@ -448,9 +426,7 @@ Replica Trainer::held(int ward, const NodeRegistry& registry) {
   const auto keys = hold_replica(ward);
   const std::shared_ptr<void> at_end(nullptr, [this, keys](void*) {
     try {
-      engine_.loop.post([this, keys] {
-        for (const SlotKey key : keys) slots_.release(key);
-      });
+      engine_.loop.post([this, keys] { slots_.release(keys); });
     } catch (const std::bad_alloc&) {  // they would be held for ever
       engine_.loop.fail(std::current_exception());
     }
