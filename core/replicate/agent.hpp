@@ -18,11 +18,9 @@
 namespace meshstage {
 
 /// Runs one rank's protocol over a vault, the links and groups of a generation, and a directory of
-/// files. The agent gives each event to protocol::transition(), and turns each action that comes
-/// back into a call of one of the engine's parts (README.md beside this file).
-///
-/// Threads: the engine's threads all end with the agent. One caller at a time, the trainer's
-/// thread; wish() may come from any.
+/// files (README.md beside this file). The engine's threads all end with the agent. One caller at a
+/// time.
+/// Threads: the trainer's.
 class MESHSTAGE_API Agent {
  public:
   /// Attaches the vault, in that epoch (see VaultOptions). `options` must be complete: the agent

@@ -1,8 +1,10 @@
 #pragma once
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <meshstage/core/comm/membership.hpp>
@@ -55,7 +57,7 @@ struct Engine {
   std::uint64_t present = 0;
   /// The loop's thread only; feed() alone changes it.
   protocol::State state;
-  /// The loop's thread only. Gives an event to the agent (`Agent::Impl::feed`). Takes one event
+  /// The loop's thread only. Gives an event to the protocol (`Driver::feed`). Takes one event
   /// after the other, also where an action brings the next one.
   std::function<void(protocol::Event)> feed;
   /// The loop's thread only. Ends the generation because `peer` died; -1 if no peer did.
@@ -76,6 +78,17 @@ struct Engine {
   /// Any thread. Feeds `event` on the loop, with a ticket of the present generation; drops the
   /// event if the generation is being left.
   void post(protocol::Event event);
+  /// The links' thread. Runs the task that `make_task` returns on the loop, with a ticket of the
+  /// present generation; drops it if the generation is being left. A message that is lost because
+  /// there is no memory for its task ends the generation.
+  template <class MakeTask>
+  void post_from_links(const MakeTask& make_task) noexcept {
+    try {
+      if (auto ticket = scope.enter()) to_loop(std::move(ticket), make_task());
+    } catch (...) {
+      loop.fail(std::current_exception());
+    }
+  }
   /// The handler for threads of this engine: an exception of their tasks ends the generation.
   [[nodiscard]] FailureHandler boundary();
 

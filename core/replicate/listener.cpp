@@ -13,26 +13,19 @@
 namespace meshstage::replicate {
 
 void Listener::listen(ControlLinks& links, bool bridge) {
-  const auto to_loop = [this](const auto& make_task) {
-    try {
-      if (auto ticket = engine_.scope.enter()) engine_.to_loop(std::move(ticket), make_task());
-    } catch (...) {  // the links' thread: a message that is lost ends the generation
-      engine_.loop.fail(std::current_exception());
-    }
-  };
   links.set_handlers(
       {.on_message =
-           [this, to_loop](int peer, std::span<const std::byte> message) {
-             to_loop([&] {
+           [this](int peer, std::span<const std::byte> message) {
+             engine_.post_from_links([&] {
                return [this, peer, bytes = std::vector(message.begin(), message.end())] {
                  hear(peer, bytes);
                };
              });
            },
        .on_lost =
-           [this, to_loop, bridge](int peer, LostReason reason, const std::string& detail) {
+           [this, bridge](int peer, LostReason reason, const std::string& detail) {
              if (bridge && reason == LostReason::kClosed) return;
-             to_loop([&] {
+             engine_.post_from_links([&] {
                return [this, peer, reason, detail] { losses_.lost_link(peer, reason, detail); };
              });
            },

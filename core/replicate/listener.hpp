@@ -10,17 +10,17 @@
 namespace meshstage::replicate {
 
 /// Brings what a generation's links say to the loop: peers' messages, decoded, as events, and links
-/// that are lost.
+/// that are lost. The handlers of the links only post.
+/// Threads: the loop's.
 class Listener {
  public:
   Listener(Engine& engine, Losses& losses) : engine_(engine), losses_(losses) {}
 
-  /// From now on what these links bring comes to the loop. Any thread. `bridge`: a goodbye says
-  /// only that what was fetched is there.
+  /// From now on what these links bring comes to the loop. `bridge`: a goodbye says only that what
+  /// was fetched is there. Threads: any.
   void listen(ControlLinks& links, bool bridge);
 
  private:
-  // --- the loop's thread
   void hear(int from, std::span<const std::byte> received);
   void check_generation(const char* what, int from, std::uint64_t generation) const;
 
