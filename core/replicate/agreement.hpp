@@ -8,6 +8,7 @@
 
 /// What follows from a rank's options before anything of the engine exists, and before the rank may
 /// touch its vault: for its place in the job.
+/// Threads: any.
 namespace meshstage::replicate {
 
 /// What the protocol is told of this rank and its job.

@@ -17,7 +17,7 @@ namespace meshstage::replicate {
 /// steps, so a stream ends all older asks for that sender and owner. A sender has at most two steps
 /// whose stream may still begin: the one that is offered, and one before it that failed. So the
 /// third ask ends the first, whose step may have failed unsent.
-/// Threads: one.
+/// Threads: the loop's.
 class Asks {
  public:
   using Shape = transfer::Shape;

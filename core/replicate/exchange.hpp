@@ -7,6 +7,7 @@
 
 /// Translates between the protocol's messages about images and the shapes of core/transfer, which
 /// knows no protocol.
+/// Threads: any.
 namespace meshstage::exchange {
 
 using protocol::Content;

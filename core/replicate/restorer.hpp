@@ -37,6 +37,7 @@ class Restorer {
   /// Nothing for a claim of another rank, and for what was not verified.
   [[nodiscard]] std::optional<Verifier::Here> place_of(const protocol::Claim& claim) const;
 
+  /// Threads: any. look_at_reads() comes on the loop, after that time.
   void look_after(Reads::Clock::duration length);
   void look_at_reads();
 
