@@ -9,9 +9,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
-#include <meshstage/core/transfer/masks_impl.hpp>
-#include <meshstage/core/transfer/striped_impl.hpp>
-#include <meshstage/core/transfer/window_impl.hpp>
+#include <meshstage/core/transfer/moving_impl.hpp>
 
 namespace meshstage::transfer {
 namespace {
@@ -68,28 +66,6 @@ void check_identity(int from, const ImageInfo& info, const Digest& manifest_dige
   }
 }
 
-/// Over one connection, with masks if the receiver holds blocks already.
-template <class Place, class Came, class Stayed>
-void receive_in_order(const Link& link, const std::vector<Piece>& pieces, bool masked, Place place,
-                      Came came, Stayed stayed) {
-  Masks masks(pieces.size(), masked);
-  Window(link).run(
-      masks.things(),
-      [&](std::size_t i) -> std::unique_ptr<Transfer> {
-        const auto [is_mask, number] = masks.thing(i);
-        if (is_mask) return link.group.receive(link.peer, link.tag, masks.bytes(number));
-        if (!masks.travels(number)) return nullptr;
-        return link.group.receive(link.peer, link.tag, place(pieces[number]));
-      },
-      [&](std::size_t i) {
-        const auto [is_mask, number] = masks.thing(i);
-        if (is_mask) return;
-        masks.travels(number) ? came(pieces[number]) : stayed(pieces[number]);
-        if (link.on_piece) link.on_piece(number + 1, pieces.size());
-      },
-      [&](std::size_t i) { return masks.needed_for(i); });
-}
-
 }  // namespace
 
 void send_image(const Link& link, std::span<const std::byte> image, const Shape& shape,
@@ -108,81 +84,34 @@ void send_image(const Link& link, std::span<const std::byte> image, const Shape&
     return block && *block < offered.held.size() &&
            stays(offered.held[*block], offered.mine(*block));
   };
-  const auto bytes_of = [&](std::size_t i) {
-    wait_final(pieces[i].offset + pieces[i].bytes);
-    return place_of(image, shape, pieces[i]);
-  };
-  if (is_striped(link)) {
-    Outgoing all{pieces.size(), {}, [&](std::size_t i, std::size_t) { return bytes_of(i); }};
-    if (!offered.held.empty()) {
-      all.stays = [&](std::size_t i) {
-        if (!is_there(pieces[i])) return false;
-        if (offered.stayed) offered.stayed(pieces[i].bytes);
-        return true;
-      };
-    }
-    return send_striped(link, all);
+  Outgoing all{pieces.size(), {}, [&](std::size_t i, std::size_t) {
+                 wait_final(pieces[i].offset + pieces[i].bytes);
+                 return place_of(image, shape, pieces[i]);
+               }};
+  if (!offered.held.empty()) {
+    all.stays = [&](std::size_t i) {
+      if (!is_there(pieces[i])) return false;
+      if (offered.stayed) offered.stayed(pieces[i].bytes);
+      return true;
+    };
   }
-  Masks masks(pieces.size(), !offered.held.empty());
-  const auto send_mask = [&](std::size_t group) {
-    std::uint64_t mask = 0, kept = 0;
-    for (auto i = masks.begin_of(group); i < masks.end_of(group); ++i) {
-      if (is_there(pieces[i])) {
-        kept += pieces[i].bytes;
-      } else {
-        mask |= std::uint64_t{1} << (i - masks.begin_of(group));
-      }
-    }
-    if (kept > 0 && offered.stayed) offered.stayed(kept);
-    masks.set(group, mask);
-    return link.group.send(link.peer, link.tag, masks.bytes(group));
-  };
-  const auto send_piece = [&](std::size_t i) -> std::unique_ptr<Transfer> {
-    if (!masks.travels(i)) return nullptr;
-    return link.group.send(link.peer, link.tag, bytes_of(i));
-  };
-  Window(link).run(
-      masks.things(),
-      [&](std::size_t i) {
-        const auto [is_mask, number] = masks.thing(i);
-        return is_mask ? send_mask(number) : send_piece(number);
-      },
-      [&](std::size_t i) {
-        const auto [is_mask, number] = masks.thing(i);
-        if (!is_mask && link.on_piece) link.on_piece(number + 1, pieces.size());
-      },
-      [](std::size_t) { return std::size_t{0}; });
+  send(link, all);
 }
 
 void drain_image(const Link& link, const Shape& shape, bool masked) {
   const auto pieces = pieces_of(shape);
   std::uint64_t largest = 0;
   for (const auto& piece : pieces) largest = std::max(largest, piece.bytes);
-  if (is_striped(link)) {
-    std::vector<std::vector<std::byte>> places(striped_places(link));
-    Incoming all{pieces.size(),
-                 [&](std::size_t i, std::size_t place) {
-                   places[place].resize(largest);  // no other thread has this place
-                   return std::span(places[place]).first(pieces[i].bytes);
-                 },
-                 {},
-                 {}};
-    if (masked) all.stayed = [](std::size_t) {};
-    return receive_striped(link, all);
-  }
-  std::vector<std::byte> scratch(largest);
-  Masks masks(pieces.size(), masked);
-  const auto take = [&](std::span<std::byte> bytes) {
-    link.group.receive(link.peer, link.tag, bytes)->wait_while_moving(link.stall);
-  };
-  for (std::size_t i = 0; i < masks.things(); ++i) {
-    const auto [is_mask, number] = masks.thing(i);
-    if (is_mask) {
-      take(masks.bytes(number));
-    } else if (masks.travels(number)) {
-      take(std::span(scratch).first(pieces[number].bytes));
-    }
-  }
+  std::vector<std::vector<std::byte>> memory(places(link));
+  Incoming all{pieces.size(),
+               [&](std::size_t i, std::size_t place) {
+                 memory[place].resize(largest);  // no other piece in flight has this place
+                 return std::span(memory[place]).first(pieces[i].bytes);
+               },
+               {},
+               {}};
+  if (masked) all.stayed = [](std::size_t) {};
+  receive(link, all);
 }
 
 ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shape& shape,
@@ -243,18 +172,12 @@ ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shap
   };
   // Blocks are digested while later ones are still on their way. Nothing is judged before every
   // piece has come: the sender's stream must end at a piece's end, whatever is wrong with it.
-  if (is_striped(link)) {
-    Incoming all{pieces.size(),
-                 [&](std::size_t i, std::size_t) { return place_of(image, shape, pieces[i]); },
-                 [&](std::size_t i, std::size_t) { came(pieces[i]); },
-                 {}};
-    if (holding.masked) all.stayed = [&](std::size_t i) { stayed(pieces[i]); };
-    receive_striped(link, all);
-  } else {
-    receive_in_order(
-        link, pieces, holding.masked,
-        [&](const Piece& piece) { return place_of(image, shape, piece); }, came, stayed);
-  }
+  Incoming all{pieces.size(),
+               [&](std::size_t i, std::size_t) { return place_of(image, shape, pieces[i]); },
+               [&](std::size_t i, std::size_t) { came(pieces[i]); },
+               {}};
+  if (holding.masked) all.stayed = [&](std::size_t i) { stayed(pieces[i]); };
+  receive(link, all);
   holding.kept_bytes += kept_bytes;
   if (!wrong.empty()) {
     throw make_error<CorruptData>(
@@ -277,19 +200,10 @@ ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shap
 void receive_pieces(const Link& link, std::span<std::byte> image, const Shape& shape) {
   check_memory(image.size(), shape);
   const auto pieces = pieces_of(shape);
-  if (is_striped(link)) {
-    return receive_striped(
-        link, {pieces.size(),
-               [&](std::size_t i, std::size_t) { return place_of(image, shape, pieces[i]); },
-               {},
-               {}});
-  }
-  Window(link).run(
-      pieces,
-      [&](std::size_t i) {
-        return link.group.receive(link.peer, link.tag, place_of(image, shape, pieces[i]));
-      },
-      [](std::size_t) {});
+  receive(link, {pieces.size(),
+                 [&](std::size_t i, std::size_t) { return place_of(image, shape, pieces[i]); },
+                 {},
+                 {}});
 }
 
 ImageInfo prove_image(int from, std::span<const std::byte> image, const Digest& manifest_digest,

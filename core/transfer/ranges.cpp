@@ -5,8 +5,7 @@
 #include <string>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/transfer/striped_impl.hpp>
-#include <meshstage/core/transfer/window_impl.hpp>
+#include <meshstage/core/transfer/moving_impl.hpp>
 
 namespace meshstage::transfer {
 namespace {
@@ -53,9 +52,6 @@ class Concatenation {
   std::vector<std::vector<std::byte>> scratch_;
 };
 
-/// Pieces in flight, each with a place of its own.
-std::size_t places(const Link& link) { return is_striped(link) ? striped_places(link) : kWindow; }
-
 }  // namespace
 
 void send_ranges(const Link& link, std::span<const std::byte> image,
@@ -72,11 +68,7 @@ void send_ranges(const Link& link, std::span<const std::byte> image,
     }
     return scratch;
   };
-  if (is_striped(link)) return send_striped(link, {all.pieces.size(), {}, source});
-  Window(link).run(
-      all.pieces,
-      [&](std::size_t i) { return link.group.send(link.peer, link.tag, source(i, i % kWindow)); },
-      [](std::size_t) {});
+  send(link, {all.pieces.size(), {}, source});
 }
 
 void receive_ranges(const Link& link, std::span<std::byte> image, const std::vector<Piece>& ranges,
@@ -97,13 +89,7 @@ void receive_ranges(const Link& link, std::span<std::byte> image, const std::vec
       at += part.bytes;
     }
   };
-  if (is_striped(link)) return receive_striped(link, {all.pieces.size(), target, came, {}});
-  Window(link).run(
-      all.pieces,
-      [&](std::size_t i) {
-        return link.group.receive(link.peer, link.tag, target(i, i % kWindow));
-      },
-      [&](std::size_t i) { came(i, i % kWindow); });
+  receive(link, {all.pieces.size(), target, came, {}});
 }
 
 }  // namespace meshstage::transfer

@@ -1,9 +1,8 @@
 #pragma once
 #include <cstddef>
-#include <functional>
-#include <span>
+#include <cstdint>
 
-#include <meshstage/core/transfer/pieces.hpp>
+#include <meshstage/core/transfer/moving_impl.hpp>
 
 /// A transfer over several connections to a peer (ProcessGroup::connections). Each connection takes
 /// the next piece as soon as it has room for one, so a slow connection delays no other, and pieces
@@ -22,29 +21,6 @@ namespace meshstage::transfer {
 inline constexpr std::uint64_t kNoteBit = std::uint64_t{1} << 61U;
 /// Pieces in flight over each connection, each way.
 inline constexpr unsigned kDepth = 4;
-
-/// The sender's side. Several threads call the functions at once, each for other pieces.
-struct Outgoing {
-  std::size_t pieces = 0;
-  /// Blocks until the piece is final, and returns whether it stays. Null: no piece stays.
-  std::function<bool(std::size_t piece)> stays;
-  /// Blocks until the piece is final. `place` is below striped_places() and differs for all pieces
-  /// in flight, so it can choose the memory of a piece.
-  std::function<std::span<const std::byte>(std::size_t piece, std::size_t place)> source;
-};
-
-/// The receiver's side. Several threads call the functions at once, each for other pieces.
-struct Incoming {
-  std::size_t pieces = 0;
-  std::function<std::span<std::byte>(std::size_t piece, std::size_t place)> target;
-  std::function<void(std::size_t piece, std::size_t place)> came;  ///< Null: nothing to do.
-  /// Called for a piece that was not sent. Null: the peer must send every piece.
-  std::function<void(std::size_t piece)> stayed;
-};
-
-[[nodiscard]] inline bool is_striped(const Link& link) {
-  return link.group.connections(link.peer) > 1;
-}
 
 /// Pieces in flight over all connections, and so the places for such pieces.
 [[nodiscard]] inline std::size_t striped_places(const Link& link) {

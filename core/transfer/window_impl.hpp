@@ -2,7 +2,6 @@
 #include <cstddef>
 #include <deque>
 #include <memory>
-#include <vector>
 
 #include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/comm/process_group.hpp>
@@ -15,17 +14,6 @@ namespace meshstage::transfer {
 class Window {
  public:
   explicit Window(const Link& link) : link_(link) {}
-
-  template <class Post, class Done>
-  void run(const std::vector<Piece>& pieces, Post&& post, Done&& done) {
-    run(
-        pieces.size(), post,
-        [&](std::size_t i) {
-          done(i);
-          if (link_.on_piece) link_.on_piece(i + 1, pieces.size());
-        },
-        [](std::size_t) { return std::size_t{0}; });
-  }
 
   /// Transfers `count` things in order. If `post(i)` returns null, thing i is not sent. Thing i is
   /// posted when at least `needs(i)` things are done.

@@ -1,0 +1,47 @@
+#pragma once
+#include <cstddef>
+#include <functional>
+#include <span>
+
+#include <meshstage/core/transfer/pieces.hpp>
+
+/// How pieces travel to a peer, whatever they are: over one connection in order (moving.cpp), over
+/// several connections each by the first one that has room (striped_impl.hpp).
+namespace meshstage::transfer {
+
+/// The sender's side. Over several connections, several threads call the functions at once, each
+/// for other pieces.
+struct Outgoing {
+  std::size_t pieces = 0;
+  /// Blocks until the piece is final, and returns whether it stays. Null: no piece stays, and the
+  /// receiver knows that.
+  std::function<bool(std::size_t piece)> stays;
+  /// Blocks until the piece is final. `place` is below places() and differs for all pieces in
+  /// flight, so it can choose the memory of a piece.
+  std::function<std::span<const std::byte>(std::size_t piece, std::size_t place)> source;
+};
+
+/// The receiver's side. Threads: as Outgoing.
+struct Incoming {
+  std::size_t pieces = 0;
+  std::function<std::span<std::byte>(std::size_t piece, std::size_t place)> target;
+  std::function<void(std::size_t piece, std::size_t place)> came;  ///< Null: nothing to do.
+  /// Called for a piece that was not sent. Null: the peer sends every piece. Null here if and only
+  /// if Outgoing::stays is null there.
+  std::function<void(std::size_t piece)> stayed;
+};
+
+[[nodiscard]] inline bool is_striped(const Link& link) {
+  return link.group.connections(link.peer) > 1;
+}
+
+/// The places for pieces in flight.
+[[nodiscard]] std::size_t places(const Link& link);
+
+/// Both block until all pieces have left, or have come. One thread at a time calls Link::on_piece,
+/// with the number of pieces that have left or come. Throw what the functions throw, and what
+/// Transfer::wait_while_moving throws.
+void send(const Link& link, const Outgoing& outgoing);
+void receive(const Link& link, const Incoming& incoming);
+
+}  // namespace meshstage::transfer
