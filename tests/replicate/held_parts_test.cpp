@@ -287,7 +287,7 @@ TEST_CASE("a rank whose disk hangs while it proves its files: every rank hears o
       {"mapping a file", Op::kMap},
   }));
   INFO(name);
-  check_quick([at = at] {
+  check_quick([hangs_at = at] {
     Job job(3);
     std::barrier everyone(3);
     std::promise<Clock::time_point> killed;
@@ -308,7 +308,7 @@ TEST_CASE("a rank whose disk hangs while it proves its files: every rank hears o
           everyone.arrive_and_wait();
           Seams seams(job, rank);
           EngineRank& engine = seams.start(clocks[me]);
-          if (rank == 1) seams.fs.block(at);
+          if (rank == 1) seams.fs.block(hangs_at);
           everyone.arrive_and_wait();
           if (rank == 2) {
             everyone.arrive_and_wait();  // rank 1 hangs
