@@ -1,4 +1,4 @@
-// The parts of one rank's engine without their agent: the events that they feed are kept for the
+// The parts of one rank's engine without their driver: the events that they feed are kept for the
 // test, and no protocol acts on them.
 #pragma once
 #include <algorithm>
@@ -115,7 +115,7 @@ class PartBench {
   const std::shared_ptr<HangingStore> store;
   replicate::Engine engine;
   Persistence files;
-  // In the agent's order.
+  // In Driver's order.
   replicate::StoreWorker store_worker;
   replicate::Slots slots{engine};
   replicate::Streams streams{engine};
