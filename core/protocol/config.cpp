@@ -60,11 +60,11 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
   // Of one step: of each rank's own image and its replicas.
   std::size_t claims = static_cast<std::size_t>(world_size);
   for (const auto& list : holders) claims += list.size();
-  require(claims <= kMostClaimBytes / wire::kClaimBytes,
-          std::to_string(world_size) + " ranks with their replicas are " + std::to_string(claims) +
-              " images of one step; at most " +
-              std::to_string(kMostClaimBytes / wire::kClaimBytes) +
-              " are supported; keep fewer replicas of each rank");
+  constexpr std::size_t kMost = kMostClaimBytes / wire::kClaimBytes;
+  require(claims <= kMost, std::to_string(world_size) + " ranks with their replicas are " +
+                               std::to_string(claims) + " images of one step; at most " +
+                               std::to_string(kMost) +
+                               " are supported; keep fewer replicas of each rank");
   config->rank = rank;
   config->world_size = world_size;
   config->holders = std::move(holders);

@@ -77,6 +77,11 @@ void Engine::lost_in_transfer(const TaskScope::Ticket& ticket, int peer, ErrorKi
           [this, peer, kind, text = std::move(why)] { lose_in_transfer(peer, kind, text); });
 }
 
+void Engine::lost_in_transfer(const TaskScope::Ticket& ticket, int peer, const PeerLost& error) {
+  lost_in_transfer(ticket, error.rank().value_or(peer), error.kind(),
+                   std::string("was lost while an image travelled: ") + error.what());
+}
+
 ImageIdentity Engine::identity(int owner, ImageId id, ImageId base) const {
   return {options.job, owner, world_size, id, base};
 }

@@ -109,6 +109,8 @@ struct Engine {
   /// see a death before the links do, and a connection may end without a death: in both cases no
   /// image can travel in this generation any more.
   void lost_in_transfer(const TaskScope::Ticket& ticket, int peer, ErrorKind kind, std::string why);
+  /// The same for what a transfer with `peer` threw, which may name another rank.
+  void lost_in_transfer(const TaskScope::Ticket& ticket, int peer, const PeerLost& error);
 };
 
 }  // namespace meshstage::replicate

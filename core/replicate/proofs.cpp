@@ -23,23 +23,17 @@ std::string place_of(SlotKey key, int at) {
          (own ? "" : std::to_string(key.owner_rank)) + " in slot " + std::to_string(key.index);
 }
 
-ImageInfo verify(std::span<const std::byte> bytes, bool whole, Reads::Reading& reading,
-                 Crew& crew) {
+/// The claim of rank `at` to an image in a slot of the vault of rank `vault`, whose header says
+/// `said`. Proves it; throws CorruptData.
+protocol::Claim claim_of(std::span<const std::byte> bytes, const ImageInfo& said, SlotKey key,
+                         int vault, int at, protocol::Place place, Reads& reads, Crew& crew) {
+  Reads::Reading reading(&reads, place_of(key, vault));
   reading.step(0, bytes.size());
   const auto read = [&reading](std::uint64_t more) { reading.step(more); };
-  return whole ? verify_image(bytes, read, &crew) : verify_replica(bytes, read, &crew);
-}
-
-/// The claim to a slot's image, which this proves. Throws CorruptData.
-protocol::Claim claim_of(const ReadLease& lease, int at, Reads& reads, Crew& crew) {
-  const SlotKey key = lease.key();
-  const bool own = key.owner_rank == at;
-  Reads::Reading reading(&reads, place_of(key, at));
-  const ImageInfo verified = verify(lease.image(), own, reading, crew);
-  if (verified != lease.info()) throw CorruptData("header and image disagree");
-  return protocol::claim_of(verified, checked_loans(lease.image(), verified), at,
-                            own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot,
-                            key.index);
+  const ImageInfo verified = key.owner_rank == vault ? verify_image(bytes, read, &crew)
+                                                     : verify_replica(bytes, read, &crew);
+  if (verified != said) throw CorruptData("header and image disagree");
+  return protocol::claim_of(verified, checked_loans(bytes, verified), at, place, key.index);
 }
 
 std::string name_of(const Proofs::Here& here) {
@@ -84,7 +78,11 @@ protocol::SlotsVerified Proofs::slots(const JobNotes& notes) {
     }
     if (info.state != SlotState::kSealed) continue;
     try {
-      result.claims.push_back(claim_of(engine_.vault.read(key), engine_.rank, engine_.reads, crew));
+      const ReadLease lease = engine_.vault.read(key);
+      const bool own = key.owner_rank == engine_.rank;
+      result.claims.push_back(claim_of(lease.image(), lease.info(), key, engine_.rank, engine_.rank,
+                                       own ? protocol::Place::kOwnSlot : protocol::Place::kHeldSlot,
+                                       engine_.reads, crew));
     } catch (const Error& e) {
       const std::string what = place_of(key, engine_.rank) + ": " + e.what();
       engine_.report.warn("not used: " + what);
@@ -130,13 +128,9 @@ void Proofs::add_strays(ImageId newer_than, Found& found) const {
     if (is_over(slot.image.identity.id)) continue;
     found.evidence = std::max(found.evidence, slot.image.identity.base);
     if (slot.image.identity.id <= newer_than) continue;
-    const bool whole = slot.key.owner_rank == slot.vault;
     try {
-      Reads::Reading reading(&engine_.reads, place_of(slot.key, slot.vault));
-      const ImageInfo verified = verify(slot.bytes, whole, reading, crew);
-      if (verified != slot.image) throw CorruptData("header and image disagree");
-      auto claim = protocol::claim_of(verified, checked_loans(slot.bytes, verified), engine_.rank,
-                                      protocol::Place::kStray, slot.key.index);
+      auto claim = claim_of(slot.bytes, slot.image, slot.key, slot.vault, engine_.rank,
+                            protocol::Place::kStray, engine_.reads, crew);
       claim.vault = slot.vault;
       found.claims.push_back(std::move(claim));
       found.places.push_back({{}, std::make_shared<const StraySlot>(slot)});

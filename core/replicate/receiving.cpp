@@ -28,11 +28,6 @@ ImageInfo receive_now(Engine& engine, const Arriving& stream) {
                                  stream.manifest_digest, stream.identity, holding);
 }
 
-void lost(Engine& engine, const TaskScope::Ticket& ticket, int from, const PeerLost& e) {
-  engine.lost_in_transfer(ticket, e.rank().value_or(from), e.kind(),
-                          std::string("was lost while an image travelled: ") + e.what());
-}
-
 }  // namespace
 
 void receive_stream(Engine& engine, const TaskScope::Ticket& ticket, const Arriving& stream,
@@ -41,7 +36,7 @@ void receive_stream(Engine& engine, const TaskScope::Ticket& ticket, const Arriv
     const ImageInfo info = receive_now(engine, stream);
     engine.to_loop(ticket, [arrived, info] { arrived(info); });
   } catch (const PeerLost& e) {
-    lost(engine, ticket, stream.from, e);
+    engine.lost_in_transfer(ticket, stream.from, e);
   } catch (const PeerSilent& e) {
     engine.lost_in_transfer(ticket, stream.from, e.kind(),
                             std::string("sent no piece of its image: ") + e.what());
@@ -60,7 +55,7 @@ void drain_stream(Engine& engine, const TaskScope::Ticket& ticket, int from,
     transfer::drain_image(engine.link_to(*group, from, start.id, protocol::Point::kChunkReceived),
                           exchange::shape_of(start), start.masked);
   } catch (const PeerLost& e) {
-    lost(engine, ticket, from, e);
+    engine.lost_in_transfer(ticket, from, e);
   } catch (const Error& e) {
     engine.report.info("an unwanted image of rank " + std::to_string(from) + " ended: " + e.what());
   }

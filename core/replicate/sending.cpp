@@ -42,10 +42,7 @@ void send_stream(Engine& engine, const TaskScope::Ticket& ticket, const Outgoing
   try {
     send_now(engine, stream);
   } catch (const PeerLost& e) {
-    if (!stream.over_bridge) {
-      engine.lost_in_transfer(ticket, e.rank().value_or(to), e.kind(),
-                              std::string("was lost while an image travelled: ") + e.what());
-    }
+    if (!stream.over_bridge) engine.lost_in_transfer(ticket, to, e);
   } catch (const PeerSilent& e) {
     engine.lost_in_transfer(ticket, to, e.kind(),
                             std::string("took no piece of an image: ") + e.what());
