@@ -22,13 +22,11 @@
 #include <utility>
 
 #include <meshstage/core/comm/gloo/module_table_impl.hpp>
+#include <meshstage/core/comm/greeting_time_impl.hpp>
 
 namespace meshstage::gloo_module {
 
 class GuardedPair;
-
-/// A connection that does not say the nonce is dropped after this, as on the links.
-inline constexpr std::chrono::seconds kGreetingTime{1};
 
 /// One connection to a pair's listening socket that has not yet said the pair's nonce.
 class Stranger final : public ::gloo::transport::tcp::Handler {
@@ -49,7 +47,7 @@ class Stranger final : public ::gloo::transport::tcp::Handler {
   GuardedPair* pair = nullptr;
   Late late{*this};
   int fd = -1;              // -1: this place is free
-  int timer = -1;           // expires kGreetingTime after the connection was accepted
+  int timer = -1;           // expires detail::kGreetingTime after the connection was accepted
   std::uint64_t since = 0;  // counts accepted connections: the lowest is the oldest
   std::size_t heard = 0;    // bytes of the nonce
 };
@@ -67,8 +65,8 @@ class Stranger final : public ::gloo::transport::tcp::Handler {
 /// Gloo takes the first connection to a listening pair for the peer and closes the listening
 /// socket, so a port scanner would keep the peer out. Here the connecting side begins with the
 /// nonce that the listening side published beside its address. A stranger's connection ends at its
-/// first wrong byte. A silent one ends after kGreetingTime, when more than a few come after it, or
-/// when the peer has come. Until then the pair goes on listening.
+/// first wrong byte. A silent one ends after detail::kGreetingTime, when more than a few come after
+/// it, or when the peer has come. Until then the pair goes on listening.
 class GuardedPair final : public ::gloo::transport::tcp::Pair {
  public:
   GuardedPair(::gloo::transport::tcp::Context* context, ::gloo::transport::tcp::Device* device,
@@ -159,7 +157,8 @@ class GuardedPair final : public ::gloo::transport::tcp::Pair {
   void limit(Stranger& stranger) {
     const int timer = ::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
     itimerspec once{};
-    once.it_value.tv_sec = kGreetingTime.count();
+    once.it_value.tv_sec =
+        std::chrono::duration_cast<std::chrono::seconds>(detail::kGreetingTime).count();
     if (timer < 0 || ::timerfd_settime(timer, 0, &once, nullptr) != 0) {
       if (timer >= 0) ::close(timer);
       return drop(stranger);

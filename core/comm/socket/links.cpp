@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include <meshstage/core/comm/greeting_time_impl.hpp>
 #include <meshstage/core/comm/socket/links_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -134,7 +135,7 @@ int SocketLinks::milliseconds_to_next_tick() const {
 Deadline SocketLinks::patience_ends(const Connection& c) const {
   const auto silence = Deadline::at(c.heard).plus(options_.silence_deadline);
   if (c.process_ended) return silence.earlier(Deadline::at(c.heard).plus(kLastWords));
-  if (c.peer == kNobody) return silence.earlier(Deadline::at(c.heard).plus(kGreetingTime));
+  if (c.peer == kNobody) return silence.earlier(Deadline::at(c.heard).plus(detail::kGreetingTime));
   return silence;
 }
 

@@ -28,9 +28,6 @@ using Clock = Deadline::Clock;
 /// sockets open.
 constexpr std::chrono::milliseconds kLastWords{200};
 
-/// A connection that does not say hello is dropped after this.
-constexpr std::chrono::milliseconds kGreetingTime{1000};
-
 inline framing::FrameStream stream_over(Descriptor fd) {
   return {link_wire::kFormat, std::move(fd)};
 }
