@@ -1,6 +1,7 @@
 // Each part of the engine is held while the others go on: votes and deaths pass, whatever hangs,
 // and no task of the loop computes or waits for longer than 10 ms.
 #include <algorithm>
+#include <array>
 #include <barrier>
 #include <chrono>
 #include <condition_variable>
@@ -183,6 +184,36 @@ void check_quick(const std::function<int()>& body) {
   CHECK(slow == 0);
 }
 
+/// Rank 2's death, and when ranks 0 and 1 heard of it.
+class Death {
+ public:
+  void happen(Job& job) {
+    killed_.set_value(Clock::now());
+    job.ranks.fabric().kill(2);
+  }
+  /// Runs what must throw the loss of rank 2. Returns what was wrong with that; "": nothing.
+  std::string hear(int rank, const std::function<void()>& wait) {
+    std::string wrong = "nobody was lost";
+    try {
+      wait();
+    } catch (const ms::PeerLost& e) {
+      wrong = e.rank() == 2 ? "" : e.what();
+    }
+    heard_[static_cast<std::size_t>(rank)] =
+        std::chrono::duration_cast<milliseconds>(Clock::now() - death_.get());
+    return wrong;
+  }
+  void check_heard_soon() const {
+    CHECK(heard_[0] < milliseconds(1000));
+    CHECK(heard_[1] < milliseconds(1000));
+  }
+
+ private:
+  std::promise<Clock::time_point> killed_;
+  const std::shared_future<Clock::time_point> death_ = killed_.get_future().share();
+  std::array<milliseconds, 2> heard_{};
+};
+
 }  // namespace
 
 TEST_CASE("whatever part of a rank hangs, every rank hears of a death") {
@@ -191,9 +222,7 @@ TEST_CASE("whatever part of a rank hangs, every rank hears of a death") {
     check_quick([&part] {
       Job job(3);
       std::barrier everyone(3);
-      std::promise<Clock::time_point> killed;
-      const auto death = killed.get_future().share();
-      std::vector<milliseconds> heard(2);
+      Death death;
       std::vector<TaskClock> clocks(3);
       const bool good = all_are_good(run_ranks(
           all_ranks(3), meeting(everyone, [&](int rank) {
@@ -206,8 +235,7 @@ TEST_CASE("whatever part of a rank hangs, every rank hears of a death") {
             if (rank == 2) {
               everyone.arrive_and_wait();
               everyone.arrive_and_wait();  // the part of rank 1 holds what rank 1 staged
-              killed.set_value(Clock::now());
-              job.ranks.fabric().kill(2);
+              death.happen(job);
               everyone.arrive_and_wait();
               return;
             }
@@ -215,19 +243,13 @@ TEST_CASE("whatever part of a rank hangs, every rank hears of a death") {
             auto staging = engine.stage(1);
             if (rank == 1) part.wait_until_held(seams);
             everyone.arrive_and_wait();
-            std::string what = "nobody was lost";
-            try {
-              (void)staging.outcome().get(EngineRank::in_time());
-            } catch (const ms::PeerLost& e) {
-              what = e.rank() == 2 ? "" : e.what();
-            }
-            heard[me] = std::chrono::duration_cast<milliseconds>(Clock::now() - death.get());
+            const auto wrong =
+                death.hear(rank, [&] { (void)staging.outcome().get(EngineRank::in_time()); });
             everyone.arrive_and_wait();
             seams.go_on();
-            require(what.empty(), what);
+            require(wrong.empty(), wrong);
           })));
-      CHECK(heard[0] < milliseconds(1000));
-      CHECK(heard[1] < milliseconds(1000));
+      death.check_heard_soon();
       CHECK(clocks[1].tasks() > 0);
       return good ? clocks[0].slow() + clocks[1].slow() : -1;
     });
@@ -290,49 +312,47 @@ TEST_CASE("a rank whose disk hangs while it proves its files: every rank hears o
   check_quick([hangs_at = at] {
     Job job(3);
     std::barrier everyone(3);
-    std::promise<Clock::time_point> killed;
-    const auto death = killed.get_future().share();
-    std::vector<milliseconds> heard(2);
+    Death death;
     std::vector<TaskClock> before(3), clocks(3);
-    const bool good = all_are_good(run_ranks(
-        all_ranks(3), meeting(everyone, [&](int rank) {
-          const auto me = static_cast<std::size_t>(rank);
-          {  // A step that is on every rank's disk alone.
-            Seams seams(job, rank);
-            seams.options.persist_every = 1;
-            EngineRank& engine = seams.start(before[me]);
-            engine.recover_nothing();
-            engine->finish();
-            require(engine->stats().persisted == 1, "step 0 is not on disk");
-          }
-          everyone.arrive_and_wait();
-          Seams seams(job, rank);
-          EngineRank& engine = seams.start(clocks[me]);
-          if (rank == 1) seams.fs.block(hangs_at);
-          everyone.arrive_and_wait();
-          if (rank == 2) {
-            everyone.arrive_and_wait();  // rank 1 hangs
-            killed.set_value(Clock::now());
-            job.ranks.fabric().kill(2);
-            everyone.arrive_and_wait();
-            return;
-          }
-          if (rank == 1) seams.fs.wait_until_blocked();
-          everyone.arrive_and_wait();
-          std::string what = "something was recovered";
-          try {
-            ms::Value state(ms::test::state_of(rank, 0));
-            (void)engine->recover(state);
-          } catch (const ms::PeerLost& e) {
-            what = e.rank() == 2 ? "" : e.what();
-          }
-          heard[me] = std::chrono::duration_cast<milliseconds>(Clock::now() - death.get());
-          everyone.arrive_and_wait();
-          seams.go_on();
-          require(what.empty(), what);
-        })));
-    CHECK(heard[0] < milliseconds(1000));
-    CHECK(heard[1] < milliseconds(1000));
+    const bool good =
+        all_are_good(run_ranks(all_ranks(3), meeting(everyone, [&](int rank) {
+                                 const auto me = static_cast<std::size_t>(rank);
+                                 {  // A step that is on every rank's disk alone.
+                                   Seams seams(job, rank);
+                                   seams.options.persist_every = 1;
+                                   EngineRank& engine = seams.start(before[me]);
+                                   engine.recover_nothing();
+                                   engine->finish();
+                                   require(engine->stats().persisted == 1, "step 0 is not on disk");
+                                 }
+                                 everyone.arrive_and_wait();
+                                 Seams seams(job, rank);
+                                 if (rank == 1) {
+                                   // Behind what starting reads, and before the first proof.
+                                   seams.options.observer = [&](const ms::PointEvent& e) {
+                                     if (e.point == ms::protocol::Point::kFormed)
+                                       seams.fs.block(hangs_at);
+                                   };
+                                 }
+                                 EngineRank& engine = seams.start(clocks[me]);
+                                 everyone.arrive_and_wait();
+                                 if (rank == 2) {
+                                   everyone.arrive_and_wait();  // rank 1 hangs
+                                   death.happen(job);
+                                   everyone.arrive_and_wait();
+                                   return;
+                                 }
+                                 if (rank == 1) seams.fs.wait_until_blocked();
+                                 everyone.arrive_and_wait();
+                                 const auto wrong = death.hear(rank, [&] {
+                                   ms::Value state(ms::test::state_of(rank, 0));
+                                   (void)engine->recover(state);
+                                 });
+                                 everyone.arrive_and_wait();
+                                 seams.go_on();
+                                 require(wrong.empty(), wrong);
+                               })));
+    death.check_heard_soon();
     CHECK(clocks[1].tasks() > 0);
     return good ? clocks[0].slow() + clocks[1].slow() : -1;
   });
