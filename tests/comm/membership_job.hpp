@@ -10,6 +10,7 @@
 #include <meshstage/core/comm/membership.hpp>
 
 #include "tests/conformance/ranks.hpp"
+#include "tests/support/store_keys.hpp"
 
 namespace meshstage::testing {
 
@@ -54,15 +55,11 @@ inline std::vector<Generation> form_all(const std::vector<std::unique_ptr<Member
   return generations;
 }
 
-inline std::string twenty_digits(std::uint64_t generation) {
-  const std::string digits = std::to_string(generation);
-  return std::string(20 - digits.size(), '0') + digits;
-}
 inline std::string key(std::uint64_t generation, const std::string& what) {
-  return "job/gen/" + twenty_digits(generation) + "/" + what;
+  return test::generation_key("job", generation, what);
 }
 inline std::string claim_key(std::uint64_t generation) {
-  return "job/claim/" + twenty_digits(generation);
+  return test::claim_key("job", generation);
 }
 
 }  // namespace meshstage::testing

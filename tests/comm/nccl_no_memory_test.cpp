@@ -13,15 +13,13 @@
 
 using namespace meshstage;
 using namespace std::chrono_literals;
+using test::bytes_of;
 using test::Nccl;
 using testing::run_ranks;
 
 namespace {
 
 Deadline soon() { return Deadline::after(10s); }
-std::span<std::byte> bytes_of(const Tensor& tensor) {
-  return {const_cast<std::byte*>(tensor.storage().data()), tensor.storage().nbytes()};
-}
 
 }  // namespace
 

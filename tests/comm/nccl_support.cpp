@@ -118,6 +118,10 @@ std::vector<std::shared_ptr<ProcessGroup>> Nccl::groups(InProcessFabric& fabric,
                               testing::Linked::kAll);
 }
 
+std::span<std::byte> bytes_of(const Tensor& tensor) {
+  return {const_cast<std::byte*>(tensor.storage().data()), tensor.storage().nbytes()};
+}
+
 std::shared_ptr<Transport> with_host_memory(std::shared_ptr<Transport> inner) {
   return std::make_shared<CopyingTransport>(std::move(inner));
 }

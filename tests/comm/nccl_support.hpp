@@ -1,6 +1,8 @@
 // Groups over the fake NCCL, whose ranks are threads that share the fake device.
 #pragma once
+#include <cstddef>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include <meshstage/core/comm/in_process/fabric.hpp>
@@ -32,6 +34,9 @@ class Nccl {
  private:
   Cuda cuda_;
 };
+
+/// The memory of a tensor's storage, on the fake device.
+std::span<std::byte> bytes_of(const Tensor& tensor);
 
 /// A transport whose groups take host memory and copy it to and from the device.
 std::shared_ptr<Transport> with_host_memory(std::shared_ptr<Transport> inner);

@@ -15,6 +15,7 @@ using namespace meshstage;
 using namespace std::chrono_literals;
 using collectives::Element;
 using collectives::ReduceOp;
+using test::bytes_of;
 using test::Cuda;
 using test::Nccl;
 using testing::error_of;
@@ -24,9 +25,6 @@ using testing::run_ranks_without_error;
 namespace {
 
 Deadline soon() { return Deadline::after(30s); }
-std::span<std::byte> bytes_of(const Tensor& tensor) {
-  return {const_cast<std::byte*>(tensor.storage().data()), tensor.storage().nbytes()};
-}
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 
 #include "tests/replicate/part_bench.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/store_keys.hpp"
 
 namespace {
 
@@ -61,10 +62,8 @@ TEST_CASE("finisher: the vault goes when nothing uses its slots, then rank 0 not
 TEST_CASE("finisher: a generation that was claimed since takes the images along") {
   InProcessJob job(1);
   PartBench bench(job.options(0));
-  const std::string digits = std::to_string(kGeneration);
-  job.store()->set(std::string(InProcessJob::kName) + "/gen/" +
-                       std::string(20 - digits.size(), '0') + digits + "/end",
-                   "superseded", soon());
+  job.store()->set(test::generation_key(InProcessJob::kName, kGeneration, "end"), "superseded",
+                   soon());
   bench.in_loop([&] { bench.finisher.remove_vault(); });
   bench.engine.gate.wait_finished(soon());
   CHECK(finished_in(job) == 0);

@@ -7,6 +7,7 @@
 
 #include "tests/replicate/part_bench.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/store_keys.hpp"
 
 namespace {
 
@@ -101,11 +102,9 @@ TEST_CASE("losses: the root's question has each of its answers") {
   InProcessJob job(1);
   PartBench bench(job.options(0));
   const ImageId id{kGeneration, 5};
-  const std::string claims = std::string(InProcessJob::kName) + "/claim/";
   const auto claim = [&](std::uint64_t number, const std::string& launch) {
-    const std::string digits = std::to_string(number);
-    job.store()->set(claims + std::string(20 - digits.size(), '0') + digits,
-                     "1 " + launch + " 0 options", soon());
+    job.store()->set(test::claim_key(InProcessJob::kName, number), "1 " + launch + " 0 options",
+                     soon());
   };
   const auto ask = [&] {
     bench.in_loop([&] { bench.losses.ask_store({id, true}); });
