@@ -123,6 +123,13 @@ TEST_CASE("A second start beside the healthy job is refused, and the job does no
   }
 }
 
+TEST_CASE("A rank that dies right behind a second start trains that step again with the others") {
+  const json object = identical(job_of("3", {"--twice", "10", "--kill", "2@11"}));
+  REQUIRE(object.at("second_starts").size() == 1);
+  REQUIRE(object.at("kills").size() == 1);
+  CHECK(object.at("kills").at(0).at("recovered_step").get<int>() == 8);
+}
+
 TEST_CASE("Each fault of the whole job is told in a line") {
   const TemporaryDirectory directory;
   const Outcome outcome =

@@ -147,11 +147,14 @@ ProcessPlan Job::plan(Seat& seat) {
   add({"--save", state_file(result_.states, seat.rank)});
   add({"--faults-until", over_file().string()});
   seat.given.clear();
+  // Each rank that trains a step again waits there with the others, whichever process it is:
+  // waiting is a collective. What has happened is not waited for: its file is there.
+  for (const auto& fault : options_.faults) {
+    if (fault.how != How::kTwice) continue;
+    add({"--hold", fmt::format("{}:{}", fault.step, go_on_file(fault).string())});
+  }
   for (const auto& fault : pending_) {
-    if (fault.how == How::kTwice) {
-      add({"--hold", fmt::format("{}:{}", fault.step, go_on_file(fault).string())});
-      continue;
-    }
+    if (fault.how == How::kTwice) continue;
     if (fault.rank && *fault.rank != seat.rank) continue;
     seat.given.push_back(fault);
     // A point of a step that the job has begun before is armed at once.
