@@ -95,11 +95,12 @@ void check(const CheckpointerOptions& options) {
 class Checkpointer::Impl {
  public:
   Impl(CheckpointerOptions options, Deadline deadline)
-      : options_(complete(std::move(options))),
+      : log_(std::make_shared<replicate::Log>(options.log)),
+        options_(complete(std::move(options), *log_)),
         membership_({.job = options_.job,
                      .rank = options_.environment->rank,
                      .world_size = options_.environment->world_size,
-                     .store = reached(options_, deadline),
+                     .store = reached(deadline),
                      .transport = options_.transport,
                      .data_peers = replicate::data_peers(options_),
                      .connections = options_.connections,
@@ -112,7 +113,7 @@ class Checkpointer::Impl {
                      .sign_of_life = [this] { return signs_.now(); },
                      .waits = [this](const std::string& text) { warn(text); }}),
         // No vault is touched before the Store has said yes.
-        agent_(agent_options(), options_.store_object, enter(deadline)) {
+        agent_(agent_options(), options_.store_object, enter(deadline), {}, log_) {
     form(deadline);
   }
   Impl(const Impl&) = delete;
@@ -222,6 +223,7 @@ class Checkpointer::Impl {
     report_joined(who.supervisor, who.rank, generation_.number);
   }
 
+  const std::shared_ptr<replicate::Log> log_;
   const CheckpointerOptions options_;
   const std::shared_ptr<LastPoint> passed_ = std::make_shared<LastPoint>();
   const std::shared_ptr<detail::Trace> trace_ =
@@ -327,31 +329,29 @@ class Checkpointer::Impl {
     return membership_.enter(seen, deadline);
   }
 
-  static void say(const CheckpointerOptions& o, const std::string& text) {
-    const LogLine line{
-        LogLine::Level::kWarning,
-        "meshstage: job " + o.job + ", rank " + std::to_string(o.environment->rank) + ": " + text};
-    write_line(o.log, line);
+  void warn(const std::string& text) const {
+    log_->write({LogLine::Level::kWarning, "meshstage: job " + options_.job + ", rank " +
+                                               std::to_string(options_.environment->rank) + ": " +
+                                               text});
   }
-  void warn(const std::string& text) const { say(options_, text); }
   [[nodiscard]] std::string world() const {
     return std::to_string(options_.environment->world_size);
   }
 
   /// Waits for the Store, which may have been started together with the ranks. If the wait is
   /// longer than a start should take, one line says so.
-  static std::shared_ptr<Store> reached(const CheckpointerOptions& o, Deadline deadline) {
+  std::shared_ptr<Store> reached(Deadline deadline) const {
     Deadline silent = Deadline::after(std::chrono::seconds(2));
-    o.store_object->wait_reachable(deadline, {}, [&](const std::string& why) {
+    options_.store_object->wait_reachable(deadline, {}, [&](const std::string& why) {
       if (!silent.expired()) return;
       silent = Deadline::never();
-      say(o, "waiting: " + why);
+      warn("waiting: " + why);
     });
-    return o.store_object;
+    return options_.store_object;
   }
 
   /// Fills in every default, so that all other code reads only the options.
-  static CheckpointerOptions complete(CheckpointerOptions o) {
+  static CheckpointerOptions complete(CheckpointerOptions o, replicate::Log& log) {
     check(o);
     detail::check_device_group(o);
     if (!o.environment) o.environment = RankEnvironment::detect();
@@ -364,9 +364,8 @@ class Checkpointer::Impl {
             "rank and at every restart");
       }
       o.job = unique_job();
-      write_line(o.log,
-                 {LogLine::Level::kWarning, "meshstage: no job id was given, so this job is \"" +
-                                                o.job + "\" and no restart will find its images"});
+      log.write({LogLine::Level::kWarning, "meshstage: no job id was given, so this job is \"" +
+                                               o.job + "\" and no restart will find its images"});
     }
     if (!is_valid_job_name(o.job)) {
       throw InvalidArgument("job id \"" + o.job + "\": [A-Za-z0-9._-]{1,64} is needed");

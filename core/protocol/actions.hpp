@@ -38,9 +38,12 @@ struct PublishOld {
   OldStep step;
   bool replicas = false;
 };
-/// Root only: look for the newest step of another number of ranks on disk once more. Answer with
+/// Root only: look once more which steps of another number of ranks the disk has. `prove`: prove
+/// the files of the newest as well, alone, because not all of them were claimed. Answer with
 /// OldFound.
-struct FindOld {};
+struct FindOld {
+  bool prove = false;
+};
 /// Connect to these ranks, which do the same, for the choice's transfers between them. Answer with
 /// Connected, or with Broken if that fails or takes longer than the deadline.
 struct Connect {

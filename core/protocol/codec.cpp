@@ -257,8 +257,22 @@ void read(Reader& r, Publish& m) {
   m.step.world_size = static_cast<int>(world);
   m.replicas = r.flag("replicas");
 }
-void write(Writer& w, const Published& m) { w.text(m.failed); }
-void read(Reader& r, Published& m) { m.failed = r.text("failed"); }
+void write(Writer& w, const Published& m) {
+  w.text(m.failed);
+  w.count(m.written.size());
+  for (const int rank : m.written) w.number(static_cast<std::uint32_t>(rank));
+}
+void read(Reader& r, Published& m) {
+  m.failed = r.text("failed");
+  m.written.resize(r.count("written", 4));
+  for (int& rank : m.written) {
+    const auto old_rank = r.number<std::uint32_t>("old rank");
+    if (old_rank >= static_cast<std::uint32_t>(kMostRanks)) {
+      r.bad("old rank", std::to_string(old_rank));
+    }
+    rank = static_cast<int>(old_rank);
+  }
+}
 
 template <std::size_t I = 0>
 Body read_body(Reader& reader, std::size_t kind) {

@@ -27,6 +27,8 @@ struct Rules {
   bool newest_covered = true;     ///< 5b: the newest covered step, not the newest marked complete
   bool old_if_newer = true;       ///< 5b: an old job's step is taken only if nothing is as new
   bool publish_old = true;        ///< 5b: an old job's newest step in memory is put on disk first
+  bool prove_old = true;          ///< 5b: each file of an old job's step was proven by some rank
+  bool look_old = true;           ///< 5b: what no rank claimed of an old step the root proves
   bool whole_claims = true;       ///< 5b: a replica counts only with what it borrows
   bool found_anywhere = true;     ///< 14: an image counts wherever it lies, in whosever vault
   bool restore_holders = true;    ///< 5c: redundancy is whole again at owner and holder

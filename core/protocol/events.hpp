@@ -33,20 +33,24 @@ struct FilesVerified {
   std::vector<Claim> claims;
   ImageId evidence{};
   std::string damage{};
-  /// Root, if Config::any_world: the newest step of which the disk has the image of every rank of a
-  /// job of another number of ranks, verified.
-  OldStep old{};
+  /// Root, if Config::any_world: the steps of another number of ranks of which the disk names a
+  /// file of every rank, ascending. The ranks' claims say which of the files are proven.
+  std::vector<OldStep> named{};
   /// Root, if Config::any_world: the bytes that the disk has room for.
   std::uint64_t room = ~std::uint64_t{0};
 };
 /// Answer to PublishOld: the files are written and synced. \c failed: the images that could not be
-/// written, and why, for people; empty if nothing failed.
+/// written, and why, for people; empty if nothing failed. \c written: the old ranks whose images
+/// are files now, each byte proven just now.
 struct OldPublished {
   std::string failed{};
+  std::vector<int> written{};
 };
-/// Answer to FindOld: as FilesVerified::old.
+/// Answer to FindOld. \c named: as FilesVerified::named. \c proven: if it was to be proven, the
+/// newest of these of which the root has read and proven a file of every rank.
 struct OldFound {
-  OldStep old{};
+  std::vector<OldStep> named{};
+  OldStep proven{};
 };
 /// Answer to Connect: each of its ranks is connected.
 struct Connected {};

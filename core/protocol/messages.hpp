@@ -211,9 +211,11 @@ struct Publish {
   friend bool operator==(const Publish&, const Publish&) = default;
 };
 /// To the parent: the sender and all ranks below it have carried out Publish. `failed`: the images
-/// that could not be written, for people; empty if nothing failed.
+/// that could not be written, for people; empty if nothing failed. `written`: the ranks of the old
+/// job whose images are files now.
 struct Published {
   std::string failed{};
+  std::vector<int> written{};
   friend bool operator==(const Published&, const Published&) = default;
 };
 

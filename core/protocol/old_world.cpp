@@ -1,16 +1,18 @@
 #include <algorithm>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "transition_impl.hpp"
 
-/// Rule 5b for a step of another number of ranks that lies in memory. A job goes on from such a
-/// step by its files alone, so its ranks make files of the images first: Publish comes down, each
-/// rank writes, Published climbs, the root looks at the disk and chooses. First the owners' own
-/// images are written. If the disk does not have every rank's image then, all do the same again
-/// with the replicas, which also serve where an own image is lost or rots.
+/// Rule 5b for a step of another number of ranks. A job goes on from such a step by its files
+/// alone. The root's directory names them, and the ranks that share it have proven a part of them
+/// each. If a newer step lies in memory, its ranks make files of the images first: Publish comes
+/// down, each rank writes, Published climbs, the root looks at the disk and chooses. First the
+/// owners' own images are written. If the disk does not have every rank's image then, all do the
+/// same again with the replicas, which also serve where an own image is lost or rots.
 namespace meshstage::protocol {
 
 using Phase = Recovery::Phase;
@@ -43,6 +45,9 @@ std::uint64_t missing_bytes(const Turn& turn, const OldStep& step) {
 }
 
 void publish(Turn& turn, const OldStep& step, bool replicas) {
+  Recovery& recovery = turn.s.recovery;
+  if (recovery.publishing != step) recovery.written.clear();
+  recovery.publishing = step;
   turn.send_down(Publish{step, replicas});
   enter(turn.s.recovery, Phase::kPublish);
   turn.act(PublishOld{step, replicas});
@@ -56,12 +61,49 @@ void tally_published(Turn& turn) {
     enter(recovery, Phase::kLook);
     turn.act(FindOld{});
   } else {
-    turn.send(turn.config().parent, Published{std::exchange(recovery.unpublished, {})});
+    turn.send(turn.config().parent, Published{std::exchange(recovery.unpublished, {}),
+                                              std::exchange(recovery.written, {})});
     enter(recovery, Phase::kChoice);
   }
 }
 
+void add_written(Recovery& recovery, const std::vector<int>& ranks) {
+  recovery.written.insert(recovery.written.end(), ranks.begin(), ranks.end());
+}
+
 }  // namespace
+
+OldStep newest_old_on_disk(const Turn& turn) {
+  const Recovery& recovery = turn.s.recovery;
+  if (recovery.named.empty()) return recovery.old;
+  if (!turn.rule().prove_old) return recovery.named.back();
+  std::map<ImageId, std::map<int, std::set<int>>> proven;  // by step and number of ranks: whose
+  for (const Claim& claim : recovery.others) {
+    if (is_file(claim.place)) proven[claim.id][claim.world_size].insert(claim.owner);
+  }
+  for (const int rank : recovery.written) {
+    proven[recovery.publishing.id][recovery.publishing.world_size].insert(rank);
+  }
+  for (auto step = recovery.named.rbegin(); step != recovery.named.rend(); ++step) {
+    if (step->id <= recovery.old.id) break;
+    if (proven[step->id][step->world_size].size() == static_cast<std::size_t>(step->world_size)) {
+      return *step;
+    }
+  }
+  return recovery.old;
+}
+
+bool look_first(Turn& turn, ImageId taken) {
+  Recovery& recovery = turn.s.recovery;
+  if (!turn.rule().look_old || recovery.looked || recovery.named.empty() ||
+      recovery.named.back().id <= taken) {
+    return false;
+  }
+  recovery.looked = true;
+  enter(recovery, Phase::kLook);
+  turn.act(FindOld{true});
+  return true;
+}
 
 bool publish_first(Turn& turn, ImageId taken, ImageId covered) {
   Recovery& recovery = turn.s.recovery;
@@ -102,12 +144,14 @@ void on(Turn& turn, const OldPublished& event) {
   }
   recovery.mine = true;
   add_text(recovery.unpublished, event.failed);
+  add_written(recovery, event.written);
   tally_published(turn);
 }
 
 void on(Turn& turn, const OldFound& event) {
   if (!recovering(turn, Phase::kLook)) return turn.stale("nobody asked for an old step");
-  turn.s.recovery.old = event.old;
+  turn.s.recovery.named = event.named;
+  if (event.proven.id > turn.s.recovery.old.id) turn.s.recovery.old = event.proven;
   choose_at_root(turn);
 }
 
@@ -127,6 +171,7 @@ void on(Turn& turn, int from, const Published& message) {
   }
   recovery.below = static_cast<std::uint8_t>(recovery.below | 1U << child);
   add_text(recovery.unpublished, message.failed);
+  add_written(recovery, message.written);
   tally_published(turn);
 }
 

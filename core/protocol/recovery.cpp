@@ -231,7 +231,7 @@ void on(Turn& turn, const FilesVerified& event) {
   }
   turn.s.recovery.mine = true;
   if (turn.root() && turn.config().any_world) {
-    turn.s.recovery.old = event.old;
+    turn.s.recovery.named = event.named;
     turn.s.recovery.room = event.room;
   }
   take_claims(turn, event.claims, event.evidence, event.damage);

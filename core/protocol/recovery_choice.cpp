@@ -148,8 +148,9 @@ void choose_at_root(Turn& turn) {
   const std::vector<Claim> whole = complete(turn, claims);
   Choice choice;
   choice.id = choose(whole, world, apart);
+  recovery.old = newest_old_on_disk(turn);
   const ImageId taken = std::max(choice.id, recovery.old.id);
-  if (publish_first(turn, taken, choice.id)) return;
+  if (publish_first(turn, taken, choice.id) || look_first(turn, taken)) return;
   if (const ImageId newer = choose(complete(turn, recovery.claims), world, apart); newer > taken) {
     return give_up(turn, out_of_reach(turn, newer), -1);
   }
@@ -198,6 +199,8 @@ void choose_at_root(Turn& turn) {
   }
   recovery.claims.clear();
   recovery.others.clear();
+  recovery.named.clear();
+  recovery.written.clear();
   turn.reach(Point::kChosen, choice.id);
   learn_choice(turn, choice);
 }

@@ -93,14 +93,18 @@ struct Recovery {
   ImageId evidence{};         ///< newest step known to have been complete (see Have)
   std::string damage{};       ///< gathered like the claims (see Have)
   ImageId beyond{};           ///< gathered like the claims (see Have)
-  OldStep old{};              ///< root: FilesVerified::old
-  OldStep left{};             ///< root: the newest step claimed of another number of ranks
-  std::vector<Claim> others;  ///< root: the claims of another number of ranks
-  std::uint64_t room = 0;     ///< root: FilesVerified::room
+  std::vector<OldStep> named{};  ///< root: FilesVerified::named
+  OldStep old{};                 ///< root: the newest of them of which every file is proven
+  bool looked = false;           ///< root: it has proven what nobody claimed
+  OldStep left{};                ///< root: the newest step claimed of another number of ranks
+  std::vector<Claim> others;     ///< root: the claims of another number of ranks
+  std::uint64_t room = 0;        ///< root: FilesVerified::room
   /// Root: how often images of an old job were made files: own images, then replicas.
   int published = 0;
-  std::string
-      unpublished{};  ///< of this rank and all below: Published::failed; root: LeftBehind::why
+  OldStep publishing{};        ///< the step of the newest Publish
+  std::vector<int> written{};  ///< gathered like the claims: Published::written
+  /// Of this rank and all below: Published::failed; root: LeftBehind::why.
+  std::string unpublished{};
   Choice choice;
   /// The ranks to connect to for the choice, ascending: no data peers of this rank.
   std::vector<int> bridges{};

@@ -7,6 +7,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/replicate/driver.hpp>
 #include <meshstage/core/replicate/engine.hpp>
+#include <meshstage/core/replicate/log.hpp>
 #include <meshstage/core/replicate/persistence.hpp>
 #include <meshstage/core/replicate/trainer.hpp>
 
@@ -17,11 +18,11 @@ using namespace replicate;
 class Agent::Impl {
  public:
   Impl(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch,
-       TaskObserver on_task)
+       TaskObserver on_task, std::shared_ptr<Log> log)
       : engine_(
             std::move(options), vault_epoch,
             [this](std::exception_ptr failure) { driver_.failed(std::move(failure)); },
-            std::move(on_task)),
+            std::move(on_task), std::move(log)),
         files_(engine_.fs, engine_.options.directory, engine_.options.job, engine_.rank,
                engine_.world_size, &engine_.reads),
         driver_(engine_, files_, std::move(store)) {}
@@ -106,9 +107,9 @@ std::uint64_t Agent::Impl::highest_generation() {
 // --- the public face -----------------------------------------------------------------------------
 
 Agent::Agent(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch,
-             TaskObserver on_task)
+             TaskObserver on_task, std::shared_ptr<Log> log)
     : impl_(std::make_unique<Impl>(std::move(options), std::move(store), vault_epoch,
-                                   std::move(on_task))) {}
+                                   std::move(on_task), std::move(log))) {}
 Agent::~Agent() = default;
 std::uint64_t Agent::highest_generation() const { return impl_->highest_generation(); }
 void Agent::begin(const Generation& generation) { impl_->begin(generation); }

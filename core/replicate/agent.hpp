@@ -16,6 +16,9 @@
 #include <meshstage/core/tree/value.hpp>
 
 namespace meshstage {
+namespace replicate {
+class Log;
+}
 
 /// Runs one rank's protocol over a vault, the links and groups of a generation, and a directory of
 /// files (README.md beside this file). The engine's threads all end with the agent. One caller at a
@@ -24,10 +27,10 @@ namespace meshstage {
 class MESHSTAGE_API Agent {
  public:
   /// Attaches the vault, in that epoch (see VaultOptions). `options` must be complete: the agent
-  /// fills in no defaults. Throws what Vault::attach throws, and InvalidArgument on senseless
-  /// options.
+  /// fills in no defaults. `log` writes to options.log; null: one is made. Throws what
+  /// Vault::attach throws, and InvalidArgument on senseless options.
   Agent(CheckpointerOptions options, std::shared_ptr<Store> store, std::uint64_t vault_epoch = 0,
-        replicate::TaskObserver on_task = {});
+        replicate::TaskObserver on_task = {}, std::shared_ptr<replicate::Log> log = {});
   Agent(const Agent&) = delete;
   Agent& operator=(const Agent&) = delete;
   ~Agent();

@@ -67,7 +67,7 @@ class Driver {
   void perform(const protocol::VerifySlots&) { restorer_.verify_slots(); }
   void perform(const protocol::VerifyDisk& a) { restorer_.verify_disk(a); }
   void perform(const protocol::PublishOld& a) { restorer_.publish_old(a); }
-  void perform(const protocol::FindOld&) { restorer_.find_old(); }
+  void perform(const protocol::FindOld& a) { restorer_.find_old(a); }
   void perform(const protocol::Fetch& a) { restorer_.fetch(a); }
   void perform(const protocol::Serve& a) { restorer_.serve(a); }
   void perform(const protocol::ServeLent& a) { lender_.serve(a); }

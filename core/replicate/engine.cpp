@@ -17,7 +17,7 @@ std::uint64_t tag_of_job(const std::string& job) {
 }  // namespace
 
 Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHandler on_failure,
-               TaskObserver on_task)
+               TaskObserver on_task, std::shared_ptr<Log> log)
     : options(std::move(given)),
       rank(options.environment->rank),
       world_size(options.environment->world_size),
@@ -27,7 +27,8 @@ Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHand
       pace(options.pace),
       state(protocol::make_state(config)),
       loop(std::move(on_failure), std::move(on_task)),
-      report(options.job, rank, options.log, options.observer, boundary()),
+      report(options.job, rank, log ? std::move(log) : std::make_shared<Log>(options.log),
+             options.observer, boundary()),
       vault(Vault::attach({.job = options.job,
                            .rank = rank,
                            .directory = options.vault_directory,

@@ -32,8 +32,9 @@ namespace meshstage::replicate {
 /// scope.
 struct Engine {
   /// Attaches the vault. `on_failure` runs on the loop and gets exceptions that no part expects.
+  /// `log` writes to options.log; null: one is made.
   Engine(CheckpointerOptions options, std::uint64_t vault_epoch, FailureHandler on_failure,
-         TaskObserver on_task);
+         TaskObserver on_task, std::shared_ptr<Log> log = {});
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 

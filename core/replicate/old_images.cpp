@@ -29,32 +29,43 @@ Storage completed(const ImageInfo& info, std::span<const std::byte> replica,
   return whole;
 }
 
-/// Adds to `failed` if that does not work. `vault`: the rank in whose vault the image lies.
+/// Proves each byte that becomes part of a file, or of the file that is there already.
+void write(const ImageInfo& info, std::span<const std::byte> image, int vault,
+           const Persistence& files) {
+  const ImageIdentity& who = info.identity;
+  if (vault == who.rank) return files.publish_in_recovery(info, image, vault);
+  if (files.sound_file(who.id, who.rank, who.world_size)) return;
+  if (info.borrowed_bytes == 0) return files.publish_in_recovery(info, image, vault);
+  files.publish_in_recovery(info, completed(info, image, files).bytes(), vault);
+}
+
+/// Adds the owner to `result`, or why that does not work. `vault`: the rank in whose vault the
+/// image lies.
 void publish(const ImageInfo& info, std::span<const std::byte> image, int vault,
-             const Persistence& files, std::string& failed) {
+             const Persistence& files, protocol::OldPublished& result) {
   const ImageIdentity& who = info.identity;
   std::string why;
   try {
-    if (vault == who.rank) return files.publish_in_recovery(info, image, vault);
-    if (files.sound_file(who.id, who.rank, who.world_size)) return;
-    if (info.borrowed_bytes == 0) return files.publish_in_recovery(info, image, vault);
-    return files.publish_in_recovery(info, completed(info, image, files).bytes(), vault);
+    write(info, image, vault, files);
+    result.written.push_back(who.rank);
+    return;
   } catch (const Error& e) {
     why = e.what();
   } catch (const std::bad_alloc&) {
     why = "no memory to put it together";
   }
-  failed += (failed.empty() ? "" : "; ") + std::string("the image of rank ") +
-            std::to_string(who.rank) + ", " + std::to_string(info.image_bytes) +
-            " bytes from the vault of rank " + std::to_string(vault) + ", is not written to " +
-            files.directory().string() + ": " + why;
+  result.failed += (result.failed.empty() ? "" : "; ") + std::string("the image of rank ") +
+                   std::to_string(who.rank) + ", " + std::to_string(info.image_bytes) +
+                   " bytes from the vault of rank " + std::to_string(vault) +
+                   ", is not written to " + files.directory().string() + ": " + why;
 }
 
 }  // namespace
 
-std::string publish_old_images(Vault& vault, std::span<const StraySlot> strays,
-                               const Persistence& files, const protocol::PublishOld& action) {
-  std::string failed;
+protocol::OldPublished publish_old_images(Vault& vault, std::span<const StraySlot> strays,
+                                          const Persistence& files,
+                                          const protocol::PublishOld& action) {
+  protocol::OldPublished result;
   const auto wanted = [&](const ImageInfo& info, int in_vault_of) {
     const ImageIdentity& who = info.identity;
     return who.id == action.step.id && who.world_size == action.step.world_size &&
@@ -64,14 +75,14 @@ std::string publish_old_images(Vault& vault, std::span<const StraySlot> strays,
   for (const auto& [key, info] : vault.slots()) {
     if (info.state != SlotState::kSealed || !wanted(info.image, rank)) continue;
     const ReadLease lease = vault.read(key);
-    publish(lease.info(), lease.image(), rank, files, failed);
+    publish(lease.info(), lease.image(), rank, files, result);
   }
   for (const StraySlot& slot : strays) {
     if (wanted(slot.image, slot.vault)) {
-      publish(slot.image, slot.bytes, slot.vault, files, failed);
+      publish(slot.image, slot.bytes, slot.vault, files, result);
     }
   }
-  return failed;
+  return result;
 }
 
 }  // namespace meshstage::replicate

@@ -1,19 +1,20 @@
 #pragma once
 #include <span>
-#include <string>
 
 #include <meshstage/core/protocol/actions.hpp>
+#include <meshstage/core/protocol/events.hpp>
 #include <meshstage/core/replicate/persistence.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
 namespace meshstage::replicate {
 
 /// Carries out a PublishOld: makes files of the images that the slots of `vault`, and `strays`,
-/// have of that step. Returns in words what could not be written, one text for each image; empty if
-/// nothing failed. Replicas that borrow are put together in memory, one at a time. Threads: any,
-/// while nobody writes those slots.
-[[nodiscard]] std::string publish_old_images(Vault& vault, std::span<const StraySlot> strays,
-                                             const Persistence& files,
-                                             const protocol::PublishOld& action);
+/// have of that step. Returns whose images are files now, and in words what could not be written,
+/// one text for each image. Replicas that borrow are put together in memory, one at a time.
+/// Threads: any, while nobody writes those slots.
+[[nodiscard]] protocol::OldPublished publish_old_images(Vault& vault,
+                                                        std::span<const StraySlot> strays,
+                                                        const Persistence& files,
+                                                        const protocol::PublishOld& action);
 
 }  // namespace meshstage::replicate

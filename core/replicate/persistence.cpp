@@ -183,6 +183,15 @@ Persistence::Found Persistence::verify(ImageId newer_than,
   return found;
 }
 
+std::vector<protocol::OldStep> Persistence::old_steps() const {
+  const replicate::Reads::Reading listing(reads_, directory_.string());
+  std::vector<protocol::OldStep> steps;
+  for (const auto& step : list_steps_on_disk(*fs_, directory_, job_)) {
+    if (step.world_size != world_size_) steps.push_back({step.id, step.world_size});
+  }
+  return steps;
+}
+
 protocol::OldStep Persistence::newest_old_step(
     const std::function<void(const std::string&)>& complain) const {
   replicate::FilesRead read(reads_);

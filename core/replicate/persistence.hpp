@@ -75,8 +75,11 @@ class MESHSTAGE_API Persistence {
                              const std::function<void(const std::string&)>& complain,
                              bool any_world = false);
 
-  /// The newest step of which the directory has a sound file of every rank of a job of another
-  /// number of ranks. Reads the files of that step; `complain` is told of damaged ones.
+  /// The steps of which the directory has a file of every rank of a job of another number of ranks,
+  /// ascending. Reads names only: what verify() claims says which files are sound.
+  [[nodiscard]] std::vector<protocol::OldStep> old_steps() const;
+  /// The newest of old_steps() of which a file of every rank is sound. Reads the files of that
+  /// step; `complain` is told of damaged ones.
   [[nodiscard]] protocol::OldStep newest_old_step(
       const std::function<void(const std::string&)>& complain) const;
 

@@ -111,7 +111,7 @@ void Proofs::add_files(ImageId newer_than, Found& found) {
     for (auto& path : files.paths) found.places.push_back({std::move(path), nullptr});
     if (engine_.rank == 0 && engine_.options.any_world) {
       found.room = files_.room();
-      found.old = files_.newest_old_step(complain);
+      found.named = files_.old_steps();
     }
   } catch (const Error& e) {
     engine_.report.warn(std::string("the directory of images cannot be read: ") + e.what());
@@ -143,13 +143,19 @@ void Proofs::add_strays(ImageId newer_than, Found& found) const {
   }
 }
 
-std::string Proofs::publish_old(const protocol::PublishOld& action,
-                                std::span<const StraySlot> strays) const {
+protocol::OldPublished Proofs::publish_old(const protocol::PublishOld& action,
+                                           std::span<const StraySlot> strays) const {
   return publish_old_images(engine_.vault, strays, files_, action);
 }
 
-protocol::OldStep Proofs::find_old() const {
-  return files_.newest_old_step([this](const std::string& text) { engine_.report.warn(text); });
+protocol::OldFound Proofs::find_old(const protocol::FindOld& action) const {
+  protocol::OldFound found;
+  found.named = files_.old_steps();
+  if (action.prove) {
+    found.proven =
+        files_.newest_old_step([this](const std::string& text) { engine_.report.warn(text); });
+  }
+  return found;
 }
 
 Proofs::Source Proofs::bytes_of(const Here& here) const {

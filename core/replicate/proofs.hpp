@@ -40,8 +40,8 @@ class Proofs {
     std::vector<Here> places;  ///< Of each claim.
     ImageId evidence;          ///< The newest id in a file's name, or base in a stray's header.
     std::string damage;        ///< In words what is wrong with others.
-    protocol::OldStep old;     ///< Persistence::newest_old_step(), at rank 0 if it is asked for.
-    std::uint64_t room = 0;    ///< Persistence::room(), at rank 0 if it is asked for.
+    std::vector<protocol::OldStep> named;  ///< Persistence::old_steps(), at rank 0 if asked for.
+    std::uint64_t room = 0;                ///< Persistence::room(), at rank 0 if asked for.
   };
   /// The storages that a lender must send to complete a replica in the memory of a whole image.
   struct Missing {
@@ -79,9 +79,9 @@ class Proofs {
   // Each as the function of Verifier with that name:
   [[nodiscard]] protocol::SlotsVerified slots(const JobNotes& notes);
   [[nodiscard]] Found disk(const protocol::VerifyDisk& action);
-  [[nodiscard]] std::string publish_old(const protocol::PublishOld& action,
-                                        std::span<const StraySlot> strays) const;
-  [[nodiscard]] protocol::OldStep find_old() const;
+  [[nodiscard]] protocol::OldPublished publish_old(const protocol::PublishOld& action,
+                                                   std::span<const StraySlot> strays) const;
+  [[nodiscard]] protocol::OldFound find_old(const protocol::FindOld& action) const;
   void leave_files() { files_.leave(); }
   [[nodiscard]] ImageInfo load(const Here& from, std::span<std::byte> target,
                                const protocol::ImageSizes& sizes) const;

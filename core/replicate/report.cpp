@@ -6,7 +6,6 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/generation/number.hpp>
-#include <meshstage/core/os/standard_error.hpp>
 
 namespace meshstage {
 
@@ -31,29 +30,9 @@ std::optional<std::string> fenced_by(const std::exception_ptr& error) {
   }
 }
 
-bool write_line(const LogSink& log, const LogLine& line) noexcept {
-  try {
-    if (!log) {
-      if (line.level == LogLine::Level::kWarning) write_to_standard_error(line.text);
-      return true;
-    }
-    log(line);
-    return true;
-  } catch (...) {  // the boundary of a user's callback
-    write_to_standard_error(line.text);
-    try {
-      write_to_standard_error(
-          "meshstage: the log callback threw: " + text_of(std::current_exception()) +
-          "; warnings go to standard error from now on");
-    } catch (...) {  // NOLINT(bugprone-empty-catch): no memory for the text; nobody is left to tell
-    }
-    return false;
-  }
-}
-
 namespace replicate {
 
-Reporter::Reporter(std::string job, int rank, LogSink log, Observer observer,
+Reporter::Reporter(std::string job, int rank, std::shared_ptr<Log> log, Observer observer,
                    FailureHandler on_failure)
     : job_(std::move(job)),
       rank_(rank),
@@ -63,15 +42,8 @@ Reporter::Reporter(std::string job, int rank, LogSink log, Observer observer,
 
 void Reporter::write(LogLine::Level level, const std::string& text) noexcept {
   try {
-    LogLine line{level, "meshstage: job " + job_ + ", " + generation_text(generation_) + ", rank " +
-                            std::to_string(rank_) + ": " + text};
-    lines_.post([this, written = std::move(line)] {
-      if (log_failed_) {
-        write_line({}, written);
-      } else if (!write_line(log_, written)) {
-        log_failed_ = true;
-      }
-    });
+    log_->write({level, "meshstage: job " + job_ + ", " + generation_text(generation_) + ", rank " +
+                            std::to_string(rank_) + ": " + text});
   } catch (const std::bad_alloc&) {
     std::fputs("meshstage: no memory for a log line\n", stderr);
   }

@@ -58,23 +58,27 @@ void Restorer::verify_slots() {
 void Restorer::verify_disk(const protocol::VerifyDisk& action) {
   verifier_.disk(action, [this](const Verifier::Found& found) {
     found_ = found;
-    engine_.feed(
-        protocol::FilesVerified{found.claims, found.evidence, found.damage, found.old, found.room});
+    engine_.feed(protocol::FilesVerified{found.claims, found.evidence, found.damage, found.named,
+                                         found.room});
   });
 }
 
 void Restorer::publish_old(const protocol::PublishOld& action) {
   engine_.report.info("making files of what lies here of " + to_string(action.step.id) + " of " +
                       std::to_string(action.step.world_size) + " ranks");
-  verifier_.publish_old(action, found_, [this](const std::string& failed) {
-    if (!failed.empty()) engine_.report.warn(failed);
-    engine_.feed(protocol::OldPublished{failed});
+  verifier_.publish_old(action, found_, [this](const protocol::OldPublished& published) {
+    if (!published.failed.empty()) engine_.report.warn(published.failed);
+    engine_.feed(published);
   });
 }
 
-void Restorer::find_old() {
-  verifier_.find_old(
-      [this](const protocol::OldStep& old) { engine_.feed(protocol::OldFound{old}); });
+void Restorer::find_old(const protocol::FindOld& action) {
+  if (action.prove) {
+    engine_.report.info(
+        "rank 0 proves the files of another number of ranks alone: not each of them "
+        "was found sound by the rank whose part it is");
+  }
+  verifier_.find_old(action, [this](const protocol::OldFound& found) { engine_.feed(found); });
 }
 
 std::optional<Verifier::Here> Restorer::place_of(const protocol::Claim& claim) const {

@@ -24,7 +24,7 @@ class Restorer {
   void verify_slots();
   void verify_disk(const protocol::VerifyDisk& action);
   void publish_old(const protocol::PublishOld& action);
-  void find_old();
+  void find_old(const protocol::FindOld& action);
   void fetch(const protocol::Fetch& action);
   void serve(const protocol::Serve& action);
   void check_structure(const protocol::CheckStructure& action);

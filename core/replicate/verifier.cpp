@@ -35,19 +35,20 @@ void Verifier::disk(const protocol::VerifyDisk& action, std::function<void(const
 }
 
 void Verifier::publish_old(const protocol::PublishOld& action, const Found& found,
-                           std::function<void(const std::string& failed)> then) {
+                           std::function<void(const protocol::OldPublished&)> then) {
   std::vector<StraySlot> strays;
   for (const Here& here : found.places) {
     if (here.stray) strays.push_back(*here.stray);
   }
-  run<std::string>(
+  run<protocol::OldPublished>(
       [this, action, old = std::move(strays)] { return proofs_.publish_old(action, old); },
       std::move(then), lose_generation("read the images of an old job"));
 }
 
-void Verifier::find_old(std::function<void(const protocol::OldStep&)> then) {
-  run<protocol::OldStep>([this] { return proofs_.find_old(); }, std::move(then),
-                         lose_generation("read the files of an old job"));
+void Verifier::find_old(const protocol::FindOld& action,
+                        std::function<void(const protocol::OldFound&)> then) {
+  run<protocol::OldFound>([this, action] { return proofs_.find_old(action); }, std::move(then),
+                          lose_generation("read the files of an old job"));
 }
 
 void Verifier::leave_files() {

@@ -35,12 +35,12 @@ class Verifier {
   void slots(const JobNotes& notes, std::function<void(const protocol::SlotsVerified&)> then);
   /// Finds every sound file, and every sound image in the stray vaults that this rank takes.
   void disk(const protocol::VerifyDisk& action, std::function<void(const Found&)> then);
-  /// Makes files of an old job's images (old_images.hpp); `found` is what disk() found. `then` gets
-  /// in words what failed.
+  /// Makes files of an old job's images (old_images.hpp); `found` is what disk() found.
   void publish_old(const protocol::PublishOld& action, const Found& found,
-                   std::function<void(const std::string& failed)> then);
-  /// Looks again for the newest step of another number of ranks on disk.
-  void find_old(std::function<void(const protocol::OldStep&)> then);
+                   std::function<void(const protocol::OldPublished&)> then);
+  /// Looks again which steps of another number of ranks are on disk.
+  void find_old(const protocol::FindOld& action,
+                std::function<void(const protocol::OldFound&)> then);
   /// The recovery is over, as far as files are concerned.
   void leave_files();
   /// Connects to the other ends of Engine::bridge.

@@ -10,6 +10,7 @@
 
 #include "tests/support/catch.hpp"
 #include "tests/support/changing_job.hpp"
+#include "tests/support/disk_contents.hpp"
 
 namespace ms = meshstage;
 using namespace meshstage::test;
@@ -17,17 +18,19 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-/// A first start of `world` ranks leaves step 10 on disk.
-void first_start(ChangingJob& job, int world) {
+/// A first start of `world` ranks leaves these steps on disk.
+void first_start(ChangingJob& job, int world, const std::vector<std::uint64_t>& steps = {10}) {
   job.start(world, [&](ms::CheckpointerOptions o, int rank) {
     ms::Checkpointer ckpt(std::move(o));
     ms::Dict state = state_at(rank, world, 0);
     (void)ckpt.recover(state);
-    ckpt.persist_now();
-    auto staging = ckpt.stage(state_at(rank, world, 10), 10);
-    require(staging.persisted().get(ms::Deadline::after(std::chrono::seconds(20))) ==
-                ms::DiskOutcome::kEverywhere,
-            "step 10 is not on disk");
+    for (const auto step : steps) {
+      ckpt.persist_now();
+      auto staging = ckpt.stage(state_at(rank, world, step), step);
+      require(staging.persisted().get(ms::Deadline::after(std::chrono::seconds(20))) ==
+                  ms::DiskOutcome::kEverywhere,
+              "step " + std::to_string(step) + " is not on disk");
+    }
     ckpt.finish();
   });
 }
@@ -79,6 +82,32 @@ TEST_CASE("4 ranks, then 3, 6, 1, 8 and 4: each start has what slicing gives, an
     before = world;
     CHECK(job.job.disk().list("/vault").empty());
   }
+  // The ranks of each start have proven a part of the files each.
+  CHECK_THAT(job.job.log(), !Contains("rank 0 proves"));
+}
+
+TEST_CASE("where a step's files are damaged, or not claimed, rank 0 proves what there is") {
+  ChangingJob job;
+  job.change = [](ms::CheckpointerOptions& o, int) { o.keep = 2; };
+  first_start(job, 4, {10, 20});
+  std::uint64_t step = 20;
+  SECTION("one copy of an image is damaged") {}
+  SECTION("both are: the older step") { step = 10; }
+  std::size_t damaged = 0;
+  for (const auto& image : ms::list_images(job.job.disk(), "/disk", InProcessJob::kName)) {
+    if (image.name.id.step != 20 || image.name.rank != 3) continue;
+    if (step == 20 && image.name.holder) continue;
+    flip(job.job.disk(), image.path, image.bytes / 2);
+    ++damaged;
+  }
+  REQUIRE(damaged == (step == 20 ? 1 : 2));
+  job.start(3, [&](ms::CheckpointerOptions o, int) {
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_exactly(ckpt, step);
+    stage_exactly(ckpt, 30);
+    ckpt.finish();
+  });
+  CHECK((job.job.log().find("rank 0 proves") != std::string::npos) == (step == 10));
 }
 
 TEST_CASE("what fits one rank and not another is refused at all, and no state is touched") {

@@ -105,7 +105,7 @@ std::vector<Body> all_bodies() {
           Overdue{id, 3},
           Overdue{kNoImage, 1},
           Publish{{id, 16}, true},
-          Published{"no room"}};
+          Published{"no room", {0, 70}}};
 }
 
 std::string refusal(const std::vector<std::byte>& bytes, int sender = 2,

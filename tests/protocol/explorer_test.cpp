@@ -147,6 +147,7 @@ TEST_CASE("two and three ranks: an old job's step on disk, a crash and a lost ho
   const int world = GENERATE(2, 3);
   Bounds bounds = ranks(world, world == 2 ? 2 : 1);
   bounds.old_job = true;
+  bounds.old_unclaimed = GENERATE(false, true);
   bounds.crashes = 1;
   bounds.host_losses = world == 2 ? 1 : 0;
   require_safe(bounds);
@@ -160,6 +161,17 @@ TEST_CASE("two and three ranks: an old job's newest step in memory, crashes, a l
   bounds.crashes = world == 2 ? 2 : 0;
   bounds.host_losses = rot ? 0 : 1;
   bounds.flips = rot ? 1 : 0;
+  require_safe(bounds);
+}
+
+TEST_CASE(
+    "two and three ranks: an old job's newest step in memory, and on disk with a damaged file") {
+  const int world = GENERATE(2, 3);
+  Bounds bounds = ranks(world, 1);
+  bounds.old_job = bounds.old_memory = bounds.old_rot = true;
+  bounds.old_unclaimed = GENERATE(false, true);
+  bounds.crashes = world == 2 ? 2 : 1;
+  bounds.host_losses = world == 2 ? 1 : 0;
   require_safe(bounds);
 }
 

@@ -29,6 +29,15 @@ State waiting_for_choice() {
   return state;
 }
 
+/// The claims of one rank to a file of each rank of that step.
+std::vector<Claim> files_of(const OldStep& step) {
+  std::vector<Claim> claims;
+  for (int owner = 0; owner < step.world_size; ++owner) {
+    claims.push_back({0, owner, Place::kHeldFile, 0, step.world_size, step.id, {}, {}, {}});
+  }
+  return claims;
+}
+
 }  // namespace
 
 TEST_CASE("a rank that reads is waited for, and names itself when its disk gives nothing") {
@@ -187,7 +196,7 @@ TEST_CASE(
   tell(state, Formed{5});
   SECTION("nothing of this number") {
     tell(state, SlotsVerified{{old}, {1, 0}});
-    auto out = tell(state, FilesVerified{{}, {2, 7}, {}, on_disk});
+    auto out = tell(state, FilesVerified{files_of(on_disk), {2, 7}, {}, {on_disk}});
     REQUIRE(first<LeftBehind>(out)->step == OldStep{{2, 9}, 4});
     REQUIRE(first<LeftBehind>(out)->taken == ImageId{2, 7});
     out = tell(state, StoreAnswered{});
@@ -197,7 +206,7 @@ TEST_CASE(
   SECTION("an older step of this number") {
     own.id = {1, 30};
     tell(state, SlotsVerified{{own}, kNoImage});
-    tell(state, FilesVerified{{}, kNoImage, {}, on_disk});
+    tell(state, FilesVerified{files_of(on_disk), kNoImage, {}, {on_disk}});
     const auto out = tell(state, StoreAnswered{});
     REQUIRE(first<RestoreTrainer>(out) == nullptr);
     REQUIRE(first<RecoveredNothing>(out)->old == on_disk);
@@ -205,7 +214,7 @@ TEST_CASE(
   SECTION("a newer step of this number") {
     own.id = {3, 1};
     tell(state, SlotsVerified{{own, old}, kNoImage});
-    auto out = tell(state, FilesVerified{{}, kNoImage, {}, on_disk});
+    auto out = tell(state, FilesVerified{files_of(on_disk), kNoImage, {}, {on_disk}});
     REQUIRE(first<LeftBehind>(out) == nullptr);
     REQUIRE(first<CheckStructure>(out)->slot == 0);
     tell(state, StructureChecked{});
@@ -223,6 +232,38 @@ TEST_CASE(
 }
 
 TEST_CASE(
+    "an old step on disk is proven by the ranks' claims, and by the root where one is missing") {
+  State state = make_state(make_config(0, 1, {}, {}, {}, 0, true));
+  const OldStep older{{2, 5}, 2}, newest{{2, 7}, 2};
+  std::vector<Claim> claims = files_of(older);
+  const auto verified = [&] {
+    tell(state, Formed{5});
+    tell(state, SlotsVerified{{}, kNoImage});
+    return tell(state, FilesVerified{claims, {2, 7}, {}, {older, newest}});
+  };
+  claims.push_back(files_of(newest)[0]);
+  Claim other = files_of(newest)[1];
+  SECTION("each file is claimed") {
+    claims.push_back(other);
+    REQUIRE(first<FindOld>(verified()) == nullptr);
+    REQUIRE(first<RecoveredNothing>(tell(state, StoreAnswered{}))->old == newest);
+  }
+  SECTION("the image of rank 1 is not") {
+    const OldStep proven = GENERATE(OldStep{}, OldStep{{2, 5}, 2}, OldStep{{2, 7}, 2});
+    REQUIRE(first<FindOld>(verified())->prove);
+    const auto out = tell(state, OldFound{{older, newest}, proven});
+    REQUIRE(first<FindOld>(out) == nullptr);  // once
+    REQUIRE(first<RecoveredNothing>(tell(state, StoreAnswered{}))->old ==
+            (proven.id.exists() ? proven : older));
+  }
+  SECTION("nor is it one of that number of ranks") {
+    other.world_size = 3;
+    claims.push_back(other);
+    REQUIRE(first<FindOld>(verified())->prove);
+  }
+}
+
+TEST_CASE(
     "an old step that lies in memory whole becomes files before the choice, if there is room") {
   State state = make_state(make_config(0, 1, {}, {}, {}, 0, true));
   Claim mine, other;  // of two ranks: both in this one's reach
@@ -233,26 +274,28 @@ TEST_CASE(
   other.place = Place::kStray;
   other.vault = 1;
   const OldStep on_disk{{2, 7}, 2}, newest{{2, 9}, 2};
+  const auto files = files_of(on_disk);
   const auto verified = [&](std::uint64_t room) {
     tell(state, Formed{5});
     tell(state, SlotsVerified{{mine}, kNoImage});
-    return tell(state, FilesVerified{{other}, {2, 7}, {}, on_disk, room});
+    return tell(state, FilesVerified{{other, files[0], files[1]}, {2, 7}, {}, {on_disk}, room});
   };
   SECTION("the own images suffice") {
     auto out = verified(200);
     REQUIRE(first<PublishOld>(out)->step == newest);
     REQUIRE(!first<PublishOld>(out)->replicas);
-    REQUIRE(first<FindOld>(tell(state, OldPublished{})) != nullptr);
-    out = tell(state, OldFound{newest});
+    out = tell(state, OldPublished{{}, {0, 1}});
+    REQUIRE(!first<FindOld>(out)->prove);
+    out = tell(state, OldFound{{on_disk, newest}});
     REQUIRE(first<LeftBehind>(out) == nullptr);
     REQUIRE(first<RecoveredNothing>(tell(state, StoreAnswered{}))->old == newest);
   }
   SECTION("then the replicas, and if they do not help, the older step") {
     verified(200);
-    tell(state, OldPublished{"rank 1's is rotten"});
-    REQUIRE(first<PublishOld>(tell(state, OldFound{on_disk}))->replicas);
+    tell(state, OldPublished{"rank 1's is rotten", {0}});
+    REQUIRE(first<PublishOld>(tell(state, OldFound{{on_disk}}))->replicas);
     tell(state, OldPublished{"nor is the replica sound"});
-    const auto out = tell(state, OldFound{on_disk});
+    const auto out = tell(state, OldFound{{on_disk}});
     REQUIRE(first<LeftBehind>(out)->step == newest);
     REQUIRE(first<LeftBehind>(out)->why == "nor is the replica sound");
     REQUIRE(first<RecoveredNothing>(tell(state, StoreAnswered{}))->old == on_disk);
@@ -267,8 +310,8 @@ TEST_CASE(
     mine.place = Place::kOwnFile;
     tell(state, Formed{5});
     tell(state, SlotsVerified{});
-    REQUIRE(first<PublishOld>(
-                tell(state, FilesVerified{{mine, other}, {2, 7}, {}, on_disk, 100})) != nullptr);
+    REQUIRE(first<PublishOld>(tell(state, FilesVerified{{mine, other}, {2, 7}, {}, {}, 100})) !=
+            nullptr);
   }
   SECTION("this number has a step that is older, and whose number is as large") {
     Claim own;
@@ -291,7 +334,7 @@ TEST_CASE("without consent another number of ranks is refused, whatever is on di
   old.id = {2, 9};
   tell(state, Formed{5});
   tell(state, SlotsVerified{{old}, {1, 0}});
-  const auto out = tell(state, FilesVerified{{}, kNoImage, {}, {{2, 9}, 4}});
+  const auto out = tell(state, FilesVerified{files_of({{2, 9}, 4}), kNoImage, {}, {{{2, 9}, 4}}});
   REQUIRE(first<RecoverFailed>(out)->failure.why.find("any_world") != std::string::npos);
 }
 

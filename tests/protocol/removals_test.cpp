@@ -32,8 +32,10 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "look") b.crashes = 0, b.steps = 1, b.zombies = 1;
   if (rule == "restore-holders") b.crashes = 0, b.host_losses = 1;
   if (rule == "fetch-beside-base") b.host_losses = 1;
-  if (rule == "old-if-newer") b.steps = 1, b.old_job = true;
+  if (rule == "old-if-newer") b.steps = 1, b.losses_beyond = 2, b.old_job = b.disk = true;
   if (rule == "publish-old") b.steps = 1, b.old_job = b.old_memory = true;
+  if (rule == "prove-old") b.steps = 1, b.old_job = b.old_memory = b.old_rot = true;
+  if (rule == "look-old") b.steps = 1, b.old_job = b.old_unclaimed = true;
   if (rule == "beyond-unknown") b.claims = 2, b.crashes = 2, b.local_failures = 1;
   if (rule == "agree-first") b.world = 3, b.steps = 3;
   if (rule == "structure-first") b.mismatches = 1;
@@ -74,7 +76,7 @@ void require_broken_without(const std::string& rule, Bounds bounds, const std::s
   REQUIRE(result.violation.find(words) != std::string::npos);
 }
 
-static_assert(kRules.size() == 27, "each rule has its test here");
+static_assert(kRules.size() == 29, "each rule has its test here");
 
 }  // namespace
 
@@ -137,6 +139,12 @@ TEST_CASE("without comparing an old job's step with what is covered a promise br
 }
 TEST_CASE("without making an old job's images files first a promise breaks") {
   require_needed("publish-old");
+}
+TEST_CASE("without proof of each file of an old job's step a promise breaks") {
+  require_needed("prove-old");
+}
+TEST_CASE("without the root's proof of what no rank claimed of an old step a promise breaks") {
+  require_needed("look-old");
 }
 TEST_CASE("without restoring holders a promise breaks") { require_needed("restore-holders"); }
 TEST_CASE("without sparing the base in a fetch a promise breaks") {

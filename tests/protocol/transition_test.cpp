@@ -252,7 +252,7 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
       case 19:
         return Publish{{id(), 4}, below(2) == 1};
       case 20:
-        return Published{"x"};
+        return Published{"x", {rank()}};
       default:
         return Death{rank(), ErrorKind::kPeerLost, "x"};
     }
@@ -298,9 +298,9 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
       case 18:
         return CopyStuck{id(), "x"};
       case 19:
-        return OldPublished{"x"};
+        return OldPublished{"x", {rank()}};
       case 20:
-        return OldFound{{id(), 4}};
+        return OldFound{{{id(), 4}}, {id(), 4}};
       case 21:
         return ReadStuck{"x"};
       default:

@@ -213,7 +213,10 @@ TEST_CASE("no memory on the log's thread: no warning is lost") {
       const KeptErrors kept;
       {
         ms::replicate::Reporter reporter(
-            "job", 0, [&](const ms::LogLine& line) { logged.push_back(line.text); }, {}, {});
+            "job", 0, std::make_shared<ms::replicate::Log>([&](const ms::LogLine& line) {
+              logged.push_back(line.text);
+            }),
+            {}, {});
         fail_allocation("ms-log", nth);
         for (const char* const text : {"one of three", "two of three", "three of three"}) {
           reporter.warn(text);

@@ -135,7 +135,7 @@ struct PutBody {
   void operator()(const Publish& m) const {
     put_id(out, m.step.id), put_number(out, m.replicas ? 1 : 0);
   }
-  void operator()(const Published&) const {}
+  void operator()(const Published& m) const { put_list(out, m.written, put_rank); }
   void operator()(const Overdue& m) const { put_id(out, m.id), put_number(out, m.times); }
   void operator()(const Death& m) const { put_rank(out, m.rank), put_enum(out, m.kind); }
 };
@@ -172,7 +172,11 @@ void put(std::string& out, const State& s) {
   put_list(out, r.claims, put_claim);
   put_id(out, r.evidence);
   put_id(out, r.beyond);
+  put_list(out, r.named, [](std::string& o, const OldStep& step) { put_id(o, step.id); });
   put_id(out, r.old.id);
+  put_number(out, r.looked ? 1 : 0);
+  put_id(out, r.publishing.id);
+  put_list(out, r.written, put_rank);
   put_list(out, r.others, put_claim);
   put_number(out, static_cast<std::uint64_t>(r.published));
   put_choice(out, r.choice);
@@ -229,6 +233,7 @@ std::string World::bytes() const {
     put_number(o, static_cast<std::uint64_t>(file.loan));
   };
   put_number(out, old_files_);
+  put_number(out, old_damaged_);
   put_number(out, nodes_.size());
   for (const Node& node : nodes_) {
     put_rank(out, node.rank);

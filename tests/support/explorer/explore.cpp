@@ -262,7 +262,9 @@ std::string summary(const Bounds& b, const Result& result) {
   if (b.claims > 0) text += ", " + std::to_string(b.claims) + " claims a message";
   if (b.disk) text += b.local_disks ? ", a disk for each host" : ", disk";
   if (b.old_job) text += ", an old job's step on disk";
+  if (b.old_unclaimed) text += ", not claimed by the last rank";
   if (b.old_memory) text += ", a newer one in memory";
+  if (b.old_rot) text += " and, with a damaged file, on disk";
   if (b.finish) text += ", finish";
   char figures[160];
   std::snprintf(figures, sizeof figures, ": %llu states, %llu edges, depth %llu, %.1f s%s",

@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 27> kRules = {{
+inline constexpr std::array<NamedRule, 29> kRules = {{
     {"found-anywhere", &protocol::Rules::found_anywhere},
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
@@ -28,6 +28,8 @@ inline constexpr std::array<NamedRule, 27> kRules = {{
     {"newest-covered", &protocol::Rules::newest_covered},
     {"old-if-newer", &protocol::Rules::old_if_newer},
     {"publish-old", &protocol::Rules::publish_old},
+    {"prove-old", &protocol::Rules::prove_old},
+    {"look-old", &protocol::Rules::look_old},
     {"complete-claims", &protocol::Rules::whole_claims},
     {"restore-holders", &protocol::Rules::restore_holders},
     {"fetch-beside-base", &protocol::Rules::fetch_beside_base},

@@ -44,9 +44,13 @@ struct Bounds {
   bool local_disks = false;  ///< each host has a disk of its own; else all ranks share one
   /// The root's disk has a step of a job of another number of ranks, older than any step of these.
   bool old_job = false;
+  /// With old_job: the last rank could not tell that it shares that disk, and claims no old file.
+  bool old_unclaimed = false;
   /// With old_job: a newer step of that job lies in memory, one copy of each image at its owner and
   /// one on another host. The owner without a rank in this job has left a vault on rank 0's host.
   bool old_memory = false;
+  /// With old_memory: all of that step are files, too, but that of owner 0 is damaged.
+  bool old_rot = false;
   bool finish = false;  ///< trainers call finish() after the last step
   Rules rules{};
   std::vector<std::vector<int>> holders;  ///< empty: the default
@@ -287,9 +291,11 @@ class World {
   /// The rank that reads, and in the end removes, what that rank has left on this host's disk.
   [[nodiscard]] int reader_of(int rank, int host) const;
   /// The claims to images of the old job: in memory that no rank here writes, and in files.
-  void claim_old(const Node& node, FilesVerified& found) const;
+  void claim_old(const Node& node, ImageId newer_than, FilesVerified& found) const;
   void begin_old();
-  void publish_old(const Node& node, const PublishOld& action);
+  /// The steps of the old job of which the root's disk names every file.
+  [[nodiscard]] std::vector<OldStep> old_named() const;
+  OldPublished publish_old(const Node& node, const PublishOld& action);
   /// The old job's newest step of which the disk has every image.
   [[nodiscard]] OldStep old_on_disk() const;
   /// Whether there is a copy of every image of the old job's step in memory.
@@ -357,6 +363,7 @@ class World {
   std::vector<Node> nodes_;                             ///< one for each rank, then zombies
   std::vector<Stray> strays_;                           ///< by host and rank
   Ranks old_files_ = 0;                                 ///< of the old job's step in memory
+  Ranks old_damaged_ = 0;                               ///< the same, and nobody can read them
   std::vector<LeftFiles> left_files_;                   ///< by host and writer
   std::vector<std::shared_ptr<const Letter>> letters_;  ///< in the order of sending
   std::vector<Early> early_;                            ///< sorted

@@ -30,10 +30,9 @@ void World::feed(Node& node, const Event& event) {
               {Job::Kind::kRead, node.state.generation, node.rank, slots ? 0 : 1, newer_than});
         }
       } else if (const auto* publish = std::get_if<PublishOld>(&action)) {
-        publish_old(node, *publish);
-        todo.emplace_back(OldPublished{});
-      } else if (std::holds_alternative<FindOld>(action)) {
-        todo.emplace_back(OldFound{old_on_disk()});
+        todo.emplace_back(publish_old(node, *publish));
+      } else if (const auto* find = std::get_if<FindOld>(&action)) {
+        todo.emplace_back(OldFound{old_named(), find->prove ? old_on_disk() : OldStep{}});
       } else if (const auto* accept = std::get_if<AcceptReplica>(&action)) {
         carry_out(node, action);
         todo.emplace_back(ReplicaReady{accept->ward, accept->id, true});
@@ -54,8 +53,7 @@ Event World::read(const Node& node, bool slots, ImageId newer_than) {
   FilesVerified found;
   verify_files(node, newer_than, rules.found_anywhere, found);
   if (rules.found_anywhere) take_strays(node, newer_than, rules.verify_claims, found);
-  if (bounds_->old_job && node.rank == 0) found.old = old_on_disk();
-  claim_old(node, found);
+  claim_old(node, newer_than, found);
   return found;
 }
 
@@ -311,6 +309,9 @@ struct World::CarryOut {
         a.old.id != kOldStepId) {
       world.wrong("the old job's newest step is passed over");
     }
+    if (a.old.id > world.old_on_disk().id && !node.zombie) {
+      world.wrong("an old job's step is gone on from, though one of its files is damaged");
+    }
     node.next_step = 1;
     world.remove_strays(node);
     if (world.ever_agreed_ && !node.zombie)
@@ -321,6 +322,10 @@ struct World::CarryOut {
     world.say(node, "gives up: " + a.failure.why);
     node.failure = a.failure;
     node.gave_up = true;
+    if (world.bounds_->old_job && world.bounds_->mismatches == 0 && !node.zombie &&
+        a.failure.kind == ErrorKind::kStructureMismatch) {
+      world.wrong("gives up, though the step of an old job is on disk");
+    }
     if (a.failure.kind == ErrorKind::kUnrecoverable && !node.zombie) {
       const ImageId best = world.newest_covered(-1, true, true);
       if (best.exists()) world.wrong("called unrecoverable, though " + name(best) + " is covered");

@@ -11,6 +11,8 @@ inline bool active(const Node& node) {
   return node.alive && (node.state.mode == Mode::kRecovering || node.state.mode == Mode::kReady);
 }
 
+/// The step that Bounds::old_job means, of one rank more.
+inline constexpr ImageId kOldestStepId{1, 0};
 /// The step that Bounds::old_memory means, of one rank more.
 inline constexpr ImageId kOldStepId{1, 1};
 

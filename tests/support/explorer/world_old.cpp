@@ -7,6 +7,10 @@ namespace meshstage::explorer {
 void World::begin_old() {
   const int old_world = bounds_->world + 1;
   store_generation_ = kOldStepId.generation;
+  if (bounds_->old_rot) {
+    old_files_ = (bit(old_world) - 1) & ~bit(0);
+    old_damaged_ = bit(0);
+  }
   for (int owner = 0; owner < old_world; ++owner) {
     const int at = owner < bounds_->world ? owner : 0;
     Node& node = nodes_[static_cast<std::size_t>(at)];
@@ -21,38 +25,60 @@ void World::begin_old() {
   }
 }
 
-void World::claim_old(const Node& node, FilesVerified& found) const {
-  if (!bounds_->old_memory) return;
+void World::claim_old(const Node& node, ImageId newer_than, FilesVerified& found) const {
+  if (!bounds_->old_job) return;
   const int old_world = bounds_->world + 1;
+  if (node.rank == 0) found.named = old_named();
   for (int owner = 0; owner < old_world; ++owner) {
+    const bool reads = owner % bounds_->world == node.rank &&
+                       !(bounds_->old_unclaimed && node.rank + 1 == bounds_->world);
+    if (reads && newer_than < kOldestStepId) {
+      found.claims.push_back(
+          {node.rank, owner, Place::kHeldFile, 0, old_world, kOldestStepId, {}, {}, {}});
+    }
+    if (newer_than >= kOldStepId) continue;
     if ((node.old_held & bit(owner)) != 0) {
       Claim claim{node.rank, owner, Place::kStray, 0, old_world, kOldStepId, {}, {}, {}};
       claim.vault = old_world;
       found.claims.push_back(claim);
     }
-    if ((old_files_ & bit(owner)) != 0 && owner % bounds_->world == node.rank) {
+    if (reads && (old_files_ & bit(owner)) != 0) {
       found.claims.push_back(
           {node.rank, owner, Place::kHeldFile, 0, old_world, kOldStepId, {}, {}, {}});
     }
   }
-  if (node.rank == 0) found.old = old_on_disk();
 }
 
-void World::publish_old(const Node& node, const PublishOld& action) {
+OldPublished World::publish_old(const Node& node, const PublishOld& action) {
+  Ranks written = 0;
   for (const MemorySlot& slot : node.own) {
     if (slot.old && slot.header == MemorySlot::Header::kSealed && slot.whole &&
         slot.id == action.step.id) {
-      old_files_ |= bit(slot.content_owner);
+      written |= bit(slot.content_owner);
     }
   }
   const Ranks own = node.rank == 0 ? bit(bounds_->world) : 0;  // the vault that was left there
-  old_files_ |= action.replicas ? node.old_held : node.old_held & own;
+  written |= action.replicas ? node.old_held : node.old_held & own;
+  old_files_ |= written;
+  old_damaged_ &= ~written;
+  OldPublished result;
+  for (int owner = 0; owner <= bounds_->world; ++owner) {
+    if ((written & bit(owner)) != 0) result.written.push_back(owner);
+  }
+  return result;
+}
+
+std::vector<OldStep> World::old_named() const {
+  const int old_world = bounds_->world + 1;
+  std::vector<OldStep> named{{kOldestStepId, old_world}};
+  if ((old_files_ | old_damaged_) == bit(old_world) - 1) named.push_back({kOldStepId, old_world});
+  return named;
 }
 
 OldStep World::old_on_disk() const {
   const int old_world = bounds_->world + 1;
   if (bounds_->old_memory && old_files_ == bit(old_world) - 1) return {kOldStepId, old_world};
-  return {{1, 0}, old_world};
+  return {kOldestStepId, old_world};
 }
 
 bool World::old_covered() const {
