@@ -94,4 +94,14 @@ void Thread::join() noexcept {
   }
 }
 
+StoppableThread::StoppableThread(std::string name, std::function<void(const std::stop_token&)> body,
+                                 FailureHandler on_failure)
+    : thread_(
+          std::move(name), [run = std::move(body), stop = stop_.get_token()] { run(stop); },
+          std::move(on_failure)) {}
+
+StoppableThread::~StoppableThread() {
+  if (origin_.is_here()) stop_.request_stop();
+}
+
 }  // namespace meshstage

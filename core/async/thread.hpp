@@ -1,6 +1,7 @@
 #pragma once
 #include <exception>
 #include <functional>
+#include <stop_token>
 #include <string>
 #include <thread>
 
@@ -42,6 +43,24 @@ class MESHSTAGE_API Thread {
  private:
   ProcessOrigin origin_;
   std::thread thread_;
+};
+
+/// A Thread whose body is asked to end, by its token, when the object ends.
+/// Threads: one at a time may use the object.
+class MESHSTAGE_API StoppableThread {
+ public:
+  /// As Thread's constructor.
+  StoppableThread(std::string name, std::function<void(const std::stop_token&)> body,
+                  FailureHandler on_failure = {});
+  StoppableThread(const StoppableThread&) = delete;
+  StoppableThread& operator=(const StoppableThread&) = delete;
+  /// Asks the body to end, and joins. Does nothing in a forked child.
+  ~StoppableThread();
+
+ private:
+  ProcessOrigin origin_;
+  std::stop_source stop_;
+  Thread thread_;
 };
 
 /// Gives `failure` to `handler`. Writes it to standard error, with the thread's name, if there is

@@ -1,6 +1,3 @@
-#include <cstdio>
-#include <exception>
-#include <string>
 #include <utility>
 
 #include <meshstage/core/async/mutex.hpp>
@@ -27,14 +24,8 @@ void tell_until(const std::stop_token& stop, std::chrono::milliseconds first,
 }  // namespace
 
 Progress::Progress(std::chrono::milliseconds first, std::function<void(std::chrono::seconds)> tell)
-    : thread_([first, tell = std::move(tell)](const std::stop_token& stop) {
-        try {
-          tell_until(stop, first, tell);
-        } catch (const std::exception& e) {  // this thread's boundary
-          std::fprintf(stderr, "meshstage: no more reports of this wait: %s\n", e.what());
-        } catch (...) {
-          std::fputs("meshstage: no more reports of this wait\n", stderr);
-        }
+    : thread_("ms-progress", [first, tell = std::move(tell)](const std::stop_token& stop) {
+        tell_until(stop, first, tell);
       }) {}
 
 }  // namespace meshstage::detail

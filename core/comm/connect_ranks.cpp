@@ -4,11 +4,11 @@
 #include <set>
 #include <span>
 #include <stop_token>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/async/thread.hpp>
 #include <meshstage/core/comm/connect_ranks_impl.hpp>
 #include <meshstage/core/comm/job_entries_impl.hpp>
 #include <meshstage/core/comm/named_losses_impl.hpp>
@@ -69,16 +69,19 @@ class PublishedIn final : public WrappedStore {
 /// One generation on its way: what the links and the Store say while this rank connects.
 struct Attempt {
   Attempt(Store& store, const std::string& outcome_key)
-      : watcher([this, &store, outcome_key](const std::stop_token& done) {
-          try {
-            const std::string outcome = store.wait_for(outcome_key, Deadline::never(), done);
-            if (outcome != kFormed) fail(outcome);
-          } catch (const Cancelled&) {
-            // This rank is through.
-          } catch (const std::exception& e) {
-            fail(e.what());
-          }
-        }) {}
+      : watcher(
+            "ms-forming",
+            [this, &store, outcome_key](const std::stop_token& done) {
+              try {
+                const std::string outcome = store.wait_for(outcome_key, Deadline::never(), done);
+                if (outcome != kFormed) fail(outcome);
+              } catch (const Cancelled&) {
+                // This rank is through.
+              } catch (const std::exception& e) {
+                fail(e.what());
+              }
+            },
+            [this](const std::exception_ptr&) { fail_without_text(); }) {}
   Attempt(const Attempt&) = delete;
   Attempt& operator=(const Attempt&) = delete;
   ~Attempt() {
@@ -92,8 +95,17 @@ struct Attempt {
     }
     stop.request_stop();
   }
+  /// For what the Store threw that is no std::exception, and where there is no memory for words.
+  void fail_without_text() noexcept {
+    {
+      const MutexLock lock(mutex);
+      wordless = true;
+    }
+    stop.request_stop();
+  }
   [[nodiscard]] std::string failed() {
     const MutexLock lock(mutex);
+    if (wordless && failure.empty()) return "the wait for the others' word ended without a reason";
     return failure;
   }
 
@@ -164,11 +176,12 @@ struct Attempt {
   CondVar changed;
   std::stop_source stop;
   std::string failure MESHSTAGE_GUARDED_BY(mutex);
+  bool wordless MESHSTAGE_GUARDED_BY(mutex) = false;  // it failed without words
   std::set<int> ready MESHSTAGE_GUARDED_BY(mutex);
   std::map<int, unsigned> wanted MESHSTAGE_GUARDED_BY(mutex);  // connections, by data peer
   bool go MESHSTAGE_GUARDED_BY(mutex) = false;
   ControlLinks* links = nullptr;  // set before the links call a handler
-  std::jthread watcher;           // last: it ends before what it uses
+  StoppableThread watcher;        // last: it ends before what it uses
 };
 
 /// Generation::connect_pairs of the generation that `request` names.

@@ -13,7 +13,7 @@ SignsOfLife::SignsOfLife(std::shared_ptr<Store> store, std::string job, int rank
       rank_(rank),
       interval_(interval),
       trainer_(std::move(trainer)),
-      thread_([this](const std::stop_token& stop) { run(stop); }) {}
+      thread_("ms-alive", [this](const std::stop_token& stop) { run(stop); }) {}
 
 void SignsOfLife::in(std::uint64_t generation, bool forming) {
   const MutexLock lock(mutex_);

@@ -4,9 +4,9 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/async/thread.hpp>
 #include <meshstage/core/comm/store.hpp>
 
 namespace meshstage::detail {
@@ -44,7 +44,7 @@ class SignsOfLife {
   // The thread's own:
   std::string question_;
   std::uint64_t answers_ = 0, signs_ = 0, last_ = 0;
-  std::jthread thread_;  // last: it ends before what it uses
+  StoppableThread thread_;  // last: it ends before what it uses
 };
 
 }  // namespace meshstage::detail

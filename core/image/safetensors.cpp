@@ -1,4 +1,5 @@
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/little_endian.hpp>
 #include <meshstage/core/image/header_reader_impl.hpp>
 #include <meshstage/core/image/quoted.hpp>
 #include <meshstage/core/image/safetensors.hpp>
@@ -139,10 +140,7 @@ std::uint64_t SafetensorsIndex::read_data_begin(std::span<const std::byte> front
                 "truncated: " + std::to_string(std::min<std::uint64_t>(front.size(), file_bytes)) +
                     " bytes, the length of the header alone has 8");
   }
-  std::uint64_t length = 0;
-  for (std::size_t i = 0; i < kLengthBytes; ++i) {
-    length |= std::to_integer<std::uint64_t>(front[i]) << (8 * i);
-  }
+  const auto length = little_endian::load<std::uint64_t>(front.data());
   if (length > limits.max_header_bytes) {
     refuse_kind(front, "overlong header: byte 0 says " + std::to_string(length) +
                            " bytes, at most " + std::to_string(limits.max_header_bytes) +

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <unordered_set>
 
+#include <meshstage/core/error/little_endian.hpp>
 #include <meshstage/core/image/quoted.hpp>
 
 namespace meshstage {
@@ -162,9 +163,7 @@ std::vector<std::byte> to_header(nlohmann::ordered_json json) {
                           " bytes; a header has at most " + std::to_string(kMaxHeaderBytes));
   }
   std::vector<std::byte> header(kHeaderAlignment + text.size());
-  for (std::size_t i = 0; i < kHeaderAlignment; ++i) {
-    header[i] = static_cast<std::byte>(text.size() >> (8 * i));
-  }
+  little_endian::store(header.data(), static_cast<std::uint64_t>(text.size()));
   std::memcpy(header.data() + kHeaderAlignment, text.data(), text.size());
   return header;
 }

@@ -11,7 +11,7 @@
 #include <meshstage/core/protocol/state.hpp>
 
 /// Actions: the tasks of the driver, in the order in which transition() gives them. In production
-/// the agent is the driver.
+/// the driver is core/replicate's Driver.
 namespace meshstage::protocol {
 
 struct Send {

@@ -9,7 +9,8 @@
 #include <meshstage/core/protocol/choose.hpp>
 #include <meshstage/core/protocol/messages.hpp>
 
-/// Events: what the driver reports to the protocol. In production the agent is the driver.
+/// Events: what the driver reports to the protocol. In production it is core/replicate's
+/// Driver.
 namespace meshstage::protocol {
 
 /// A generation was formed, with a higher number than every one before. The protocol forgets the

@@ -13,7 +13,8 @@ namespace meshstage::protocol {
 /// tests kill ranks there (`--kill 2@87:own-sealed`).
 ///
 /// transition() announces all points but the chunk points, as `Reached`, right behind the action
-/// that makes the change; Streams (core/replicate) announces the chunk points.
+/// that makes the change; Engine::link_to() (core/replicate) announces the chunk
+/// points.
 enum class Point : std::uint8_t {
   // Recovery
   kFormed,          ///< A generation was formed; nothing was read yet.

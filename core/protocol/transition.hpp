@@ -8,8 +8,9 @@
 
 /// The replication and recovery protocol of one rank as a pure function: transition(state, event)
 /// changes the state and returns actions. No I/O, no clock, no threads, no randomness. The same
-/// function runs in production (the agent gives it events and carries out its actions), in the
-/// tests and in the explorer. PROTOCOL.md beside this file has the rules and the argument.
+/// function runs in production (core/replicate's Driver gives it events and carries out its
+/// actions), in the tests and in the explorer. PROTOCOL.md beside this file has the rules and the
+/// argument.
 ///
 /// What the driver must do (the protocol's safety rests on it):
 /// - it gives one event at a time, and carries out all actions of an event in order before the next

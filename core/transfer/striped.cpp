@@ -45,9 +45,9 @@ class Note {
 };
 
 /// What the threads of one end have in common.
-class Shared {
+class End {
  public:
-  Shared(const Link& link, std::size_t pieces) : link_(link), named_(pieces) {}
+  End(const Link& link, std::size_t pieces) : link_(link), named_(pieces) {}
 
   /// For the sender: the next piece that no connection has taken.
   std::optional<std::size_t> take() {
@@ -147,16 +147,16 @@ void over_all(const Link& link, const std::function<void(unsigned)>& one) {
 /// What both sides of one connection have.
 class Lane {
  protected:
-  Lane(const Link& link, Shared& shared, unsigned connection)
+  Lane(const Link& link, End& end, unsigned connection)
       : link_(link),
-        shared_(shared),
+        end_(end),
         group_(link.group.over(connection)),
         first_place_(std::size_t{connection} * kDepth) {}
   /// The place of the next piece. Fewer than kDepth are in flight.
   [[nodiscard]] std::size_t next_place() { return first_place_ + posted_++ % kDepth; }
 
   const Link& link_;
-  Shared& shared_;
+  End& end_;
   ProcessGroup& group_;
 
  private:
@@ -167,8 +167,8 @@ class Lane {
 /// The sender's side of one connection.
 class Sender : private Lane {
  public:
-  Sender(const Link& link, const Outgoing& outgoing, Shared& shared, unsigned connection)
-      : Lane(link, shared, connection), outgoing_(outgoing) {}
+  Sender(const Link& link, const Outgoing& outgoing, End& end, unsigned connection)
+      : Lane(link, end, connection), outgoing_(outgoing) {}
 
   void run() {
     bool more = true;
@@ -177,12 +177,12 @@ class Sender : private Lane {
       std::optional<std::size_t> piece;
       std::vector<std::uint32_t> staying;
       while (!piece && staying.size() < Note::kMostStaying) {
-        const auto next = shared_.take();
+        const auto next = end_.take();
         more = next.has_value();
         if (!more) break;
         if (outgoing_.stays && outgoing_.stays(*next)) {
           staying.push_back(static_cast<std::uint32_t>(*next));
-          shared_.done();
+          end_.done();
         } else {
           piece = next;
         }
@@ -223,7 +223,7 @@ class Sender : private Lane {
     const bool piece = oldest.sent != nullptr;
     if (piece) oldest.sent->wait_while_moving(link_.stall);
     flying_.pop_front();
-    if (piece) shared_.done();
+    if (piece) end_.done();
   }
 
   const Outgoing& outgoing_;
@@ -233,8 +233,8 @@ class Sender : private Lane {
 /// The receiver's side of one connection.
 class Receiver : private Lane {
  public:
-  Receiver(const Link& link, const Incoming& incoming, Shared& shared, unsigned connection)
-      : Lane(link, shared, connection), incoming_(incoming) {}
+  Receiver(const Link& link, const Incoming& incoming, End& end, unsigned connection)
+      : Lane(link, end, connection), incoming_(incoming) {}
 
   void run() {
     for (unsigned i = 0; i < kDepth; ++i) expect_note();
@@ -242,7 +242,7 @@ class Receiver : private Lane {
       notes_.front().came->wait_while_moving(link_.stall);
       const Note note = *notes_.front().note;
       notes_.pop_front();
-      if (ended && note.piece() != kEnd) throw shared_.nonsense("a piece after its last one");
+      if (ended && note.piece() != kEnd) throw end_.nonsense("a piece after its last one");
       ended = note.piece() == kEnd;
       if (!ended) {
         expect_note();
@@ -268,15 +268,15 @@ class Receiver : private Lane {
     notes_.push_back({std::move(note), std::move(came)});
   }
   void take(const Note& note) {
-    if (note.staying() > Note::kMostStaying) throw shared_.nonsense("a note of no sense");
+    if (note.staying() > Note::kMostStaying) throw end_.nonsense("a note of no sense");
     for (std::size_t i = 0; i < note.staying(); ++i) {
-      const auto piece = shared_.name(note.stays(i));
-      if (!incoming_.stayed) throw shared_.nonsense("not all of an image that is not here");
+      const auto piece = end_.name(note.stays(i));
+      if (!incoming_.stayed) throw end_.nonsense("not all of an image that is not here");
       incoming_.stayed(piece);
-      shared_.done();
+      end_.done();
     }
     if (note.piece() == kNoPiece) return;
-    const auto piece = shared_.name(note.piece());
+    const auto piece = end_.name(note.piece());
     while (flying_.size() >= kDepth) finish_oldest();
     const auto place = next_place();
     auto came = group_.receive(link_.peer, link_.tag, incoming_.target(piece, place));
@@ -287,7 +287,7 @@ class Receiver : private Lane {
     oldest.came->wait_while_moving(link_.stall);
     if (incoming_.came) incoming_.came(oldest.piece, oldest.place);
     flying_.pop_front();
-    shared_.done();
+    end_.done();
   }
 
   const Incoming& incoming_;
@@ -299,15 +299,15 @@ class Receiver : private Lane {
 
 void send_striped(const Link& link, const Outgoing& outgoing) {
   if (outgoing.pieces == 0) return;
-  Shared shared(link, outgoing.pieces);
-  over_all(link, [&](unsigned i) { Sender(link, outgoing, shared, i).run(); });
+  End end(link, outgoing.pieces);
+  over_all(link, [&](unsigned i) { Sender(link, outgoing, end, i).run(); });
 }
 
 void receive_striped(const Link& link, const Incoming& incoming) {
   if (incoming.pieces == 0) return;
-  Shared shared(link, incoming.pieces);
-  over_all(link, [&](unsigned i) { Receiver(link, incoming, shared, i).run(); });
-  shared.check_all_came();
+  End end(link, incoming.pieces);
+  over_all(link, [&](unsigned i) { Receiver(link, incoming, end, i).run(); });
+  end.check_all_came();
 }
 
 }  // namespace meshstage::transfer

@@ -1,5 +1,7 @@
 // A user's callbacks that throw: each is reported once, and ends a step or a generation in order.
 #include <atomic>
+#include <chrono>
+#include <future>
 #include <stdexcept>
 #include <string>
 
@@ -10,6 +12,7 @@
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
 #include "tests/support/rank_errors.hpp"
+#include "tests/support/require.hpp"
 
 namespace {
 
@@ -65,7 +68,39 @@ TEST_CASE("a log that throws is called no more, and the job goes on") {
     stage_all(ckpt, {3});
     ckpt.finish();
   }));
-  CHECK(calls <= 1);
+  CHECK(calls == 1);
+}
+
+TEST_CASE("a log that hangs holds neither a start nor a step, and its lines come one by one") {
+  constexpr auto kLong = std::chrono::seconds(20);
+  InProcessJob job(2);
+  std::promise<void> asked, go_on;
+  std::shared_future<void> gone_on = go_on.get_future();
+  std::atomic<int> calls{0}, at_once{0};
+  std::atomic<bool> in_time{false};
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    auto o = job.options(rank);
+    if (rank == 0) {
+      o.log = [&](const ms::LogLine& line) {
+        if (++at_once > 1) throw std::logic_error("two lines at once");
+        if (calls++ == 0) {
+          require(line.text.find("waiting for ranks 1 of 2") != std::string::npos, line.text);
+          asked.set_value();
+          in_time = gone_on.wait_for(kLong) == std::future_status::ready;
+        }
+        --at_once;
+      };
+    } else {
+      require(asked.get_future().wait_for(kLong) == std::future_status::ready, "nobody waits");
+    }
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_to(ckpt, 0);
+    stage_all(ckpt, {1});
+    if (rank == 0) go_on.set_value();
+    ckpt.finish();
+  }));
+  CHECK(in_time);
+  CHECK(calls > 1);
 }
 
 TEST_CASE("an observer that throws ends the generation, and is called no more") {
