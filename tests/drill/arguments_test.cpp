@@ -94,6 +94,23 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--partners", "across-hosts", "--ranks-per-host", "4"},
        "policy across-hosts with 1 copy needs 2 hosts, there is 1"},
       {{"--ranks-per-host", "0"}, "--ranks-per-host 0: write a number from 1"},
+      {{"--disks", "own"}, "--disks own: write shared or local"},
+      {{"--disks", "local", "--restart", "all@5:ranks=2"},
+       "--restart all@5:ranks=2: another number of ranks needs a directory that all ranks share; "
+       "leave --disks out"},
+      {{"--disks", "local", "--ranks-per-host", "2", "--lose", "1@5"},
+       "--lose 1@5: with --disks local a host is lost with its disk and all its ranks; write "
+       "0+1@STEP"},
+      {{"--disks", "local", "--lose", "1+3@5"},
+       "--lose 1+3@5: with --disks local nothing would be left of rank 1; lose fewer hosts at "
+       "once, or give more --copies"},
+      {{"--disks", "local", "--ranks", "1", "--lose", "0@5"}, "nothing would be left of rank 0"},
+      {{"--disks", "local", "--mesh", "2,2", "--borrow-replicated", "--partners", "ring", "--lose",
+        "1+3@5"},
+       "nothing would be left of rank 1"},
+      {{"--lose", "1@5:rotate"}, "there is no protocol point 'rotate'"},
+      {{"--kill", "all@5:rotate"}, "there is no protocol point 'rotate'"},
+      {{"--lose", "all@5:rotate", "--ranks-per-host", "4"}, "there is one host; give more --ranks"},
       {{"--kill", "1@0"}, "--kill 1@0: there is no step 0; steps are 1 to 200"},
       {{"--kill", "1@201"}, "--kill 1@201: there is no step 201; steps are 1 to 200"},
       {{"--kill", "1"},
@@ -226,6 +243,40 @@ TEST_CASE("Starts of the job have names where one may meet another") {
   for (const std::vector<std::string>& fault : std::vector<std::vector<std::string>>{
            {"--restart", "all@10"}, {"--stop", "all@10"}, {"--twice", "10"}}) {
     CHECK(parse(fault).arguments.starts_are_named());
+  }
+}
+
+TEST_CASE("A host with a disk of its own is lost with all its ranks, or all lose their memory") {
+  const Parsed all = parse({"--disks", "local", "--lose", "all@60:voted:rotate"});
+  REQUIRE(all.complaint.empty());
+  CHECK(all.arguments.faults.at(0).text() == "--lose all@60:voted:rotate");
+  CHECK(all.arguments.local_disks());
+  CHECK(all.arguments.moves_ranks());
+  CHECK(all.arguments.persist_every == 1);
+
+  const Parsed host = parse({"--disks", "local", "--ranks-per-host", "2", "--lose", "0+1@9"});
+  REQUIRE(host.complaint.empty());
+  CHECK(host.arguments.hosts_are_apart());
+  CHECK_FALSE(host.arguments.moves_ranks());
+  const auto usual = [](const std::string& ranks_per_host) {
+    return parse({"--disks", "local", "--ranks-per-host", ranks_per_host}).arguments.faults.at(0);
+  };
+  CHECK(usual("1").text() == "--lose 2@87:chunk-received");
+  CHECK(usual("2").text() == "--lose 2+3@87:chunk-received");
+  CHECK(usual("4").text() == "--kill 2@87:chunk-received");
+  // On one host all ranks share its disk.
+  CHECK(parse({"--disks", "local", "--ranks-per-host", "4", "--restart", "all@9:ranks=3"})
+            .complaint.empty());
+  CHECK_FALSE(parse({}).arguments.hosts_are_apart());
+  CHECK(parse({"--restart", "all@9:rotate"}).arguments.hosts_are_apart());
+}
+
+TEST_CASE("Restarts that are drawn keep the number of ranks where hosts have disks of their own") {
+  for (int seed = 1; seed <= 20; ++seed) {
+    const Parsed parsed =
+        parse({"--disks", "local", "--restarts", "4", "--seed", std::to_string(seed)});
+    REQUIRE(parsed.complaint.empty());
+    CHECK_FALSE(parsed.arguments.changes_world());
   }
 }
 
@@ -363,7 +414,7 @@ TEST_CASE("The help names every option and ends with an example") {
                            "--kill",        "--kills",    "--seed",
                            "--stop",        "--lose",     "--leave-out",
                            "--restart",     "--restarts", "--twice",
-                           "Example:",      "Exit code:"}) {
+                           "--disks",       "Example:",   "Exit code:"}) {
     INFO(word);
     CHECK(out.str().find(word) != std::string::npos);
   }

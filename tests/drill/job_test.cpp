@@ -11,15 +11,18 @@ namespace {
 
 using namespace meshstage::tools::drill;
 
-/// Before what a test says: `life` counts the processes in the place of rank 0, and `say` reports.
+/// Before what a test says: `life` counts the processes in the place of the rank, and `say`
+/// reports.
 constexpr const char* kBegin = R"sh(#!/bin/bash
 cd "$(dirname "$0")"
-life=$(($(cat lives 2>/dev/null || echo 0) + 1)); echo "$life" > lives
+lives=lives-$MESHSTAGE_RANK
+life=$(($(cat "$lives" 2>/dev/null || echo 0) + 1)); echo "$life" > "$lives"
 say() { echo "{\"what\":\"$1\"${2:+,$2}}" >&3; }
 recovered() {
   say recovered "\"step\":$1,\"generation\":$life,\"source\":\"own memory\""
   say begin "\"step\":$(($1 + 1))"
 }
+persisted() { say point "\"point\":\"persisted\",\"generation\":1,\"step\":$1"; }
 complete() { say point "\"point\":\"complete\",\"generation\":$1,\"step\":$2"; }
 dies() { say dying '"fault":0'; kill -KILL $$; }
 hangs() { say stopping '"fault":0'; kill -STOP $$; }
@@ -39,9 +42,25 @@ class Played {
     options_.every = 1;
     options_.directory = directory_.path();
     options_.vaults = {directory_.path()};
+    options_.disks = {directory_.path()};
     options_.trainer = directory_.path() / "trainer";
     std::ofstream(options_.trainer) << kBegin << script;
     std::filesystem::permissions(options_.trainer, std::filesystem::perms::owner_all);
+  }
+  /// Then as many ranks are that program, each on a host of its own whose disk has a file. `first`:
+  /// faults before that of the job.
+  Played& hosts(int ranks, std::vector<Fault> first = {}) {
+    options_.arguments.ranks = ranks;
+    options_.arguments.disks = "local";
+    options_.faults.insert(options_.faults.begin(), first.begin(), first.end());
+    options_.arguments.faults = options_.faults;
+    options_.disks.clear();
+    for (int host = 0; host < ranks; ++host) {
+      options_.disks.push_back(directory_.path() / ("disk-" + std::to_string(host)));
+      std::filesystem::create_directory(options_.disks.back());
+      std::ofstream(options_.disks.back() / "a-file") << "written\n";
+    }
+    return *this;
   }
   JobResult run() {
     meshstage::tools::Signals signals;
@@ -88,8 +107,47 @@ TEST_CASE("Where all memory is lost the newest step on every disk is due") {
                       recovers + "; ends\n")
         .wrong();
   };
-  CHECK(wrong("7") == "step 7 was recovered, though step 8 was on every rank's disk\n");
+  CHECK(wrong("7") == "step 7 was recovered, though step 8 was on disk for every rank\n");
   CHECK(wrong("8").empty());
+}
+
+TEST_CASE("What any disk has of each rank is due, the owner's file or its holder's") {
+  const auto wrong = [](const std::string& recovers) {
+    return Played(How::kLose, "all@10",
+                  "if [ $life = 2 ]; then recovered " + recovers + R"sh(; ends; fi
+recovered 0; complete 1 8; persisted 4
+if [ $MESHSTAGE_RANK = 1 ]; then persisted 8; touch wrote; exec sleep 100; fi
+until [ -e wrote ]; do sleep 0.01; done
+dies
+)sh")
+        .hosts(2)
+        .wrong();
+  };
+  CHECK(wrong("4") == "step 4 was recovered, though step 8 was on disk for every rank\n");
+  CHECK(wrong("8").empty());
+}
+
+TEST_CASE("A lost host's disk is empty for whoever comes next, and what it had is not due") {
+  const auto wrong = [](const std::string& recovers) {
+    return Played(How::kLose, "all@10", "recovers=" + recovers + R"sh(
+generation() { say recovered "\"step\":$1,\"generation\":$2,\"source\":\"disk\""; }
+case $MESHSTAGE_RANK-$life in
+  0-1) generation 0 1; complete 1 8; persisted 4; touch wrote
+    until [ -e back ]; do sleep 0.01; done
+    say lost '"rank":1'; generation 8 2; dies ;;
+  1-1) generation 0 1; complete 1 8; persisted 4; persisted 8
+    until [ -e wrote ]; do sleep 0.01; done
+    dies ;;
+  1-2) if [ -e disk-1/a-file ] || ! [ -e disk-0/a-file ]; then exit 9; fi
+    generation 8 2; touch back; exec sleep 100 ;;
+  *) generation $recovers 3; ends ;;
+esac
+)sh")
+        .hosts(2, {parse_fault(How::kLose, "1@9", 2, 100)})
+        .wrong();
+  };
+  CHECK(wrong("4").empty());
+  CHECK(wrong("3") == "step 3 was recovered, though step 4 was on disk for every rank\n");
 }
 
 TEST_CASE("An old process may call no step complete that the new job went on without") {

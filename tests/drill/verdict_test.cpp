@@ -72,6 +72,10 @@ TEST_CASE("A death is told in one line") {
         std::string::npos);
   death.misnamed[3] = 1;
   CHECK(death.text().find("(rank 3 named rank 1)") != std::string::npos);
+  death.fault = parse_fault(How::kLose, "2@87", 4, 200);
+  CHECK(death.text().rfind("rank 2 lost with its vault at step 87, ", 0) == 0);
+  death.with_disk = true;
+  CHECK(death.text().rfind("rank 2 lost with its vault and its host's disk at step 87, ", 0) == 0);
   death.fault = parse_fault(How::kLose, "all@87", 4, 200);
   CHECK(death.text().rfind("all ranks lost with their vaults at step 87, ", 0) == 0);
   death.source = "nothing";
@@ -101,6 +105,11 @@ TEST_CASE("What becomes of a whole job is told in one line") {
   CHECK(told("all@87:ranks=1", How::kRestart, 4)
             .find("| the job was started anew, as 1 rank | step 85 put together from 4 ranks' "
                   "files |") != std::string::npos);
+  CHECK(told("all@87:ranks=3", How::kRestart, 1).find("put together from 1 rank's files |") !=
+        std::string::npos);
+  CHECK(told("all@87:rotate", How::kLose)
+            .find("| noticed by nobody left, the job was started again, each rank on the next host "
+                  "| step 85 from disk |") != std::string::npos);
   death.woken = "the old processes were killed";
   CHECK(
       told("all@87", How::kStop) ==
@@ -168,6 +177,9 @@ TEST_CASE("The object of --json has the documented fields, in order") {
       R"("final_loss":2.25,)"
       R"("stage_ms":{"median":2.0,"max":3.0},"replicate_ms":{"median":5.0,"max":5.0},)"
       R"("step_ms":{"median":4.0},"vault_bytes":700})");
+  arguments.disks = "local";
+  const auto object = nlohmann::json::parse(to_json_text(arguments, verdict));
+  CHECK(object.at("disks") == "local");
   arguments.borrow_replicated = true;
   verdict.result.sent_bytes = 20;
   verdict.result.borrowed_bytes = 300;

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <set>
 #include <system_error>
 
 #include <fmt/format.h>
@@ -15,7 +14,7 @@
 #include <meshstage/mesh/replicated.hpp>
 
 #include "tools/command/command.hpp"
-#include "tools/drill/hosts.hpp"
+#include "tools/drill/check_faults.hpp"
 #include "tools/drill/numbers.hpp"
 #include "tools/trainer/sharding.hpp"
 #include "tools/trainer/text.hpp"
@@ -28,26 +27,6 @@ constexpr std::uint64_t kMostSteps = 100'000;
 constexpr std::size_t kShortestText = 64;
 
 [[noreturn]] void refuse(const std::string& what) { throw InvalidArgument(what); }
-
-/// Whether some rank goes together with all its holders, or with a lender of what they
-/// have, so that no memory has its image.
-bool leaves_disk_alone(const Fault& fault, const Arguments& a, int world) {
-  const auto goes = [&fault](int rank) {
-    return !fault.rank || *fault.rank == rank ||
-           std::find(fault.with.begin(), fault.with.end(), rank) != fault.with.end();
-  };
-  const Holders holders = a.holders(world);
-  const auto lenders = a.lenders();  // all empty where the number of ranks changes
-  for (std::size_t owner = 0; owner < holders.size(); ++owner) {
-    if (goes(static_cast<int>(owner)) &&
-        (std::all_of(holders[owner].begin(), holders[owner].end(), goes) ||
-         (owner < lenders.size() &&
-          std::any_of(lenders[owner].begin(), lenders[owner].end(), goes)))) {
-      return true;
-    }
-  }
-  return false;
-}
 
 /// `RANK@STEP`: a step that is staged, and not the last of them, for only the next one tells the
 /// others that this rank passed it by.
@@ -67,67 +46,6 @@ std::pair<int, std::uint64_t> parse_left_out(std::string_view text, const Argume
   return {static_cast<int>(*rank), step};
 }
 
-/// The fewest ranks that the job may have as it comes to that step.
-int fewest_ranks_at(const Arguments& a, std::uint64_t step) {
-  int fewest = a.ranks;
-  for (const auto& fault : a.faults) {
-    if (fault.ranks == 0 || fault.step > step) continue;
-    fewest = fault.step < step ? fault.ranks : std::min(fewest, fault.ranks);
-  }
-  return fewest;
-}
-
-/// The job can have as many ranks as the restart asks for.
-void check_world(const Fault& fault, int world, const Arguments& a) {
-  const std::string option = fault.text();
-  if (!a.mesh.empty()) refuse(option + ": a mesh says the number of ranks; leave --mesh out");
-  if (a.device != "cpu") {
-    refuse(option + ": states on devices are not put together anew; leave --device out");
-  }
-  if (fault.ranks == world) refuse(fmt::format("{}: the job has {} ranks by then", option, world));
-  (void)a.holders(fault.ranks);  // says why not, and what would be
-}
-
-/// What a restart asks for can be had, by ranks that sit as `before` says.
-void check_restart(const Fault& fault, Seating before, const Arguments& a) {
-  const std::string option = fault.text();
-  if (fault.rotate && a.hosts() < 2) {
-    refuse(option + ": there is one host; give more --ranks, or fewer --ranks-per-host");
-  }
-  if (fault.ranks > 0) check_world(fault, before.ranks, a);
-  if (!a.moves_ranks()) return;  // one vault directory, which all see
-  if (const auto rank = left_behind(a, before, after(fault, before))) {
-    refuse(
-        fmt::format("{}: no rank would sit where an image of rank {} is; give more ranks or "
-                    "--copies, or leave :rotate out",
-                    option, *rank));
-  }
-}
-/// The faults fit together; they ascend by step.
-void check_together(const Arguments& a) {
-  Seating seating{a.ranks, 0};
-  std::set<std::uint64_t> second_starts;
-  for (const auto& fault : a.faults) {
-    if (fault.how == How::kRestart) check_restart(fault, seating, a);
-    seating = after(fault, seating);
-    if (fault.how == How::kTwice && !second_starts.insert(fault.step).second) {
-      refuse(fault.text() + ": is given twice");
-    }
-    if (!fault.rank) continue;
-    const int fewest = fewest_ranks_at(a, fault.step);
-    const int last =
-        std::max(*fault.rank,
-                 fault.with.empty() ? 0 : *std::max_element(fault.with.begin(), fault.with.end()));
-    if (last >= fewest) {
-      refuse(fmt::format("{}: there is no rank {} by then; ranks are 0 to {}", fault.text(), last,
-                         fewest - 1));
-    }
-    if (fault.how == How::kStop && fewest == 1) {
-      refuse("--stop needs another rank that notices: give --ranks 2 or more");
-    }
-  }
-}
-
 }  // namespace
 
 Holders Arguments::holders(int of_ranks) const {
@@ -143,6 +61,8 @@ int Arguments::hosts() const {
 bool Arguments::moves_ranks() const {
   return std::any_of(faults.begin(), faults.end(), [](const Fault& f) { return f.rotate; });
 }
+
+bool Arguments::hosts_are_apart() const { return moves_ranks() || local_disks(); }
 
 bool Arguments::starts_are_named() const {
   return std::any_of(faults.begin(), faults.end(), [](const Fault& f) {
@@ -205,6 +125,13 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "Count so many neighbouring ranks as one host")
       ->capture_default_str();
   command
+      .add_option("--disks", given_.disks,
+                  "shared: one directory for the files of all ranks; local: each\n"
+                  "host has a disk of its own, and no rank of another host sees\n"
+                  "that or the host's vaults")
+      ->capture_default_str()
+      ->type_name("shared|local");
+  command
       .add_option("--connections", given_.connections,
                   "Connections of two ranks for images, at most 16\n(default: by the processors)")
       ->check(whole_number());
@@ -249,7 +176,9 @@ void ArgumentParser::add_to(CLI::App& command) {
       .add_option("--lose", loses_,
                   "RANK@STEP[:POINT]: SIGKILL, and its vault is wiped, as if a\n"
                   "host were lost; 1+2@STEP: two ranks at once; all@STEP: only\n"
-                  "the disk is left; repeatable")
+                  "the disk is left, and with :rotate each rank then sits on the\n"
+                  "next host; with --disks local the host's disk goes, too, but\n"
+                  "not with all@STEP; repeatable")
       ->type_name("R@S[:P]");
   command
       .add_option("--restart", restarts_,
@@ -363,6 +292,9 @@ void ArgumentParser::place(Arguments& a) const {
   if (a.partners.copies < 1) {
     refuse(fmt::format("--copies {}: write a number from 1", a.partners.copies));
   }
+  if (a.disks != "shared" && a.disks != "local") {
+    refuse(fmt::format("--disks {}: write shared or local", a.disks));
+  }
   if (a.ranks_per_host < 1) {
     refuse(fmt::format("--ranks-per-host {}: write a number from 1", a.ranks_per_host));
   }
@@ -423,7 +355,7 @@ Arguments ArgumentParser::complete() const {
   const auto worlds = a.worlds();
   const bool disk_alone = std::any_of(a.faults.begin(), a.faults.end(), [&](const Fault& f) {
     return f.how == How::kLose && std::any_of(worlds.begin(), worlds.end(), [&](int world) {
-             return leaves_disk_alone(f, a, world);
+             return lost_to_memory(f, a, world).has_value();
            });
   });
   const bool stops = std::any_of(a.faults.begin(), a.faults.end(),

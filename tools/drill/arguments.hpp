@@ -39,6 +39,7 @@ struct Arguments {
   bool borrow_replicated = false;  ///< Replicas borrow what the mesh repeats on another host.
   PartnerOptions partners;
   int ranks_per_host = 1;
+  std::string disks = "shared";  ///< "local": each host has a disk of its own.
   /// Who holds whose images, in a job of so many ranks.
   [[nodiscard]] Holders holders(int of_ranks) const;
   [[nodiscard]] Holders holders() const { return holders(ranks); }
@@ -47,8 +48,11 @@ struct Arguments {
   [[nodiscard]] std::vector<std::vector<int>> lenders() const;
   /// The hosts of the job: as many as it has ranks for when it has the most.
   [[nodiscard]] int hosts() const;
-  /// Some restart moves the ranks: each host then has a vault directory of its own.
+  /// After some fault the ranks sit on other hosts.
   [[nodiscard]] bool moves_ranks() const;
+  [[nodiscard]] bool local_disks() const { return disks == "local"; }
+  /// No rank sees the vaults of another host.
+  [[nodiscard]] bool hosts_are_apart() const;
   /// Some restart has another number of ranks.
   [[nodiscard]] bool changes_world() const;
   /// Both runs average gradients over NCCL.

@@ -27,6 +27,7 @@ constexpr std::array<const char*, 3> kAlone{"", "own-writing", "own-sealed"};
 std::vector<int> possible_worlds(const Arguments& arguments) {
   std::vector<int> worlds;
   if (arguments.ranks == 1 || !arguments.mesh.empty() || arguments.device != "cpu") return worlds;
+  if (arguments.local_disks() && arguments.hosts() > 1) return worlds;
   for (int world = std::max(2, arguments.ranks - 2);
        world <= std::min(kMostRanks, arguments.ranks + 2); ++world) {
     try {
@@ -155,9 +156,15 @@ std::vector<Fault> random_restarts(std::uint64_t count, std::uint64_t seed,
 
 Fault default_fault(const Arguments& arguments) {
   Fault fault;
-  fault.how = arguments.ranks > 1 ? How::kLose : How::kKill;
+  // The only host is not lost together with its disk.
+  const bool can_lose = arguments.ranks > 1 && !(arguments.local_disks() && arguments.hosts() == 1);
+  fault.how = can_lose ? How::kLose : How::kKill;
   fault.rank = arguments.ranks / 2;
   if (arguments.ranks == 1) fault.rank = 0;
+  for (int other = 0; can_lose && arguments.local_disks() && other < arguments.ranks; ++other) {
+    const bool same = host_of(arguments, other, 0) == host_of(arguments, *fault.rank, 0);
+    if (same && other != *fault.rank) fault.with.push_back(other);
+  }
   // In the midst of the run, but where there is something to recover and something still to come.
   const std::uint64_t last_staged = arguments.steps / arguments.every * arguments.every;
   fault.step = std::clamp(arguments.steps * 7 / 16, std::uint64_t{1}, last_staged);

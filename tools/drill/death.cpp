@@ -52,8 +52,8 @@ std::string ranks_of(const std::map<int, std::int64_t>& noticed) {
   return fmt::format("{}", fmt::join(who, ","));
 }
 
-std::string_view past(How how, bool all) {
-  switch (how) {
+std::string_view past(const Death& death) {
+  switch (death.fault.how) {
     case How::kKill:
       return "killed";
     case How::kStop:
@@ -63,7 +63,8 @@ std::string_view past(How how, bool all) {
     case How::kTwice:
       break;
     case How::kLose:
-      return all ? "lost with their vaults" : "lost with its vault";
+      if (!death.fault.rank) return "lost with their vaults";
+      return death.with_disk ? "lost with its vault and its host's disk" : "lost with its vault";
   }
   return "?";
 }
@@ -71,8 +72,9 @@ std::string_view past(How how, bool all) {
 /// All ranks went down: what became of the job.
 std::string begun_again(const Fault& fault) {
   if (fault.how == How::kStop && !fault.rank) return " | the job was started anew beside them";
-  if (fault.how != How::kRestart) return " | noticed by nobody left, the job was started again";
-  std::string line = " | the job was started anew";
+  std::string line = fault.how == How::kRestart
+                         ? " | the job was started anew"
+                         : " | noticed by nobody left, the job was started again";
   if (fault.rotate) line += ", each rank on the next host";
   if (fault.ranks > 0) {
     line += fmt::format(", as {} rank{}", fault.ranks, fault.ranks == 1 ? "" : "s");
@@ -103,7 +105,7 @@ double Death::resume_ms() const { return settled && !over ? ms_between(at, resum
 
 std::string Death::text() const {
   std::string line = fault.rank ? fmt::format("rank {}", *fault.rank) : "all ranks";
-  line += fmt::format(" {} at step {}, {}", past(fault.how, !fault.rank), step, doing);
+  line += fmt::format(" {} at step {}, {}", past(*this), step, doing);
   if (over) return line + " | the job was over for everyone: nothing to recover";
 
   if (const auto ms = detected_ms(); !fault.rank || ranks == 1) {
@@ -131,7 +133,8 @@ std::string Death::text() const {
   } else if (source == "holder memory") {
     line += fmt::format(" | step {} from each other's memory", recovered_step);
   } else if (old_world > 0) {
-    line += fmt::format(" | step {} put together from {} ranks' files", recovered_step, old_world);
+    line += fmt::format(" | step {} put together from {} files", recovered_step,
+                        old_world == 1 ? "1 rank's" : fmt::format("{} ranks'", old_world));
   } else if (source == "disk") {
     line += fmt::format(" | step {} from disk", recovered_step);
   } else {

@@ -32,6 +32,7 @@ struct Death {
   std::map<int, int> misnamed;   ///< Rank that took another one for the dead, and which.
   std::set<std::string> errors;  ///< What they were told: "peer lost", "peer silent".
   std::int64_t seen_by_drill = 0;
+  bool with_disk = false;  ///< Its host's disk is lost, too.
 
   bool over = false;     ///< It died when everything was agreed: nobody takes its place.
   bool settled = false;  ///< All ranks train again.

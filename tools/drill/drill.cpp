@@ -134,6 +134,7 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
                              arguments.text.string()));
     JobOptions whole = job;
     whole.vaults = {workspace.make("whole-vault")};
+    whole.disks = {workspace.make("whole-disk")};
     JobResult undisturbed;
     std::uint64_t bytes = 0;
     if (arguments.changes_world()) {
@@ -147,7 +148,10 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
     job.directory = workspace.make("faults");
     job.every = arguments.every;
     job.faults = arguments.faults;
-    if (arguments.moves_ranks()) {
+    for (int host = 0; host < (arguments.local_disks() ? arguments.hosts() : 1); ++host) {
+      job.disks.push_back(workspace.make(fmt::format("disk-{}", host)));
+    }
+    if (arguments.hosts_are_apart()) {
       for (int host = 0; host < arguments.hosts(); ++host) {
         job.vaults.push_back(workspace.make(fmt::format("vault-of-host-{}", host)));
       }
@@ -155,10 +159,10 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
       job.vaults = {workspace.choose_vault(vault_needed(bytes, arguments))};
     }
     display.line(fmt::format(
-        "staged every {} steps (state of {} a rank, images in {}), with {}:", arguments.every,
+        "staged every {} steps (state of {} a rank, images in {}{}), with {}:", arguments.every,
         megabytes(bytes),
         job.vaults.size() == 1 ? job.vaults[0].string() : "a directory for each host",
-        all_faults(arguments)));
+        arguments.local_disks() ? ", files in another" : "", all_faults(arguments)));
     Verdict verdict;
     verdict.result = run_job(job, signals, display);
     const JobResult& r = verdict.result;
@@ -208,6 +212,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"step_ms", {{"median", median(r.step_ms)}}},
                       {"vault_bytes", r.vault_bytes}};
   if (arguments.over_nccl()) object["collectives"] = arguments.collectives;
+  if (arguments.local_disks()) object["disks"] = arguments.disks;
   if (arguments.borrow_replicated) {
     object["replica_bytes"] = {{"sent", r.sent_bytes}, {"borrowed", r.borrowed_bytes}};
   }

@@ -31,6 +31,8 @@ const char* form_of(How how) {
       return "all@STEP[:POINT][:rotate|:ranks=N]";
     case How::kTwice:
       return "STEP";
+    case How::kLose:
+      return "RANK@STEP[:POINT], RANK+RANK@STEP[:POINT] or all@STEP[:POINT][:rotate]";
     default:
       return "RANK@STEP[:POINT], RANK+RANK@STEP[:POINT] or all@STEP[:POINT]";
   }
@@ -124,7 +126,8 @@ class Typed {
   // What stands behind the step: a point, then how the job comes back.
   void take_word(std::string_view word) {
     const bool ended = fault_.rotate || fault_.ranks > 0 || fault_.wake;
-    if (!ended && fault_.how == How::kRestart && word == "rotate") {
+    const bool moves = fault_.how == How::kRestart || (fault_.how == How::kLose && !fault_.rank);
+    if (!ended && moves && word == "rotate") {
       fault_.rotate = true;
     } else if (!ended && fault_.how == How::kRestart && word.starts_with(kRanks)) {
       const auto number = parse_number(word.substr(kRanks.size()));

@@ -24,7 +24,7 @@ struct Fault {
   std::vector<int> with;    ///< Go down in the same moment as `rank` does.
   std::uint64_t step = 0;   ///< 1..steps: as the rank begins to train it, ...
   std::string point;    ///< ... or, where not empty, when it first passes this point from then on.
-  bool rotate = false;  ///< Of a restart: each rank then sits on the next host.
+  bool rotate = false;  ///< Of a restart, or a loss of all: each rank then sits on the next host.
   int ranks = 0;        ///< Of a restart: the job then has so many ranks; 0: as many as before.
   bool wake = false;    ///< Of a stop of all: their processes are woken up; else killed.
 
@@ -39,8 +39,8 @@ struct Fault {
 inline constexpr int kMostRanks = 64;
 
 /// `RANK@STEP[:POINT]`, `RANK+RANK@STEP[:POINT]` or `all@STEP[:POINT]`; of all, a restart may say
-/// `:rotate` or `:ranks=N`, and a stop `:wake`. `STEP` alone for a second start. Throws
-/// InvalidArgument.
+/// `:rotate` or `:ranks=N`, a loss `:rotate`, and a stop `:wake`. `STEP` alone for a second start.
+/// Throws InvalidArgument.
 Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps);
 
 }  // namespace meshstage::tools::drill

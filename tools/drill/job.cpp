@@ -86,17 +86,18 @@ ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem
   ProcessPlan plan;
   plan.program = options_.trainer;
   plan.log = log;
-  plan.arguments = {"--text",          a.text.string(),
-                    "--steps",         std::to_string(a.steps),
-                    "--every",         std::to_string(options_.every),
-                    "--job",           options_.name,
-                    "--dir",           (dir / "persisted").string(),
-                    "--store",         "file:" + (dir / "store").string(),
-                    "--vault",         vault_of(rank).string(),
-                    "--persist-every", std::to_string(a.persist_every),
-                    "--deadline-ms",   std::to_string(a.deadline_ms),
-                    "--forming-ms",    std::to_string(a.timeout_s * 1000),
-                    "--block-kib",     kBlockKib};
+  plan.arguments = {
+      "--text",          a.text.string(),
+      "--steps",         std::to_string(a.steps),
+      "--every",         std::to_string(options_.every),
+      "--job",           options_.name,
+      "--dir",           options_.disks[static_cast<std::size_t>(disk_of(rank))].string(),
+      "--store",         "file:" + (dir / "store").string(),
+      "--vault",         vault_of(rank).string(),
+      "--persist-every", std::to_string(a.persist_every),
+      "--deadline-ms",   std::to_string(a.deadline_ms),
+      "--forming-ms",    std::to_string(a.timeout_s * 1000),
+      "--block-kib",     kBlockKib};
   const auto add = [&plan](std::initializer_list<std::string> words) {
     plan.arguments.insert(plan.arguments.end(), words);
   };
@@ -264,6 +265,8 @@ void Job::replace_the_dead() {
     if (death.over) continue;
     const bool stopped = death.fault.how == How::kStop;
     if (!stopped && seat->process) continue;  // not reaped yet
+    const bool lost = death.fault.how == How::kLose;
+    if (lost && !host_is_down(*seat)) continue;
     const auto survivors = static_cast<std::size_t>(
         std::count_if(seats_.begin(), seats_.end(), [](const auto& s) { return s->death == 0; }));
     const std::int64_t waited = now_ns() - death.at;
@@ -277,6 +280,7 @@ void Job::replace_the_dead() {
       zombies_.back().process = std::move(seat->process);
       zombies_.back().death = seat->death - 1;
     }
+    if (lost) lose_host(*seat);
     seat->death = 0;
     start(*seat);
   }

@@ -6,7 +6,6 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -38,8 +37,9 @@ struct JobOptions {
   std::uint64_t every = 0;          ///< 0: nothing is staged.
   std::vector<Fault> faults;        ///< None: an uninterrupted run.
   std::filesystem::path directory;  ///< Exists; everything but the vault goes below it.
-  /// Directories that exist: one for each host where the ranks move, else one for all.
+  /// Directories that exist: one for each host, or one for all.
   std::vector<std::filesystem::path> vaults;
+  std::vector<std::filesystem::path> disks;  ///< The same, for files.
   std::filesystem::path trainer;
   std::uint64_t until = 0;     ///< The step after which it ends; 0: the last one.
   std::filesystem::path load;  ///< Begins with the final states of a job, there; empty: anew.
@@ -149,8 +149,14 @@ class Job {
   void check_recovered(std::uint64_t generation, std::uint64_t step);
   void check_vaults();
   void take_world(std::uint64_t step);
-  void wipe_vault(std::optional<int> rank) const;
+  [[nodiscard]] std::uint64_t newest_on_disks() const;
+
+  // job_hosts.cpp
   [[nodiscard]] const std::filesystem::path& vault_of(int rank) const;
+  [[nodiscard]] int disk_of(int rank) const;
+  void wipe_vault(std::optional<int> rank) const;
+  [[nodiscard]] bool host_is_down(const Seat& seat) const;
+  void lose_host(const Seat& seat);
 
   JobOptions options_;
   Signals& signals_;
@@ -163,8 +169,8 @@ class Job {
   std::list<Zombie> zombies_;
   std::optional<Second> second_;
   std::map<std::uint64_t, std::uint64_t> complete_;  // of a generation, the newest complete step
-  // Of a number of ranks and a step, those that have it on disk.
-  std::map<std::pair<int, std::uint64_t>, std::set<int>> persisted_;
+  // Of a number of ranks and a step, those that wrote it, and on which of the disks.
+  std::map<std::pair<int, std::uint64_t>, std::map<int, int>> persisted_;
   std::vector<Lost> unexplained_;
   Progress progress_;
   std::ofstream trace_;

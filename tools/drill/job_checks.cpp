@@ -8,7 +8,6 @@
 #include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/vault/listing.hpp>
 
-#include "tools/drill/hosts.hpp"
 #include "tools/drill/job.hpp"
 
 namespace meshstage::tools::drill {
@@ -31,12 +30,6 @@ std::filesystem::path Job::log_file(int rank) const {
   return options_.directory / fmt::format("rank-{}.log", rank);
 }
 
-/// Of the host that the rank sits on.
-const std::filesystem::path& Job::vault_of(int rank) const {
-  if (options_.vaults.size() == 1) return options_.vaults.front();  // all hosts see it
-  return options_.vaults[static_cast<std::size_t>(host_of(options_.arguments, rank, moved_))];
-}
-
 // Whoever lives through a death has as many threads and descriptors afterwards. Only generations
 // that all ranks recovered in count: while a peer is gone its connections are, too.
 // NCCL itself opens a descriptor when a process aborts its first communicator, and keeps it (seen
@@ -57,28 +50,39 @@ void Job::check_resources(std::uint64_t generation) {
   }
 }
 
-// A complete step is never lost while every vault is there, nor one on every disk without them.
-// Which step is the newest without some of the vaults depends on who holds what: left open here.
+// The newest step of which some disk has an image of each rank: its own file, or a holder's.
+std::uint64_t Job::newest_on_disks() const {
+  const auto& a = options_.arguments;
+  std::uint64_t newest = 0;
+  for (const auto& [files, writers] : persisted_) {
+    const auto wrote = [&writers = writers](int rank) { return writers.contains(rank); };
+    const Holders holders = a.holders(files.first);
+    int covered = 0;
+    for (int owner = 0; owner < files.first; ++owner) {
+      const auto& copies = holders[static_cast<std::size_t>(owner)];
+      // A copy that borrows is not written.
+      const bool by_holder =
+          !a.borrow_replicated && std::any_of(copies.begin(), copies.end(), wrote);
+      if (wrote(owner) || by_holder) ++covered;
+    }
+    if (covered == files.first) newest = std::max(newest, files.second);
+  }
+  return newest;
+}
+
+// A complete step is never lost while every vault is there, nor one on disk without them. Which
+// newer step there is without some of the vaults depends on who holds what: left open here.
 void Job::check_recovered(std::uint64_t generation, std::uint64_t step) {
-  bool any = false, vaults_lost = false, all_lost = false, finished = false;
+  bool any = false, vaults_lost = false;
   for (const auto& death : result_.deaths) {
     if (death.settled) continue;
     any = true;
-    const bool lost = death.fault.how == How::kLose;
-    vaults_lost = vaults_lost || lost;
-    all_lost = all_lost || (lost && !death.fault.rank);
-    finished = finished || death.point == "finishing";  // vaults are removed then
+    vaults_lost = vaults_lost || death.fault.how == How::kLose ||
+                  death.point == "finishing";  // vaults are removed then
   }
-  std::uint64_t newest = 0;
-  std::string where = "complete";
-  if (all_lost || finished) {
-    where = "on every rank's disk";
-    for (const auto& [files, ranks] : persisted_) {
-      if (ranks.size() == static_cast<std::size_t>(files.first)) {
-        newest = std::max(newest, files.second);
-      }
-    }
-  } else if (!vaults_lost) {
+  std::uint64_t newest = vaults_lost ? newest_on_disks() : 0;
+  const std::string where = vaults_lost ? "on disk for every rank" : "complete";
+  if (!vaults_lost) {
     for (const auto& [of, complete] : complete_) {
       if (of != generation) newest = std::max(newest, complete);
     }
@@ -128,17 +132,6 @@ void Job::check_vaults() {
       result_.grown.push_back(fmt::format(
           "rank {} left a vault of {} bytes behind (incarnation {}); it said last:\n{}", vault.rank,
           vault.bytes, vault.incarnation, last_lines(log_file(vault.rank), 2)));
-    }
-  }
-}
-
-void Job::wipe_vault(std::optional<int> rank) const {
-  for (const auto& directory : options_.vaults) {
-    if (rank && directory != vault_of(*rank)) continue;
-    for (const auto& vault : list_vaults(directory)) {
-      if (vault.job == options_.name && (!rank || vault.rank == *rank) && !vault.owner_alive) {
-        remove_vault(vault);
-      }
     }
   }
 }

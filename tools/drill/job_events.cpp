@@ -49,7 +49,7 @@ void Job::note(const Seat& seat, const Event& event) {
     std::uint64_t& newest = complete_[event.get<std::uint64_t>("generation", 0)];
     newest = std::max(newest, event.step());
   } else if (event.what == "point" && event.get<std::string>("point", "") == "persisted") {
-    persisted_[{static_cast<int>(seats_.size()), event.step()}].insert(seat.rank);
+    persisted_[{static_cast<int>(seats_.size()), event.step()}][seat.rank] = disk_of(seat.rank);
   }
 }
 
@@ -182,6 +182,8 @@ void Job::fault_begins(Seat& seat, const Event& event) {
   death.point = seat.point;
   death.at = event.at;
   if (fault.of_all()) return all_go_down(seat, std::move(death));
+  death.with_disk =
+      fault.how == How::kLose && options_.disks.size() > 1 && seat.point != "finishing";
   if (seat.point == "finishing") {
     death.over = death.settled = true;
     death.recovered_step = options_.arguments.steps;
