@@ -111,6 +111,8 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--lose", "1@5:rotate"}, "there is no protocol point 'rotate'"},
       {{"--kill", "all@5:rotate"}, "there is no protocol point 'rotate'"},
       {{"--lose", "all@5:rotate", "--ranks-per-host", "4"}, "there is one host; give more --ranks"},
+      {{"--sharded", "--mesh", "2,2"},
+       "--sharded: --mesh 2,2 says how the moments are cut; leave one of them out"},
       {{"--kill", "1@0"}, "--kill 1@0: there is no step 0; steps are 1 to 200"},
       {{"--kill", "1@201"}, "--kill 1@201: there is no step 201; steps are 1 to 200"},
       {{"--kill", "1"},
@@ -140,7 +142,8 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--restart", "all@5:ranks=4"}, "--restart all@5:ranks=4: the job has 4 ranks by then"},
       {{"--restart", "all@5:ranks=2", "--restart", "all@9:ranks=2"}, "the job has 2 ranks by then"},
       {{"--restart", "all@5:ranks=2", "--copies", "2"}, "2 copies of each of 2 ranks: use 1"},
-      {{"--restart", "all@5:ranks=2", "--mesh", "2,2"}, "a mesh says the number of ranks"},
+      {{"--restart", "all@5:ranks=2", "--mesh", "2,2"},
+       "a mesh says the number of ranks; write --sharded"},
       {{"--restart", "all@5:ranks=2", "--device", "cuda"},
        "states on devices are not put together"},
       {{"--restart", "all@5:ranks=1", "--restart", "all@9:rotate"},
@@ -414,7 +417,8 @@ TEST_CASE("The help names every option and ends with an example") {
                            "--kill",        "--kills",    "--seed",
                            "--stop",        "--lose",     "--leave-out",
                            "--restart",     "--restarts", "--twice",
-                           "--disks",       "Example:",   "Exit code:"}) {
+                           "--disks",       "--sharded",  "Example:",
+                           "Exit code:"}) {
     INFO(word);
     CHECK(out.str().find(word) != std::string::npos);
   }

@@ -47,7 +47,7 @@ TEST_CASE("A host that is lost with its disk comes back, and then all memory is 
   REQUIRE(object.at("kills").size() == 2);
   CHECK(object.at("kills").at(0).at("source") == "holder memory");
   CHECK(object.at("kills").at(1).at("source") == "disk");
-  CHECK(object.at("kills").at(1).at("recovered_step").get<int>() >= 8);
+  CHECK(object.at("kills").at(1).at("recovered_step").get<int>() >= 4);
 }
 
 TEST_CASE("Two ranks of a host go down with its disk, and later the job moves twice") {

@@ -85,6 +85,29 @@ TEST_CASE("Ranks of another number find what lies on hosts of their own, also af
   CHECK(object.at("worlds").size() == 3);
 }
 
+TEST_CASE("Moments that are cut over the ranks go from 4 to 3, 6, 1 and 8 ranks") {
+  const json object = identical({"--sharded", "--ranks", "4", "--steps", "16", "--every", "2",
+                                 "--restart", "all@5:ranks=3", "--restart", "all@8:ranks=6",
+                                 "--restart", "all@11:ranks=1", "--restart", "all@14:ranks=8"});
+  CHECK(object.at("wrong").empty());
+  REQUIRE(object.at("kills").size() == 4);
+  const auto& worlds = object.at("worlds");
+  REQUIRE(worlds.size() == 5);
+  for (std::size_t i = 1; i < worlds.size(); ++i) {
+    CHECK(worlds.at(i).at("ranks") == object.at("kills").at(i - 1).at("ranks"));
+    CHECK(worlds.at(i).at("from_step").get<int>() >= 2);  // the newest may not be complete yet
+  }
+}
+
+TEST_CASE("A rank that has nothing of a tensor that is cut gets its part again with fewer ranks") {
+  // Of 16 rows each of five ranks has 3, the next one 1, and the last one none.
+  const json object =
+      identical({"--sharded", "--ranks", "2", "--steps", "12", "--every", "2", "--restart",
+                 "all@5:ranks=7", "--restart", "all@9:ranks=3", "--kill", "2@11"});
+  CHECK(object.at("wrong").empty());
+  CHECK(object.at("worlds").size() == 3);
+}
+
 TEST_CASE("A job that hangs is started anew beside its old processes, which then are killed") {
   for (const std::string point : {"", ":chunk-sent"}) {
     INFO(point);

@@ -178,8 +178,10 @@ TEST_CASE("The object of --json has the documented fields, in order") {
       R"("stage_ms":{"median":2.0,"max":3.0},"replicate_ms":{"median":5.0,"max":5.0},)"
       R"("step_ms":{"median":4.0},"vault_bytes":700})");
   arguments.disks = "local";
+  arguments.sharded = true;
   const auto object = nlohmann::json::parse(to_json_text(arguments, verdict));
   CHECK(object.at("disks") == "local");
+  CHECK(object.at("sharded") == true);
   arguments.borrow_replicated = true;
   verdict.result.sent_bytes = 20;
   verdict.result.borrowed_bytes = 300;
@@ -257,4 +259,44 @@ TEST_CASE("The first difference of two saved states is named by step or element,
   CHECK_THROWS_AS(first_difference(whole, directory.path / "none"), meshstage::NotFound);
   std::ofstream(other) << "not such a file";
   CHECK_THROWS_AS(first_difference(whole, other), meshstage::CorruptData);
+}
+
+TEST_CASE("Moments that are cut over the ranks are compared with the whole ones") {
+  const TemporaryDirectory directory;
+  trainer::ModelSize size;
+  size.vocabulary = 5;  // over two ranks: 3 and 2
+  size.context = 2;
+  size.embedding = 3;
+  size.hidden = 16;
+  const trainer::CharacterModel<float> model(size);
+  const trainer::Sharding first(std::vector<std::int64_t>{2}, 0, 2);
+  const trainer::Sharding second(std::vector<std::int64_t>{2}, 1, 2);
+  trainer::TrainingState whole(model, 4, 1, 0);
+  trainer::TrainingState parts[] = {{model, 4, 1, 0, &first}, {model, 4, 1, 0, &second}};
+  std::vector<std::filesystem::path> files;
+  for (std::size_t rank = 0; rank < 2; ++rank) {
+    files.push_back(directory.path / std::to_string(rank));
+    for (std::size_t p = 0; p < whole.exp_avg().size(); ++p) {
+      const auto [begin, elements] = parts[rank].parts()[p];
+      for (std::size_t i = 0; i < elements; ++i) {
+        const float value = static_cast<float>(begin + i) + 0.5F;
+        parts[rank].exp_avg()[p][i] = whole.exp_avg()[p][begin + i] = value;
+      }
+    }
+    parts[rank].save(files[rank]);
+  }
+  const auto of_whole = directory.path / "whole";
+  whole.save(of_whole);
+  CHECK_FALSE(first_difference(of_whole, files[1], files).has_value());
+  CHECK(first_difference(of_whole, files[1]) ==
+        std::optional<std::string>("optimizer.exp_avg.embedding.weight: F32[5, 3] against "
+                                   "F32[2, 3]"));
+  CHECK(first_difference(of_whole, files[1], {files[1], files[0]})
+            .value_or("none")
+            .rfind("optimizer.exp_avg.embedding.weight[0, 0]: 0.5 against ", 0) == 0);
+  CHECK(first_difference(of_whole, files[1], {files[0]}).has_value());
+  parts[1].exp_avg_sq()[0][4] = 7;
+  parts[1].save(files[1]);
+  CHECK(first_difference(of_whole, files[0], files) ==
+        std::optional<std::string>("optimizer.exp_avg_sq.embedding.weight[4, 1]: 0 against 7"));
 }

@@ -108,6 +108,10 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "along its last dimension, and repeat them along the others")
       ->delimiter(',')
       ->type_name("SIZES");
+  command.add_flag("--sharded", given_.sharded,
+                   "Cut the optimizer's moments over all ranks, and anew when\n"
+                   "their number changes; the undisturbed run has them whole, and\n"
+                   "the parts together are compared with that");
   command.add_flag("--spare-replicated", given_.borrow_replicated)->group("");  // its old name
   command.add_flag("--borrow-replicated", given_.borrow_replicated,
                    "With --mesh: copies borrow what the mesh repeats on another\n"
@@ -279,6 +283,10 @@ void ArgumentParser::place(Arguments& a) const {
     if (mesh.size() > kMostRanks) {
       refuse(fmt::format("--mesh {}: has {} ranks; at most {} are trained with", text, mesh.size(),
                          kMostRanks));
+    }
+    if (a.sharded) {
+      refuse(fmt::format("--sharded: --mesh {} says how the moments are cut; leave one of them out",
+                         text));
     }
     a.ranks = static_cast<int>(mesh.size());
   } else if (a.borrow_replicated) {

@@ -36,6 +36,7 @@ struct Arguments {
   std::uint64_t persist_every = 0;
   std::uint64_t timeout_s = 300;   ///< For each of the two runs.
   std::vector<std::int64_t> mesh;  ///< Of the optimizer's moments; empty: none.
+  bool sharded = false;            ///< The moments are cut over all ranks, however many there are.
   bool borrow_replicated = false;  ///< Replicas borrow what the mesh repeats on another host.
   PartnerOptions partners;
   int ranks_per_host = 1;

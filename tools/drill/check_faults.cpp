@@ -35,7 +35,9 @@ int fewest_ranks_at(const Arguments& a, std::uint64_t step) {
 /// The job can have as many ranks as the restart asks for.
 void check_world(const Fault& fault, int world, const Arguments& a) {
   const std::string option = fault.text();
-  if (!a.mesh.empty()) refuse(option + ": a mesh says the number of ranks; leave --mesh out");
+  if (!a.mesh.empty()) {
+    refuse(option + ": a mesh says the number of ranks; write --sharded in place of --mesh");
+  }
   if (a.device != "cpu") {
     refuse(option + ": states on devices are not put together anew; leave --device out");
   }

@@ -12,6 +12,7 @@
 #include <meshstage/core/image/safetensors.hpp>
 
 #include "tools/trainer/saved_state.hpp"
+#include "tools/trainer/state.hpp"
 
 namespace meshstage::tools::drill {
 namespace {
@@ -42,34 +43,65 @@ std::string place(const SafetensorsEntry& entry, std::size_t index) {
   return fmt::format("{}[{}]", entry.name, fmt::join(coordinates, ", "));
 }
 
-std::optional<std::string> difference(const SavedState& a, const SavedState& b,
-                                      const SafetensorsEntry& entry) {
-  const SafetensorsEntry* other = b.index.find(entry.name);
-  if (other == nullptr) return entry.name + ": missing";
-  if (entry.dtype != other->dtype || entry.shape != other->shape) {
-    return fmt::format("{}: {}[{}] against {}[{}]", entry.name, entry.dtype,
-                       fmt::join(entry.shape, ", "), other->dtype, fmt::join(other->shape, ", "));
+// A tensor as one job has it.
+struct Saved {
+  SafetensorsEntry entry;
+  std::vector<char> data;
+};
+
+std::optional<Saved> find(const SavedState& state, const std::string& name) {
+  const SafetensorsEntry* entry = state.index.find(name);
+  if (entry == nullptr) return std::nullopt;
+  const auto data = state.data(*entry);
+  return Saved{*entry, {data.begin(), data.end()}};
+}
+
+// The parts one after the other, along dimension 0.
+std::optional<Saved> join(const std::vector<SavedState>& parts, const std::string& name) {
+  std::optional<Saved> whole;
+  for (const auto& part : parts) {
+    const auto more = find(part, name);
+    if (!more || more->entry.shape.empty()) return std::nullopt;
+    if (!whole) {
+      whole = more;
+      continue;
+    }
+    whole->entry.shape[0] += more->entry.shape[0];
+    whole->data.insert(whole->data.end(), more->data.begin(), more->data.end());
   }
-  const auto left = a.data(entry);
-  const auto right = b.data(*other);
-  const auto at = std::mismatch(left.begin(), left.end(), right.begin());
-  if (at.first == left.end()) return std::nullopt;
+  return whole;
+}
+
+std::optional<std::string> difference(const Saved& a, const std::optional<Saved>& b) {
+  const SafetensorsEntry& entry = a.entry;
+  if (!b) return entry.name + ": missing";
+  if (entry.dtype != b->entry.dtype || entry.shape != b->entry.shape) {
+    return fmt::format("{}: {}[{}] against {}[{}]", entry.name, entry.dtype,
+                       fmt::join(entry.shape, ", "), b->entry.dtype,
+                       fmt::join(b->entry.shape, ", "));
+  }
+  const auto at = std::mismatch(a.data.begin(), a.data.end(), b->data.begin());
+  if (at.first == a.data.end()) return std::nullopt;
   const auto width = entry.dtype == "F32" ? sizeof(float) : sizeof(std::int64_t);
-  const auto index = static_cast<std::size_t>(at.first - left.begin()) / width;
-  return fmt::format("{}: {} against {}", place(entry, index), element(entry, left, index),
-                     element(entry, right, index));
+  const auto index = static_cast<std::size_t>(at.first - a.data.begin()) / width;
+  return fmt::format("{}: {} against {}", place(entry, index), element(entry, a.data, index),
+                     element(entry, b->data, index));
 }
 
 }  // namespace
 
 std::optional<std::string> first_difference(const std::filesystem::path& whole,
-                                            const std::filesystem::path& recovered) {
+                                            const std::filesystem::path& recovered,
+                                            const std::vector<std::filesystem::path>& cut) {
   const SavedState a(whole);
   const SavedState b(recovered);
+  const std::vector<SavedState> parts(cut.begin(), cut.end());
   for (const bool history : {true, false}) {
     for (const auto& entry : a.index.entries()) {
       if (entry.name.starts_with("history.") != history) continue;
-      if (auto found = difference(a, b, entry)) return found;
+      const bool in_parts = !parts.empty() && trainer::is_moment(entry.name);
+      const auto other = in_parts ? join(parts, entry.name) : find(b, entry.name);
+      if (auto found = difference(*find(a, entry.name), other)) return found;
     }
   }
   for (const auto& entry : b.index.entries()) {

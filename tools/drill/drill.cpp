@@ -81,11 +81,14 @@ JobResult run_job(const JobOptions& options, Signals& signals, Display& display)
   }
 }
 
+// Of all ranks; `cut`: the moments of `faulty` are cut over them.
 std::optional<std::string> compare_all(int ranks, const std::filesystem::path& whole,
-                                       const std::filesystem::path& faulty) {
+                                       const std::filesystem::path& faulty, bool cut) {
+  std::vector<std::filesystem::path> parts;
+  for (int rank = 0; cut && rank < ranks; ++rank) parts.push_back(Job::state_file(faulty, rank));
   for (int rank = 0; rank < ranks; ++rank) {
     const auto found =
-        first_difference(Job::state_file(whole, rank), Job::state_file(faulty, rank));
+        first_difference(Job::state_file(whole, rank), Job::state_file(faulty, rank), parts);
     if (found) return fmt::format("rank {}, {}", rank, *found);
   }
   return std::nullopt;
@@ -133,6 +136,7 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
     display.line(fmt::format("{} ranks, {} steps on {}", arguments.ranks, arguments.steps,
                              arguments.text.string()));
     JobOptions whole = job;
+    whole.arguments.sharded = false;
     whole.vaults = {workspace.make("whole-vault")};
     whole.disks = {workspace.make("whole-disk")};
     JobResult undisturbed;
@@ -159,8 +163,8 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
       job.vaults = {workspace.choose_vault(vault_needed(bytes, arguments))};
     }
     display.line(fmt::format(
-        "staged every {} steps (state of {} a rank, images in {}{}), with {}:", arguments.every,
-        megabytes(bytes),
+        "staged every {} steps (state of {}{} a rank, images in {}{}), with {}:", arguments.every,
+        arguments.sharded ? "at most " : "", megabytes(bytes),
         job.vaults.size() == 1 ? job.vaults[0].string() : "a directory for each host",
         arguments.local_disks() ? ", files in another" : "", all_faults(arguments)));
     Verdict verdict;
@@ -178,7 +182,8 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
     if (arguments.changes_world()) {
       undisturbed = run_undisturbed(whole, r.worlds, workspace, signals, display);
     }
-    verdict.difference = compare_all(r.worlds.back().ranks, undisturbed.states, r.states);
+    verdict.difference =
+        compare_all(r.worlds.back().ranks, undisturbed.states, r.states, arguments.sharded);
     return verdict;
   } catch (const JobFailed& e) {
     if (arguments.directory.empty()) throw;
@@ -213,6 +218,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"vault_bytes", r.vault_bytes}};
   if (arguments.over_nccl()) object["collectives"] = arguments.collectives;
   if (arguments.local_disks()) object["disks"] = arguments.disks;
+  if (arguments.sharded) object["sharded"] = true;
   if (arguments.borrow_replicated) {
     object["replica_bytes"] = {{"sent", r.sent_bytes}, {"borrowed", r.borrowed_bytes}};
   }

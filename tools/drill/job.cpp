@@ -102,6 +102,7 @@ ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem
     plan.arguments.insert(plan.arguments.end(), words);
   };
   if (!a.mesh.empty()) add({"--mesh", fmt::format("{}", fmt::join(a.mesh, ","))});
+  if (a.sharded) add({"--mesh", std::to_string(world)});
   for (const auto& [who, step] : a.leave_out) {
     if (who == rank) add({"--leave-out", std::to_string(step)});
   }

@@ -215,6 +215,10 @@ void TrainingState::load(const std::filesystem::path& of_root, const std::filesy
   write_device();
 }
 
+bool is_moment(std::string_view path) {
+  return path.starts_with("optimizer.exp_avg.") || path.starts_with("optimizer.exp_avg_sq.");
+}
+
 ms::ReshardOptions reshard_options() {
   ms::ReshardOptions options;
   ms::dtensor::register_boxes(options.readers);

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include <meshstage/core/reshard/assembly.hpp>
@@ -95,6 +96,9 @@ class TrainingState {
   std::span<float> losses_, rank_losses_;
   std::uint64_t random_ = 0;
 };
+
+/// Of a path in such a dict: a moment of the optimizer, which a mesh cuts along its dimension 0.
+bool is_moment(std::string_view path);
 
 /// How the states of a job go on with another number of ranks: what is each rank's own stays with
 /// its rank, everything else is the same on all.
