@@ -56,16 +56,10 @@ TEST_CASE("a log that throws is called no more, and the job goes on") {
     }
     ms::Checkpointer ckpt(std::move(o));
     (void)recover_to(ckpt, 0);
-    stage_all(ckpt, {1});
-    for (const std::uint64_t step : {1, 0}) {  // each is refused with a line
-      if (rank == 0) continue;
-      try {
-        (void)ckpt.stage(state_of(rank, step), step);
-      } catch (const ms::InvalidState&) {  // NOLINT(bugprone-empty-catch): as it should
-      }
+    for (const std::uint64_t step : {1, 3}) {  // rank 0 passes them by: a warning at rank 1 each
+      if (rank == 1) (void)ckpt.stage(state_of(rank, step), step);
+      stage_all(ckpt, {step + 1});
     }
-    if (rank == 0) (void)ckpt.stage(state_of(rank, 2), 2);  // passed by below: a warning at both
-    stage_all(ckpt, {3});
     ckpt.finish();
   }));
   CHECK(calls == 1);
@@ -95,7 +89,8 @@ TEST_CASE("a log that hangs holds neither a start nor a step, and its lines come
     }
     ms::Checkpointer ckpt(std::move(o));
     (void)recover_to(ckpt, 0);
-    stage_all(ckpt, {1});
+    if (rank == 0) (void)ckpt.stage(state_of(rank, 1), 1);  // rank 1 passes it by: a warning
+    stage_all(ckpt, {2});
     if (rank == 0) go_on.set_value();
     ckpt.finish();
   }));
