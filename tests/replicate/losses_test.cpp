@@ -6,6 +6,7 @@
 #include <meshstage/core/protocol/codec.hpp>
 
 #include "tests/replicate/part_bench.hpp"
+#include "tests/replicate/played_peers.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/store_keys.hpp"
 
@@ -18,25 +19,12 @@ using protocol::Mode;
 using protocol::StoreAnswered;
 using test::InProcessJob;
 using test::PartBench;
+using test::PlayedLinks;
 using Found = StoreAnswered::Found;
 
 constexpr auto kGeneration = PartBench::kGeneration;
 
 Deadline soon() { return Deadline::after(20s); }
-
-/// Links that the test plays.
-class PlayedLinks final : public ControlLinks {
- public:
-  [[nodiscard]] int rank() const noexcept override { return 0; }
-  [[nodiscard]] const std::vector<int>& peers() const noexcept override { return peers_; }
-  void set_handlers(ControlHandlers given) override { handlers = std::move(given); }
-  void send(int /*peer*/, std::span<const std::byte> /*message*/) override {}
-  void close() noexcept override {}
-  ControlHandlers handlers;
-
- private:
-  const std::vector<int> peers_{1};
-};
 
 }  // namespace
 

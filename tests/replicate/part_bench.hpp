@@ -18,6 +18,7 @@
 #include <meshstage/core/replicate/lender.hpp>
 #include <meshstage/core/replicate/listener.hpp>
 #include <meshstage/core/replicate/losses.hpp>
+#include <meshstage/core/replicate/restorer.hpp>
 
 #include "tests/support/hanging_store.hpp"
 #include "tests/support/in_process_job.hpp"
@@ -25,8 +26,8 @@
 
 namespace meshstage::test {
 
-/// One rank's parts in generation kGeneration. The rank has no peers' links but those of the test.
-/// Threads: one, the test's.
+/// One rank's parts in generation kGeneration. The rank has no peers' links or groups but those
+/// that the test gives it (played_peers.hpp). Threads: one, the test's.
 class PartBench {
  public:
   /// What a part fed, or called of the engine.
@@ -62,25 +63,72 @@ class PartBench {
         files(engine.fs, options.directory, options.job, engine.rank, engine.world_size,
               &engine.reads),
         store_worker(engine, store) {
-    engine.feed = [this](protocol::Event event) { keep("", std::move(event)); };
+    engine.feed = [this](protocol::Event event) {
+      if (on_fed) on_fed(event);
+      keep("", std::move(event));
+    };
+    engine.lose = [this](int peer, ErrorKind, const std::string& why) {
+      keep("lose: " + std::to_string(peer) + " " + why, {});
+    };
+    engine.lose_in_transfer = [this](int peer, ErrorKind, const std::string& why) {
+      keep("lose_in_transfer: " + std::to_string(peer) + " " + why, {});
+    };
     engine.lose_store = [this](const std::string& why) { keep("lose_store: " + why, {}); };
-    engine.generation.number = kGeneration;
-    engine.generation.claim = std::to_string(engine.world_size) + " first 0 options";
-    engine.generation.rank = engine.rank;
-    engine.generation.world_size = engine.world_size;
-    engine.gate.open();
-    in_loop([this] {
-      engine.present = kGeneration;
-      losses.enter();
-    });
+    engine.lose_vault = [this](const std::string& why) { keep("lose_vault: " + why, {}); };
+    enter(kGeneration);
   }
   PartBench(const PartBench&) = delete;
   PartBench& operator=(const PartBench&) = delete;
   ~PartBench() {
+    for (const auto& go_on : at_end) go_on();
     store->go_on();
-    engine.scope.close();
-    store_worker.settle(Deadline::after(std::chrono::seconds(20)));
+    leave();
+    persister.stop();
     engine.loop.stop();
+  }
+
+  /// Enters a generation and leaves it as Agent and Driver do.
+  void enter(std::uint64_t number) {
+    engine.generation.number = number;
+    engine.generation.claim = std::to_string(engine.world_size) + " first 0 options";
+    engine.generation.rank = engine.rank;
+    engine.generation.world_size = engine.world_size;
+    engine.gate.open();
+    engine.pace.enter();
+    in_loop([this, number] {
+      engine.present = number;
+      losses.enter();
+    });
+    engine.bridge.open();
+    engine.scope.open();
+  }
+  /// `meanwhile` runs when the parts have let go, before the tasks of the generation are waited
+  /// for: there a test lets go of what it holds.
+  void leave(const std::function<void()>& meanwhile = {}) {
+    engine.gate.lose({ErrorKind::kCancelled, -1, "the generation was left"});
+    const auto cause = engine.gate.loss()->error();
+    engine.generation.abort(cause);
+    engine.bridge.abort(cause);
+    engine.pace.leave();
+    in_loop([&] {
+      own.let_go(cause);
+      slots.forget_waiting();
+    });
+    store_worker.settle(Deadline::after(std::chrono::seconds(20)));
+    if (meanwhile) meanwhile();
+    engine.generation.close();
+    engine.bridge.close();
+    engine.scope.close();
+    in_loop([&] {
+      engine.present = 0;
+      own.leave(cause);
+      persister.lose(cause);
+      inbox.leave();
+      lender.leave();
+      streams.leave();
+      slots.leave();
+    });
+    engine.generation = {};
   }
 
   void in_loop(const std::function<void()>& task) { engine.loop.run(task); }
@@ -112,6 +160,10 @@ class PartBench {
     });
   }
 
+  /// What the test answers as the protocol, on the loop, while a part feeds an event.
+  std::function<void(const protocol::Event&)> on_fed;
+  /// What ~PartBench runs first: lets go on what a test holds.
+  std::vector<std::function<void()>> at_end;
   const std::shared_ptr<HangingStore> store;
   replicate::Engine engine;
   Persistence files;
@@ -125,6 +177,7 @@ class PartBench {
   replicate::OwnStep own{engine, slots, copier, streams};
   replicate::Inbox inbox{engine, slots, streams, verifier};
   replicate::Lender lender{engine, streams, verifier};
+  replicate::Restorer restorer{engine, store_worker, verifier, streams, inbox};
   replicate::Losses losses{engine, store_worker, own, persister};
   replicate::Listener listener{engine, losses};
   replicate::Finisher finisher{engine, store_worker, slots, streams, inbox, losses};
