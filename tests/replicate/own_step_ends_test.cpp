@@ -63,9 +63,7 @@ TEST_CASE("own_step: a holder gets the image as it is copied, and the slot is he
       start.with_manifest ? image.info.manifest_digest : Digest{}, image.info.identity);
   CHECK(info == image.info);
   CHECK(bench.next().as<OwnSealed>().image_digest == info.image_digest);
-  std::promise<void> idle;
-  bench.in_loop([&] { bench.streams.when_idle([&] { idle.set_value(); }); });
-  idle.get_future().get();
+  bench.wait_for_streams();
   bench.in_loop([&] { CHECK_FALSE(bench.slots.in_use(kSlot)); });
   CHECK(peers.links->nothing_sent());
   CHECK(bench.engine.gate.stats().replica_bytes_sent > 40'000);
@@ -94,9 +92,7 @@ TEST_CASE("own_step: a step without a slot is sent to nobody, one that is torn t
   }
   CHECK(bench.next().as<OwnFailed>().id == kStep);
   if (!torn) CHECK(bench.logs("an image to rank 1 was not sent"));
-  std::promise<void> idle;
-  bench.in_loop([&] { bench.streams.when_idle([&] { idle.set_value(); }); });
-  idle.get_future().get();
+  bench.wait_for_streams();
   bench.in_loop([&] { CHECK_FALSE(bench.slots.in_use(kSlot)); });
   CHECK(peers.links->nothing_sent());
 }

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -141,6 +142,14 @@ class PartBench {
     Fed first = std::move(fed_.front());
     fed_.pop_front();
     return first;
+  }
+  /// Waits until no stream is left.
+  void wait_for_streams() {
+    std::promise<void> idle;
+    in_loop([&] { streams.when_idle([&] { idle.set_value(); }); });
+    require(idle.get_future().wait_for(std::chrono::seconds(20)) == std::future_status::ready,
+            "a stream does not end");
+    in_loop([] {});
   }
   /// After the calls of the Store and the tasks of the loop that are under way.
   bool nothing_fed() {
