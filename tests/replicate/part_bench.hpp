@@ -151,6 +151,13 @@ class PartBench {
             "a stream does not end");
     in_loop([] {});
   }
+  /// Waits until the slots that were asked for are ready.
+  void wait_for_slots() {
+    std::promise<void> behind;
+    slots.post([&] { behind.set_value(); });
+    behind.get_future().wait();
+    in_loop([] {});
+  }
   /// After the calls of the Store and the tasks of the loop that are under way.
   bool nothing_fed() {
     store_worker.settle(Deadline::after(std::chrono::seconds(20)));
