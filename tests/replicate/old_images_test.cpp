@@ -2,6 +2,7 @@
 // engine.
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -42,9 +43,14 @@ struct OldJob {
   Vault vault = Vault::attach({.job = kJob, .rank = 0, .directory = "/vault", .fs = &faulty});
   Persistence files{faulty, "/disk", kJob, 0, 2};
   std::vector<StraySlot> strays;
+  std::set<int> said_written;  ///< by the last publish()
 
+  /// What failed. What is said to be written are sound files.
   std::string publish(bool replicas) {
-    return publish_old_images(vault, strays, files, {{kId, kOldWorld}, replicas});
+    const auto published = publish_old_images(vault, strays, files, {{kId, kOldWorld}, replicas});
+    for (const int rank : published.written) CHECK(files.sound_file(kId, rank, kOldWorld));
+    said_written = {published.written.begin(), published.written.end()};
+    return published.failed;
   }
   void seal(SlotKey key, const TestImage& image) { test::seal_in(vault, key, image); }
   void add_stray(int of, SlotKey key, const TestImage& image) {
@@ -81,6 +87,7 @@ TEST_CASE("old_images: own images of that step become files as their ranks would
   job.add_stray(1, {1, 0}, image_of(1, kId, 2));  // of the same step of another job
   CHECK(job.publish(false).empty());
   CHECK(job.written() == Written{{0, 0}, {3, 3}});
+  CHECK(job.said_written == std::set<int>{0, 3});
   CHECK(job.has_file(own));
   CHECK(job.has_file(stray));
 }
@@ -94,6 +101,7 @@ TEST_CASE("old_images: a replica becomes a file where its owner has none") {
   old_rank.publish(image_of(3).info, image_of(3).bytes());
   CHECK(job.publish(true).empty());
   CHECK(job.written() == Written{{1, 0}, {3, 3}});
+  CHECK(job.said_written == std::set<int>{1, 3});
   CHECK(job.has_file(first));
 }
 
@@ -134,6 +142,7 @@ TEST_CASE(
   CHECK_THAT(failed, contains_text("from the vault of rank 0, is not written to /disk: "));
   CHECK_THAT(failed, contains_text("; the image of rank 2"));
   CHECK(job.written() == Written{{1, 1}});
+  CHECK(job.said_written == std::set<int>{1});
   // Once more, when there is room.
   const auto again = job.publish(false);
   CHECK((again.find("rank 0") == std::string::npos) == !rotten);

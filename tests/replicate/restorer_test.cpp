@@ -235,7 +235,11 @@ TEST_CASE("restorer: an old job's images become files, and what fails is said") 
   bench.in_loop([&] { bench.restorer.publish_old({step, false}); });
   const auto published = bench.next().as<protocol::OldPublished>();
   CHECK(published.failed.empty() != fails);
+  CHECK(published.written == (fails ? std::vector<int>{} : std::vector<int>{0}));
   if (fails) CHECK(bench.logs("the image of rank 0"));
-  bench.in_loop([&] { bench.restorer.find_old(); });
-  CHECK(bench.next().as<protocol::OldFound>().old == (fails ? protocol::OldStep{} : step));
+  const bool prove = GENERATE(false, true);
+  bench.in_loop([&] { bench.restorer.find_old({prove}); });
+  const auto found = bench.next().as<protocol::OldFound>();
+  CHECK(found.named.size() == (fails ? 0 : 1));
+  CHECK(found.proven == (fails || !prove ? protocol::OldStep{} : step));
 }
