@@ -15,3 +15,13 @@ def quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP's own, about processes and sharding
         yield
+
+
+@pytest.fixture(params=[False, True], ids=["private", "shared"])
+def stager(request):
+    pytest.importorskip("torch")
+    from meshstage.torch import StateDictStager
+
+    with_shared = StateDictStager(share_memory=request.param)
+    yield with_shared
+    with_shared.close()

@@ -1,13 +1,7 @@
-"""meshstage.torch.StateDictStager: what is staged, what is kept, what is refused."""
+"""meshstage.torch.StateDictStager: tensors, plans, what is kept, what is refused."""
 
 import collections
-import copy
-import dataclasses
-import enum
 import gc
-import io
-import multiprocessing
-import pickle
 import warnings
 
 import pytest
@@ -16,14 +10,6 @@ torch = pytest.importorskip("torch")
 
 from meshstage.errors import InvalidArgument, InvalidState  # noqa: E402
 from meshstage.torch import StateDictStager  # noqa: E402
-from meshstage.torch._shared import SharedStorage  # noqa: E402
-
-
-@pytest.fixture(params=[False, True], ids=["private", "shared"])
-def stager(request):
-    with_shared = StateDictStager(share_memory=request.param)
-    yield with_shared
-    with_shared.close()
 
 
 def mapping(stager):
@@ -336,121 +322,6 @@ def test_a_plan_does_not_outlive_its_sources():
     assert not stager._plans and len(mapping(stager)) == 2
 
 
-# Other objects.
-
-@dataclasses.dataclass
-class Plain:
-    tensor: torch.Tensor
-    names: list
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-    tensor: torch.Tensor
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FrozenSlots:
-    tensor: torch.Tensor
-
-
-class Reads:
-    """Its state setter reads the tensor's bytes, which must be there by then."""
-
-    def __init__(self, tensor):
-        self.tensor = tensor
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self.sum = self.tensor.sum().item()
-
-
-class Rebuilt:
-    def __init__(self, tensor):
-        self.tensor = tensor
-        self.sum = tensor.sum().item()
-
-    def __reduce__(self):
-        return Rebuilt, (self.tensor,)
-
-
-class Color(enum.Enum):
-    RED = 1
-
-
-class ListOf(list):
-    pass
-
-
-class DictOf(dict):
-    pass
-
-
-def test_objects_by_the_deepcopy_protocol(stager):
-    tensor = torch.arange(4.0)
-    state = {
-        "plain": Plain(tensor, ["a"]),
-        "frozen": Frozen(tensor),
-        "slots": FrozenSlots(tensor),
-        "reads": Reads(tensor),
-        "rebuilt": Rebuilt(tensor),
-        "color": Color.RED,
-        "set": {1, 2},
-        "list": ListOf([tensor, 1]),
-        "dict": DictOf(a=tensor),
-        "ordered": collections.OrderedDict(b=tensor),
-        "default": collections.defaultdict(list, c=[tensor]),
-        "bound": Plain(tensor, []).__repr__,
-        (1, "key"): None,
-    }
-    staged = stager.stage(state)
-    tensor_staged = staged["plain"].tensor
-    tensor.zero_()
-    expected = torch.arange(4.0)
-    for found in (
-        staged["plain"].tensor, staged["frozen"].tensor, staged["slots"].tensor,
-        staged["reads"].tensor, staged["rebuilt"].tensor, staged["list"][0], staged["dict"]["a"],
-        staged["ordered"]["b"], staged["default"]["c"][0], staged["bound"].__self__.tensor,
-    ):  # fmt: skip
-        assert torch.equal(found, expected)
-        assert found is tensor_staged
-    assert staged["reads"].sum == staged["rebuilt"].sum == 6.0
-    assert staged["color"] is Color.RED and staged["set"] == {1, 2}
-    assert type(staged["list"]) is ListOf and type(staged["dict"]) is DictOf
-    assert staged["default"].default_factory is list
-    assert staged["plain"].names == ["a"] and staged["plain"].names is not state["plain"].names
-    assert (1, "key") in staged
-
-
-def test_sharing_and_cycles_in_containers_are_kept(stager):
-    inner = [torch.ones(2)]
-    loop: list = [inner]
-    loop.append(loop)
-    state = {"a": inner, "b": inner, "loop": loop}
-    staged = stager.stage(state)
-    assert staged["a"] is staged["b"] and staged["a"] is not inner
-    assert staged["loop"][1] is staged["loop"] and staged["loop"][0] is staged["a"]
-
-
-def test_a_module_and_its_optimizer(stager):
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.randn(5, 3)).sum().backward()
-    optimizer.step()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    expected = copy.deepcopy(state)
-    staged = stager.stage(state)
-    assert staged["model"]._metadata == state["model"]._metadata
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    for name, tensor in expected["model"].items():
-        assert torch.equal(staged["model"][name], tensor)
-    assert staged["optimizer"]["param_groups"] == expected["optimizer"]["param_groups"]
-    fresh = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    fresh.load_state_dict(staged["model"])
-
-
 def test_deepcopy_with_tensor_offload_uses_the_memo(stager):
     source = torch.ones(2)
     memo = {id(source): "mine"}
@@ -574,81 +445,3 @@ def test_structures_take_turns(stager):
     for i, one in enumerate(staged):
         assert torch.equal(one[f"t{i}"], torch.full((i + 1,), float(i)))
     assert len(mapping(stager)) == 7
-
-
-# Shared memory.
-
-@pytest.fixture
-def shared():
-    source = torch.arange(6.0)
-    stager = StateDictStager(share_memory=True)
-    return stager, source, stager.stage({"a": source, "b": source[2:]})
-
-
-def test_shared_tensors_say_so(shared):
-    _, _, staged = shared
-    assert staged["a"].is_shared() and staged["b"].is_shared()
-    assert type(staged["a"].untyped_storage()) is SharedStorage
-    assert not StateDictStager().stage(torch.ones(2)).is_shared()
-
-
-def test_shared_memory_is_one_mapping():
-    stager = StateDictStager(share_memory=True)
-    staged = stager.stage([torch.zeros(100) for _ in range(50)])
-    assert len({t.untyped_storage().location[0] for t in staged}) == 1
-
-
-def test_share_memory_of_a_shared_storage_is_itself(shared):
-    storage = shared[2]["a"].untyped_storage()
-    assert storage.share_memory_() is storage
-    assert shared[2]["a"].share_memory_().data_ptr() == storage.data_ptr()
-
-
-def test_cpu_of_a_shared_storage_is_itself(shared):
-    storage = shared[2]["a"].untyped_storage()
-    assert storage.cpu() is storage and shared[2]["a"].cpu() is shared[2]["a"]
-
-
-def test_new_storages_of_its_type_are_ordinary(shared):
-    made = type(shared[2]["a"].untyped_storage())(16)
-    assert type(made) is torch.UntypedStorage and made.nbytes() == 16 and not made.is_shared()
-
-
-def test_copies_of_shared_tensors_are_ordinary_and_keep_ties(shared):
-    _, source, staged = shared
-    copied = copy.deepcopy(staged)
-    source.zero_()
-    shared[0].stage({"a": source})
-    assert torch.equal(copied["a"], torch.arange(6.0)) and not copied["a"].is_shared()
-    assert copied["b"].untyped_storage().data_ptr() == copied["a"].data_ptr()
-
-
-def test_pickles_and_files_of_shared_tensors_stand_alone(shared):
-    _, _, staged = shared
-    again = pickle.loads(pickle.dumps(staged["a"].untyped_storage()))
-    assert again.tolist() == staged["a"].untyped_storage().tolist()
-    assert torch.equal(pickle.loads(pickle.dumps(staged))["b"], torch.arange(6.0)[2:])
-    file = io.BytesIO()
-    torch.save(staged, file)
-    file.seek(0)
-    loaded = torch.load(file)  # weights_only, its default
-    assert torch.equal(loaded["a"], torch.arange(6.0))
-    assert loaded["b"].untyped_storage().data_ptr() == loaded["a"].data_ptr()
-
-
-def _add_one(staged, tied):
-    same = staged["a"].untyped_storage().data_ptr() == staged["b"].untyped_storage().data_ptr()
-    tied.put(same and staged["a"].is_shared())
-    staged["a"].add_(1)
-
-
-def test_another_process_gets_a_handle_not_a_copy(shared):
-    _, _, staged = shared
-    spawn = multiprocessing.get_context("spawn")
-    tied = spawn.Queue()
-    child = spawn.Process(target=_add_one, args=(staged, tied))
-    child.start()
-    assert tied.get(timeout=60)
-    child.join(60)
-    assert child.exitcode == 0
-    assert torch.equal(staged["a"], torch.arange(6.0) + 1)
