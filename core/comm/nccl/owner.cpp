@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <new>
 #include <utility>
 
 #include <meshstage/core/comm/collectives.hpp>
@@ -210,11 +211,21 @@ void Owner::end_after_draining(std::exception_ptr cause) {
   changed_.notify_all();
 }
 
-void Owner::announce(const AbortNote& note, int except) {
+void Owner::announce(const AbortNote& note, int except) noexcept {
   if (std::exchange(announced_, true)) return;
-  const auto message = encode(note);
-  for (const int peer : links_->peers()) {
-    if (peer != except) links_->send(peer, message);
+  const auto tell = [&](const AbortNote& what) {
+    const auto message = encode(what);
+    for (const int peer : links_->peers()) {
+      if (peer != except) links_->send(peer, message);
+    }
+  };
+  try {
+    tell(note);
+  } catch (const std::bad_alloc&) {
+    try {
+      tell({.drain = note.drain, .kind = note.kind, .rank = note.rank, .text = {}});
+    } catch (const std::bad_alloc&) {  // NOLINT(bugprone-empty-catch): the links' end tells them
+    }
   }
 }
 

@@ -100,7 +100,7 @@ class Owner {
   /// Ends it as soon as what was issued has ended, but within kDrain.
   void end_after_draining(std::exception_ptr cause) MESHSTAGE_REQUIRES(mutex_);
   /// Tells every other rank, over rank 0, once.
-  void announce(const AbortNote& note, int except) MESHSTAGE_REQUIRES(mutex_);
+  void announce(const AbortNote& note, int except) noexcept MESHSTAGE_REQUIRES(mutex_);
 
   // On the owner's thread; each throws what ends the group.
   void run();

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include <meshstage/core/comm/nccl/module_table_impl.hpp>
@@ -134,21 +135,25 @@ std::vector<std::byte> encode(const AbortNote& note) {
   return writer.take();
 }
 
-AbortNote note_of(const std::exception_ptr& cause, int own_rank) {
+AbortNote note_of(const std::exception_ptr& cause, int own_rank) noexcept {
   AbortNote note{.drain = false,
                  .kind = static_cast<std::uint8_t>(ErrorKind::kPeerLost),
                  .rank = own_rank,
                  .text = {}};
   try {
-    std::rethrow_exception(cause);
-  } catch (const RejoinNeeded& e) {
-    note.kind = static_cast<std::uint8_t>(e.kind());
-    note.rank = e.rank().value_or(-1);
-    note.text = e.message();
-  } catch (const std::exception& e) {
-    note.text = "rank " + std::to_string(own_rank) + " ended the group: " + e.what();
-  } catch (...) {  // of a type of the caller's own
-    note.text = "rank " + std::to_string(own_rank) + " ended the group";
+    try {
+      std::rethrow_exception(cause);
+    } catch (const RejoinNeeded& e) {
+      note.kind = static_cast<std::uint8_t>(e.kind());
+      note.rank = e.rank().value_or(-1);
+      note.text = e.message();
+    } catch (const std::exception& e) {
+      note.text = "rank " + std::to_string(own_rank) + " ended the group: " + e.what();
+    } catch (...) {  // of a type of the caller's own
+      note.text = "rank " + std::to_string(own_rank) + " ended the group";
+    }
+  } catch (const std::bad_alloc&) {
+    note.text.clear();  // kind and rank tell the others enough
   }
   return note;
 }

@@ -89,8 +89,9 @@ struct AbortNote {
   std::string text;
 };
 /// The note by which other ranks learn of `cause`. An error that names a dead or silent rank stays
-/// what it is; anything else is, for the others, the loss of this rank.
-AbortNote note_of(const std::exception_ptr& cause, int own_rank);
+/// what it is; anything else is, for the others, the loss of this rank. Has no text if there is no
+/// memory for one.
+AbortNote note_of(const std::exception_ptr& cause, int own_rank) noexcept;
 /// The error that a note says.
 std::exception_ptr cause_of(const AbortNote& note) noexcept;
 
