@@ -55,7 +55,7 @@ std::uint64_t Job::newest_on_disks() const {
   const auto& a = options_.arguments;
   std::uint64_t newest = 0;
   for (const auto& [files, writers] : persisted_) {
-    const auto wrote = [&writers = writers](int rank) { return writers.contains(rank); };
+    const auto wrote = [&of = writers](int rank) { return of.contains(rank); };
     const Holders holders = a.holders(files.first);
     int covered = 0;
     for (int owner = 0; owner < files.first; ++owner) {
