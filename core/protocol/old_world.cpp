@@ -77,18 +77,16 @@ OldStep newest_old_on_disk(const Turn& turn) {
   const Recovery& recovery = turn.s.recovery;
   if (recovery.named.empty()) return recovery.old;
   if (!turn.rule().prove_old) return recovery.named.back();
-  std::map<ImageId, std::map<int, std::set<int>>> proven;  // by step and number of ranks: whose
+  std::map<std::pair<ImageId, int>, std::set<int>> proven;  // by step and number of ranks: whose
   for (const Claim& claim : recovery.others) {
-    if (is_file(claim.place)) proven[claim.id][claim.world_size].insert(claim.owner);
+    if (is_file(claim.place)) proven[{claim.id, claim.world_size}].insert(claim.owner);
   }
-  for (const int rank : recovery.written) {
-    proven[recovery.publishing.id][recovery.publishing.world_size].insert(rank);
-  }
+  proven[{recovery.publishing.id, recovery.publishing.world_size}].insert(recovery.written.begin(),
+                                                                          recovery.written.end());
   for (auto step = recovery.named.rbegin(); step != recovery.named.rend(); ++step) {
     if (step->id <= recovery.old.id) break;
-    if (proven[step->id][step->world_size].size() == static_cast<std::size_t>(step->world_size)) {
-      return *step;
-    }
+    const std::set<int>& owners = proven[{step->id, step->world_size}];
+    if (owners.size() == static_cast<std::size_t>(step->world_size)) return *step;
   }
   return recovery.old;
 }

@@ -48,6 +48,14 @@ Proven open_proven(FileSystem& fs, const PersistedImage& file, replicate::Reads*
   return proven;
 }
 
+/// The whole steps of the job in a directory that are of another number of ranks, ascending.
+std::vector<StepOnDisk> steps_of_others(FileSystem& fs, const std::filesystem::path& directory,
+                                        const std::string& job, int world_size) {
+  auto steps = list_steps_on_disk(fs, directory, job);
+  std::erase_if(steps, [&](const StepOnDisk& step) { return step.world_size == world_size; });
+  return steps;
+}
+
 }  // namespace
 
 void Persistence::publish(const ImageInfo& info, std::span<const std::byte> image,
@@ -186,8 +194,8 @@ Persistence::Found Persistence::verify(ImageId newer_than,
 std::vector<protocol::OldStep> Persistence::old_steps() const {
   const replicate::Reads::Reading listing(reads_, directory_.string());
   std::vector<protocol::OldStep> steps;
-  for (const auto& step : list_steps_on_disk(*fs_, directory_, job_)) {
-    if (step.world_size != world_size_) steps.push_back({step.id, step.world_size});
+  for (const auto& step : steps_of_others(*fs_, directory_, job_, world_size_)) {
+    steps.push_back({step.id, step.world_size});
   }
   return steps;
 }
@@ -196,9 +204,8 @@ protocol::OldStep Persistence::newest_old_step(
     const std::function<void(const std::string&)>& complain) const {
   replicate::FilesRead read(reads_);
   read(directory_, 0, 0);
-  const auto steps = list_steps_on_disk(*fs_, directory_, job_);
+  const auto steps = steps_of_others(*fs_, directory_, job_, world_size_);
   for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-    if (step->world_size == world_size_) continue;
     try {
       (void)read_step(*fs_, *step, job_, complain, std::ref(read));
       return {step->id, step->world_size};

@@ -14,12 +14,12 @@ namespace {
 using namespace meshstage;
 using namespace std::chrono_literals;
 using replicate::read_notes;
+using test::FaultyRank;
 using test::InProcessJob;
 using test::PartBench;
+using test::soon;
 
 constexpr auto kGeneration = PartBench::kGeneration;
-
-Deadline soon() { return Deadline::after(20s); }
 
 bool has_vault(InProcessJob& job, int rank) {
   const std::string mark = "-r" + std::to_string(rank) + "-i";
@@ -71,9 +71,7 @@ TEST_CASE("finisher: a generation that was claimed since takes the images along"
 
 TEST_CASE("finisher: neither a Store that is gone nor a vault that stays fails finish()") {
   InProcessJob job(1);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   PartBench bench(options);
   const bool store = GENERATE(false, true);
   if (store) {

@@ -22,6 +22,7 @@ using protocol::Claim;
 using protocol::Fetched;
 using protocol::FetchFailed;
 using replicate::Verifier;
+using test::FaultyRank;
 using test::InProcessJob;
 using test::PartBench;
 using test::PlayedPeers;
@@ -103,9 +104,7 @@ TEST_CASE("inbox: an image is fetched, whichever comes first, the choice or the 
 
 TEST_CASE("inbox: a fetch that cannot have its slot takes its pieces to nowhere") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   FetchBench bench(job, options, {1});
   const auto image = test::image_of_step(0, 2, kId);
   const auto start = bench.start_of(claim_at_1(image));

@@ -14,6 +14,7 @@ using namespace std::chrono_literals;
 using protocol::ReplicaFailed;
 using protocol::ReplicaReady;
 using protocol::ReplicaSealed;
+using test::FaultyRank;
 using test::id_of;
 using test::image_of_ward;
 using test::InProcessJob;
@@ -204,9 +205,7 @@ TEST_CASE("inbox: a replica waits for its slot and for the stream before it") {
 
 TEST_CASE("inbox: a slot that cannot be had fails the replica at once") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   const bool hangs = GENERATE(false, true);
   if (hangs) options.deadline = 200ms;
   WardBench bench(job, options);

@@ -20,11 +20,10 @@ using protocol::StoreAnswered;
 using test::InProcessJob;
 using test::PartBench;
 using test::PlayedLinks;
+using test::soon;
 using Found = StoreAnswered::Found;
 
 constexpr auto kGeneration = PartBench::kGeneration;
-
-Deadline soon() { return Deadline::after(20s); }
 
 }  // namespace
 

@@ -20,18 +20,18 @@ using protocol::OwnFailed;
 using protocol::OwnSealed;
 using protocol::Verdict;
 using test::error_of;
+using test::FaultyRank;
 using test::InProcessJob;
 using test::kStep;
 using test::paced;
 using test::PartBench;
 using test::PlayedPeers;
+using test::soon;
 using test::StepBench;
 using test::TrainerStep;
 
 constexpr auto kGeneration = PartBench::kGeneration;
 constexpr SlotKey kSlot{0, 0};
-
-Deadline soon() { return Deadline::after(20s); }
 
 std::exception_ptr loss() { return std::make_exception_ptr(PeerLost("rank 1 died")); }
 
@@ -72,9 +72,7 @@ TEST_CASE("own_step: a holder gets the image as it is copied, and the slot is he
 
 TEST_CASE("own_step: a step without a slot is sent to nobody, one that is torn to the end") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   test::Gate pace;
   StepBench bench(paced(options, &pace));
   bench.at_end.emplace_back([&] { pace.open(); });

@@ -19,17 +19,17 @@ using protocol::OwnSealed;
 using protocol::StageRequested;
 using protocol::Verdict;
 using test::error_of;
+using test::FaultyRank;
 using test::InProcessJob;
 using test::kStep;
 using test::paced;
 using test::PartBench;
+using test::soon;
 using test::StepBench;
 using test::TrainerStep;
 
 constexpr auto kGeneration = PartBench::kGeneration;
 constexpr SlotKey kSlot{0, 0};
-
-Deadline soon() { return Deadline::after(20s); }
 
 }  // namespace
 
@@ -114,9 +114,7 @@ TEST_CASE("own_step: a step waits for its slot, but not for a disk that hangs") 
 
 TEST_CASE("own_step: neither a slot without room nor a copy that fails takes the next step along") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   struct Throwing final : Pace {
     std::atomic<bool> throws{false};
     void before(std::uint64_t, Watermark&) override {

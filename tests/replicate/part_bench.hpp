@@ -14,6 +14,7 @@
 #include <variant>
 #include <vector>
 
+#include <meshstage/core/os/faulty_file_system.hpp>
 #include <meshstage/core/replicate/finisher.hpp>
 #include <meshstage/core/replicate/inbox.hpp>
 #include <meshstage/core/replicate/lender.hpp>
@@ -26,6 +27,20 @@
 #include "tests/support/require.hpp"
 
 namespace meshstage::test {
+
+/// Longer than anything takes that a test of a part waits for.
+inline Deadline soon() { return Deadline::after(std::chrono::seconds(20)); }
+
+/// A rank's options, and the disk in them, which fails or hangs where the test says so.
+struct FaultyRank {
+  explicit FaultyRank(CheckpointerOptions of) : options(std::move(of)), disk(*options.file_system) {
+    options.file_system = &disk;
+  }
+  FaultyRank(const FaultyRank&) = delete;
+  FaultyRank& operator=(const FaultyRank&) = delete;
+  CheckpointerOptions options;
+  FaultyFileSystem disk;
+};
 
 /// One rank's parts in generation kGeneration. The rank has no peers' links or groups but those
 /// that the test gives it (played_peers.hpp). Threads: one, the test's.

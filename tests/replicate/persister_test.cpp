@@ -16,14 +16,15 @@ namespace {
 using namespace meshstage;
 using namespace std::chrono_literals;
 using protocol::Persisted;
+using test::FaultyRank;
 using test::InProcessJob;
 using test::PartBench;
+using test::soon;
 using test::TestImage;
 
 constexpr auto kGeneration = PartBench::kGeneration;
 std::vector<SlotKey> slots_of(int index) { return {{0, index}, {1, index}}; }
 
-Deadline soon() { return Deadline::after(20s); }
 ImageId step(std::uint64_t number) { return {kGeneration, number}; }
 
 /// Rank 0 of 2, which holds rank 1's replica. Steps alternate between the slots.
@@ -89,9 +90,7 @@ using Files = std::vector<std::pair<std::uint64_t, int>>;
 
 TEST_CASE("persister: a step is on disk, and its slots are held until it is") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   DiskBench bench(options);
   bench.at_end.emplace_back([&] { disk.unblock(); });
   bench.complete(4);
@@ -114,9 +113,7 @@ TEST_CASE("persister: a step is on disk, and its slots are held until it is") {
 
 TEST_CASE("persister: a step that cannot be written stays in memory, and the next one is written") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   DiskBench bench(options);
   bench.complete(4);
   // One file is whole, and the step is not on disk all the same.
@@ -172,9 +169,7 @@ TEST_CASE("persister: a replica that borrows gets no file, and the step is on di
 
 TEST_CASE("persister: what hangs when a generation ends holds its slots, and is no later one's") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   DiskBench bench(options);
   bench.at_end.emplace_back([&] { disk.unblock(); });
   bench.complete(4);
@@ -197,9 +192,7 @@ TEST_CASE("persister: what hangs when a generation ends holds its slots, and is 
 
 TEST_CASE("persister: at the end the newest step is written unless it is there") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   DiskBench bench(options);
   CHECK(bench.finishes());  // no step is complete
   CHECK(bench.nothing_fed());
@@ -244,9 +237,7 @@ TEST_CASE(
 TEST_CASE(
     "persister: finish() waits for files that go; those that stay are said, and in nobody's way") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   DiskBench bench(options);
   bench.at_end.emplace_back([&] { disk.unblock(); });
   for (const std::uint64_t number : {4, 5}) {

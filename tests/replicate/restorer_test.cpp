@@ -18,14 +18,14 @@ using protocol::FetchFailed;
 using protocol::FilesVerified;
 using protocol::SlotsVerified;
 using replicate::RecoverCommand;
+using test::FaultyRank;
 using test::InProcessJob;
 using test::PartBench;
 using test::PlayedPeers;
+using test::soon;
 using test::TestImage;
 
 constexpr ImageId kId{PartBench::kGeneration - 1, 4};
-
-Deadline soon() { return Deadline::after(20s); }
 
 /// Rank 0 of 2 in a recovery.
 class RecoveryBench : public PartBench {
@@ -200,9 +200,7 @@ TEST_CASE("restorer: another rank gets an image that this rank has, or hears tha
 
 TEST_CASE("restorer: a disk that hangs is told with its file, and told no more when it goes on") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   options.deadline = 100ms;
   RecoveryBench bench(options);
   bench.at_end.emplace_back([&] { disk.unblock(); });
@@ -226,9 +224,7 @@ TEST_CASE("restorer: a disk that hangs is told with its file, and told no more w
 
 TEST_CASE("restorer: an old job's images become files, and what fails is said") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem disk(*options.file_system);
-  options.file_system = &disk;
+  auto [options, disk] = FaultyRank(job.options(0));
   RecoveryBench bench(options);
   const auto old = test::image_of_step(0, 1, kId);
   test::seal_in(bench.engine.vault, {0, 0}, old);

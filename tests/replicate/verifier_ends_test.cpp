@@ -22,6 +22,7 @@ namespace {
 using namespace meshstage;
 using namespace test::verifier;
 using replicate::Verifier;
+using test::FaultyRank;
 using test::InProcessJob;
 using test::PartBench;
 
@@ -126,9 +127,7 @@ TEST_CASE("verifier: a bridge that fails says so, and leaving the generation end
 
 TEST_CASE("verifier: nothing is read behind the end of a generation") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem faulty(*options.file_system);
-  options.file_system = &faulty;
+  auto [options, faulty] = FaultyRank(job.options(0));
   PartBench bench(options);
   bench.at_end.emplace_back([&] { faulty.unblock(); });
   const auto image = test::image_of_step(0, 2, ImageId{kGeneration, 4});

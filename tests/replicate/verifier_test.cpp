@@ -12,6 +12,7 @@ namespace {
 using namespace meshstage;
 using namespace test::verifier;
 using replicate::Verifier;
+using test::FaultyRank;
 using test::InProcessJob;
 using test::PartBench;
 
@@ -65,9 +66,7 @@ TEST_CASE("verifier: a vault that another process took ends the generation") {
 
 TEST_CASE("verifier: files and stray vaults are claimed, damaged ones said") {
   InProcessJob job(2);
-  auto options = job.options(0);
-  FaultyFileSystem faulty(*options.file_system);
-  options.file_system = &faulty;
+  auto [options, faulty] = FaultyRank(job.options(0));
   const auto stray = test::image_of_step(1, 2, {kGeneration - 1, 5}, {kGeneration - 1, 4});
   {
     const auto former = job.options(1);

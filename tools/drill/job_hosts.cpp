@@ -1,6 +1,8 @@
 // What each host has, and what goes with it.
 #include <algorithm>
 #include <filesystem>
+#include <optional>
+#include <string>
 
 #include <meshstage/core/vault/listing.hpp>
 
@@ -8,6 +10,18 @@
 #include "tools/drill/job.hpp"
 
 namespace meshstage::tools::drill {
+namespace {
+
+/// The job's vaults there that no process has: that rank's, or all.
+void wipe(const std::filesystem::path& directory, const std::string& job, std::optional<int> rank) {
+  for (const auto& vault : list_vaults(directory)) {
+    if (vault.job == job && (!rank || vault.rank == *rank) && !vault.owner_alive) {
+      remove_vault(vault);
+    }
+  }
+}
+
+}  // namespace
 
 /// Of the host that the rank sits on.
 const std::filesystem::path& Job::vault_of(int rank) const {
@@ -21,14 +35,8 @@ int Job::disk_of(int rank) const {
 }
 
 void Job::wipe_vault(std::optional<int> rank) const {
-  for (const auto& directory : options_.vaults) {
-    if (rank && directory != vault_of(*rank)) continue;
-    for (const auto& vault : list_vaults(directory)) {
-      if (vault.job == options_.name && (!rank || vault.rank == *rank) && !vault.owner_alive) {
-        remove_vault(vault);
-      }
-    }
-  }
+  if (rank) return wipe(vault_of(*rank), options_.name, rank);
+  for (const auto& directory : options_.vaults) wipe(directory, options_.name, {});
 }
 
 /// All processes of the rank's host that were to go down have done so. Where hosts have no disks of
@@ -48,9 +56,7 @@ void Job::lose_host(const Seat& seat) {
     return disk_of(other->rank) == lost && other->process;
   });
   if (replaced) return;
-  for (const auto& vault : list_vaults(vault_of(seat.rank))) {
-    if (vault.job == options_.name && !vault.owner_alive) remove_vault(vault);
-  }
+  wipe(vault_of(seat.rank), options_.name, {});
   const auto& directory = options_.disks[static_cast<std::size_t>(lost)];
   for (const auto& entry : std::filesystem::directory_iterator(directory)) {
     std::filesystem::remove_all(entry.path());
