@@ -389,7 +389,7 @@ TEST_CASE("who waits for ranks tells which, and for how long") {
   InProcessJob job(3);
   auto options = job.options(1);
   options.forming_deadline = std::chrono::milliseconds(2500);
-  CHECK_THROWS_AS(ms::Checkpointer(options), ms::Timeout);
+  CHECK_THROWS_AS(ms::Checkpointer(std::move(options)), ms::Timeout);
   CHECK_THAT(job.log(), contains_text("rank 1: waiting for ranks 0, 2 of 3; 2 of 2 s"));
 }
 

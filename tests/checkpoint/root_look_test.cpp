@@ -90,5 +90,6 @@ TEST_CASE("while the Store does not answer steps fail, and the first after that 
     stage_all(ckpt, {4});
     ms::test::require(ckpt.stats().failed == 2, "not counted");
   });
+  ranks.clear();
   CHECK_THAT(job.log(), contains_text("asking the Store whether generation 1 is the newest"));
 }

@@ -276,19 +276,17 @@ TEST_CASE("files that Python's safetensors would refuse are said once, and read 
   InProcessJob job(1);
   auto o = job.options(0);
   o.persist_every = 0;
-  ms::Checkpointer ckpt(std::move(o));
+  auto ckpt = std::make_unique<ms::Checkpointer>(std::move(o));
   constexpr int kTensors = 2000;
   ms::Dict state;
   for (int i = 0; i < kTensors; ++i) {
     state[std::string(30'000, 'n') + std::to_string(i)] = ms::Tensor::zeros({1}, ms::DType::kI32);
   }
-  (void)ckpt.recover(state);                                    // stages step 0
+  (void)ckpt->recover(state);                                   // stages step 0
   state["one more"] = ms::Tensor::zeros({1}, ms::DType::kI32);  // another header
-  REQUIRE(ckpt.stage(state, 1).outcome().get(in_time()) == ms::Outcome::kComplete);
-  REQUIRE(ckpt.rejoin().recover(state).step == 1);
-  ckpt.finish();
-  const auto log = job.log();
-  const auto said = log.find("Python's safetensors refuses headers above 100000000 bytes");
-  REQUIRE(said != std::string::npos);
-  CHECK(log.find("Python's safetensors refuses", said + 1) == std::string::npos);
+  REQUIRE(ckpt->stage(state, 1).outcome().get(in_time()) == ms::Outcome::kComplete);
+  REQUIRE(ckpt->rejoin().recover(state).step == 1);
+  ckpt->finish();
+  ckpt.reset();
+  CHECK(times_in(job.log(), "Python's safetensors refuses headers above 100000000 bytes") == 1);
 }

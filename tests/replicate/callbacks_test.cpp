@@ -35,12 +35,6 @@ class ThrowingPace final : public ms::Pace {
   std::atomic<bool> throws{false};
 };
 
-std::size_t count(const std::string& text, const std::string& part) {
-  std::size_t times = 0;
-  for (auto at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++times;
-  return times;
-}
-
 }  // namespace
 
 TEST_CASE("a log that throws is called no more, and the job goes on") {
@@ -135,7 +129,7 @@ TEST_CASE("an observer that throws ends the generation, and is called no more") 
       ckpt.finish();
     }));
     CHECK(throws == 1);
-    CHECK(count(job.log(), "cannot go on") == 1);
+    CHECK(times_in(job.log(), "cannot go on") == 1);
   }
 }
 

@@ -15,6 +15,8 @@
 #include <meshstage/core/comm/in_process/fabric.hpp>
 #include <meshstage/core/os/memory_file_system.hpp>
 
+#include "tests/support/require.hpp"
+
 namespace meshstage::test {
 
 class InProcessJob {
@@ -47,7 +49,7 @@ class InProcessJob {
     o.transport = fabric.attach(rank);
     o.store_object = store_;
     o.file_system = processes_.back().get();
-    o.log = [this](const LogLine& line) {
+    o.log = [this, writes = writers_](const LogLine& line) {
       const std::lock_guard log_lock(mutex_);
       log_ += line.text + "\n";
     };
@@ -68,8 +70,11 @@ class InProcessJob {
   MemoryFileSystem& disk() { return disk_; }
   std::shared_ptr<InMemoryStore> store() { return store_; }
   [[nodiscard]] int world_size() const { return world_size_; }
+  /// Every line that was logged. The log has a thread of its own in each Checkpointer: it is
+  /// complete once they and their options are gone, and until then this throws.
   std::string log() {
     const std::lock_guard lock(mutex_);
+    require(writers_.use_count() == 1, "the log is read while it may still be written");
     return log_;
   }
 
@@ -82,6 +87,7 @@ class InProcessJob {
   std::int64_t next_process_ = 1000;
   std::vector<std::unique_ptr<MemoryFileSystem>> processes_;
   std::string log_;
+  std::shared_ptr<int> writers_ = std::make_shared<int>();  ///< Held by each log that writes here.
 };
 
 /// Runs `body(rank)` for each rank in a thread of its own, and waits. What a body throws becomes
