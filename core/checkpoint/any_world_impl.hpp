@@ -7,7 +7,7 @@
 #include <string>
 
 #include <meshstage/core/comm/process_group.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/replicate/reads.hpp>
 #include <meshstage/core/reshard/assembly.hpp>

@@ -10,8 +10,6 @@
 namespace meshstage::detail {
 namespace {
 
-using protocol::Point;
-
 std::filesystem::path of_rank(std::filesystem::path path, int rank) {
   const std::string extension = path.extension().string();
   path.replace_extension("r" + std::to_string(rank) + extension);

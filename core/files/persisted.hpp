@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 
 namespace meshstage {

@@ -7,17 +7,9 @@
 #include <vector>
 
 #include <meshstage/core/async/crew.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 
 namespace meshstage {
-
-/// XXH3-64 of bytes: the block digest of an image. With AVX2 30 GB/s a core.
-MESHSTAGE_API std::uint64_t digest64(std::span<const std::byte> bytes) noexcept;
-/// XXH3-128 of bytes: the digest of a manifest and of an image.
-MESHSTAGE_API Digest digest128(std::span<const std::byte> bytes) noexcept;
-
-/// A block's digest: `low` is its digest64(), `high` the upper half of XXH3-128.
-MESHSTAGE_API Digest digest_block(std::span<const std::byte> bytes) noexcept;
 
 /// The digests of an image's blocks, made one by one in any order. Block i has the bytes [i *
 /// block_bytes, (i + 1) * block_bytes) behind the manifest; the last block ends at the trailer.

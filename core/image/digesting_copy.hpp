@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 
 namespace meshstage::detail {
 

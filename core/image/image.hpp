@@ -7,7 +7,7 @@
 
 #include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/device/runtime.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/tree/compare.hpp>
 #include <meshstage/core/tree/node.hpp>
 #include <meshstage/core/tree/value.hpp>

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 
 namespace meshstage {
 

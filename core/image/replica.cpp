@@ -119,4 +119,17 @@ void clear_borrowed_padding(std::span<const BorrowedPart> parts, const ImageInfo
   zero_to(end);
 }
 
+Digest digest_ranges(std::span<const std::byte> image, std::span<const ImageRange> ranges) {
+  std::vector<std::span<const std::byte>> parts;
+  parts.reserve(ranges.size());
+  for (const auto& [offset, bytes] : ranges) {
+    if (offset > image.size() || bytes > image.size() - offset) {
+      throw InvalidArgument(std::to_string(bytes) + " bytes at " + std::to_string(offset) +
+                            " do not lie in an image of " + std::to_string(image.size()));
+    }
+    parts.push_back(image.subspan(offset, bytes));
+  }
+  return digest128_joined(parts);
+}
+
 }  // namespace meshstage

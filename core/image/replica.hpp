@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 
 namespace meshstage {
 
@@ -78,12 +78,7 @@ MESHSTAGE_API void clear_borrowed_padding(std::span<const BorrowedPart> parts,
 MESHSTAGE_API Digest digest_ranges(std::span<const std::byte> image,
                                    std::span<const ImageRange> ranges);
 
-/// The loans in an image's trailer, by rank ascending.
-struct Loans {
-  std::vector<Loan> borrowed;  ///< One for each lender of the image's replicas.
-  std::vector<Loan> lent;      ///< One for each borrower of the image.
-  friend bool operator==(const Loans&, const Loans&) = default;
-};
+/// The loans in the trailer of an image or a replica.
 /// Both read no more than read_info() does. Throws CorruptData.
 MESHSTAGE_API Loans read_loans(std::span<const std::byte> image);
 MESHSTAGE_API Loans read_replica_loans(std::span<const std::byte> replica);

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <span>
 
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/image/replica.hpp>
 
 namespace meshstage::detail {

@@ -4,10 +4,10 @@
 #include <variant>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
+#include <meshstage/core/points/points.hpp>
 #include <meshstage/core/protocol/choose.hpp>
 #include <meshstage/core/protocol/messages.hpp>
-#include <meshstage/core/protocol/points.hpp>
 #include <meshstage/core/protocol/state.hpp>
 
 /// Actions: the tasks of the driver, in the order in which transition() gives them. In production

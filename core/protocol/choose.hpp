@@ -5,8 +5,7 @@
 #include <vector>
 
 #include <meshstage/core/error/export.hpp>
-#include <meshstage/core/image/identity.hpp>
-#include <meshstage/core/image/replica.hpp>
+#include <meshstage/core/identity/identity.hpp>
 
 /// Choosing the step that a generation recovers: pure functions over the images that ranks claim to
 /// have.

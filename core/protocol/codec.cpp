@@ -5,7 +5,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/little_endian.hpp>
-#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/protocol/codec.hpp>
 #include <meshstage/core/protocol/config.hpp>
 #include <meshstage/core/protocol/wire_impl.hpp>

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/protocol/choose.hpp>
 #include <meshstage/core/protocol/messages.hpp>
 

@@ -5,7 +5,7 @@
 #include <tuple>
 #include <utility>
 
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
 
 namespace meshstage::replicate {

@@ -65,7 +65,7 @@ std::shared_ptr<ProcessGroup> Engine::group_to(int peer) const {
   return group ? group : generation.data;
 }
 
-transfer::Link Engine::link_to(ProcessGroup& group, int peer, ImageId id, protocol::Point point) {
+transfer::Link Engine::link_to(ProcessGroup& group, int peer, ImageId id, Point point) {
   return {group, peer, 0, options.deadline,
           [this, peer, id, point](std::uint64_t piece, std::uint64_t pieces) {
             report.reach(point, id, peer, piece, pieces);

@@ -104,8 +104,7 @@ struct Engine {
   /// Any thread. The group in which images go to and from that rank.
   [[nodiscard]] std::shared_ptr<ProcessGroup> group_to(int peer) const;
   /// Any thread. The link to that rank for an image's pieces; each piece reaches `point`.
-  [[nodiscard]] transfer::Link link_to(ProcessGroup& group, int peer, ImageId id,
-                                       protocol::Point point);
+  [[nodiscard]] transfer::Link link_to(ProcessGroup& group, int peer, ImageId id, Point point);
   /// Any thread. lose_in_transfer() on the loop, as part of the ticket's generation. A transfer may
   /// see a death before the links do, and a connection may end without a death: in both cases no
   /// image can travel in this generation any more.

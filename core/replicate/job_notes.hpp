@@ -4,7 +4,7 @@
 
 #include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/comm/store.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 
 /// What the engine keeps in the Store of a whole job, below `<job>/`:
 /// - `complete/first`: "`<generation> <step>`", a step that was complete (rule 5)

@@ -3,15 +3,15 @@
 #include <functional>
 #include <string_view>
 
-#include <meshstage/core/image/identity.hpp>
-#include <meshstage/core/protocol/points.hpp>
+#include <meshstage/core/identity/identity.hpp>
+#include <meshstage/core/points/points.hpp>
 
 namespace meshstage {
 
 /// A named point of the protocol that this rank has just passed: a change of persistent or agreed
 /// state.
 struct PointEvent {
-  protocol::Point point{};
+  Point point{};
   std::string_view name;  ///< to_string(point), "offered" for example.
   int rank = 0;           ///< This process's rank.
   std::uint64_t generation = 0;

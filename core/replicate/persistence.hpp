@@ -10,7 +10,7 @@
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/files/presence.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/protocol/choose.hpp>
 #include <meshstage/core/replicate/reads.hpp>

@@ -49,7 +49,7 @@ void Reporter::write(LogLine::Level level, const std::string& text) noexcept {
   }
 }
 
-void Reporter::reach(protocol::Point point, ImageId id, int peer, std::uint64_t chunk,
+void Reporter::reach(Point point, ImageId id, int peer, std::uint64_t chunk,
                      std::uint64_t chunks) noexcept {
   if (!observer_ || observer_failed_) return;
   try {

@@ -7,7 +7,7 @@
 #include <string>
 
 #include <meshstage/core/async/thread.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/replicate/log.hpp>
 #include <meshstage/core/replicate/observer.hpp>
 #include <meshstage/core/replicate/results.hpp>
@@ -36,7 +36,7 @@ class Reporter {
   void set_generation(std::uint64_t generation) noexcept { generation_ = generation; }
   void info(const std::string& text) noexcept { write(LogLine::Level::kInfo, text); }
   void warn(const std::string& text) noexcept { write(LogLine::Level::kWarning, text); }
-  void reach(protocol::Point point, ImageId id, int peer = -1, std::uint64_t chunk = 0,
+  void reach(Point point, ImageId id, int peer = -1, std::uint64_t chunk = 0,
              std::uint64_t chunks = 0) noexcept;
 
  private:

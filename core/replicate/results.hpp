@@ -8,7 +8,7 @@
 #include <meshstage/core/async/work.hpp>
 #include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/error/export.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/tree/value.hpp>
 
 namespace meshstage {

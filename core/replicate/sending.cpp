@@ -20,7 +20,7 @@ void send_now(Engine& engine, const Outgoing& stream) {
   wait_final(shape.manifest_bytes);  // then the image has a slot, and copying has begun
   engine.say(stream.to, start);
   const auto group = engine.group_to(stream.to);
-  const auto link = engine.link_to(*group, stream.to, start.id, protocol::Point::kChunkSent);
+  const auto link = engine.link_to(*group, stream.to, start.id, Point::kChunkSent);
   if (start.content == exchange::Content::kLent) {
     transfer::send_ranges(link, stream.image(), stream.ranges, start.block_bytes);
   } else {

@@ -11,7 +11,7 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/export.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/tree/value.hpp>
 

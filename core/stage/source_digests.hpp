@@ -2,7 +2,7 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/stage/staging_plan.hpp>
 
 namespace meshstage::detail {

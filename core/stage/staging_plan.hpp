@@ -9,8 +9,8 @@
 
 #include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/device/runtime.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/image/layout.hpp>
 #include <meshstage/core/image/safetensors.hpp>
 #include <meshstage/core/stage/pace.hpp>

@@ -4,7 +4,7 @@
 #include <functional>
 #include <span>
 
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/transfer/kept.hpp>
 #include <meshstage/core/transfer/pieces.hpp>
 

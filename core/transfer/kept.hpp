@@ -6,8 +6,8 @@
 #include <span>
 #include <vector>
 
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/image/identity.hpp>
 #include <meshstage/core/transfer/pieces.hpp>
 
 /// Blocks that the receiver's slot holds already do not travel again. Two slots alternate, so a

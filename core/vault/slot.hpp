@@ -8,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 
 namespace meshstage {
 

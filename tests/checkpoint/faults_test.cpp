@@ -109,7 +109,7 @@ TEST_CASE("a stage() while the last one is unfinished waits for it, or is skippe
     o.when_busy = when;
     if (rank == 1) {
       o.observer = [open](const ms::PointEvent& event) {
-        if (event.point == ms::protocol::Point::kOwnSealed && event.id.step == 1) open.wait();
+        if (event.point == ms::Point::kOwnSealed && event.id.step == 1) open.wait();
       };
     }
     ms::Checkpointer ckpt(std::move(o));

@@ -98,6 +98,19 @@ TEST_CASE("A restart that goes on from an older step than the newest complete on
   CHECK(wrong("10").empty());  // every rank had it, and nobody knew
 }
 
+TEST_CASE("A death is told at the point where it happened, whatever other threads told meanwhile") {
+  const auto result = Played(How::kRestart, "all@10:chunk-sent",
+                             "if [ $life = 1 ]; then recovered 0\n"
+                             "  sent='\"point\":\"chunk-sent\",\"chunk\":3,\"chunks\":11'\n"
+                             "  say point \"$sent\"; say point '\"point\":\"voted\"'\n"
+                             "  say dying '\"fault\":0,'\"$sent\"; kill -KILL $$; fi\n"
+                             "recovered 0; ends\n")
+                          .run();
+  REQUIRE(result.deaths.size() == 1);
+  CHECK(result.deaths[0].point == "chunk-sent");
+  CHECK(result.deaths[0].doing == describe_point("chunk-sent", 3, 11));
+}
+
 TEST_CASE("Where all memory is lost the newest step on every disk is due") {
   const auto wrong = [](const std::string& recovers) {
     return Played(How::kLose, "all@10",

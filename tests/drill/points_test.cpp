@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/protocol/points.hpp>
+#include <meshstage/core/points/points.hpp>
 
 #include "tests/drill/drills.hpp"
 
@@ -16,7 +16,7 @@ using drill_runs::identical;
 using drill_runs::Outcome;
 using drill_runs::TemporaryDirectory;
 using drill_runs::Words;
-using meshstage::protocol::Point;
+using meshstage::Point;
 
 constexpr double kNoticedWithinMs = 1000;
 
@@ -94,7 +94,7 @@ Plan plan_for(Point point) {
 }  // namespace
 
 TEST_CASE("A rank may die at every named point, as owner, as holder and as root") {
-  for (const Point point : meshstage::protocol::all_points()) {
+  for (const Point point : meshstage::all_points()) {
     const Plan plan = plan_for(point);
     for (const std::string victim : {"0", "2"}) {
       if (plan.root && victim != "0") continue;
@@ -181,7 +181,7 @@ TEST_CASE("A rank may die at every named point where copies borrow from another 
       check_noticed(death, 3, kNoticedWithinMs);
     }
   }
-  for (const Point point : meshstage::protocol::all_points()) {
+  for (const Point point : meshstage::all_points()) {
     INFO(to_string(point));
     CHECK(asked.find(":" + std::string(to_string(point)) + " ") != std::string::npos);
   }

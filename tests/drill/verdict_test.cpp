@@ -10,7 +10,7 @@
 
 #include <meshstage/core/error/error.hpp>
 
-#include <meshstage/core/protocol/points.hpp>
+#include <meshstage/core/points/points.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tools/drill/compare.hpp"
@@ -152,7 +152,7 @@ TEST_CASE("Of two that die together the one that nobody names was noticed with t
 }
 
 TEST_CASE("Every protocol point reads as something that a rank does") {
-  for (const auto point : meshstage::protocol::all_points()) {
+  for (const auto point : meshstage::all_points()) {
     const std::string text = describe_point(to_string(point), 0, 0);
     INFO(text);
     CHECK(text.rfind("at ", 0) != 0);

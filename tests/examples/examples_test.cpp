@@ -5,7 +5,7 @@
 namespace {
 
 void killed_everywhere(const std::string& example) {
-  examples::killed_at(example, meshstage::protocol::all_points());
+  examples::killed_at(example, meshstage::all_points());
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 #include <string>
 
 #include <meshstage/core/checkpoint/checkpointer.hpp>
-#include <meshstage/core/protocol/points.hpp>
+#include <meshstage/core/points/points.hpp>
 
 namespace ms = meshstage;
 using namespace std::chrono_literals;
@@ -30,7 +30,7 @@ int main(int argc, char** argv) {
   options.block_bytes = 4096;
   std::atomic<int> left{argc > 4 ? std::stoi(argv[4]) : 0};
   if (argc > 4) {
-    const auto point = ms::protocol::parse_point(argv[3]);
+    const auto point = ms::parse_point(argv[3]);
     if (!point) return 2;
     options.observer = [&left, at = *point](const ms::PointEvent& event) {
       if (event.point == at && --left == 0) std::raise(SIGKILL);

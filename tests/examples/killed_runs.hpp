@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include <meshstage/core/protocol/points.hpp>
+#include <meshstage/core/points/points.hpp>
 
 #include "tests/comm/worker_process.hpp"
 #include "tests/support/catch.hpp"
@@ -18,7 +18,7 @@
 
 namespace examples {
 
-using meshstage::protocol::Point;
+using meshstage::Point;
 using meshstage::testing::own_folder;
 using meshstage::testing::WorkerProcess;
 
@@ -81,7 +81,7 @@ inline Run run(const std::string& example, const std::vector<std::vector<Death>>
                                        directory.path().string(),
                                        steps};
         if (life < deaths[r].size()) {
-          words.emplace_back(meshstage::protocol::to_string(deaths[r][life].point));
+          words.emplace_back(meshstage::to_string(deaths[r][life].point));
           words.push_back(std::to_string(deaths[r][life].pass));
         }
         result.status[r] = WorkerProcess("/usr/bin/env", words).finish();
@@ -124,8 +124,8 @@ inline void killed_at(const std::string& example, std::span<const Point> points)
         lives = {{point, pass}, {point}};
         if (fetches) lives = {{Point::kVoted, pass, true}, {point, 1, true}, {point}};
         const Run disturbed = run(example, plan);
-        INFO(example << ": rank " << victim << " at " << meshstage::protocol::to_string(point)
-                     << ", pass " << pass << " and 1");
+        INFO(example << ": rank " << victim << " at " << meshstage::to_string(point) << ", pass "
+                     << pass << " and 1");
         deaths += disturbed.deaths;
         for (const int status : disturbed.status) {
           CHECK((status == 0 || status == kNeverPassed));
@@ -133,7 +133,7 @@ inline void killed_at(const std::string& example, std::span<const Point> points)
         CHECK(disturbed.printed == expected);
       }
     }
-    INFO(example << " at " << meshstage::protocol::to_string(point));
+    INFO(example << " at " << meshstage::to_string(point));
     CHECK((deaths > 0 || point == Point::kFailed));  // no step fails here
   }
 }

@@ -8,11 +8,11 @@
 
 namespace {
 
-using meshstage::protocol::Point;
+using meshstage::Point;
 
 /// The points from `first` on, up to the one before `end`; without `end` all others.
 void killed_from(Point first, std::optional<Point> end = std::nullopt) {
-  const std::span<const Point> all = meshstage::protocol::all_points();
+  const std::span<const Point> all = meshstage::all_points();
   const auto begin = std::ranges::find(all, first);
   examples::killed_at("torch", {begin, end ? std::ranges::find(all, *end) : all.end()});
 }

@@ -281,7 +281,7 @@ TEST_CASE(
       auto o = job.options(rank);
       apart(o);
       o.observer = [&](const PointEvent& e) {
-        if (e.point == protocol::Point::kFetchStarted) ++fetches;
+        if (e.point == Point::kFetchStarted) ++fetches;
       };
       auto& ckpt = stay[static_cast<std::size_t>(rank)];
       ckpt = std::make_unique<Checkpointer>(o);

@@ -216,8 +216,8 @@ TEST_CASE("finish() waits for what a thread still reads from a slot, and leaves 
     auto o = job.options(rank);
     if (rank == 3) {  // it has rank 1's replica
       o.observer = [&](const PointEvent& e) {
-        if (e.point == protocol::Point::kFinishing) removing.set_value();
-        if (e.point == protocol::Point::kChunkSent && e.peer == 1 && e.chunk == e.chunks) {
+        if (e.point == Point::kFinishing) removing.set_value();
+        if (e.point == Point::kChunkSent && e.peer == 1 && e.chunk == e.chunks) {
           // All has arrived, and this thread does not know it yet.
           too_early =
               removed.wait_for(std::chrono::milliseconds(300)) != std::future_status::timeout;

@@ -143,7 +143,7 @@ TEST_CASE("What rotted in a slot is not written to disk, and no older file goes 
       [&](CheckpointerOptions& o) {
         if (o.environment->rank != 0) return;  // the root decides when all have voted
         o.observer = [&job, &rotted](const PointEvent& e) {
-          if (e.point != protocol::Point::kDecided || e.id.step != 10) return;
+          if (e.point != Point::kDecided || e.id.step != 10) return;
           rotted += rot_own_image(job, 0, 10);
         };
       },

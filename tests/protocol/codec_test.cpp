@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/points/points.hpp>
 #include <meshstage/core/protocol/codec.hpp>
-#include <meshstage/core/protocol/points.hpp>
 #include <random>
 #include <string>
 

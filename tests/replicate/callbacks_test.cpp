@@ -93,7 +93,7 @@ TEST_CASE("a log that hangs holds neither a start nor a step, and its lines come
 }
 
 TEST_CASE("an observer that throws ends the generation, and is called no more") {
-  using ms::protocol::Point;
+  using ms::Point;
   for (const auto point : {Point::kOwnSealed, Point::kChunkReceived, Point::kChunkSent}) {
     INFO(to_string(point));
     InProcessJob job(2);

@@ -330,8 +330,7 @@ TEST_CASE("a rank whose disk hangs while it proves its files: every rank hears o
                                  if (rank == 1) {
                                    // Behind what starting reads, and before the first proof.
                                    seams.options.observer = [&](const ms::PointEvent& e) {
-                                     if (e.point == ms::protocol::Point::kFormed)
-                                       seams.fs.block(hangs_at);
+                                     if (e.point == ms::Point::kFormed) seams.fs.block(hangs_at);
                                    };
                                  }
                                  EngineRank& engine = seams.start(clocks[me]);
@@ -409,7 +408,7 @@ TEST_CASE("the clock of these tests sees a loop that waits, and one that compute
       Seams seams(job, rank);
       if (rank == 0) {
         seams.options.observer = [computes](const ms::PointEvent& e) {
-          if (e.point != ms::protocol::Point::kVoted || e.id.step != 1) return;
+          if (e.point != ms::Point::kVoted || e.id.step != 1) return;
           constexpr auto kLong = 3 * TaskClock::kSlow;
           if (!computes) return std::this_thread::sleep_for(kLong);  // what is to be seen
           const auto begin = TaskClock::of_clock(CLOCK_THREAD_CPUTIME_ID);

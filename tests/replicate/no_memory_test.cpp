@@ -161,8 +161,8 @@ TEST_CASE("no memory on any thread of the engine, at any time: the job goes on")
   // The threads that help a copy (mesh-copy), Gloo's deadlines (ms-deadlines) and the trace's
   // (ms-trace) allocate nothing. ms-log has a case below, and ms-nccl one in tests/comm, on fakes.
   const std::string thread =
-      GENERATE("ms-agent", "ms-copy", "ms-slots", "ms-send", "ms-recv", "ms-conn1", "ms-persist",
-               "ms-store", "ms-verify", "ms-links");
+      GENERATE("ms-forming", "ms-agent", "ms-copy", "ms-slots", "ms-send", "ms-recv", "ms-conn1",
+               "ms-persist", "ms-store", "ms-verify", "ms-links");
   // The loop's thread makes most allocations, and each may leave another book half written.
   const auto after = [&](int nth) { return nth + (thread == "ms-agent" ? 5 : 1 + nth / 8); };
   constexpr int kEnough = 5000;  // more than a run of these steps makes

@@ -107,7 +107,7 @@ TEST_CASE("a step that failed here ends once: the next one is not taken for ende
     if (rank == 0) {
       // Step 2 has failed, and the loop is held there until the trainer is in the next stage().
       o.observer = [&fs, &failed](const ms::PointEvent& e) {
-        if (e.point != ms::protocol::Point::kFailed || e.id.step != 2) return;
+        if (e.point != ms::Point::kFailed || e.id.step != 2) return;
         failed.set_value();
         fs.wait_until_blocked();
         fs.unblock();

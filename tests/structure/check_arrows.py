@@ -15,8 +15,6 @@ LIBRARY = ("core", "mesh", "dtensor", "sharded")
 # tests/NAME may use the private headers of the room NAME; these tests are about more than the room they are named after.
 TESTS_OF = {"network": {"comm"}, "safetensors": {"image"}}
 EVERY_ROOM = {"fuzz"}
-# Rooms that use a part of another one alone: what they may include of it.
-ONLY = {("core/protocol", "core/image"): {"identity.hpp", "replica.hpp", "blocks.hpp"}}
 # What is compiled as an outside program would be: installed headers alone.
 OUTSIDE = ("tools/trainer/", "tools/examples/", "tests/consumer/")
 # Built by hand or by a build of their own.
@@ -76,9 +74,6 @@ def fault_of(name, included, rooms):
         return f"{included} is named by no CMakeLists.txt"
     if top in LIBRARY and room != target and Rooms.name(target) not in rooms.needs[room]:
         return f"{room} includes {target}, which {room}/CMakeLists.txt does not name under NEEDS"
-    only = ONLY.get((room, target))
-    if only is not None and pathlib.PurePath(included).name not in only:
-        return f"{room} includes no more of {target} than {', '.join(sorted(only))}"
     if rooms.kind.get(name) == "HEADERS" and kind != "HEADERS":
         return f"it is installed, {included} is not"
     if name.startswith(OUTSIDE) and kind != "HEADERS":

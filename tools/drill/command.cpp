@@ -7,7 +7,7 @@
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
-#include <meshstage/core/protocol/points.hpp>
+#include <meshstage/core/points/points.hpp>
 
 #include "tools/command/command.hpp"
 #include "tools/device/device_state.hpp"
@@ -47,8 +47,8 @@ class HelpFormatter : public CLI::Formatter {
   std::string make_description(const CLI::App* app) const override {
     std::string text = CLI::Formatter::make_description(app) + kMore + "Points:";
     std::size_t column = 7;
-    for (const auto point : protocol::all_points()) {
-      const std::string name = " " + std::string(protocol::to_string(point));
+    for (const auto point : all_points()) {
+      const std::string name = " " + std::string(to_string(point));
       if (column + name.size() > 96) {
         text += "\n       ";
         column = 7;

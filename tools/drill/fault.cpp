@@ -6,7 +6,7 @@
 #include <fmt/ranges.h>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/protocol/points.hpp>
+#include <meshstage/core/points/points.hpp>
 
 #include "tools/drill/numbers.hpp"
 
@@ -17,7 +17,7 @@ constexpr std::string_view kRanks = "ranks=";
 
 std::vector<std::string_view> point_names() {
   std::vector<std::string_view> names;
-  for (const auto point : protocol::all_points()) names.push_back(protocol::to_string(point));
+  for (const auto point : all_points()) names.push_back(to_string(point));
   return names;
 }
 
@@ -139,7 +139,7 @@ class Typed {
       fault_.wake = true;
     } else if (ended || !fault_.point.empty()) {
       refuse(fmt::format("{}: '{}' is one word too many; write {}", option_, word, form_));
-    } else if (!protocol::parse_point(word)) {
+    } else if (!parse_point(word)) {
       refuse(fmt::format("{}: there is no protocol point '{}'; points are {}", option_, word,
                          fmt::join(point_names(), ", ")));
     } else {

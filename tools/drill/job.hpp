@@ -130,6 +130,7 @@ class Job {
     std::string error, why;
   };
   void take_lost(const Lost& lost);
+  static void take_point(Seat& seat, const Event& event);
   void fault_begins(Seat& seat, const Event& event);
 
   // job_restarts.cpp

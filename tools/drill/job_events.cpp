@@ -82,9 +82,7 @@ void Job::handle(Seat& seat, const Event& event) {
       result_.final_loss = progress_.loss;
     }
   } else if (what == "point") {
-    seat.point = event.get<std::string>("point", "");
-    seat.doing = describe_point(seat.point, event.get<std::uint64_t>("chunk", 0),
-                                event.get<std::uint64_t>("chunks", 0));
+    take_point(seat, event);
     progress_.generation =
         std::max(progress_.generation, event.get<std::uint64_t>("generation", 0));
   } else if (what == "staged") {
@@ -166,13 +164,21 @@ void Job::take_lost(const Lost& lost) {
   if (!all_died) unexplained_.push_back(lost);
 }
 
-// The process said that it kills or stops itself now.
+void Job::take_point(Seat& seat, const Event& event) {
+  seat.point = event.get<std::string>("point", "");
+  seat.doing = describe_point(seat.point, event.get<std::uint64_t>("chunk", 0),
+                              event.get<std::uint64_t>("chunks", 0));
+}
+
+// The process said that it kills or stops itself now, and at which point. Until it is gone its
+// other threads go on, and tell of later points.
 void Job::fault_begins(Seat& seat, const Event& event) {
   const auto index = event.get<std::size_t>("fault", 0);
   if (index >= seat.given.size()) throw JobFailed("a rank reported a fault that it was not given");
   const Fault fault = seat.given[index];
   const auto pending = std::find(pending_.begin(), pending_.end(), fault);
   if (pending != pending_.end()) pending_.erase(pending);
+  if (!event.get<std::string>("point", "").empty()) take_point(seat, event);
 
   Death death;
   death.fault = fault;

@@ -12,7 +12,7 @@
 #include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/os/environment.hpp>
 
 #include "tools/command/command.hpp"

@@ -9,6 +9,15 @@
 #include <utility>
 
 namespace trainer {
+namespace {
+
+Line& add_point(Line& line, const meshstage::PointEvent& event) {
+  line.add("point", event.name);
+  if (event.chunks > 0) line.add("chunk", event.chunk).add("chunks", event.chunks);
+  return line;
+}
+
+}  // namespace
 
 Fault Fault::parse(std::string_view text) {
   const auto wrong = [&text] {
@@ -30,7 +39,7 @@ Fault Fault::parse(std::string_view text) {
   if (!rest.empty()) {
     if (rest.front() != ':' || rest.size() == 1) throw wrong();
     fault.point = rest.substr(1);
-    if (!meshstage::protocol::parse_point(fault.point)) {
+    if (!meshstage::parse_point(fault.point)) {
       throw std::invalid_argument("'" + fault.point + "' is no protocol point");
     }
   }
@@ -62,17 +71,16 @@ void Faults::begin_step(std::uint64_t step) {
 
 void Faults::passed(const meshstage::PointEvent& event) {
   Line line("point");
-  line.add("point", event.name).add("generation", event.generation).add("step", event.id.step);
+  line.add("generation", event.generation).add("step", event.id.step);
   if (event.peer >= 0) line.add("peer", event.peer);
-  if (event.chunks > 0) line.add("chunk", event.chunk).add("chunks", event.chunks);
-  report_.send(line);
+  report_.send(add_point(line, event));
   // A point of a round belongs to the step that is staged, however far training is by then.
-  using meshstage::protocol::Point;
+  using meshstage::Point;
   const bool round = event.point >= Point::kOwnWriting && event.point <= Point::kComplete;
   const std::uint64_t step = round ? event.id.step : begun_.load();
   for (auto& armed : armed_) {
     const Fault& fault = armed.fault;
-    if (fault.point == event.name && fault.step <= step) carry_out(armed);
+    if (fault.point == event.name && fault.step <= step) carry_out(armed, &event);
   }
 }
 
@@ -81,12 +89,13 @@ bool Faults::over() const {
   return !until_.empty() && std::filesystem::exists(until_, ignored);
 }
 
-void Faults::carry_out(Armed& armed) {
+void Faults::carry_out(Armed& armed, const meshstage::PointEvent* at) {
   if (armed.done.exchange(true) || over()) return;
   const bool kill = armed.fault.how == Fault::How::kKill;
-  report_.send(Line(kill ? "dying" : "stopping")
-                   .add("step", begun_.load())
-                   .add("fault", static_cast<std::uint64_t>(&armed - armed_.data())));
+  Line line(kill ? "dying" : "stopping");
+  line.add("step", begun_.load()).add("fault", static_cast<std::uint64_t>(&armed - armed_.data()));
+  if (at != nullptr) add_point(line, *at);  // other threads may have told of points behind it
+  report_.send(line);
   ::kill(::getpid(), kill ? SIGKILL : SIGSTOP);
 }
 

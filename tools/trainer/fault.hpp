@@ -52,7 +52,8 @@ class Faults {
     Fault fault;
     std::atomic<bool> done = false;
   };
-  void carry_out(Armed& armed);
+  /// `at`: the point where it happens; null at the begin of a step.
+  void carry_out(Armed& armed, const meshstage::PointEvent* at = nullptr);
 
   std::vector<Armed> armed_;
   const Report& report_;

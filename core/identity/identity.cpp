@@ -1,7 +1,5 @@
-#include <array>
-
 #include <meshstage/core/generation/number.hpp>
-#include <meshstage/core/image/identity.hpp>
+#include <meshstage/core/identity/identity.hpp>
 
 namespace meshstage {
 
@@ -13,16 +11,6 @@ std::string to_string(ImageId id) {
 std::string to_string(const ImageIdentity& identity) {
   return "job \"" + identity.job + "\", rank " + std::to_string(identity.rank) + " of " +
          std::to_string(identity.world_size) + ", " + to_string(identity.id);
-}
-
-std::string to_hex(const Digest& digest) {
-  constexpr std::array<char, 17> kDigits{"0123456789abcdef"};
-  std::string text(32, '0');
-  for (std::size_t i = 0; i < 16; ++i) {
-    text[15 - i] = kDigits[(digest.high >> (4 * i)) & 15];
-    text[31 - i] = kDigits[(digest.low >> (4 * i)) & 15];
-  }
-  return text;
 }
 
 bool is_valid_job_name(std::string_view job) noexcept {

@@ -1,9 +1,8 @@
+#include <array>
 #include <memory>
 #include <new>
 
-#include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/blocks.hpp>
-#include <meshstage/core/image/replica.hpp>
+#include <meshstage/core/identity/digest.hpp>
 
 // On x86-64 the library picks AVX2 or AVX-512 at run time; elsewhere it was built for its target.
 #if defined(__x86_64__) && __has_include(<xxh_x86dispatch.h>)
@@ -30,20 +29,24 @@ Digest digest_block(std::span<const std::byte> bytes) noexcept {
   return {hash.high64, bytes.size() <= kShort ? digest64(bytes) : hash.low64};
 }
 
-Digest digest_ranges(std::span<const std::byte> image, std::span<const ImageRange> ranges) {
+Digest digest128_joined(std::span<const std::span<const std::byte>> parts) {
   const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
                                                                        &XXH3_freeState);
   if (state == nullptr) throw std::bad_alloc();
   XXH3_128bits_reset(state.get());
-  for (const auto& [offset, bytes] : ranges) {
-    if (offset > image.size() || bytes > image.size() - offset) {
-      throw InvalidArgument(std::to_string(bytes) + " bytes at " + std::to_string(offset) +
-                            " do not lie in an image of " + std::to_string(image.size()));
-    }
-    XXH3_128bits_update(state.get(), image.data() + offset, bytes);
-  }
+  for (const auto& part : parts) XXH3_128bits_update(state.get(), part.data(), part.size());
   const auto hash = XXH3_128bits_digest(state.get());
   return {hash.high64, hash.low64};
+}
+
+std::string to_hex(const Digest& digest) {
+  constexpr std::array<char, 17> kDigits{"0123456789abcdef"};
+  std::string text(32, '0');
+  for (std::size_t i = 0; i < 16; ++i) {
+    text[15 - i] = kDigits[(digest.high >> (4 * i)) & 15];
+    text[31 - i] = kDigits[(digest.low >> (4 * i)) & 15];
+  }
+  return text;
 }
 
 }  // namespace meshstage

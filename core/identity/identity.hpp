@@ -3,8 +3,10 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <meshstage/core/error/export.hpp>
+#include <meshstage/core/identity/digest.hpp>
 
 namespace meshstage {
 
@@ -45,22 +47,19 @@ inline constexpr std::size_t kMaxJobBytes = 64;
 /// `job "gpt2", rank 2 of 4, generation 3, step 85`.
 MESHSTAGE_API std::string to_string(const ImageIdentity& identity);
 
-/// 128 bits of XXH3. Stored as low, then high, each little-endian.
-struct Digest {
-  std::uint64_t high = 0;
-  std::uint64_t low = 0;
-  friend bool operator==(const Digest&, const Digest&) = default;
-};
-
-/// 32 lower-case hex digits, high half first (as xxhsum -H2 prints it).
-MESHSTAGE_API std::string to_hex(const Digest& digest);
-
 /// Storages that the images of two ranks have byte for byte at the same step. The *borrower*'s
 /// replicas leave the storages out, because the *lender*'s own image has them.
 struct Loan {
   int rank = 0;   ///< The other rank.
   Digest digest;  ///< Digest of the storages' bytes, by name ascending; equal in both images.
   friend bool operator==(const Loan&, const Loan&) = default;
+};
+
+/// The loans in an image's trailer, by rank ascending.
+struct Loans {
+  std::vector<Loan> borrowed;  ///< One for each lender of the image's replicas.
+  std::vector<Loan> lent;      ///< One for each borrower of the image.
+  friend bool operator==(const Loans&, const Loans&) = default;
 };
 
 /// The description of a whole, sealed image, as its trailer has it.

@@ -6,14 +6,14 @@
 
 #include <meshstage/core/error/export.hpp>
 
-namespace meshstage::protocol {
+namespace meshstage {
 
 /// The named points of the protocol: one just after each change of persistent or agreed state, in
 /// the order of a rank's life. CheckpointerOptions::observer is called at each; the drill and the
 /// tests kill ranks there (`--kill 2@87:own-sealed`).
 ///
-/// transition() announces all points but the chunk points, as `Reached`, right behind the action
-/// that makes the change; Engine::link_to() (core/replicate) announces the chunk
+/// transition() (core/protocol) announces all points but the chunk points, as `Reached`, right
+/// behind the action that makes the change; Engine::link_to() (core/replicate) announces the chunk
 /// points.
 enum class Point : std::uint8_t {
   // Recovery
@@ -56,4 +56,4 @@ MESHSTAGE_API std::string_view to_string(Point point) noexcept;
 /// The point with that name; nothing if there is none.
 MESHSTAGE_API std::optional<Point> parse_point(std::string_view name) noexcept;
 
-}  // namespace meshstage::protocol
+}  // namespace meshstage

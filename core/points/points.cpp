@@ -1,6 +1,6 @@
-#include <meshstage/core/protocol/points.hpp>
+#include <meshstage/core/points/points.hpp>
 
-namespace meshstage::protocol {
+namespace meshstage {
 
 const std::array<Point, kPointCount>& all_points() noexcept {
   static constexpr auto kAll = [] {
@@ -72,4 +72,4 @@ std::optional<Point> parse_point(std::string_view name) noexcept {
   return std::nullopt;
 }
 
-}  // namespace meshstage::protocol
+}  // namespace meshstage
