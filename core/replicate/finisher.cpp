@@ -1,11 +1,6 @@
 #include <meshstage/core/replicate/finisher.hpp>
 
-#include <cstdint>
-#include <optional>
-#include <string>
-
 #include <meshstage/core/async/deadline.hpp>
-#include <meshstage/core/replicate/job_notes.hpp>
 
 namespace meshstage::replicate {
 
@@ -18,14 +13,15 @@ void Finisher::remove_vault() {
     slots_.when_free([this] {
       if (slots_.any_in_use()) return false;
       inbox_.leave();
-      slots_.post([this] {
-        remove_slots(engine_);
-        if (engine_.rank != 0) return engine_.gate.finished();
-        engine_.loop.post([this] { note_finish(); });
-      });
+      slots_.post([this] { remove_slots(engine_, [this] { removed(); }); });
       return true;
     });
   });
+}
+
+void Finisher::removed() {
+  if (engine_.rank != 0) return engine_.gate.finished();
+  note_finish();
 }
 
 /// The root's note that the job has finished, so that no vault that is out of reach now brings it
@@ -33,13 +29,8 @@ void Finisher::remove_vault() {
 void Finisher::note_finish() {
   store_.ask(
       "noting that the job has finished",
-      [job = engine_.options.job, generation = engine_.generation.number](Store& store,
-                                                                          Deadline by) {
-        note_finished(store, job, generation, by);
-        return std::optional<std::string>();
-      },
-      Deadline::after(engine_.options.deadline / 4),
-      [this](const StoreWorker::Answer& answer) {
+      noting_finish(engine_.options.job, engine_.generation.number),
+      Deadline::after(engine_.options.deadline / 4), [this](const StoreWorker::Answer& answer) {
         if (answer.error) {
           engine_.report.warn(
               "the Store cannot note that the job has finished: " + text_of(answer.error) +

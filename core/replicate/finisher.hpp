@@ -26,6 +26,8 @@ class Finisher {
   void remove_vault();
 
  private:
+  /// The vault is removed.
+  void removed();
   void note_finish();
 
   Engine& engine_;

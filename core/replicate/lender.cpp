@@ -40,16 +40,14 @@ void Lender::serve_if_asked(int to) {
   verifier_.lent(
       want, action.slot, to,
       [this, to, id = want.id](const Verifier::Source& source) {
-        Outgoing stream;
+        Outgoing stream = outgoing_bytes(source.bytes, source.keep);
         stream.to = to;
         transfer::Shape shape;
         shape.block_bytes = engine_.options.block_bytes;
         shape.with_manifest = false;
         for (const auto& range : source.ranges) shape.image_bytes += range.bytes;
         stream.start = exchange::stream_start(to, id, shape, exchange::Content::kLent);
-        stream.image = [bytes = source.bytes] { return bytes; };
         stream.ranges = source.ranges;
-        stream.keep = source.keep;
         streams_.send(std::move(stream), [] {});
       },
       fail);

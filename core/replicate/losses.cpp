@@ -62,10 +62,7 @@ void Losses::lose(int peer, ErrorKind kind, std::string why) {
   losing_ = true;
   const std::uint64_t generation = engine_.present;
   store_.ask(
-      "reading the cause of a death",
-      [key = cause_key(engine_.options.job, generation)](Store& store, Deadline by) {
-        return store.get(key, by);
-      },
+      "reading the cause of a death", reading_cause(engine_.options.job, generation),
       Deadline::after(kPatience),
       [this, generation, peer, kind, seen = std::move(why)](const StoreWorker::Answer& answer) {
         if (generation != engine_.present) return;
@@ -82,19 +79,14 @@ void Losses::lose(int peer, ErrorKind kind, std::string why) {
 }
 
 void Losses::note(const protocol::NoteDeath& action) {
-  const DeathCause cause{action.rank, action.why};
-  store_.ask(
-      "noting a death",
-      [key = cause_key(engine_.options.job, action.generation), text = encode_cause(cause)](
-          Store& store, Deadline by) {
-        return std::optional(store.compare_and_create(key, text, by));
-      },
-      Deadline::after(engine_.options.deadline),
-      [this, rank = action.rank](const auto& answer) {
-        if (!answer.error) return;
-        engine_.report.warn("cannot note the death of rank " + std::to_string(rank) + ": " +
-                            text_of(answer.error));
-      });
+  store_.ask("noting a death",
+             noting_cause(engine_.options.job, action.generation, {action.rank, action.why}),
+             Deadline::after(engine_.options.deadline),
+             [this, rank = action.rank](const auto& answer) {
+               if (!answer.error) return;
+               engine_.report.warn("cannot note the death of rank " + std::to_string(rank) + ": " +
+                                   text_of(answer.error));
+             });
 }
 
 /// The root's question of rule 12. A Store that does not answer costs steps, not the job: each step
@@ -105,11 +97,7 @@ void Losses::ask_store(const protocol::AskStore& action) {
                                                                    : engine_.options.deadline);
   store_.ask(
       "asking the Store whether " + generation_text(engine_.present) + " is the newest",
-      [job = engine_.options.job, generation = engine_.generation, action](Store& store,
-                                                                           Deadline deadline) {
-        return superseded(store, job, generation, action, deadline);
-      },
-      by,
+      looking_for_newer(engine_.options.job, engine_.generation, action), by,
       [this, generation = engine_.present, id = action.id](const StoreWorker::Answer& answer) {
         using Found = protocol::StoreAnswered::Found;
         if (generation != engine_.present) return;

@@ -92,14 +92,11 @@ void OwnStep::send(const protocol::SendImage& action) {
       stats.replica_bytes_sent += shape.image_bytes - shape.borrowed_bytes - manifest;
       stats.replica_bytes_borrowed += shape.borrowed_bytes;
     });
-    Outgoing stream;
+    Outgoing stream = outgoing_step(job);
     stream.to = action.holder;
     stream.start = exchange::stream_start(engine_.rank, action.id, shape, exchange::Content::kImage,
                                           !action.held.empty());
     stream.held = action.held;
-    stream.digest = [job](std::size_t block) { return digest_of_copied(*job, block); };
-    stream.image = [job] { return std::span<const std::byte>(job->image); };
-    stream.wait_final = [job](std::uint64_t until) { wait_until_copied(*job, until); };
     streams_.send(std::move(stream), [this, key] { slots_.release(key); });
     return true;
   });

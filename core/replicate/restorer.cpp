@@ -38,21 +38,17 @@ void Restorer::verify_slots() {
   own_source_ = Source::kOwnMemory;
   own_source_rank_ = engine_.rank;
   const auto notes = std::make_shared<JobNotes>();
-  store_.ask(
-      "reading the Store's notes of the job",
-      [notes, job = engine_.options.job](Store& store, Deadline by) {
-        *notes = read_notes(store, job, by);
-        return std::optional<std::string>();
-      },
-      Deadline::after(engine_.options.deadline),
-      [this, notes, generation = engine_.present](const StoreWorker::Answer& answer) {
-        if (generation != engine_.present) return;
-        if (answer.error) {
-          return engine_.lose_store("cannot read the Store: " + text_of(answer.error));
-        }
-        verifier_.slots(
-            *notes, [this](const protocol::SlotsVerified& verified) { engine_.feed(verified); });
-      });
+  store_.ask("reading the Store's notes of the job", reading_notes(engine_.options.job, notes),
+             Deadline::after(engine_.options.deadline),
+             [this, notes, generation = engine_.present](const StoreWorker::Answer& answer) {
+               if (generation != engine_.present) return;
+               if (answer.error) {
+                 return engine_.lose_store("cannot read the Store: " + text_of(answer.error));
+               }
+               verifier_.slots(*notes, [this](const protocol::SlotsVerified& verified) {
+                 engine_.feed(verified);
+               });
+             });
 }
 
 void Restorer::verify_disk(const protocol::VerifyDisk& action) {
@@ -109,13 +105,11 @@ void Restorer::serve(const protocol::Serve& action) {
       source, *here,
       [this, action, file = here->file](const Verifier::Source& image) {
         const protocol::Claim& claim = action.source;
-        Outgoing stream;
+        Outgoing stream = outgoing_bytes(image.bytes, image.keep);
         stream.to = action.to;
         stream.start = exchange::stream_start(
             claim.owner, claim.id,
             engine_.shape_of(claim.sizes, true, sends_replica(claim, action.to)));
-        stream.image = [bytes = image.bytes] { return bytes; };
-        stream.keep = image.keep;
         if (!file.empty()) {
           stream.wait_final = reading_ahead(engine_.reads, file.string(), image.bytes);
         }

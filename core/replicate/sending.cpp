@@ -35,6 +35,22 @@ void send_now(Engine& engine, const Outgoing& stream) {
   }
 }
 
+/// Throws Cancelled if the step never got a slot; no other error of the copy.
+void wait_until_copied(StageJob& job, std::uint64_t until) {
+  try {
+    job.watermark.wait(until);
+  } catch (...) {  // whatever ended the copying
+    if (job.image.empty()) throw Cancelled("the step never got a slot");
+  }
+}
+
+/// Nothing once the copy has failed.
+std::optional<Digest> digest_of_copied(const StageJob& job, std::size_t block) {
+  // The copy may have ended before that block; then threads may still write digests.
+  if (job.watermark.failed()) return std::nullopt;
+  return job.blocks.digest(block);
+}
+
 }  // namespace
 
 void send_stream(Engine& engine, const TaskScope::Ticket& ticket, const Outgoing& stream) {
@@ -54,18 +70,19 @@ void send_stream(Engine& engine, const TaskScope::Ticket& ticket, const Outgoing
   }
 }
 
-void wait_until_copied(StageJob& job, std::uint64_t until) {
-  try {
-    job.watermark.wait(until);
-  } catch (...) {  // whatever ended the copying
-    if (job.image.empty()) throw Cancelled("the step never got a slot");
-  }
+Outgoing outgoing_step(const std::shared_ptr<StageJob>& job) {
+  Outgoing stream;
+  stream.digest = [job](std::size_t block) { return digest_of_copied(*job, block); };
+  stream.image = [job] { return std::span<const std::byte>(job->image); };
+  stream.wait_final = [job](std::uint64_t until) { wait_until_copied(*job, until); };
+  return stream;
 }
 
-std::optional<Digest> digest_of_copied(const StageJob& job, std::size_t block) {
-  // The copy may have ended before that block; then threads may still write digests.
-  if (job.watermark.failed()) return std::nullopt;
-  return job.blocks.digest(block);
+Outgoing outgoing_bytes(std::span<const std::byte> bytes, std::shared_ptr<const void> keep) {
+  Outgoing stream;
+  stream.image = [bytes] { return bytes; };
+  stream.keep = std::move(keep);
+  return stream;
 }
 
 std::function<void(std::uint64_t)> reading_ahead(Reads& reads, std::string path,

@@ -41,16 +41,17 @@ struct Outgoing {
 /// ticket's generation, and so does any exception that is no Error.
 void send_stream(Engine& engine, const TaskScope::Ticket& ticket, const Outgoing& stream);
 
-/// For Outgoing::wait_final of a step that is being copied. Throws Cancelled if the step never got
-/// a slot. Any other error of the copy fails the step, but not the stream: the receiver takes every
-/// piece.
-void wait_until_copied(StageJob& job, std::uint64_t until);
-/// For Outgoing::digest of that step; nothing once the copy has failed.
-[[nodiscard]] std::optional<Digest> digest_of_copied(const StageJob& job, std::size_t block);
+// The loop makes these, and the threads that send call the functions in them.
 
-/// For Outgoing::wait_final of a file. The loop makes the function; the threads that send call it.
-/// The function reads what leaves next, so that a disk that hangs shows in `reads`, and not as a
-/// wire on which nothing moves.
+/// The image of a step that is being copied: sent as far as it is copied. The stream ends before it
+/// began if the step never gets a slot. Any other error of the copy fails the step, but not the
+/// stream: the receiver takes every piece.
+[[nodiscard]] Outgoing outgoing_step(const std::shared_ptr<StageJob>& job);
+/// Bytes that stay as they are while `keep` lives.
+[[nodiscard]] Outgoing outgoing_bytes(std::span<const std::byte> bytes,
+                                      std::shared_ptr<const void> keep);
+/// For Outgoing::wait_final of a file. The function reads what leaves next, so that a disk that
+/// hangs shows in `reads`, and not as a wire on which nothing moves.
 [[nodiscard]] std::function<void(std::uint64_t until)> reading_ahead(
     Reads& reads, std::string path, std::span<const std::byte> image);
 

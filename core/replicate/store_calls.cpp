@@ -1,13 +1,26 @@
 #include <meshstage/core/replicate/store_calls.hpp>
 
 #include <new>
+#include <utility>
 
-#include <meshstage/core/comm/generation.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/generation/number.hpp>
-#include <meshstage/core/replicate/job_notes.hpp>
 
 namespace meshstage::replicate {
+namespace {
+
+std::optional<std::string> superseded(Store& store, const std::string& job,
+                                      const Generation& generation,
+                                      const protocol::AskStore& action, Deadline deadline) {
+  if (action.note) note_complete(store, job, action.id, deadline);
+  const auto newer = look_for_newer(store, job, generation, deadline);
+  if (!newer) return std::nullopt;
+  const std::string number = generation_text(newer->number);
+  if (newer->owner.empty()) return number + " was claimed: this one is over";
+  throw Fenced(newer->owner + " owns the job since " + number + "; this process must end");
+}
+
+}  // namespace
 
 StoreAnswer answer_of(Store& store, const StoreCall& call, Deadline deadline, Loop& loop) {
   StoreAnswer answer;
@@ -22,15 +35,38 @@ StoreAnswer answer_of(Store& store, const StoreCall& call, Deadline deadline, Lo
   return answer;
 }
 
-std::optional<std::string> superseded(Store& store, const std::string& job,
-                                      const Generation& generation,
-                                      const protocol::AskStore& action, Deadline deadline) {
-  if (action.note) note_complete(store, job, action.id, deadline);
-  const auto newer = look_for_newer(store, job, generation, deadline);
-  if (!newer) return std::nullopt;
-  const std::string number = generation_text(newer->number);
-  if (newer->owner.empty()) return number + " was claimed: this one is over";
-  throw Fenced(newer->owner + " owns the job since " + number + "; this process must end");
+StoreCall looking_for_newer(std::string job, Generation generation, protocol::AskStore action) {
+  return [of = std::move(job), known = std::move(generation), action](Store& store, Deadline by) {
+    return superseded(store, of, known, action, by);
+  };
+}
+
+StoreCall reading_cause(const std::string& job, std::uint64_t generation) {
+  return
+      [key = cause_key(job, generation)](Store& store, Deadline by) { return store.get(key, by); };
+}
+
+StoreCall noting_cause(const std::string& job, std::uint64_t generation, const DeathCause& cause) {
+  return [key = cause_key(job, generation), text = encode_cause(cause)](
+             Store& store, Deadline by) -> std::optional<std::string> {
+    return store.compare_and_create(key, text, by);
+  };
+}
+
+StoreCall reading_notes(std::string job, std::shared_ptr<JobNotes> notes) {
+  return [of = std::move(job), into = std::move(notes)](Store& store,
+                                                        Deadline by) -> std::optional<std::string> {
+    *into = read_notes(store, of, by);
+    return std::nullopt;
+  };
+}
+
+StoreCall noting_finish(std::string job, std::uint64_t generation) {
+  return
+      [of = std::move(job), generation](Store& store, Deadline by) -> std::optional<std::string> {
+        note_finished(store, of, generation, by);
+        return std::nullopt;
+      };
 }
 
 }  // namespace meshstage::replicate

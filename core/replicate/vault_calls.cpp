@@ -1,5 +1,7 @@
 #include <meshstage/core/replicate/vault_calls.hpp>
 
+#include <utility>
+
 namespace meshstage::replicate {
 
 BegunImage begin_image(Engine& engine, SlotKey key, const ImageIdentity& identity,
@@ -31,12 +33,13 @@ std::exception_ptr seal_image(WriteLease& lease, const ImageInfo& info) {
   }
 }
 
-void remove_slots(Engine& engine) {
+void remove_slots(Engine& engine, std::function<void()> then) {
   try {
     engine.vault.remove_all();
   } catch (...) {  // finish() has succeeded all the same
     engine.report.warn("cannot remove the vault: " + text_of(std::current_exception()));
   }
+  engine.loop.post(std::move(then));
 }
 
 }  // namespace meshstage::replicate

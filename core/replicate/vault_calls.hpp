@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -25,7 +26,7 @@ struct BegunImage {
 /// Seals the slot; if that fails, abandons it and returns the exception.
 [[nodiscard]] std::exception_ptr seal_image(WriteLease& lease, const ImageInfo& info);
 
-/// Removes the vault, at the end of the job. Warns if that fails.
-void remove_slots(Engine& engine);
+/// Removes the vault, at the end of the job; warns if that fails. Then runs `then` on the loop.
+void remove_slots(Engine& engine, std::function<void()> then);
 
 }  // namespace meshstage::replicate

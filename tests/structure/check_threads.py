@@ -3,8 +3,8 @@
 usage: check_threads.py SOURCE_DIR
 
 A header's comments outside its classes say `Threads: DOMAIN`: the loop's, the trainer's, ms-NAME (a worker's) or any.
-(A function inside a class may add that more threads may call it.) A file of the loop must not use the vault, whose
-calls may block; a file of a worker must not use what Engine has for the loop alone.
+(A function inside a class may add that more threads may call it.) A file of the loop must use neither the vault nor a
+Store, whose calls may block; a file of a worker must not use what Engine has for the loop alone.
 """
 import pathlib
 import re
@@ -24,7 +24,7 @@ EXEMPT = {
 }
 # What a domain must not use.
 FORBIDDEN = {
-    "the loop's": re.compile(r"\bengine_?\.(vault|fs)\b"),
+    "the loop's": re.compile(r"\bengine_?\.(vault|fs)\b|\bStore&"),
     "ms-": re.compile(r"\bengine_?\.(state|present|feed|lose|lose_store|lose_vault|lose_in_transfer)\b"),
 }
 
