@@ -21,7 +21,7 @@ class Agent::Impl {
        TaskObserver on_task, std::shared_ptr<Log> log)
       : engine_(
             std::move(options), vault_epoch,
-            [this](std::exception_ptr failure) { driver_.failed(std::move(failure)); },
+            [this](const std::exception_ptr& failure) { driver_.failed(failure); },
             std::move(on_task), std::move(log)),
         files_(engine_.fs, engine_.options.directory, engine_.options.job, engine_.rank,
                engine_.world_size, &engine_.reads),
@@ -126,8 +126,9 @@ void Agent::wait(Staging& staging, std::chrono::milliseconds length) {
 }
 void Agent::finish() { impl_->trainer_.finish(); }
 void Agent::wish(bool end, bool persist) {
-  impl_->engine_.loop.post(
-      [engine = &impl_->engine_, end, persist] { engine->feed(protocol::Wished{end, persist}); });
+  impl_->engine_.loop.post([engine = &impl_->engine_, end, persist] {
+    engine->feed(protocol::Wished{end, persist});
+  });
 }
 bool Agent::end_agreed() const { return impl_->engine_.gate.end_agreed(); }
 void Agent::end_generation(const std::string& why) { impl_->trainer_.end_generation(why); }

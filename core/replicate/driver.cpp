@@ -5,7 +5,6 @@
 #include <variant>
 #include <vector>
 
-#include <meshstage/core/error/error.hpp>
 #include <meshstage/core/protocol/transition.hpp>
 
 namespace meshstage::replicate {
@@ -22,28 +21,20 @@ Driver::Driver(Engine& engine, Persistence& files, std::shared_ptr<Store> store)
       inbox_(engine, slots_, streams_, verifier_),
       lender_(engine, streams_, verifier_),
       restorer_(engine, store_, verifier_, streams_, inbox_),
-      losses_(engine, store_, own_, persister_),
-      listener_(engine, losses_),
+      decisions_(engine, store_, persister_, own_, inbox_),
+      losses_(engine, store_, slots_, own_, persister_),
+      listener_(engine, verifier_, losses_),
       finisher_(engine, store_, slots_, streams_, inbox_, losses_) {
   engine_.feed = [this](protocol::Event event) { feed(std::move(event)); };
   engine_.lose = [this](int peer, ErrorKind kind, std::string why) {
     losses_.lose(peer, kind, std::move(why));
   };
   engine_.lose_in_transfer = [this](int peer, ErrorKind kind, std::string why) {
-    // A rank that has finished closes its groups, perhaps before this rank hears that all ranks
-    // have finished. Every step is decided by then, so that is no loss. The links still tell a
-    // death.
-    if (!engine_.state.wants_finish) losses_.lose(peer, kind, std::move(why));
+    losses_.lose_in_transfer(peer, kind, std::move(why));
   };
-  engine_.lose_store = [this](std::string why) {
-    losses_.lose_itself(ErrorKind::kIo, std::move(why));
-  };
-  engine_.lose_vault = [this](std::string why) {
-    losses_.lose_itself(ErrorKind::kFenced, std::move(why));
-  };
+  engine_.lose_store = [this](std::string why) { losses_.lose_store(std::move(why)); };
+  engine_.lose_vault = [this](std::string why) { losses_.lose_vault(std::move(why)); };
 }
-
-// --- entering and leaving a generation -----------------------------------------------------------
 
 void Driver::enter(std::uint64_t generation) {
   engine_.present = generation;
@@ -65,7 +56,46 @@ void Driver::leave(const std::exception_ptr& cause) {
   slots_.leave();
 }
 
-// --- events --------------------------------------------------------------------------------------
+/// One action, one call of the part it is for.
+struct Driver::Perform {
+  Driver& d;
+
+  void operator()(const protocol::Send& a) const {
+    d.engine_.say(a.to, a.message.generation, a.message.body);
+  }
+  void operator()(const protocol::VerifySlots&) const { d.restorer_.verify_slots(); }
+  void operator()(const protocol::VerifyDisk& a) const { d.restorer_.verify_disk(a); }
+  void operator()(const protocol::PublishOld& a) const { d.restorer_.publish_old(a); }
+  void operator()(const protocol::FindOld& a) const { d.restorer_.find_old(a); }
+  void operator()(const protocol::Fetch& a) const { d.restorer_.fetch(a); }
+  void operator()(const protocol::Serve& a) const { d.restorer_.serve(a); }
+  void operator()(const protocol::ServeLent& a) const { d.lender_.serve(a); }
+  void operator()(const protocol::StopBorrowing& a) const { d.lender_.stop_borrowing(a); }
+  void operator()(const protocol::CheckStructure& a) const { d.restorer_.check_structure(a); }
+  void operator()(const protocol::RestoreTrainer& a) const { d.restorer_.restore(a); }
+  void operator()(const protocol::RecoveredNothing& a) const { d.restorer_.nothing(a.old); }
+  void operator()(const protocol::LeftBehind& a) const { d.restorer_.left_behind(a); }
+  void operator()(const protocol::RecoverFailed& a) const { d.restorer_.failed(a); }
+  void operator()(const protocol::WriteOwn& a) const { d.own_.write(a); }
+  void operator()(const protocol::SendImage& a) const { d.own_.send(a); }
+  void operator()(const protocol::CheckCopy& a) const { d.own_.check_copy(a); }
+  void operator()(const protocol::Refuse& a) const { d.own_.refuse(a); }
+  void operator()(const protocol::AcceptReplica& a) const { d.inbox_.accept(a); }
+  void operator()(const protocol::ExpectDigest& a) const { d.inbox_.expect(a); }
+  void operator()(const protocol::AbortRound& a) const { d.inbox_.abort(a); }
+  void operator()(const protocol::ReceiveStream& a) const { d.inbox_.stream(a.from, a.start); }
+  void operator()(const protocol::TakeWant& a) const { d.lender_.want(a.from, a.want); }
+  void operator()(const protocol::Connect& a) const { d.listener_.connect(a); }
+  void operator()(const protocol::Disconnect&) const { d.verifier_.disconnect(); }
+  void operator()(const protocol::AskStore& a) const { d.decisions_.ask_store(a); }
+  void operator()(const protocol::Announce& a) const { d.decisions_.announce(a); }
+  void operator()(const protocol::AbortTransfers&) const { d.losses_.abort_transfers(); }
+  void operator()(const protocol::NoteDeath& a) const { d.losses_.note(a); }
+  void operator()(const protocol::ReportLost& a) const { d.losses_.report(a); }
+  void operator()(const protocol::Prune& a) const { d.persister_.all_on_disk(a.older_than); }
+  void operator()(const protocol::RemoveVault&) const { d.finisher_.remove_vault(); }
+  void operator()(const protocol::Reached& a) const { d.engine_.report.reach(a.point, a.id); }
+};
 
 void Driver::feed(protocol::Event event) {
   events_.push_back(std::move(event));
@@ -84,73 +114,7 @@ void Driver::feed(protocol::Event event) {
     events_.pop_front();
     actions.clear();
     protocol::transition(engine_.state, next, actions);
-    for (const auto& action : actions) {
-      std::visit([this](const auto& what) { perform(what); }, action);
-    }
-  }
-}
-
-void Driver::failed(std::exception_ptr failure) noexcept {
-  if (engine_.present == 0) return;
-  try {
-    const std::string why =
-        "rank " + std::to_string(engine_.rank) + " cannot go on: " + text_of(failure);
-    engine_.report.warn(why);
-    if (engine_.state.mode == protocol::Mode::kFinished) {
-      engine_.report.warn("the vault stays in " + engine_.options.vault_directory.string());
-    } else {
-      feed(protocol::Broken{-1, ErrorKind::kPeerLost, why});
-    }
-  } catch (...) {  // NOLINT(bugprone-empty-catch): what follows needs no memory
-  }
-  if (engine_.state.mode == protocol::Mode::kFinished) return engine_.gate.finished();
-  if (engine_.gate.is_lost()) return;
-  // A transition ended half way, or there is no memory for words.
-  engine_.state.mode = protocol::Mode::kBroken;
-  engine_.gate.lose_without_memory();
-  own_.lose(failure);
-  persister_.lose(failure);
-  engine_.generation.abort(failure);
-}
-
-// --- actions that are no part's ------------------------------------------------------------------
-
-void Driver::connect(const protocol::Connect& action) {
-  verifier_.connect(
-      action.peers,
-      [this] {
-        if (const auto links = engine_.bridge.links()) listener_.listen(*links, true);
-        feed(protocol::Connected{});
-      },
-      [this, peers = action.peers](ErrorKind, const std::string& why) {
-        std::string ranks;
-        for (const int peer : peers) ranks += " " + std::to_string(peer);
-        losses_.lose(-1, ErrorKind::kPeerLost,
-                     "rank " + std::to_string(engine_.rank) +
-                         " cannot connect to what has its images, rank" + ranks + ": " + why);
-      });
-}
-
-void Driver::abort_transfers() {
-  const auto cause = Loss{ErrorKind::kPeerLost, -1, "the generation broke"}.error();
-  if (engine_.generation.data) engine_.generation.data->abort(cause);
-  engine_.bridge.abort(cause);
-  slots_.forget_waiting();
-}
-
-void Driver::refused(const protocol::Refuse& action) {
-  switch (action.reason) {
-    case protocol::Refuse::Reason::kBusy:
-    case protocol::Refuse::Reason::kNotReady:
-    case protocol::Refuse::Reason::kNotAbove:
-      if (!own_.refuse(action)) engine_.report.warn(action.why);
-      return;
-    case protocol::Refuse::Reason::kMalformed:
-      engine_.report.warn("refused: " + action.why);
-      return;
-    case protocol::Refuse::Reason::kStale:
-      engine_.report.info("ignored: " + action.why);
-      return;
+    for (const auto& action : actions) std::visit(Perform{*this}, action);
   }
 }
 

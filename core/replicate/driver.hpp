@@ -7,8 +7,8 @@
 #include <meshstage/core/protocol/actions.hpp>
 #include <meshstage/core/protocol/events.hpp>
 #include <meshstage/core/replicate/copier.hpp>
+#include <meshstage/core/replicate/decisions.hpp>
 #include <meshstage/core/replicate/engine.hpp>
-#include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/finisher.hpp>
 #include <meshstage/core/replicate/inbox.hpp>
 #include <meshstage/core/replicate/lender.hpp>
@@ -40,9 +40,8 @@ class Driver {
   void let_go(const std::exception_ptr& cause);
   /// The generation was left: none of its tasks is left.
   void leave(const std::exception_ptr& cause);
-  /// Gets an exception that no part expects, perhaps from the middle of a transition. Ends the
-  /// generation for this rank and all others; the next generation reads everything anew.
-  void failed(std::exception_ptr failure) noexcept;
+  /// Losses::failed().
+  void failed(const std::exception_ptr& failure) noexcept { losses_.failed(failure); }
 
   /// Listener::listen() for the links of a generation. Threads: any.
   void listen(ControlLinks& links) { listener_.listen(links, false); }
@@ -58,53 +57,7 @@ class Driver {
 
  private:
   void feed(protocol::Event event);
-  void connect(const protocol::Connect& action);
-  void refused(const protocol::Refuse& action);
-  void abort_transfers();
-
-  // One action, one call of the part it is for.
-  void perform(const protocol::Send& a) { engine_.say(a.to, a.message.generation, a.message.body); }
-  void perform(const protocol::VerifySlots&) { restorer_.verify_slots(); }
-  void perform(const protocol::VerifyDisk& a) { restorer_.verify_disk(a); }
-  void perform(const protocol::PublishOld& a) { restorer_.publish_old(a); }
-  void perform(const protocol::FindOld& a) { restorer_.find_old(a); }
-  void perform(const protocol::Fetch& a) { restorer_.fetch(a); }
-  void perform(const protocol::Serve& a) { restorer_.serve(a); }
-  void perform(const protocol::ServeLent& a) { lender_.serve(a); }
-  void perform(const protocol::StopBorrowing& a) { lender_.stop_borrowing(a); }
-  void perform(const protocol::CheckStructure& a) { restorer_.check_structure(a); }
-  void perform(const protocol::RestoreTrainer& a) { restorer_.restore(a); }
-  void perform(const protocol::RecoveredNothing& a) { restorer_.nothing(a.old); }
-  void perform(const protocol::LeftBehind& a) { restorer_.left_behind(a); }
-  void perform(const protocol::RecoverFailed& a) { restorer_.failed(a); }
-  void perform(const protocol::WriteOwn& a) { own_.write(a); }
-  void perform(const protocol::SendImage& a) { own_.send(a); }
-  void perform(const protocol::AcceptReplica& a) { inbox_.accept(a); }
-  void perform(const protocol::ExpectDigest& a) { inbox_.expect(a); }
-  void perform(const protocol::AbortRound& a) { inbox_.abort(a); }
-  void perform(const protocol::ReceiveStream& a) { inbox_.stream(a.from, a.start); }
-  void perform(const protocol::TakeWant& a) { lender_.want(a.from, a.want); }
-  void perform(const protocol::Connect& a) { connect(a); }
-  void perform(const protocol::Disconnect&) { verifier_.disconnect(); }
-  void perform(const protocol::AbortTransfers&) { abort_transfers(); }
-  void perform(const protocol::CheckCopy& a) { own_.check_copy(a); }
-  void perform(const protocol::AskStore& a) { losses_.ask_store(a); }
-  void perform(const protocol::Announce& a) {
-    if (a.verdict == protocol::Verdict::kComplete) {
-      // A step that goes to disk holds its slots before the next stage() can ask for them.
-      if (a.orders.persist) persister_.persist(a.id, own_.persisted(a.id));
-      inbox_.complete(a.id);
-      engine_.gate.agree_end(a.orders.end);
-      engine_.gate.count([&](Stats& stats) { stats.complete_step = a.id.step; });
-    }
-    own_.announce(a);
-  }
-  void perform(const protocol::NoteDeath& a) { losses_.note(a); }
-  void perform(const protocol::ReportLost& a) { losses_.report(a); }
-  void perform(const protocol::Prune& a) { persister_.all_on_disk(a.older_than); }
-  void perform(const protocol::RemoveVault&) { finisher_.remove_vault(); }
-  void perform(const protocol::Refuse& a) { refused(a); }
-  void perform(const protocol::Reached& a) { engine_.report.reach(a.point, a.id); }
+  struct Perform;  ///< Turns an action into the call of its part (driver.cpp).
 
   Engine& engine_;
   std::deque<protocol::Event> events_;
@@ -121,6 +74,7 @@ class Driver {
   Inbox inbox_;
   Lender lender_;
   Restorer restorer_;
+  Decisions decisions_;
   Losses losses_;
   Listener listener_;
   Finisher finisher_;

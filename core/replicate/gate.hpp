@@ -41,9 +41,9 @@ struct Patience {
   std::function<void(std::uint32_t times)> waited;
 };
 
-/// The place where the trainer's thread and the engine meet, with the only mutex between them. The
-/// gate decides what the trainer may do now, and wakes the trainer when that changes. A call blocks
-/// only if its comment says that the trainer waits.
+/// The place where the trainer's thread waits for the engine. The gate decides what the trainer may
+/// do now, and wakes the trainer when that changes. A call blocks only if its comment says that the
+/// trainer waits.
 /// Threads: any.
 class TrainerGate {
  public:
@@ -108,7 +108,7 @@ class TrainerGate {
   [[nodiscard]] std::set<int> apart() const;
 
  private:
-  void change(int TrainerGate::* counter, int by);
+  void change(int TrainerGate::*counter, int by);
   void rethrow_loss() const MESHSTAGE_REQUIRES(mutex_);
   void require_recovered(const char* what) const MESHSTAGE_REQUIRES(mutex_);
   /// Leaves the mutex for each call of `patience.waited`, by `lock`: the analysis does not know

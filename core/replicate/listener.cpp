@@ -35,6 +35,22 @@ void Listener::listen(ControlLinks& links, bool bridge) {
            }});
 }
 
+void Listener::connect(const protocol::Connect& action) {
+  verifier_.connect(
+      action.peers,
+      [this] {
+        if (const auto links = engine_.bridge.links()) listen(*links, true);
+        engine_.feed(protocol::Connected{});
+      },
+      [this, peers = action.peers](ErrorKind, const std::string& why) {
+        std::string ranks;
+        for (const int peer : peers) ranks += " " + std::to_string(peer);
+        losses_.lose(-1, ErrorKind::kPeerLost,
+                     "rank " + std::to_string(engine_.rank) +
+                         " cannot connect to what has its images, rank" + ranks + ": " + why);
+      });
+}
+
 void Listener::hear(int from, std::span<const std::byte> received) {
   const auto message = protocol::without_digest(received);
   if (!message) {

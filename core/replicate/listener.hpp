@@ -4,8 +4,10 @@
 #include <span>
 
 #include <meshstage/core/comm/control_links.hpp>
+#include <meshstage/core/protocol/actions.hpp>
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/losses.hpp>
+#include <meshstage/core/replicate/verifier.hpp>
 
 namespace meshstage::replicate {
 
@@ -14,17 +16,22 @@ namespace meshstage::replicate {
 /// Threads: the loop's.
 class Listener {
  public:
-  Listener(Engine& engine, Losses& losses) : engine_(engine), losses_(losses) {}
+  Listener(Engine& engine, Verifier& verifier, Losses& losses)
+      : engine_(engine), verifier_(verifier), losses_(losses) {}
 
   /// From now on what these links bring comes to the loop. `bridge`: a goodbye says only that what
   /// was fetched is there. Threads: any.
   void listen(ControlLinks& links, bool bridge);
+  /// Has the bridges connected that a recovery needs, listens to them and feeds Connected. If that
+  /// fails, the generation ends.
+  void connect(const protocol::Connect& action);
 
  private:
   void hear(int from, std::span<const std::byte> received);
   void check_generation(const char* what, int from, std::uint64_t generation) const;
 
   Engine& engine_;
+  Verifier& verifier_;
   Losses& losses_;
 };
 

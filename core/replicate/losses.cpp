@@ -5,11 +5,11 @@
 
 #include <meshstage/core/comm/generation.hpp>
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/generation/number.hpp>
 
 namespace meshstage::replicate {
-Losses::Losses(Engine& engine, StoreWorker& store, OwnStep& own, Persister& persister)
-    : engine_(engine), store_(store), own_(own), persister_(persister) {}
+
+Losses::Losses(Engine& engine, StoreWorker& store, Slots& slots, OwnStep& own, Persister& persister)
+    : engine_(engine), store_(store), slots_(slots), own_(own), persister_(persister) {}
 
 void Losses::enter() {
   losing_ = false;
@@ -78,6 +78,12 @@ void Losses::lose(int peer, ErrorKind kind, std::string why) {
       });
 }
 
+void Losses::lose_in_transfer(int peer, ErrorKind kind, std::string why) {
+  // A rank that has finished closes its groups, perhaps before this rank hears that all ranks have
+  // finished. Every step is decided by then, so that is no loss. The links still tell a death.
+  if (!engine_.state.wants_finish) lose(peer, kind, std::move(why));
+}
+
 void Losses::note(const protocol::NoteDeath& action) {
   store_.ask("noting a death",
              noting_cause(engine_.options.job, action.generation, {action.rank, action.why}),
@@ -87,35 +93,6 @@ void Losses::note(const protocol::NoteDeath& action) {
                engine_.report.warn("cannot note the death of rank " + std::to_string(rank) + ": " +
                                    text_of(answer.error));
              });
-}
-
-/// The root's question of rule 12. A Store that does not answer costs steps, not the job: each step
-/// fails, with a warning, well before the trainer's deadline.
-void Losses::ask_store(const protocol::AskStore& action) {
-  const Deadline by =
-      Deadline::after(engine_.state.mode == protocol::Mode::kReady ? engine_.options.deadline / 4
-                                                                   : engine_.options.deadline);
-  store_.ask(
-      "asking the Store whether " + generation_text(engine_.present) + " is the newest",
-      looking_for_newer(engine_.options.job, engine_.generation, action), by,
-      [this, generation = engine_.present, id = action.id](const StoreWorker::Answer& answer) {
-        using Found = protocol::StoreAnswered::Found;
-        if (generation != engine_.present) return;
-        protocol::StoreAnswered event{id};
-        if (const auto fenced = fenced_by(answer.error)) {
-          event.found = Found::kFenced;
-          event.why = *fenced;
-        } else if (answer.error && engine_.state.mode != protocol::Mode::kReady) {
-          return engine_.lose_store("cannot ask the Store: " + text_of(answer.error));
-        } else if (answer.error) {
-          event.found = Found::kNothing;
-          event.why = text_of(answer.error);
-        } else if (answer.value) {
-          event.found = Found::kSuperseded;
-          event.why = *answer.value;
-        }
-        engine_.feed(event);
-      });
 }
 
 void Losses::report(const protocol::ReportLost& action) {
@@ -134,6 +111,36 @@ void Losses::report(const protocol::ReportLost& action) {
   persister_.lose(error);
   engine_.generation.abort(error);
   engine_.bridge.abort(error);
+}
+
+void Losses::abort_transfers() {
+  const auto cause = Loss{ErrorKind::kPeerLost, -1, "the generation broke"}.error();
+  if (engine_.generation.data) engine_.generation.data->abort(cause);
+  engine_.bridge.abort(cause);
+  slots_.forget_waiting();
+}
+
+void Losses::failed(const std::exception_ptr& failure) noexcept {
+  if (engine_.present == 0) return;
+  try {
+    const std::string why =
+        "rank " + std::to_string(engine_.rank) + " cannot go on: " + text_of(failure);
+    engine_.report.warn(why);
+    if (engine_.state.mode == protocol::Mode::kFinished) {
+      engine_.report.warn("the vault stays in " + engine_.options.vault_directory.string());
+    } else {
+      engine_.feed(protocol::Broken{-1, ErrorKind::kPeerLost, why});
+    }
+  } catch (...) {  // NOLINT(bugprone-empty-catch): what follows needs no memory
+  }
+  if (engine_.state.mode == protocol::Mode::kFinished) return engine_.gate.finished();
+  if (engine_.gate.is_lost()) return;
+  // A transition ended half way, or there is no memory for words.
+  engine_.state.mode = protocol::Mode::kBroken;
+  engine_.gate.lose_without_memory();
+  own_.lose(failure);
+  persister_.lose(failure);
+  engine_.generation.abort(failure);
 }
 
 }  // namespace meshstage::replicate

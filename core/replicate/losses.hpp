@@ -1,22 +1,25 @@
 #pragma once
+#include <exception>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include <meshstage/core/comm/control_links.hpp>
 #include <meshstage/core/protocol/actions.hpp>
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/own_step.hpp>
 #include <meshstage/core/replicate/persister.hpp>
+#include <meshstage/core/replicate/slots.hpp>
 #include <meshstage/core/replicate/store_worker.hpp>
 
 namespace meshstage::replicate {
 
 /// Why a generation ends: takes the signs of a death, finds its cause in the Store, and gives the
-/// loss to the parts that wait. Asks the Store, too, whether this generation is still the newest.
+/// loss to the parts that wait.
 /// Threads: the loop's.
 class Losses {
  public:
-  Losses(Engine& engine, StoreWorker& store, OwnStep& own, Persister& persister);
+  Losses(Engine& engine, StoreWorker& store, Slots& slots, OwnStep& own, Persister& persister);
 
   /// A generation begins: it has no loss.
   void enter();
@@ -25,17 +28,25 @@ class Losses {
 
   /// Engine::lose.
   void lose(int peer, ErrorKind kind, std::string why);
-  /// This rank itself ends the generation, and throws an error of that kind: the Store is lost, or
-  /// this process is fenced.
-  void lose_itself(ErrorKind kind, std::string why);
+  /// Engine::lose_in_transfer.
+  void lose_in_transfer(int peer, ErrorKind kind, std::string why);
+  /// Engine::lose_store and lose_vault: this rank itself ends the generation. Its calls throw an
+  /// IoError or Fenced.
+  void lose_store(std::string why) { lose_itself(ErrorKind::kIo, std::move(why)); }
+  void lose_vault(std::string why) { lose_itself(ErrorKind::kFenced, std::move(why)); }
   /// ControlHandlers::on_lost.
   void lost_link(int peer, LostReason reason, const std::string& detail);
 
   void note(const protocol::NoteDeath& action);
   void report(const protocol::ReportLost& action);
-  void ask_store(const protocol::AskStore& action);
+  /// The generation broke: aborts its groups and bridges, and no part waits for a slot any more.
+  void abort_transfers();
+  /// Gets an exception that no part expects, perhaps from the middle of a transition. Ends the
+  /// generation for this rank and all others; the next generation reads everything anew.
+  void failed(const std::exception_ptr& failure) noexcept;
 
  private:
+  void lose_itself(ErrorKind kind, std::string why);
   /// What this rank throws where it ended the generation itself.
   struct OwnEnd {
     ErrorKind kind;
@@ -43,6 +54,7 @@ class Losses {
   };
   Engine& engine_;
   StoreWorker& store_;
+  Slots& slots_;
   OwnStep& own_;
   Persister& persister_;
   bool losing_ = false;            ///< The Store was asked for the cause of a death.

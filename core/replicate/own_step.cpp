@@ -149,15 +149,27 @@ void OwnStep::announce(const protocol::Announce& action) {
   settle(*job);
 }
 
-bool OwnStep::refuse(const protocol::Refuse& action) {
-  if (!pending_) return false;
+void OwnStep::refuse(const protocol::Refuse& action) {
+  using Reason = protocol::Refuse::Reason;
+  switch (action.reason) {
+    case Reason::kBusy:
+    case Reason::kNotReady:
+    case Reason::kNotAbove:
+      return refuse_request(action.why);
+    case Reason::kMalformed:
+      return engine_.report.warn("refused: " + action.why);
+    case Reason::kStale:
+      return engine_.report.info("ignored: " + action.why);
+  }
+}
+
+void OwnStep::refuse_request(const std::string& why) {
+  if (!pending_) return engine_.report.warn(why);
   const auto job = std::exchange(pending_, nullptr);
   // The generation may have broken after stage() checked it.
   const auto loss = engine_.gate.loss();
-  job->accepted.set_error(
-      loss ? loss->error()
-           : std::make_exception_ptr(InvalidState("stage() refused: " + action.why)));
-  return true;
+  job->accepted.set_error(loss ? loss->error()
+                               : std::make_exception_ptr(InvalidState("stage() refused: " + why)));
 }
 
 void OwnStep::settle(StageJob& job) {

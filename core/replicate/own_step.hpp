@@ -34,9 +34,9 @@ class OwnStep {
   void check_copy(const protocol::CheckCopy& action);
   /// The promise behind that step's Staging::persisted().
   [[nodiscard]] Promise<DiskOutcome> persisted(ImageId id) const;
-  /// Called when the protocol refuses an event. False if no request of the trainer waits for an
-  /// answer.
-  [[nodiscard]] bool refuse(const protocol::Refuse& action);
+  /// Called when the protocol refuses an event. If that is the trainer's request, stage() throws.
+  /// Every other event only gives a line of the log.
+  void refuse(const protocol::Refuse& action);
 
   /// Called when the generation broke: the step's Staging throws the loss. Copying goes on.
   void lose(const std::exception_ptr& loss);
@@ -47,6 +47,7 @@ class OwnStep {
 
  private:
   void copy(const std::shared_ptr<StageJob>& job, const ImageIdentity& identity);
+  void refuse_request(const std::string& why);
   /// Ends a step that will not be written: staged() throws the error, or returns because nothing
   /// was read.
   void fail(StageJob& job, const std::exception_ptr& error);

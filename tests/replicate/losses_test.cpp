@@ -1,5 +1,11 @@
 // Why a generation ends: the part `losses` alone, and `listener`, which brings it lost links.
+#include <exception>
+#include <memory>
+#include <new>
+#include <stop_token>
 #include <string>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include <meshstage/core/comm/generation.hpp>
@@ -16,12 +22,11 @@ using namespace meshstage;
 using namespace std::chrono_literals;
 using protocol::Broken;
 using protocol::Mode;
-using protocol::StoreAnswered;
 using test::InProcessJob;
 using test::PartBench;
 using test::PlayedLinks;
+using test::PlayedPeers;
 using test::soon;
-using Found = StoreAnswered::Found;
 
 constexpr auto kGeneration = PartBench::kGeneration;
 
@@ -85,39 +90,6 @@ TEST_CASE("losses: which ends of links are a loss, and whose") {
   CHECK(bench.nothing_fed());  // every rank has finished
 }
 
-TEST_CASE("losses: the root's question has each of its answers") {
-  InProcessJob job(1);
-  PartBench bench(job.options(0));
-  const ImageId id{kGeneration, 5};
-  const auto claim = [&](std::uint64_t number, const std::string& launch) {
-    job.store()->set(test::claim_key(InProcessJob::kName, number), "1 " + launch + " 0 options",
-                     soon());
-  };
-  const auto ask = [&] {
-    bench.in_loop([&] { bench.losses.ask_store({id, true}); });
-    return bench.next();
-  };
-  bench.in_loop([&] { bench.engine.state.mode = Mode::kReady; });
-  claim(kGeneration, "first");
-  CHECK(ask().as<StoreAnswered>().found == Found::kNewest);
-  CHECK(replicate::read_notes(*job.store(), InProcessJob::kName, soon()).complete == id);
-
-  bench.store->fail();
-  const auto unanswered = ask();
-  CHECK(unanswered.as<StoreAnswered>().found == Found::kNothing);
-  CHECK_THAT(unanswered.as<StoreAnswered>().why, contains_text("the store is gone"));
-  bench.in_loop([&] { bench.engine.state.mode = Mode::kRecovering; });
-  CHECK_THAT(ask().called, contains_text("lose_store: cannot ask the Store"));
-  bench.store->go_on();
-
-  claim(kGeneration + 1, "first");
-  CHECK(ask().as<StoreAnswered>().found == Found::kSuperseded);
-  claim(kGeneration + 2, "second");
-  const auto fenced = ask();
-  CHECK(fenced.as<StoreAnswered>().found == Found::kFenced);
-  CHECK_THAT(fenced.as<StoreAnswered>().why, contains_text("second"));
-}
-
 TEST_CASE("losses: the trainer throws the loss, and names who died or why this rank must end") {
   InProcessJob job(3);
   PartBench bench(job.options(0));
@@ -133,9 +105,96 @@ TEST_CASE("losses: the trainer throws the loss, and names who died or why this r
   const auto replaced = reported({0, ErrorKind::kPeerLost, "was silent"});
   CHECK(replaced.kind == ErrorKind::kFenced);
   CHECK_THAT(replaced.why, contains_text("end this process"));
-  bench.in_loop([&] { bench.losses.lose_itself(ErrorKind::kIo, "no Store"); });
+  bench.in_loop([&] { bench.losses.lose_store("no Store"); });
   CHECK(bench.next().as<Broken>().rank == 0);
   CHECK(reported({0, ErrorKind::kPeerLost, "no Store"}).kind == ErrorKind::kIo);
+}
+
+TEST_CASE("losses: this rank ends the generation without its Store, or without its vault") {
+  InProcessJob job(1);
+  PartBench bench(job.options(0));
+  bench.in_loop([&] { bench.losses.lose_store("no Store"); });
+  CHECK(bench.next().as<Broken>().why == "no Store");
+  bench.in_loop([&] { bench.losses.lose_vault("pid 7 has it"); });
+  CHECK(bench.next().as<Broken>().why == "was fenced: pid 7 has it");
+  bench.in_loop([&] { bench.losses.report({0, ErrorKind::kPeerLost, "was fenced"}); });
+  CHECK(bench.engine.gate.loss()->kind == ErrorKind::kFenced);
+  CHECK(bench.engine.gate.loss()->why == "pid 7 has it");
+}
+
+TEST_CASE("losses: a transfer that ends is a loss until this rank has called finish()") {
+  InProcessJob job(2);
+  PartBench bench(job.options(0));
+  const bool finishing = GENERATE(false, true);
+  bench.in_loop([&] {
+    bench.engine.state.wants_finish = finishing;
+    bench.losses.lose_in_transfer(1, ErrorKind::kPeerLost, "closed its group");
+  });
+  if (!finishing) CHECK(bench.next().as<Broken>().why == "closed its group");
+  CHECK(bench.nothing_fed());
+}
+
+TEST_CASE("losses: when the generation broke, transfers end and nothing waits for a slot") {
+  InProcessJob job(2);
+  PartBench bench(job.options(0));
+  PlayedPeers peers(job, bench, {1});
+  std::vector<std::byte> memory(8);
+  const auto transfer = bench.engine.generation.data->receive(1, 0, memory);
+  const auto cause = [&] {
+    try {
+      transfer->wait(soon());
+      return std::string("it came");
+    } catch (const PeerLost& e) {
+      return e.message();
+    }
+  };
+  bool free = false, again = false;
+  bench.in_loop([&] {
+    bench.slots.when_free([&] { return std::exchange(again, true) && free; });
+    bench.losses.abort_transfers();
+    free = true;
+    again = false;
+    bench.slots.retry();
+  });
+  CHECK(cause() == "the generation broke");
+  CHECK_FALSE(again);
+}
+
+TEST_CASE("losses: what no part expects ends the generation for every rank, or else for this one") {
+  InProcessJob job(1);
+  PartBench bench(job.options(0));
+  const auto fail = [&] {
+    bench.in_loop([&] { bench.losses.failed(std::make_exception_ptr(std::bad_alloc())); });
+  };
+  SECTION("the protocol ends it") {
+    bench.on_fed = [&](const protocol::Event& event) {
+      bench.losses.report({-1, ErrorKind::kPeerLost, std::get<Broken>(event).why});
+    };
+    fail();
+    CHECK_THAT(bench.next().as<Broken>().why, contains_text("rank 0 cannot go on: "));
+    CHECK(bench.logs("rank 0 cannot go on: "));
+    CHECK_THAT(bench.engine.gate.loss()->why, contains_text("rank 0 cannot go on: "));
+    CHECK(bench.engine.state.mode != Mode::kBroken);  // the protocol's to set, which none plays
+  }
+  SECTION("a transition had begun, so the event does not come to the protocol") {
+    fail();
+    CHECK(bench.next().as<Broken>().rank == -1);
+    CHECK(bench.engine.gate.is_lost());
+    CHECK(bench.engine.state.mode == Mode::kBroken);
+  }
+  SECTION("the job has finished: finish() returns, and the vault stays") {
+    bench.in_loop([&] { bench.engine.state.mode = Mode::kFinished; });
+    fail();
+    bench.engine.gate.wait_finished(soon());
+    CHECK(bench.logs("the vault stays in /vault"));
+    CHECK_FALSE(bench.engine.gate.is_lost());
+  }
+  SECTION("outside a generation there is nothing to end") {
+    bench.in_loop([&] { bench.engine.present = 0; });
+    fail();
+    CHECK_FALSE(bench.engine.gate.is_lost());
+  }
+  CHECK(bench.nothing_fed());
 }
 
 TEST_CASE("listener: whole messages of this generation are events, others are refused") {
@@ -179,4 +238,29 @@ TEST_CASE("listener: a lost link is a loss, the goodbye of a bridge is none") {
   bench.engine.scope.close();
   links.handlers.on_lost(1, LostReason::kEndOfFile, "end of file");
   CHECK(bench.nothing_fed());
+}
+
+TEST_CASE("listener: bridges are listened to once they are there; without them nothing goes on") {
+  InProcessJob job(4);
+  PartBench bench(job.options(0));
+  const auto links = std::make_shared<PlayedLinks>(std::vector<int>{3});
+  const bool fails = GENERATE(false, true);
+  bench.engine.generation.connect_pairs = [&](const auto& peers, Deadline, std::stop_token) {
+    if (fails || peers != std::vector<int>{3}) throw Timeout("nobody there");
+    return Pairs{links, nullptr};
+  };
+  bench.in_loop([&] { bench.listener.connect({{3}}); });
+  const auto fed = bench.next();
+  if (fails) {
+    CHECK(fed.as<Broken>().rank == -1);
+    CHECK_THAT(fed.as<Broken>().why,
+               contains_text("rank 0 cannot connect to what has its images, rank 3: "));
+    CHECK_THAT(fed.as<Broken>().why, contains_text("nobody there"));
+    return;
+  }
+  (void)fed.as<protocol::Connected>();
+  links->handlers.on_lost(3, LostReason::kClosed, "");  // it has what it fetched
+  CHECK(bench.nothing_fed());
+  links->handlers.on_lost(3, LostReason::kEndOfFile, "end of file");
+  CHECK(bench.next().as<Broken>().rank == 3);
 }

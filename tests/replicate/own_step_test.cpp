@@ -146,18 +146,16 @@ TEST_CASE("own_step: a request that the protocol refuses, or that failed already
   InProcessJob job(2);
   StepBench bench(job.options(0));
   TrainerStep step(5);
-  bool refused = false;
   const protocol::Refuse refusal{protocol::Refuse::Reason::kNotAbove, "5 is not above 5"};
   SECTION("it is refused") {
     const bool lost = GENERATE(false, true);
     if (lost) bench.engine.gate.lose({ErrorKind::kPeerLost, 1, "rank 1 died"});
-    bench.answer = [&](ImageId) { refused = bench.own.refuse(refusal); };
+    bench.answer = [&](ImageId) { bench.own.refuse(refusal); };
     if (lost) {
       bench.in_loop([&] { bench.own.request(step.job); });
     } else {
       bench.request(step);
     }
-    CHECK(refused);
     if (lost) (void)bench.next().as<StageRequested>();
     CHECK(error_of(step.accepted) == (lost ? ErrorKind::kPeerLost : ErrorKind::kInvalidState));
   }
@@ -179,6 +177,23 @@ TEST_CASE("own_step: a request that the protocol refuses, or that failed already
     CHECK(error_of(step.accepted) == ErrorKind::kCancelled);
   }
   // No request is left that an answer could be for.
-  bench.in_loop([&] { CHECK_FALSE(bench.own.refuse(refusal)); });
+  bench.in_loop([&] { bench.own.refuse(refusal); });
+  CHECK(bench.logs("5 is not above 5"));
   CHECK(bench.nothing_fed());
+}
+
+TEST_CASE("own_step: a message that is refused is no answer to the trainer's request") {
+  InProcessJob job(2);
+  StepBench bench(job.options(0));
+  TrainerStep step(5);
+  bench.answer = [&](ImageId id) {
+    bench.own.refuse({protocol::Refuse::Reason::kMalformed, "an Offer of nobody"});
+    bench.own.refuse({protocol::Refuse::Reason::kStale, "a Yes of step 4"});
+    bench.own.write({0, id, kNoImage, {}});
+  };
+  bench.request(step);
+  step.accepted.get(soon());
+  CHECK(bench.next().as<OwnSealed>().id == kStep);
+  CHECK(bench.logs("refused: an Offer of nobody"));
+  CHECK(bench.logs("ignored: a Yes of step 4"));
 }

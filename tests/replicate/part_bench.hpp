@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <meshstage/core/os/faulty_file_system.hpp>
+#include <meshstage/core/replicate/decisions.hpp>
 #include <meshstage/core/replicate/finisher.hpp>
 #include <meshstage/core/replicate/inbox.hpp>
 #include <meshstage/core/replicate/lender.hpp>
@@ -209,8 +210,9 @@ class PartBench {
   replicate::Inbox inbox{engine, slots, streams, verifier};
   replicate::Lender lender{engine, streams, verifier};
   replicate::Restorer restorer{engine, store_worker, verifier, streams, inbox};
-  replicate::Losses losses{engine, store_worker, own, persister};
-  replicate::Listener listener{engine, losses};
+  replicate::Decisions decisions{engine, store_worker, persister, own, inbox};
+  replicate::Losses losses{engine, store_worker, slots, own, persister};
+  replicate::Listener listener{engine, verifier, losses};
   replicate::Finisher finisher{engine, store_worker, slots, streams, inbox, losses};
 
  private:
