@@ -84,10 +84,10 @@ void send_image(const Link& link, std::span<const std::byte> image, const Shape&
     return block && *block < offered.held.size() &&
            stays(offered.held[*block], offered.mine(*block));
   };
-  Outgoing all{pieces.size(), {}, [&](std::size_t i, std::size_t) {
-                 wait_final(pieces[i].offset + pieces[i].bytes);
-                 return place_of(image, shape, pieces[i]);
-               }};
+  PieceSource all{pieces.size(), {}, [&](std::size_t i, std::size_t) {
+                    wait_final(pieces[i].offset + pieces[i].bytes);
+                    return place_of(image, shape, pieces[i]);
+                  }};
   if (!offered.held.empty()) {
     all.stays = [&](std::size_t i) {
       if (!is_there(pieces[i])) return false;
@@ -103,13 +103,13 @@ void drain_image(const Link& link, const Shape& shape, bool masked) {
   std::uint64_t largest = 0;
   for (const auto& piece : pieces) largest = std::max(largest, piece.bytes);
   std::vector<std::vector<std::byte>> memory(places(link));
-  Incoming all{pieces.size(),
-               [&](std::size_t i, std::size_t place) {
-                 memory[place].resize(largest);  // no other piece in flight has this place
-                 return std::span(memory[place]).first(pieces[i].bytes);
-               },
-               {},
-               {}};
+  PieceTarget all{pieces.size(),
+                  [&](std::size_t i, std::size_t place) {
+                    memory[place].resize(largest);  // no other piece in flight has this place
+                    return std::span(memory[place]).first(pieces[i].bytes);
+                  },
+                  {},
+                  {}};
   if (masked) all.stayed = [](std::size_t) {};
   receive(link, all);
 }
@@ -172,10 +172,10 @@ ImageInfo receive_image(const Link& link, std::span<std::byte> image, const Shap
   };
   // Blocks are digested while later ones are still on their way. Nothing is judged before every
   // piece has come: the sender's stream must end at a piece's end, whatever is wrong with it.
-  Incoming all{pieces.size(),
-               [&](std::size_t i, std::size_t) { return place_of(image, shape, pieces[i]); },
-               [&](std::size_t i, std::size_t) { came(pieces[i]); },
-               {}};
+  PieceTarget all{pieces.size(),
+                  [&](std::size_t i, std::size_t) { return place_of(image, shape, pieces[i]); },
+                  [&](std::size_t i, std::size_t) { came(pieces[i]); },
+                  {}};
   if (holding.masked) all.stayed = [&](std::size_t i) { stayed(pieces[i]); };
   receive(link, all);
   holding.kept_bytes += kept_bytes;

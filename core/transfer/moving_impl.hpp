@@ -9,25 +9,25 @@
 /// several connections each by the first one that has room (striped_impl.hpp).
 namespace meshstage::transfer {
 
-/// The sender's side. Over several connections, several threads call the functions at once, each
-/// for other pieces.
-struct Outgoing {
+/// Where the sender gets its pieces. Over several connections, several threads call the functions
+/// at once, each for other pieces.
+struct PieceSource {
   std::size_t pieces = 0;
   /// Blocks until the piece is final, and returns whether it stays. Null: no piece stays, and the
   /// receiver knows that.
   std::function<bool(std::size_t piece)> stays;
   /// Blocks until the piece is final. `place` is below places() and differs for all pieces in
   /// flight, so it can choose the memory of a piece.
-  std::function<std::span<const std::byte>(std::size_t piece, std::size_t place)> source;
+  std::function<std::span<const std::byte>(std::size_t piece, std::size_t place)> bytes;
 };
 
-/// The receiver's side. Threads: as Outgoing.
-struct Incoming {
+/// Where the receiver puts the pieces. Threads: as PieceSource.
+struct PieceTarget {
   std::size_t pieces = 0;
-  std::function<std::span<std::byte>(std::size_t piece, std::size_t place)> target;
+  std::function<std::span<std::byte>(std::size_t piece, std::size_t place)> memory;
   std::function<void(std::size_t piece, std::size_t place)> came;  ///< Null: nothing to do.
   /// Called for a piece that was not sent. Null: the peer sends every piece. Null here if and only
-  /// if Outgoing::stays is null there.
+  /// if PieceSource::stays is null there.
   std::function<void(std::size_t piece)> stayed;
 };
 
@@ -41,7 +41,7 @@ struct Incoming {
 /// Both block until all pieces have left, or have come. One thread at a time calls Link::on_piece,
 /// with the number of pieces that have left or come. Throw what the functions throw, and what
 /// Transfer::wait_while_moving throws.
-void send(const Link& link, const Outgoing& outgoing);
-void receive(const Link& link, const Incoming& incoming);
+void send(const Link& link, const PieceSource& source);
+void receive(const Link& link, const PieceTarget& target);
 
 }  // namespace meshstage::transfer

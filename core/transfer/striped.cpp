@@ -167,8 +167,8 @@ class Lane {
 /// The sender's side of one connection.
 class Sender : private Lane {
  public:
-  Sender(const Link& link, const Outgoing& outgoing, End& end, unsigned connection)
-      : Lane(link, end, connection), outgoing_(outgoing) {}
+  Sender(const Link& link, const PieceSource& source, End& end, unsigned connection)
+      : Lane(link, end, connection), source_(source) {}
 
   void run() {
     bool more = true;
@@ -180,7 +180,7 @@ class Sender : private Lane {
         const auto next = end_.take();
         more = next.has_value();
         if (!more) break;
-        if (outgoing_.stays && outgoing_.stays(*next)) {
+        if (source_.stays && source_.stays(*next)) {
           staying.push_back(static_cast<std::uint32_t>(*next));
           end_.done();
         } else {
@@ -213,7 +213,7 @@ class Sender : private Lane {
   }
   void post(std::optional<std::size_t> piece, std::span<const std::uint32_t> staying) {
     if (!piece) return post_note(kNoPiece, staying);
-    const auto bytes = outgoing_.source(*piece, next_place());
+    const auto bytes = source_.bytes(*piece, next_place());
     post_note(static_cast<std::uint32_t>(*piece), staying);
     flying_.back().sent = group_.send(link_.peer, link_.tag, bytes);
   }
@@ -226,15 +226,15 @@ class Sender : private Lane {
     if (piece) end_.done();
   }
 
-  const Outgoing& outgoing_;
+  const PieceSource& source_;
   std::deque<Flying> flying_;
 };
 
 /// The receiver's side of one connection.
 class Receiver : private Lane {
  public:
-  Receiver(const Link& link, const Incoming& incoming, End& end, unsigned connection)
-      : Lane(link, end, connection), incoming_(incoming) {}
+  Receiver(const Link& link, const PieceTarget& target, End& end, unsigned connection)
+      : Lane(link, end, connection), target_(target) {}
 
   void run() {
     for (unsigned i = 0; i < kDepth; ++i) expect_note();
@@ -271,42 +271,42 @@ class Receiver : private Lane {
     if (note.staying() > Note::kMostStaying) throw end_.nonsense("a note of no sense");
     for (std::size_t i = 0; i < note.staying(); ++i) {
       const auto piece = end_.name(note.stays(i));
-      if (!incoming_.stayed) throw end_.nonsense("not all of an image that is not here");
-      incoming_.stayed(piece);
+      if (!target_.stayed) throw end_.nonsense("not all of an image that is not here");
+      target_.stayed(piece);
       end_.done();
     }
     if (note.piece() == kNoPiece) return;
     const auto piece = end_.name(note.piece());
     while (flying_.size() >= kDepth) finish_oldest();
     const auto place = next_place();
-    auto came = group_.receive(link_.peer, link_.tag, incoming_.target(piece, place));
+    auto came = group_.receive(link_.peer, link_.tag, target_.memory(piece, place));
     flying_.push_back({piece, place, std::move(came)});
   }
   void finish_oldest() {
     const auto& oldest = flying_.front();
     oldest.came->wait_while_moving(link_.stall);
-    if (incoming_.came) incoming_.came(oldest.piece, oldest.place);
+    if (target_.came) target_.came(oldest.piece, oldest.place);
     flying_.pop_front();
     end_.done();
   }
 
-  const Incoming& incoming_;
+  const PieceTarget& target_;
   std::deque<Expected> notes_;
   std::deque<Flying> flying_;
 };
 
 }  // namespace
 
-void send_striped(const Link& link, const Outgoing& outgoing) {
-  if (outgoing.pieces == 0) return;
-  End end(link, outgoing.pieces);
-  over_all(link, [&](unsigned i) { Sender(link, outgoing, end, i).run(); });
+void send_striped(const Link& link, const PieceSource& source) {
+  if (source.pieces == 0) return;
+  End end(link, source.pieces);
+  over_all(link, [&](unsigned i) { Sender(link, source, end, i).run(); });
 }
 
-void receive_striped(const Link& link, const Incoming& incoming) {
-  if (incoming.pieces == 0) return;
-  End end(link, incoming.pieces);
-  over_all(link, [&](unsigned i) { Receiver(link, incoming, end, i).run(); });
+void receive_striped(const Link& link, const PieceTarget& target) {
+  if (target.pieces == 0) return;
+  End end(link, target.pieces);
+  over_all(link, [&](unsigned i) { Receiver(link, target, end, i).run(); });
   end.check_all_came();
 }
 

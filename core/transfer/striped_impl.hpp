@@ -32,7 +32,7 @@ inline constexpr unsigned kDepth = 4;
 /// of pieces that have left or come. Any error first aborts the link's group. Throw what the
 /// functions throw, what Transfer::wait_while_moving throws, and PeerLost if the peer's notes make
 /// no sense.
-void send_striped(const Link& link, const Outgoing& outgoing);
-void receive_striped(const Link& link, const Incoming& incoming);
+void send_striped(const Link& link, const PieceSource& source);
+void receive_striped(const Link& link, const PieceTarget& target);
 
 }  // namespace meshstage::transfer

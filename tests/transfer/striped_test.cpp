@@ -118,14 +118,14 @@ struct Numbers {
   explicit Numbers(std::size_t pieces) : sent(pieces), received(pieces) {
     std::iota(sent.begin(), sent.end(), std::uint64_t{1000});
   }
-  [[nodiscard]] Outgoing outgoing() {
+  [[nodiscard]] PieceSource source() {
     return {sent.size(), {}, [this](std::size_t i, std::size_t place) {
               const MutexLock lock(mutex);
               sent_from[place].insert(std::this_thread::get_id());
               return std::as_bytes(std::span(sent)).subspan(i * 8, 8);
             }};
   }
-  [[nodiscard]] Incoming incoming() {
+  [[nodiscard]] PieceTarget target() {
     return {received.size(),
             [this](std::size_t i, std::size_t place) {
               const MutexLock lock(mutex);
@@ -175,14 +175,14 @@ TEST_CASE("a slow connection holds no other one up, and pieces arrive in any ord
   std::vector<std::uint64_t> told;
   // Bytes move over the fast one, so nobody is silent, and then the slow one is let go.
   const auto errors = testing::run_ranks(2, [&](int rank) {
-    if (rank == 0) return send_striped(two.link(0), numbers.outgoing());
+    if (rank == 0) return send_striped(two.link(0), numbers.source());
     Link link = two.link(1);
     link.on_piece = [&](std::uint64_t i, std::uint64_t of) {
       told.push_back(i);
       CHECK(of == kPieces);
       if (i == kPieces - kDepth) slow.open();
     };
-    receive_striped(link, numbers.incoming());
+    receive_striped(link, numbers.target());
   });
   CHECK(errors == std::vector<std::string>(2));
   CHECK(numbers.received == numbers.sent);
@@ -213,8 +213,8 @@ TEST_CASE("a peer is silent when nothing moves over any connection, and not befo
   two.join();
   Numbers numbers(10);
   const auto errors = testing::run_ranks(2, [&](int rank) {
-    if (rank == 0) return send_striped(two.link(0), numbers.outgoing());
-    receive_striped(two.link(1, 60ms), numbers.incoming());
+    if (rank == 0) return send_striped(two.link(0), numbers.source());
+    receive_striped(two.link(1, 60ms), numbers.target());
   });
   CHECK_THAT(errors[1], Contains("nothing moved over any connection for 60 ms"));
   CHECK_FALSE(errors[0].empty());
@@ -255,12 +255,12 @@ TEST_CASE("one connection that ends half-way ends the transfer, and all of its g
   two.join();
   Numbers numbers(kPieces);
   const auto errors = testing::run_ranks(2, [&](int rank) {
-    if (rank == 0) return send_striped(two.link(0), numbers.outgoing());
+    if (rank == 0) return send_striped(two.link(0), numbers.source());
     Link link = two.link(1);
     link.on_piece = [&](std::uint64_t i, std::uint64_t) {
       if (i == kPieces / 2) two.raw[0][gone]->close();  // as the kernel would end it
     };
-    receive_striped(link, numbers.incoming());
+    receive_striped(link, numbers.target());
   });
   CHECK_FALSE(errors[0].empty());
   CHECK_THAT(errors[1], Contains("rank 0 left the group"));
@@ -297,7 +297,7 @@ TEST_CASE("notes that make no sense end the transfer") {
     std::string error;
     const auto errors = testing::run_ranks(2, [&](int rank) {
       if (rank == 1) {
-        error = testing::error_of([&] { receive_striped(two.link(1), numbers.incoming()); });
+        error = testing::error_of([&] { receive_striped(two.link(1), numbers.target()); });
         return over.open();
       }
       std::vector<std::unique_ptr<Transfer>> posted;
