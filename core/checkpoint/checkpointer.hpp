@@ -32,25 +32,32 @@ namespace meshstage {
 ///     } catch (const ms::RejoinNeeded&) { ckpt.rejoin(); }
 ///
 /// Host memory: four times the state's bytes for each rank (two slots for own images, two for
-/// replicas of its ward), less the bytes that replicas borrow. Threads: one caller (the trainer's
-/// thread). The Checkpointer owns the engine's threads, named `ms-agent`, `ms-copy`, `ms-slots`,
-/// `ms-store`, `ms-verify`, `ms-persist`, `ms-log`, `ms-send` and one `ms-recv` for each data peer,
-/// up to `copy_threads` that help to copy (`mesh-copy`), and its backend's threads. While a
-/// generation is formed or a step recovered, one more thread reports how long the wait has taken.
-/// All of them end with the Checkpointer. Errors: RejoinNeeded (PeerLost or PeerSilent) ends the
-/// generation. Any call may throw it, recover() and finish() too, and so may a transfer of group().
-/// Then call rejoin() or destroy the Checkpointer; other calls throw the same error again. A person
-/// must look at all other errors. Destruction, an exception or a crash leaves the vault for the
-/// next start; only finish() removes it. After each of the three the other ranks get PeerLost, also
-/// in a barrier that some of them have not left yet. In a RejoinNeeded without rank() no rank is
-/// lost: the generation broke without a death (a damaged message), and rejoin() goes on with all
-/// ranks.
+/// replicas of its ward), less the bytes that replicas borrow.
+///
+/// Threads: one caller (the trainer's thread). The Checkpointer owns the engine's threads:
+/// `ms-agent`, `ms-copy`, `ms-slots`, `ms-store`, `ms-verify`, `ms-persist` and `ms-log`, and one
+/// `ms-send` and one `ms-recv` for each data peer. Up to `copy_threads` more help to copy
+/// (`mesh-copy`), and the backend has threads of its own. While a generation is formed or a step
+/// recovered, one more thread reports how long the wait has taken. All of them end with the
+/// Checkpointer.
+///
+/// Errors: RejoinNeeded (PeerLost or PeerSilent) ends the generation. Any call may throw it,
+/// recover() and finish() too, and so may a transfer of group(). Then call rejoin() or destroy the
+/// Checkpointer; other calls throw the same error again. A RejoinNeeded without rank() names no
+/// lost rank: the generation broke without a death (a damaged message), and rejoin() goes on with
+/// all ranks. A person must look at all other errors.
+///
+/// Only finish() removes the vault. Destruction, an exception or a crash leaves it for the next
+/// start. After each of these three the other ranks get PeerLost, also in a barrier that some of
+/// them have not left yet.
 class MESHSTAGE_API Checkpointer {
  public:
-  /// Collective. Attaches the vault and forms a generation with all ranks. Throws InvalidArgument
-  /// (options, environment), Timeout (ranks did not come, or no Store answered), InvalidState (the
-  /// ranks' world size, holders, lenders, block size or use of device_group differ; this rank's
-  /// device_group cannot be made; another start of the job is healthy), OutOfMemory.
+  /// Collective. Attaches the vault and forms a generation with all ranks. Throws:
+  /// - InvalidArgument: wrong options or environment;
+  /// - Timeout: some rank did not come, or no Store answered;
+  /// - InvalidState: the ranks' world size, holders, lenders, block size or use of device_group
+  ///   differ, this rank's device_group cannot be made, or another start of the job is healthy;
+  /// - OutOfMemory.
   explicit Checkpointer(CheckpointerOptions options);
   Checkpointer(const Checkpointer&) = delete;
   Checkpointer& operator=(const Checkpointer&) = delete;

@@ -75,10 +75,9 @@ class MESHSTAGE_API Store {
 
 /// A directory that all ranks see (a local disk for one host, a shared file system for several).
 /// One file for each key; creation is atomic by link(2), replacement by rename(2). Waiting polls,
-/// from 0.1 ms growing to 10 ms.
-/// The store makes the directory and its missing parents with mode 0700, whatever the umask. Only
-/// remove() removes files. list() passes over files that no store has written; a key whose file is
-/// a folder, a link or a pipe gives IoError.
+/// from 0.1 ms growing to 10 ms. The store makes the directory and its missing parents with mode
+/// 0700, whatever the umask. Only remove() removes files. list() passes over files that no store
+/// has written; a key whose file is a folder, a link or a pipe gives IoError.
 class MESHSTAGE_API FileStore final : public Store {
  public:
   explicit FileStore(std::filesystem::path directory);
@@ -130,9 +129,9 @@ class MESHSTAGE_API InMemoryStore final : public Store {
 ///   file:/path, or /path alone     a FileStore: a folder that every rank sees
 ///   tcp://host:port                the server `meshstage store` (tcp_store/store.hpp)
 ///   redis://[[user]:password@]host[:port][/database]   a Redis server (redis/store.hpp)
-/// Nothing else is guessed: MASTER_ADDR and MASTER_PORT are not read. Does not connect yet. Throws
-/// InvalidArgument, naming the supported forms, also for a text that can never be a host
-/// ("10.0.0.300", "my host"), and NotFound for a kind of store that this build lacks.
+/// Does not read MASTER_ADDR and MASTER_PORT. Does not connect yet. Throws InvalidArgument, which
+/// lists the supported forms, for any other text, also if its host can never be one ("10.0.0.300",
+/// "my host"). Throws NotFound for a kind of store that this build lacks.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<Store> open_store(const std::string& address);
 
 }  // namespace meshstage

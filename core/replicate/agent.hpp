@@ -49,17 +49,19 @@ class MESHSTAGE_API Agent {
 
   /// As Checkpointer::recover, stage, finish.
   Recovered recover(Value& state);
-  /// At rank 0, after a recover() that returned no id: the step of another number of ranks to go on
-  /// from, if there is one. The other ranks are told by it.
+  /// At rank 0, after a recover() that returned no id: the step of another number of ranks from
+  /// which the job goes on, if there is one. Rank 0 sends it to the other ranks.
   [[nodiscard]] protocol::OldStep old_step() const;
-  /// With Options::any_world, once the first step after a recover() that returned no id is
-  /// complete: removes what the processes of before left in memory, but not images of another
-  /// number of ranks that are newer than `recovered`, the step that the job went on from.
+  /// With CheckpointerOptions::any_world: call it when the first step after a recover() that
+  /// returned no id is complete. Removes the images that earlier processes left in memory. Keeps
+  /// images of another number of ranks if they are newer than `recovered`, the step from which the
+  /// job went on.
   void free_superseded(ImageId recovered);
   Staging stage(const Value& state, std::uint64_t step);
   /// As Checkpointer::tell_waiting.
   void tell_waiting();
-  /// As Checkpointer::wait, with the time after which the other ranks are told that this one waits.
+  /// As Checkpointer::wait. After each `length` the engine reports to the other ranks that this
+  /// rank waits.
   void wait(Staging& staging, std::chrono::milliseconds length);
   void finish();
   /// As Checkpointer::request_termination and persist_now. Threads: any.
@@ -67,8 +69,8 @@ class MESHSTAGE_API Agent {
   /// As Checkpointer::ending.
   [[nodiscard]] bool end_agreed() const;
   /// Ends the generation on every rank although no rank died. From then on every call throws
-  /// PeerLost with `why` and without a rank. The other ranks throw the same, even if they first
-  /// hear that this rank has left, because the Store names the cause. A generation that had ended
+  /// PeerLost with `why` and without a rank. The other ranks throw the same, even if they see the
+  /// end of this rank's links first, because the Store names the cause. A generation that had ended
   /// already keeps its own cause.
   void end_generation(const std::string& why);
   /// As Checkpointer::wards, held.
@@ -77,8 +79,8 @@ class MESHSTAGE_API Agent {
 
   /// Throws the generation's loss, if there is one; the loss stays until begin().
   void throw_if_lost() const;
-  /// What this rank reads for a recovery. What is shown there, by whichever thread, ends the
-  /// generation if nothing of it comes for a deadline. Threads: any.
+  /// This rank's readings for a recovery, on all threads. The generation ends if nothing of a
+  /// reading comes for a deadline. Threads: any.
   [[nodiscard]] replicate::Reads& reads() const noexcept;
   [[nodiscard]] Stats stats() const;
 

@@ -11,8 +11,9 @@
 
 namespace meshstage::replicate {
 
-/// This rank's connections to ranks that are no data peers, for one recovery's choice. Empty most
-/// of the time. Threads: any, but connect() and close() block, and not on the links' thread.
+/// This rank's connections to ranks that are no data peers, for the transfers of one recovery.
+/// Empty most of the time. Threads: any; connect() and close() block, so the links' thread must not
+/// call them.
 class Bridge {
  public:
   using Connect = std::function<Pairs(const std::vector<int>&, Deadline, std::stop_token)>;

@@ -7,9 +7,9 @@
 
 namespace meshstage {
 
-/// When a step lets go of the trainer's tensors. For each device: the event behind its copies,
-/// known as soon as the copies are issued, or when it is sure that none will be issued: then there
-/// are no events. For the CPU: when its tensors were read. Threads: any.
+/// Says when a step has read the trainer's tensors. For each device that is the event behind its
+/// copies. The events are known when all copies are issued; if none will be issued, there are no
+/// events. For the CPU it is a call of set_cpu_read(). Threads: any.
 class DevicesStaged {
  public:
   /// Sets the events. Only the first call counts.

@@ -50,7 +50,7 @@ struct Engine {
   Generation generation;
   TaskScope scope;
   Bridge bridge;
-  Reads reads;            ///< What this rank reads for the recovery; the Restorer watches it.
+  Reads reads;            ///< This rank's readings for a recovery; the Restorer watches them.
   PaceOfGeneration pace;  ///< Of the copies into the own slot.
 
   /// The loop's thread only: the number of `generation`, 0 outside one. Tasks that keep no ticket
@@ -109,7 +109,7 @@ struct Engine {
   /// see a death before the links do, and a connection may end without a death: in both cases no
   /// image can travel in this generation any more.
   void lost_in_transfer(const TaskScope::Ticket& ticket, int peer, ErrorKind kind, std::string why);
-  /// The same for what a transfer with `peer` threw, which may name another rank.
+  /// The same for the error of a transfer with `peer`. The error may name another rank.
   void lost_in_transfer(const TaskScope::Ticket& ticket, int peer, const PeerLost& error);
 };
 

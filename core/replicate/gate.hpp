@@ -87,10 +87,10 @@ class TrainerGate {
   void sending_ends() { change(&TrainerGate::sending_, -1); }
   void persisting_begins() { change(&TrainerGate::persisting_, 1); }
   void persisting_ends() { change(&TrainerGate::persisting_, -1); }
-  /// Returns true if finish() was over before. Otherwise the trainer waits until nothing is in
-  /// flight: for the outcome and for what is being sent however long that takes, for the disk as
-  /// long as one patience.
-  /// Throws InvalidState before recover() has returned, Timeout, or the loss.
+  /// Returns true if finish() was over before. Otherwise the trainer waits for the step in flight
+  /// and for images that are being sent, however long that takes. Then it waits for the disk, at
+  /// most for one patience. Throws InvalidState before recover() has returned, Timeout, or the
+  /// loss.
   [[nodiscard]] bool wait_idle(const Patience& patience);
   /// The trainer waits until every rank has finished. Throws Timeout, or the loss.
   void wait_finished(Deadline deadline);

@@ -6,7 +6,7 @@
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/identity/identity.hpp>
 
-/// What the engine keeps in the Store of a whole job, below `<job>/`:
+/// The engine's entries in the Store about a whole job, below `<job>/`:
 /// - `complete/first`: "`<generation> <step>`", a step that was complete (rule 5)
 /// - `finished`: "`<generation>`", in which all ranks called finish() and removed their vaults
 /// Threads: any. Errors: what the Store throws, and CorruptData for an entry that no rank has
@@ -16,18 +16,18 @@ namespace meshstage::replicate {
 struct JobNotes {
   /// A step that was complete; kNoImage: none was, or the job has finished since.
   ImageId complete{};
-  /// The newest generation in which the job finished; 0: it never did. What lies in memory of this
-  /// and older generations is no part of the job any more: it lay in a vault that was out of reach
-  /// when the ranks removed theirs.
+  /// The newest generation in which the job finished; 0: it never did. Images of this and older
+  /// generations do not belong to the job any more. If some are in memory, their vault was out of
+  /// reach when the ranks removed theirs.
   std::uint64_t finished = 0;
 };
 
 [[nodiscard]] JobNotes read_notes(Store& store, const std::string& job, Deadline deadline);
 /// Must return before any rank learns that `id` is complete.
 void note_complete(Store& store, const std::string& job, ImageId id, Deadline deadline);
-/// To be called once every rank removes its vault, and not before: whoever reads it forgets the
-/// images of `generation`. Notes nothing if a newer generation was claimed: that one may go on from
-/// the same images.
+/// Call it when every rank removes its vault, not before: a rank that reads the note does not use
+/// the images of `generation` any more. Notes nothing if a newer generation was claimed, because
+/// that generation may go on from the same images.
 void note_finished(Store& store, const std::string& job, std::uint64_t generation,
                    Deadline deadline);
 

@@ -11,16 +11,16 @@
 
 namespace meshstage::replicate {
 
-/// Brings what a generation's links say to the loop: peers' messages, decoded, as events, and links
-/// that are lost. The handlers of the links only post.
+/// Brings messages and lost links of a generation to the loop. The handlers of the links only post;
+/// on the loop the Listener decodes a message and feeds it as an event.
 /// Threads: the loop's.
 class Listener {
  public:
   Listener(Engine& engine, Verifier& verifier, Losses& losses)
       : engine_(engine), verifier_(verifier), losses_(losses) {}
 
-  /// From now on what these links bring comes to the loop. `bridge`: a goodbye says only that what
-  /// was fetched is there. Threads: any.
+  /// From now on messages and losses of these links come to the loop. `bridge`: a goodbye is no
+  /// loss, because the other rank closes a bridge when it has every image. Threads: any.
   void listen(ControlLinks& links, bool bridge);
   /// Has the bridges connected that a recovery needs, listens to them and feeds Connected. If that
   /// fails, the generation ends.

@@ -23,7 +23,7 @@ class Losses {
 
   /// A generation begins: it has no loss.
   void enter();
-  /// Every rank has finished: links that end from now on are in order.
+  /// Called when every rank has finished: from now on the end of a link is no loss.
   void close() { closing_ = true; }
 
   /// Engine::lose.
@@ -47,7 +47,7 @@ class Losses {
 
  private:
   void lose_itself(ErrorKind kind, std::string why);
-  /// What this rank throws where it ended the generation itself.
+  /// The error of this rank's calls after this rank itself ended the generation.
   struct OwnEnd {
     ErrorKind kind;
     std::string why;

@@ -22,8 +22,8 @@ struct PointEvent {
 };
 
 /// The engine calls the observer at each point, on the library's threads, holding no lock that the
-/// trainer could need. Votes wait for it. An observer may end the process (the drill's does), but
-/// must neither wait nor call the Checkpointer.
+/// trainer could need. A vote may wait until the observer returns. An observer may end the process
+/// (the drill's does), but must neither wait nor call the Checkpointer.
 using Observer = std::function<void(const PointEvent&)>;
 
 }  // namespace meshstage

@@ -9,8 +9,8 @@
 namespace meshstage::replicate {
 
 /// Carries out a PublishOld: makes files of the images that the slots of `vault`, and `strays`,
-/// have of that step. Returns whose images are files now, and in words what could not be written,
-/// one text for each image. Replicas that borrow are put together in memory, one at a time.
+/// have of that step. Returns the owners whose images are files now, and a text for each image that
+/// could not be written. Replicas that borrow are put together in memory, one at a time.
 /// Threads: any, while nobody writes those slots.
 [[nodiscard]] protocol::OldPublished publish_old_images(Vault& vault,
                                                         std::span<const StraySlot> strays,

@@ -23,7 +23,7 @@
 
 namespace meshstage {
 
-/// What stage() does while the previous step is unfinished.
+/// Tells stage() what to do while the previous step is unfinished.
 enum class WhenBusy : std::uint8_t {
   kWait,  ///< Wait for the previous step, as long as its images move.
   kSkip,  ///< Skip this step: it fails on every rank, and this rank's Stats::skipped counts it.
@@ -61,15 +61,16 @@ struct CheckpointerOptions {
   /// Unit of digests and of transfer, in bytes: a power of two from 4096 on, the same on every rank
   /// (checked).
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
-  /// Given: the job may be started with another number of ranks than before. recover() then goes on
-  /// from the newest step of which `directory` has a file of every old rank, unless the new ranks
-  /// have a step as new; finish() and persist_every leave such files. All ranks must share
-  /// `directory` or be on one host. Images of a newer step in vaults on these ranks' hosts become
-  /// files first, if there is an image of each old rank, and room; otherwise a warning names that
-  /// step and the reason. recover() assembles each rank's state as Assembly::plan() does, stages it
-  /// as the first step of this number of ranks, and returns when that is complete. The old files
-  /// stay until a newer step is on disk. Not given: another number is refused. The same on every
-  /// rank.
+  /// Given: the job may be started with another number of ranks than before. All ranks must share
+  /// `directory` or be on one host. The same on every rank. Not given: another number is refused.
+  ///
+  /// If the new ranks themselves have no step that is as new, recover() goes on from a step of the
+  /// old ranks: the newest of which `directory` has a file of every old rank. finish() and
+  /// persist_every write such files. A newer step in vaults on these ranks' hosts is written to
+  /// files first, if all its images are there and the disk has room. Otherwise a warning names that
+  /// step and the reason. recover() assembles each rank's state as Assembly::plan() does, and
+  /// stages it as the first step of this number of ranks. It returns when that step is complete.
+  /// The old files stay until a newer step is on disk.
   std::optional<ReshardOptions> any_world = {};
   WhenBusy when_busy = WhenBusy::kWait;
   /// holders[r]: the ranks that hold a replica of rank r's images; the list's length is the number
@@ -84,11 +85,11 @@ struct CheckpointerOptions {
   /// and the holders' memory; a lost rank gets the tensor from the lender's own image. Empty (the
   /// default): replicas are whole. dtensor::borrowed_tensors() finds such tensors by their
   /// placements. Any other function may be given if all ranks give the same (the lists of lenders
-  /// are compared). Each step compares the bytes: if they differ the step fails with a warning, and
-  /// those tensors are not borrowed any more. Restoring a lost rank takes a holder and all its
-  /// lenders, so the job survives fewer losses of two hosts (`meshstage mesh survive
-  /// --borrow-replicated` counts them), but always the loss of one host. Holders write no files of
-  /// replicas that borrow. Stats count the borrowed bytes.
+  /// are compared). Each step compares the bytes. If they differ, the step fails with a warning,
+  /// and replicas do not leave these tensors out any more. Restoring a lost rank takes a holder and
+  /// all its lenders. So the job survives fewer losses of two hosts, but always the loss of one;
+  /// `meshstage mesh survive --borrow-replicated` counts them. Holders write no files of replicas
+  /// that borrow. Stats count the borrowed bytes.
   BorrowedTensors borrowed = {};
   /// Slows staging down, so that training keeps its memory bandwidth (see BandwidthCap). Each
   /// copying thread calls it. Must outlive the Checkpointer. Null: staging copies as fast as the
@@ -111,18 +112,18 @@ struct CheckpointerOptions {
   /// rank's device: Checkpointer::device_group(). `streams` names the stream on which the trainer
   /// uses the memory that it gives to the group. All ranks give a device, each its own, or none
   /// does (checked). The constructor throws InvalidState if the device, NCCL or its module cannot
-  /// be used. NEVER use such a group while another NCCL communicator of the same device, the
-  /// program's own for example, has work pending on any rank: NCCL waits for ever if two ranks
-  /// issue operations of two communicators in differing order. The engine itself never uses NCCL:
-  /// images go from the device to the vault, and from host to host over connections.
+  /// be used. NEVER use the group while another NCCL communicator of the same device, such as the
+  /// program's own, has work pending on any rank. NCCL waits for ever if two ranks issue operations
+  /// of two communicators in differing order. The engine itself never uses NCCL: images go from the
+  /// device to the vault, and from host to host over connections.
   std::optional<Device> device_group = {};
   /// Whether stage() first copies tensors on devices inside their devices. The first stage() or
   /// recover() allocates the snapshot's memory and keeps it; a larger state gets new memory. If a
   /// device has too little memory, one warning says so, Stats::snapshots_refused counts it, and
   /// staging goes on without a snapshot.
   Snapshot snapshot = Snapshot::kOff;
-  /// The most memory of each device that a snapshot may take, in bytes. 0: as much as the driver
-  /// gives.
+  /// The most memory of each device that a snapshot may take, in bytes. 0: as much as the GPU
+  /// driver gives.
   std::uint64_t snapshot_max_bytes = 0;
   /// For finding errors in the trainer: digests every CPU tensor at stage() and again when it is
   /// copied. A tensor that changed in between fails the step on every rank, and this rank's

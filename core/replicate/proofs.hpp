@@ -22,8 +22,8 @@
 namespace meshstage::replicate {
 
 /// The work of Verifier's thread: reads images in slots, files and stray vaults, and proves them.
-/// Where an image lies in memory, a crew that lasts for one call helps: the trainer waits, so the
-/// crew has this rank's whole share of the processors. Each call throws Error if it fails.
+/// For images in memory a crew helps, made for one call. The trainer waits meanwhile, so the crew
+/// has this rank's whole share of the processors. Each call throws Error if it fails.
 /// Threads: ms-verify.
 class Proofs {
  public:

@@ -58,10 +58,11 @@ class MESHSTAGE_API Reads {
   };
   [[nodiscard]] std::optional<Slowest> slowest() const;
 
-  /// `begun` is called, on the thread that reads, when a reading begins and nobody watches. From
-  /// then on somebody does, until still_watched() has said no. May be set once, before any reading.
+  /// The thread that reads calls `begun` when a reading begins while nobody watches. From then on
+  /// the caller watches, until still_watched() returns false. Set `begun` at most once, before any
+  /// reading.
   void when_begun(std::function<void()> begun) { begun_ = std::move(begun); }
-  /// Whether something is being read. If not, the watching is over.
+  /// True if something is being read. If false, the watching is over.
   [[nodiscard]] bool still_watched();
 
  private:
@@ -88,8 +89,8 @@ class MESHSTAGE_API FilesRead {
   std::optional<Reads::Reading> reading_;
 };
 
-/// Reads a byte of each page, so that whoever reads these bytes of a mapped file next waits for no
-/// disk.
+/// Reads a byte of each page of a mapped file, so that the next reader of these bytes does not wait
+/// for the disk.
 MESHSTAGE_API void read_pages(std::span<const std::byte> bytes, Reads::Reading& reading);
 
 }  // namespace meshstage::replicate

@@ -21,9 +21,9 @@ std::optional<std::string> fenced_by(const std::exception_ptr& error);
 
 namespace replicate {
 
-/// What the engine tells its user: log lines, and named points to the observer. An observer that
-/// threw is not called again, and the generation ends. The observer is called where the point is
-/// passed, so that it can end the process there.
+/// The engine's reports to its user: lines for the log, and named points for the observer. An
+/// observer that threw is not called again, and the generation ends. The observer is called where
+/// the point is passed, so that it can end the process there.
 /// Threads: any.
 class Reporter {
  public:

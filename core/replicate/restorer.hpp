@@ -34,7 +34,8 @@ class Restorer {
   void failed(const protocol::RecoverFailed& action);
 
  private:
-  /// Nothing for a claim of another rank, and for what was not verified.
+  /// The place of the image; nothing for a claim of another rank, and for an image that was not
+  /// verified.
   [[nodiscard]] std::optional<Verifier::Here> place_of(const protocol::Claim& claim) const;
 
   /// Threads: any. look_at_reads() comes on the loop, after that time.

@@ -69,15 +69,15 @@ class Staging {
         step_(step),
         devices_(std::move(devices)) {}
 
-  /// Ready when the trainer may change its tensors. An empty Staging is ready.
-  /// Throws the error of the copying.
+  /// Ready when the trainer may change its tensors. An empty Staging is ready. Throws the error of
+  /// the copying.
   [[nodiscard]] Work<void>& staged() noexcept { return staged_; }
   /// The counterpart of staged() for tensors on a device: work that the trainer issues on `stream`
   /// from now on waits for the copies of that device's tensors. The calling thread does not wait
   /// for the device, only until the copies are issued; without copies the call does nothing.
   /// Tensors of the CPU need staged(), tensors of each other device a call of their own. Throws
   /// InvalidState, before it issues anything, if the stream is being captured into a graph, or the
-  /// error that the driver reports.
+  /// error that the GPU driver reports.
   MESHSTAGE_API void before_update(const TrainerStream& stream);
   /// The same for all tensors of the step: each device waits on its streams in `streams`, or on its
   /// legacy default stream if none of them is named there. The calling thread waits at most until

@@ -27,13 +27,13 @@ struct Outgoing {
   /// Blocks until the bytes up to that offset are final; null: all are. An exception before the
   /// first piece ends the stream before it began.
   std::function<void(std::uint64_t)> wait_final;
-  /// The receiver's table, and the digests of what is sent (transfer::Offered).
+  /// The receiver's table, and the digests of this rank's blocks (transfer::Offered).
   std::vector<Digest> held;
   std::function<std::optional<Digest>(std::size_t block)> digest;
   std::vector<ImageRange> ranges;    ///< Content::kLent: ranges of `image`, one behind the other.
   std::shared_ptr<const void> keep;  ///< Dropped when the last piece has left.
-  /// The rank at the other end closes when all that was sent to it is there, perhaps before this
-  /// rank knows that. So the receiver alone reports a loss.
+  /// Over a bridge only the receiver reports a loss. It closes the bridge when it has every image,
+  /// perhaps before this rank knows that.
   bool over_bridge = false;
 };
 

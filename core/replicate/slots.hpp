@@ -58,9 +58,9 @@ class Slots {
   /// `then` does not take is given back.
   using Then = std::function<void(WriteLease& lease, const std::exception_ptr& error)>;
   void begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes, Then then);
-  /// What this process received into that slot and proved, if it is still there: once, for the
-  /// image that is to be written next. begin_write() ends what nobody took, and so does leave():
-  /// what lies in a slot is proven anew by each recovery.
+  /// Returns the blocks that this process received into the slot and proved, once: for the next
+  /// image that is written there. begin_write() forgets blocks that nobody took. So does leave(),
+  /// because each recovery proves every slot anew.
   [[nodiscard]] transfer::HeldBlocks take_held(SlotKey key);
   void remember_held(SlotKey key, transfer::HeldBlocks held);
   /// Gives a lease back, on ms-slots.

@@ -34,7 +34,7 @@ class Streams {
  private:
   /// A sending stream is over.
   void sent(const std::function<void()>& tell);
-  /// A stream is over: tells so, and then runs what waited for the last one.
+  /// A stream is over: runs `tell`, and then the task that waited for the last stream.
   void ended(const std::function<void()>& tell = {});
   using Workers = std::map<int, std::unique_ptr<Worker>>;
   Worker& worker(Workers& workers, const char* name, int peer);

@@ -38,9 +38,9 @@ class Trainer {
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry);
 
  private:
-  /// Tells the other ranks each `length` that this rank's trainer waits (rule 15).
+  /// Reports to the other ranks after each `length` that this rank's trainer waits (rule 15).
   [[nodiscard]] Patience patience(std::chrono::milliseconds length);
-  /// Waits for what the loop does within 10 ms. Throws if the loop hangs.
+  /// Waits for the answer of a task on the loop. Throws if the loop hangs.
   void wait_for_engine(Work<void>& work) const;
   [[nodiscard]] Loss engine_hangs() const;
   /// The step in flight cannot be staged here: it fails for all ranks.

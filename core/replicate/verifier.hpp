@@ -30,8 +30,8 @@ class Verifier {
   using Missing = Proofs::Missing;
   using Source = Proofs::Source;
 
-  /// Finds every sealed slot whose digests are right. What lies in memory of a generation in which
-  /// the job finished, or of an older one, is passed over, here and in disk().
+  /// Finds every sealed slot whose digests are right. slots() and disk() pass over images in memory
+  /// of a generation in which the job finished, and of older generations.
   void slots(const JobNotes& notes, std::function<void(const protocol::SlotsVerified&)> then);
   /// Finds every sound file, and every sound image in the stray vaults that this rank takes.
   void disk(const protocol::VerifyDisk& action, std::function<void(const Found&)> then);
@@ -48,8 +48,8 @@ class Verifier {
   /// Closes Engine::bridge.
   void disconnect();
 
-  /// Copies what lies here into `target` (an image, or its replica) and proves it; but a replica
-  /// that is to become an image, whose borrowed storages are still to come.
+  /// Copies an image that lies at this rank, or a replica, into `target` and proves it. Does not
+  /// prove a replica that is to become an image: its borrowed storages are still to come.
   void load(Here from, std::span<std::byte> target, protocol::ImageSizes sizes,
             std::function<void(const ImageInfo&)> then, Failed failed);
 

@@ -22,8 +22,8 @@ namespace meshstage::detail {
 /// Threads: one at a time; any thread may drop a source that take() changed.
 class DeviceSnapshot {
  public:
-  /// `max_bytes`: the most memory on each device; 0: as much as the driver gives. `warn` gets one
-  /// warning, the first time that there is not enough.
+  /// `max_bytes`: the most memory on each device; 0: as much as the GPU driver gives. `warn` gets
+  /// one warning, the first time that there is not enough.
   DeviceSnapshot(std::uint64_t max_bytes, std::function<void(const std::string&)> warn);
 
   /// Makes memory for a snapshot of the storages on devices, unless it is there. Returns false if
@@ -35,7 +35,8 @@ class DeviceSnapshot {
   /// may change its tensors behind them. The device's runtime keeps the trainer's storages until
   /// then. Waits first until the previous snapshot is free: its source was dropped, and no device
   /// reads it. Returns false, and leaves the source as it is, if reserve() does or no storage is on
-  /// a device. Throws Timeout, or the error that the driver reports; then the source is unchanged.
+  /// a device. Throws Timeout, or the error that the GPU driver reports; then the source is
+  /// unchanged.
   bool take(StagingSource& source, Deadline deadline);
 
   [[nodiscard]] std::uint64_t bytes() const noexcept;
