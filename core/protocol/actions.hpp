@@ -28,6 +28,9 @@ struct VerifySlots {
 struct VerifyDisk {
   ImageId newer_than;
   bool strays = true;
+  /// If the id exists: verify nothing. Answer with the claims of this recovery, those to slots too,
+  /// that are newer than `newer_than` and not newer than this.
+  ImageId up_to{};
 };
 /// Write images of this step of another number of ranks to files, named as a rank of the old job
 /// would have named them. The images are those in this rank's vault and in the stray vaults that it

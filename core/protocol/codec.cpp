@@ -106,8 +106,14 @@ void read(Reader& r, Have& m) {
   m.damage = r.text("damage");
   m.beyond = r.id("beyond", true);
 }
-void write(Writer& w, const AskDisk& m) { w.id(m.newer_than); }
-void read(Reader& r, AskDisk& m) { m.newer_than = r.id("newer than", true); }
+void write(Writer& w, const AskDisk& m) {
+  w.id(m.newer_than);
+  w.id(m.up_to);
+}
+void read(Reader& r, AskDisk& m) {
+  m.newer_than = r.id("newer than", true);
+  m.up_to = r.id("up to", true);
+}
 void write(Writer& w, const Choice& m) {
   w.id(m.id);
   w.id(m.base);

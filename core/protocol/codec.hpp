@@ -25,7 +25,7 @@ namespace meshstage::protocol {
 /// messages; votes carry wishes, and Complete carries orders. 4: claims to stray vaults; an Accept
 /// may say which blocks the slot holds, a StreamStart that masks say which travel; Overdue. 5:
 /// Publish and Published. 6: a Published says whose images were written.
-inline constexpr std::uint16_t kWireVersion = 6;
+inline constexpr std::uint16_t kWireVersion = 7;
 inline constexpr std::size_t kWireHeaderBytes = 32;
 /// The bytes that a claim takes in a message.
 [[nodiscard]] MESHSTAGE_API std::size_t encoded_bytes(const Claim& claim) noexcept;

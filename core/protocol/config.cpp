@@ -19,6 +19,41 @@ std::vector<std::vector<int>> default_holders(int world_size) {
   return holders;
 }
 
+namespace {
+
+/// The most bytes of claims to one step that any message of this job has: each image and replica
+/// once in memory and once in a file, of a child of the root and all ranks below it.
+struct ClaimsOfAStep {
+  int child = 0;
+  std::size_t bytes = 0;
+};
+ClaimsOfAStep most_claims_of_a_step(const std::vector<std::vector<int>>& holders,
+                                    const std::vector<std::vector<int>>& lenders) {
+  const std::size_t world = holders.size();
+  std::vector<std::size_t> each(world, wire::kClaimBytes);  // of a claim, by owner
+  for (std::size_t borrower = 0; borrower < world; ++borrower) {
+    each[borrower] += wire::kLoanBytes * lenders[borrower].size();
+    for (const int lender : lenders[borrower]) {
+      each[static_cast<std::size_t>(lender)] += wire::kLoanBytes;
+    }
+  }
+  std::vector<std::size_t> below = each;
+  for (std::size_t owner = 0; owner < world; ++owner) {
+    for (const int holder : holders[owner]) below[static_cast<std::size_t>(holder)] += each[owner];
+  }
+  ClaimsOfAStep most;
+  for (std::size_t rank = world; rank-- > 1;) {
+    const auto parent = tree::parent(static_cast<int>(rank));
+    below[static_cast<std::size_t>(*parent)] += below[rank];
+    if (*parent == 0 && 2 * below[rank] > most.bytes) {
+      most = {static_cast<int>(rank), 2 * below[rank]};
+    }
+  }
+  return most;
+}
+
+}  // namespace
+
 std::shared_ptr<const Config> make_config(int rank, int world_size,
                                           std::vector<std::vector<int>> holders, Rules rules,
                                           std::vector<std::vector<int>> lenders,
@@ -65,6 +100,14 @@ std::shared_ptr<const Config> make_config(int rank, int world_size,
                                std::to_string(claims) + " images of one step; at most " +
                                std::to_string(kMost) +
                                " are supported; keep fewer replicas of each rank");
+  const ClaimsOfAStep most = most_claims_of_a_step(holders, lenders);
+  require(most.bytes <= kMostClaimBytes,
+          "what rank " + std::to_string(most.child) +
+              " and the ranks below it may have of one step, in memory and on disk, would take " +
+              std::to_string(most.bytes) + " bytes of a message; at most " +
+              std::to_string(kMostClaimBytes) +
+              " are supported; keep fewer replicas of each rank, spread them over more holders, "
+              "or borrow from fewer lenders");
   config->rank = rank;
   config->world_size = world_size;
   config->holders = std::move(holders);

@@ -24,6 +24,7 @@ struct Rules {
   bool look = true;           ///< 12: the root asks the Store after the last yes, then decides
   /// 5b: nothing is chosen unless it is newer than all claims left out
   bool beyond_unknown = true;
+  bool ask_beyond = true;         ///< 5b: the root asks for claims left out until a step is covered
   bool newest_covered = true;     ///< 5b: the newest covered step, not the newest marked complete
   bool old_if_newer = true;       ///< 5b: an old job's step is taken only if nothing is as new
   bool publish_old = true;        ///< 5b: an old job's newest step in memory is put on disk first
@@ -74,7 +75,7 @@ struct Config {
   /// borrowers.
   std::vector<int> data_peers;
   /// The most bytes of claims in a Have; the oldest images' claims are left out first
-  /// (Have::beyond).
+  /// (Have::beyond), and the root asks for them (AskDisk::up_to).
   std::size_t most_claim_bytes = kMostClaimBytes;
 };
 
@@ -83,7 +84,8 @@ struct Config {
 
 /// Checks its arguments and derives the rest. Empty `holders` mean default_holders, empty `lenders`
 /// that no rank borrows.
-/// \throws InvalidArgument naming a rank that is out of range, its own holder, or named twice.
+/// \throws InvalidArgument naming a rank that is out of range, its own holder, or named twice; also
+/// if the claims to one step may be more than a message has room for.
 [[nodiscard]] MESHSTAGE_API std::shared_ptr<const Config> make_config(
     int rank, int world_size, std::vector<std::vector<int>> holders = {}, Rules rules = {},
     std::vector<std::vector<int>> lenders = {}, std::uint64_t persist_every = 0,

@@ -168,6 +168,10 @@ struct Have {
 /// (kNoImage: all).
 struct AskDisk {
   ImageId newer_than;
+  /// If the id exists: asks for what the claims before left out (Have::beyond), namely for the
+  /// claims to images that are not newer than this, in slots too. Each rank answers with what it
+  /// has verified in this recovery.
+  ImageId up_to{};
   friend bool operator==(const AskDisk&, const AskDisk&) = default;
 };
 /// To the children: the step that is recovered (kNoImage: none, start at step 0) and all transfers.

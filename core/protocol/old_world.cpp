@@ -94,7 +94,7 @@ OldStep newest_old_on_disk(const Turn& turn) {
 bool look_first(Turn& turn, ImageId taken) {
   Recovery& recovery = turn.s.recovery;
   if (!turn.rule().look_old || recovery.looked || recovery.named.empty() ||
-      recovery.named.back().id <= taken) {
+      recovery.named.back().id <= taken || unknown(turn, recovery.named.back().id)) {
     return false;
   }
   recovery.looked = true;

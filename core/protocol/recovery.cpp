@@ -6,11 +6,11 @@
 #include "transition_impl.hpp"
 
 /// Rule 5, over the tree. Every rank verifies its slots: Have climbs. For files newer than the step
-/// that slots cover, and for stray vaults, AskDisk comes down, and Have climbs. The root chooses:
-/// Choice comes down. Pairs of ranks that the choice needs and that are not linked connect. Every
-/// rank fetches, serves and compares its structure: Ready climbs. Established comes down; only then
-/// is a trainer touched or a step staged. A rank that cannot go on sends GiveUp to every peer, and
-/// each peer does the same.
+/// that slots cover, and for stray vaults, AskDisk comes down, and Have climbs; again, if claims
+/// were left out that matter. The root chooses: Choice comes down. Pairs of ranks that the choice
+/// needs and that are not linked connect. Every rank fetches, serves and compares its structure:
+/// Ready climbs. Established comes down; only then is a trainer touched or a step staged. A rank
+/// that cannot go on sends GiveUp to every peer, and each peer does the same.
 namespace meshstage::protocol {
 
 using Phase = Recovery::Phase;
@@ -176,10 +176,11 @@ void give_up(Turn& turn, const Failure& failure, int heard_from) {
   forget_generation(turn.s);
 }
 
-void ask_disk(Turn& turn, ImageId newer_than) {
-  turn.send_down(AskDisk{newer_than});
+void ask_disk(Turn& turn, const AskDisk& ask) {
+  turn.send_down(ask);
   enter(turn.s.recovery, Phase::kFiles);
-  turn.act(VerifyDisk{newer_than, turn.rule().found_anywhere});
+  if (ask.up_to.exists()) turn.s.recovery.beyond = kNoImage;
+  turn.act(VerifyDisk{ask.newer_than, turn.rule().found_anywhere, ask.up_to});
 }
 
 void learn_choice(Turn& turn, const Choice& choice) {
@@ -230,7 +231,7 @@ void on(Turn& turn, const FilesVerified& event) {
     return turn.stale("nobody asked for files");
   }
   turn.s.recovery.mine = true;
-  if (turn.root() && turn.config().any_world) {
+  if (turn.root() && turn.config().any_world && !turn.s.recovery.up_to.exists()) {
     turn.s.recovery.named = event.named;
     turn.s.recovery.room = event.room;
   }
@@ -251,11 +252,13 @@ void on(Turn& turn, int from, const Have& have) {
 }
 
 void on(Turn& turn, int from, const AskDisk& ask) {
-  if (from != turn.config().parent || !recovering(turn, Phase::kSlots) || !turn.s.recovery.mine ||
-      turn.s.recovery.below != turn.everyone_below()) {
+  const bool slots_told = recovering(turn, Phase::kSlots) && turn.s.recovery.mine &&
+                          turn.s.recovery.below == turn.everyone_below();
+  const bool all_told = recovering(turn, Phase::kChoice);
+  if (from != turn.config().parent || !(ask.up_to.exists() ? all_told : slots_told)) {
     return turn.malformed("ask-disk out of turn");
   }
-  ask_disk(turn, ask.newer_than);
+  ask_disk(turn, ask);
 }
 
 void on(Turn& turn, int from, const Choice& choice) {

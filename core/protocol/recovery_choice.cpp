@@ -111,6 +111,29 @@ Failure other_world(const Turn& turn, int owner, const OldStep& step) {
   return failure;
 }
 
+/// Asks for the claims that were left out. The ranks claim all images of those ids anew.
+void ask_beyond(Turn& turn) {
+  Recovery& recovery = turn.s.recovery;
+  const ImageId up_to = recovery.beyond;
+  const bool newer_told = !recovery.up_to.exists() || up_to < recovery.up_to;
+  if (!turn.rule().ask_beyond || !newer_told) {
+    Failure failure{ErrorKind::kInvalidState, -1, {}, {}, {}};
+    failure.why = "no step newer than " + to_string(up_to) +
+                  " has an image of every rank, and the ranks have more images and files of that "
+                  "one than fit a message, so they cannot be compared; remove files of that step, "
+                  "or images of other numbers of ranks, from the ranks' directories (meshstage ls "
+                  "shows them)";
+    return give_up(turn, failure, -1);
+  }
+  const auto comes_anew = [&](const Claim& c) {
+    return c.id > recovery.newer_than && c.id <= up_to;
+  };
+  std::erase_if(recovery.claims, comes_anew);
+  std::erase_if(recovery.others, comes_anew);
+  recovery.up_to = up_to;
+  ask_disk(turn, {recovery.newer_than, up_to});
+}
+
 /// For the error of a recovery that finds no step: whether the images that are left are of several
 /// runs, so that a person does not wonder why they do not go together.
 std::string runs_text(std::span<const Claim> claims) {
@@ -135,7 +158,8 @@ void choose_at_root(Turn& turn) {
   if (turn.config().any_world) set_others_apart(turn);
   if (recovery.phase == Phase::kSlots) {
     const ImageId covered = choose(complete(turn, within_reach(turn)), world, apart);
-    return ask_disk(turn, unknown(turn, covered) ? kNoImage : covered);
+    recovery.newer_than = unknown(turn, covered) ? kNoImage : covered;
+    return ask_disk(turn, {recovery.newer_than});
   }
   for (const Claim& claim : recovery.claims) {
     if (claim.world_size == world) continue;
@@ -151,17 +175,9 @@ void choose_at_root(Turn& turn) {
   recovery.old = newest_old_on_disk(turn);
   const ImageId taken = std::max(choice.id, recovery.old.id);
   if (publish_first(turn, taken, choice.id) || look_first(turn, taken)) return;
-  if (const ImageId newer = choose(complete(turn, recovery.claims), world, apart); newer > taken) {
-    return give_up(turn, out_of_reach(turn, newer), -1);
-  }
-  if (unknown(turn, taken)) {
-    Failure failure{ErrorKind::kInvalidState, -1, {}, {}, {}};
-    failure.why = "the ranks hold more images and files than can be compared: no step newer than " +
-                  to_string(recovery.beyond) +
-                  " has an image of every rank, and older steps were left out; remove files of "
-                  "other steps from the ranks' directories (meshstage ls shows them)";
-    return give_up(turn, failure, -1);
-  }
+  const ImageId newer = choose(complete(turn, recovery.claims), world, apart);
+  if (unknown(turn, std::max(taken, newer))) return ask_beyond(turn);
+  if (newer > taken) return give_up(turn, out_of_reach(turn, newer), -1);
   if (!taken.exists() && recovery.left.id.exists()) {
     return give_up(turn, other_world(turn, -1, recovery.left), -1);
   }

@@ -93,6 +93,8 @@ struct Recovery {
   ImageId evidence{};         ///< newest step known to have been complete (see Have)
   std::string damage{};       ///< gathered like the claims (see Have)
   ImageId beyond{};           ///< gathered like the claims (see Have)
+  ImageId newer_than{};       ///< root: AskDisk::newer_than
+  ImageId up_to{};            ///< root: AskDisk::up_to of the newest AskDisk
   std::vector<OldStep> named{};  ///< root: FilesVerified::named
   OldStep old{};                 ///< root: the newest of them of which every file is proven
   bool looked = false;           ///< root: it has proven what nobody claimed

@@ -95,8 +95,8 @@ void on(Turn& turn, int from, const GiveUp& give_up);
 void start_recovery(Turn& turn);
 /// Ends the recovery with the same error at every rank; no trainer was restored.
 void give_up(Turn& turn, const Failure& failure, int heard_from);
-/// Asks every rank for files, and for stray vaults' images, that are newer.
-void ask_disk(Turn& turn, ImageId newer_than);
+/// Asks every rank as AskDisk says.
+void ask_disk(Turn& turn, const AskDisk& ask);
 void learn_choice(Turn& turn, const Choice& choice);
 /// This rank begins a phase of its recovery.
 void enter(Recovery& recovery, Recovery::Phase phase);

@@ -1,6 +1,7 @@
 #include <meshstage/core/replicate/restorer.hpp>
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -34,7 +35,7 @@ void Restorer::look_at_reads() {
 }
 
 void Restorer::verify_slots() {
-  found_ = {};
+  forget_found();
   own_source_ = Source::kOwnMemory;
   own_source_rank_ = engine_.rank;
   const auto notes = std::make_shared<JobNotes>();
@@ -46,17 +47,36 @@ void Restorer::verify_slots() {
                  return engine_.lose_store("cannot read the Store: " + text_of(answer.error));
                }
                verifier_.slots(*notes, [this](const protocol::SlotsVerified& verified) {
+                 in_slots_ = verified.claims;
                  engine_.feed(verified);
                });
              });
 }
 
 void Restorer::verify_disk(const protocol::VerifyDisk& action) {
+  if (action.up_to.exists()) return engine_.feed(found_again(action));
   verifier_.disk(action, [this](const Verifier::Found& found) {
     found_ = found;
     engine_.feed(protocol::FilesVerified{found.claims, found.evidence, found.damage, found.named,
                                          found.room});
   });
+}
+
+protocol::FilesVerified Restorer::found_again(const protocol::VerifyDisk& action) const {
+  protocol::FilesVerified again;
+  for (const auto* claims : {&in_slots_, &found_.claims}) {
+    std::copy_if(claims->begin(), claims->end(), std::back_inserter(again.claims),
+                 [&](const protocol::Claim& claim) {
+                   return claim.id > action.newer_than && claim.id <= action.up_to;
+                 });
+  }
+  again.evidence = found_.evidence;
+  return again;
+}
+
+void Restorer::forget_found() {
+  in_slots_.clear();
+  found_ = {};
 }
 
 void Restorer::publish_old(const protocol::PublishOld& action) {
@@ -129,7 +149,7 @@ void Restorer::check_structure(const protocol::CheckStructure& action) {
 void Restorer::restore(const protocol::RestoreTrainer& action) {
   inbox_.established();
   verifier_.leave_files();
-  found_ = {};  // and the stray vaults' mappings
+  forget_found();  // and the stray vaults' mappings
   RecoverCommand command;
   command.kind = RecoverCommand::Kind::kRestore;
   command.slot = action.slot;
@@ -141,7 +161,7 @@ void Restorer::restore(const protocol::RestoreTrainer& action) {
 
 void Restorer::nothing(const protocol::OldStep& old) {
   verifier_.leave_files();
-  found_ = {};
+  forget_found();
   RecoverCommand command;
   command.old = old;
   command.kind = RecoverCommand::Kind::kNothing;

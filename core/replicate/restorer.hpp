@@ -4,6 +4,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include <meshstage/core/protocol/actions.hpp>
 #include <meshstage/core/replicate/engine.hpp>
@@ -38,6 +39,10 @@ class Restorer {
   /// verified.
   [[nodiscard]] std::optional<Verifier::Here> place_of(const protocol::Claim& claim) const;
 
+  /// The answer to a VerifyDisk that has `up_to`: what was verified in this recovery, once.
+  [[nodiscard]] protocol::FilesVerified found_again(const protocol::VerifyDisk& action) const;
+  void forget_found();
+
   /// Threads: any. look_at_reads() comes on the loop, after that time.
   void look_after(Reads::Clock::duration length);
   void look_at_reads();
@@ -47,6 +52,7 @@ class Restorer {
   Verifier& verifier_;
   Streams& streams_;
   Inbox& inbox_;
+  std::vector<protocol::Claim> in_slots_;  ///< The result of verify_slots(), for found_again().
   Verifier::Found found_;  ///< The result of verify_disk(), for fetch() and serve().
   Source own_source_ = Source::kOwnMemory;
   int own_source_rank_ = -1;

@@ -8,9 +8,13 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/replicate/persistence.hpp>
+
+#include "tests/replicate/part_images.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/changing_job.hpp"
 #include "tests/support/disk_contents.hpp"
+#include "tests/support/narrow_messages.hpp"
 #include "tests/support/require.hpp"
 
 namespace ms = meshstage;
@@ -196,6 +200,29 @@ TEST_CASE("a death after one state was written and before the step is establishe
   CHECK(assembled == 3);
   const auto files = job.files();
   CHECK(std::count(files.begin(), files.end(), "step 10 of 3") == 3);
+}
+
+TEST_CASE("an old step below more files than fit a message is gone on from, proven by parts") {
+  ChangingJob job;
+  first_start(job, 3);
+  const auto images = ms::list_images(job.job.disk(), "/disk", InProcessJob::kName);
+  REQUIRE(!images.empty());
+  // Rank 1 of the old job has persisted more steps than the others.
+  for (std::uint64_t step = 11; step < 20; ++step) {
+    const auto image = image_of_step(1, 3, {images[0].name.id.generation, step});
+    ms::Persistence(job.job.disk(), "/disk", InProcessJob::kName, 1, 3)
+        .publish(image.info, image.bytes());
+  }
+  NarrowMessages narrow(2, 2);
+  job.change = [&](ms::CheckpointerOptions& o, int) { narrow.attach(o); };
+  job.start(2, [&](ms::CheckpointerOptions o, int) {
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_exactly(ckpt, 10);
+    stage_exactly(ckpt, 20);
+    ckpt.finish();
+  });
+  CHECK(narrow.asked().size() > 3);
+  CHECK_THAT(job.job.log(), !Contains("rank 0 proves"));
 }
 
 TEST_CASE("4 ranks that were to become 3, and died in between, come back as 4") {

@@ -60,7 +60,7 @@ class Forger {
 std::vector<Hostile> headers(const Forger& f) {
   std::vector<Hostile> all;
   all.push_back(f.with(0, 'X', "magic: not a control message"));
-  all.push_back(f.with(4, 9, "version: 9, this library reads 6"));
+  all.push_back(f.with(4, 9, "version: 9, this library reads 7"));
   all.push_back(f.with(6, 99, "kind: 99 is unknown"));
   all.push_back(f.with(8, 0xEE, "job: another job's"));
   all.push_back(f.with(16, 7, "world size: 7, this job has"));
@@ -109,6 +109,7 @@ std::vector<Hostile> bodies(const Forger& f, bool from_parent) {
       {f.message(wire::Failed{{g + 1, 3}, 1, "x"}), "a round of generation"},
       {f.message(wire::Death{9, ms::ErrorKind::kPeerLost, "x"}), "rank: rank 9"},
       {f.message(wire::AskDisk{}), "ask-disk out of turn"},
+      {f.message(wire::AskDisk{{}, base}), "ask-disk out of turn"},
       {f.message(wire::Publish{{{g, 1}, 3}, true}), "publish out of turn"},
       {f.message(wire::Published{}), "published out of turn"},
       {f.message(wire::Choice{{g, 2}, {g, 1}, {{claim, 0}}}), "choice out of turn"},

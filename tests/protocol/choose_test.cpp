@@ -294,6 +294,17 @@ TEST_CASE("a configuration that cannot work is refused by name") {
   };
   CHECK(with_replicas(5) == "");  // 11.6 MB
   CHECK(says(with_replicas(6), "114688 images of one step; at most 106634 are supported"));
+  // A message has the claims of a child of the root and of all ranks below it.
+  const std::string too_long = "and the ranks below it may have of one step, in memory and on disk";
+  std::vector<std::vector<int>> at_rank_1(16'384);
+  for (int r = 2; r < 16'384; ++r) at_rank_1[static_cast<std::size_t>(r)] = {1};
+  CHECK(refusal(0, 16'384, at_rank_1) == "");
+  std::vector<std::vector<int>> lenders(16'384);
+  for (int r = 0; r < 16'384; ++r) {
+    for (int i = 1; i <= 10; ++i) lenders[static_cast<std::size_t>(r)].push_back((r + i) % 16'384);
+  }
+  CHECK(says(refusal(0, 16'384, at_rank_1, lenders), "what rank 1 " + too_long));
+  CHECK(says(refusal(0, 16'384, at_rank_1, lenders), "at most 12582912 are supported"));
   REQUIRE(make_config(0, 1)->wards.empty());
   REQUIRE(make_config(2, 4)->wards == std::vector<int>{0});
   REQUIRE(make_config(1, 7)->children == std::vector<int>{3, 4});

@@ -86,6 +86,7 @@ std::vector<Body> all_bodies() {
           Have{true, {file_claim()}, kNoImage, "rank 1: block 3 does not match its digest"},
           Have{true, {file_claim(), stray_claim()}, base},
           AskDisk{kNoImage},
+          AskDisk{base, id},
           Choice{id, base, {{any_claim(), 2}}},
           Choice{id, base, {{borrowing_claim(), 1}, {any_claim(), 2}}},
           Ready{},
@@ -157,7 +158,7 @@ TEST_CASE("the bytes of a message are these") {
   }
   REQUIRE(hex ==
           "4d53504d"
-          "0600"
+          "0700"
           "0100"
           "8877665544332211"
           "04000000"
@@ -183,9 +184,9 @@ TEST_CASE("a message cut short anywhere is refused, and so is one with more behi
 }
 
 TEST_CASE("messages of another version are refused") {
-  for (const int version : {0, 1, 2, 3, 4, 5, 7}) {
+  for (const int version : {0, 1, 2, 3, 4, 5, 6, 8}) {
     REQUIRE(says(refusal(with(bytes_of(Yes{{2, 85}}), 4, version)),
-                 "version: " + std::to_string(version) + ", this library reads 6; use one build"));
+                 "version: " + std::to_string(version) + ", this library reads 7; use one build"));
   }
 }
 

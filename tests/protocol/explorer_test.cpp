@@ -206,6 +206,35 @@ TEST_CASE("two ranks: messages that do not hold all claims, with files; two cras
   require_safe(bounds);
 }
 
+// What did not fit a message is asked for: the recovery gives up only where one step does not fit.
+
+TEST_CASE("two and three ranks: messages that hold one step's claims, and a crash") {
+  const int world = GENERATE(2, 3);
+  Bounds bounds = ranks(world, meshstage::test::kSanitized && world == 3 ? 1 : 2);
+  bounds.claims = 2;
+  bounds.crashes = 1;
+  bounds.local_failures = world == 2 ? 1 : 0;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks that lend to each other: messages that hold one step's claims, and a crash") {
+  Bounds bounds = ranks(2, meshstage::test::kSanitized ? 1 : 2);
+  bounds.lenders = {{1}, {0}};
+  bounds.claims = 3;
+  bounds.differences = meshstage::test::kSanitized ? 0 : 1;
+  bounds.crashes = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("messages that do not hold the claims to leftover files, whose oldest step is covered") {
+  Bounds bounds = ranks(2, meshstage::test::kSanitized ? 2 : 3);
+  bounds.lenders = {{1}, {0}};  // no rank's disk has both images of a step
+  bounds.claims = 2;
+  bounds.losses_beyond = 2;
+  bounds.disk = true;
+  require_safe(bounds);
+}
+
 TEST_CASE("two and three ranks: some wish to end, and all end with the same step; a crash") {
   const int world = GENERATE(2, 3);
   Bounds bounds = ranks(world, 2);

@@ -94,6 +94,22 @@ TEST_CASE("more claims than a message has room for: the newest are passed on") {
   CHECK(have->claims.size() % 4 == 0);
   CHECK(have->claims.back().id == ImageId{1, kImages / 4});
   CHECK(have->beyond == ImageId{1, (kImages - have->claims.size()) / 4});
+
+  // The root asks for these: the rank passes on what it verified of them, and that is all.
+  const ImageId up_to = have->beyond;
+  require_refused(state, test::message(0, AskDisk{}, 2), kMalformed);
+  require_refused(state, test::message(3, AskDisk{kNoImage, up_to}, 2), kMalformed);
+  const auto asked = hear(state, 0, AskDisk{kNoImage, up_to}, 2);
+  REQUIRE(sent<AskDisk>(asked, 3) != nullptr);
+  CHECK(*sent<AskDisk>(asked, 3) == AskDisk{kNoImage, up_to});
+  REQUIRE(first<VerifyDisk>(asked) != nullptr);
+  CHECK(first<VerifyDisk>(asked)->up_to == up_to);
+  std::erase_if(files.claims, [&](const Claim& claim) { return claim.id > up_to; });
+  tell(state, files);
+  const auto rest = hear(state, 3, Have{true, {}, kNoImage}, 2);
+  REQUIRE(sent<Have>(rest, 0) != nullptr);
+  CHECK(sent<Have>(rest, 0)->claims == files.claims);
+  CHECK(sent<Have>(rest, 0)->beyond == kNoImage);
 }
 
 TEST_CASE("a choice that sends an image to a rank that does not keep it is refused") {

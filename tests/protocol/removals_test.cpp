@@ -37,6 +37,7 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "prove-old") b.steps = 1, b.old_job = b.old_memory = b.old_rot = true;
   if (rule == "look-old") b.steps = 1, b.old_job = b.old_unclaimed = true;
   if (rule == "beyond-unknown") b.claims = 2, b.crashes = 2, b.local_failures = 1;
+  if (rule == "ask-beyond") b.claims = 2;
   if (rule == "agree-first") b.world = 3, b.steps = 3;
   if (rule == "structure-first") b.mismatches = 1;
   if (rule == "found-anywhere") b.crashes = 0, b.steps = b.reseats = 1;
@@ -76,7 +77,7 @@ void require_broken_without(const std::string& rule, Bounds bounds, const std::s
   REQUIRE(result.violation.find(words) != std::string::npos);
 }
 
-static_assert(kRules.size() == 29, "each rule has its test here");
+static_assert(kRules.size() == 30, "each rule has its test here");
 
 }  // namespace
 
@@ -133,6 +134,22 @@ TEST_CASE("without agreement before stray vaults are removed a promise breaks") 
 }
 TEST_CASE("without knowing what was left out a promise breaks") {
   require_needed("beyond-unknown");
+}
+TEST_CASE("without asking for what was left out a promise breaks") { require_needed("ask-beyond"); }
+TEST_CASE("without asking for what was left out a step on disk is not found") {
+  Bounds bounds;
+  bounds.world = 2;
+  bounds.steps = 3;
+  bounds.losses_beyond = 2;
+  bounds.claims = 2;
+  bounds.disk = true;
+  bounds.lenders = {{1}, {0}};  // no rank's disk has both images of a step
+  bounds.rules.ask_beyond = false;
+  Limits limits;
+  limits.safety_only = true;
+  const Result result = explore(bounds, limits);
+  std::cout << tell(bounds, result.trace);
+  REQUIRE(result.violation.find("gives up for the number of images, though") != std::string::npos);
 }
 TEST_CASE("without comparing an old job's step with what is covered a promise breaks") {
   require_needed("old-if-newer");

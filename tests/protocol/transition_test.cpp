@@ -173,6 +173,7 @@ TEST_CASE("well-formed messages that no peer would send are refused, and nothing
   require_refused(state, message(0, Sealed{{1, 1}, {}}, 3), kStale);
   require_refused(state, message(0, Accept{{1, 4}, true}), kStale);
   require_refused(state, message(0, AskDisk{}), kMalformed);
+  require_refused(state, message(0, AskDisk{kNoImage, {1, 1}}), kMalformed);
   require_refused(state, message(0, protocol::Choice{}), kMalformed);
   require_refused(state, message(0, Ready{}), kMalformed);
   require_refused(state, message(0, GiveUp{}), kMalformed);
@@ -225,7 +226,7 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
       case 6:
         return Have{below(2) == 1, {Claim{rank(), rank(), {}, 0, 3, id(), id(), {}, {}}}, id()};
       case 7:
-        return AskDisk{id()};
+        return AskDisk{id(), below(2) == 1 ? id() : kNoImage};
       case 8:
         return protocol::Choice{
             id(), id(), {{Claim{rank(), rank(), {}, 0, 3, id(), id(), {}, {}}, rank()}}};

@@ -1,6 +1,9 @@
 // The part `restorer` alone: a recovery's actions at rank 0 of 2. The test is the protocol, and
 // rank 1.
+#include <algorithm>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <meshstage/core/os/faulty_file_system.hpp>
 #include <meshstage/core/transfer/image.hpp>
@@ -85,8 +88,9 @@ TEST_CASE("restorer: an own file is fetched and restored, once it was verified")
   const auto image = test::image_of_step(0, 2, kId);
   bench.files.publish(image.info, image.bytes());
   const auto fetch = [&] {
-    bench.in_loop(
-        [&] { bench.restorer.fetch({claim_to(image, 0, protocol::Place::kOwnFile), 0}); });
+    bench.in_loop([&] {
+      bench.restorer.fetch({claim_to(image, 0, protocol::Place::kOwnFile), 0});
+    });
     return bench.next();
   };
   CHECK(fetch().as<FetchFailed>().kind == ErrorKind::kNotFound);
@@ -108,14 +112,48 @@ TEST_CASE("restorer: an own file is fetched and restored, once it was verified")
   CHECK(fetch().as<FetchFailed>().kind == ErrorKind::kNotFound);
 }
 
+TEST_CASE("restorer: a part of what was verified is claimed again, and nothing is read for it") {
+  InProcessJob job(2);
+  RecoveryBench bench(job.options(0));
+  const auto id = [](std::uint64_t step) { return ImageId{kId.generation, step}; };
+  test::seal_in(bench.engine.vault, {0, 0}, test::image_of_step(0, 2, id(2)));
+  test::seal_in(bench.engine.vault, {0, 1}, test::image_of_step(0, 2, id(5)));
+  for (const std::uint64_t step : {1, 3, 4}) {
+    const auto image = test::image_of_step(0, 2, id(step));
+    bench.files.publish(image.info, image.bytes());
+  }
+  bench.in_loop([&] { bench.restorer.verify_slots(); });
+  REQUIRE(bench.next().as<SlotsVerified>().claims.size() == 2);
+  REQUIRE(bench.verify_disk().claims.size() == 3);
+  for (const auto& name : job.disk().list("/disk")) job.disk().unlink("/disk/" + name);
+  const auto again = [&](ImageId newer_than, ImageId up_to) {
+    bench.in_loop([&] { bench.restorer.verify_disk({newer_than, true, up_to}); });
+    std::vector<std::pair<std::uint64_t, protocol::Place>> found;
+    const auto fed = bench.next();
+    for (const auto& claim : fed.as<FilesVerified>().claims) {
+      found.emplace_back(claim.id.step, claim.place);
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+  };
+  using Found = std::vector<std::pair<std::uint64_t, protocol::Place>>;
+  constexpr auto kFile = protocol::Place::kOwnFile, kSlot = protocol::Place::kOwnSlot;
+  CHECK(again(kNoImage, id(4)) == Found{{1, kFile}, {2, kSlot}, {3, kFile}, {4, kFile}});
+  CHECK(again(kNoImage, id(2)) == Found{{1, kFile}, {2, kSlot}});
+  CHECK(again(id(2), id(4)) == Found{{3, kFile}, {4, kFile}});
+  bench.in_loop([&] { bench.restorer.restore({0, kId}); });  // then all is forgotten
+  CHECK(again(kNoImage, id(4)).empty());
+}
+
 TEST_CASE("restorer: the trainer hears where its image was, and what else is decided") {
   InProcessJob job(2);
   RecoveryBench bench(job.options(0));
   PlayedPeers peers(job, bench, {1});
   const auto image = test::image_of_step(0, 2, kId);
   SECTION("a holder's memory") {
-    bench.in_loop(
-        [&] { bench.restorer.fetch({claim_to(image, 1, protocol::Place::kHeldSlot), 1}); });
+    bench.in_loop([&] {
+      bench.restorer.fetch({claim_to(image, 1, protocol::Place::kHeldSlot), 1});
+    });
     const auto start = exchange::stream_start(
         0, kId, bench.engine.shape_of(test::sizes_of(image.info), true, false));
     bench.in_loop([&] { bench.inbox.stream(1, start); });

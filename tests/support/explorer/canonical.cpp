@@ -121,7 +121,7 @@ struct PutBody {
     put_id(out, m.evidence);
     put_id(out, m.beyond);
   }
-  void operator()(const AskDisk& m) const { put_id(out, m.newer_than); }
+  void operator()(const AskDisk& m) const { put_id(out, m.newer_than), put_id(out, m.up_to); }
   void operator()(const protocol::Choice& m) const { put_choice(out, m); }
   void operator()(const Ready&) const {}
   void operator()(const Established& m) const { put_id(out, m.id); }
@@ -172,6 +172,8 @@ void put(std::string& out, const State& s) {
   put_list(out, r.claims, put_claim);
   put_id(out, r.evidence);
   put_id(out, r.beyond);
+  put_id(out, r.newer_than);
+  put_id(out, r.up_to);
   put_list(out, r.named, [](std::string& o, const OldStep& step) { put_id(o, step.id); });
   put_id(out, r.old.id);
   put_number(out, r.looked ? 1 : 0);

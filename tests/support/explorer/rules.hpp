@@ -9,10 +9,10 @@ namespace meshstage::explorer {
 
 struct NamedRule {
   const char* name;
-  bool protocol::Rules::* member;
+  bool protocol::Rules::*member;
 };
 
-inline constexpr std::array<NamedRule, 29> kRules = {{
+inline constexpr std::array<NamedRule, 30> kRules = {{
     {"found-anywhere", &protocol::Rules::found_anywhere},
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
@@ -24,6 +24,7 @@ inline constexpr std::array<NamedRule, 29> kRules = {{
     {"all-must-vote", &protocol::Rules::all_must_vote},
     {"note-first", &protocol::Rules::note_first},
     {"beyond-unknown", &protocol::Rules::beyond_unknown},
+    {"ask-beyond", &protocol::Rules::ask_beyond},
     {"look", &protocol::Rules::look},
     {"newest-covered", &protocol::Rules::newest_covered},
     {"old-if-newer", &protocol::Rules::old_if_newer},

@@ -373,7 +373,9 @@ void World::verify_files(const Node& node, ImageId newer_than, bool all,
 
 void World::take_strays(const Node& node, ImageId newer_than, bool verify, FilesVerified& found) {
   for (Stray& stray : strays_) {
-    if (stray.host != node.host || stray.taken >= node.state.generation) continue;
+    const std::uint64_t now = node.state.generation;
+    const bool mine = stray.taken == now && stray.by == node.rank;  // asked for once more
+    if (stray.host != node.host || (stray.taken >= now && !mine)) continue;
     stray.taken = node.state.generation;
     stray.by = node.rank;
     const auto add = [&](const MemorySlots& pair, int owner) {

@@ -142,7 +142,9 @@ struct Job {
   Kind kind = Kind::kOwn;
   std::uint64_t generation = 0;
   int owner = 0;  ///< whose image
-  int slot = 0;   ///< read: 0 for slots, 1 for what is newer than `id` elsewhere
+  /// read: 0 for slots, 1 for what is newer than `id` elsewhere; also in slots, and not newer than
+  /// `base`, if there is one
+  int slot = 0;
   ImageId id{}, base{};
   bool digest_known = false;  ///< replica
   bool sending = false;       ///< replica: the owner streams it; fetch: the source serves it
@@ -271,7 +273,9 @@ class World {
 
   void feed(Node& node, const Event& event);
   /// What this rank finds in its slots, or elsewhere, and claims.
-  [[nodiscard]] Event read(const Node& node, bool slots, ImageId newer_than);
+  [[nodiscard]] Event read(const Node& node, const Job& job);
+  /// Whether the claims to each step fit each message, if they are all that it has.
+  [[nodiscard]] bool steps_fit_messages() const;
   /// As a driver or an action sends; lost if the link is, or nobody would hear it.
   void send(const Node& node, int to, const Message& message);
   void keep_early(const Early& early);

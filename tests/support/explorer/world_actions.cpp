@@ -1,5 +1,7 @@
 #include <algorithm>
 
+#include <meshstage/core/protocol/codec.hpp>
+
 #include "tests/support/explorer/world.hpp"
 #include "tests/support/explorer/world_impl.hpp"
 
@@ -22,12 +24,12 @@ void World::feed(Node& node, const Event& event) {
       const bool slots = std::holds_alternative<VerifySlots>(action);
       const auto* files = std::get_if<VerifyDisk>(&action);
       if (slots || files != nullptr) {
-        const ImageId newer_than = slots ? kNoImage : files->newer_than;
+        Job job{Job::Kind::kRead, node.state.generation, node.rank, slots ? 0 : 1};
+        if (!slots) job.id = files->newer_than, job.base = files->up_to;
         if (node.disk == Node::Disk::kFast) {
-          todo.push_back(read(node, slots, newer_than));
+          todo.push_back(read(node, job));
         } else {
-          node.jobs.push_back(
-              {Job::Kind::kRead, node.state.generation, node.rank, slots ? 0 : 1, newer_than});
+          node.jobs.push_back(std::move(job));
         }
       } else if (const auto* publish = std::get_if<PublishOld>(&action)) {
         todo.emplace_back(publish_old(node, *publish));
@@ -47,14 +49,38 @@ void World::feed(Node& node, const Event& event) {
   }
 }
 
-Event World::read(const Node& node, bool slots, ImageId newer_than) {
+Event World::read(const Node& node, const Job& job) {
   const Rules& rules = bounds_->rules;
-  if (slots) return SlotsVerified{slot_claims(node, rules.verify_claims), evidence(node)};
+  std::vector<Claim> slots = slot_claims(node, rules.verify_claims);
+  if (job.slot == 0) return SlotsVerified{std::move(slots), evidence(node)};
   FilesVerified found;
-  verify_files(node, newer_than, rules.found_anywhere, found);
-  if (rules.found_anywhere) take_strays(node, newer_than, rules.verify_claims, found);
-  claim_old(node, newer_than, found);
+  verify_files(node, job.id, rules.found_anywhere, found);
+  if (rules.found_anywhere) take_strays(node, job.id, rules.verify_claims, found);
+  claim_old(node, job.id, found);
+  if (!job.base.exists()) return found;
+  found.claims.insert(found.claims.end(), slots.begin(), slots.end());
+  std::erase_if(found.claims,
+                [&](const Claim& claim) { return claim.id <= job.id || claim.id > job.base; });
   return found;
+}
+
+bool World::steps_fit_messages() const {
+  constexpr ImageId kNewest{~std::uint64_t{0}, 0};
+  World copy = *this;                                    // reading takes strays
+  std::map<std::pair<int, ImageId>, std::size_t> bytes;  // by the root's child, and step
+  for (int rank = 1; rank < bounds_->world; ++rank) {
+    const Node& node = copy.nodes_[static_cast<std::size_t>(rank)];
+    int child = rank;
+    while (child > 2) child = (child - 1) / 2;
+    const Job all{Job::Kind::kRead, node.state.generation, rank, 1, kNoImage, kNewest};
+    const Event found = copy.read(node, all);
+    for (const Claim& claim : std::get<FilesVerified>(found).claims) {
+      bytes[{child, claim.id}] += encoded_bytes(claim);
+    }
+  }
+  const std::size_t most = nodes_[0].state.config->most_claim_bytes;
+  return std::all_of(bytes.begin(), bytes.end(),
+                     [most](const auto& step) { return step.second <= most; });
 }
 
 void World::send(const Node& node, int to, const Message& message) {
@@ -333,6 +359,13 @@ struct World::CarryOut {
     }
     // A person is told; nothing is lost.
     if (a.failure.kind == ErrorKind::kInvalidState && world.bounds_->claims > 0) {
+      const ImageId best = world.newest_covered(-1, true, true);
+      // What is lost or changed since the claims were made is the next recovery's concern.
+      const bool fit = world.lost_in_ < generation && world.steps_fit_messages();
+      if (fit && !node.zombie && (best.exists() || world.bounds_->old_job)) {
+        world.wrong("gives up for the number of images, though " +
+                    name(best.exists() ? best : kOldStepId) + " is covered");
+      }
       world.finished_ = true;
     }
     return true;

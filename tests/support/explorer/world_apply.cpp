@@ -122,8 +122,7 @@ bool World::end_job(const Choice& choice) {
       const auto job = take(Job::Kind::kRead, node.rank, false);
       if (!job) return false;
       node.disk = Node::Disk::kFast;
-      feed(node, choice.kind == Kind::kRead ? read(node, job->slot == 0, job->id)
-                                            : Event(ReadStuck{"reads nothing"}));
+      feed(node, choice.kind == Kind::kRead ? read(node, *job) : Event(ReadStuck{"reads nothing"}));
       return true;
     }
     default:
