@@ -126,9 +126,8 @@ void Agent::wait(Staging& staging, std::chrono::milliseconds length) {
 }
 void Agent::finish() { impl_->trainer_.finish(); }
 void Agent::wish(bool end, bool persist) {
-  impl_->engine_.loop.post([engine = &impl_->engine_, end, persist] {
-    engine->feed(protocol::Wished{end, persist});
-  });
+  impl_->engine_.loop.post(
+      [engine = &impl_->engine_, end, persist] { engine->feed(protocol::Wished{end, persist}); });
 }
 bool Agent::end_agreed() const { return impl_->engine_.gate.end_agreed(); }
 void Agent::end_generation(const std::string& why) { impl_->trainer_.end_generation(why); }

@@ -18,7 +18,7 @@ namespace meshstage::replicate {
 /// See protocol::Config::data_peers.
 [[nodiscard]] MESHSTAGE_API std::vector<int> data_peers(const CheckpointerOptions& options);
 
-/// The options that must be the same on all ranks, as text:  "blocks of 4194304 bytes, holders
+/// The options that must be the same on all ranks, as text: "blocks of 4194304 bytes, holders
 /// 1f0c...".
 [[nodiscard]] MESHSTAGE_API std::string agreement(const CheckpointerOptions& options);
 

@@ -108,7 +108,7 @@ class TrainerGate {
   [[nodiscard]] std::set<int> apart() const;
 
  private:
-  void change(int TrainerGate::*counter, int by);
+  void change(int TrainerGate::* counter, int by);
   void rethrow_loss() const MESHSTAGE_REQUIRES(mutex_);
   void require_recovered(const char* what) const MESHSTAGE_REQUIRES(mutex_);
   /// Leaves the mutex for each call of `patience.waited`, by `lock`: the analysis does not know

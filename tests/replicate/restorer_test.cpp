@@ -88,9 +88,8 @@ TEST_CASE("restorer: an own file is fetched and restored, once it was verified")
   const auto image = test::image_of_step(0, 2, kId);
   bench.files.publish(image.info, image.bytes());
   const auto fetch = [&] {
-    bench.in_loop([&] {
-      bench.restorer.fetch({claim_to(image, 0, protocol::Place::kOwnFile), 0});
-    });
+    bench.in_loop(
+        [&] { bench.restorer.fetch({claim_to(image, 0, protocol::Place::kOwnFile), 0}); });
     return bench.next();
   };
   CHECK(fetch().as<FetchFailed>().kind == ErrorKind::kNotFound);
@@ -151,9 +150,8 @@ TEST_CASE("restorer: the trainer hears where its image was, and what else is dec
   PlayedPeers peers(job, bench, {1});
   const auto image = test::image_of_step(0, 2, kId);
   SECTION("a holder's memory") {
-    bench.in_loop([&] {
-      bench.restorer.fetch({claim_to(image, 1, protocol::Place::kHeldSlot), 1});
-    });
+    bench.in_loop(
+        [&] { bench.restorer.fetch({claim_to(image, 1, protocol::Place::kHeldSlot), 1}); });
     const auto start = exchange::stream_start(
         0, kId, bench.engine.shape_of(test::sizes_of(image.info), true, false));
     bench.in_loop([&] { bench.inbox.stream(1, start); });

@@ -9,7 +9,7 @@ namespace meshstage::explorer {
 
 struct NamedRule {
   const char* name;
-  bool protocol::Rules::*member;
+  bool protocol::Rules::* member;
 };
 
 inline constexpr std::array<NamedRule, 30> kRules = {{
