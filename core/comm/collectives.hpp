@@ -13,8 +13,8 @@
 /// After an error the group cannot be used any more, and buffers hold anything. Without a deadline
 /// an operation waits as long as the group lets it: Checkpointer::group() has a limit of its own.
 ///
-/// *Tree* collectives need only the links of the control tree (tree.hpp); *full* ones need a link
-/// to every rank, else they throw InvalidArgument.
+/// *Tree* collectives need only the links of the control tree (core/error/rank_tree.hpp); *full*
+/// ones need a link to every rank, else they throw InvalidArgument.
 namespace meshstage::collectives {
 
 enum class ReduceOp : std::uint8_t { kSum, kAvg, kProduct, kMin, kMax };

@@ -211,10 +211,10 @@ class MESHSTAGE_API DeviceRuntime {
   void hold(const TrainerStream& stream, const DeviceEvent& event);
 
   /// Page-locks host memory for all devices of the kind. The pinner first populates the pages, then
-  /// locks them in pieces of at most kPinnedPieceBytes, and rests between two of them for as long
-  /// as the last one took: locking stalls the driver for all other threads and processes. pin()
-  /// locks all pages or none, and never changes what the memory holds. `device` is any device that
-  /// the process uses anyway.
+  /// locks them in pieces of at most kPinnedPieceBytes. Locking stalls the driver for all other
+  /// threads and processes, so between two pieces the pinner rests for as long as the first of them
+  /// took. pin() locks all pages or none, and never changes what the memory holds. `device` is any
+  /// device that the process uses anyway.
   [[nodiscard]] MemoryPinner& pinner(Device device);
   /// True if all of the bytes are page-locked by a pinner() of this runtime.
   [[nodiscard]] bool is_pinned(std::span<const std::byte> bytes) const;

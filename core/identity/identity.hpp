@@ -72,7 +72,7 @@ struct ImageInfo {
   Digest manifest_digest;  ///< Of bytes [0, manifest_bytes); the same while the structure stays.
   Digest image_digest;     ///< Digest of the trailer, which has the digests of all other bytes.
   /// Bytes at the front of the data section that a replica leaves out, because another rank has
-  /// those storages too (replica.hpp). Whole blocks; 0 if nothing is borrowed.
+  /// those storages too (core/image/replica.hpp). Whole blocks; 0 if nothing is borrowed.
   std::uint64_t borrowed_bytes = 0;
   /// How many Loans the trailer has, borrowed and lent together.
   std::uint32_t loans = 0;

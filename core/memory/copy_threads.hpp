@@ -3,7 +3,7 @@
 
 namespace meshstage {
 
-/// What else the processors do while a copy runs.
+/// The other work of the processors while a copy runs.
 enum class Beside : std::uint8_t {
   kNothing,  ///< The trainer waits for the copy.
   kTrainer,  ///< The trainer computes on the same processors.

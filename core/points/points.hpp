@@ -30,8 +30,8 @@ enum class Point : std::uint8_t {
   kOwnWriting,      ///< The own slot is WRITING.
   kOffered,         ///< The step was offered to every holder.
   kReplicaWriting,  ///< A ward's slot is WRITING.
-  kChunkSent,       ///< One chunk of the image left (announced by Streams).
-  kChunkReceived,   ///< One chunk of a ward's image arrived (announced by Streams).
+  kChunkSent,       ///< One chunk of the image left (Engine::link_to() announces it).
+  kChunkReceived,   ///< One chunk of a ward's image arrived (Engine::link_to() announces it).
   kOwnSealed,       ///< The own slot is SEALED.
   kReplicaSealed,   ///< A ward's slot is SEALED.
   kVoted,           ///< Own image and all replicas are sealed: the promise holds from here.

@@ -15,7 +15,7 @@
 
 /// The work of the threads of Streams that send, one for each peer, and of the crew `ms-conn` that
 /// helps where there are several connections.
-/// Threads: ms-send.
+/// Threads: ms-send. The loop calls the makers at the end, which only prepare and capture values.
 namespace meshstage::replicate {
 
 /// An image, a replica, or ranges of an image, on its way to another rank.
@@ -41,7 +41,7 @@ struct Outgoing {
 /// ticket's generation, and so does any exception that is no Error.
 void send_stream(Engine& engine, const TaskScope::Ticket& ticket, const Outgoing& stream);
 
-// The loop makes these, and the threads that send call the functions in them.
+// The loop calls these makers, and the threads that send call the functions that they make.
 
 /// The image of a step that is being copied: sent as far as it is copied. The stream ends before it
 /// began if the step never gets a slot. Any other error of the copy fails the step, but not the

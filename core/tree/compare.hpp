@@ -27,7 +27,7 @@ struct Difference {
   What what{};
   std::string path;  ///< In the form of Path::text(); empty for the root.
   std::string left,
-      right;  ///< What each side has there: "F32[2, 3]", "missing", "shares storage with
+      right;  ///< The two sides there: "F32[2, 3]", "missing", "shares storage with
               ///< model.wte".
   /// "model.w: shape: F32[2, 3] against F32[3, 2]".
   [[nodiscard]] MESHSTAGE_API std::string describe() const;
@@ -38,7 +38,7 @@ struct Difference {
 };
 MESHSTAGE_API std::string_view to_string(Difference::What what) noexcept;
 
-/// What compare() looks at besides kinds, keys, lengths, dtypes and shapes.
+/// compare() looks at these besides kinds, keys, lengths, dtypes and shapes.
 struct CompareOptions {
   bool values = true;  ///< Scalars (and their kinds) and elements, bit for bit: NaN equals itself,
                        ///< 0.0 not -0.0.

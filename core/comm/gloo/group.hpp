@@ -19,7 +19,7 @@ struct Table;
 /// more. `host` is the address to listen on and to be reached at. Transport::connect_group lists
 /// the errors.
 ///
-/// What Gloo cannot do, and what this group does about it:
+/// Gloo has these limits, and this group makes up for each of them:
 /// - A wait that times out in Gloo ruins the whole context. So a thread of the group interrupts
 /// waits at their deadlines, before Gloo's own timeouts; the transfer stays pending.
 /// - A connection that is reset before it was accepted, a message longer than the posted receive,
