@@ -22,7 +22,8 @@ std::vector<std::vector<int>> default_holders(int world_size) {
 namespace {
 
 /// The most bytes of claims to one step that any message of this job has: each image and replica
-/// once in memory and once in a file, of a child of the root and all ranks below it.
+/// once in memory and once in a file, of a child of the root and all ranks below it. A replica that
+/// borrows is in no file.
 struct ClaimsOfAStep {
   int child = 0;
   std::size_t bytes = 0;
@@ -30,24 +31,24 @@ struct ClaimsOfAStep {
 ClaimsOfAStep most_claims_of_a_step(const std::vector<std::vector<int>>& holders,
                                     const std::vector<std::vector<int>>& lenders) {
   const std::size_t world = holders.size();
-  std::vector<std::size_t> each(world, wire::kClaimBytes);  // of a claim, by owner
-  for (std::size_t borrower = 0; borrower < world; ++borrower) {
-    each[borrower] += wire::kLoanBytes * lenders[borrower].size();
-    for (const int lender : lenders[borrower]) {
-      each[static_cast<std::size_t>(lender)] += wire::kLoanBytes;
-    }
+  std::vector<std::size_t> lends(world, wire::kClaimBytes);  // a claim that borrows nothing
+  for (const auto& of_borrower : lenders) {
+    for (const int lender : of_borrower)
+      lends[static_cast<std::size_t>(lender)] += wire::kLoanBytes;
   }
-  std::vector<std::size_t> below = each;
+  std::vector<std::size_t> below(world);
   for (std::size_t owner = 0; owner < world; ++owner) {
-    for (const int holder : holders[owner]) below[static_cast<std::size_t>(holder)] += each[owner];
+    const std::size_t borrows = lends[owner] + wire::kLoanBytes * lenders[owner].size();
+    below[owner] += 2 * borrows;
+    for (const int holder : holders[owner]) {
+      below[static_cast<std::size_t>(holder)] += std::max(borrows, 2 * lends[owner]);
+    }
   }
   ClaimsOfAStep most;
   for (std::size_t rank = world; rank-- > 1;) {
     const auto parent = tree::parent(static_cast<int>(rank));
     below[static_cast<std::size_t>(*parent)] += below[rank];
-    if (*parent == 0 && 2 * below[rank] > most.bytes) {
-      most = {static_cast<int>(rank), 2 * below[rank]};
-    }
+    if (*parent == 0 && below[rank] > most.bytes) most = {static_cast<int>(rank), below[rank]};
   }
   return most;
 }

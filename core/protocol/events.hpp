@@ -26,10 +26,10 @@ struct SlotsVerified {
   ImageId evidence{};
   std::string damage{};
 };
-/// Answer to VerifyDisk: every file and every image in a stray vault that is newer than
-/// VerifyDisk::newer_than and whose digests are right. \c evidence: the newest id in any file's
-/// name, read or not, and of the bases in strays' headers. Empty if there is no directory. \c
-/// damage: see SlotsVerified.
+/// Answer to VerifyDisk: every file and image in a stray vault that it asks for (\c up_to: slots,
+/// too) and whose digests are right. \c evidence: the newest id in any file's name, read or not,
+/// and of the bases in strays' headers. Empty if there is no directory. \c damage: see
+/// SlotsVerified. With \c up_to damage, named and room were answered before, and stay empty.
 struct FilesVerified {
   std::vector<Claim> claims;
   ImageId evidence{};

@@ -148,11 +148,11 @@ struct Want {
 
 // --- recovery, tree ---
 
-/// To the parent: the claims of the sender and of all ranks below it. First for slots, then for
-/// files and stray vaults.
+/// To the parent: the claims of the sender and of all ranks below it. First for slots, then the
+/// answer to each AskDisk: for files, stray vaults and, where it says so, slots.
 struct Have {
   bool disk = false;
-  std::vector<Claim> claims;  ///< disk: also those of stray vaults
+  std::vector<Claim> claims;  ///< disk: what the newest AskDisk asks for
   /// The newest step that is known to have been complete: by the Store's note, a base in any header
   /// (verified or not), or a file's name. kNoImage: no step is known.
   ImageId evidence;
@@ -164,8 +164,8 @@ struct Have {
   ImageId beyond{};
   friend bool operator==(const Have&, const Have&) = default;
 };
-/// To the children: asks for the claims to files, and to images in stray vaults, newer than this
-/// (kNoImage: all).
+/// To the children: asks for the claims to files, and to images in stray vaults, newer than
+/// `newer_than` (kNoImage: all). Comes again, with `up_to`, for claims that were left out.
 struct AskDisk {
   ImageId newer_than;
   /// If the id exists: asks for what the claims before left out (Have::beyond), namely for the

@@ -87,14 +87,14 @@ struct Recovery {
     kWaiting,  ///< ready; waiting for Established
   };
   Phase phase = Phase::kIdle;
-  bool mine = false;          ///< this rank's own part of the phase is done
-  std::uint8_t below = 0;     ///< bit i: child i has sent its part of the phase
-  std::vector<Claim> claims;  ///< root: all so far; other ranks: those of the phase, until sent up
-  ImageId evidence{};         ///< newest step known to have been complete (see Have)
-  std::string damage{};       ///< gathered like the claims (see Have)
-  ImageId beyond{};           ///< gathered like the claims (see Have)
-  ImageId newer_than{};       ///< root: AskDisk::newer_than
-  ImageId up_to{};            ///< root: AskDisk::up_to of the newest AskDisk
+  bool mine = false;             ///< this rank's own part of the phase is done
+  std::uint8_t below = 0;        ///< bit i: child i has sent its part of the phase
+  std::vector<Claim> claims;     ///< root: all; other ranks: the phase's, until sent up
+  ImageId evidence{};            ///< newest step known to have been complete (see Have)
+  std::string damage{};          ///< gathered like the claims (see Have)
+  ImageId beyond{};              ///< gathered like the claims (see Have)
+  ImageId newer_than{};          ///< root: AskDisk::newer_than
+  ImageId up_to{};               ///< root: AskDisk::up_to of the newest AskDisk
   std::vector<OldStep> named{};  ///< root: FilesVerified::named
   OldStep old{};                 ///< root: the newest of them of which every file is proven
   bool looked = false;           ///< root: it has proven what nobody claimed

@@ -130,8 +130,8 @@ void on(Turn& turn, const ReadStuck& event);
 void on(Turn& turn, int from, const Overdue& overdue);
 
 // recovery_choice.cpp: the root's choice in rule 5, and what ranks check of it.
-/// Called when all claims are there: first for slots, then, if asked for, for files. Then it
-/// chooses.
+/// Called when all claims are there that were asked for: for slots, for files, for what was left
+/// out. Asks for more of them, or chooses.
 void choose_at_root(Turn& turn);
 /// True if rank `at` is the owner or a holder of it. These ranks are linked to one another. Another
 /// rank that has an image connects to the rank that the image is for.

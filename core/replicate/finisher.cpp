@@ -13,23 +13,25 @@ void Finisher::remove_vault() {
     slots_.when_free([this] {
       if (slots_.any_in_use()) return false;
       inbox_.leave();
-      slots_.post([this] { remove_slots(engine_, [this] { removed(); }); });
+      slots_.post([this, generation = engine_.present] {
+        remove_slots(engine_, [this, generation] { removed(generation); });
+      });
       return true;
     });
   });
 }
 
-void Finisher::removed() {
+void Finisher::removed(std::uint64_t generation) {
+  if (generation != engine_.present) return;
   if (engine_.rank != 0) return engine_.gate.finished();
-  note_finish();
+  note_finish(generation);
 }
 
 /// The root's note that the job has finished, so that no vault that is out of reach now brings it
 /// back. It comes after the vaults: a root that dies between the two must find its images again.
-void Finisher::note_finish() {
+void Finisher::note_finish(std::uint64_t generation) {
   store_.ask(
-      "noting that the job has finished",
-      noting_finish(engine_.options.job, engine_.generation.number),
+      "noting that the job has finished", noting_finish(engine_.options.job, generation),
       Deadline::after(engine_.options.deadline / 4), [this](const StoreWorker::Answer& answer) {
         if (answer.error) {
           engine_.report.warn(

@@ -26,9 +26,9 @@ class Finisher {
   void remove_vault();
 
  private:
-  /// The vault is removed.
-  void removed();
-  void note_finish();
+  /// The vault is removed, perhaps after finish() gave up and the generation was left.
+  void removed(std::uint64_t generation);
+  void note_finish(std::uint64_t generation);
 
   Engine& engine_;
   StoreWorker& store_;

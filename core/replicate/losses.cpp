@@ -127,7 +127,7 @@ void Losses::failed(const std::exception_ptr& failure) noexcept {
         "rank " + std::to_string(engine_.rank) + " cannot go on: " + text_of(failure);
     engine_.report.warn(why);
     if (engine_.state.mode == protocol::Mode::kFinished) {
-      engine_.report.warn("the vault stays in " + engine_.options.vault_directory.string());
+      engine_.report.warn("the vault may stay in " + engine_.options.vault_directory.string());
     } else {
       engine_.feed(protocol::Broken{-1, ErrorKind::kPeerLost, why});
     }

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <barrier>
 #include <cerrno>
+#include <chrono>
+#include <future>
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/os/faulty_file_system.hpp>
@@ -250,19 +252,31 @@ TEST_CASE("device job: what a device's copy damaged is refused by its receiver")
   CAPTURE(drop, snapshot);
   InProcessJob job(2);
   std::barrier everyone(2);
+  std::promise<void> sealed;  // rank 0's image of step 3, damaged or not
   const auto errors = run_ranks(all_ranks(2), [&](int rank) {
     Trainer trainer(cuda, rank);
-    ms::Checkpointer ckpt(options(job, trainer, snapshot));
+    auto o = options(job, trainer, snapshot);
+    if (rank == 0) {
+      o.observer = [&](const ms::PointEvent& event) {
+        if (event.point == ms::Point::kOwnSealed && event.id.step == 3) sealed.set_value();
+      };
+    }
+    ms::Checkpointer ckpt(std::move(o));
     (void)ckpt.recover(trainer.state);
     for (std::uint64_t step = 1; step < 3; ++step)
       require(trainer.stage(ckpt, step) == ms::Outcome::kComplete, "a step failed");
-    // One rank after the other, so that the damaged run is known: the kernel copies two small ones.
+    // One rank's copies after the other's, so that the damaged run is known: the kernel copies two
+    // small ones. (With a snapshot the step is staged before anything leaves the device.)
     if (rank == 1) everyone.arrive_and_wait();
     if (rank == 0) Cuda::fake().damage_copy(3, drop);
     trainer.update(3);
     auto staging = stage_soon(ckpt, trainer.state, 3);
     staging.staged().wait(in_time());
-    if (rank == 0) everyone.arrive_and_wait();
+    if (rank == 0) {
+      require(sealed.get_future().wait_for(std::chrono::seconds(20)) == std::future_status::ready,
+              "no image of step 3");
+      everyone.arrive_and_wait();
+    }
     require(staging.outcome().get(in_time()) == ms::Outcome::kFailed, "a damaged step is complete");
     require(trainer.stage(ckpt, 4) == ms::Outcome::kComplete, "the step behind it failed");
     require(replica_has(ckpt.held(1 - rank).state, static_cast<unsigned char>(105 - rank * 100)),

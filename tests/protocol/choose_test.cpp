@@ -305,6 +305,18 @@ TEST_CASE("a configuration that cannot work is refused by name") {
   }
   CHECK(says(refusal(0, 16'384, at_rank_1, lenders), "what rank 1 " + too_long));
   CHECK(says(refusal(0, 16'384, at_rank_1, lenders), "at most 12582912 are supported"));
+  // A mesh that crosses hosts along two dimensions, and one that does along many.
+  for (const auto& [copies, most] : {std::pair{3, 2}, std::pair{2, 4}, std::pair{1, 7}}) {
+    INFO(copies << " copies, " << most << " lenders each");
+    std::vector<std::vector<int>> holders(16'384), spread(16'384);
+    for (int r = 0; r < 16'384; ++r) {
+      for (int i = 1; i <= copies; ++i)
+        holders[static_cast<std::size_t>(r)].push_back((r + i * 1000) % 16'384);
+      for (int i = 1; i <= most; ++i)
+        spread[static_cast<std::size_t>(r)].push_back((r + i) % 16'384);
+    }
+    CHECK(refusal(0, 16'384, holders, spread) == "");
+  }
   REQUIRE(make_config(0, 1)->wards.empty());
   REQUIRE(make_config(2, 4)->wards == std::vector<int>{0});
   REQUIRE(make_config(1, 7)->children == std::vector<int>{3, 4});

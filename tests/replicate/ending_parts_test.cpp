@@ -85,6 +85,21 @@ TEST_CASE("finisher: neither a Store that is gone nor a vault that stays fails f
                          : "cannot remove the vault"));
 }
 
+TEST_CASE("finisher: a vault that goes after its generation was left is noted nowhere") {
+  InProcessJob job(1);
+  auto [options, disk] = FaultyRank(job.options(0));
+  PartBench bench(options);
+  disk.block(FileOperation::kUnlink);
+  bench.in_loop([&] { bench.finisher.remove_vault(); });
+  disk.wait_until_blocked();
+  bench.leave();  // finish() gave up, and the trainer went on
+  bench.enter(kGeneration + 1);
+  disk.unblock();
+  bench.wait_for_slots();
+  CHECK(bench.nothing_fed());
+  CHECK(finished_in(job) == 0);
+}
+
 TEST_CASE("lender: a borrower gets what the recovery chose, whichever is known first") {
   InProcessJob job(2);
   PartBench bench(job.options(0));
