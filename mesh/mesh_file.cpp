@@ -304,11 +304,8 @@ void Reader::read_partners(const Place& root) {
   Place policy_at{at.node, "partners"};
   if (at.node != nullptr) {
     if (!is_table(at, "[partners] with policy = \"half-shift\" and copies = 1")) return;
-    known_keys(at, {"policy", "copies", "max_wards", "holders", "borrow_replicated",
-                    "spare_replicated"});  // its old name
-    for (const char* key : {"borrow_replicated", "spare_replicated"}) {
-      const Place p = in(at, key);
-      if (p.node == nullptr) continue;
+    known_keys(at, {"policy", "copies", "max_wards", "holders", "borrow_replicated"});
+    if (const Place p = in(at, "borrow_replicated"); p.node != nullptr) {
       if (const auto* value = p.node->as_boolean()) {
         borrow_replicated_ = value->get();
       } else {

@@ -64,8 +64,8 @@ TEST_CASE("an image cut short anywhere is refused") {
 }
 
 TEST_CASE("random damage never crashes the decoders") {
-  const bool sharing = GENERATE(false, true);
-  const auto image = sharing ? test::borrowing_image() : test::make_image(small_state());
+  const bool borrowing = GENERATE(false, true);
+  const auto image = borrowing ? test::borrowing_image() : test::make_image(small_state());
   const auto& layout = image.plan.layout();
   std::mt19937_64 random(42);
   std::size_t refused = 0;

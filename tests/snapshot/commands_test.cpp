@@ -264,6 +264,22 @@ TEST_CASE("export writes every path as a tensor of its own, and diff finds it eq
   REQUIRE(model.contains("bias"));
 }
 
+TEST_CASE("diff sees a scalar that only one of an image and an export has") {
+  const Files files;
+  const Dict bare{{"w", Tensor::scalar(1.0F)}};
+  Dict rated = bare;
+  rated.set("lr", 0.1);
+  const auto without = files.image("without", bare), with = files.image("with", rated);
+  for (const auto* image : {&without, &with}) {
+    const auto out = files.path("out");
+    REQUIRE(run({"export", *image, "-o", out, "--force"}).code == 0);
+    CHECK(run({"diff", *image, out}).code == 0);
+    const auto answer = run({"diff", image == &with ? without : with, out});
+    CHECK(answer.code == 1);
+    CHECK(contains(answer.out, "lr"));
+  }
+}
+
 TEST_CASE("export escapes names that would not be unique") {
   const Files files;
   const Dict state{{"a.b", Tensor::scalar(1.0F)}, {"a", Dict{{"b", Tensor::scalar(2.0F)}}}};

@@ -54,7 +54,6 @@ void add_job_options(CLI::App& command, JobWords& words) {
       ->take_all()
       ->allow_extra_args(false)
       ->delimiter('\0');
-  command.add_flag("--spare-replicated", words.borrow_replicated)->group("");  // its old name
   command.add_flag("--borrow-replicated", words.borrow_replicated,
                    "Copies borrow tensors that another host has, too");
 }

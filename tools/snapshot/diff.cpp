@@ -203,7 +203,7 @@ Named named(const Snapshot& snapshot) {
     }
   }
   // Through the text, as export does: what that cannot keep is no difference.
-  if (snapshot.image && !values.empty()) result.values = Json::parse(values_text(values));
+  if (snapshot.image) result.values = Json::parse(values_text(values));
   return result;
 }
 
