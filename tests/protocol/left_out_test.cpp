@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <memory>
 #include <meshstage/core/protocol/codec.hpp>
 #include <meshstage/core/protocol/transition.hpp>
 #include <string>
@@ -6,7 +8,8 @@
 #include "tests/protocol/transition_support.hpp"
 #include "tests/support/catch.hpp"
 
-// How the root asks for claims that did not fit the ranks' messages, until a step is covered.
+// How the root asks for claims that did not fit the ranks' messages, until a step is covered; and
+// what a rank between the root and others leaves out, and answers.
 
 using namespace meshstage;
 using namespace meshstage::protocol;
@@ -190,4 +193,135 @@ TEST_CASE("an old job's step in memory becomes files, though its claims were lef
   out = root.claims({stray(0, 0)}, {stray(1, 1), stray(1, 2)}, kNoImage);
   REQUIRE(first<PublishOld>(out) != nullptr);
   CHECK(first<PublishOld>(out)->step == old);
+}
+
+namespace {
+
+constexpr int kBetween = 7;  // ranks of a job in which rank 1's parent is 0, its children 3 and 4
+
+/// Rank 1 of kBetween, whose messages have room for so many claims, in generation 2.
+State between(std::size_t room) {
+  auto config = std::make_shared<Config>(*make_config(1, kBetween));
+  config->most_claim_bytes = room * encoded_bytes(file(1, 1, 1, kBetween));
+  State state = make_state(std::move(config));
+  tell(state, Formed{2});
+  return state;
+}
+
+/// Claims of one rank to its own images of those steps: its files, or what it has in memory.
+std::vector<Claim> own_of(int rank, bool disk, const std::vector<std::uint64_t>& steps) {
+  std::vector<Claim> claims;
+  for (const std::uint64_t step : steps) {
+    claims.push_back(
+        claim_to(rank, rank, step, disk ? Place::kOwnFile : Place::kOwnSlot, kBetween));
+  }
+  return claims;
+}
+
+Have have_of(bool disk, std::vector<Claim> claims, ImageId beyond = kNoImage,
+             ImageId evidence = kNoImage) {
+  return {disk, std::move(claims), evidence, {}, beyond};
+}
+
+/// What rank 1 tells its parent, once it and its children have these claims.
+Have passed_on(State& state, std::vector<Claim> own, const Have& third, const Have& fourth) {
+  auto out = third.disk ? tell(state, FilesVerified{std::move(own), {1, 9}})
+                        : tell(state, SlotsVerified{std::move(own), {1, 9}});
+  CHECK(sent<Have>(out, 0) == nullptr);
+  out = hear(state, 4, fourth, 2);
+  CHECK(sent<Have>(out, 0) == nullptr);
+  out = hear(state, 3, third, 2);
+  const Have* have = sent<Have>(out, 0);
+  REQUIRE(have != nullptr);
+  CHECK(have->disk == third.disk);
+  return *have;
+}
+
+/// They are there, in whatever order, and no others.
+void require_claims(std::vector<Claim> claims, std::vector<Claim> expected) {
+  const auto order = [](const Claim& a, const Claim& b) {
+    return std::pair(a.id, a.at) < std::pair(b.id, b.at);
+  };
+  std::sort(claims.begin(), claims.end(), order);
+  std::sort(expected.begin(), expected.end(), order);
+  CHECK(claims == expected);
+}
+
+std::vector<Claim> together(std::vector<Claim> a, const std::vector<Claim>& b,
+                            const std::vector<Claim>& c) {
+  a.insert(a.end(), b.begin(), b.end());
+  a.insert(a.end(), c.begin(), c.end());
+  return a;
+}
+
+}  // namespace
+
+TEST_CASE("a rank between others passes on what fits, the oldest steps left out as a whole") {
+  const bool disk = GENERATE(false, true);
+  State state = between(7);
+  if (disk) {
+    tell(state, SlotsVerified{});
+    for (const int child : {3, 4}) hear(state, child, Have{}, 2);
+    hear(state, 0, AskDisk{}, 2);
+  }
+  const auto claims = [&](int rank, const std::vector<std::uint64_t>& steps) {
+    return own_of(rank, disk, steps);
+  };
+  SECTION("one of the two claims to step 7 would fit, and the one to step 6 would") {
+    const Have have = passed_on(state, claims(1, {6, 7, 8, 9}),
+                                have_of(disk, claims(3, {8, 9}), kNoImage, {1, 10}),
+                                have_of(disk, claims(4, {9, 8, 7})));
+    require_claims(have.claims, together(claims(1, {8, 9}), claims(3, {8, 9}), claims(4, {8, 9})));
+    CHECK(have.beyond == ImageId{1, 7});
+    CHECK(have.evidence == ImageId{1, 10});
+  }
+  SECTION("all fit") {
+    const Have have = passed_on(state, claims(1, {7, 8, 9}), have_of(disk, claims(3, {8, 9})),
+                                have_of(disk, claims(4, {9, 8})));
+    CHECK(have.claims.size() == 7);
+    CHECK(have.beyond == kNoImage);
+  }
+  SECTION("a child left out newer ones") {
+    const Have have =
+        passed_on(state, claims(1, {6, 7, 8, 9}), have_of(disk, claims(3, {9}), {1, 8}),
+                  have_of(disk, claims(4, {9, 8, 7}), {1, 3}));
+    require_claims(have.claims,
+                   together(claims(1, {7, 8, 9}), claims(3, {9}), claims(4, {7, 8, 9})));
+    CHECK(have.beyond == ImageId{1, 8});
+  }
+}
+
+TEST_CASE("a rank between others that is asked for what was left out answers with that alone") {
+  State state = between(3);
+  tell(state, SlotsVerified{});
+  for (const int child : {3, 4}) hear(state, child, Have{}, 2);
+  hear(state, 0, AskDisk{}, 2);
+  Have have =
+      passed_on(state, own_of(1, true, {5, 6, 7, 8, 9}), have_of(true, own_of(3, true, {9, 8})),
+                have_of(true, own_of(4, true, {9, 8, 7})));
+  require_claims(have.claims,
+                 together(own_of(1, true, {9}), own_of(3, true, {9}), own_of(4, true, {9})));
+  REQUIRE(have.beyond == ImageId{1, 8});
+  const auto ask = [&](const AskDisk& part) {
+    const auto out = hear(state, 0, part, 2);
+    for (const int child : {3, 4}) {
+      REQUIRE(sent<AskDisk>(out, child) != nullptr);
+      CHECK(*sent<AskDisk>(out, child) == part);
+    }
+    REQUIRE(first<VerifyDisk>(out) != nullptr);
+    CHECK(first<VerifyDisk>(out)->newer_than == part.newer_than);
+    CHECK(first<VerifyDisk>(out)->up_to == part.up_to);
+  };
+  // Parts are read anew: nothing of the part before comes again.
+  ask({{1, 4}, {1, 8}});
+  have = passed_on(state, own_of(1, true, {5, 6, 7, 8}), have_of(true, own_of(3, true, {8})),
+                   have_of(true, own_of(4, true, {8, 7})));
+  require_claims(have.claims,
+                 together(own_of(1, true, {8}), own_of(3, true, {8}), own_of(4, true, {8})));
+  REQUIRE(have.beyond == ImageId{1, 7});
+  ask({{1, 4}, {1, 7}});
+  have = passed_on(state, own_of(1, true, {6, 7}), have_of(true, {}),
+                   have_of(true, own_of(4, true, {7})));
+  require_claims(have.claims, together(own_of(1, true, {6, 7}), {}, own_of(4, true, {7})));
+  CHECK(have.beyond == kNoImage);
 }

@@ -11,6 +11,7 @@
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
+#include "tests/support/kept_errors.hpp"
 #include "tests/support/rank_errors.hpp"
 #include "tests/support/require.hpp"
 
@@ -37,7 +38,8 @@ class ThrowingPace final : public ms::Pace {
 
 }  // namespace
 
-TEST_CASE("a log that throws is called no more, and the job goes on") {
+TEST_CASE("a log that throws is called no more, which is said once, and the job goes on") {
+  const ms::test::KeptErrors kept;  // of rank 1's log alone: rank 0's takes its lines
   InProcessJob job(2);
   std::atomic<int> calls{0};
   all_good(run_ranks(all_ranks(2), [&](int rank) {
@@ -57,6 +59,13 @@ TEST_CASE("a log that throws is called no more, and the job goes on") {
     ckpt.finish();
   }));
   CHECK(calls == 1);
+  const std::string errors = kept.text();
+  INFO(errors);
+  CHECK(times_in(errors, "the log callback threw: no more lines") == 1);
+  CHECK(times_in(errors, "the log callback threw") == 1);
+  // The line that it did not take, and the next.
+  CHECK(times_in(errors, "rank 1: step 1 failed: ") == 1);
+  CHECK(times_in(errors, "rank 1: step 3 failed: ") == 1);
 }
 
 TEST_CASE("a log that hangs holds neither a start nor a step, and its lines come one by one") {
@@ -133,7 +142,7 @@ TEST_CASE("an observer that throws ends the generation, and is called no more") 
   }
 }
 
-TEST_CASE("a pace that throws fails the step, and its rank's staged() says by what") {
+TEST_CASE("a pace that throws fails the step, which its rank's staged() and log say once") {
   InProcessJob job(2);
   ThrowingPace pace;
   all_good(run_ranks(all_ranks(2), [&](int rank) {
@@ -156,4 +165,10 @@ TEST_CASE("a pace that throws fails the step, and its rank's staged() says by wh
     stage_all(ckpt, {3});
     ckpt.finish();
   }));
+  const std::string log = job.log();
+  INFO(log);
+  // The first no that is heard is said: rank 1's, or rank 0's, whose replica did not come.
+  CHECK(times_in(log, "rank 1: step 2 failed: rank ") == 1);
+  // Not at all where rank 0 hears of it before it stages the step.
+  CHECK(times_in(log, "rank 0: step 2 failed: rank ") <= 1);
 }

@@ -3,12 +3,15 @@
 #include <meshstage/core/tree/compare.hpp>
 
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <thread>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/forked.hpp"
 #include "tests/support/memory_kinds.hpp"
+#include "tests/support/sanitized.hpp"
 
 using namespace meshstage;
 
@@ -76,4 +79,20 @@ TEST_CASE("the child of a fork ends, whatever its parent's stager is doing") {
   }));
   const Value result = staged.get(Deadline::after(std::chrono::seconds(20)));
   REQUIRE(result.at("n").as<std::int64_t>() == 7);
+}
+
+TEST_CASE("a child that ends by exit() destroys its copy of a global stager in order") {
+  if (test::kSanitized) return;  // exit() would look for what the child's copies leak
+  static std::unique_ptr<StateDictStager> global;
+  global = std::make_unique<StateDictStager>();
+  for (std::int32_t value = 0; value < 5; ++value) {
+    const auto state = state_of(value);
+    std::fflush(nullptr);                      // else the child writes it, too
+    auto staged = global->stage_async(state);  // its thread may have any lock at the fork
+    CHECK(test::ends_in_forked_child([] { std::exit(0); }));
+    // The parent's goes on.
+    CHECK_FALSE(compare(state, staged.get(Deadline::after(std::chrono::seconds(20)))));
+    CHECK_FALSE(compare(state, global->stage(state)));
+  }
+  global.reset();
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include <meshstage/core/error/rank_tree.hpp>
 #include <meshstage/core/protocol/codec.hpp>
 
 #include "tests/support/explorer/world.hpp"
@@ -71,7 +72,7 @@ bool World::steps_fit_messages() const {
   for (int rank = 1; rank < bounds_->world; ++rank) {
     const Node& node = copy.nodes_[static_cast<std::size_t>(rank)];
     int child = rank;
-    while (child > 2) child = (child - 1) / 2;
+    for (auto up = tree::parent(rank); up && *up != 0; up = tree::parent(child)) child = *up;
     const Job all{Job::Kind::kRead, node.state.generation, rank, 1, kNoImage, kNewest};
     const Event found = copy.read(node, all);
     for (const Claim& claim : std::get<FilesVerified>(found).claims) {
