@@ -267,8 +267,7 @@ TEST_CASE("export writes every path as a tensor of its own, and diff finds it eq
 TEST_CASE("diff sees a scalar that only one of an image and an export has") {
   const Files files;
   const Dict bare{{"w", Tensor::scalar(1.0F)}};
-  Dict rated = bare;
-  rated.set("lr", 0.1);
+  const Dict rated{{"w", Tensor::scalar(1.0F)}, {"lr", 0.1}};
   const auto without = files.image("without", bare), with = files.image("with", rated);
   for (const auto* image : {&without, &with}) {
     const auto out = files.path("out");
