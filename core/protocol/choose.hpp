@@ -93,6 +93,11 @@ struct Transfer {
 /// again.
 MESHSTAGE_API std::vector<Claim> whole_claims(std::span<const Claim> claims);
 
+/// Whether an AskDisk that has `up_to` asks for the claims to that image.
+[[nodiscard]] constexpr bool asked_again(ImageId id, ImageId newer_than, ImageId up_to) noexcept {
+  return id > newer_than && id <= up_to;
+}
+
 /// Leaves out claims until the rest takes at most `most_bytes` in messages: the oldest image's
 /// claims first, and all claims to one image together. Returns the newest id that was left out;
 /// kNoImage if none was.

@@ -126,7 +126,7 @@ void ask_beyond(Turn& turn) {
     return give_up(turn, failure, -1);
   }
   const auto comes_anew = [&](const Claim& c) {
-    return c.id > recovery.newer_than && c.id <= up_to;
+    return asked_again(c.id, recovery.newer_than, up_to);
   };
   std::erase_if(recovery.claims, comes_anew);
   std::erase_if(recovery.others, comes_anew);

@@ -1,7 +1,7 @@
 #include <span>
 #include <sstream>
 
-#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/replicate/agreement.hpp>
 
 namespace meshstage::replicate {

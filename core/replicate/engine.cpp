@@ -4,7 +4,7 @@
 #include <span>
 #include <utility>
 
-#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/replicate/agreement.hpp>
 
 namespace meshstage::replicate {

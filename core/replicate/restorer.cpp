@@ -67,7 +67,7 @@ protocol::FilesVerified Restorer::found_again(const protocol::VerifyDisk& action
   for (const auto* claims : {&in_slots_, &found_.claims}) {
     std::copy_if(claims->begin(), claims->end(), std::back_inserter(again.claims),
                  [&](const protocol::Claim& claim) {
-                   return claim.id > action.newer_than && claim.id <= action.up_to;
+                   return protocol::asked_again(claim.id, action.newer_than, action.up_to);
                  });
   }
   again.evidence = found_.evidence;

@@ -1,4 +1,4 @@
-#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/image/flatten.hpp>
 #include <meshstage/core/stage/source_digests.hpp>
 

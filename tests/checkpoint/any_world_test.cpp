@@ -8,8 +8,6 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/replicate/persistence.hpp>
-
 #include "tests/replicate/part_images.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/changing_job.hpp"
@@ -209,9 +207,7 @@ TEST_CASE("an old step below more files than fit a message is gone on from, prov
   REQUIRE(!images.empty());
   // Rank 1 of the old job has persisted more steps than the others.
   for (std::uint64_t step = 11; step < 20; ++step) {
-    const auto image = image_of_step(1, 3, {images[0].name.id.generation, step});
-    ms::Persistence(job.job.disk(), "/disk", InProcessJob::kName, 1, 3)
-        .publish(image.info, image.bytes());
+    leave_file(job.job.disk(), 1, image_of_step(1, 3, {images[0].name.id.generation, step}));
   }
   NarrowMessages narrow(2, 2);
   job.change = [&](ms::CheckpointerOptions& o, int) { narrow.attach(o); };

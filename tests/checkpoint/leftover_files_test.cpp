@@ -4,8 +4,6 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/replicate/persistence.hpp>
-
 #include "tests/replicate/part_images.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/in_process_job.hpp"
@@ -19,11 +17,9 @@ using namespace meshstage::test;
 
 namespace {
 
-/// Leaves the file of that rank's image of a step, as rank `writer` of 2 writes it.
-void leave_file(InProcessJob& job, int owner, int writer, std::uint64_t step) {
-  const auto image = image_of_step(owner, 2, {1, step});
-  ms::Persistence(job.disk(), "/disk", InProcessJob::kName, writer, 2)
-      .publish(image.info, image.bytes());
+/// Leaves rank `owner`'s image of a step, as rank `writer` of 2 writes it.
+void leave_step(InProcessJob& job, int owner, int writer, std::uint64_t step) {
+  leave_file(job.disk(), writer, image_of_step(owner, 2, {1, step}));
 }
 
 }  // namespace
@@ -32,11 +28,11 @@ TEST_CASE("a step on disk below more files than fit a message is recovered; each
   InProcessJob job(2);
   NarrowMessages narrow(2, 3);
   for (const std::uint64_t step : {3, 4}) {
-    leave_file(job, 0, 0, step);
-    leave_file(job, 1, 1, step);
+    leave_step(job, 0, 0, step);
+    leave_step(job, 1, 1, step);
   }
-  for (std::uint64_t step = 5; step < 14; ++step) leave_file(job, 1, 1, step);
-  leave_file(job, 0, 1, 14);        // of the newest step there is rank 0's image alone
+  for (std::uint64_t step = 5; step < 14; ++step) leave_step(job, 1, 1, step);
+  leave_step(job, 0, 1, 14);        // of the newest step there is rank 0's image alone
   std::map<std::string, int> left;  // by rank and name: how often it is read
   for (const auto& image : ms::list_images(job.disk(), "/disk", InProcessJob::kName)) {
     if (image.name.id.step == 4) continue;  // read once more, into memory
@@ -75,7 +71,7 @@ TEST_CASE("a step on disk below more files than fit a message is recovered; each
 TEST_CASE("files of which no step is whole, and more than fit a message: the ranks are named") {
   InProcessJob job(2);
   NarrowMessages narrow(2, 3);
-  for (std::uint64_t step = 5; step < 14; ++step) leave_file(job, 1, 1, step);
+  for (std::uint64_t step = 5; step < 14; ++step) leave_step(job, 1, 1, step);
   for (const auto& error : run_ranks(all_ranks(2), [&](int rank) {
          auto options = job.options(rank);
          narrow.attach(options);

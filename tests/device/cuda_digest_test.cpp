@@ -8,7 +8,7 @@
 #include <vector>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/identity/digest.hpp>
 
 #include "tests/device/cuda_support.hpp"
 #include "tests/support/catch.hpp"

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/identity/digest.hpp>
 
 #include "tests/support/catch.hpp"
 

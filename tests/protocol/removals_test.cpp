@@ -77,6 +77,16 @@ void require_broken_without(const std::string& rule, Bounds bounds, const std::s
   REQUIRE(result.violation.find(words) != std::string::npos);
 }
 
+/// Without the rule something is lost or mixed within `bounds`, in these words.
+void require_lost_without(const std::string& rule, Bounds bounds, const std::string& words) {
+  *find_rule(bounds.rules, rule) = false;
+  Limits limits;
+  limits.safety_only = true;
+  const Result result = explore(bounds, limits);
+  std::cout << tell(bounds, result.trace);
+  REQUIRE(result.violation.find(words) != std::string::npos);
+}
+
 static_assert(kRules.size() == 30, "each rule has its test here");
 
 }  // namespace
@@ -115,22 +125,13 @@ TEST_CASE("without reading files wherever they lie a promise breaks") {
   bounds.losses_beyond = 2;
   bounds.disk = bounds.local_disks = true;
   bounds.lenders = {{1}, {0}};
-  bounds.rules.found_anywhere = false;
-  Limits limits;
-  limits.safety_only = true;
-  const Result result = explore(bounds, limits);
-  std::cout << tell(bounds, result.trace);
-  REQUIRE(result.violation.find("called unrecoverable, though") != std::string::npos);
+  require_lost_without("found-anywhere", bounds, "called unrecoverable, though");
 }
 TEST_CASE("without agreement before stray vaults are removed a promise breaks") {
   Bounds bounds;
   bounds.world = 3;
   bounds.steps = bounds.reseats = 1;
-  bounds.rules.agree_first = false;
-  Limits limits;
-  limits.safety_only = true;
-  const Result result = explore(bounds, limits);
-  REQUIRE(result.violation.find("alone would lose it") != std::string::npos);
+  require_lost_without("agree-first", bounds, "alone would lose it");
 }
 TEST_CASE("without knowing what was left out a promise breaks") {
   require_needed("beyond-unknown");
@@ -144,12 +145,7 @@ TEST_CASE("without asking for what was left out a step on disk is not found") {
   bounds.claims = 2;
   bounds.disk = true;
   bounds.lenders = {{1}, {0}};  // no rank's disk has both images of a step
-  bounds.rules.ask_beyond = false;
-  Limits limits;
-  limits.safety_only = true;
-  const Result result = explore(bounds, limits);
-  std::cout << tell(bounds, result.trace);
-  REQUIRE(result.violation.find("gives up for the number of images, though") != std::string::npos);
+  require_lost_without("ask-beyond", bounds, "gives up for the number of images, though");
 }
 TEST_CASE("without comparing an old job's step with what is covered a promise breaks") {
   require_needed("old-if-newer");

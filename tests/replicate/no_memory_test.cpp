@@ -237,15 +237,12 @@ TEST_CASE("no memory on the thread that answers newcomers: they get their answer
   int nth = 1;
   for (bool failed = true; failed; ++nth) {
     INFO("allocation " << nth);
-    const auto before = job.store()->get(key("alive/0"));
+    job.store()->remove(key("alive/0"));
     fail_allocation("ms-alive", nth);
     job.store()->set(key("asked"), "question " + std::to_string(nth));
-    const auto limit = ms::Deadline::after(std::chrono::seconds(20));
-    while (job.store()->get(key("alive/0")) == before && !limit.expired()) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
+    REQUIRE(job.store()->wait_for(key("alive/0"), ms::Deadline::after(std::chrono::seconds(20))) !=
+            "");
     failed = allocation_failed();
-    REQUIRE(job.store()->get(key("alive/0")) != before);
   }
   CHECK(nth > 2);
   ckpt.finish();

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include <meshstage/core/protocol/choose.hpp>
+#include <meshstage/core/replicate/persistence.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
 #include "tests/support/in_process_job.hpp"
@@ -20,6 +21,12 @@ inline TestImage image_of_step(int owner, int world_size, ImageId id, ImageId ba
 inline protocol::ImageSizes sizes_of(const ImageInfo& info) {
   return {info.image_bytes, info.manifest_bytes, info.manifest_digest, info.borrowed_bytes,
           info.loans};
+}
+
+/// Leaves the file of that image in /disk, as rank `writer` of its job writes it.
+inline void leave_file(FileSystem& disk, int writer, const TestImage& image) {
+  const ImageIdentity& of = image.info.identity;
+  Persistence(disk, "/disk", of.job, writer, of.world_size).publish(image.info, image.bytes());
 }
 
 /// Seals `bytes`, an image or its replica, in a slot.

@@ -15,6 +15,7 @@
 #include <meshstage/core/replicate/reads.hpp>
 #include <meshstage/core/reshard/step_on_disk.hpp>
 
+#include "tests/replicate/part_images.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/states.hpp"
 
@@ -40,7 +41,7 @@ struct SharedDisk {
       for (const std::uint64_t step : {1U, 2U}) {
         const TestImage image = image_of(r, step);
         for (const int writer : {r, (r + 2) % kWorld}) {
-          Persistence(memory, "/disk", "job", writer, kWorld).publish(image.info, image.bytes());
+          leave_file(memory, writer, image);
         }
       }
     }

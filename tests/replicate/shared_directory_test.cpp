@@ -11,6 +11,7 @@
 #include <meshstage/core/os/memory_file_system.hpp>
 #include <meshstage/core/replicate/persistence.hpp>
 
+#include "tests/replicate/part_images.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/states.hpp"
 
@@ -36,7 +37,7 @@ class SharedDisk {
     for (int r = 0; r < world; ++r) {
       const TestImage image = image_of(r, world);
       for (const int writer : {r, (r + 2) % world}) {
-        Persistence(disk_, "/disk", "job", writer, world).publish(image.info, image.bytes());
+        leave_file(disk_, writer, image);
       }
     }
     for (const int rank : here_) {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/image/replica.hpp>
 
 #include "tests/support/catch.hpp"

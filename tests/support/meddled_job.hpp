@@ -5,15 +5,12 @@
 #include <functional>
 #include <map>
 #include <mutex>
-#include <span>
 #include <string>
-#include <string_view>
-
-#include <meshstage/core/image/blocks.hpp>
 
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/meddling_transport.hpp"
 #include "tests/support/rank_errors.hpp"
+#include "tests/support/wire_context.hpp"
 
 namespace meshstage::test {
 
@@ -69,8 +66,7 @@ class MeddledJob {
   }
   /// As the ranks' control messages have it.
   [[nodiscard]] protocol::WireContext wire_context() const {
-    const std::string_view name = InProcessJob::kName;
-    return {digest64(std::as_bytes(std::span(name))), inner_.world_size()};
+    return test::wire_context(inner_.world_size());
   }
 
   void wipe(int rank) { inner_.wipe(rank); }

@@ -3,15 +3,11 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
-#include <span>
-#include <string_view>
 #include <variant>
 #include <vector>
 
-#include <meshstage/core/image/blocks.hpp>
-
-#include "tests/support/in_process_job.hpp"
 #include "tests/support/meddling_transport.hpp"
+#include "tests/support/wire_context.hpp"
 
 namespace meshstage::test {
 
@@ -20,9 +16,8 @@ namespace meshstage::test {
 class NarrowMessages {
  public:
   NarrowMessages(int world_size, std::size_t claims) {
-    const std::string_view name = InProcessJob::kName;
-    const protocol::WireContext context{digest64(std::as_bytes(std::span(name))), world_size};
-    meddler_.message = [this, context, claims](int from, int, Bytes& bytes) {
+    meddler_.message = [this, context = wire_context(world_size), claims](int from, int,
+                                                                          Bytes& bytes) {
       protocol::Message message = protocol::decode(context, from, bytes);
       if (const auto* ask = std::get_if<protocol::AskDisk>(&message.body)) {
         const std::lock_guard lock(mutex_);

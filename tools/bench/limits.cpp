@@ -12,7 +12,7 @@
 #include <thread>
 
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
 
 namespace meshstage::tools::bench {

@@ -43,7 +43,8 @@ std::vector<std::pair<std::string, std::string>> exported_metadata(const Snapsho
     has_format = snapshot.index.find_metadata("format").has_value();
   }
   if (!has_format) metadata.emplace_back("format", "pt");
-  if (snapshot.image || !values.empty()) metadata.emplace_back(kExportedValues, values_text(values));
+  if (snapshot.image || !values.empty())
+    metadata.emplace_back(kExportedValues, values_text(values));
   return metadata;
 }
 

@@ -61,7 +61,7 @@ Event World::read(const Node& node, const Job& job) {
   if (!job.base.exists()) return found;
   found.claims.insert(found.claims.end(), slots.begin(), slots.end());
   std::erase_if(found.claims,
-                [&](const Claim& claim) { return claim.id <= job.id || claim.id > job.base; });
+                [&](const Claim& claim) { return !asked_again(claim.id, job.id, job.base); });
   return found;
 }
 

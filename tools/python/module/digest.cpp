@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/identity/digest.hpp>
 
 namespace nb = nanobind;
 
