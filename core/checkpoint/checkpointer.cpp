@@ -111,7 +111,8 @@ class Checkpointer::Impl {
                      .take_over = options_.take_over,
                      .patience = options_.deadline / 2,
                      .sign_of_life = [this] { return signs_.now(); },
-                     .waits = [this](const std::string& text) { warn(text); }}),
+                     .waits = [this](const std::string& text) { warn(text); },
+                     .failed = [this](const std::string& text) { warn(text); }}),
         // No vault is touched before the Store has said yes.
         agent_(agent_options(), options_.store_object, enter(deadline), {}, log_) {
     form(deadline);

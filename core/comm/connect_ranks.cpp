@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <new>
 #include <set>
 #include <span>
 #include <stop_token>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -68,8 +70,9 @@ class PublishedIn final : public WrappedStore {
 
 /// One generation on its way: what the links and the Store say while this rank connects.
 struct Attempt {
-  Attempt(Store& store, const std::string& outcome_key)
-      : watcher(
+  Attempt(Store& store, int own_rank, const std::string& outcome_key)
+      : rank(own_rank),
+        watcher(
             "ms-forming",
             [this, &store, outcome_key](const std::stop_token& done) {
               try {
@@ -77,8 +80,10 @@ struct Attempt {
                 if (outcome != kFormed) fail(outcome);
               } catch (const Cancelled&) {
                 // This rank is through.
+              } catch (const std::bad_alloc&) {
+                fail_without_text();
               } catch (const std::exception& e) {
-                fail(e.what());
+                fail(deaf_text(rank, e.what()));
               }
             },
             [this](const std::exception_ptr&) { fail_without_text(); }) {}
@@ -95,7 +100,7 @@ struct Attempt {
     }
     stop.request_stop();
   }
-  /// For what the Store threw that is no std::exception, and where there is no memory for words.
+  /// Where there is no memory for words, and for what the Store threw that is no std::exception.
   void fail_without_text() noexcept {
     {
       const MutexLock lock(mutex);
@@ -105,7 +110,7 @@ struct Attempt {
   }
   [[nodiscard]] std::string failed() {
     const MutexLock lock(mutex);
-    if (wordless && failure.empty()) return "the wait for the others' word ended without a reason";
+    if (wordless && failure.empty()) return deaf_text(rank, "no memory, or no reason was given");
     return failure;
   }
 
@@ -172,6 +177,7 @@ struct Attempt {
     throw Timeout("the ranks did not agree on the generation by the deadline");
   }
 
+  const int rank;
   Mutex mutex;
   CondVar changed;
   std::stop_source stop;
@@ -210,6 +216,14 @@ std::string gave_up_text(int rank) {
   return "rank " + std::to_string(rank) + " waited until its deadline";
 }
 
+constexpr std::string_view kDeaf = " could not wait for the outcome: ";
+
+std::string deaf_text(int rank, const std::string& why) {
+  return "rank " + std::to_string(rank) + std::string(kDeaf) + why;
+}
+
+bool is_deaf_text(std::string_view why) { return why.find(kDeaf) != std::string_view::npos; }
+
 Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
                         const std::string& claim, Deadline deadline) {
   Store& store = *options.store;
@@ -238,13 +252,16 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
                              const std::stop_token& stop) {
     return connect_pairs(store, *transport, request, peers, by, stop);
   };
+  // Returns why the attempt ends: what the rank said that was first.
   const auto abandon = [&](const std::string& why) {
     const Deadline last_words = Deadline::after(kLastWords);
-    store.compare_and_create(outcome_key, std::string(kAbandoned) + why, last_words);
+    std::string outcome =
+        store.compare_and_create(outcome_key, std::string(kAbandoned) + why, last_words);
     result.close();
     published.remove_published(last_words);
+    return outcome.starts_with(kAbandoned) ? outcome.substr(kAbandoned.size()) : why;
   };
-  Attempt attempt(store, outcome_key);
+  Attempt attempt(store, rank, outcome_key);
   const auto token = attempt.stop.get_token();
   try {
     request.name = "links";
@@ -286,18 +303,16 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
     }
     for (const int child : children) result.links->send(child, std::span(&kGo, 1));
   } catch (const Timeout&) {
-    abandon(gave_up_text(rank));
+    (void)abandon(gave_up_text(rank));
     throw;
   } catch (const RejoinNeeded& e) {
-    abandon(e.what());
-    return {{}, e.what()};
+    return {{}, abandon(e.what())};
   } catch (const Cancelled&) {
     std::string why = attempt.failed();
     if (why.starts_with(kAbandoned)) why.erase(0, kAbandoned.size());  // another rank said so
-    abandon(why);
-    return {{}, why};
+    return {{}, abandon(why)};
   } catch (const Error& e) {
-    abandon(e.what());
+    (void)abandon(e.what());
     throw;
   }
   return {result, {}};

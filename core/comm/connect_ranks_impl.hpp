@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include <meshstage/core/comm/membership.hpp>
 
@@ -15,6 +16,11 @@ struct Attempted {
 
 /// Why an attempt ends that a rank leaves at its deadline.
 [[nodiscard]] std::string gave_up_text(int rank);
+/// Why an attempt ends in which a rank cannot wait for the outcome: the Store failed, or there is
+/// no memory.
+[[nodiscard]] std::string deaf_text(int rank, const std::string& why);
+/// True of deaf_text(), of whatever rank.
+[[nodiscard]] bool is_deaf_text(std::string_view why);
 
 /// Connects this rank, which has its place in that generation, to its peers, and waits until all
 /// ranks are connected: they report up the control tree, the root creates "formed", and that goes

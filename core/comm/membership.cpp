@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <ctime>
+#include <exception>
 #include <map>
 #include <set>
 #include <thread>
@@ -24,11 +25,11 @@ using detail::leading_number;
 /// For what a rank still reads or writes after its deadline or at its end.
 constexpr std::chrono::seconds kLastWords{2};
 
-/// A rank could not be reached. An attempt that ended because a rank left, or because a newer one
-/// was begun, says nothing of why no attempt succeeds.
-bool is_failed_connection(std::string_view why) {
+/// A rank could not be reached, or could not wait. An attempt that ended because a rank left, or
+/// because a newer one was begun, says nothing of why no attempt succeeds.
+bool is_a_fault(std::string_view why) {
   return why.starts_with(to_string(ErrorKind::kPeerLost)) ||
-         why.starts_with(to_string(ErrorKind::kPeerSilent));
+         why.starts_with(to_string(ErrorKind::kPeerSilent)) || detail::is_deaf_text(why);
 }
 
 void check_generation(std::uint64_t highest_seen, int rank) {
@@ -51,18 +52,21 @@ struct Membership::Forming {
   std::set<int> gave_up;    // ranks that came, and left at their own deadline
   std::uint64_t tried = 0;  // the generation of the last attempt
   std::uint64_t attempt = 0;
-  std::string why;  // a rank could not be reached in that attempt, if it was so
+  std::string why;  // a rank could not be reached, or could not wait, in that attempt
 
   [[nodiscard]] std::string earlier_failure() const {
     return why.empty() ? "" : "; " + generation_text(attempt) + " could not be formed: " + why;
   }
-  void note_failure(std::uint64_t number, const std::string& how, int world_size) {
-    for (int r = 0; r < world_size; ++r) {
+  void note_failure(std::uint64_t number, const std::string& how,
+                    const MembershipOptions& options) {
+    for (int r = 0; r < options.world_size; ++r) {
       if (how == detail::gave_up_text(r)) gave_up.insert(r);
     }
-    if (!is_failed_connection(how)) return;
+    if (!is_a_fault(how)) return;
+    const bool is_news = why != how;
     attempt = number;
     why = how;
+    if (is_news && options.failed) options.failed(earlier_failure().substr(2) + "; trying again");
   }
 };
 
@@ -97,7 +101,7 @@ Membership::~Membership() {
     options_.store->compare_and_create(
         key(placed_, "outcome"),
         std::string(kAbandoned) + "rank " + std::to_string(options_.rank) + " ended", last_words);
-  } catch (const Error&) {
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): no Store, or no memory
     // Others wait a little longer then.
   }
 }
@@ -350,7 +354,7 @@ std::optional<Generation> Membership::connect(std::uint64_t number, Forming& for
   forming.tried = number;
   auto attempted = detail::connect_ranks(options_, number, claim_, forming.deadline);
   if (!attempted.generation) {
-    forming.note_failure(number, attempted.why, options_.world_size);
+    forming.note_failure(number, attempted.why, options_);
   } else if (options_.rank == 0) {
     options_.store->set(key(number, "since"), utc_text(std::time(nullptr)), forming.deadline);
     remove_superseded(number, forming.deadline);

@@ -63,6 +63,10 @@ struct MembershipOptions {
   std::function<std::uint64_t()> sign_of_life;
   /// Called once, with the reason, if enter() waits for longer than a second.
   std::function<void(const std::string&)> waits;
+  /// form() calls it after an attempt that failed because a rank could not be reached or could not
+  /// wait for the outcome: with the attempt's number and that reason, before it tries again. Not
+  /// called again for the same reason.
+  std::function<void(const std::string&)> failed;
 };
 
 /// Forms generations over the Store: rules 6, 7 and 11 of the protocol. launch::admit() says which

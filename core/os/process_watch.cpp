@@ -7,8 +7,8 @@
 #include <xxhash.h>
 
 #include <cerrno>
+#include <exception>
 
-#include <meshstage/core/error/error.hpp>
 #include <meshstage/core/os/process_identity.hpp>
 
 namespace meshstage {
@@ -25,6 +25,7 @@ ProcessAddress own_process_address() {
 }
 
 ProcessWatch watch_process(const ProcessAddress& address) noexcept {
+  int fd = -1;
   try {
     const ProcessAddress own = own_process_address();
     if (address.boot == 0 || address.pid_namespace == 0 || address.start_time == 0 ||
@@ -32,8 +33,8 @@ ProcessWatch watch_process(const ProcessAddress& address) noexcept {
         address.pid_namespace != own.pid_namespace || address.pid == own.pid) {
       return {};
     }
-    const auto fd = static_cast<int>(
-        ::syscall(SYS_pidfd_open, static_cast<pid_t>(address.pid), 0));  // close-on-exec by itself
+    // Close-on-exec by itself.
+    fd = static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(address.pid), 0));
     if (fd < 0) return {.descriptor = -1, .ended = errno == ESRCH};
     pollfd ended{.fd = fd, .events = POLLIN, .revents = 0};
     if (::poll(&ended, 1, 0) > 0) {  // its own end, or a later one's of the same number
@@ -49,12 +50,12 @@ ProcessWatch watch_process(const ProcessAddress& address) noexcept {
                   .host = {}})) {
       return {.descriptor = fd, .ended = false};
     }
-    ::close(fd);
-    // Under hidepid= this is no proof of an end.
-    return {};
-  } catch (const Error&) {
-    return {};  // /proc cannot be read
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): as where it does not fit
+    // /proc cannot be read, or there is no memory for what it says.
   }
+  // Under hidepid= a start time that does not fit is no proof of an end.
+  if (fd >= 0) ::close(fd);
+  return {};
 }
 
 }  // namespace meshstage

@@ -46,7 +46,7 @@ std::map<int, Inbox::Incoming>::iterator Inbox::forget(std::map<int, Incoming>::
 
 Streams::Failed Inbox::failing(int owner, ImageId id) {
   return [this, owner, id](ErrorKind kind, const std::string& why) {
-    not_arrived(owner, id, kind, why);
+    not_proven(owner, id, kind, why);
   };
 }
 
@@ -124,6 +124,9 @@ void Inbox::expect(const protocol::ExpectDigest& action) {
     return;
   }
   in->expected = action.image_digest;
+  if (!in->not_whole.empty()) {
+    return not_arrived(in->owner, in->id, ErrorKind::kCorruptData, std::string(in->not_whole));
+  }
   seal_if_proven(*in);
 }
 
@@ -131,7 +134,8 @@ void Inbox::abort(const protocol::AbortRound& action) {
   aborted_.insert(action.id);
   for (auto it = incoming_.begin(); it != incoming_.end();) {
     const Incoming& in = it->second;
-    if (in.fetch || in.id != action.id || in.sealing || (in.streaming && !in.arrived)) {
+    const bool on_its_way = in.streaming && !in.arrived && in.not_whole.empty();
+    if (in.fetch || in.id != action.id || in.sealing || on_its_way) {
       ++it;  // its pieces are on their way: it answers when all are taken
       continue;
     }
@@ -369,6 +373,22 @@ void Inbox::sealed(int owner, ImageId id) {
     engine_.feed(protocol::ReplicaSealed{owner, id});
   }
   slots_.retry();
+}
+
+// An owner whose copy failed sends what its slot held before, and votes no with the reason. What
+// this rank found would hide that reason, so it waits until the owner calls its own image whole.
+void Inbox::not_proven(int owner, ImageId id, ErrorKind kind, const std::string& why) {
+  Incoming* in = find(owner, id);
+  if (in == nullptr) return;
+  if (in->fetch || in->expected || kind != ErrorKind::kCorruptData) {
+    return not_arrived(owner, id, kind, why);
+  }
+  engine_.report.info("rank " + std::to_string(owner) + "'s replica of " + to_string(id) +
+                      " is not whole: " + why);
+  if (aborted_.contains(id)) {
+    return not_arrived(owner, id, ErrorKind::kCancelled, "the step failed");
+  }
+  in->not_whole = why;
 }
 
 void Inbox::not_arrived(int owner, ImageId id, ErrorKind kind, const std::string& why) {

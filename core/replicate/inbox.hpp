@@ -62,6 +62,7 @@ class Inbox {
     std::shared_ptr<transfer::Holding> holding;
     std::optional<Digest> expected;    ///< The owner's digest; known from the start for a fetch.
     std::optional<ImageInfo> arrived;  ///< Set when the stream arrived and all digests were right.
+    std::string not_whole;             ///< Why they were wrong, before the owner's digest is known.
   };
 
   [[nodiscard]] Incoming* find(int owner, ImageId id);
@@ -75,6 +76,7 @@ class Inbox {
   void arrived(int owner, ImageId id, const ImageInfo& info);
   void seal_if_proven(Incoming& in);
   void sealed(int owner, ImageId id);
+  void not_proven(int owner, ImageId id, ErrorKind kind, const std::string& why);
   void not_arrived(int owner, ImageId id, ErrorKind kind, const std::string& why);
   [[nodiscard]] Streams::Failed failing(int owner, ImageId id);
 

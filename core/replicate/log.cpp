@@ -16,11 +16,7 @@ namespace {
 /// and the exception's text go to standard error, and this returns false.
 bool write_line(const LogSink& sink, const LogLine& line) noexcept {
   try {
-    if (!sink) {
-      if (line.level == LogLine::Level::kWarning) write_to_standard_error(line.text);
-      return true;
-    }
-    sink(line);
+    if (sink || line.level == LogLine::Level::kWarning) tell_or_write(sink, line, line.text);
     return true;
   } catch (...) {  // the boundary of a user's callback
     write_to_standard_error(line.text);
@@ -44,8 +40,10 @@ void Log::write(LogLine line) noexcept {
       if (!write_line(sink_, written)) sink_ = {};
     });
   } catch (const std::bad_alloc&) {
-    std::fputs("meshstage: no memory for a log line\n", stderr);
+    say_no_memory();
   }
 }
+
+void Log::say_no_memory() noexcept { std::fputs("meshstage: no memory for a log line\n", stderr); }
 
 }  // namespace meshstage::replicate

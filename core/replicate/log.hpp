@@ -24,6 +24,8 @@ class Log {
   ~Log() { lines_.drain(); }
 
   void write(LogLine line) noexcept;
+  /// Instead of write(), where there is no memory for the line.
+  static void say_no_memory() noexcept;
 
  private:
   LogSink sink_;            ///< The log's thread only; empty once it threw.

@@ -1,6 +1,5 @@
 #include <meshstage/core/replicate/report.hpp>
 
-#include <cstdio>
 #include <new>
 #include <utility>
 
@@ -45,7 +44,7 @@ void Reporter::write(LogLine::Level level, const std::string& text) noexcept {
     log_->write({level, "meshstage: job " + job_ + ", " + generation_text(generation_) + ", rank " +
                             std::to_string(rank_) + ": " + text});
   } catch (const std::bad_alloc&) {
-    std::fputs("meshstage: no memory for a log line\n", stderr);
+    Log::say_no_memory();
   }
 }
 

@@ -55,8 +55,9 @@ Storage HostBlock::storage(std::span<std::byte> range, std::shared_ptr<const voi
 }
 
 std::function<void(const std::string&)> warnings_of(const StagerOptions& options) {
-  if (options.warn) return options.warn;
-  return [](const std::string& text) { write_to_standard_error("meshstage: " + text); };
+  return [warn = options.warn](const std::string& text) {
+    tell_or_write(warn, text, "meshstage: " + text);
+  };
 }
 
 HostArena::HostArena(const StagerOptions& options)

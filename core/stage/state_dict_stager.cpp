@@ -8,6 +8,7 @@
 
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/worker.hpp>
+#include <meshstage/core/error/exception_of.hpp>
 #include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/stage/copy_storages_impl.hpp>
 #include <meshstage/core/stage/device_copies.hpp>
@@ -128,7 +129,7 @@ class StateDictStager::Impl {
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
     if (!worker_) return;
-    const auto gone = std::make_exception_ptr(Cancelled("the stager was destroyed"));
+    const auto gone = exception_of([] { return Cancelled("the stager was destroyed"); });
     for (const auto& job : under_way_) {
       if (const auto running = job.lock()) running->progress.fail(gone);
     }

@@ -15,6 +15,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -176,6 +177,47 @@ TEST_CASE("a peer that resets its connection before it was accepted ends no proc
   CHECK(worker.finish() == 0);
 }
 
+namespace {
+
+/// What a rank says that forms a group with a peer that greets it, and then sends `bytes`.
+struct Greeted {
+  std::string said;  ///< Of the error; empty if the group was formed.
+  ErrorKind kind{};
+  std::optional<int> rank;
+};
+
+Greeted form_with(const std::vector<char>& bytes, Deadline deadline) {
+  InMemoryStore store;
+  std::string failure;
+  std::thread liar([&] {
+    try {
+      const auto address = store.wait_for("gen/1/data/0/1", Deadline::after(20s));
+      const BareSocket socket(address);
+      store.set("gen/1/data/1/0", above(address));
+      socket.write(nonce_of(address));
+      socket.read(2 * kPreamble);  // it has posted the receive and the send of its greeting
+      socket.write(bytes);
+      // It hangs up; what that does to our unread bytes is of no interest.
+      char rest = 0;
+      while (::recv(socket.fd(), &rest, 1, 0) > 0) {
+      }
+    } catch (const Error& e) {
+      failure = e.what();
+    }
+  });
+  Greeted greeted;
+  try {
+    (void)connect_gloo_group(gloo_module_table(), "127.0.0.1", request_of(0, 1), store, deadline);
+  } catch (const Error& e) {
+    greeted = {e.what(), e.kind(), e.rank()};
+  }
+  liar.join();
+  CHECK(failure.empty());
+  return greeted;
+}
+
+}  // namespace
+
 TEST_CASE("a Gloo message that is too long, unasked for or random fails the group alone") {
   struct Case {
     const char* name;
@@ -191,40 +233,31 @@ TEST_CASE("a Gloo message that is too long, unasked for or random fails the grou
   const int descriptors = count_network_descriptors();
   for (const auto& c : cases) {
     INFO(c.name);
-    InMemoryStore store;
-    std::string failure;
-    std::thread liar([&] {
-      try {
-        const auto address = store.wait_for("gen/1/data/0/1", Deadline::after(20s));
-        const BareSocket socket(address);
-        store.set("gen/1/data/1/0", above(address));
-        socket.write(nonce_of(address));
-        socket.read(2 * kPreamble);  // it has posted the receive and the send of its greeting
-        socket.write(c.bytes);
-        // It hangs up; what that does to our unread bytes is of no interest.
-        char rest = 0;
-        while (::recv(socket.fd(), &rest, 1, 0) > 0) {
-        }
-      } catch (const Error& e) {
-        failure = e.what();
-      }
-    });
-    try {
-      (void)connect_gloo_group(gloo_module_table(), "127.0.0.1", request_of(0, 1), store,
-                               Deadline::after(c.noticed ? 20s : 3s));
-      FAIL_CHECK("formed a group with a liar");
-    } catch (const PeerLost& e) {
-      CHECK(c.noticed);
-      CHECK(e.rank() == 1);
-    } catch (const Timeout& e) {
-      CHECK_FALSE(c.noticed);
-      CHECK(e.rank() == 1);
-    }
-    liar.join();
-    CHECK(failure.empty());
+    const Greeted greeted = form_with(c.bytes, Deadline::after(c.noticed ? 20s : 3s));
+    CHECK(greeted.kind == (c.noticed ? ErrorKind::kPeerLost : ErrorKind::kTimeout));
+    CHECK(greeted.rank == 1);
   }
   CHECK(settle(count_threads, threads) == threads);
   CHECK(settle(count_network_descriptors, descriptors) == descriptors);
+}
+
+TEST_CASE("a Gloo peer of another build is refused, with both versions") {
+  auto greeting = message(kHelloSlot, 64);
+  const auto put = [&](std::size_t at, const auto& what) {
+    std::memcpy(greeting.data() + kPreamble + at, &what, sizeof(what));
+  };
+  put(0, std::array{'m', 's', 'g', 'l', 'o', 'o', 'h', 'i'});
+  put(8, std::uint32_t{77});
+  const Greeted older = form_with(greeting, Deadline::after(20s));
+  CHECK(older.kind == ErrorKind::kInvalidState);
+  CHECK(older.rank == 1);
+  CHECK_THAT(older.said,
+             Catch::Matchers::Contains("greets with version 77, this one with version"));
+
+  put(0, std::array{'m', 's', 'g', 'l', 'o', 'o', '0', '1'});
+  const Greeted stranger = form_with(greeting, Deadline::after(20s));
+  CHECK(stranger.kind == ErrorKind::kInvalidState);
+  CHECK_THAT(stranger.said, Catch::Matchers::Contains("has another greeting"));
 }
 
 namespace {

@@ -82,67 +82,6 @@ TEST_CASE("two ranks have as many connections for images as the one that wants f
   for (const auto& g : generations) g.close();
 }
 
-namespace {
-
-/// A transport whose first attempt to form a generation goes wrong somewhere (where: empty,
-/// nowhere).
-class FirstFails final : public Transport {
- public:
-  FirstFails(std::shared_ptr<Transport> inner, std::shared_ptr<Store> store, std::string where)
-      : inner_(std::move(inner)), store_(std::move(store)), where_(std::move(where)) {}
-  std::shared_ptr<ControlLinks> connect_links(const ConnectRequest& request, Store& store,
-                                              Deadline deadline, std::stop_token stop) override {
-    auto links = inner_->connect_links(request, store, deadline, stop);
-    if (request.generation == 1) store_->set("linked/" + std::to_string(request.rank), "");
-    if (where_ != "links" || request.generation != 1) return links;
-    (void)store_->wait_for("linked/0", deadline);
-    links->close();  // before this rank has told anything
-    outcome = store_->wait_for(key(1, "outcome"), deadline);
-    throw make_error<PeerLost>("cannot connect", 0);
-  }
-  std::shared_ptr<ProcessGroup> connect_group(const ConnectRequest& request, Store& store,
-                                              Deadline deadline, std::stop_token stop) override {
-    if (request.name == where_ && request.generation == 1) {
-      throw make_error<PeerLost>("no more connections", 0);
-    }
-    auto group = inner_->connect_group(request, store, deadline, stop);
-    if (request.generation == 1) first.push_back(group);
-    return group;
-  }
-  std::string outcome;
-  std::vector<std::weak_ptr<ProcessGroup>> first;  ///< Of the attempt that failed.
-
- private:
-  const std::shared_ptr<Transport> inner_;
-  const std::shared_ptr<Store> store_;
-  const std::string where_;
-};
-
-}  // namespace
-
-TEST_CASE("while several connections are agreed on and made, a peer's end abandons the attempt") {
-  const std::string where = GENERATE("links", "data", "data-1", "data-3");
-  Job job(2);
-  const auto sound = std::make_shared<FirstFails>(job.fabric.attach(0), job.store, "");
-  const auto failing = std::make_shared<FirstFails>(job.fabric.attach(1), job.store, where);
-  std::vector<std::unique_ptr<Membership>> members;
-  for (int r = 0; r < 2; ++r) {
-    auto options = job.options(r);
-    options.transport = r == 0 ? sound : failing;
-    options.connections = 4;
-    members.push_back(std::make_unique<Membership>(std::move(options)));
-  }
-  const auto generations = form_all(members);
-  for (std::size_t r = 0; r < 2; ++r) {
-    CHECK(generations[r].number == 2);
-    CHECK(generations[r].data->connections(1 - static_cast<int>(r)) == 4);
-    generations[r].close();
-  }
-  if (where == "links") CHECK_THAT(failing->outcome, Contains("rank 1 went away while forming"));
-  CHECK(failing->first.size() == (where == "data-1" ? 1U : where == "data-3" ? 3U : 0U));
-  for (const auto& group : failing->first) CHECK(group.expired());  // each with its sockets
-}
-
 TEST_CASE("what a rank sends right after forming reaches its neighbour's handlers") {
   Job job(3);
   std::vector<std::unique_ptr<Membership>> members;

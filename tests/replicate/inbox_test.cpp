@@ -111,6 +111,40 @@ TEST_CASE("inbox: a replica that is not what was announced is not sealed") {
   CHECK(test::has_sealed(bench.engine.vault, kSlot, after));
 }
 
+TEST_CASE("inbox: a replica that is not whole fails when its owner calls its own image whole") {
+  InProcessJob job(2);
+  WardBench bench(job);
+  const auto image = image_of_ward(5);
+  const auto start = bench.start_of(image, bench.accepted(image));
+  image.bytes()[image.info.manifest_bytes + 5000] ^= std::byte{4};
+  const auto arrive = [&] {
+    bench.begin_stream(start);
+    bench.send(image, start);
+    bench.wait_for_streams();
+  };
+  std::string why = "the step failed";
+  SECTION("it does") {
+    arrive();
+    CHECK(bench.nothing_fed());
+    bench.expect(image);
+    why = "corrupt data";
+  }
+  SECTION("its copy failed") {
+    arrive();
+    CHECK(bench.nothing_fed());
+    bench.abort(id_of(image));
+  }
+  SECTION("its copy failed, and that is heard first") {
+    bench.begin_stream(start);
+    bench.abort(id_of(image));
+    CHECK(bench.nothing_fed());
+    bench.send(image, start);
+  }
+  CHECK_THAT(bench.why_failed(image), contains_text(why));
+  CHECK(bench.nothing_fed());
+  CHECK(bench.bring(image_of_ward(6), 0) == 0);
+}
+
 TEST_CASE("inbox: a stream that nobody asked for is refused, and the next one is taken") {
   InProcessJob job(2);
   WardBench bench(job);

@@ -9,10 +9,13 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -25,6 +28,7 @@
 #include <meshstage/core/stage/state_dict_stager.hpp>
 #include <meshstage/core/tree/compare.hpp>
 
+#include "tests/comm/membership_job.hpp"
 #include "tests/conformance/ranks.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/failing_new.hpp"
@@ -98,18 +102,20 @@ class Watchdog {
 };
 
 struct Ran {
-  bool failed = false;  ///< The allocation was made, and failed.
-  std::string thrown;   ///< By what generations of rank 0 ended meanwhile.
+  bool failed = false;       ///< The allocation was made, and failed.
+  std::uint64_t formed = 0;  ///< The first generation of rank 0 from then on.
+  std::string thrown;        ///< By what generations of rank 0 ended meanwhile.
   std::string log;
 };
 
 /// A job of two ranks: a recovery and kSteps steps, while the n-th allocation from then on fails on
 /// the threads of that name. Ranks go on as the loop of the front page does.
-Ran run_without_memory(const std::string& thread, int nth) {
+Ran run_without_memory(const std::string& thread, int nth, bool over_sockets) {
   const Watchdog watchdog(thread + ", allocation " + std::to_string(nth));
   InProcessJob job(2);
   std::atomic<int> ready{0};
-  std::string thrown;  // rank 0's
+  std::string thrown;        // rank 0's
+  std::uint64_t formed = 0;  // by rank 0
   std::atomic<bool> failed{true}, over{false};
   Meeting begun, trained, unarmed;
   all_good(run_ranks(all_ranks(2), [&](int rank) {
@@ -118,6 +124,7 @@ Ran run_without_memory(const std::string& thread, int nth) {
     o.deadline = std::chrono::seconds(4);
     o.forming_deadline = kForming;
     if (thread == "ms-conn1") o.connections = 2;
+    if (over_sockets) o.transport = ms::make_tcp_transport({});
     ms::Checkpointer ckpt(std::move(o));
     (void)recover_to(ckpt, 0);
     begun.meet(ckpt);
@@ -126,6 +133,7 @@ Ran run_without_memory(const std::string& thread, int nth) {
     }
     while (ready < 2) std::this_thread::yield();
     ckpt.rejoin();
+    if (rank == 0) formed = ms::generation_in_run(ckpt.generation());
     std::uint64_t step = 0, complete = 0;
     for (bool finished = false, recovered = false, again = true; !finished;) try {
         if (!recovered) step = recover_fresh(ckpt).step;  // with every bit
@@ -155,7 +163,7 @@ Ran run_without_memory(const std::string& thread, int nth) {
         recovered = false;
       }
   }));
-  return {failed, thrown, job.log()};
+  return {failed, formed, thrown, job.log()};
 }
 
 }  // namespace
@@ -169,7 +177,10 @@ TEST_CASE("no memory on any thread of the engine, at any time: the job goes on")
   // wait. ms-alive, ms-log and mesh-stager have cases below, and ms-nccl has one in tests/comm.
   const std::string thread =
       GENERATE("ms-forming", "ms-agent", "ms-copy", "ms-slots", "ms-send", "ms-recv", "ms-conn1",
-               "ms-persist", "ms-store", "ms-verify", "ms-links");
+               "ms-persist", "ms-store", "ms-verify", "ms-links", "ms-links over sockets");
+  constexpr std::string_view kOverSockets = " over sockets";
+  const bool over_sockets = thread.ends_with(kOverSockets);
+  const std::string name = over_sockets ? thread.substr(0, thread.find(' ')) : thread;
   // The loop's thread makes most allocations, and each may leave another book half written.
   const auto after = [&](int nth) { return nth + (thread == "ms-agent" ? 5 : 1 + nth / 8); };
   constexpr int kEnough = 5000;  // more than a run of these steps makes
@@ -177,15 +188,20 @@ TEST_CASE("no memory on any thread of the engine, at any time: the job goes on")
   for (; nth < kEnough; nth = after(nth)) {
     INFO(thread << ", allocation " << nth);
     const auto began = std::chrono::steady_clock::now();
-    const Ran ran = run_without_memory(thread, nth);
+    const Ran ran = run_without_memory(name, nth, over_sockets);
     INFO(ran.log << ran.thrown);
     CHECK(std::chrono::steady_clock::now() - began < kForming / 2);  // no wait ran into it
     // One allocation failed, so at most one generation ended by it: that is said once.
     CHECK(times_in(ran.log, "cannot go on") <= (ran.failed ? 1 : 0));
     if (!ran.failed) break;  // so many were not made
-    // Rank 0's generation ended by it, and one of both says so. An attempt to form that fails is
-    // followed by the next; only the Timeout of a job that does not form says why.
-    if (ran.thrown.empty() || thread == "ms-forming") continue;
+    // An attempt to form ended by it, of which each rank that was in it says why.
+    if (thread == "ms-forming") {
+      CHECK(
+          (ran.formed == 2 || times_in(ran.log, "could not wait for the outcome: no memory") > 0));
+      continue;
+    }
+    // Rank 0's generation ended by it, and one of both says so.
+    if (ran.thrown.empty()) continue;
     const bool told = ran.log.find("cannot go on") != std::string::npos ||
                       ran.thrown.find("no memory") != std::string::npos;
     CHECK(told);
@@ -246,6 +262,44 @@ TEST_CASE("no memory on the thread that answers newcomers: they get their answer
   }
   CHECK(nth > 2);
   ckpt.finish();
+}
+
+TEST_CASE("no memory where a part ends: it ends, and the process does not") {
+  struct Part {
+    const char* name;
+    std::function<std::shared_ptr<void>()> make;
+  };
+  const ms::Dict state = state_of(0, 1);
+  const Part parts[] = {
+      {"a rank's membership",
+       []() -> std::shared_ptr<void> {
+         ms::testing::Job job(1);
+         auto member = job.member(0);
+         (void)member->enter(0, ms::testing::soon());
+         return member;
+       }},
+      {"a stager whose thread runs",
+       [&]() -> std::shared_ptr<void> {
+         auto stager = std::make_shared<ms::StateDictStager>();
+         stager->stage_async(state).wait();
+         return stager;
+       }},
+  };
+  for (const Part& part : parts) {
+    int nth = 1;
+    for (bool failed = true; failed; ++nth) {
+      INFO(part.name << ", allocation " << nth);
+      auto made = part.make();
+      std::thread([&] {
+        pthread_setname_np(pthread_self(), "victim");
+        fail_allocation("victim", nth);
+        made.reset();
+      }).join();
+      failed = allocation_failed();
+    }
+    INFO(part.name);
+    CHECK(nth > 2);  // it bites
+  }
 }
 
 TEST_CASE("no memory on a stager's thread: that staging fails, and the next does not") {

@@ -9,6 +9,7 @@ import sys
 CONSTANT = re.compile(r"constexpr\s+[\w:]+\s+(k\w*(?:Version|Abi)|kFormat)\s*(?:=\s*(\d+)\s*;|\{\s*\w+\s*,\s*(\d+)\s*,)")
 OF_PYTHON = re.compile(r"^(\w*VERSION) = (\d+)$", re.MULTILINE)
 ROW = re.compile(r"^\| (?P<what>[^|]+) \| (?P<written>[^|]+) \| (?P<read>[^|]+) \| `(?P<file>[^`]+)`: (?P<names>[^|]+) \|")
+NUMBERED = re.compile(r"magic\w*\s*\{[^}]*'\d'", re.IGNORECASE)  # a version that hides in a magic
 FOREIGN = {"core/tensor/dlpack.hpp"}  # DLPack's own numbers
 
 
@@ -43,6 +44,9 @@ def faults(source):
             yield f"{what}: the table reads {read}, the constants say {sorted(values)}"
         if not written or max(written) != max(values, default=-1) or not set(written) <= set(read):
             yield f"{what}: the table writes {written}, the constants say {sorted(values)}"
+    for file in sorted((source / "core").rglob("*.[ch]pp")):
+        if NUMBERED.search(file.read_text()):
+            yield f"{file.relative_to(source)}: a magic with a number in it; a version is a constant"
     for file, name in sorted(set(constants) - named):
         yield f"{file}: {name} is not in core/VERSIONS.md"
     if not rows:

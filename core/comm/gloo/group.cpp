@@ -449,9 +449,16 @@ class Connecting {
 
   void check(const Hello& got, int peer) const {
     const Hello want = hello(peer, state_->rank);
+    if (got.magic == want.magic && got.version != want.version) {
+      throw make_error<InvalidState>(
+          "the process that connected as rank " + std::to_string(peer) + " for " + request_.name +
+              " greets with version " + std::to_string(got.version) + ", this one with version " +
+              std::to_string(want.version) + "; run the same build on every rank",
+          peer);
+    }
     const char* differs = nullptr;
     if (got.magic != want.magic) {
-      differs = "version";
+      differs = "greeting";
     } else if (got.job != want.job) {
       differs = "job";
     } else if (got.generation != want.generation) {

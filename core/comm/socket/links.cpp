@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <new>
 #include <system_error>
 #include <utility>
 
@@ -16,6 +17,13 @@
 namespace meshstage {
 
 namespace socket_links {
+namespace {
+
+std::span<const std::byte> text_of_refusal(const std::string& why) {
+  return std::as_bytes(std::span(why)).first(std::min(why.size(), link_wire::kMaxSmallPayload));
+}
+
+}  // namespace
 
 SocketLinks::SocketLinks(const LinkOptions& options, const ConnectRequest& request)
     : options_(options), request_(request) {
@@ -102,16 +110,23 @@ void SocketLinks::thread_failed(std::exception_ptr failure) {
   std::string what = "its thread failed";
   try {
     std::rethrow_exception(failure);
+  } catch (const std::bad_alloc&) {
+    what = "there is no memory for its thread";
   } catch (const std::exception& e) {
     what += std::string(": ") + e.what();
   } catch (...) {  // of an unknown type: there is no more to say of it
   }
   {
     const MutexLock lock(mutex_);
-    if (connecting_) fail(std::make_exception_ptr(IoError("the links to the peers: " + what)));
-    for (const auto& [fd, connection] : connections_) {
+    // Of one attempt: the next one has links of its own.
+    if (connecting_) fail(std::make_exception_ptr(PeerLost("the links to the peers: " + what)));
+    for (auto& [fd, connection] : connections_) {
       if (connection.state != Connection::State::kUp) continue;
       deliveries_.lost(connection.peer, LostReason::kProtocol, "at this end, " + what);
+      // So that the peer does not take the end of this connection for a death of ours.
+      queue(connection, FrameType::kRefusal, text_of_refusal(what));
+      flush(connection);
+      ::shutdown(fd, SHUT_WR);
     }
     connections_.clear();
     listener_.reset();
@@ -296,9 +311,7 @@ bool SocketLinks::misunderstood(Iterator c, const std::string& what) {
 
 void SocketLinks::refuse(Iterator c, const std::string& why) {
   if (connecting_) last_refusal_ = "refused a connection: " + why;
-  const auto text =
-      std::as_bytes(std::span(why)).first(std::min(why.size(), link_wire::kMaxSmallPayload));
-  queue(c->second, FrameType::kRefusal, text);
+  queue(c->second, FrameType::kRefusal, text_of_refusal(why));
   // Stays until the other side has read it and closes, or the silence deadline.
   c->second.state = Connection::State::kClosing;
   c->second.stream.forget_input();
