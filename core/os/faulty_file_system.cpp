@@ -159,6 +159,9 @@ class FaultyFile final : public File {
     state_->enter(FileOperation::kReserve, path_);
     inner_->reserve(size);
   }
+  bool reserve_huge(std::uint64_t from, std::uint64_t to) noexcept override {
+    return inner_->reserve_huge(from, to);  // its failing is no error
+  }
   std::unique_ptr<MappedRegion> map(std::uint64_t length, MapAccess access) override {
     state_->enter(FileOperation::kMap, path_);
     return inner_->map(length, access);

@@ -21,6 +21,8 @@ SystemError::SystemError(std::string_view call, std::string_view path, int error
   with_path(std::string(path));
 }
 
+bool File::reserve_huge(std::uint64_t, std::uint64_t) noexcept { return false; }
+
 void write_fully(File& file, std::span<const std::byte> bytes, std::uint64_t offset) {
   while (!bytes.empty()) {
     const std::size_t n = file.write_at(bytes, offset);

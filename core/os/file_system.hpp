@@ -62,7 +62,8 @@ class MESHSTAGE_API MappedRegion {
 };
 
 /// An open file; the destructor closes it. Every failing call throws SystemError with path and
-/// errno. Threads: any may read and write at offsets; one at a time may make the other calls.
+/// errno. Threads: any may read and write at offsets, and call reserve_huge(); one at a time may
+/// make the other calls.
 class MESHSTAGE_API File {
  public:
   File() = default;
@@ -82,7 +83,17 @@ class MESHSTAGE_API File {
   /// nor a write can run out of space. Grows the file to `size` if it was shorter. ENOSPC if there
   /// is no room.
   virtual void reserve(std::uint64_t size) = 0;
-  /// A shared mapping of the first `length` bytes (> 0, within the file's size).
+  /// For a file in shared memory (tmpfs), before reserve(): gives each whole 2 MiB from byte `from`
+  /// to byte `to` that has no pages yet a huge page of zeros. This takes a third of the time that
+  /// small pages take. The file's size and its bytes stay as they are; `to` may lie behind the
+  /// file's end. truncate() to the file's size gives back what lies behind the end. Never throws:
+  /// returns false if some pages are missing (no room, another file system, a kernel before 6.1, a
+  /// file that was not opened for writing). Then reserve() makes small pages, or says why not. The
+  /// default implementation returns false.
+  [[nodiscard]] virtual bool reserve_huge(std::uint64_t from, std::uint64_t to) noexcept;
+  /// A shared mapping of the first `length` bytes (> 0, within the file's size). 2 MiB and more are
+  /// mapped at a multiple of 2 MiB, where the address space has room, so that the processor can use
+  /// the file's huge pages.
   virtual std::unique_ptr<MappedRegion> map(std::uint64_t length, MapAccess access) = 0;
 
   /// Takes the POSIX record lock (fcntl F_SETLK, exclusive, whole file) for this process; false if

@@ -16,6 +16,10 @@
 
 #include <meshstage/core/os/size_signal.hpp>
 
+#ifndef MADV_COLLAPSE  // headers older than the kernel
+#define MADV_COLLAPSE 25
+#endif
+
 namespace meshstage {
 
 namespace {
@@ -51,6 +55,37 @@ class Descriptor {
  private:
   int fd_;
 };
+
+constexpr std::uint64_t kHugePage = std::uint64_t{2} << 20U;
+constexpr long kSmallPage = 4096;
+constexpr long kTmpfs = 0x01021994;
+
+/// mmap() of a file, shared, at a multiple of kHugePage if there is as much as that: the processor
+/// uses a huge page only where its address in memory and its place in the file agree.
+void* map_shared(int fd, std::uint64_t length, int protection, std::uint64_t offset) noexcept {
+  const auto map = [&](void* at, int more) {
+    return ::mmap(at, length, protection, MAP_SHARED | more, fd, static_cast<off_t>(offset));
+  };
+  if (length < kHugePage) return map(nullptr, 0);
+  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const std::uint64_t whole = (length + page - 1) / page * page;
+  void* const room = ::mmap(nullptr, whole + kHugePage, PROT_NONE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) return map(nullptr, 0);
+  auto* const begin = static_cast<std::byte*>(room);
+  const std::uint64_t past = reinterpret_cast<std::uintptr_t>(begin) % kHugePage;
+  const std::uint64_t before = past == 0 ? 0 : kHugePage - past;
+  void* const base = map(begin + before, MAP_FIXED);
+  if (base == MAP_FAILED) {
+    const int error = errno;
+    ::munmap(room, whole + kHugePage);
+    errno = error;
+    return base;
+  }
+  if (before != 0) ::munmap(begin, before);
+  ::munmap(begin + before + whole, kHugePage - before);
+  return base;
+}
 
 FileStat to_file_stat(const struct stat& s) {
   FileStat out;
@@ -143,10 +178,37 @@ class RealFile final : public File {
     } while (error == EINTR);
     if (error != 0) throw SystemError("posix_fallocate", path_.native(), error);
   }
+  bool reserve_huge(std::uint64_t from, std::uint64_t to) noexcept override {
+    const std::uint64_t begin = (from + kHugePage - 1) / kHugePage * kHugePage;
+    const std::uint64_t end = to / kHugePage * kHugePage;
+    if (begin >= end) return true;
+    if (::sysconf(_SC_PAGESIZE) != kSmallPage) return false;  // their huge pages are larger
+    struct statfs kind{};
+    if (::fstatfs(fd_.get(), &kind) != 0 || kind.f_type != kTmpfs) return false;
+    const detail::SizeSignalBlocked blocked;
+    // The kernel collapses no 2 MiB without any page, nor, behind the file's end, pages that are
+    // not filled yet. The first call makes one page, and the second fills it.
+    for (std::uint64_t at = begin; at < end; at += kHugePage) {
+      for (int i = 0; i < 2; ++i) {
+        if (retry([&] {
+              return ::fallocate(fd_.get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(at),
+                                 kSmallPage);
+            }) != 0) {
+          return false;
+        }
+      }
+    }
+    void* const window = map_shared(fd_.get(), end - begin, PROT_READ | PROT_WRITE, begin);
+    if (window == MAP_FAILED) return false;
+    ::madvise(window, end - begin, MADV_DONTFORK);
+    const bool done = ::madvise(window, end - begin, MADV_COLLAPSE) == 0;
+    ::munmap(window, end - begin);
+    return done;
+  }
   std::unique_ptr<MappedRegion> map(std::uint64_t length, MapAccess access) override {
     if (length == 0) throw SystemError("mmap", path_.native(), EINVAL);
     const int protection = access == MapAccess::kRead ? PROT_READ : PROT_READ | PROT_WRITE;
-    void* const base = ::mmap(nullptr, length, protection, MAP_SHARED, fd_.get(), 0);
+    void* const base = map_shared(fd_.get(), length, protection, 0);
     if (base == MAP_FAILED) fail("mmap");
     return std::make_unique<RealRegion>(base, length);
   }
@@ -258,7 +320,6 @@ class RealFileSystem final : public FileSystem {
     if (retry([&] { return ::statfs(path.c_str(), &kind); }) != 0) {
       throw SystemError("statfs", path.native(), errno);
     }
-    constexpr long kTmpfs = 0x01021994;
     constexpr long kRamfs = 0x858458f6;
     FreeSpace out;
     out.available = std::uint64_t{s.f_bavail} * s.f_frsize;

@@ -240,6 +240,7 @@ void VaultState::check_growth(SlotKey key, const Slot& slot, std::uint64_t bytes
   const std::uint64_t have = slot.mapping.bytes().size();
   const std::uint64_t target = file_bytes_for(bytes);
   if (target <= have) return;
+  slot.file->truncate(have);  // pages behind its end, if a process ended while the slot grew
   check_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory));
 }
 
@@ -248,10 +249,9 @@ Mapping VaultState::grow(SlotKey key, const Slot& slot, std::uint64_t bytes) con
   const std::uint64_t target = file_bytes_for(bytes);
   if (target <= have) return {};
   try {
-    slot.file->reserve(target);
+    reserve_memory(*slot.file, have, target);
   } catch (const SystemError& e) {
-    // Where posix_fallocate is emulated it may have got half-way.
-    if (slot.file->stat().size > have) slot.file->truncate(have);
+    slot.file->truncate(have);  // gives back the pages behind the slot's end
     if (!is_no_room(e)) throw;
     throw_no_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory),
                   e.what());

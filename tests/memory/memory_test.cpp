@@ -8,6 +8,7 @@
 #include <meshstage/core/os/memory_file_system.hpp>
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -244,6 +245,33 @@ TEST_CASE("memory that was touched first has its pages, and its bytes as they we
   const std::span block(static_cast<std::byte*>(shared.allocate(kBytes, 4096)), kBytes);
   REQUIRE(faults_of_stores(block) < 16);
   shared.deallocate(block.data(), kBytes, 4096);
+}
+
+TEST_CASE("memory that is reserved in huge pages has them all when the file has its size") {
+  constexpr std::size_t kBytes = std::size_t{40} << 20U;
+  const TempDirectory directory("/dev/shm");
+  auto& fs = meshstage::real_file_system();
+  const auto probe = fs.open(directory.path() / "probe", OpenMode::kCreateExclusive);
+  const bool huge = probe->reserve_huge(0, kBytes);
+  if (!huge) WARN("this kernel, or this container, has no huge pages in shared memory");
+  for (const unsigned hands : {0U, 1U, 3U}) {
+    const auto path = directory.path() / std::to_string(hands);
+    const auto file = fs.open(path, OpenMode::kCreateExclusive);
+    file->reserve(4096);
+    const std::byte mark[] = {std::byte{42}};
+    meshstage::write_fully(*file, mark, 4095);
+    meshstage::reserve_memory(*file, 4096, kBytes, hands);
+    REQUIRE(file->stat().size == kBytes);
+    struct stat status{};
+    REQUIRE(::stat(path.c_str(), &status) == 0);
+    REQUIRE(static_cast<std::uint64_t>(status.st_blocks) * 512 >= kBytes);
+    const Mapping mapping(*file, kBytes, MapAccess::kReadWrite);
+    REQUIRE(mapping.bytes()[4095] == std::byte{42});
+    REQUIRE(mapping.bytes().back() == std::byte{0});
+    // The first 2 MiB had a page before, so theirs are small.
+    const auto later = mapping.bytes().subspan(meshstage::kHugePageBytes);
+    if (huge) REQUIRE(faults_of_stores(later) < 40);
+  }
 }
 
 TEST_CASE("a shared block is mapped once where it is found, and stays when its maker is gone") {

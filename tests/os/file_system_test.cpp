@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <functional>
@@ -115,6 +116,49 @@ TEST_CASE("file systems: files are created once, written and read at offsets") {
     const auto reader = fs.open(d / "a", OpenMode::kRead);
     REQUIRE(error_of([&] { (void)reader->write_at(as_bytes("x"), 0); }) == EBADF);
   });
+}
+
+TEST_CASE("file systems: huge pages change neither a file's size nor its bytes") {
+  constexpr std::uint64_t kMiB = std::uint64_t{1} << 20U;
+  const auto check = [](FileSystem& fs, const std::filesystem::path& d) {
+    create(fs, d / "a", "seven");
+    const auto file = fs.open(d / "a", OpenMode::kReadWrite);
+    for (const auto& [from, to] :
+         {std::pair{5 * kMiB, 7 * kMiB},  // no whole 2 MiB
+          std::pair{std::uint64_t{5}, 9 * kMiB}, std::pair{std::uint64_t{0}, 4 * kMiB}}) {
+      static_cast<void>(file->reserve_huge(from, to));
+      REQUIRE(file->stat().size == 5);
+    }
+    file->reserve(8 * kMiB);
+    REQUIRE(file->stat().size == 8 * kMiB);
+    std::vector<std::byte> bytes(8 * kMiB);
+    REQUIRE(file->read_at(bytes, 0) == bytes.size());
+    REQUIRE(std::memcmp(bytes.data(), "seven", 5) == 0);
+    REQUIRE(
+        std::all_of(bytes.begin() + 5, bytes.end(), [](std::byte b) { return b == std::byte{0}; }));
+  };
+  for_each_file_system(check);
+  SECTION("shared memory") {
+    const TempDirectory directory("/dev/shm");
+    check(meshstage::real_file_system(), directory.path());
+  }
+}
+
+TEST_CASE("what the processor can use huge pages for begins at one, and is mapped once") {
+  constexpr std::uint64_t kHuge = std::uint64_t{2} << 20U;
+  const TempDirectory directory("/dev/shm");
+  const auto file =
+      meshstage::real_file_system().open(directory.path() / "a", OpenMode::kCreateExclusive);
+  file->reserve(kHuge + 4097);
+  for (const std::uint64_t length : {kHuge, kHuge + 4096, kHuge + 4097}) {
+    const auto one = file->map(length, MapAccess::kReadWrite);
+    const auto other = file->map(length, MapAccess::kReadWrite);
+    REQUIRE(one->bytes().size() == length);
+    REQUIRE(reinterpret_cast<std::uintptr_t>(one->bytes().data()) % kHuge == 0);
+    one->bytes().back() = std::byte{7};
+    REQUIRE(other->bytes().back() == std::byte{7});
+    one->bytes().back() = std::byte{0};
+  }
 }
 
 TEST_CASE("file systems: names are linked once, renamed over, removed and listed") {

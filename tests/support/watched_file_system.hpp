@@ -57,6 +57,9 @@ class WatchedFileSystem final : public FileSystem {
     FileStat stat() override { return inner_->stat(); }
     void truncate(std::uint64_t size) override { inner_->truncate(size); }
     void reserve(std::uint64_t size) override { inner_->reserve(size); }
+    bool reserve_huge(std::uint64_t from, std::uint64_t to) noexcept override {
+      return inner_->reserve_huge(from, to);
+    }
     std::unique_ptr<MappedRegion> map(std::uint64_t length, MapAccess access) override {
       fs_.on_map(path_);
       return inner_->map(length, access);

@@ -1,16 +1,21 @@
 // Real processes, real files: who owns what after a death, a stop, a fork, an exec.
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/vault/listing.hpp>
+#include <meshstage/core/vault/names_impl.hpp>
 #include <meshstage/core/vault/vault.hpp>
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <string>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/forked.hpp"
 #include "tests/support/temp_directory.hpp"
 #include "tests/vault/vault_support.hpp"
 
@@ -182,6 +187,42 @@ TEST_CASE("files are the owner's alone, and others' files are refused") {
     REQUIRE(::chmod(entry.path().c_str(), 0600) == 0);
   }
   REQUIRE(attach(directory).taken_over());
+}
+
+TEST_CASE("pages behind a slot's end are given back, after a refusal and after a death") {
+  constexpr std::uint64_t kMiB = std::uint64_t{1} << 20U;
+  const TempDirectory directory("/dev/shm");
+  const auto identity = identity_of("job.1", 1, {1, 1});
+  const auto slot_file =
+      directory.path() / meshstage::detail::slot_name(::getuid(), "job.1", 1, 1, {1, 0});
+  const auto stored = [&] {
+    struct stat status{};
+    return ::stat(slot_file.c_str(), &status) == 0
+               ? static_cast<std::uint64_t>(status.st_blocks) * 512
+               : ~std::uint64_t{0};
+  };
+  SECTION("a limit on the size of files") {
+    REQUIRE(meshstage::test::ends_in_forked_child([&] {
+      const rlimit small{8 * kMiB, 8 * kMiB};
+      if (::setrlimit(RLIMIT_FSIZE, &small) != 0) ::_exit(2);
+      auto vault = attach(directory);
+      try {
+        (void)vault.begin_write({1, 0}, identity, 64 * kMiB);
+        ::_exit(3);
+      } catch (const meshstage::OutOfMemory&) {
+      }
+      if (stored() != 4096) ::_exit(4);
+    }));
+  }
+  SECTION("a process that ended while its slot grew") {
+    auto vault = attach(directory);
+    write_image(vault, {1, 0}, identity, 100);
+    const auto file =
+        meshstage::real_file_system().open(slot_file, meshstage::OpenMode::kReadWrite);
+    if (!file->reserve_huge(4096, 64 * kMiB)) WARN("no huge pages in shared memory here");
+    write_image(vault, {1, 0}, identity, 8 * kMiB);
+    REQUIRE(stored() == 8 * kMiB + 4096);
+  }
 }
 
 TEST_CASE("a missing directory is made, private") {
