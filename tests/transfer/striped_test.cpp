@@ -214,6 +214,8 @@ TEST_CASE("a peer is silent when nothing moves over any connection, and not befo
   Numbers numbers(10);
   const auto errors = testing::run_ranks(2, [&](int rank) {
     if (rank == 0) return send_striped(two.link(0), numbers.source());
+    // Then the sender goes on, and finds its peer gone.
+    const std::shared_ptr<void> at_end(nullptr, [&](void*) { closed.open(); });
     receive_striped(two.link(1, 60ms), numbers.target());
   });
   CHECK_THAT(errors[1], Contains("nothing moved over any connection for 60 ms"));
