@@ -29,6 +29,11 @@ class NamedTransfer final : public Transfer {
   void wait(Deadline deadline) override {
     named([&] { inner_->wait(deadline); });
   }
+  [[nodiscard]] bool done_by(Deadline deadline) override {
+    bool done = false;
+    named([&] { done = inner_->done_by(deadline); });
+    return done;
+  }
   void wait_while_moving(std::chrono::milliseconds silence) override {
     named([&] { inner_->wait_while_moving(silence); });
   }
@@ -70,6 +75,7 @@ class NamedGroup final : public ProcessGroup {
                                                   std::span<std::byte> target) override {
     return named([&] { return inner_->receive(peer, tag, target); });
   }
+  [[nodiscard]] std::uint64_t moved(int peer) const override { return inner_->moved(peer); }
   void abort(std::exception_ptr cause) noexcept override { inner_->abort(std::move(cause)); }
   void close() noexcept override { inner_->close(); }
   [[nodiscard]] collectives::Own* own_collectives() noexcept override { return collectives_.get(); }

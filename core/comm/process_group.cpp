@@ -31,6 +31,11 @@ class CountedTransfer final : public Transfer {
     inner_->wait(deadline);
     leave();
   }
+  [[nodiscard]] bool done_by(Deadline deadline) override {
+    if (!inner_->done_by(deadline)) return false;
+    leave();
+    return true;
+  }
   void wait_while_moving(std::chrono::milliseconds silence) override {
     inner_->wait_while_moving(silence);
     leave();
@@ -159,6 +164,16 @@ std::uint64_t mix(std::uint64_t seed, std::uint64_t value) {
 }
 
 }  // namespace
+
+bool Transfer::done_by(Deadline deadline) {
+  try {
+    wait(deadline);
+    return true;
+  } catch (const PeerSilent&) {
+    if (!deadline.expired()) throw;  // the group was aborted with it
+    return false;
+  }
+}
 
 std::uint64_t ProcessGroup::next_split(const std::vector<int>& ranks) {
   std::uint64_t turn = 0;

@@ -36,6 +36,9 @@ class MESHSTAGE_API Transfer {
   /// the deadline instead).
   /// Threads: one at a time for one transfer.
   virtual void wait(Deadline deadline) = 0;
+  /// Waits like wait(), but returns false at the deadline: no error, and the transfer is still
+  /// pending. Throws what wait() throws for any other reason. Threads: as wait().
+  [[nodiscard]] virtual bool done_by(Deadline deadline);
   /// Waits as long as bytes of any transfer move between the two ranks, in either direction. Throws
   /// PeerSilent when none has moved for `silence`, else what wait() throws. So a slow wire is not
   /// taken for a dead one: one packet in `silence` is enough. A backend that cannot see bytes move

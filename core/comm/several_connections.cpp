@@ -8,7 +8,7 @@
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/origin.hpp>
 #include <meshstage/core/comm/late_transfer_impl.hpp>
-#include <meshstage/core/comm/while_moving_impl.hpp>
+#include <meshstage/core/comm/while_moving.hpp>
 #include <meshstage/core/comm/wrapped_collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 
@@ -83,24 +83,21 @@ class JoinedTransfer final : public Transfer {
 
   void wait(Deadline deadline) override {
     try {
-      waited([&] { inner_->wait(deadline); });
+      waited([&] {
+        inner_->wait(deadline);
+        return true;
+      });
     } catch (const PeerSilent&) {
       joined_->note_late(this, std::current_exception());
       throw;
     }
   }
+  [[nodiscard]] bool done_by(Deadline deadline) override {
+    return waited([&] { return inner_->done_by(deadline); });
+  }
   void wait_while_moving(std::chrono::milliseconds silence) override {
-    const auto done_by = [this](Deadline deadline) {
-      try {
-        waited([&] { inner_->wait(deadline); });
-        return true;
-      } catch (const PeerSilent&) {
-        return false;
-      }
-    };
-    if (detail::done_while_moving(silence, done_by, [this] { return joined_->moved(peer_); })) {
-      return;
-    }
+    const auto by = [this](Deadline deadline) { return done_by(deadline); };
+    if (detail::done_while_moving(silence, by, [this] { return joined_->moved(peer_); })) return;
     const auto why = std::make_exception_ptr(make_error<PeerSilent>(
         "rank " + std::to_string(peer_) + ": nothing moved over any connection for " +
             std::to_string(silence.count()) + " ms",
@@ -110,17 +107,18 @@ class JoinedTransfer final : public Transfer {
   }
 
  private:
-  /// A lost peer is what the other transfers throw, too.
+  /// `wait` says whether the transfer is done. A lost peer is what the other transfers throw, too.
   template <class Wait>
-  void waited(Wait&& wait) {
+  bool waited(Wait&& wait) {
     try {
-      wait();
+      if (!wait()) return false;
     } catch (const PeerLost&) {
       joined_->abort(std::current_exception());
       throw;
     }
     joined_->note_done(this);
     if (!std::exchange(done_, true)) joined_->count_done(peer_);
+    return true;
   }
   const std::shared_ptr<Joined> joined_;
   std::unique_ptr<Transfer> inner_;

@@ -101,10 +101,17 @@ void process_group_conforms(const TransportOf& transport) {
     CHECK(throws_for_rank<PeerSilent>(1, [&] { receive->wait(Deadline::after(5ms)); }));
     CHECK_THAT(error_of([&] { receive->wait(Deadline::after(5ms)); }),
                Contains("peer silent: rank 1 (100 bytes from it to rank 0): "));
+    CHECK_FALSE(receive->done_by(Deadline::after(5ms)));
     const auto send = groups[1]->send(0, 1, source);
+    CHECK(receive->done_by(soon()));
+    CHECK(receive->done_by(Deadline::after(0ms)));
     receive->wait(soon());
     send->wait(soon());
     CHECK(target == source);
+
+    const auto never = groups[0]->receive(1, 1, target);
+    groups[0]->abort(std::make_exception_ptr(make_error<PeerSilent>("rank 9 is silent", 9)));
+    CHECK(throws_for_rank<PeerSilent>(9, [&] { (void)never->done_by(soon()); }));
   }
 
   SECTION("abort wakes every waiting thread with its cause, and the first cause stays") {

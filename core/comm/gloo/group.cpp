@@ -17,7 +17,7 @@
 #include <meshstage/core/comm/gloo/hello_impl.hpp>
 #include <meshstage/core/comm/gloo/module_table_impl.hpp>
 #include <meshstage/core/comm/late_transfer_impl.hpp>
-#include <meshstage/core/comm/while_moving_impl.hpp>
+#include <meshstage/core/comm/while_moving.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage {
@@ -125,12 +125,11 @@ class GlooTransfer final : public Transfer {
   ~GlooTransfer() override;
 
   void wait(Deadline deadline) override;
+  [[nodiscard]] bool done_by(Deadline deadline) override;
   void wait_while_moving(std::chrono::milliseconds silence) override;
 
  private:
   friend class GlooState;
-  /// False at the deadline.
-  [[nodiscard]] bool done_by(Deadline deadline);
   [[noreturn]] void throw_late(const std::string& when);
   [[nodiscard]] std::string what() const {
     return detail::transfer_text(peer_, bytes_, is_send_, state_->rank);

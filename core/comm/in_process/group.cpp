@@ -43,6 +43,7 @@ class InProcessTransfer final : public Transfer {
   InProcessTransfer& operator=(const InProcessTransfer&) = delete;
   ~InProcessTransfer() override;
   void wait(Deadline deadline) override;
+  [[nodiscard]] bool done_by(Deadline deadline) override;
 
  private:
   const std::shared_ptr<GroupNode> node_;
@@ -208,23 +209,28 @@ InProcessTransfer::~InProcessTransfer() {
 }
 
 void InProcessTransfer::wait(Deadline deadline) {
-  if (done_) return;
+  if (done_by(deadline)) return;
+  const MutexLock lock(node_->fabric->mutex);
+  node_->late.raise(this, std::make_exception_ptr(make_error<PeerSilent>(
+                              detail::transfer_text(operation_->peer, operation_->bytes,
+                                                    operation_->is_send, node_->request.rank) +
+                                  ": not done by the deadline",
+                              operation_->peer)));
+}
+
+bool InProcessTransfer::done_by(Deadline deadline) {
+  if (done_) return true;
   MutexLock lock(node_->fabric->mutex);
   node_->check_usable();
   const auto ended = [this] {
     return operation_->state == Operation::State::kDone ||
            operation_->state == Operation::State::kFailed;
   };
-  if (!operation_->changed.wait_until(lock, deadline, ended)) {
-    node_->late.raise(this, std::make_exception_ptr(make_error<PeerSilent>(
-                                detail::transfer_text(operation_->peer, operation_->bytes,
-                                                      operation_->is_send, node_->request.rank) +
-                                    ": not done by the deadline",
-                                operation_->peer)));
-  }
+  if (!operation_->changed.wait_until(lock, deadline, ended)) return false;
   if (operation_->state == Operation::State::kFailed) std::rethrow_exception(operation_->error);
   done_ = true;
   node_->late.done(this);
+  return true;
 }
 
 class InProcessGroup final : public ProcessGroup {

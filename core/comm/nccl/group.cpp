@@ -46,8 +46,9 @@ class NcclTransfer final : public Transfer {
     if (call_ && owner_->origin.is_here()) owner_->release(*call_, [this] { return what(); });
   }
   void post(Posted call) { call_ = owner_->post(std::move(call)); }
+  [[nodiscard]] bool done_by(Deadline deadline) override { return owner_->wait(*call_, deadline); }
   void wait(Deadline deadline) override {
-    if (owner_->wait(*call_, deadline)) return;
+    if (done_by(deadline)) return;
     owner_->throw_late(*call_, std::make_exception_ptr(make_error<PeerSilent>(
                                    what() + ": not done by the deadline", call_->post.peer)));
   }
