@@ -217,9 +217,13 @@ class Checkpointer::Impl {
     constexpr std::chrono::milliseconds kLonger{1000};
     const auto limit =
         std::min(options_.deadline, std::chrono::milliseconds::max() - kLonger) + kLonger;
-    group_ = detail::with_limit(generation_.training, limit);
-    if (generation_.device) device_group_ = detail::with_limit(generation_.device, limit);
     agent_.begin(generation_);
+    group_ = detail::with_limit(generation_.training, limit, agent_.collective_waits());
+    if (generation_.device) {
+      // Nobody counts what NCCL moves, so its transfers have the limit in all.
+      device_group_ = detail::with_limit(generation_.device, limit,
+                                         std::make_shared<replicate::CollectiveWaits>());
+    }
     const RankEnvironment& who = *options_.environment;
     report_joined(who.supervisor, who.rank, generation_.number);
   }

@@ -109,13 +109,13 @@ class MESHSTAGE_API Checkpointer {
                     const RunOptions& options = {});
 
   /// The current generation's group, for the trainer's own collectives (and mesh's MeshGroups). A
-  /// death aborts the group with PeerLost, a silent rank with PeerSilent. A wait in the group ends
-  /// when no byte has moved between the two ranks for options.deadline and a second, so its
-  /// operations need no deadline. A rank that waits for a third rank moves no byte meanwhile. So in
-  /// that time an all_reduce or a broadcast must take a piece of 256 KiB up and down the tree of
-  /// ranks, and any other collective must move all of its bytes. Otherwise PeerSilent names a rank
-  /// that lives; README.md beside this file has numbers for slow links. After rejoin(), finish() or
-  /// destruction the group throws; call group() again in the next generation.
+  /// death aborts the group with PeerLost, a silent rank with PeerSilent. A wait in the group lasts
+  /// as long as bytes of the group move between any two ranks, however slowly, so its operations
+  /// need no deadline. It ends with PeerSilent when none has moved in the whole job for
+  /// options.deadline and a second, because a trainer hangs or the ranks' calls do not match. The
+  /// error names the rank that the wait was for, which may itself wait for another rank. README.md
+  /// beside this file has figures for slow links. After rejoin(), finish() or destruction the group
+  /// throws; call group() again in the next generation.
   [[nodiscard]] std::shared_ptr<ProcessGroup> group() const;
   /// The current generation's group for the trainer's collectives on its device's memory, over NCCL
   /// (core/comm/nccl/group.hpp lists what it can do):

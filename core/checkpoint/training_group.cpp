@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include <meshstage/core/checkpoint/training_group_impl.hpp>
 #include <meshstage/core/comm/nccl/group.hpp>
 #include <meshstage/core/comm/nccl/module.hpp>
+#include <meshstage/core/comm/while_moving.hpp>
 #include <meshstage/core/comm/wrapped_collectives.hpp>
 #include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/device/trainer_streams.hpp>
@@ -12,28 +14,73 @@
 namespace meshstage::detail {
 namespace {
 
+using replicate::CollectiveWaits;
+
 class LimitedTransfer final : public Transfer {
  public:
-  LimitedTransfer(std::unique_ptr<Transfer> inner, std::chrono::milliseconds limit)
-      : inner_(std::move(inner)), limit_(limit) {}
+  LimitedTransfer(std::unique_ptr<Transfer> inner, std::chrono::milliseconds limit,
+                  std::shared_ptr<CollectiveWaits> waits)
+      : inner_(std::move(inner)), limit_(limit), waits_(std::move(waits)) {}
   void wait(Deadline deadline) override {
-    if (deadline.is_never()) return inner_->wait_while_moving(limit_);
-    inner_->wait(deadline.earlier(Deadline::after(limit_)));
+    if (!ended_by(deadline, limit_)) inner_->wait(deadline);  // says that it is late
   }
+  [[nodiscard]] bool done_by(Deadline deadline) override { return ended_by(deadline, limit_); }
   void wait_while_moving(std::chrono::milliseconds silence) override {
-    inner_->wait_while_moving(std::min(silence, limit_));
+    (void)ended_by(Deadline::never(), std::min(silence, limit_));
   }
 
  private:
+  /// False at the deadline. Throws PeerSilent when nothing has moved in the job for `silence`.
+  [[nodiscard]] bool ended_by(Deadline deadline, std::chrono::milliseconds silence) {
+    // Nearly every wait ends in the first part of the silence. In the second part the neighbours
+    // answer for the first time, which must not look like bytes that move.
+    constexpr int kPart = 16;
+    const Deadline quiet = Deadline::after(silence);
+    const auto in_part = [&] { return deadline.earlier(Deadline::after(silence / kPart)); };
+    if (inner_->done_by(in_part())) return done();
+    if (deadline.expired()) return false;
+    const CollectiveWaits::Long wait(*waits_);
+    if (inner_->done_by(in_part())) return done();
+    bool complete = false;
+    const auto over = [&](Deadline by) {
+      complete = inner_->done_by(by.earlier(deadline));
+      return complete || deadline.expired();
+    };
+    const auto moved = [this] { return waits_->moved(); };
+    if (!done_while_moving(silence, over, moved, quiet)) {
+      throw_if_late(silence);
+      complete = true;
+    }
+    return complete && done();
+  }
+  bool done() noexcept {
+    if (!std::exchange(counted_, true)) waits_->count_done();
+    return true;
+  }
+  /// The group itself throws that this transfer is late, so that it knows why one is given up.
+  void throw_if_late(std::chrono::milliseconds silence) {
+    try {
+      inner_->wait(Deadline::at(Deadline::Clock::now()));
+    } catch (const PeerSilent& e) {
+      throw make_error<PeerSilent>(e.message() + "; no byte of the collectives has moved for " +
+                                       std::to_string(silence.count()) + " ms, at any rank",
+                                   e.rank());
+    }
+  }
+
   std::unique_ptr<Transfer> inner_;
   const std::chrono::milliseconds limit_;
+  const std::shared_ptr<CollectiveWaits> waits_;
+  bool counted_ = false;  // the waiting thread's own
 };
 
 class LimitedGroup final : public ProcessGroup {
  public:
-  LimitedGroup(std::shared_ptr<ProcessGroup> inner, std::chrono::milliseconds limit)
+  LimitedGroup(std::shared_ptr<ProcessGroup> inner, std::chrono::milliseconds limit,
+               std::shared_ptr<CollectiveWaits> waits)
       : inner_(std::move(inner)),
         limit_(limit),
+        waits_(std::move(waits)),
         collectives_(collectives::wrapped(*inner_, [limit](Deadline deadline, const auto& call) {
           call(deadline.earlier(Deadline::after(limit)));
         })) {}
@@ -49,25 +96,28 @@ class LimitedGroup final : public ProcessGroup {
                                                   std::span<std::byte> target) override {
     return limited(inner_->receive(peer, tag, target));
   }
+  [[nodiscard]] std::uint64_t moved(int peer) const override { return inner_->moved(peer); }
   void abort(std::exception_ptr cause) noexcept override { inner_->abort(std::move(cause)); }
   void close() noexcept override { inner_->close(); }
   [[nodiscard]] collectives::Own* own_collectives() noexcept override { return collectives_.get(); }
 
  private:
   [[nodiscard]] std::unique_ptr<Transfer> limited(std::unique_ptr<Transfer> transfer) const {
-    return std::make_unique<LimitedTransfer>(std::move(transfer), limit_);
+    return std::make_unique<LimitedTransfer>(std::move(transfer), limit_, waits_);
   }
 
   const std::shared_ptr<ProcessGroup> inner_;
   const std::chrono::milliseconds limit_;
+  const std::shared_ptr<CollectiveWaits> waits_;
   const std::unique_ptr<collectives::Own> collectives_;  // null if inner_ has none
 };
 
 }  // namespace
 
 std::shared_ptr<ProcessGroup> with_limit(std::shared_ptr<ProcessGroup> group,
-                                         std::chrono::milliseconds limit) {
-  return std::make_shared<LimitedGroup>(std::move(group), limit);
+                                         std::chrono::milliseconds limit,
+                                         std::shared_ptr<replicate::CollectiveWaits> waits) {
+  return std::make_shared<LimitedGroup>(std::move(group), limit, std::move(waits));
 }
 
 void check_device_group(const CheckpointerOptions& options) {

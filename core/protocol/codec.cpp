@@ -280,6 +280,15 @@ void read(Reader& r, Published& m) {
   }
 }
 
+void write(Writer& w, const Moved& m) {
+  w.number(m.count);
+  w.flag(m.asks);
+}
+void read(Reader& r, Moved& m) {
+  m.count = r.number<std::uint64_t>("count");
+  m.asks = r.flag("asks");
+}
+
 template <std::size_t I = 0>
 Body read_body(Reader& reader, std::size_t kind) {
   if constexpr (I == std::variant_size_v<Body>) {

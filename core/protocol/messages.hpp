@@ -252,9 +252,20 @@ struct Death {
   friend bool operator==(const Death&, const Death&) = default;
 };
 
+// --- the trainer's collectives; tree ---
+
+/// To a tree neighbour while a trainer waits long in a collective: what the collectives of the
+/// sender, and of all ranks behind it as the receiver sees the tree, have moved. The engine's own
+/// message (core/replicate/collective_progress.hpp): transition() refuses it.
+struct Moved {
+  std::uint64_t count = 0;  ///< rises with the bytes; never falls in a generation
+  bool asks = false;        ///< one of those ranks waits, so they ask for the receiver's counts
+  friend bool operator==(const Moved&, const Moved&) = default;
+};
+
 using Body = std::variant<Offer, Accept, Sealed, Yes, Complete, Failed, Have, AskDisk, Choice,
                           Ready, Established, GiveUp, OnDisk, AllOnDisk, WantFinish, Finish, Death,
-                          Borrow, Differ, StreamStart, Want, Overdue, Publish, Published>;
+                          Borrow, Differ, StreamStart, Want, Overdue, Publish, Published, Moved>;
 
 /// A message names its generation; a rank in another generation ignores it (rule 1).
 struct Message {

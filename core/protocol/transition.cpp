@@ -261,6 +261,10 @@ void on(Turn& turn, int from, const Want& want) {
   turn.act(TakeWant{from, want});
 }
 
+void on(Turn& turn, int from, const Moved&) {
+  turn.malformed("moved from rank " + std::to_string(from) + ", which is for the engine alone");
+}
+
 void on(Turn& turn, const Received& event) {
   State& s = turn.s;
   const Message& message = event.message;

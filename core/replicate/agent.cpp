@@ -55,6 +55,7 @@ void Agent::Impl::begin(const Generation& generation) {
   leave();
   engine_.vault.note_generation(generation.number);
   engine_.generation = generation;
+  engine_.collective_waits = std::make_shared<CollectiveWaits>();
   engine_.report.set_generation(generation.number);
   engine_.gate.open();
   unsigned connections = 0;
@@ -137,6 +138,9 @@ Replica Agent::held(int ward, const NodeRegistry& registry) {
 }
 void Agent::throw_if_lost() const { impl_->engine_.gate.throw_if_lost(); }
 Reads& Agent::reads() const noexcept { return impl_->engine_.reads; }
+std::shared_ptr<CollectiveWaits> Agent::collective_waits() const {
+  return impl_->engine_.collective_waits;
+}
 Stats Agent::stats() const { return impl_->engine_.gate.stats(); }
 
 }  // namespace meshstage

@@ -8,6 +8,7 @@
 #include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/comm/store.hpp>
 #include <meshstage/core/protocol/choose.hpp>
+#include <meshstage/core/replicate/collective_waits.hpp>
 #include <meshstage/core/replicate/loop.hpp>
 #include <meshstage/core/replicate/options.hpp>
 #include <meshstage/core/replicate/reads.hpp>
@@ -82,6 +83,8 @@ class MESHSTAGE_API Agent {
   /// This rank's readings for a recovery, on all threads. The generation ends if nothing of a
   /// reading comes for a deadline. Threads: any.
   [[nodiscard]] replicate::Reads& reads() const noexcept;
+  /// For the trainer's group of the generation that begin() entered last.
+  [[nodiscard]] std::shared_ptr<replicate::CollectiveWaits> collective_waits() const;
   [[nodiscard]] Stats stats() const;
 
  private:

@@ -23,7 +23,8 @@ Driver::Driver(Engine& engine, Persistence& files, std::shared_ptr<Store> store)
       restorer_(engine, store_, verifier_, streams_, inbox_),
       decisions_(engine, store_, persister_, own_, inbox_),
       losses_(engine, store_, slots_, own_, persister_),
-      listener_(engine, verifier_, losses_),
+      collectives_(engine),
+      listener_(engine, verifier_, losses_, collectives_),
       finisher_(engine, store_, slots_, streams_, inbox_, losses_) {
   engine_.feed = [this](protocol::Event event) { feed(std::move(event)); };
   engine_.lose = [this](int peer, ErrorKind kind, std::string why) {
@@ -39,6 +40,7 @@ Driver::Driver(Engine& engine, Persistence& files, std::shared_ptr<Store> store)
 void Driver::enter(std::uint64_t generation) {
   engine_.present = generation;
   losses_.enter();
+  collectives_.enter();
 }
 
 void Driver::let_go(const std::exception_ptr& cause) {
@@ -48,6 +50,7 @@ void Driver::let_go(const std::exception_ptr& cause) {
 
 void Driver::leave(const std::exception_ptr& cause) {
   engine_.present = 0;
+  collectives_.leave();
   own_.leave(cause);
   persister_.lose(cause);
   inbox_.leave();

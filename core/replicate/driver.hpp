@@ -6,6 +6,7 @@
 
 #include <meshstage/core/protocol/actions.hpp>
 #include <meshstage/core/protocol/events.hpp>
+#include <meshstage/core/replicate/collective_progress.hpp>
 #include <meshstage/core/replicate/copier.hpp>
 #include <meshstage/core/replicate/decisions.hpp>
 #include <meshstage/core/replicate/engine.hpp>
@@ -76,6 +77,7 @@ class Driver {
   Restorer restorer_;
   Decisions decisions_;
   Losses losses_;
+  CollectiveProgress collectives_;
   Listener listener_;
   Finisher finisher_;
 };

@@ -12,6 +12,7 @@
 #include <meshstage/core/protocol/events.hpp>
 #include <meshstage/core/protocol/state.hpp>
 #include <meshstage/core/replicate/bridge.hpp>
+#include <meshstage/core/replicate/collective_waits.hpp>
 #include <meshstage/core/replicate/gate.hpp>
 #include <meshstage/core/replicate/loop.hpp>
 #include <meshstage/core/replicate/options.hpp>
@@ -52,6 +53,8 @@ struct Engine {
   Bridge bridge;
   Reads reads;            ///< This rank's readings for a recovery; the Restorer watches them.
   PaceOfGeneration pace;  ///< Of the copies into the own slot.
+  /// The trainer's thread makes a new one for each generation, as it sets `generation`.
+  std::shared_ptr<CollectiveWaits> collective_waits = std::make_shared<CollectiveWaits>();
 
   /// The loop's thread only: the number of `generation`, 0 outside one. Tasks that keep no ticket
   /// (an answer of the Store, a timed task) compare it with the generation in which they began.
@@ -79,11 +82,11 @@ struct Engine {
   /// Any thread. Feeds `event` on the loop, with a ticket of the present generation; drops the
   /// event if the generation is being left.
   void post(protocol::Event event);
-  /// The links' thread. Runs the task that `make_task` returns on the loop, with a ticket of the
-  /// present generation; drops it if the generation is being left. A message that is lost because
-  /// there is no memory for its task ends the generation.
+  /// Any thread that may not see an exception, as the links'. Runs the task that `make_task`
+  /// returns on the loop, with a ticket of the present generation; drops it if the generation is
+  /// being left. Ends the generation if there is no memory for the task.
   template <class MakeTask>
-  void post_from_links(const MakeTask& make_task) noexcept {
+  void post_or_fail(const MakeTask& make_task) noexcept {
     try {
       if (auto ticket = scope.enter()) to_loop(std::move(ticket), make_task());
     } catch (...) {

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include <meshstage/core/async/deadline.hpp>
@@ -16,7 +17,7 @@ void Listener::listen(ControlLinks& links, bool bridge) {
   links.set_handlers(
       {.on_message =
            [this](int peer, std::span<const std::byte> message) {
-             engine_.post_from_links([&] {
+             engine_.post_or_fail([&] {
                return [this, peer, bytes = std::vector(message.begin(), message.end())] {
                  hear(peer, bytes);
                };
@@ -25,7 +26,7 @@ void Listener::listen(ControlLinks& links, bool bridge) {
        .on_lost =
            [this, bridge](int peer, LostReason reason, const std::string& detail) {
              if (bridge && reason == LostReason::kClosed) return;
-             engine_.post_from_links([&] {
+             engine_.post_or_fail([&] {
                return [this, peer, reason, detail] { losses_.lost_link(peer, reason, detail); };
              });
            },
@@ -64,6 +65,9 @@ void Listener::hear(int from, std::span<const std::byte> received) {
   try {
     protocol::Message decoded = protocol::decode(engine_.wire, from, bytes);
     check_generation(protocol::name_of(decoded.body), from, decoded.generation);
+    if (const auto* moved = std::get_if<protocol::Moved>(&decoded.body)) {
+      return collectives_.hear(from, *moved);
+    }
     engine_.feed(protocol::Received{from, std::move(decoded)});
   } catch (const CorruptData& e) {
     engine_.report.warn(std::string("a message was refused: ") + e.what());

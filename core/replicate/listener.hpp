@@ -5,6 +5,7 @@
 
 #include <meshstage/core/comm/control_links.hpp>
 #include <meshstage/core/protocol/actions.hpp>
+#include <meshstage/core/replicate/collective_progress.hpp>
 #include <meshstage/core/replicate/engine.hpp>
 #include <meshstage/core/replicate/losses.hpp>
 #include <meshstage/core/replicate/verifier.hpp>
@@ -12,12 +13,13 @@
 namespace meshstage::replicate {
 
 /// Brings messages and lost links of a generation to the loop. The handlers of the links only post;
-/// on the loop the Listener decodes a message and feeds it as an event.
+/// on the loop the Listener decodes a message and feeds it as an event, or gives it to
+/// CollectiveProgress.
 /// Threads: the loop's.
 class Listener {
  public:
-  Listener(Engine& engine, Verifier& verifier, Losses& losses)
-      : engine_(engine), verifier_(verifier), losses_(losses) {}
+  Listener(Engine& engine, Verifier& verifier, Losses& losses, CollectiveProgress& collectives)
+      : engine_(engine), verifier_(verifier), losses_(losses), collectives_(collectives) {}
 
   /// From now on messages and losses of these links come to the loop. `bridge`: a goodbye is no
   /// loss, because the other rank closes a bridge when it has every image. Threads: any.
@@ -33,6 +35,7 @@ class Listener {
   Engine& engine_;
   Verifier& verifier_;
   Losses& losses_;
+  CollectiveProgress& collectives_;
 };
 
 }  // namespace meshstage::replicate

@@ -106,7 +106,9 @@ std::vector<Body> all_bodies() {
           Overdue{id, 3},
           Overdue{kNoImage, 1},
           Publish{{id, 16}, true},
-          Published{"no room", {0, 70}}};
+          Published{"no room", {0, 70}},
+          Moved{0, true},
+          Moved{~std::uint64_t{0}, false}};
 }
 
 std::string refusal(const std::vector<std::byte>& bytes, int sender = 2,
@@ -158,7 +160,7 @@ TEST_CASE("the bytes of a message are these") {
   }
   REQUIRE(hex ==
           "4d53504d"
-          "0700"
+          "0800"
           "0100"
           "8877665544332211"
           "04000000"
@@ -184,9 +186,9 @@ TEST_CASE("a message cut short anywhere is refused, and so is one with more behi
 }
 
 TEST_CASE("messages of another version are refused") {
-  for (const int version : {0, 1, 2, 3, 4, 5, 6, 8}) {
+  for (const int version : {0, 1, 2, 3, 4, 5, 6, 7, 9}) {
     REQUIRE(says(refusal(with(bytes_of(Yes{{2, 85}}), 4, version)),
-                 "version: " + std::to_string(version) + ", this library reads 7; use one build"));
+                 "version: " + std::to_string(version) + ", this library reads 8; use one build"));
   }
 }
 

@@ -210,7 +210,7 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
   const auto id = [&] { return ImageId{below(3), below(4)}; };
   const auto rank = [&] { return static_cast<int>(below(4)) - 1; };
   const auto any_body = [&]() -> Body {
-    switch (below(22)) {
+    switch (below(23)) {
       case 0:
         return Offer{id(), id(), {}};
       case 1:
@@ -254,6 +254,8 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
         return Publish{{id(), 4}, below(2) == 1};
       case 20:
         return Published{"x", {rank()}};
+      case 21:
+        return Moved{below(3), below(2) == 1};
       default:
         return Death{rank(), ErrorKind::kPeerLost, "x"};
     }

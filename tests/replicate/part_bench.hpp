@@ -110,11 +110,13 @@ class PartBench {
     engine.generation.claim = std::to_string(engine.world_size) + " first 0 options";
     engine.generation.rank = engine.rank;
     engine.generation.world_size = engine.world_size;
+    engine.collective_waits = std::make_shared<replicate::CollectiveWaits>();
     engine.gate.open();
     engine.pace.enter();
     in_loop([this, number] {
       engine.present = number;
       losses.enter();
+      collectives.enter();
     });
     engine.bridge.open();
     engine.scope.open();
@@ -138,6 +140,7 @@ class PartBench {
     engine.scope.close();
     in_loop([&] {
       engine.present = 0;
+      collectives.leave();
       own.leave(cause);
       persister.lose(cause);
       inbox.leave();
@@ -212,7 +215,8 @@ class PartBench {
   replicate::Restorer restorer{engine, store_worker, verifier, streams, inbox};
   replicate::Decisions decisions{engine, store_worker, persister, own, inbox};
   replicate::Losses losses{engine, store_worker, slots, own, persister};
-  replicate::Listener listener{engine, verifier, losses};
+  replicate::CollectiveProgress collectives{engine};
+  replicate::Listener listener{engine, verifier, losses, collectives};
   replicate::Finisher finisher{engine, store_worker, slots, streams, inbox, losses};
 
  private:

@@ -1,11 +1,14 @@
-// A wire for images that is slow, or dead, as long as a test says: no clock, no bytes per second.
+// A wire that is slow, or dead, as long as a test says: no clock, no bytes per second.
 #pragma once
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 #include <utility>
 
 #include <meshstage/core/comm/transport.hpp>
@@ -13,10 +16,16 @@
 
 namespace meshstage::test {
 
-/// Shared by the transports of all ranks; outlives them. Only images pass it (the group "data").
-/// Threads: any.
+/// Shared by the transports of all ranks; outlives them. Images pass it (the group "data"), or what
+/// the test says. Threads: any.
 class SlowWire {
  public:
+  /// True for the groups, by their names, and the pairs of ranks that pass it.
+  using Passes = std::function<bool(const std::string& group, int rank, int peer)>;
+  explicit SlowWire(Passes passes = [](const std::string& group, int,
+                                       int) { return group.starts_with("data"); })
+      : passes_(std::move(passes)) {}
+
   enum class Pace : std::uint8_t {
     kFast,
     kSlow,    ///< Bytes move all the time, and no transfer ends.
@@ -27,6 +36,9 @@ class SlowWire {
     pace_ = pace;
     changed_.notify_all();
   }
+  /// Called each time that the bytes are counted of two ranks whose wire is slow. It may call
+  /// set().
+  std::function<void()> on_count;
   std::shared_ptr<Transport> wrap(std::shared_ptr<Transport> inner) {
     return std::make_shared<SlowTransport>(*this, std::move(inner));
   }
@@ -39,7 +51,12 @@ class SlowWire {
     using Post = std::function<std::unique_ptr<Transfer>()>;
     Held(SlowWire& wire, std::shared_ptr<const bool> over, int peer, Post post)
         : wire_(wire), over_(std::move(over)), peer_(peer), post_(std::move(post)) {}
-    void wait(Deadline deadline) override { posted().wait(deadline); }
+    void wait(Deadline deadline) override {
+      if (!done_by(deadline)) throw make_error<PeerSilent>("not done by the deadline", peer_);
+    }
+    [[nodiscard]] bool done_by(Deadline deadline) override {
+      return wire_.pass_by(*over_, deadline) && posted().done_by(deadline);
+    }
     void wait_while_moving(std::chrono::milliseconds silence) override {
       while (true) {
         wire_.pass(*over_, peer_, silence);
@@ -65,22 +82,30 @@ class SlowWire {
 
   class Group : public ProcessGroup {
    public:
-    Group(SlowWire& wire, std::shared_ptr<ProcessGroup> inner)
-        : wire_(wire), inner_(std::move(inner)) {}
+    Group(SlowWire& wire, std::string name, std::shared_ptr<ProcessGroup> inner)
+        : wire_(wire), name_(std::move(name)), inner_(std::move(inner)) {}
     [[nodiscard]] int rank() const noexcept override { return inner_->rank(); }
     [[nodiscard]] int size() const noexcept override { return inner_->size(); }
     [[nodiscard]] bool linked(int peer) const noexcept override { return inner_->linked(peer); }
     std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
                                    std::span<const std::byte> bytes) override {
+      if (!wire_.passes_(name_, rank(), peer)) return inner_->send(peer, tag, bytes);
       return std::make_unique<Held>(wire_, over_, peer, [inner = inner_, peer, tag, bytes] {
         return inner->send(peer, tag, bytes);
       });
     }
     std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
                                       std::span<std::byte> target) override {
+      if (!wire_.passes_(name_, rank(), peer)) return inner_->receive(peer, tag, target);
       return std::make_unique<Held>(wire_, over_, peer, [inner = inner_, peer, tag, target] {
         return inner->receive(peer, tag, target);
       });
+    }
+    /// Over a slow wire each count is larger than the one before.
+    [[nodiscard]] std::uint64_t moved(int peer) const override {
+      if (!wire_.passes_(name_, rank(), peer) || !wire_.is(Pace::kSlow)) return counted_;
+      if (wire_.on_count) wire_.on_count();
+      return ++counted_;
     }
     void abort(std::exception_ptr cause) noexcept override {
       inner_->abort(std::move(cause));
@@ -98,7 +123,9 @@ class SlowWire {
       wire_.changed_.notify_all();
     }
     SlowWire& wire_;
+    const std::string name_;
     const std::shared_ptr<ProcessGroup> inner_;
+    mutable std::atomic<std::uint64_t> counted_{0};
     const std::shared_ptr<bool> over_ = std::make_shared<bool>(false);
   };
 
@@ -113,8 +140,9 @@ class SlowWire {
     std::shared_ptr<ProcessGroup> connect_group(const ConnectRequest& request, Store& store,
                                                 Deadline deadline, std::stop_token stop) override {
       auto group = inner_->connect_group(request, store, deadline, std::move(stop));
-      if (!request.name.starts_with("data")) return group;
-      return std::make_shared<Group>(wire_, std::move(group));
+      const auto passes = [&](int peer) { return wire_.passes_(request.name, request.rank, peer); };
+      if (std::none_of(request.peers.begin(), request.peers.end(), passes)) return group;
+      return std::make_shared<Group>(wire_, request.name, std::move(group));
     }
 
    private:
@@ -125,6 +153,11 @@ class SlowWire {
   [[nodiscard]] bool is(Pace pace) {
     const std::lock_guard lock(mutex_);
     return pace_ == pace;
+  }
+  /// True when the wire is fast or the group is over; false at the deadline.
+  [[nodiscard]] bool pass_by(const bool& over, Deadline deadline) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_until(lock, deadline.time(), [&] { return pace_ == Pace::kFast || over; });
   }
   /// Returns when the wire is fast or the group is over.
   void pass(const bool& over, int peer, std::chrono::milliseconds silence) {
@@ -138,6 +171,7 @@ class SlowWire {
     }
   }
 
+  const Passes passes_;
   std::mutex mutex_;
   std::condition_variable changed_;
   Pace pace_ = Pace::kFast;

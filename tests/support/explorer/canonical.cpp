@@ -137,6 +137,9 @@ struct PutBody {
   }
   void operator()(const Published& m) const { put_list(out, m.written, put_rank); }
   void operator()(const Overdue& m) const { put_id(out, m.id), put_number(out, m.times); }
+  void operator()(const Moved& m) const {
+    put_number(out, m.count), put_number(out, m.asks ? 1 : 0);
+  }
   void operator()(const Death& m) const { put_rank(out, m.rank), put_enum(out, m.kind); }
 };
 
