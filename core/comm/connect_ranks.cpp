@@ -222,7 +222,11 @@ std::string deaf_text(int rank, const std::string& why) {
   return "rank " + std::to_string(rank) + std::string(kDeaf) + why;
 }
 
-bool is_deaf_text(std::string_view why) { return why.find(kDeaf) != std::string_view::npos; }
+bool is_a_fault(std::string_view why) {
+  return why.starts_with(to_string(ErrorKind::kPeerLost)) ||
+         why.starts_with(to_string(ErrorKind::kPeerSilent)) ||
+         why.find(kDeaf) != std::string_view::npos;
+}
 
 Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
                         const std::string& claim, Deadline deadline) {
@@ -252,14 +256,15 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
                              const std::stop_token& stop) {
     return connect_pairs(store, *transport, request, peers, by, stop);
   };
-  // Returns why the attempt ends: what the rank said that was first.
+  // Returns why the attempt ends: a fault that this rank met, else what the first rank has said.
   const auto abandon = [&](const std::string& why) {
     const Deadline last_words = Deadline::after(kLastWords);
     std::string outcome =
         store.compare_and_create(outcome_key, std::string(kAbandoned) + why, last_words);
     result.close();
     published.remove_published(last_words);
-    return outcome.starts_with(kAbandoned) ? outcome.substr(kAbandoned.size()) : why;
+    return is_a_fault(why) || !outcome.starts_with(kAbandoned) ? why
+                                                               : outcome.substr(kAbandoned.size());
   };
   Attempt attempt(store, rank, outcome_key);
   const auto token = attempt.stop.get_token();

@@ -11,7 +11,8 @@ namespace meshstage::detail {
 /// How one attempt to form a generation ended.
 struct Attempted {
   std::optional<Generation> generation;
-  std::string why;  ///< There is none: why it was abandoned, as its outcome in the Store says.
+  /// There is none: why. A fault that this rank met, else what its outcome in the Store says.
+  std::string why;
 };
 
 /// Why an attempt ends that a rank leaves at its deadline.
@@ -19,8 +20,9 @@ struct Attempted {
 /// Why an attempt ends in which a rank cannot wait for the outcome: the Store failed, or there is
 /// no memory.
 [[nodiscard]] std::string deaf_text(int rank, const std::string& why);
-/// True of deaf_text(), of whatever rank.
-[[nodiscard]] bool is_deaf_text(std::string_view why);
+/// True if a rank could not be reached, or could not wait. An attempt that ended because a rank
+/// left, or because a newer one was begun, says nothing of why no attempt succeeds.
+[[nodiscard]] bool is_a_fault(std::string_view why);
 
 /// Connects this rank, which has its place in that generation, to its peers, and waits until all
 /// ranks are connected: they report up the control tree, the root creates "formed", and that goes

@@ -67,9 +67,9 @@ struct NewerClaim {
 };
 
 /// Returns the newest claim if it is newer than `generation`. First it tries to create the claim of
-/// `generation` again: only the server can refuse that, so no cache on the way (a file system's)
-/// can give an old answer. In a Store that was emptied this restores the claim. Throws what the
-/// Store throws.
+/// `generation` again. Only the server itself can refuse that, so the refusal proves that it was
+/// asked, and not a file system's cache. In a Store that was emptied this restores the claim.
+/// Throws what the Store throws.
 [[nodiscard]] MESHSTAGE_API std::optional<NewerClaim> look_for_newer(Store& store,
                                                                      const std::string& job,
                                                                      const Generation& generation,

@@ -22,15 +22,10 @@ using detail::kAbandoned;
 using detail::kFormed;
 using detail::leading_number;
 
+/// So many failed attempts of one form() are said: reasons may differ by no more than a port.
+constexpr int kMostTold = 10;
 /// For what a rank still reads or writes after its deadline or at its end.
 constexpr std::chrono::seconds kLastWords{2};
-
-/// A rank could not be reached, or could not wait. An attempt that ended because a rank left, or
-/// because a newer one was begun, says nothing of why no attempt succeeds.
-bool is_a_fault(std::string_view why) {
-  return why.starts_with(to_string(ErrorKind::kPeerLost)) ||
-         why.starts_with(to_string(ErrorKind::kPeerSilent)) || detail::is_deaf_text(why);
-}
 
 void check_generation(std::uint64_t highest_seen, int rank) {
   if (highest_seen < kLastGeneration) return;
@@ -53,6 +48,7 @@ struct Membership::Forming {
   std::uint64_t tried = 0;  // the generation of the last attempt
   std::uint64_t attempt = 0;
   std::string why;  // a rank could not be reached, or could not wait, in that attempt
+  int told = 0;     // failures that were said
 
   [[nodiscard]] std::string earlier_failure() const {
     return why.empty() ? "" : "; " + generation_text(attempt) + " could not be formed: " + why;
@@ -62,11 +58,13 @@ struct Membership::Forming {
     for (int r = 0; r < options.world_size; ++r) {
       if (how == detail::gave_up_text(r)) gave_up.insert(r);
     }
-    if (!is_a_fault(how)) return;
-    const bool is_news = why != how;
+    if (!detail::is_a_fault(how)) return;
+    const bool is_news = why != how && told < kMostTold;
     attempt = number;
     why = how;
-    if (is_news && options.failed) options.failed(earlier_failure().substr(2) + "; trying again");
+    if (!is_news || !options.failed) return;
+    ++told;
+    options.failed(earlier_failure().substr(2) + "; trying again");
   }
 };
 
@@ -285,7 +283,7 @@ std::uint64_t Membership::enter(std::uint64_t highest_seen, Deadline deadline) {
 Generation Membership::form(std::uint64_t highest_seen, Deadline deadline) {
   check_generation(highest_seen, options_.rank);
   if (signs_) signs_->in(placed_, true);
-  Forming forming{deadline, {}, 0, 0, {}};
+  Forming forming{deadline, {}, 0, 0, {}, 0};
   try {
     return form_in_attempts(highest_seen, forming);
   } catch (const Timeout& e) {

@@ -65,7 +65,7 @@ struct MembershipOptions {
   std::function<void(const std::string&)> waits;
   /// form() calls it after an attempt that failed because a rank could not be reached or could not
   /// wait for the outcome: with the attempt's number and that reason, before it tries again. Not
-  /// called again for the same reason.
+  /// called for the reason of the attempt before, and at most ten times in one form().
   std::function<void(const std::string&)> failed;
 };
 

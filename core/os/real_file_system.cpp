@@ -76,11 +76,9 @@ void* map_shared(int fd, std::uint64_t length, int protection, std::uint64_t off
   const std::uint64_t past = reinterpret_cast<std::uintptr_t>(begin) % kHugePage;
   const std::uint64_t before = past == 0 ? 0 : kHugePage - past;
   void* const base = map(begin + before, MAP_FIXED);
-  if (base == MAP_FAILED) {
-    const int error = errno;
+  if (base == MAP_FAILED) {  // for want of an even larger page, say
     ::munmap(room, whole + kHugePage);
-    errno = error;
-    return base;
+    return map(nullptr, 0);
   }
   if (before != 0) ::munmap(begin, before);
   ::munmap(begin + before + whole, kHugePage - before);

@@ -57,8 +57,8 @@ struct Disconnect {};
 /// Bring `source` into slot `slot`: an own slot if source.owner is this rank, else a slot of ward
 /// source.owner. The bytes come from another rank's Serve, or from this rank's disk or a stray
 /// vault if source.at is this rank. For an own image that needs_lenders() more bytes come from the
-/// ServeLent of each rank in source.borrowed. Mark the slot WRITING at once; answer with Fetched or
-/// FetchFailed.
+/// ServeLent of each rank in source.borrowed. The slot is WRITING before any of its bytes changes.
+/// Answer with Fetched or FetchFailed.
 struct Fetch {
   Claim source;
   int slot = 0;
@@ -111,14 +111,14 @@ struct LeftBehind {
 struct RecoverFailed {
   Failure failure;
 };
-/// Stage into the own slot: mark it WRITING at once, then copy; answer with OwnSealed or OwnFailed.
+/// Stage into the own slot: mark it WRITING, then copy. Answer with OwnSealed or OwnFailed.
 struct WriteOwn {
   int slot = 0;
   ImageId id, base;
   ImageSizes sizes{};
 };
-/// Prepare the slot of `ward`: mark it WRITING at once, then make room and post receives. Answer
-/// with ReplicaReady, later with ReplicaSealed or ReplicaFailed (also without ReplicaReady).
+/// Prepare the slot of `ward`: mark it WRITING and make room. Answer with ReplicaReady, later with
+/// ReplicaSealed or ReplicaFailed (also without ReplicaReady).
 struct AcceptReplica {
   int ward = 0;
   int slot = 0;
@@ -150,8 +150,8 @@ struct TakeWant {
   int from = 0;
   Want want;
 };
-/// This step has failed: stop copying, sending and receiving it. Writes that have begun still
-/// answer.
+/// This step has failed: give up replicas of it whose pieces have not begun to come. What has begun
+/// goes on to its end, and answers.
 struct AbortRound {
   ImageId id;
 };

@@ -76,7 +76,7 @@ struct StageRequested {
   std::uint64_t step = 0;
   ImageSizes sizes{};
 };
-/// The trainer skips this step, because the step before is not finished: a no vote.
+/// This rank leaves the step out, because it is busy or the step cannot be prepared: a no vote.
 struct StageSkipped {
   std::uint64_t step = 0;
   std::string why{};  ///< Empty: the rank was busy.
@@ -95,7 +95,7 @@ struct OwnFailed {
   ImageId id;
   std::string why;
 };
-/// The slot asked for by AcceptReplica is WRITING and the receives can be posted.
+/// The slot asked for by AcceptReplica is WRITING and has room.
 struct ReplicaReady {
   int ward = 0;
   ImageId id;

@@ -45,7 +45,7 @@ struct Offer {
   Orders base_orders{};  ///< the base's orders, because an offer may overtake its Complete
   friend bool operator==(const Offer&, const Offer&) = default;
 };
-/// Holder to owner: the holder's slot is ready (WRITING, receives posted), so the owner may send.
+/// Holder to owner: the holder's slot is WRITING and has room, so the owner may send.
 struct Accept {
   ImageId id;
   bool need_manifest = true;

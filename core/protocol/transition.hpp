@@ -14,7 +14,7 @@
 ///
 /// What the driver must do (the protocol's safety rests on it):
 /// - it gives one event at a time, and carries out all actions of an event in order before the next
-/// event; a slot is WRITING in memory before the action that demands it returns;
+/// event; a slot is WRITING before a byte of its image is written, and before ReplicaReady;
 /// - it gives Formed{g} before any message of g, and only when every write and transfer of the
 /// generation before has ended and no receive target of it can be written again (rule 8);
 /// - it ends every WriteOwn, AcceptReplica and Fetch with exactly one event (…Sealed, …Failed,

@@ -35,6 +35,7 @@ void CollectiveProgress::hear(int from, const protocol::Moved& message) {
 
 void CollectiveProgress::look() {
   const auto deadline = Deadline::length(engine_.options.deadline);
+  const auto part = deadline / kMost;
   if (engine_.collective_waits->any()) asks_until_ = Deadline::after(deadline);
   int asking = asks_until_.expired() ? 0 : 1;
   own_ = std::max(own_, count_own());
@@ -47,10 +48,11 @@ void CollectiveProgress::look() {
   for (Neighbour& n : neighbours_) {
     // What came from this neighbour does not go back to it.
     const protocol::Moved now{all - n.heard.count, asking > (n.heard.asks ? 1 : 0)};
-    const bool answers = n.heard.asks && now.count != n.sent.count && n.next.expired();
+    const bool may = n.paid.time() <= Deadline::after(deadline - part).time();
+    const bool answers = n.heard.asks && now.count != n.sent.count && may;
     if (!answers && now.asks == n.sent.asks) continue;
     n.sent = now;
-    n.next = Deadline::after(deadline / kMost);
+    n.paid = n.paid.expired() ? Deadline::after(part) : n.paid.plus(part);
     engine_.say(n.rank, now);
   }
   if (asking > 0) look_again();
@@ -75,7 +77,7 @@ std::uint64_t CollectiveProgress::count_own() const {
     for (int peer = 0; peer < engine_.world_size; ++peer) {
       if (group->linked(peer)) count += group->moved(peer);
     }
-  } catch (const Error&) {
+  } catch (...) {  // NOLINT(bugprone-empty-catch): by what its user aborted it
     // The group has ended, and with it the waits.
   }
   return count;

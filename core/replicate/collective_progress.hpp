@@ -16,15 +16,15 @@ namespace meshstage::replicate {
 /// sum of its own count and the newest counts of all other neighbours. So no count comes back to
 /// the rank that sent it, and the sums rise only while bytes move. A rank whose trainer waits long
 /// asks its neighbours for counts, and they theirs. It goes on to ask for a deadline after its last
-/// long wait, so that many long waits make few messages. Counts go only to neighbours that ask, at
-/// most kMost in each deadline. Without a long wait nothing is sent.
+/// long wait, so that many long waits make few messages. Counts go only to neighbours that ask:
+/// kMost at once, then kMost in each deadline. So the first answers of all ranks arrive at once,
+/// and do not look like bytes that move. Without a long wait nothing is sent.
 ///
 /// The ranks between take part by their loops alone, whatever their trainers do. A trainer that
 /// hangs outside the collectives moves no bytes, so the waits for it end.
 /// Threads: the loop's.
 class CollectiveProgress {
  public:
-  /// No neighbour gets more counts in each deadline.
   static constexpr int kMost = 16;
 
   explicit CollectiveProgress(Engine& engine) : engine_(engine) {}
@@ -40,7 +40,7 @@ class CollectiveProgress {
   struct Neighbour {
     int rank = 0;
     protocol::Moved heard, sent;      ///< The newest ones.
-    Deadline next{Deadline::at({})};  ///< No count goes to it before.
+    Deadline paid{Deadline::at({})};  ///< Each count moves it on by a part of kMost.
   };
   /// Counts, and sends what the neighbours have to know. Comes again while a rank asks.
   void look();

@@ -41,8 +41,8 @@ class MESHSTAGE_API CollectiveWaits {
 
   /// True while a Long is there.
   [[nodiscard]] bool any() const;
-  /// Calls `begun` on the trainer's thread each time that the first Long begins. It must not throw,
-  /// nor call this object. Null: once watch() has returned, nothing is called any more.
+  /// Calls `begun` on the trainer's thread each time that a Long begins while there is no other. It
+  /// must not throw, nor call this object. After watch(null) has returned nothing is called.
   void watch(std::function<void()> begun);
 
  private:

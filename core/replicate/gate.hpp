@@ -60,10 +60,10 @@ class TrainerGate {
   void finished();
 
   /// Throws unless a step may be staged. The trainer waits until the step before has ended, however
-  /// long that takes. Returns true when a step is in flight. Returns false if the step before has
-  /// not ended and `when` is kSkip: then the step is left out.
+  /// long that takes. Returns true: the caller's step is in flight now. Returns false if the step
+  /// before has not ended and `when` is kSkip: then the step is left out.
   [[nodiscard]] bool enter_step(WhenBusy when, const Patience& patience);
-  /// Called when the step in flight has its outcome and its source is read.
+  /// The step's outcome is known and its copying has ended; outcome() is not ready yet.
   void leave_step();
 
   /// Says whether all ranks have agreed that the next step is the last one.

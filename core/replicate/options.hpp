@@ -44,8 +44,8 @@ struct CheckpointerOptions {
   /// A peer that is silent for this long counts as dead. So each link must move some bytes in this
   /// time, behind whatever is queued there; an image may take longer. The generation also ends,
   /// naming a living rank, if the others have waited this long for that rank, or if it reads for a
-  /// recovery and its disk gives no block for this long. The trainer's own collectives have a
-  /// second more: see Checkpointer::group().
+  /// recovery and its disk gives no block for this long. A wait in the trainer's collectives ends
+  /// a second later: see Checkpointer::group().
   std::chrono::milliseconds deadline{30'000};
   /// How long rejoin() and the constructor wait for all ranks, and the constructor for the Store (a
   /// scheduler needs its time). A rank may call recover() or finish() at most this long after

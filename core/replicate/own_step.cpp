@@ -173,10 +173,10 @@ void OwnStep::refuse_request(const std::string& why) {
 }
 
 void OwnStep::settle(StageJob& job) {
-  // Once: behind the first time the trainer may have the next step in flight already.
+  // Only once: after the first call the trainer may already have its next step in flight.
   if (!job.decided || !job.written || std::exchange(job.settled, true)) return;
   engine_.gate.leave_step();
-  // Last: whoever knows the outcome may stage the next step, and none is left out.
+  // After leave_step(): a trainer that sees the outcome may stage at once, also with kSkip.
   if (job.verdict) job.outcome.set_value(*job.verdict);
 }
 

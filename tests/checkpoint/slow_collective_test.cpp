@@ -4,6 +4,7 @@
 #include <barrier>
 #include <chrono>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <span>
 #include <string>
@@ -118,6 +119,21 @@ class Turn {
       : barrier_(ranks, Change{std::move(change)}) {}
   void wait() { barrier_.arrive_and_wait(); }
 
+  /// A rank's part: if an exception ends the rank, the others do not wait for it.
+  class Rank {
+   public:
+    explicit Rank(Turn& turn) : turn_(turn) {}
+    Rank(const Rank&) = delete;
+    Rank& operator=(const Rank&) = delete;
+    ~Rank() {
+      if (std::uncaught_exceptions() > before_) turn_.barrier_.arrive_and_drop();
+    }
+
+   private:
+    Turn& turn_;
+    const int before_ = std::uncaught_exceptions();
+  };
+
  private:
   struct Change {
     std::function<void()> make;
@@ -135,6 +151,7 @@ TEST_CASE("a collective outlasts the limit at ranks that wait for third ranks, w
   const auto length = GENERATE(ms::Deadline::Clock::duration::max(), 60s);
   Turn slow(4, [&] { job.slow_for_long(); });
   all_good(run_ranks(all_ranks(4), [&](int rank) {
+    const Turn::Rank part(slow);
     ms::Checkpointer ckpt(job.options(rank));
     (void)recover_to(ckpt, 0);
     const auto group = ckpt.group();
@@ -154,6 +171,7 @@ TEST_CASE("a collective ends at every rank when no bytes move between any two") 
   // No rank leaves before all have ended: those that still wait would see its end.
   Turn over(4, [&] { job.wire.set(SlowWire::Pace::kFast); });
   all_good(run_ranks(all_ranks(4), [&](int rank) {
+    const Turn::Rank part(silent), other(over);
     ms::Checkpointer ckpt(job.options(rank));
     (void)recover_to(ckpt, 0);
     const auto group = ckpt.group();
@@ -175,6 +193,7 @@ TEST_CASE("a rank whose trainer hangs outside the collectives is found by those 
   InProcessJob job(3);
   Turn found(3);
   all_good(run_ranks(all_ranks(3), [&](int rank) {
+    const Turn::Rank part(found);
     auto o = job.options(rank);
     o.deadline = kDeadline;
     ms::Checkpointer ckpt(std::move(o));

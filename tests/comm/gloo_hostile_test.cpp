@@ -248,10 +248,10 @@ TEST_CASE("a Gloo peer of another build is refused, with both versions") {
   };
   put(0, std::array{'m', 's', 'g', 'l', 'o', 'o', 'h', 'i'});
   put(8, std::uint32_t{77});
-  const Greeted older = form_with(greeting, Deadline::after(20s));
-  CHECK(older.kind == ErrorKind::kInvalidState);
-  CHECK(older.rank == 1);
-  CHECK_THAT(older.said,
+  const Greeted newer = form_with(greeting, Deadline::after(20s));
+  CHECK(newer.kind == ErrorKind::kInvalidState);
+  CHECK(newer.rank == 1);
+  CHECK_THAT(newer.said,
              Catch::Matchers::Contains("greets with version 77, this one with version"));
 
   put(0, std::array{'m', 's', 'g', 'l', 'o', 'o', '0', '1'});

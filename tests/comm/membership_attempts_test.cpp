@@ -64,11 +64,13 @@ TEST_CASE("while several connections are agreed on and made, a peer's end abando
   Job job(2);
   const auto sound = std::make_shared<FirstFails>(job.fabric.attach(0), job.store, "");
   const auto failing = std::make_shared<FirstFails>(job.fabric.attach(1), job.store, where);
+  std::string said;  // by rank 1
   std::vector<std::unique_ptr<Membership>> members;
   for (int r = 0; r < 2; ++r) {
     auto options = job.options(r);
     options.transport = r == 0 ? sound : failing;
     options.connections = 4;
+    if (r == 1) options.failed = [&](const std::string& text) { said += text; };
     members.push_back(std::make_unique<Membership>(std::move(options)));
   }
   const auto generations = form_all(members);
@@ -77,7 +79,10 @@ TEST_CASE("while several connections are agreed on and made, a peer's end abando
     CHECK(generations[r].data->connections(1 - static_cast<int>(r)) == 4);
     generations[r].close();
   }
-  if (where == "links") CHECK_THAT(failing->outcome, Contains("rank 1 went away while forming"));
+  if (where == "links") {
+    CHECK_THAT(failing->outcome, Contains("rank 1 went away while forming"));
+    CHECK_THAT(said, Contains("could not be formed") && Contains("cannot connect"));  // its own
+  }
   CHECK(failing->first.size() == (where == "data-1" ? 1U : where == "data-3" ? 3U : 0U));
   for (const auto& group : failing->first) CHECK(group.expired());  // each with its sockets
 }

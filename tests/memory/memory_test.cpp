@@ -254,8 +254,9 @@ TEST_CASE("memory that is reserved in huge pages has them all when the file has 
   const auto probe = fs.open(directory.path() / "probe", OpenMode::kCreateExclusive);
   const bool huge = probe->reserve_huge(0, kBytes);
   if (!huge) WARN("this kernel, or this container, has no huge pages in shared memory");
-  for (const unsigned hands : {0U, 1U, 3U}) {
-    const auto path = directory.path() / std::to_string(hands);
+  /// The page faults of a store to each page of a file that has its first page before.
+  const auto faults_of_file = [&](unsigned hands) {
+    const auto path = directory.path() / "file";
     const auto file = fs.open(path, OpenMode::kCreateExclusive);
     file->reserve(4096);
     const std::byte mark[] = {std::byte{42}};
@@ -268,9 +269,15 @@ TEST_CASE("memory that is reserved in huge pages has them all when the file has 
     const Mapping mapping(*file, kBytes, MapAccess::kReadWrite);
     REQUIRE(mapping.bytes()[4095] == std::byte{42});
     REQUIRE(mapping.bytes().back() == std::byte{0});
+    fs.unlink(path);
     // The first 2 MiB had a page before, so theirs are small.
-    const auto later = mapping.bytes().subspan(meshstage::kHugePageBytes);
-    if (huge) REQUIRE(faults_of_stores(later) < 40);
+    return faults_of_stores(mapping.bytes().subspan(meshstage::kHugePageBytes));
+  };
+  for (const unsigned hands : {0U, 1U, 3U}) {
+    // The kernel may refuse a huge page that it has no block for at the moment.
+    bool few = false;
+    for (int i = 0; i < 10 && !few; ++i) few = faults_of_file(hands) < 40;
+    if (huge) REQUIRE(few);
   }
 }
 

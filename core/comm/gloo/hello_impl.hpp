@@ -6,8 +6,8 @@ namespace meshstage::gloo_address {
 
 inline constexpr std::uint32_t kHelloVersion = 2;
 
-/// What the two ends of a new connection tell each other. One size and one slot, and the magic and
-/// the version at its begin, for every version.
+/// What the two ends of a new connection tell each other. Every version has this size and slot, and
+/// begins with the magic and the version.
 struct Hello {
   std::array<char, 8> magic{'m', 's', 'g', 'l', 'o', 'o', 'h', 'i'};
   std::uint32_t version = kHelloVersion;

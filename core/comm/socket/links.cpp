@@ -13,6 +13,7 @@
 #include <meshstage/core/comm/greeting_time_impl.hpp>
 #include <meshstage/core/comm/socket/links_impl.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/exception_of.hpp>
 
 namespace meshstage {
 
@@ -107,26 +108,36 @@ void SocketLinks::run() {
 }
 
 void SocketLinks::thread_failed(std::exception_ptr failure) {
-  std::string what = "its thread failed";
+  std::string what;
   try {
     std::rethrow_exception(failure);
   } catch (const std::bad_alloc&) {
-    what = "there is no memory for its thread";
+    what = "no memory";  // needs none
   } catch (const std::exception& e) {
-    what += std::string(": ") + e.what();
-  } catch (...) {  // of an unknown type: there is no more to say of it
+    what = e.what();
+  } catch (...) {
+    what = "unknown";
   }
   {
     const MutexLock lock(mutex_);
-    // Of one attempt: the next one has links of its own.
-    if (connecting_) fail(std::make_exception_ptr(PeerLost("the links to the peers: " + what)));
+    if (connecting_) {
+      // Of one attempt: the next one has links of its own.
+      fail(exception_of([&] {
+        return PeerLost("the links of rank " + std::to_string(rank()) +
+                        " to its peers: its thread failed: " + what);
+      }));
+    }
     for (auto& [fd, connection] : connections_) {
       if (connection.state != Connection::State::kUp) continue;
-      deliveries_.lost(connection.peer, LostReason::kProtocol, "at this end, " + what);
-      // So that the peer does not take the end of this connection for a death of ours.
-      queue(connection, FrameType::kRefusal, text_of_refusal(what));
-      flush(connection);
-      ::shutdown(fd, SHUT_WR);
+      try {
+        const std::string why = "its thread failed: " + what;
+        deliveries_.lost(connection.peer, LostReason::kProtocol, "at this end, " + why);
+        // So that the peer does not take the end of the connection for a death of this process.
+        queue(connection, FrameType::kRefusal, text_of_refusal(why));
+        flush(connection);  // as much as the socket takes
+        ::shutdown(fd, SHUT_WR);
+      } catch (const std::bad_alloc&) {  // NOLINT(bugprone-empty-catch): the next one may have it
+      }
     }
     connections_.clear();
     listener_.reset();
