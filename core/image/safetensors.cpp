@@ -61,7 +61,7 @@ std::string_view looks_like(std::span<const std::byte> front) {
       Magic{"\x7f"
             "ELF"sv,
             "a program"},
-      Magic{"{"sv, "JSON, perhaps the index of a checkpoint in several files"},
+      Magic{"{"sv, "JSON; of an index of a checkpoint in several files, read the files one by one"},
   };
   const std::string_view text(reinterpret_cast<const char*>(front.data()), front.size());
   // Pickles: protocol 2 to 5, then a tuple, dict, frame or module.

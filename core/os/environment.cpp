@@ -31,7 +31,7 @@ constexpr std::array kVariables{
     EnvironmentVariable{"MESHSTAGE_SUPERVISOR", "a socket's path",
                         "where a rank that has joined tells `meshstage run`, which sets this"},
     EnvironmentVariable{"MESHSTAGE_MODULE_PATH", "folders, separated by ':'",
-                        "where libmeshstage_gloo.so is sought first"},
+                        "where the modules (Gloo, CUDA, NCCL) are sought first"},
 };
 
 }  // namespace

@@ -89,22 +89,26 @@ TEST_CASE("while several connections are agreed on and made, a peer's end abando
 
 namespace {
 
-/// A Store of a rank in an attempt that fails: rank 1 cannot wait for the outcome, and rank 0, the
-/// root, decides after that.
+/// A Store of a rank in the first attempt. Rank 1 cannot wait for its outcome any more when rank 0,
+/// the root, decides; then rank 1 is first.
 class OneWaitFails final : public WrappedStore {
  public:
   OneWaitFails(std::shared_ptr<Store> inner, int rank)
       : WrappedStore(std::move(inner)), rank_(rank) {}
   std::string wait_for_any(std::span<const std::string> keys, Deadline deadline,
                            std::stop_token stop) override {
-    if (rank_ == 1 && keys.front() == key(1, "outcome")) throw IoError("the wire is cut");
+    if (rank_ == 1 && keys.front() == key(1, "outcome")) {
+      (void)wait_for("rank 0 decides", soon(), std::move(stop));
+      throw IoError("the wire is cut");
+    }
     return WrappedStore::wait_for_any(keys, deadline, std::move(stop));
   }
   std::string compare_and_create(const std::string& name, std::string_view value,
                                  Deadline deadline) override {
-    if (rank_ == 0 && value == "formed" && name == key(1, "outcome")) return wait_for(name, soon());
-    // Rank 0 has come to the attempt by then.
-    if (rank_ == 1 && name == key(1, "outcome")) (void)wait_for(key(1, "place/0"), soon());
+    if (rank_ == 0 && value == "formed" && name == key(1, "outcome")) {
+      set("rank 0 decides", "", deadline);
+      return wait_for(name, soon());
+    }
     return WrappedStore::compare_and_create(name, value, deadline);
   }
 

@@ -58,6 +58,10 @@ TEST_CASE("what a rank is given is what the library reads, whatever launcher is 
   CHECK(read.launch == "run-7");
   CHECK(read.host == "b");
   CHECK(read.supervisor == "/x/supervisor");
+  CHECK(mine.at("RANK") == "5");
+  CHECK(mine.at("WORLD_SIZE") == "6");
+  CHECK(mine.at("LOCAL_RANK") == "3");
+  CHECK(mine.at("LOCAL_WORLD_SIZE") == "4");
   CHECK(mine.at("GROUP_RANK") == "1");
   CHECK(mine.at("MASTER_ADDR") == "a");
   CHECK(mine.at("MASTER_PORT") == "29501");
