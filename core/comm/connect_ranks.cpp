@@ -68,6 +68,11 @@ class PublishedIn final : public WrappedStore {
   std::vector<std::string> published_;  // of the thread that connects
 };
 
+/// Why an attempt was abandoned, from its outcome in the Store.
+std::string reason_in(const std::string& outcome) {
+  return outcome.starts_with(kAbandoned) ? outcome.substr(kAbandoned.size()) : outcome;
+}
+
 /// One generation on its way: what the links and the Store say while this rank connects.
 struct Attempt {
   Attempt(Store& store, int own_rank, const std::string& outcome_key)
@@ -77,7 +82,7 @@ struct Attempt {
             [this, &store, outcome_key](const std::stop_token& done) {
               try {
                 const std::string outcome = store.wait_for(outcome_key, Deadline::never(), done);
-                if (outcome != kFormed) fail(outcome);
+                if (outcome != kFormed) fail(reason_in(outcome));
               } catch (const Cancelled&) {
                 // This rank is through.
               } catch (const std::bad_alloc&) {
@@ -259,12 +264,11 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
   // Returns why the attempt ends: a fault that this rank met, else what the first rank has said.
   const auto abandon = [&](const std::string& why) {
     const Deadline last_words = Deadline::after(kLastWords);
-    std::string outcome =
+    const std::string outcome =
         store.compare_and_create(outcome_key, std::string(kAbandoned) + why, last_words);
     result.close();
     published.remove_published(last_words);
-    return is_a_fault(why) || !outcome.starts_with(kAbandoned) ? why
-                                                               : outcome.substr(kAbandoned.size());
+    return is_a_fault(why) || outcome == kFormed ? why : reason_in(outcome);
   };
   Attempt attempt(store, rank, outcome_key);
   const auto token = attempt.stop.get_token();
@@ -313,9 +317,7 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
   } catch (const RejoinNeeded& e) {
     return {{}, abandon(e.what())};
   } catch (const Cancelled&) {
-    std::string why = attempt.failed();
-    if (why.starts_with(kAbandoned)) why.erase(0, kAbandoned.size());  // another rank said so
-    return {{}, abandon(why)};
+    return {{}, abandon(attempt.failed())};
   } catch (const Error& e) {
     (void)abandon(e.what());
     throw;

@@ -50,9 +50,10 @@ struct Membership::Forming {
   std::string why;  // a rank could not be reached, or could not wait, in that attempt
   int told = 0;     // failures that were said
 
-  [[nodiscard]] std::string earlier_failure() const {
-    return why.empty() ? "" : "; " + generation_text(attempt) + " could not be formed: " + why;
+  [[nodiscard]] std::string failure() const {
+    return generation_text(attempt) + " could not be formed: " + why;
   }
+  [[nodiscard]] std::string earlier_failure() const { return why.empty() ? "" : "; " + failure(); }
   void note_failure(std::uint64_t number, const std::string& how,
                     const MembershipOptions& options) {
     for (int r = 0; r < options.world_size; ++r) {
@@ -64,7 +65,7 @@ struct Membership::Forming {
     why = how;
     if (!is_news || !options.failed) return;
     ++told;
-    options.failed(earlier_failure().substr(2) + "; trying again");
+    options.failed(failure() + "; trying again");
   }
 };
 

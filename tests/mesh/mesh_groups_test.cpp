@@ -6,28 +6,19 @@
 #include <meshstage/mesh/failure_domains.hpp>
 #include "tests/conformance/ranks.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/idle_group.hpp"
 
 using namespace meshstage;
 
 namespace {
 
 // A group that only knows its members.
-class MemberList final : public ProcessGroup {
+class MemberList final : public meshstage::test::IdleGroup {
  public:
   MemberList(std::vector<int> ranks, int rank) : ranks_(std::move(ranks)), rank_(rank) {}
   [[nodiscard]] int rank() const noexcept override { return rank_; }
   [[nodiscard]] int size() const noexcept override { return static_cast<int>(ranks_.size()); }
   [[nodiscard]] bool linked(int) const noexcept override { return false; }
-  [[nodiscard]] std::unique_ptr<Transfer> send(int, std::uint64_t,
-                                               std::span<const std::byte>) override {
-    return nullptr;
-  }
-  [[nodiscard]] std::unique_ptr<Transfer> receive(int, std::uint64_t,
-                                                  std::span<std::byte>) override {
-    return nullptr;
-  }
-  void abort(std::exception_ptr) noexcept override {}
-  void close() noexcept override {}
   [[nodiscard]] std::shared_ptr<ProcessGroup> split(std::span<const int> ranks) override {
     ++splits;
     int here = -1;

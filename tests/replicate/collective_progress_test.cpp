@@ -12,6 +12,7 @@
 #include "tests/replicate/part_bench.hpp"
 #include "tests/replicate/played_peers.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/idle_group.hpp"
 
 namespace {
 
@@ -24,25 +25,15 @@ using test::PartBench;
 using test::PlayedLinks;
 
 /// A training group of rank 1 that moves what the test says, with rank 0.
-class PlayedGroup final : public ProcessGroup {
+class PlayedGroup final : public test::IdleGroup {
  public:
   [[nodiscard]] int rank() const noexcept override { return 1; }
   [[nodiscard]] int size() const noexcept override { return 7; }
   [[nodiscard]] bool linked(int peer) const noexcept override { return peer == 0; }
-  [[nodiscard]] std::unique_ptr<Transfer> send(int, std::uint64_t,
-                                               std::span<const std::byte>) override {
-    return nullptr;
-  }
-  [[nodiscard]] std::unique_ptr<Transfer> receive(int, std::uint64_t,
-                                                  std::span<std::byte>) override {
-    return nullptr;
-  }
   [[nodiscard]] std::uint64_t moved(int) const override {
     if (ended) throw std::runtime_error("its user gave it up");
     return count;
   }
-  void abort(std::exception_ptr) noexcept override {}
-  void close() noexcept override {}
 
   std::atomic<std::uint64_t> count{0};
   std::atomic<bool> ended{false};
