@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <meshstage/core/checkpoint/any_world_impl.hpp>
+#include <meshstage/core/checkpoint/metrics_writer_impl.hpp>
 #include <meshstage/core/checkpoint/progress_impl.hpp>
 #include <meshstage/core/checkpoint/run_impl.hpp>
 #include <meshstage/core/checkpoint/trace_impl.hpp>
@@ -48,29 +49,6 @@ std::filesystem::path resolved(const std::filesystem::path& given, const std::st
   }
   return std::filesystem::absolute(text).lexically_normal();
 }
-
-/// The point of the protocol that this rank passed last: for a line about a long recovery.
-/// Threads: any.
-class LastPoint {
- public:
-  void note(const PointEvent& event) {
-    const MutexLock lock(mutex_);
-    event_ = event;
-  }
-  [[nodiscard]] std::string text() const {
-    const MutexLock lock(mutex_);
-    std::string text(event_.name.empty() ? "nothing yet" : event_.name);
-    if (event_.chunks > 0) {
-      text += " " + std::to_string(event_.chunk) + "/" + std::to_string(event_.chunks);
-    }
-    if (event_.peer >= 0) text += ", rank " + std::to_string(event_.peer);
-    return text;
-  }
-
- private:
-  mutable Mutex mutex_;
-  PointEvent event_ MESHSTAGE_GUARDED_BY(mutex_);
-};
 
 void check(const CheckpointerOptions& options) {
   const auto refuse = [](const std::string& what) { throw InvalidArgument(what); };
@@ -115,6 +93,7 @@ class Checkpointer::Impl {
                      .failed = [this](const std::string& text) { warn(text); }}),
         // No vault is touched before the Store has said yes.
         agent_(agent_options(), options_.store_object, enter(deadline), {}, log_) {
+    if (metrics_) followed_.emplace(*metrics_, [this] { return agent_.stats(); });
     form(deadline);
   }
   Impl(const Impl&) = delete;
@@ -230,14 +209,20 @@ class Checkpointer::Impl {
 
   const std::shared_ptr<replicate::Log> log_;
   const CheckpointerOptions options_;
-  const std::shared_ptr<LastPoint> passed_ = std::make_shared<LastPoint>();
+  const std::shared_ptr<detail::LastPoint> passed_ = std::make_shared<detail::LastPoint>();
   const std::shared_ptr<detail::Trace> trace_ =
       options_.trace.empty()
           ? nullptr
           : std::make_shared<detail::Trace>(options_.trace, options_.environment->rank);
+  const std::shared_ptr<detail::MetricsWriter> metrics_ =
+      detail::MetricsWriter::wanted(options_)
+          ? std::make_shared<detail::MetricsWriter>(options_,
+                                                    [this](const std::string& text) { warn(text); })
+          : nullptr;
   detail::TrainerSigns signs_;
   Membership membership_;
   Agent agent_;
+  std::optional<detail::MetricsWriter::Following> followed_;  ///< After the agent: it reads it.
   Generation generation_;
   std::shared_ptr<ProcessGroup> group_;  ///< The generation's, for the trainer.
   std::shared_ptr<ProcessGroup>
@@ -378,6 +363,8 @@ class Checkpointer::Impl {
     if (o.directory.empty()) o.directory = default_directory(o.job);
     o.directory = resolved(o.directory, "directory");
     o.vault_directory = resolved(o.vault_directory, "vault_directory");
+    if (!o.trace.empty()) o.trace = resolved(o.trace, "trace");
+    if (!o.metrics.empty()) o.metrics = resolved(o.metrics, "metrics");
     if (!o.store_object) {
       std::string address = o.store.empty() ? o.environment->store : o.store;
       if (address.empty()) address = (o.directory / "store").string();
@@ -403,10 +390,11 @@ class Checkpointer::Impl {
   /// recoveries.
   [[nodiscard]] CheckpointerOptions agent_options() const {
     CheckpointerOptions o = options_;
-    o.observer = [passed = passed_, trace = trace_,
+    o.observer = [passed = passed_, trace = trace_, metrics = metrics_,
                   theirs = options_.observer](const PointEvent& event) {
       passed->note(event);
       if (trace) trace->note(event);
+      if (metrics) metrics->note(event);
       if (theirs) theirs(event);
     };
     return o;

@@ -37,9 +37,9 @@ namespace meshstage {
 /// Threads: one caller (the trainer's thread). The Checkpointer owns the engine's threads:
 /// `ms-agent`, `ms-copy`, `ms-slots`, `ms-store`, `ms-verify`, `ms-persist` and `ms-log`, and one
 /// `ms-send` and one `ms-recv` for each data peer. Up to `copy_threads` more help to copy
-/// (`mesh-copy`), and the backend has threads of its own. While a generation is formed or a step
-/// recovered, one more thread reports how long the wait has taken. All of them end with the
-/// Checkpointer.
+/// (`mesh-copy`), `ms-trace` and `ms-metrics` write what the options of these names ask for, and
+/// the backend has threads of its own. While a generation is formed or a step recovered, one more
+/// thread reports how long the wait has taken. All of them end with the Checkpointer.
 ///
 /// Errors: RejoinNeeded (PeerLost or PeerSilent) ends the generation. Any call may throw it,
 /// recover() and finish() too, and so may a transfer of group(). Then call rejoin() or destroy the

@@ -5,8 +5,9 @@
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/replicate/results.hpp>
 
-/// Stats in the two forms that monitoring systems read. There is no server: the program prints or
-/// writes the figures when it likes, for example after each staged step.
+/// Stats in the two forms that monitoring systems read. There is no server:
+/// CheckpointerOptions::metrics keeps a file up to date, or the program prints or writes the
+/// figures when it likes.
 namespace meshstage {
 
 /// The job, rank and generation that the figures belong to.

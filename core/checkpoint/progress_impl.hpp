@@ -1,8 +1,11 @@
 #pragma once
 #include <chrono>
 #include <functional>
+#include <string>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/thread.hpp>
+#include <meshstage/core/replicate/observer.hpp>
 
 namespace meshstage::detail {
 
@@ -15,6 +18,29 @@ class Progress {
 
  private:
   StoppableThread thread_;
+};
+
+/// The point of the protocol that this rank passed last: for a line about a long recovery.
+/// Threads: any.
+class LastPoint {
+ public:
+  void note(const PointEvent& event) {
+    const MutexLock lock(mutex_);
+    event_ = event;
+  }
+  [[nodiscard]] std::string text() const {
+    const MutexLock lock(mutex_);
+    std::string text(event_.name.empty() ? "nothing yet" : event_.name);
+    if (event_.chunks > 0) {
+      text += " " + std::to_string(event_.chunk) + "/" + std::to_string(event_.chunks);
+    }
+    if (event_.peer >= 0) text += ", rank " + std::to_string(event_.peer);
+    return text;
+  }
+
+ private:
+  mutable Mutex mutex_;
+  PointEvent event_ MESHSTAGE_GUARDED_BY(mutex_);
 };
 
 }  // namespace meshstage::detail

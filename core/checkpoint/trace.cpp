@@ -4,17 +4,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include <meshstage/core/checkpoint/rank_file_impl.hpp>
 #include <meshstage/core/checkpoint/trace_impl.hpp>
 #include <meshstage/core/error/error.hpp>
 
 namespace meshstage::detail {
 namespace {
-
-std::filesystem::path of_rank(std::filesystem::path path, int rank) {
-  const std::string extension = path.extension().string();
-  path.replace_extension("r" + std::to_string(rank) + extension);
-  return path;
-}
 
 using Json = nlohmann::ordered_json;
 
@@ -25,7 +20,7 @@ std::int64_t microseconds(std::chrono::system_clock::duration time) {
 }  // namespace
 
 Trace::Trace(const std::filesystem::path& path, int rank)
-    : path_(of_rank(path, rank)), rank_(rank), file_(path_, std::ios::trunc) {
+    : path_(rank_file(path, rank)), rank_(rank), file_(path_, std::ios::trunc) {
   file_ << "[\n" << std::flush;
   if (!file_) {
     throw make_error<IoError>("the trace " + path_.string() + " cannot be written", {}, {},

@@ -150,6 +150,16 @@ struct CheckpointerOptions {
   /// to open in ui.perfetto.dev. Rank 3 writes "trace.json" as trace.r3.json; each process starts
   /// the file anew. Empty: no trace.
   std::filesystem::path trace = {};
+  /// The file for this rank's stats(), kept up to date: "m.jsonl" gets a line of JSON
+  /// (stats_json()) whenever a generation forms or recovers and a step becomes complete, fails or
+  /// is on disk; "m.prom" is replaced then (stats_prometheus()). Rank 3 writes m.r3.jsonl or
+  /// m.r3.prom, on the real file system. Lines are appended to what earlier processes wrote. Empty:
+  /// no file.
+  std::filesystem::path metrics = {};
+  /// Gets stats() at the same moments, on a thread of its own, so it may wait. If calls take long,
+  /// the next one has what changed meanwhile. The last call has returned when the Checkpointer is
+  /// destroyed. A callback that throws is reported, and not called again.
+  std::function<void(const Stats&)> on_stats = {};
   Observer observer = {};
   std::function<void(const LogLine&)> log = {};  ///< Called on a thread of its own, so it may wait.
 };

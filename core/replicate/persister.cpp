@@ -75,11 +75,11 @@ void Persister::written(ImageId id, const std::vector<SlotKey>& keys, const Writ
     it->second.set_value(DiskOutcome::kFailed);
     waiting_.erase(it);
   }
-  if (good && generation == engine_.present) engine_.feed(protocol::Persisted{id});
   engine_.gate.count([&](Stats& stats) {
     ++(good ? stats.persisted : stats.persist_failed);
     stats.persist_seconds = result.seconds;
   });
+  if (good && generation == engine_.present) engine_.feed(protocol::Persisted{id});
 }
 
 void Persister::persist_newest(Promise<bool> done) {

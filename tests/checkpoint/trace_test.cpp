@@ -1,8 +1,13 @@
 // What a rank tells of itself: traces and figures.
+#include <filesystem>
 #include <fstream>
+#include <future>
 #include <set>
 #include <sstream>
+#include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -96,6 +101,107 @@ TEST_CASE("a trace has a span for each thing that takes time, on every rank") {
   auto options = job.options(0);
   options.trace = directory.path() / "none" / "trace.json";
   CHECK_THROWS_AS(ms::Checkpointer(options), ms::IoError);
+}
+
+TEST_CASE("a file of lines and a callback get the figures of each step, to the last") {
+  const TempDirectory directory;
+  const auto file = directory.path() / "figures.jsonl";
+  std::vector<ms::Stats> told[2];
+  for (int start = 0; start < 2; ++start) {  // the second one appends
+    InProcessJob job(2);
+    all_good(run_ranks(all_ranks(2), [&](int rank) {
+      auto options = job.options(rank);
+      options.persist_every = 1;
+      options.metrics = file;
+      options.on_stats = [&, rank](const ms::Stats& stats) {
+        told[static_cast<std::size_t>(rank)].push_back(stats);
+      };
+      ms::Checkpointer ckpt(options);
+      (void)ms::test::recover_fresh(ckpt);
+      ms::test::stage_all(ckpt, {1, 2});
+      ckpt.finish();
+    }));
+  }
+  for (const int rank : {0, 1}) {
+    const auto& figures = told[static_cast<std::size_t>(rank)];
+    REQUIRE_FALSE(figures.empty());
+    CHECK(figures.back().complete == 3);  // step 0, too
+    CHECK(figures.back().persisted > 0);
+    CHECK(figures.back().disk_step == 2);
+    std::istringstream lines(
+        contents(directory.path() / ("figures.r" + std::to_string(rank) + ".jsonl")));
+    std::string line;
+    std::size_t count = 0;
+    std::uint64_t complete = 0;
+    int starts = 1;
+    for (; std::getline(lines, line); ++count) {
+      const auto json = nlohmann::json::parse(line);
+      CHECK(json.at("rank") == rank);
+      const auto now = json.at("complete").get<std::uint64_t>();
+      if (now < complete) ++starts;
+      complete = now;
+    }
+    CHECK(count == figures.size());
+    CHECK(starts == 2);
+    CHECK(complete == 3);
+  }
+}
+
+TEST_CASE("Prometheus' file is kept up to date while the job runs") {
+  const TempDirectory directory;
+  InProcessJob job(2);
+  all_good(run_ranks(all_ranks(2), [&](int rank) {
+    auto options = job.options(rank);
+    options.metrics = directory.path() / "meshstage.prom";
+    std::promise<void> seen;
+    options.on_stats = [&, found = false](const ms::Stats& stats) mutable {
+      if (stats.complete == 3 && !std::exchange(found, true)) seen.set_value();
+    };
+    ms::Checkpointer ckpt(options);
+    (void)ms::test::recover_fresh(ckpt);
+    ms::test::stage_all(ckpt, {1, 2});
+    ms::test::require(
+        seen.get_future().wait_for(std::chrono::seconds(20)) == std::future_status::ready,
+        "the figures of step 2 came");
+    const std::string name = "meshstage.r" + std::to_string(rank) + ".prom";
+    const std::string text = contents(directory.path() / name);
+    ms::test::require(text.find("meshstage_complete_total{job=\"" + ckpt.job() + "\",rank=\"" +
+                                std::to_string(rank) + "\"} 3\n") != std::string::npos,
+                      "the file has them: " + text);
+  }));
+  CHECK(std::distance(std::filesystem::directory_iterator(directory.path()), {}) == 2);
+}
+
+TEST_CASE("figures that cannot be written or taken are reported once; the job goes on") {
+  InProcessJob job(1);
+  const TempDirectory directory;
+  const auto folder = directory.path() / "monitoring";
+  std::filesystem::create_directory(folder);
+  auto options = job.options(0);
+  options.metrics = folder / "m.prom";
+  int calls = 0;
+  options.on_stats = [&](const ms::Stats&) {
+    ++calls;
+    throw std::runtime_error("the collector is down");
+  };
+  std::filesystem::remove(folder);
+  CHECK_THROWS_WITH(ms::Checkpointer(options),
+                    contains_text("metrics: there is no folder " + folder.string()));
+  std::filesystem::create_directory(folder);
+  {
+    ms::Checkpointer ckpt(options);
+    std::filesystem::remove_all(folder);
+    (void)ms::test::recover_fresh(ckpt);
+    ms::test::stage_all(ckpt, {1, 2, 3});
+    ckpt.finish();
+  }
+  CHECK(calls == 1);
+  options.log = {};
+  const std::string log = job.log();
+  CHECK(times_in(log, "on_stats threw: the collector is down") == 1);
+  CHECK(times_in(log, "metrics " + (folder / "m.r0.prom").string()) == 1);
+  options.metrics = directory.path() / "m.txt";
+  CHECK_THROWS_WITH(ms::Checkpointer(options), contains_text("must end in .jsonl"));
 }
 
 TEST_CASE("figures are one line of JSON, or Prometheus' text in a file that is whole") {

@@ -84,7 +84,9 @@ class Checkpointer:
     they are given. Durations are seconds. ``connections`` is how many connections this rank wants
     to each rank that it exchanges images with, at most 16; of two ranks the smaller number counts
     (``stats()["connections"]``). 0: one up to four processors of this rank's share, else one a
-    processor, at most 8. ``log(warning, text)`` gets each line, on a thread of
+    processor, at most 8. ``trace`` names a file for Perfetto, ``metrics`` one for ``stats()``, kept up
+    to date: ``m.jsonl`` gets lines of JSON, ``m.prom`` is Prometheus' text; rank 3 writes
+    ``m.r3.prom``. ``log(warning, text)`` gets each line, on a thread of
     Python's own; without it the logger "meshstage" does.
 
     Leaving the ``with`` block by its end calls ``finish()``, if ``recover`` was called; by an
@@ -108,6 +110,7 @@ class Checkpointer:
         holders: list[list[int]] | None = None,
         store: str = "",
         trace: str | os.PathLike = "",
+        metrics: str | os.PathLike = "",
         verify_source: bool = False,
         connections: int = 0,
         rank: int | None = None,
@@ -139,6 +142,7 @@ class Checkpointer:
                 holders=holders or [],
                 store=store,
                 trace=os.fspath(trace),
+                metrics=os.fspath(metrics),
                 verify_source=verify_source,
                 connections=connections,
                 rank=rank,

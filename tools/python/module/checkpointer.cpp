@@ -335,8 +335,8 @@ void bind_checkpointer(nb::module_& module) {
              double forming_deadline, std::uint64_t persist_every, std::size_t keep,
              std::uint64_t block_bytes, const std::string& when_busy,
              std::vector<std::vector<int>> holders, std::string store, const std::string& trace,
-             bool verify_source, unsigned connections, std::optional<int> rank,
-             std::optional<int> world_size) {
+             const std::string& metrics, bool verify_source, unsigned connections,
+             std::optional<int> rank, std::optional<int> world_size) {
             release_all();
             CheckpointerOptions options;
             options.job = std::move(job);
@@ -351,6 +351,7 @@ void bind_checkpointer(nb::module_& module) {
             options.holders = std::move(holders);
             options.store = std::move(store);
             options.trace = trace;
+            options.metrics = metrics;
             options.verify_source = verify_source;
             options.connections = connections;
             options.environment = environment_of(rank, world_size);
@@ -359,8 +360,9 @@ void bind_checkpointer(nb::module_& module) {
           nb::arg("log"), nb::kw_only(), nb::arg("job"), nb::arg("directory"),
           nb::arg("vault_directory"), nb::arg("deadline"), nb::arg("forming_deadline"),
           nb::arg("persist_every"), nb::arg("keep"), nb::arg("block_bytes"), nb::arg("when_busy"),
-          nb::arg("holders"), nb::arg("store"), nb::arg("trace"), nb::arg("verify_source"),
-          nb::arg("connections"), nb::arg("rank").none(), nb::arg("world_size").none())
+          nb::arg("holders"), nb::arg("store"), nb::arg("trace"), nb::arg("metrics"),
+          nb::arg("verify_source"), nb::arg("connections"), nb::arg("rank").none(),
+          nb::arg("world_size").none())
       .def("recover", &PythonCheckpointer::recover, nb::arg("state"), nb::arg("foreign").none())
       .def("stage", &PythonCheckpointer::stage, nb::arg("state"), nb::arg("step"),
            nb::arg("foreign").none())
