@@ -405,6 +405,19 @@ TEST_CASE("a directory may be relative or below HOME, and is named where it cann
     ckpt.finish();
   }
   CHECK(job.disk().list(below).size() == 1);
+  const char* const home = std::getenv("HOME");
+  const std::string before = home == nullptr ? "" : home;
+  ::setenv("HOME", "/users/ada", 1);
+  options = job.options(0);
+  options.directory = "~/ckpt";
+  options.persist_every = 1;
+  {
+    ms::Checkpointer ckpt(options);
+    (void)recover_to(ckpt, 0);
+    ckpt.finish();
+  }
+  home == nullptr ? ::unsetenv("HOME") : ::setenv("HOME", before.c_str(), 1);
+  CHECK(job.disk().list("/users/ada/ckpt").size() == 1);
   options = job.options(0);
   options.directory = "~nobody/ckpt";
   CHECK_THAT(thrown<ms::InvalidArgument>([&] { const ms::Checkpointer ckpt(options); }),
