@@ -30,6 +30,7 @@ HostFacts healthy() {
   f.shared_huge_pages = "always";
   f.memlock_soft = f.memlock_hard = HostFacts::kUnlimited;
   f.files_soft = f.files_hard = 65536;
+  f.own_address = "10.0.0.7";
   f.uid = 1000;
   return f;
 }
@@ -124,6 +125,14 @@ TEST_CASE("doctor names each thing that is wrong, with its remedy") {
          f.host_error = "the host node9 has no address here";
        },
        "MESHSTAGE_HOST=node9 cannot be used", "has no address here"},
+      {"host", Level::kWarning, [](auto& f) { f.host_error = "set MESHSTAGE_HOST"; },
+       "other hosts cannot reach this one; ranks of one host need no address", "MESHSTAGE_HOST"},
+      {"host", Level::kProblem,
+       [](auto& f) {
+         f.environment = {{"RANK", "0"}, {"WORLD_SIZE", "8"}};
+         f.host_error = "set MESHSTAGE_HOST";
+       },
+       "other hosts cannot reach this one", "MESHSTAGE_HOST"},
       {"store", Level::kProblem,
        [](auto& f) {
          f.environment["MESHSTAGE_STORE"] = "127.0.0.1:29500";

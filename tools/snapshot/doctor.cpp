@@ -216,14 +216,33 @@ Check environment(const HostFacts& f) {
   return c;
 }
 
+/// True if the launcher's variables say that there are ranks on other hosts, or may be.
+bool spans_hosts(const HostFacts& f) {
+  try {
+    return !RankEnvironment::detect(f.environment).single_host();
+  } catch (const InvalidArgument&) {  // environment() says so
+    return false;
+  }
+}
+
 /// At what the other ranks would reach this one.
 Check host(const HostFacts& f) {
-  const std::string named = "MESHSTAGE_HOST=" + printable(f.environment.at("MESHSTAGE_HOST"), 200);
-  if (f.host_error.empty()) return {.name = "host", .text = named, .remedy = {}};
-  return {.name = "host",
-          .level = Level::kProblem,
-          .text = named + " cannot be used",
-          .remedy = printable(f.host_error, 1000)};
+  const auto variable = f.environment.find("MESHSTAGE_HOST");
+  Check c{.name = "host", .text = {}, .remedy = printable(f.host_error, 1000)};
+  if (variable != f.environment.end() && !variable->second.empty()) {
+    c.text = "MESHSTAGE_HOST=" + printable(variable->second, 200);
+    if (f.host_error.empty()) return c;
+    c.level = Level::kProblem;
+    c.text += " cannot be used";
+    return c;
+  }
+  if (f.host_error.empty()) {
+    c.text = "other hosts reach this one at " + printable(f.own_address, 200);
+    return c;
+  }
+  c.level = spans_hosts(f) ? Level::kProblem : Level::kWarning;
+  c.text = "other hosts cannot reach this one; ranks of one host need no address";
+  return c;
 }
 
 /// Where the ranks would meet.
@@ -305,9 +324,7 @@ std::vector<Check> diagnose(const HostFacts& facts, const DoctorOptions& options
   if (options.state_bytes > 0 && facts.vault_exists) checks.push_back(room(facts, options));
   checks.insert(checks.end(), {huge_pages(facts), locked_memory(facts, options), open_files(facts),
                                file_size(facts, options), removal(facts), leftovers(facts),
-                               environment(facts), store(facts)});
-  const auto named = facts.environment.find("MESHSTAGE_HOST");
-  if (named != facts.environment.end() && !named->second.empty()) checks.push_back(host(facts));
+                               environment(facts), host(facts), store(facts)});
   const auto unknown = unknown_variables(facts);
   checks.insert(checks.end(), unknown.begin(), unknown.end());
   return checks;

@@ -31,7 +31,8 @@ struct HostFacts {
   bool logind = false;             ///< systemd-logind runs here.
   std::optional<bool> remove_ipc;  ///< What logind.conf says; nothing if it says nothing.
   std::map<std::string, std::string> environment;
-  std::string host_error;   ///< Why MESHSTAGE_HOST cannot be used; empty: it can be, or is not set.
+  std::string own_address;  ///< Where other hosts reach this one; empty where `host_error` is not.
+  std::string host_error;   ///< Why MESHSTAGE_HOST, or what this host has, cannot be used.
   std::string store_error;  ///< Why the store of MESHSTAGE_STORE cannot be used; empty: it can be.
   bool store_silent = false;                            ///< Because nobody answers (yet).
   std::uint64_t dead_vaults = 0, dead_vault_bytes = 0;  ///< Of jobs without a living rank.

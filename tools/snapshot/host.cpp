@@ -76,14 +76,15 @@ void count_dead_vaults(FileSystem& fs, HostFacts& facts) {
 }
 
 /// As the job would be refused.
-void check_own_host(HostFacts& facts) {
+void find_own_address(HostFacts& facts) {
   const auto named = facts.environment.find("MESHSTAGE_HOST");
-  if (named == facts.environment.end() || named->second.empty()) return;
+  TcpTransportOptions options;
+  if (named != facts.environment.end()) options.host = named->second;
   try {
-    TcpTransportOptions options;
-    options.host = named->second;
+    facts.own_address = options.host.empty() ? address_for_other_hosts() : options.host;
     (void)make_tcp_transport(options);
   } catch (const InvalidArgument& e) {
+    facts.own_address.clear();
     facts.host_error = e.what();
   }
 }
@@ -131,7 +132,7 @@ HostFacts read_host(FileSystem& fs, const std::filesystem::path& vault) {
       facts.environment.emplace(variable.substr(0, equals), variable.substr(equals + 1));
     }
   }
-  check_own_host(facts);
+  find_own_address(facts);
   ask_store(facts);
   if (facts.vault_exists) count_dead_vaults(fs, facts);
   return facts;

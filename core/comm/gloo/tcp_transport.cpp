@@ -17,7 +17,7 @@ std::string host_to_listen_on(const TcpTransportOptions& options) {
     return net::without_brackets(options.host);
   }
   if (options.single_host) return "127.0.0.1";
-  return net::own_address_for_others();
+  return address_for_other_hosts();
 }
 
 class TcpTransport final : public Transport {
@@ -45,6 +45,8 @@ class TcpTransport final : public Transport {
 };
 
 }  // namespace
+
+std::string address_for_other_hosts() { return net::own_address_for_others(); }
 
 std::shared_ptr<Transport> make_tcp_transport(TcpTransportOptions options) {
   return std::make_shared<TcpTransport>(std::move(options));

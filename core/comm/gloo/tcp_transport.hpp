@@ -20,6 +20,10 @@ struct TcpTransportOptions {
   std::filesystem::path gloo_module;
 };
 
+/// What an empty TcpTransportOptions::host means on several hosts. Asks the host name's resolver.
+/// Throws InvalidArgument, naming MESHSTAGE_HOST, if there is no such address.
+[[nodiscard]] MESHSTAGE_API std::string address_for_other_hosts();
+
 /// The transport for ranks that are processes: control messages go over sockets of our own
 /// (socket/links.hpp), bulk data over Gloo (gloo/group.hpp). The first group that has a peer opens
 /// the Gloo module, so a job of one rank needs none.
