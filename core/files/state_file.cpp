@@ -139,6 +139,17 @@ Value load_state_file(FileSystem& fs, const std::filesystem::path& path,
   return decode_safetensors(file->bytes(), file);
 }
 
+std::vector<std::filesystem::path> files_of_state(FileSystem& fs,
+                                                  const std::filesystem::path& path) {
+  const auto file = MappedFile::open(fs, path);
+  if (!is_json(file->bytes())) return {path};
+  std::vector<std::filesystem::path> files;
+  for (const auto& [shard, names] : parse_index(file->bytes(), path)) {
+    files.push_back(path.parent_path() / shard);
+  }
+  return files;
+}
+
 void save_safetensors(FileSystem& fs, const std::filesystem::path& path, const Dict& tensors,
                       const std::vector<std::pair<std::string, std::string>>& metadata) {
   const auto plan = plan_safetensors(tensors, metadata);

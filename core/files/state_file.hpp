@@ -25,6 +25,11 @@ namespace meshstage {
 [[nodiscard]] MESHSTAGE_API Value load_state_file(FileSystem& fs, const std::filesystem::path& path,
                                                   const NodeRegistry& registry = {});
 
+/// The files of which load_state_file(path) reads tensors: `path` alone, or, if it is an index, the
+/// files that it names, by name. They need not exist. Throws as load_state_file() does for `path`.
+[[nodiscard]] MESHSTAGE_API std::vector<std::filesystem::path> files_of_state(
+    FileSystem& fs, const std::filesystem::path& path);
+
 /// Publishes a flat Dict of tensors as a plain safetensors file (see plan_safetensors(),
 /// publish_atomically()), which load_state_file() reads back. CPU tensors of any strides; at most
 /// 64 MiB are copied at a time. Throws IoError, and InvalidArgument for values that such a file

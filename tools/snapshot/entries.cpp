@@ -239,7 +239,7 @@ std::vector<Entry> list_entries(const Snapshot& snapshot, Repeat repeat) {
   const auto& tensors = state.as<Dict>();
   std::vector<Entry> entries;
   entries.reserve(tensors.size());
-  for (const auto& e : snapshot.index.entries()) {
+  const auto add = [&](const SafetensorsEntry& e) {
     Entry entry;
     entry.label = entry.path = entry.plain = e.name;
     entry.kind = to_string(ValueKind::kTensor);
@@ -249,6 +249,10 @@ std::vector<Entry> list_entries(const Snapshot& snapshot, Repeat repeat) {
     entry.storage = entries.size();
     entry.value = *tensors.find(e.name);
     entries.push_back(std::move(entry));
+  };
+  for (const auto& e : snapshot.index.entries()) add(e);
+  for (const auto& file : snapshot.files) {
+    for (const auto& e : file.index.entries()) add(e);
   }
   return entries;
 }

@@ -1,6 +1,7 @@
 // meshstage export: every path as a tensor of its own.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <ostream>
 #include <system_error>
@@ -39,8 +40,9 @@ std::vector<std::pair<std::string, std::string>> exported_metadata(const Snapsho
   std::vector<std::pair<std::string, std::string>> metadata;
   bool has_format = false;
   if (!snapshot.image) {
-    metadata = snapshot.index.metadata();
-    has_format = snapshot.index.find_metadata("format").has_value();
+    metadata = snapshot.metadata();
+    has_format = std::any_of(metadata.begin(), metadata.end(),
+                             [](const auto& pair) { return pair.first == "format"; });
   }
   if (!has_format) metadata.emplace_back("format", "pt");
   if (snapshot.image || !values.empty())

@@ -64,9 +64,9 @@ Json head_json(const Snapshot& snapshot, const Totals& totals) {
     json["borrowed"] = borrowed_json(snapshot);
   } else {
     json["metadata"] = Json::object();
-    for (const auto& [key, text] : snapshot.index.metadata()) json["metadata"][key] = text;
+    for (const auto& [key, text] : snapshot.metadata()) json["metadata"][key] = text;
   }
-  json["file_bytes"] = snapshot.bytes.size();
+  json["file_bytes"] = snapshot.file_bytes();
   json["tensors"] = totals.tensors;
   json["storages"] = totals.storages;
   json["storage_bytes"] = totals.bytes;
@@ -76,7 +76,7 @@ Json head_json(const Snapshot& snapshot, const Totals& totals) {
 void print_head(const Snapshot& snapshot, const Totals& totals, std::ostream& out) {
   out << snapshot.name << ": " << snapshot.describe() << "\n";
   out << count_text(totals.tensors, "tensor") << " in " << count_text(totals.storages, "storage")
-      << " of " << size_text(totals.bytes) << "; " << size_text(snapshot.bytes.size()) << " in all";
+      << " of " << size_text(totals.bytes) << "; " << size_text(snapshot.file_bytes()) << " in all";
   if (snapshot.image) {
     out << "; base: " << to_string(snapshot.image->identity.base)
         << "; digest: " << to_hex(snapshot.image->image_digest);
@@ -90,7 +90,7 @@ void print_head(const Snapshot& snapshot, const Totals& totals, std::ostream& ou
         << (snapshot.without_borrowed() ? ", not in this replica\n" : ", left out of replicas\n");
   }
   if (snapshot.image) return;
-  for (const auto& [key, text] : snapshot.index.metadata()) {
+  for (const auto& [key, text] : snapshot.metadata()) {
     out << "metadata " << printable(key, 60) << " = " << printable(text, 120) << "\n";
   }
 }

@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <set>
 #include <string_view>
 #include <tuple>
 #include <vector>
 
 #include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/files/state_file.hpp>
 #include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/safetensors_dict.hpp>
@@ -232,15 +234,39 @@ void OpenSlot::check_unchanged() const {
 
 Value Snapshot::state() const {
   return naming(name, [this] {
+    if (bytes.empty()) return load_state_file(real_file_system(), path);
     return image ? decode_image(bytes, owner) : Value(decode_safetensors(bytes, owner));
   });
 }
 
 std::string Snapshot::describe() const {
+  if (bytes.empty()) {
+    return "index of " + count_text(files.size(), "safetensors file") + ", no image of ours";
+  }
   return image ? "image of " + to_string(image->identity) : "safetensors file, no image of ours";
 }
 
-Snapshot open_file(const fs::path& path) {
+std::uint64_t Snapshot::file_bytes() const noexcept {
+  std::uint64_t sum = bytes.size();
+  for (const auto& file : files) sum += file.bytes.size();
+  return sum;
+}
+
+std::vector<std::pair<std::string, std::string>> Snapshot::metadata() const {
+  auto all = index.metadata();
+  std::set<std::string> seen;
+  for (const auto& file : files) {
+    for (const auto& [key, text] : file.index.metadata()) {
+      if (seen.insert(key).second) all.emplace_back(key, text);
+    }
+  }
+  return all;
+}
+
+namespace {
+
+/// One file; what an image is taken for in a file that an index names, is a safetensors file.
+Snapshot open_one_file(const fs::path& path, bool may_be_image) {
   const auto file = MappedFile::open(real_file_system(), path);
   Snapshot snapshot{.name = printable(path.native()),
                     .bytes = file->bytes(),
@@ -249,11 +275,24 @@ Snapshot open_file(const fs::path& path) {
                     .image = {},
                     .borrowed = {},
                     .slot = nullptr,
-                    .path = path};
-  if (is_image(snapshot.index)) {
+                    .path = path,
+                    .files = {}};
+  if (may_be_image && is_image(snapshot.index)) {
     snapshot.image = read_info(snapshot.bytes);
     snapshot.borrowed = borrowed_in(snapshot.bytes, *snapshot.image);
   }
+  return snapshot;
+}
+
+}  // namespace
+
+Snapshot open_file(const fs::path& path) {
+  const auto parts = files_of_state(real_file_system(), path);
+  if (parts == std::vector{path}) return open_one_file(path, true);
+  Snapshot snapshot;
+  snapshot.name = printable(path.native());
+  snapshot.path = path;
+  for (const auto& part : parts) snapshot.files.push_back(open_one_file(part, false));
   return snapshot;
 }
 
@@ -281,7 +320,8 @@ Snapshot open_slot(const VaultListing& vault, SlotKey key, Content content) {
           .image = info,
           .borrowed = borrowed_in(copy.bytes(), info),
           .slot = slot,
-          .path = {}};
+          .path = {},
+          .files = {}};
 }
 
 Snapshot open_snapshot(const std::string& what, const Places& places, Content content) {

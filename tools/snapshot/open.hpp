@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <meshstage/core/image/image.hpp>
@@ -42,9 +43,16 @@ struct Snapshot {
   std::vector<BorrowedPart> borrowed;    ///< What other ranks have of the image too.
   std::shared_ptr<const OpenSlot> slot;  ///< If it came out of a vault; else it came from `path`.
   std::filesystem::path path;
+  /// The files of a checkpoint in several (`path` is their index), by name; else empty. With files,
+  /// bytes and index are empty.
+  std::vector<Snapshot> files;
 
   /// The state dict: an image's, or a flat dict of the file's tensors; views of bytes.
   [[nodiscard]] Value state() const;
+  /// Of all files.
+  [[nodiscard]] std::uint64_t file_bytes() const noexcept;
+  /// What the file says of itself; of several files, the first that has a key.
+  [[nodiscard]] std::vector<std::pair<std::string, std::string>> metadata() const;
   /// The borrowed storages are not in it, and read as zeros.
   [[nodiscard]] bool without_borrowed() const noexcept { return slot && slot->left_out != 0; }
   /// "image of job "gpt2", rank 2 of 4, generation 3, step 85".

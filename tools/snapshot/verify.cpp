@@ -82,7 +82,7 @@ Finding verify_file(const fs::path& path) {
     if (plain) {
       static_cast<void>(snapshot.state());  // it can be read
       ImageInfo sizes;
-      sizes.image_bytes = snapshot.bytes.size();
+      sizes.image_bytes = snapshot.file_bytes();
       return sizes;
     }
     const auto info = verify_image(snapshot.bytes);
