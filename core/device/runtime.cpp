@@ -1,3 +1,6 @@
+#include <new>
+#include <thread>
+
 #include <meshstage/core/device/cpu/backend_impl.hpp>
 #include <meshstage/core/device/cuda/module_impl.hpp>
 #include <meshstage/core/device/runtime_impl.hpp>
@@ -198,10 +201,14 @@ std::size_t DeviceRuntime::Impl::look_after_kept() {
   return kept.size();
 }
 
-void DeviceRuntime::Impl::keep(DeviceEvent event, std::shared_ptr<const void> what) {
-  look_after_kept();
-  const MutexLock lock(kept_mutex);
-  kept.emplace_back(std::move(event), std::move(what));
+void DeviceRuntime::Impl::keep(DeviceEvent event, std::shared_ptr<const void> what) noexcept {
+  try {
+    look_after_kept();
+    const MutexLock lock(kept_mutex);
+    kept.emplace_back(event, what);
+  } catch (const std::bad_alloc&) {  // then the memory's user waits, and `what` can go with it
+    while (!event.over()) std::this_thread::yield();
+  }
 }
 
 void DeviceRuntime::Impl::keep_for_good(std::shared_ptr<const void> what) {
@@ -209,7 +216,7 @@ void DeviceRuntime::Impl::keep_for_good(std::shared_ptr<const void> what) {
   kept_for_good.push_back(std::move(what));
 }
 
-void DeviceRuntime::keep(DeviceEvent event, std::shared_ptr<const void> what) {
+void DeviceRuntime::keep(DeviceEvent event, std::shared_ptr<const void> what) noexcept {
   impl_->keep(std::move(event), std::move(what));
 }
 

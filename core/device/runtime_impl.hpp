@@ -142,7 +142,7 @@ struct DeviceRuntime::Impl {
   [[nodiscard]] detail::OpenDevice& open(Device device);
   /// Lets go of the objects whose events are done; returns how many objects keep() still holds.
   std::size_t look_after_kept();
-  void keep(DeviceEvent event, std::shared_ptr<const void> what);
+  void keep(DeviceEvent event, std::shared_ptr<const void> what) noexcept;
   /// See DeviceRuntime::keep_for_good().
   void keep_for_good(std::shared_ptr<const void> what);
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include <meshstage/core/error/export.hpp>
+#include <meshstage/core/os/huge_page.hpp>
 
 namespace meshstage {
 
@@ -16,12 +17,8 @@ using MemoryResource = std::pmr::memory_resource;
 
 /// Smallest alignment that host_memory() gives.
 inline constexpr std::size_t kHostAlignment = 64;
-/// A block of this size or more has a mapping of its own, aligned to this size, and the system is
-/// asked for huge pages.
-inline constexpr std::size_t kHugePageBytes = std::size_t{2} << 20U;
-
 /// Ordinary memory, aligned to kHostAlignment. Blocks of kHugePageBytes and more get a mapping of
-/// their own with MADV_HUGEPAGE, because the first touch of fresh pages is the real cost of a first
+/// their own, aligned to that size, with MADV_HUGEPAGE, because the first touch of fresh pages is the real cost of a first
 /// copy: 5 GB/s against 2. Stateless; valid until the program ends.
 [[nodiscard]] MESHSTAGE_API MemoryResource& host_memory();
 

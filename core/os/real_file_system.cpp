@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <utility>
 
+#include <meshstage/core/os/huge_page.hpp>
 #include <meshstage/core/os/size_signal.hpp>
 
 #ifndef MADV_COLLAPSE  // headers older than the kernel
@@ -56,32 +57,31 @@ class Descriptor {
   int fd_;
 };
 
-constexpr std::uint64_t kHugePage = std::uint64_t{2} << 20U;
 constexpr long kSmallPage = 4096;
 constexpr long kTmpfs = 0x01021994;
 
-/// mmap() of a file, shared, at a multiple of kHugePage if there is as much as that: the processor
-/// uses a huge page only where its address in memory and its place in the file agree.
+/// mmap() of a file, shared, at a multiple of kHugePageBytes if there is as much as that: the
+/// processor uses a huge page only where its address in memory and its place in the file agree.
 void* map_shared(int fd, std::uint64_t length, int protection, std::uint64_t offset) noexcept {
   const auto map = [&](void* at, int more) {
     return ::mmap(at, length, protection, MAP_SHARED | more, fd, static_cast<off_t>(offset));
   };
-  if (length < kHugePage) return map(nullptr, 0);
+  if (length < kHugePageBytes) return map(nullptr, 0);
   const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
   const std::uint64_t whole = (length + page - 1) / page * page;
-  void* const room = ::mmap(nullptr, whole + kHugePage, PROT_NONE,
+  void* const room = ::mmap(nullptr, whole + kHugePageBytes, PROT_NONE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (room == MAP_FAILED) return map(nullptr, 0);
   auto* const begin = static_cast<std::byte*>(room);
-  const std::uint64_t past = reinterpret_cast<std::uintptr_t>(begin) % kHugePage;
-  const std::uint64_t before = past == 0 ? 0 : kHugePage - past;
+  const std::uint64_t past = reinterpret_cast<std::uintptr_t>(begin) % kHugePageBytes;
+  const std::uint64_t before = past == 0 ? 0 : kHugePageBytes - past;
   void* const base = map(begin + before, MAP_FIXED);
   if (base == MAP_FAILED) {  // for want of an even larger page, say
-    ::munmap(room, whole + kHugePage);
+    ::munmap(room, whole + kHugePageBytes);
     return map(nullptr, 0);
   }
   if (before != 0) ::munmap(begin, before);
-  ::munmap(begin + before + whole, kHugePage - before);
+  ::munmap(begin + before + whole, kHugePageBytes - before);
   return base;
 }
 
@@ -177,8 +177,8 @@ class RealFile final : public File {
     if (error != 0) throw SystemError("posix_fallocate", path_.native(), error);
   }
   bool reserve_huge(std::uint64_t from, std::uint64_t to) noexcept override {
-    const std::uint64_t begin = (from + kHugePage - 1) / kHugePage * kHugePage;
-    const std::uint64_t end = to / kHugePage * kHugePage;
+    const std::uint64_t begin = (from + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
+    const std::uint64_t end = to / kHugePageBytes * kHugePageBytes;
     if (begin >= end) return true;
     if (::sysconf(_SC_PAGESIZE) != kSmallPage) return false;  // their huge pages are larger
     struct statfs kind{};
@@ -186,7 +186,7 @@ class RealFile final : public File {
     const detail::SizeSignalBlocked blocked;
     // The kernel collapses no 2 MiB without any page, nor, behind the file's end, pages that are
     // not filled yet. The first call makes one page, and the second fills it.
-    for (std::uint64_t at = begin; at < end; at += kHugePage) {
+    for (std::uint64_t at = begin; at < end; at += kHugePageBytes) {
       for (int i = 0; i < 2; ++i) {
         if (retry([&] {
               return ::fallocate(fd_.get(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(at),
