@@ -61,10 +61,13 @@ void check(const CheckpointerOptions& options) {
     refuse("block_bytes is " + std::to_string(options.block_bytes) +
            "; a power of two from 4096 on is needed");
   }
-  if (options.connections > kMostConnections) {
-    refuse("connections is " + std::to_string(options.connections) + "; the maximum is " +
+  const auto check_connections = [&](const std::string& option, unsigned number) {
+    if (number <= kMostConnections) return;
+    refuse(option + " is " + std::to_string(number) + "; the maximum is " +
            std::to_string(kMostConnections));
-  }
+  };
+  check_connections("connections", options.connections);
+  check_connections("recovery_connections", options.recovery_connections);
   if (options.keep == 0) refuse("keep is 0; the newest step on disk stays, so at least 1");
 }
 
@@ -81,7 +84,7 @@ class Checkpointer::Impl {
                      .store = reached(deadline),
                      .transport = options_.transport,
                      .data_peers = replicate::data_peers(options_),
-                     .connections = options_.connections,
+                     .connections = options_.recovery_connections,
                      .agreement = replicate::agreement(options_),
                      .training_links = options_.training_links,
                      .device_transport = detail::device_transport(options_),
@@ -370,10 +373,7 @@ class Checkpointer::Impl {
       if (address.empty()) address = (o.directory / "store").string();
       o.store_object = open_store(address);
     }
-    if (o.connections == 0) {
-      const auto local = static_cast<unsigned>(std::max(1, o.environment->local_world_size));
-      o.connections = o.transport ? 1 : default_connections(available_processors(), local);
-    }
+    fill_in_connections(o);
     if (!o.transport) {
       TcpTransportOptions tcp;
       tcp.host = o.environment->host;
@@ -384,6 +384,19 @@ class Checkpointer::Impl {
       o.transport = make_tcp_transport(tcp);
     }
     return o;
+  }
+
+  static void fill_in_connections(CheckpointerOptions& o) {
+    const auto local = static_cast<unsigned>(std::max(1, o.environment->local_world_size));
+    const AvailableProcessors processors = available_processors();
+    if (o.recovery_connections == 0) {
+      o.recovery_connections = o.connections != 0 ? o.connections
+                               : o.transport      ? 1
+                                                  : default_recovery_connections(processors, local);
+    }
+    if (o.connections == 0)
+      o.connections = o.transport ? 1 : default_connections(processors, local);
+    o.recovery_connections = std::max(o.recovery_connections, o.connections);
   }
 
   /// The options for the agent. Its observer also notes the points, for lines about long

@@ -33,6 +33,8 @@ void for_each_figure(const Stats& s, F&& visit) {
   visit("replica_bytes_kept", s.replica_bytes_kept, true,
         "image bytes not sent because the holders had them");
   visit("connections", s.connections, false, "connections for images to each peer");
+  visit("recovery_connections", s.recovery_connections, false,
+        "connections for images to each peer in a recovery");
   visit("replica_bytes_borrowed", s.replica_bytes_borrowed, true,
         "image bytes that replicas borrow");
 }

@@ -174,6 +174,12 @@ class Connection final : public ProcessGroup {
   const std::unique_ptr<collectives::Own> collectives_;  // null if inner_ has none
 };
 
+constexpr unsigned kMostByDefault = 8;
+
+unsigned share_of(const AvailableProcessors& processors, unsigned local_ranks) {
+  return processors.count() / std::max(1U, local_ranks);
+}
+
 class JoinedGroup final : public ProcessGroup {
  public:
   explicit JoinedGroup(std::vector<std::shared_ptr<ProcessGroup>> groups)
@@ -218,9 +224,13 @@ class JoinedGroup final : public ProcessGroup {
 }  // namespace
 
 unsigned default_connections(const AvailableProcessors& processors, unsigned local_ranks) {
-  constexpr unsigned kToSpare = 4, kMost = 8;
-  const unsigned share = processors.count() / std::max(1U, local_ranks);
-  return share <= kToSpare ? 1 : std::min(share, kMost);
+  constexpr unsigned kToSpare = 4;
+  const unsigned share = share_of(processors, local_ranks);
+  return share <= kToSpare ? 1 : std::min(share, kMostByDefault);
+}
+
+unsigned default_recovery_connections(const AvailableProcessors& processors, unsigned local_ranks) {
+  return std::clamp(share_of(processors, local_ranks), 2U, kMostByDefault);
 }
 
 std::shared_ptr<ProcessGroup> join_connections(std::vector<std::shared_ptr<ProcessGroup>> groups) {

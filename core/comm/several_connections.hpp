@@ -20,6 +20,11 @@ inline constexpr unsigned kMostConnections = 16;
 [[nodiscard]] MESHSTAGE_API unsigned default_connections(const AvailableProcessors& processors,
                                                          unsigned local_ranks = 1);
 
+/// The same for recoveries, where the trainer waits: one for each processor of the share, at least
+/// 2, at most 8.
+[[nodiscard]] MESHSTAGE_API unsigned default_recovery_connections(
+    const AvailableProcessors& processors, unsigned local_ranks = 1);
+
 /// Joins several groups of the same ranks to one. The first group reaches every peer; each later
 /// group reaches the same peers as the one before, or fewer. The result owns them. A lost
 /// connection shows in the transfers that use it. Destroying an incomplete transfer aborts all

@@ -195,6 +195,7 @@ void write(Writer& w, const StreamStart& m) {
   w.number(m.borrowed_bytes);
   w.number(m.loans);
   w.flag(m.masked);
+  w.number(m.connections);
 }
 void read(Reader& r, StreamStart& m) {
   m.owner = r.rank("owner");
@@ -207,6 +208,8 @@ void read(Reader& r, StreamStart& m) {
   m.borrowed_bytes = r.number<std::uint64_t>("borrowed bytes");
   m.loans = r.number<std::uint32_t>("loans");
   m.masked = r.flag("masked");
+  m.connections = r.number<std::uint8_t>("connections");
+  if (m.connections == 0) r.bad("connections", "0");
   if (m.image_bytes > kMostImageBytes) r.bad("image bytes", std::to_string(m.image_bytes));
   if (m.block_bytes == 0) r.bad("block bytes", "0");
   if (m.manifest_bytes > m.image_bytes) {

@@ -127,9 +127,10 @@ struct StreamStart {
   std::uint64_t manifest_bytes = 0;
   std::uint64_t block_bytes = 0;
   std::uint64_t borrowed_bytes =
-      0;                    ///< the bytes that a replica leaves out; 0: a whole image travels
-  std::uint32_t loans = 0;  ///< as ImageInfo's
-  bool masked = false;      ///< masks say which pieces stay, because the receiver holds them
+      0;                         ///< the bytes that a replica leaves out; 0: a whole image travels
+  std::uint32_t loans = 0;       ///< as ImageInfo's
+  bool masked = false;           ///< masks say which pieces stay, because the receiver holds them
+  std::uint8_t connections = 1;  ///< over so many of the connections between the two ranks
   friend bool operator==(const StreamStart&, const StreamStart&) = default;
 };
 /// A storage by its name in an image's header.

@@ -41,6 +41,8 @@ class Agent::Impl {
   Engine engine_;
 
  private:
+  void count_connections(const ProcessGroup& group);
+
   Persistence files_;
   Driver driver_;
   bool in_generation_ = false;
@@ -58,12 +60,7 @@ void Agent::Impl::begin(const Generation& generation) {
   engine_.collective_waits = std::make_shared<CollectiveWaits>();
   engine_.report.set_generation(generation.number);
   engine_.gate.open();
-  unsigned connections = 0;
-  for (const int peer : engine_.config->data_peers) {
-    const unsigned to = generation.data->connections(peer);
-    connections = connections == 0 ? to : std::min(connections, to);
-  }
-  engine_.gate.count([connections](Stats& stats) { stats.connections = connections; });
+  count_connections(*generation.data);
   engine_.pace.enter();
   engine_.loop.run([this, number = generation.number] { driver_.enter(number); });
   engine_.bridge.open();
@@ -73,6 +70,20 @@ void Agent::Impl::begin(const Generation& generation) {
   // Messages come behind Formed in the loop's queue: those that a faster peer has sent already wait
   // in the links.
   if (generation.links) driver_.listen(*generation.links);
+}
+
+void Agent::Impl::count_connections(const ProcessGroup& group) {
+  std::optional<unsigned> least, least_in_recovery;
+  for (const int peer : engine_.config->data_peers) {
+    const unsigned to = engine_.connections_beside_trainer(group, peer);
+    least = std::min(least.value_or(to), to);
+    const unsigned all = group.connections(peer);
+    least_in_recovery = std::min(least_in_recovery.value_or(all), all);
+  }
+  engine_.gate.count([&](Stats& stats) {
+    stats.connections = least.value_or(0);
+    stats.recovery_connections = least_in_recovery.value_or(0);
+  });
 }
 
 void Agent::Impl::leave() noexcept {

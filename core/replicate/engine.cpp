@@ -65,11 +65,26 @@ std::shared_ptr<ProcessGroup> Engine::group_to(int peer) const {
   return group ? group : generation.data;
 }
 
-transfer::Link Engine::link_to(ProcessGroup& group, int peer, ImageId id, Point point) {
-  return {group, peer, 0, options.deadline,
-          [this, peer, id, point](std::uint64_t piece, std::uint64_t pieces) {
-            report.reach(point, id, peer, piece, pieces);
-          }};
+transfer::Link Engine::link_to(ProcessGroup& group, int peer, const protocol::StreamStart& start,
+                               Point point) {
+  if (const unsigned all = group.connections(peer); start.connections > all) {
+    throw make_error<PeerLost>("rank " + std::to_string(peer) + " sends over " +
+                                   std::to_string(start.connections) + " connections; there are " +
+                                   std::to_string(all),
+                               peer);
+  }
+  return {.group = group,
+          .peer = peer,
+          .tag = 0,
+          .stall = options.deadline,
+          .on_piece = [this, peer, id = start.id, point](
+                          std::uint64_t piece,
+                          std::uint64_t pieces) { report.reach(point, id, peer, piece, pieces); },
+          .connections = start.connections};
+}
+
+unsigned Engine::connections_beside_trainer(const ProcessGroup& group, int peer) const {
+  return std::min(std::max(1U, options.connections), group.connections(peer));
 }
 
 void Engine::lost_in_transfer(const TaskScope::Ticket& ticket, int peer, ErrorKind kind,

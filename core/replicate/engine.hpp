@@ -106,8 +106,12 @@ struct Engine {
                                          bool replica) const;
   /// Any thread. The group in which images go to and from that rank.
   [[nodiscard]] std::shared_ptr<ProcessGroup> group_to(int peer) const;
-  /// Any thread. The link to that rank for an image's pieces; each piece reaches `point`.
-  [[nodiscard]] transfer::Link link_to(ProcessGroup& group, int peer, ImageId id, Point point);
+  /// Any thread. The link to that rank for the pieces that follow `start`; each piece reaches
+  /// `point`. Throws PeerLost if the peer means to use more connections than there are.
+  [[nodiscard]] transfer::Link link_to(ProcessGroup& group, int peer,
+                                       const protocol::StreamStart& start, Point point);
+  /// Any thread. How many connections to that rank a stream uses while the trainer works.
+  [[nodiscard]] unsigned connections_beside_trainer(const ProcessGroup& group, int peer) const;
   /// Any thread. lose_in_transfer() on the loop, as part of the ticket's generation. A transfer may
   /// see a death before the links do, and a connection may end without a death: in both cases no
   /// image can travel in this generation any more.

@@ -104,6 +104,11 @@ struct CheckpointerOptions {
   /// processors is four or less, else one for each processor, at most 8; and 1 with a `transport`
   /// of the caller's.
   unsigned connections = 0;
+  /// The same in a recovery, for which the trainer waits; at most 16, and at least `connections`.
+  /// 0: `connections` if that is given; else one for each processor of this rank's share, at least
+  /// 2 and at most 8 (1 with a `transport` of the caller's). The connections are made when a
+  /// generation forms.
+  unsigned recovery_connections = 0;
   /// The streams on which the trainer uses its tensors on devices; the legacy default stream for a
   /// device that is not named here. The copies of stage() and recover() wait for the work issued on
   /// these streams before the call. Tensors of the CPU and of several devices may be mixed.

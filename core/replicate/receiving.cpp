@@ -12,7 +12,7 @@ namespace {
 ImageInfo receive_now(Engine& engine, const Arriving& stream) {
   const auto& start = stream.start;
   const auto group = engine.group_to(stream.from);
-  const auto link = engine.link_to(*group, stream.from, start.id, Point::kChunkReceived);
+  const auto link = engine.link_to(*group, stream.from, start, Point::kChunkReceived);
   if (start.content == exchange::Content::kLent) {
     transfer::receive_ranges(link, stream.image, stream.ranges, start.block_bytes);
     return {};
@@ -52,7 +52,7 @@ void drain_stream(Engine& engine, const TaskScope::Ticket& ticket, int from,
                   const exchange::StreamStart& start) {
   try {
     const auto group = engine.group_to(from);
-    transfer::drain_image(engine.link_to(*group, from, start.id, Point::kChunkReceived),
+    transfer::drain_image(engine.link_to(*group, from, start, Point::kChunkReceived),
                           exchange::shape_of(start), start.masked);
   } catch (const PeerLost& e) {
     engine.lost_in_transfer(ticket, from, e);

@@ -123,9 +123,11 @@ struct Stats {
   std::uint64_t replica_bytes_borrowed = 0;
   /// Bytes that holders had already, so they were not sent.
   std::uint64_t replica_bytes_kept = 0;
-  /// Connections for images to each rank with which this rank exchanges images, in the newest
-  /// generation; the smallest number if they differ, 0 without such a rank.
+  /// Connections for images to each rank with which this rank exchanges images, while the trainer
+  /// works, in the newest generation; the smallest number if they differ, 0 without such a rank.
   unsigned connections = 0;
+  /// The same in a recovery (CheckpointerOptions::recovery_connections).
+  unsigned recovery_connections = 0;
 };
 
 /// A holder's replica of one of its wards, decoded.

@@ -12,15 +12,18 @@ namespace meshstage::replicate {
 namespace {
 
 void send_now(Engine& engine, const Outgoing& stream) {
-  const auto& start = stream.start;
+  const auto group = engine.group_to(stream.to);
+  auto start = stream.start;
+  start.connections = static_cast<std::uint8_t>(
+      stream.beside_trainer ? engine.connections_beside_trainer(*group, stream.to)
+                            : group->connections(stream.to));
   const auto wait_final = [&](std::uint64_t until) {
     if (stream.wait_final) stream.wait_final(until);
   };
   const auto shape = exchange::shape_of(start);
   wait_final(shape.manifest_bytes);  // then the image has a slot, and copying has begun
   engine.say(stream.to, start);
-  const auto group = engine.group_to(stream.to);
-  const auto link = engine.link_to(*group, stream.to, start.id, Point::kChunkSent);
+  const auto link = engine.link_to(*group, stream.to, start, Point::kChunkSent);
   if (start.content == exchange::Content::kLent) {
     transfer::send_ranges(link, stream.image(), stream.ranges, start.block_bytes);
   } else {
@@ -72,6 +75,7 @@ void send_stream(Engine& engine, const TaskScope::Ticket& ticket, const Outgoing
 
 Outgoing outgoing_step(const std::shared_ptr<StageJob>& job) {
   Outgoing stream;
+  stream.beside_trainer = true;
   stream.digest = [job](std::size_t block) { return digest_of_copied(*job, block); };
   stream.image = [job] { return std::span<const std::byte>(job->image); };
   stream.wait_final = [job](std::uint64_t until) { wait_until_copied(*job, until); };

@@ -21,7 +21,10 @@ namespace meshstage::replicate {
 /// An image, a replica, or ranges of an image, on its way to another rank.
 struct Outgoing {
   int to = -1;
-  exchange::StreamStart start;  ///< Sent before the first piece.
+  exchange::StreamStart start;  ///< Sent before the first piece, with the connections that it uses.
+  /// The trainer works meanwhile, so the stream uses options.connections; else the trainer waits,
+  /// and the stream uses all that there are.
+  bool beside_trainer = false;
   /// Returns the memory to send from. Called when `wait_final` has returned for the first time.
   std::function<std::span<const std::byte>()> image;
   /// Blocks until the bytes up to that offset are final; null: all are. An exception before the

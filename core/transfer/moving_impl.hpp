@@ -31,9 +31,11 @@ struct PieceTarget {
   std::function<void(std::size_t piece)> stayed;
 };
 
-[[nodiscard]] inline bool is_striped(const Link& link) {
-  return link.group.connections(link.peer) > 1;
+/// The connections that the transfer uses.
+[[nodiscard]] inline unsigned connections_of(const Link& link) {
+  return link.connections != 0 ? link.connections : link.group.connections(link.peer);
 }
+[[nodiscard]] inline bool is_striped(const Link& link) { return connections_of(link) > 1; }
 
 /// The places for pieces in flight.
 [[nodiscard]] std::size_t places(const Link& link);

@@ -49,6 +49,7 @@ struct Link {
   std::chrono::milliseconds stall{
       30'000};  ///< Without a byte for so long: PeerSilent naming the peer.
   std::function<void(std::uint64_t, std::uint64_t)> on_piece;
+  unsigned connections = 0;  ///< So many of the group's connections are used, on both ends; 0: all.
 };
 
 }  // namespace meshstage::transfer

@@ -116,7 +116,7 @@ std::exception_ptr failed(int peer) noexcept {
 
 /// Runs `one(connection)` for each connection at once.
 void over_all(const Link& link, const std::function<void(unsigned)>& one) {
-  const unsigned connections = link.group.connections(link.peer);
+  const unsigned connections = connections_of(link);
   FirstError first;
   const auto end = [&](bool cancelled, bool peer) {  // the other connections' threads must not wait
     first.note(std::current_exception(), cancelled);

@@ -4,7 +4,7 @@
 
 #include <meshstage/core/transfer/moving_impl.hpp>
 
-/// A transfer over several connections to a peer (ProcessGroup::connections). Each connection takes
+/// A transfer over several connections to a peer (Link::connections). Each connection takes
 /// the next piece as soon as it has room for one, so a slow connection delays no other, and pieces
 /// arrive in any order.
 ///
@@ -24,7 +24,7 @@ inline constexpr unsigned kDepth = 4;
 
 /// Pieces in flight over all connections, and so the places for such pieces.
 [[nodiscard]] inline std::size_t striped_places(const Link& link) {
-  return std::size_t{link.group.connections(link.peer)} * kDepth;
+  return std::size_t{connections_of(link)} * kDepth;
 }
 
 /// Both block until all pieces have left, or have come. They use as many threads as there are

@@ -60,7 +60,7 @@ class Forger {
 std::vector<Hostile> headers(const Forger& f) {
   std::vector<Hostile> all;
   all.push_back(f.with(0, 'X', "magic: not a control message"));
-  all.push_back(f.with(4, 9, "version: 9, this library reads 8"));
+  all.push_back(f.with(4, 10, "version: 10, this library reads 9"));
   all.push_back(f.with(6, 99, "kind: 99 is unknown"));
   all.push_back(f.with(8, 0xEE, "job: another job's"));
   all.push_back(f.with(16, 7, "world size: 7, this job has"));

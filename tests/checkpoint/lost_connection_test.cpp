@@ -24,7 +24,7 @@ using ms::test::state_of;
 
 /// The `nth` receive at rank 1 finds its connection ended, as Gloo tells it.
 void end_connection(Meddler& meddler, std::atomic<int>& nth) {
-  meddler.before_receive = [&nth](int at, int from) {
+  meddler.before_receive = [&nth](int at, int from, const std::string&) {
     if (at == 1 && --nth == 0) throw ms::make_error<ms::PeerLost>("connection reset", from);
   };
 }

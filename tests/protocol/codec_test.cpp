@@ -52,7 +52,7 @@ Claim stray_claim() {
 }
 
 StreamStart any_start() {
-  return {1, {3, 17}, Content::kLent, true, 4096 * 21, 4096, 8192, 16384, 2};
+  return {1, {3, 17}, Content::kLent, true, 4096 * 21, 4096, 8192, 16384, 2, false, 7};
 }
 
 Want any_want() {
@@ -160,7 +160,7 @@ TEST_CASE("the bytes of a message are these") {
   }
   REQUIRE(hex ==
           "4d53504d"
-          "0800"
+          "0900"
           "0100"
           "8877665544332211"
           "04000000"
@@ -186,9 +186,9 @@ TEST_CASE("a message cut short anywhere is refused, and so is one with more behi
 }
 
 TEST_CASE("messages of another version are refused") {
-  for (const int version : {0, 1, 2, 3, 4, 5, 6, 7, 9}) {
+  for (const int version : {0, 1, 2, 3, 4, 5, 6, 7, 8, 10}) {
     REQUIRE(says(refusal(with(bytes_of(Yes{{2, 85}}), 4, version)),
-                 "version: " + std::to_string(version) + ", this library reads 8; use one build"));
+                 "version: " + std::to_string(version) + ", this library reads 9; use one build"));
   }
 }
 
@@ -206,6 +206,7 @@ TEST_CASE("what is wrong with a stream start or a want is named") {
   REQUIRE(says(start([](StreamStart& s) { s.block_bytes = 0; }), "block bytes: 0"));
   REQUIRE(
       says(start([](StreamStart& s) { s.manifest_bytes = s.image_bytes + 1; }), "manifest bytes"));
+  REQUIRE(says(start([](StreamStart& s) { s.connections = 0; }), "connections: 0"));
   REQUIRE(says(start([](StreamStart& s) { s.borrowed_bytes = s.image_bytes; }), "borrowed bytes"));
   REQUIRE(says(start([](StreamStart& s) { s.borrowed_bytes = ~0ULL - 4095; }), "borrowed bytes"));
   const auto bytes = bytes_of(any_start());

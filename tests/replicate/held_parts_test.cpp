@@ -71,7 +71,7 @@ struct Job {
     wire.payload = [this](int from, int, ms::test::Bytes&) {
       if (from == 1) sending.pass();
     };
-    wire.before_receive = [this](int at, int) {
+    wire.before_receive = [this](int at, int, const std::string&) {
       if (at == 1) receiving.pass();
     };
   }

@@ -54,6 +54,7 @@ class MeddledJob {
     o.transport = meddler.wrap(o.transport);
     o.borrowed = borrowed;
     o.connections = connections;
+    o.recovery_connections = recovery_connections;
     lines.attach(o);
     return o;
   }
@@ -75,6 +76,7 @@ class MeddledJob {
   Meddler meddler;
   BorrowedTensors borrowed;  ///< Set before the first options().
   unsigned connections = 1;  ///< The same.
+  unsigned recovery_connections = 0;
   Lines lines;
 
  private:

@@ -26,9 +26,9 @@ class Meddler {
   /// once. Set before the first wrap().
   using Change = std::function<void(int from, int to, Bytes& bytes)>;
   Change message, on_the_way, payload;
-  /// Called before rank `at` posts a receive of a piece from rank `from`; what it throws is what
-  /// the backend would have thrown.
-  std::function<void(int at, int from)> before_receive;
+  /// Called before rank `at` posts a receive of a piece from rank `from` in the group of that name
+  /// ("data", "data-1"); what it throws is what the backend would have thrown.
+  std::function<void(int at, int from, const std::string& group)> before_receive;
 
   std::shared_ptr<Transport> wrap(std::shared_ptr<Transport> inner) {
     return std::make_shared<MeddledTransport>(*this, std::move(inner));
@@ -81,8 +81,8 @@ class Meddler {
 
   class Group : public ProcessGroup {
    public:
-    Group(Meddler& meddler, std::shared_ptr<ProcessGroup> inner)
-        : meddler_(meddler), inner_(std::move(inner)) {}
+    Group(Meddler& meddler, std::shared_ptr<ProcessGroup> inner, std::string name)
+        : meddler_(meddler), inner_(std::move(inner)), name_(std::move(name)) {}
     [[nodiscard]] int rank() const noexcept override { return inner_->rank(); }
     [[nodiscard]] int size() const noexcept override { return inner_->size(); }
     [[nodiscard]] bool linked(int peer) const noexcept override { return inner_->linked(peer); }
@@ -97,7 +97,7 @@ class Meddler {
     }
     std::unique_ptr<Transfer> receive(int peer, std::uint64_t tag,
                                       std::span<std::byte> target) override {
-      if (meddler_.before_receive) meddler_.before_receive(rank(), peer);
+      if (meddler_.before_receive) meddler_.before_receive(rank(), peer, name_);
       return inner_->receive(peer, tag, target);
     }
     void abort(std::exception_ptr cause) noexcept override { inner_->abort(std::move(cause)); }
@@ -106,6 +106,7 @@ class Meddler {
    private:
     Meddler& meddler_;
     std::shared_ptr<ProcessGroup> inner_;
+    const std::string name_;
   };
 
   class MeddledTransport : public Transport {
@@ -124,7 +125,7 @@ class Meddler {
                                                 Deadline deadline, std::stop_token stop) override {
       auto group = inner_->connect_group(request, store, deadline, std::move(stop));
       if (!request.name.starts_with("data")) return group;  // of several connections, too
-      return std::make_shared<Group>(meddler_, std::move(group));
+      return std::make_shared<Group>(meddler_, std::move(group), request.name);
     }
 
    private:

@@ -212,7 +212,7 @@ void recover(Seat& seat, const Options& options, const Report& report) {
     }));
   }
   result.parts["forming"] = forming.median();
-  result.connections = ckpt->stats().connections;
+  result.connections = ckpt->stats().recovery_connections;
   ckpt->finish();
   report(encode_result(result));
 }

@@ -84,9 +84,10 @@ class Checkpointer:
     they are given. Durations are seconds. ``connections`` is how many connections this rank wants
     to each rank that it exchanges images with, at most 16; of two ranks the smaller number counts
     (``stats()["connections"]``). 0: one up to four processors of this rank's share, else one a
-    processor, at most 8. ``trace`` names a file for Perfetto, ``metrics`` one for ``stats()``, kept up
-    to date: ``m.jsonl`` gets lines of JSON, ``m.prom`` is Prometheus' text; rank 3 writes
-    ``m.r3.prom``. ``log(warning, text)`` gets each line, on a thread of
+    processor, at most 8. A recovery, for which the trainer waits, has at least two by default
+    (``stats()["recovery_connections"]``). ``trace`` names a file for Perfetto, ``metrics`` one for
+    ``stats()``, kept up to date: ``m.jsonl`` gets lines of JSON, ``m.prom`` is Prometheus' text;
+    rank 3 writes ``m.r3.prom``. ``log(warning, text)`` gets each line, on a thread of
     Python's own; without it the logger "meshstage" does.
 
     Leaving the ``with`` block by its end calls ``finish()``, if ``recover`` was called; by an

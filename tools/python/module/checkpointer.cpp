@@ -255,6 +255,7 @@ class PythonCheckpointer {
     d["replica_bytes_borrowed"] = s.replica_bytes_borrowed;
     d["replica_bytes_kept"] = s.replica_bytes_kept;
     d["connections"] = s.connections;
+    d["recovery_connections"] = s.recovery_connections;
     return d;
   }
   /// Destroys the Checkpointer; its vault stays unless finish() was called.
