@@ -84,7 +84,8 @@ class Checkpointer::Impl {
                      .store = reached(deadline),
                      .transport = options_.transport,
                      .data_peers = replicate::data_peers(options_),
-                     .connections = options_.recovery_connections,
+                     .connections = options_.connections,
+                     .recovery_connections = options_.recovery_connections,
                      .agreement = replicate::agreement(options_),
                      .training_links = options_.training_links,
                      .device_transport = detail::device_transport(options_),
@@ -101,7 +102,10 @@ class Checkpointer::Impl {
   }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
-  ~Impl() { agent_.leave(); }
+  ~Impl() {
+    agent_.leave();
+    agent_.stop_persisting();  // the last figures have it
+  }
 
   /// Agent::recover(), with a line for a person if it takes longer than a second. If there is
   /// nothing to recover, all ranks stage step 0. Step 0 may fail without a rank's death; recover()

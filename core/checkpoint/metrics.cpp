@@ -1,14 +1,12 @@
 #include <cstdint>
-#include <span>
 #include <sstream>
 #include <string_view>
 
 #include <nlohmann/json.hpp>
 
 #include <meshstage/core/checkpoint/metrics.hpp>
-#include <meshstage/core/files/publish.hpp>
+#include <meshstage/core/checkpoint/text_file_impl.hpp>
 #include <meshstage/core/generation/number.hpp>
-#include <meshstage/core/os/file_system.hpp>
 
 namespace meshstage {
 namespace {
@@ -68,8 +66,7 @@ std::string stats_prometheus(const Stats& stats, const StatsLabels& labels) {
 
 void write_stats_prometheus(const std::filesystem::path& file, const Stats& stats,
                             const StatsLabels& labels) {
-  const std::string text = stats_prometheus(stats, labels);
-  publish_atomically(real_file_system(), file, std::as_bytes(std::span(text)));
+  detail::replace_text(file, stats_prometheus(stats, labels));
 }
 
 }  // namespace meshstage

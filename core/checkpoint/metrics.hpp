@@ -26,7 +26,8 @@ struct StatsLabels {
                                                          const StatsLabels& labels);
 
 /// Writes stats_prometheus() to a file, atomically, for node_exporter's textfile collector
-/// ("meshstage-r3.prom" in the collector's folder). Throws IoError.
+/// ("meshstage-r3.prom" in the collector's folder). Who may read the file is what the umask says.
+/// Throws IoError.
 MESHSTAGE_API void write_stats_prometheus(const std::filesystem::path& file, const Stats& stats,
                                           const StatsLabels& labels);
 

@@ -1,12 +1,12 @@
 #include <exception>
 #include <new>
-#include <span>
+#include <system_error>
 #include <utility>
 
 #include <meshstage/core/checkpoint/metrics_writer_impl.hpp>
 #include <meshstage/core/checkpoint/rank_file_impl.hpp>
+#include <meshstage/core/checkpoint/text_file_impl.hpp>
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/replicate/report.hpp>
 
 namespace meshstage::detail {
@@ -50,18 +50,12 @@ MetricsWriter::MetricsWriter(const CheckpointerOptions& options,
       rank_(options.environment->rank),
       warn_(std::move(warn)),
       on_stats_(options.on_stats) {
-  FileSystem& fs = real_file_system();  // for people, as traces: options.file_system is for images
-  if (lines_) {
-    const bool exists = fs.stat(file_).has_value();
-    appended_ = fs.open(file_, exists ? OpenMode::kReadWrite : OpenMode::kCreateExclusive);
-    end_ = appended_->stat().size;
-  } else if (!file_.empty()) {
-    const auto folder = std::filesystem::absolute(file_).parent_path();
-    const auto found = fs.stat(folder);
-    if (!found || !found->is_directory) {
-      throw make_error<IoError>("metrics: there is no folder " + folder.string(), {}, {},
-                                file_.string());
-    }
+  if (file_.empty()) return;
+  const auto folder = std::filesystem::absolute(file_).parent_path();
+  std::error_code error;
+  if (!std::filesystem::is_directory(folder, error)) {
+    throw make_error<IoError>("metrics: there is no folder " + folder.string(), {}, {},
+                              file_.string());
   }
 }
 
@@ -91,8 +85,8 @@ void MetricsWriter::write_soon() {
 }
 
 void MetricsWriter::write() {
-  if (!source_) return;
   due_ = false;  // before the figures are read: what changes from now on is another write's
+  if (!source_) return;
   const Stats stats = source_();
   if (!file_.empty()) write_file(stats);
   if (!on_stats_) return;
@@ -108,9 +102,7 @@ void MetricsWriter::write_file(const Stats& stats) {
   const StatsLabels labels{job_, rank_, generation_};
   try {
     if (lines_) {
-      const std::string line = stats_json(stats, labels) + "\n";
-      write_fully(*appended_, std::as_bytes(std::span(line)), end_);
-      end_ += line.size();  // a line that could not be written whole is written over
+      append_line(file_, stats_json(stats, labels));
     } else {
       write_stats_prometheus(file_, stats, labels);
     }

@@ -2,12 +2,10 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <string>
 
 #include <meshstage/core/async/worker.hpp>
 #include <meshstage/core/checkpoint/metrics.hpp>
-#include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/replicate/observer.hpp>
 #include <meshstage/core/replicate/options.hpp>
 
@@ -34,7 +32,7 @@ class MetricsWriter {
   /// True if these options want figures anywhere.
   static bool wanted(const CheckpointerOptions& options);
   /// Throws InvalidArgument if options.metrics ends neither in .jsonl nor in .prom, and IoError if
-  /// its folder does not exist or the file cannot be opened. Later, `warn` gets one line when the
+  /// its folder does not exist. Later, `warn` gets one line when the
   /// file cannot be written, and one if the callback throws.
   MetricsWriter(const CheckpointerOptions& options, std::function<void(const std::string&)> warn);
   MetricsWriter(const MetricsWriter&) = delete;
@@ -60,8 +58,6 @@ class MetricsWriter {
   // The worker's thread only, once it was started.
   std::function<Stats()> source_;
   std::function<void(const Stats&)> on_stats_;  ///< Empty once it threw.
-  std::unique_ptr<File> appended_;              ///< The file of lines.
-  std::uint64_t end_ = 0;                       ///< Where its next line begins.
   bool file_failed_ = false;
   Worker worker_{"ms-metrics"};  ///< Last: it uses the others.
 };

@@ -7,6 +7,7 @@
 #include <meshstage/core/checkpoint/rank_file_impl.hpp>
 #include <meshstage/core/checkpoint/trace_impl.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/size_signal.hpp>
 
 namespace meshstage::detail {
 namespace {
@@ -49,7 +50,10 @@ int Trace::row(Track track, int peer) {
 void Trace::write(const Json& event) {
   Json whole{{"pid", rank_}};
   whole.update(event);
-  worker_.post([this, line = whole.dump() + ",\n"] { file_ << line << std::flush; });
+  worker_.post([this, line = whole.dump() + ",\n"] {
+    const SizeSignalBlocked blocked;  // a trace that grows too large ends, not the trainer
+    file_ << line << std::flush;
+  });
 }
 
 void Trace::span(Track track, const char* name, const PointEvent& event, Time now) {

@@ -27,7 +27,8 @@ namespace {
 constexpr std::chrono::seconds kLastWords{2};
 constexpr std::byte kReady{'R'};  // child to parent: all below and I are connected
 constexpr std::byte kGo{'G'};     // parent to child: the generation is formed
-/// First between data peers, with a second byte: so many connections for images I want to have.
+/// First between data peers, with two more bytes: so many connections for images I want to have,
+/// while the trainer works and in a recovery.
 constexpr std::byte kConnections{'C'};
 
 std::vector<int> all_but(int rank, int world) {
@@ -125,7 +126,7 @@ struct Attempt {
     ControlHandlers handlers;
     // A peer that has heard "go" before us may say more than that: it is for whoever comes next.
     handlers.takes = [](int /*peer*/, std::span<const std::byte> message) {
-      if (message.size() == 2) return message[0] == kConnections;
+      if (message.size() == 3) return message[0] == kConnections;
       return message.size() == 1 && (message[0] == kReady || message[0] == kGo);
     };
     handlers.on_message = [this](int peer, std::span<const std::byte> message) {
@@ -133,7 +134,10 @@ struct Attempt {
       if (message[0] == kGo) links->set_handlers({});
       const MutexLock lock(mutex);
       if (message[0] == kReady) ready.insert(peer);
-      if (message[0] == kConnections) wanted[peer] = std::to_integer<unsigned>(message[1]);
+      if (message[0] == kConnections) {
+        wanted[peer] = {std::to_integer<unsigned>(message[1]),
+                        std::to_integer<unsigned>(message[2])};
+      }
       if (message[0] == kGo) go = true;
       changed.notify_all();
     };
@@ -145,11 +149,15 @@ struct Attempt {
   }
 
   /// Tells the data peers how many connections for images this rank wants to have, and waits until
-  /// they have told it. Returns the smaller number for each. Throws as wait_for_children().
-  std::map<int, unsigned> agree_on_connections(const std::vector<int>& peers, unsigned wanted_here,
-                                               Deadline deadline) {
-    const unsigned here = std::clamp(wanted_here, 1U, kMostConnections);
-    const std::array message{kConnections, static_cast<std::byte>(here)};
+  /// they have told it. Returns the smaller numbers for each. Throws as wait_for_children().
+  std::map<int, Connections> agree_on_connections(const std::vector<int>& peers,
+                                                  const Connections& wanted_here,
+                                                  Deadline deadline) {
+    const unsigned beside_trainer = std::clamp(wanted_here.beside_trainer, 1U, kMostConnections);
+    const Connections here{beside_trainer,
+                           std::clamp(wanted_here.in_recovery, beside_trainer, kMostConnections)};
+    const std::array message{kConnections, static_cast<std::byte>(here.beside_trainer),
+                             static_cast<std::byte>(here.in_recovery)};
     for (const int peer : peers) links->send(peer, message);
     MutexLock lock(mutex);
     const auto token = stop.get_token();
@@ -157,8 +165,12 @@ struct Attempt {
       return std::all_of(peers.begin(), peers.end(),
                          [&](int peer) MESHSTAGE_REQUIRES(mutex) { return wanted.contains(peer); });
     }));
-    std::map<int, unsigned> agreed;
-    for (const int peer : peers) agreed[peer] = std::clamp(wanted.at(peer), 1U, here);
+    std::map<int, Connections> agreed;
+    for (const int peer : peers) {
+      const Connections& there = wanted.at(peer);
+      agreed[peer] = {std::clamp(there.beside_trainer, 1U, here.beside_trainer),
+                      std::clamp(there.in_recovery, 1U, here.in_recovery)};
+    }
     return agreed;
   }
   /// Waits until so many children are ready. Throws Cancelled if the attempt failed, Timeout.
@@ -189,7 +201,7 @@ struct Attempt {
   std::string failure MESHSTAGE_GUARDED_BY(mutex);
   bool wordless MESHSTAGE_GUARDED_BY(mutex) = false;  // it failed without words
   std::set<int> ready MESHSTAGE_GUARDED_BY(mutex);
-  std::map<int, unsigned> wanted MESHSTAGE_GUARDED_BY(mutex);  // connections, by data peer
+  std::map<int, Connections> wanted MESHSTAGE_GUARDED_BY(mutex);  // by data peer
   bool go MESHSTAGE_GUARDED_BY(mutex) = false;
   ControlLinks* links = nullptr;  // set before the links call a handler
   StoppableThread watcher;        // last: it ends before what it uses
@@ -279,8 +291,10 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
     attempt.listen(result.links);
     request.name = "data";
     request.peers = options.data_peers;
-    const auto connections =
-        attempt.agree_on_connections(options.data_peers, options.connections, deadline);
+    result.connections = attempt.agree_on_connections(
+        options.data_peers, {options.connections, options.recovery_connections}, deadline);
+    std::map<int, unsigned> connections;
+    for (const auto& [peer, agreed] : result.connections) connections[peer] = agreed.in_recovery;
     result.data =
         connect_several(*options.transport, request, connections, published, deadline, token);
     request.name = "train";

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -22,6 +23,12 @@ struct Pairs {
   std::shared_ptr<ProcessGroup> data;
 };
 
+/// The numbers of connections for images on which two ranks agreed.
+struct Connections {
+  unsigned beside_trainer = 1;
+  unsigned in_recovery = 1;  ///< At least beside_trainer: so many there are.
+};
+
 /// One life of the group of ranks: from a successful form() to the first death.
 /// Copyable handles; close() ends all of them.
 struct MESHSTAGE_API Generation {
@@ -31,6 +38,7 @@ struct MESHSTAGE_API Generation {
   int world_size = 1;
   std::shared_ptr<ControlLinks> links;     ///< To the tree's neighbours and the data peers.
   std::shared_ptr<ProcessGroup> data;      ///< To the data peers: images.
+  std::map<int, Connections> connections;  ///< Of `data`, by data peer.
   std::shared_ptr<ProcessGroup> training;  ///< The trainer's collectives.
   /// The trainer's collectives on memory of its device; null unless
   /// MembershipOptions::device_transport is given.

@@ -39,9 +39,11 @@ struct MembershipOptions {
   /// The ranks with which this rank exchanges images: its holders and wards. Each must name this
   /// rank, too.
   std::vector<int> data_peers;
-  /// The number of connections for images that this rank wants to each data peer. The smaller
-  /// number of the two ranks counts. At most kMostConnections.
+  /// The numbers of connections for images that this rank wants to each data peer, while the
+  /// trainer works and in a recovery. Of each the smaller number of the two ranks counts. At most
+  /// kMostConnections. A recovery has at least those of training, and so many are made.
   unsigned connections = 1;
+  unsigned recovery_connections = 1;
   /// The options that must be equal on all ranks, as one line of text. A rank with another text is
   /// refused, and the error shows both texts; otherwise it would wait for links that no rank makes.
   std::string agreement;

@@ -211,16 +211,22 @@ void DeviceRuntime::Impl::keep(DeviceEvent event, std::shared_ptr<const void> wh
   }
 }
 
-void DeviceRuntime::Impl::keep_for_good(std::shared_ptr<const void> what) {
-  const MutexLock lock(kept_mutex);
-  kept_for_good.push_back(std::move(what));
+void DeviceRuntime::Impl::keep_for_good(std::shared_ptr<const void> what) noexcept {
+  using Kept = std::shared_ptr<const void>;
+  try {
+    const MutexLock lock(kept_mutex);
+    kept_for_good.push_back(what);
+  } catch (const std::bad_alloc&) {  // a handle that is never destroyed
+    alignas(Kept) std::byte handle[sizeof(Kept)];
+    new (handle) Kept(std::move(what));
+  }
 }
 
 void DeviceRuntime::keep(DeviceEvent event, std::shared_ptr<const void> what) noexcept {
   impl_->keep(std::move(event), std::move(what));
 }
 
-void DeviceRuntime::keep_for_good(std::shared_ptr<const void> what) {
+void DeviceRuntime::keep_for_good(std::shared_ptr<const void> what) noexcept {
   impl_->keep_for_good(std::move(what));
 }
 

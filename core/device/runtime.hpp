@@ -221,11 +221,12 @@ class MESHSTAGE_API DeviceRuntime {
 
   /// Keeps `what` until the event is done (or its device failed): for memory that a device still
   /// uses when the memory's user goes away. Every later call of keep() and open_stream() looks at
-  /// the events and lets go. If there is no memory to remember `what`, the call waits for the event.
+  /// the events and lets go. If there is no memory to remember `what`, the call waits for the
+  /// event.
   void keep(DeviceEvent event, std::shared_ptr<const void> what) noexcept;
   /// Keeps `what` for ever: for memory whose last use by a device has no event, because recording
-  /// one failed. It is leaked on purpose, but stays reachable.
-  void keep_for_good(std::shared_ptr<const void> what);
+  /// one failed. It is leaked on purpose, but stays reachable (unless there is no memory for that).
+  void keep_for_good(std::shared_ptr<const void> what) noexcept;
   /// The number of objects that keep() still holds, after looking at their events.
   [[nodiscard]] std::size_t kept();
 

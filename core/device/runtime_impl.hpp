@@ -144,7 +144,7 @@ struct DeviceRuntime::Impl {
   std::size_t look_after_kept();
   void keep(DeviceEvent event, std::shared_ptr<const void> what) noexcept;
   /// See DeviceRuntime::keep_for_good().
-  void keep_for_good(std::shared_ptr<const void> what);
+  void keep_for_good(std::shared_ptr<const void> what) noexcept;
 
   const DeviceType type;
   const device_backend::Table& table;

@@ -18,8 +18,8 @@ using MemoryResource = std::pmr::memory_resource;
 /// Smallest alignment that host_memory() gives.
 inline constexpr std::size_t kHostAlignment = 64;
 /// Ordinary memory, aligned to kHostAlignment. Blocks of kHugePageBytes and more get a mapping of
-/// their own, aligned to that size, with MADV_HUGEPAGE, because the first touch of fresh pages is the real cost of a first
-/// copy: 5 GB/s against 2. Stateless; valid until the program ends.
+/// their own, aligned to that size, with MADV_HUGEPAGE, because the first touch of fresh pages is
+/// the real cost of a first copy: 5 GB/s against 2. Stateless; valid until the program ends.
 [[nodiscard]] MESHSTAGE_API MemoryResource& host_memory();
 
 /// Refuses an allocation that would bring the bytes in use above `cap_bytes`.

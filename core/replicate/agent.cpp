@@ -30,8 +30,12 @@ class Agent::Impl {
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
     leave();
-    driver_.stop_persisting();
+    stop_persisting();
     engine_.loop.stop();
+  }
+  void stop_persisting() {
+    driver_.stop_persisting();
+    engine_.loop.run([] {});  // the loop counts what was written
   }
 
   void begin(const Generation& generation);
@@ -126,6 +130,7 @@ Agent::~Agent() = default;
 std::uint64_t Agent::highest_generation() const { return impl_->highest_generation(); }
 void Agent::begin(const Generation& generation) { impl_->begin(generation); }
 void Agent::leave() noexcept { impl_->leave(); }
+void Agent::stop_persisting() { impl_->stop_persisting(); }
 Recovered Agent::recover(Value& state) { return impl_->trainer_.recover(state); }
 protocol::OldStep Agent::old_step() const { return impl_->trainer_.old_step(); }
 void Agent::free_superseded(ImageId recovered) { impl_->trainer_.free_superseded(recovered); }

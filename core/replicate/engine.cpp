@@ -84,7 +84,9 @@ transfer::Link Engine::link_to(ProcessGroup& group, int peer, const protocol::St
 }
 
 unsigned Engine::connections_beside_trainer(const ProcessGroup& group, int peer) const {
-  return std::min(std::max(1U, options.connections), group.connections(peer));
+  const auto agreed = generation.connections.find(peer);
+  if (agreed == generation.connections.end()) return 1;
+  return std::min(agreed->second.beside_trainer, group.connections(peer));
 }
 
 void Engine::lost_in_transfer(const TaskScope::Ticket& ticket, int peer, ErrorKind kind,

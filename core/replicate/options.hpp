@@ -107,7 +107,7 @@ struct CheckpointerOptions {
   /// The same in a recovery, for which the trainer waits; at most 16, and at least `connections`.
   /// 0: `connections` if that is given; else one for each processor of this rank's share, at least
   /// 2 and at most 8 (1 with a `transport` of the caller's). The connections are made when a
-  /// generation forms.
+  /// generation forms. To a rank that is neither its holder nor its ward a rank has one.
   unsigned recovery_connections = 0;
   /// The streams on which the trainer uses its tensors on devices; the legacy default stream for a
   /// device that is not named here. The copies of stage() and recover() wait for the work issued on
@@ -163,7 +163,8 @@ struct CheckpointerOptions {
   std::filesystem::path metrics = {};
   /// Gets stats() at the same moments, on a thread of its own, so it may wait. If calls take long,
   /// the next one has what changed meanwhile. The last call has returned when the Checkpointer is
-  /// destroyed. A callback that throws is reported, and not called again.
+  /// destroyed: its destructor waits for it. A callback that throws is reported, and not called
+  /// again.
   std::function<void(const Stats&)> on_stats = {};
   Observer observer = {};
   std::function<void(const LogLine&)> log = {};  ///< Called on a thread of its own, so it may wait.

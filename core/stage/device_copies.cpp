@@ -55,7 +55,7 @@ DeviceCopies::DeviceCopies(std::span<const DevicePlace> places, std::span<const 
           } else {
             runtime.keep(event, keep_);
           }
-        } catch (const Error&) {
+        } catch (const std::exception&) {  // the device failed, or there is no memory for an event
           runtime.keep_for_good(keep_);
         }
       }

@@ -1,7 +1,10 @@
 // What a rank tells of itself: traces and figures.
+#include <sys/stat.h>
+
 #include <filesystem>
 #include <fstream>
 #include <future>
+#include <memory>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -145,6 +148,47 @@ TEST_CASE("a file of lines and a callback get the figures of each step, to the l
     CHECK(starts == 2);
     CHECK(complete == 3);
   }
+}
+
+TEST_CASE("two processes of a rank append whole lines to one file, which everybody may read") {
+  const TempDirectory directory;
+  const auto file = directory.path() / "figures.r0.jsonl";
+  std::ofstream(file) << R"({"rank":0})" << "\n" << R"({"ra)";  // its writer was killed
+  std::filesystem::permissions(file, std::filesystem::perms::owner_all);
+  InProcessJob jobs[2]{InProcessJob(1), InProcessJob(1)};  // the old process, and its replacement
+  std::vector<std::unique_ptr<ms::Checkpointer>> processes;
+  for (auto& job : jobs) {
+    auto options = job.options(0);
+    options.metrics = directory.path() / "figures.jsonl";
+    processes.push_back(std::make_unique<ms::Checkpointer>(std::move(options)));
+    (void)ms::test::recover_fresh(*processes.back());
+  }
+  for (const std::uint64_t step : {1, 2, 3}) {
+    for (auto& process : processes) ms::test::stage_all(*process, {step});
+  }
+  processes.clear();
+  std::istringstream lines(contents(file));
+  std::string line;
+  int whole = 0, torn = 0, last_ones = 0;
+  while (std::getline(lines, line)) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    ++(json.is_discarded() ? torn : whole);
+    if (!json.is_discarded() && json.value("complete", 0) == 4) ++last_ones;
+  }
+  CHECK(torn == 1);
+  CHECK(whole >= 3);
+  CHECK(last_ones >= 2);
+  InProcessJob job(1);
+  auto options = job.options(0);
+  options.metrics = directory.path() / "readable.prom";
+  {
+    const ms::Checkpointer ckpt(options);
+  }
+  using Perms = std::filesystem::perms;
+  const auto mode = std::filesystem::status(directory.path() / "readable.r0.prom").permissions();
+  const mode_t mask = ::umask(0);
+  ::umask(mask);
+  CHECK(((mode & Perms::others_read) != Perms::none) == ((mask & S_IROTH) == 0));
 }
 
 TEST_CASE("Prometheus' file is kept up to date while the job runs") {

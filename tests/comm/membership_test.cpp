@@ -52,20 +52,48 @@ TEST_CASE("ranks that come in any order form one generation, and can talk in it"
   }
 }
 
+TEST_CASE("a rank has more connections by default the larger its share of the processors is") {
+  struct Row {
+    unsigned processors, local_ranks, beside_trainer, in_recovery;
+  };
+  for (const Row& row : std::initializer_list<Row>{{1, 1, 1, 2},
+                                                   {2, 2, 1, 2},
+                                                   {4, 1, 1, 4},
+                                                   {5, 1, 5, 5},
+                                                   {16, 8, 1, 2},
+                                                   {16, 4, 1, 4},
+                                                   {16, 2, 8, 8},
+                                                   {64, 2, 8, 8},
+                                                   {2, 4, 1, 2},
+                                                   {8, 0, 8, 8}}) {
+    INFO(row.processors << " processors, " << row.local_ranks << " ranks");
+    const AvailableProcessors processors{.allowed = row.processors, .quota = {}, .cgroup = {}};
+    CHECK(default_connections(processors, row.local_ranks) == row.beside_trainer);
+    CHECK(default_recovery_connections(processors, row.local_ranks) == row.in_recovery);
+  }
+}
+
 TEST_CASE("two ranks have as many connections for images as the one that wants fewer") {
   Job job(3);  // each rank exchanges images with both others
-  constexpr std::array<unsigned, 3> kWanted{5, 2, 100};
+  constexpr std::array<unsigned, 3> kWanted{5, 2, 100}, kWantedInRounds{1, 2, 3};
   std::vector<std::unique_ptr<Membership>> members;
   for (int r = 0; r < 3; ++r) {
     auto options = job.options(r);
-    options.connections = kWanted.at(static_cast<std::size_t>(r));
+    options.connections = kWantedInRounds.at(static_cast<std::size_t>(r));
+    options.recovery_connections = kWanted.at(static_cast<std::size_t>(r));
     members.push_back(std::make_unique<Membership>(std::move(options)));
   }
   const auto generations = form_all(members);
   constexpr std::array<std::array<unsigned, 3>, 3> kExpected{{{1, 2, 5}, {2, 1, 2}, {5, 2, 1}}};
+  constexpr std::array<std::array<unsigned, 3>, 3> kExpectedInRounds{
+      {{1, 1, 1}, {1, 1, 2}, {1, 2, 1}}};
   for (std::size_t r = 0; r < 3; ++r) {
-    for (const auto peer : {(r + 1) % 3, (r + 2) % 3})
+    for (const auto peer : {(r + 1) % 3, (r + 2) % 3}) {
       CHECK(generations[r].data->connections(static_cast<int>(peer)) == kExpected[r][peer]);
+      const auto& agreed = generations[r].connections.at(static_cast<int>(peer));
+      CHECK(agreed.in_recovery == kExpected[r][peer]);
+      CHECK(agreed.beside_trainer == kExpectedInRounds[r][peer]);
+    }
   }
   // The trainer's group has connections of its own: an end of the images' leaves it alone.
   CHECK(generations[0].training->connections(1) == 1);

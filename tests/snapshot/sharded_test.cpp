@@ -52,7 +52,7 @@ TEST_CASE("an index of several files is inspected and verified as one state") {
             std::filesystem::file_size(model.second));
   const auto verified = run({"verify", model.index});
   CHECK(verified.code == 1);  // nothing in it can be verified
-  CHECK(contains(verified.out, "a sound safetensors file of another program"));
+  CHECK(contains(verified.out, "sound safetensors files of another program"));
 }
 
 TEST_CASE("export writes one file of an index's files, equal to the same state in one file") {

@@ -54,8 +54,8 @@ class MeddledJob {
     o.transport = meddler.wrap(o.transport);
     o.borrowed = borrowed;
     o.connections = connections;
-    o.recovery_connections = recovery_connections;
     lines.attach(o);
+    if (adjust) adjust(o);
     return o;
   }
   /// A life of all ranks, each a new process on a thread of its own; none may throw. Main thread.
@@ -74,9 +74,9 @@ class MeddledJob {
   MemoryFileSystem& disk() { return inner_.disk(); }
 
   Meddler meddler;
-  BorrowedTensors borrowed;  ///< Set before the first options().
-  unsigned connections = 1;  ///< The same.
-  unsigned recovery_connections = 0;
+  BorrowedTensors borrowed;                          ///< Set before the first options().
+  unsigned connections = 1;                          ///< The same.
+  std::function<void(CheckpointerOptions&)> adjust;  ///< The same; for options of one test.
   Lines lines;
 
  private:

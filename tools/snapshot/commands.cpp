@@ -14,7 +14,8 @@ namespace meshstage::tools {
 namespace {
 
 constexpr const char* kSnapshotHelp =
-    "A safetensors file, or an image on this host: JOB/RANK[@[GENERATION.]STEP][:HOLDER], as `ls` "
+    "A safetensors file, the index of several (model.safetensors.index.json), or an image on this "
+    "host: JOB/RANK[@[GENERATION.]STEP][:HOLDER], as `ls` "
     "prints them (the newest if no step is given)";
 
 /// The callback's code becomes the program's.

@@ -1,6 +1,7 @@
 // meshstage diff: the first differences of two snapshots, by path.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -179,10 +180,12 @@ void as_pairs(Entry& entry) {
 }
 
 /// What an exported file says of the values; of another, nothing. The text is not trusted.
-std::optional<Json> values_in(const SafetensorsIndex& index) {
-  const auto text = index.find_metadata(kExportedValues);
-  if (!text) return std::nullopt;
-  auto values = Json::parse(*text, nullptr, false);
+std::optional<Json> values_in(const Snapshot& snapshot) {
+  const auto metadata = snapshot.metadata();
+  const auto text = std::find_if(metadata.begin(), metadata.end(),
+                                 [](const auto& pair) { return pair.first == kExportedValues; });
+  if (text == metadata.end()) return std::nullopt;
+  auto values = Json::parse(text->second, nullptr, false);
   return values.is_object() ? std::optional<Json>(std::move(values)) : std::nullopt;
 }
 
@@ -190,7 +193,7 @@ Named named(const Snapshot& snapshot) {
   auto entries = list_entries(snapshot, Repeat::kAlways);
   const bool plain = !snapshot.image || plain_names_do(entries);
   Named result;
-  if (!snapshot.image) result.values = values_in(snapshot.index);
+  if (!snapshot.image) result.values = values_in(snapshot);
   auto values = nlohmann::ordered_json::object();
   for (auto& e : entries) {
     auto name = plain ? e.plain : e.path;

@@ -247,7 +247,12 @@ std::vector<Entry> list_entries(const Snapshot& snapshot, Repeat repeat) {
     entry.shape = e.shape;
     entry.bytes = entry.storage_bytes = e.end - e.begin;
     entry.storage = entries.size();
-    entry.value = *tensors.find(e.name);
+    const Value* const tensor = tensors.find(e.name);
+    if (tensor == nullptr) {
+      throw CorruptData(snapshot.name + " changed while it was read: \"" + printable(e.name) +
+                        "\" is not in it any more");
+    }
+    entry.value = *tensor;
     entries.push_back(std::move(entry));
   };
   for (const auto& e : snapshot.index.entries()) add(e);

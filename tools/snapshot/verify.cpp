@@ -75,10 +75,11 @@ void check_name(const fs::path& path, const ImageInfo& info) {
 }
 
 Finding verify_file(const fs::path& path) {
-  bool plain = false;
+  bool plain = false, several = false;
   auto f = finding(printable(path.native(), 1000), [&] {
     const auto snapshot = open_file(path);
     plain = !snapshot.image;
+    several = !snapshot.files.empty();
     if (plain) {
       static_cast<void>(snapshot.state());  // it can be read
       ImageInfo sizes;
@@ -91,7 +92,8 @@ Finding verify_file(const fs::path& path) {
   });
   if (plain && f.result == Finding::Result::kOk) {
     f.result = Finding::Result::kNoDigests;
-    f.detail = "a sound safetensors file of another program";
+    f.detail = several ? "sound safetensors files of another program"
+                       : "a sound safetensors file of another program";
   }
   return f;
 }

@@ -1,7 +1,8 @@
 #pragma once
-// The wire format of control links: frames (framing_impl.hpp) with magic "MSL1" and version 3, and
-// the types below. No older version is read: 1 had neither numbers nor digests of payloads, and the
-// ranks of 2 did not say while forming how many connections for images they want.
+// The wire format of control links: frames (framing_impl.hpp) with magic "MSL1" and version 4, and
+// the types below. No older version is read: 1 had neither numbers nor digests of payloads, the
+// ranks of 2 did not say while forming how many connections for images they want, and those of 3
+// said it only for a recovery.
 //   1 hello, 2 welcome, 3 refusal, 4 message, 5 heartbeat, 6 goodbye
 // A message has at most 16 MiB, all others 256 bytes.
 //
@@ -22,7 +23,7 @@
 // or a refusal with a text and the end of the connection. A later refusal says that the frame
 // before it was not understood; it ends the link, too. Heartbeats and goodbyes have no payload. The
 // whole frame of a message with the two bytes 68 69, the second frame of its connection, is:
-//   4d 53 4c 31  03 00  04 00  02 00 00 00  01 00 00 00  (8 + 8 bytes of digests)  68 69
+//   4d 53 4c 31  04 00  04 00  02 00 00 00  01 00 00 00  (8 + 8 bytes of digests)  68 69
 #include <xxhash.h>
 
 #include <cstddef>
@@ -56,7 +57,7 @@ inline std::size_t longest_payload(std::uint16_t type) {
   return static_cast<FrameType>(type) == FrameType::kMessage ? ControlLinks::kMaxMessageBytes
                                                              : kMaxSmallPayload;
 }
-inline constexpr framing::FrameFormat kFormat{0x314c534d, 3, 6, longest_payload};
+inline constexpr framing::FrameFormat kFormat{0x314c534d, 4, 6, longest_payload};
 
 inline std::uint64_t digest(const std::string& text) {
   return XXH3_64bits(text.data(), text.size());

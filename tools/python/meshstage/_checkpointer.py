@@ -84,8 +84,8 @@ class Checkpointer:
     they are given. Durations are seconds. ``connections`` is how many connections this rank wants
     to each rank that it exchanges images with, at most 16; of two ranks the smaller number counts
     (``stats()["connections"]``). 0: one up to four processors of this rank's share, else one a
-    processor, at most 8. A recovery, for which the trainer waits, has at least two by default
-    (``stats()["recovery_connections"]``). ``trace`` names a file for Perfetto, ``metrics`` one for
+    processor, at most 8. ``recovery_connections`` is the same in a recovery, for which the
+    trainer waits; 0: ``connections`` if they are given, else one a processor, 2 to 8. ``trace`` names a file for Perfetto, ``metrics`` one for
     ``stats()``, kept up to date: ``m.jsonl`` gets lines of JSON, ``m.prom`` is Prometheus' text;
     rank 3 writes ``m.r3.prom``. ``log(warning, text)`` gets each line, on a thread of
     Python's own; without it the logger "meshstage" does.
@@ -114,6 +114,7 @@ class Checkpointer:
         metrics: str | os.PathLike = "",
         verify_source: bool = False,
         connections: int = 0,
+        recovery_connections: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
         log: Callable[[bool, str], None] = _default_log,
@@ -146,6 +147,7 @@ class Checkpointer:
                 metrics=os.fspath(metrics),
                 verify_source=verify_source,
                 connections=connections,
+                recovery_connections=recovery_connections,
                 rank=rank,
                 world_size=world_size,
             )

@@ -337,7 +337,8 @@ void bind_checkpointer(nb::module_& module) {
              std::uint64_t block_bytes, const std::string& when_busy,
              std::vector<std::vector<int>> holders, std::string store, const std::string& trace,
              const std::string& metrics, bool verify_source, unsigned connections,
-             std::optional<int> rank, std::optional<int> world_size) {
+             unsigned recovery_connections, std::optional<int> rank,
+             std::optional<int> world_size) {
             release_all();
             CheckpointerOptions options;
             options.job = std::move(job);
@@ -355,6 +356,7 @@ void bind_checkpointer(nb::module_& module) {
             options.metrics = metrics;
             options.verify_source = verify_source;
             options.connections = connections;
+            options.recovery_connections = recovery_connections;
             options.environment = environment_of(rank, world_size);
             new (self) PythonCheckpointer(std::move(options), log.queue);
           },
@@ -362,8 +364,8 @@ void bind_checkpointer(nb::module_& module) {
           nb::arg("vault_directory"), nb::arg("deadline"), nb::arg("forming_deadline"),
           nb::arg("persist_every"), nb::arg("keep"), nb::arg("block_bytes"), nb::arg("when_busy"),
           nb::arg("holders"), nb::arg("store"), nb::arg("trace"), nb::arg("metrics"),
-          nb::arg("verify_source"), nb::arg("connections"), nb::arg("rank").none(),
-          nb::arg("world_size").none())
+          nb::arg("verify_source"), nb::arg("connections"), nb::arg("recovery_connections"),
+          nb::arg("rank").none(), nb::arg("world_size").none())
       .def("recover", &PythonCheckpointer::recover, nb::arg("state"), nb::arg("foreign").none())
       .def("stage", &PythonCheckpointer::stage, nb::arg("state"), nb::arg("step"),
            nb::arg("foreign").none())
