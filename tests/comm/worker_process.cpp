@@ -76,6 +76,10 @@ bool WorkerProcess::ends_within(std::chrono::milliseconds time) {
 
 void WorkerProcess::stop() {
   signal(SIGSTOP);
+  wait_until_stopped();
+}
+
+void WorkerProcess::wait_until_stopped() {
   siginfo_t info{};
   while (::waitid(P_PID, static_cast<id_t>(pid_), &info, WSTOPPED | WEXITED | WNOWAIT) < 0) {
     if (errno != EINTR) throw_errno("waitid", "for a worker to stop", errno);

@@ -26,6 +26,8 @@ class WorkerProcess {
   [[nodiscard]] bool ends_within(std::chrono::milliseconds time);
   /// SIGSTOP; returns once none of its threads runs any more.
   void stop();
+  /// Returns once it has stopped or ended by itself.
+  void wait_until_stopped();
   /// SIGKILL (which also ends a stopped process), then reaps. Idempotent.
   void kill();
   void end_input();
