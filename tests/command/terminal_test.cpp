@@ -17,7 +17,7 @@ using namespace meshstage::tools;
 namespace {
 
 // What the command prints on a terminal of so many columns, the terminal's \r\n as \n.
-std::string on_terminal(unsigned short columns, std::vector<std::string> words) {
+std::string on_terminal(unsigned short columns, std::vector<std::string> words, int exit_code = 0) {
   words.insert(words.begin(), MESHSTAGE_COMMAND);
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
@@ -42,7 +42,8 @@ std::string on_terminal(unsigned short columns, std::vector<std::string> words) 
   ::close(terminal);
   int status = 0;
   REQUIRE(::waitpid(child, &status, 0) == child);
-  CHECK(status == 0);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == exit_code);
   out.erase(std::remove(out.begin(), out.end(), '\r'), out.end());
   return out;
 }
@@ -116,6 +117,7 @@ TEST_CASE("nothing is wider than the terminal, and all of it is there") {
       {"mesh", "survive", "--mesh", "8", "--ranks-per-host", "2"},
       {"mesh", "partners", "--help"},
       {"drill", "--help"},
+      {"run", "--help"},
       {"help", "environment"},
       {"--help"}};
   for (const auto& words : commands) {
@@ -129,6 +131,27 @@ TEST_CASE("nothing is wider than the terminal, and all of it is there") {
     CHECK(widest(narrow) <= 60);
     CHECK(letters(narrow) == letters(wide));
   }
+}
+
+TEST_CASE("run folds its own messages to the terminal, and no line of a rank") {
+  const std::string line = "a rank's line that is wider than the terminal, " + std::string(60, 'x');
+  const std::string out = on_terminal(60,
+                                      {"run", "-n", "1", "--raw", "--max-restarts", "0", "--", "sh",
+                                       "-c", "echo \"" + line + "\"; exit 3"},
+                                      3);
+  INFO(out);
+  CHECK_THAT(out, contains_text("\n" + line + "\n") && contains_text("\n  " + line + "\n"));
+  std::istringstream lines(out);
+  std::string own;
+  for (std::string one; std::getline(lines, one);) {
+    if (one.ends_with(line)) continue;
+    CHECK(widest(one) <= 60);
+    own += one + "\n";
+  }
+  own = letters(own);
+  CHECK_THAT(own,
+             contains_text(letters("needs the same --job NAME")) &&
+                 contains_text(letters("no restart is allowed (--max-restarts 0); the job ends")));
 }
 
 TEST_CASE("a tensor's picture has as many columns as the terminal has room for") {

@@ -77,10 +77,9 @@ std::string job_of(const Arguments& a, const run::Place& place) {
     throw InvalidArgument("ranks on several hosts need a job id that all share: --job NAME");
   }
   const std::string drawn = drawn_name();
-  std::fprintf(stderr,
-               "meshstage run: no job id was given, so MESHSTAGE_JOB is %s; a later run that is to "
-               "go on where this one ends needs the same --job NAME\n",
-               drawn.c_str());
+  run::write_message(
+      "no job id was given, so MESHSTAGE_JOB is " + drawn +
+      "; a later run that is to go on where this one ends needs the same --job NAME");
   return drawn;
 }
 

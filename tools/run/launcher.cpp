@@ -72,10 +72,6 @@ int Launcher::rank_of(const Seat& seat) const {
   return options_.launch.place.first_rank + seat.local_rank;
 }
 
-void Launcher::log(const std::string& text) const {
-  (void)write_all(STDERR_FILENO, "meshstage run: " + text + "\n");
-}
-
 bool Launcher::any_process() const {
   return std::any_of(seats_.begin(), seats_.end(),
                      [](const Seat& s) { return s.process != nullptr; });
@@ -183,7 +179,7 @@ void Launcher::pass_on(int signal) {
     return;
   }
   if (passed_on_) {
-    log("killing ranks " + running_ranks());
+    write_message("killing ranks " + running_ranks());
     signal_all(SIGKILL);
     return;
   }
@@ -192,8 +188,8 @@ void Launcher::pass_on(int signal) {
   failed_seat_ = -1;
   for (Seat& seat : seats_) seat.start_at.reset();
   kill_at_.reset();
-  log("signal " + std::to_string(signal) + " is passed on; waiting for ranks " + running_ranks() +
-      "; a second one kills them");
+  write_message("signal " + std::to_string(signal) + " is passed on; waiting for ranks " +
+                running_ranks() + "; a second one kills them");
   signal_all(signal);
 }
 
@@ -233,16 +229,16 @@ void Launcher::decide(const Decision& decision) {
       phase_ = Phase::kEnding;
       return;
     case Decision::Kind::kRestart:
-      log(renamed(decision.why) + "; it is started anew" + in + count);
+      write_message(renamed(decision.why) + "; it is started anew" + in + count);
       seats_[static_cast<std::size_t>(decision.rank)].start_at = now + decision.delay;
       return;
     case Decision::Kind::kRestartAll:
-      log(renamed(decision.why) + "; all ranks are started anew" + in + count);
+      write_message(renamed(decision.why) + "; all ranks are started anew" + in + count);
       restart_all_at_ = now + decision.delay;
       end_all(Phase::kRestarting);
       return;
     case Decision::Kind::kFail:
-      log(renamed(decision.why) + "; the job ends");
+      write_message(renamed(decision.why) + "; the job ends");
       exit_status_ = decision.exit_status;
       failed_seat_ = decision.rank;
       end_all(Phase::kEnding);
@@ -262,8 +258,8 @@ void Launcher::keep_time() {
   const Time now(now_ns());
   if (kill_at_ && !any_process()) kill_at_.reset();
   if (kill_at_ && now >= *kill_at_) {
-    log("ranks " + running_ranks() + " did not end within " + seconds_text(options_.grace) +
-        " of SIGTERM; they are killed");
+    write_message("ranks " + running_ranks() + " did not end within " +
+                  seconds_text(options_.grace) + " of SIGTERM; they are killed");
     signal_all(SIGKILL);
     kill_at_.reset();
   }
@@ -279,7 +275,7 @@ void Launcher::keep_time() {
 
 void Launcher::show_tail(const Seat& seat) const {
   if (seat.tail.lines().empty()) return;
-  log("the last lines of rank " + std::to_string(rank_of(seat)) + ":");
+  write_message("the last lines of rank " + std::to_string(rank_of(seat)) + ":");
   for (const std::string& line : seat.tail.lines())
     (void)write_all(STDERR_FILENO, "  " + line + "\n");
 }

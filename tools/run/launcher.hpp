@@ -65,7 +65,6 @@ class Launcher {
   [[nodiscard]] bool any_process() const;
   [[nodiscard]] int rank_of(const Seat& seat) const;
   [[nodiscard]] std::string running_ranks() const;
-  void log(const std::string& text) const;
   void show_tail(const Seat& seat) const;
   void finish_output(Seat& seat);
 

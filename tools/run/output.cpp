@@ -7,6 +7,8 @@
 #include <array>
 #include <cerrno>
 
+#include "tools/command/terminal.hpp"
+
 namespace meshstage::tools::run {
 
 void LineCutter::take(std::string_view bytes) {
@@ -57,6 +59,12 @@ bool write_all(int descriptor, std::string_view bytes) {
     }
   }
   return true;
+}
+
+void write_message(const std::string& text) {
+  const std::string line = "meshstage run: " + text;
+  const auto width = terminal_width(STDERR_FILENO);  // now: people resize their terminals
+  (void)write_all(STDERR_FILENO, (width ? folded(line, *width) : line) + "\n");
 }
 
 }  // namespace meshstage::tools::run

@@ -44,4 +44,8 @@ class Tail {
 /// Writes all of it to a descriptor. False once nobody reads there any more.
 bool write_all(int descriptor, std::string_view bytes);
 
+/// Writes a line of the command's own, "meshstage run: TEXT", to standard error. On a terminal the
+/// line is folded to its width.
+void write_message(const std::string& text);
+
 }  // namespace meshstage::tools::run
