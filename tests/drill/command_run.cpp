@@ -58,7 +58,7 @@ std::vector<char*> pointers(std::vector<std::string>& texts) {
 
 Outcome run(const fs::path& program, const std::vector<std::string>& arguments,
             std::chrono::seconds limit, const std::vector<std::string>& environment,
-            const std::string& interrupt_when) {
+            const std::string& signal_when, int signal) {
   Pipe out;
   Pipe err;
   posix_spawn_file_actions_t actions{};
@@ -85,7 +85,7 @@ Outcome run(const fs::path& program, const std::vector<std::string>& arguments,
   err.close_end(1);
 
   Outcome outcome;
-  bool interrupted = interrupt_when.empty();
+  bool signalled = signal_when.empty();
   const auto end = std::chrono::steady_clock::now() + limit;
   while (out.ends[0] >= 0 || err.ends[0] >= 0) {
     const auto left =
@@ -99,9 +99,9 @@ Outcome run(const fs::path& program, const std::vector<std::string>& arguments,
     ::poll(polled.data(), polled.size(), static_cast<int>(left.count()));
     if (polled[0].revents != 0) out.read_into(outcome.out);
     if (polled[1].revents != 0) err.read_into(outcome.err);
-    if (!interrupted && outcome.out.find(interrupt_when) != std::string::npos) {
-      interrupted = true;
-      ::kill(pid, SIGINT);
+    if (!signalled && outcome.out.find(signal_when) != std::string::npos) {
+      signalled = true;
+      ::kill(pid, signal);
     }
   }
   int status = 0;

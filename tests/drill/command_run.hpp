@@ -1,5 +1,6 @@
 #pragma once
 #include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -13,12 +14,12 @@ struct Outcome {
 };
 
 /// Runs a program to its end, in a process group of its own that is killed at the limit.
-/// `environment`: additional "NAME=value". `interrupt_when`: sends SIGINT to the program once its
-/// standard output contains this.
+/// `environment`: additional "NAME=value". Sends `signal` to the program once its standard output
+/// contains `signal_when`.
 Outcome run(const std::filesystem::path& program, const std::vector<std::string>& arguments,
             std::chrono::seconds limit = std::chrono::seconds(240),
-            const std::vector<std::string>& environment = {},
-            const std::string& interrupt_when = {});
+            const std::vector<std::string>& environment = {}, const std::string& signal_when = {},
+            int signal = SIGINT);
 
 /// A fresh directory, removed at the end.
 class TemporaryDirectory {

@@ -7,36 +7,14 @@
 
 #include "tests/comm/worker_process.hpp"
 #include "tests/drill/command_run.hpp"
+#include "tests/run/shell_ranks.hpp"
 #include "tests/support/catch.hpp"
 
 using namespace std::chrono_literals;
 using drill_runs::Outcome;
 using drill_runs::processes_with;
 using drill_runs::TemporaryDirectory;
-
-namespace {
-
-// Runs `script` in sh as the program of `options`; $D is a fresh folder.
-struct Run {
-  TemporaryDirectory folder;
-  Outcome go(std::vector<std::string> options, const std::string& script,
-             const std::string& interrupt_when = {}) {
-    options.insert(options.begin(), "run");
-    for (const char* word : {"--", "sh", "-c"}) options.emplace_back(word);
-    options.push_back(script);
-    return drill_runs::run(MESHSTAGE_COMMAND, options, 60s, {"D=" + folder.path().string()},
-                           interrupt_when);
-  }
-  [[nodiscard]] std::size_t lines(const std::string& name) const {
-    std::ifstream in(folder.path() / name);
-    std::size_t count = 0;
-    for (std::string line; std::getline(in, line); ++count) {
-    }
-    return count;
-  }
-};
-
-}  // namespace
+using run_tests::Run;
 
 TEST_CASE("every rank runs once and its lines carry its number") {
   Run r;
@@ -88,42 +66,6 @@ TEST_CASE("what cannot start ends the job with its last lines and its exit code"
   CHECK(o.code == 4);
   CHECK_THAT(o.err, contains_text("rank 1: exit code 4, 3 times in a row"));
   CHECK_THAT(o.err, contains_text("the last lines of rank 1:\n  no data"));
-}
-
-TEST_CASE("a signal is passed on, and a rank's clean end after it is an end in order") {
-  Run r;
-  const Outcome o = r.go({"-n", "2", "--job", "j"},
-                         "trap 'touch $D/ended.$RANK; exit 0' INT; touch $D/trapped.$RANK; "
-                         "until [ -e $D/trapped.0 ]; do sleep 0.02; done; echo ready; "
-                         "while :; do sleep 0.05; done",
-                         "[1] ready");
-  CHECK(o.code == 0);
-  CHECK(std::filesystem::exists(r.folder.path() / "ended.0"));
-  CHECK(std::filesystem::exists(r.folder.path() / "ended.1"));
-}
-
-TEST_CASE("a rank that dies of the signal passed on is not started anew") {
-  Run r;
-  const Outcome o = r.go({"-n", "2", "--job", "j"},
-                         "echo x >>$D/starts; touch $D/up.$RANK; "
-                         "until [ -e $D/up.1 ]; do sleep 0.02; done; echo ready; exec sleep 50",
-                         "[0] ready");
-  CHECK(o.code == 128 + SIGINT);
-  CHECK(r.lines("starts") == 2);
-}
-
-TEST_CASE("a second Ctrl-C kills ranks that do not end") {
-  Run r;
-  // Each rank answers the signal that is passed on by another one to the launcher.
-  const Outcome o = r.go({"-n", "2", "--job", "j"},
-                         "trap 'kill -INT $PPID' INT; touch $D/up.$RANK; "
-                         "until [ -e $D/up.0 ]; do sleep 0.02; done; echo ready; "
-                         "while :; do sleep 0.05; done",
-                         "[1] ready");
-  INFO(o.err);
-  CHECK_FALSE(o.timed_out);
-  CHECK(o.code == 128 + SIGINT);
-  CHECK_THAT(o.err, contains_text("a second one kills them") && contains_text("killing ranks "));
 }
 
 TEST_CASE("no grace is too long: a rank has until it ends by itself") {
