@@ -96,7 +96,8 @@ class Checkpointer::Impl {
                      .waits = [this](const std::string& text) { warn(text); },
                      .failed = [this](const std::string& text) { warn(text); }}),
         // No vault is touched before the Store has said yes.
-        agent_(agent_options(), options_.store_object, enter(deadline), {}, log_) {
+        agent_(agent_options(), options_.store_object, enter(deadline), {}, log_),
+        reports_(options_.environment->supervisor, options_.environment->rank) {
     if (metrics_) followed_.emplace(*metrics_, [this] { return agent_.stats(); });
     form(deadline);
   }
@@ -178,6 +179,7 @@ class Checkpointer::Impl {
     group_ = device_group_ = {};
     trained_ = {};
     generation_ = {};
+    reports_.forming();
     try {
       const detail::Progress waiting(std::chrono::seconds(2), [this](std::chrono::seconds waited) {
         const std::vector<int> absent =
@@ -194,6 +196,7 @@ class Checkpointer::Impl {
       });
       generation_ = membership_.form(agent_.highest_generation(), deadline);
     } catch (...) {
+      reports_.alive();
       unformed_ = std::current_exception();
       throw;
     }
@@ -210,8 +213,7 @@ class Checkpointer::Impl {
       device_group_ = detail::with_limit(generation_.device, limit,
                                          std::make_shared<replicate::CollectiveWaits>());
     }
-    const RankEnvironment& who = *options_.environment;
-    report_joined(who.supervisor, who.rank, generation_.number);
+    reports_.joined(generation_.number);
   }
 
   const std::shared_ptr<replicate::Log> log_;
@@ -230,6 +232,7 @@ class Checkpointer::Impl {
   Membership membership_;
   Agent agent_;
   std::optional<detail::MetricsWriter::Following> followed_;  ///< After the agent: it reads it.
+  SupervisorReports reports_;
   Generation generation_;
   std::shared_ptr<ProcessGroup> group_;  ///< The generation's, for the trainer.
   std::shared_ptr<ProcessGroup>
@@ -487,6 +490,7 @@ void Checkpointer::finish() {
   if (!impl_->finished_) impl_->check_place();
   impl_->agent_.finish();
   if (std::exchange(impl_->finished_, true)) return;
+  impl_->reports_.left();  // nobody waits for this rank any more
   impl_->group_->abort(
       std::make_exception_ptr(InvalidState("the trainer's group was used after finish()")));
   if (impl_->device_group_) impl_->device_group_->close();

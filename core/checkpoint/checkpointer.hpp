@@ -38,8 +38,9 @@ namespace meshstage {
 /// `ms-agent`, `ms-copy`, `ms-slots`, `ms-store`, `ms-verify`, `ms-persist` and `ms-log`, and one
 /// `ms-send` and one `ms-recv` for each data peer. Up to `copy_threads` more help to copy
 /// (`mesh-copy`), `ms-trace` and `ms-metrics` write what the options of these names ask for, and
-/// the backend has threads of its own. While a generation is formed or a step recovered, one more
-/// thread reports how long the wait has taken. All of them end with the Checkpointer.
+/// the backend has threads of its own. Under `meshstage run`, `ms-report` reports to it. While a
+/// generation is formed or a step recovered, one more thread reports how long the wait has taken.
+/// All of them end with the Checkpointer.
 ///
 /// Errors: RejoinNeeded (PeerLost or PeerSilent) ends the generation. Any call may throw it,
 /// recover() and finish() too, and so may a transfer of group(). Then call rejoin() or destroy the

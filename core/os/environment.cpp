@@ -29,7 +29,7 @@ constexpr std::array kVariables{
     EnvironmentVariable{"MESHSTAGE_TAKE_OVER", "1",
                         "takes the job from another start whose ranks are alive; for one start"},
     EnvironmentVariable{"MESHSTAGE_SUPERVISOR", "a socket's path",
-                        "where a rank that has joined tells `meshstage run`, which sets this"},
+                        "where a rank reports to `meshstage run`, which sets this"},
     EnvironmentVariable{"MESHSTAGE_MODULE_PATH", "folders, separated by ':'",
                         "where the modules (Gloo, CUDA, NCCL) are sought first"},
 };

@@ -1,4 +1,10 @@
 // Hosts, the variables of a rank, lines of output, and reports of ranks.
+#include <poll.h>
+
+#include <chrono>
+#include <optional>
+#include <vector>
+
 #include <meshstage/core/comm/rank_environment.hpp>
 #include <meshstage/core/comm/supervisor.hpp>
 #include <meshstage/core/error/error.hpp>
@@ -106,17 +112,66 @@ TEST_CASE("prefixes are as wide as the largest rank's") {
   CHECK(line_prefix(3, 4, false) == "[3] ");
 }
 
-TEST_CASE("a report that the library sends arrives; others are ignored") {
+TEST_CASE("reports that the library sends arrive; others are ignored") {
+  using Kind = Report::Kind;
   Reports reports;
-  report_joined(reports.path(), 3, 17);
-  auto taken = reports.take();
-  REQUIRE(taken.size() == 1);
-  CHECK(taken[0].rank == 3);
-  CHECK(taken[0].generation == 17);
-  CHECK(reports.take().empty());
-  for (const char* wrong : {"", "joined", "joined 1", "joined -1 2", "joined 1 2 3", "left 1 2"}) {
-    INFO(wrong);
-    CHECK_FALSE(parse_joined(wrong));
+  std::vector<Report> taken;
+  const auto come = [&] {  // until "left", the last
+    for (const auto& report : reports.take()) taken.push_back(report);
+    return !taken.empty() && taken.back().kind == Kind::kLeft;
+  };
+  {
+    SupervisorReports rank(reports.path(), 3, std::chrono::hours(1));
+    CHECK_FALSE(come());
+    rank.forming();
+    rank.joined(17);
+    rank.left();
+    CHECK(come());
+    rank.left();  // says it once
   }
-  report_joined("/nowhere/at/all", 0, 1);  // nobody listens: nothing happens
+  const std::vector<Kind> kinds{Kind::kForming, Kind::kJoined, Kind::kAlive, Kind::kLeft};
+  REQUIRE(taken.size() == kinds.size());
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    CHECK(taken[i].kind == kinds[i]);
+    CHECK(taken[i].rank == 3);
+  }
+  CHECK(taken[1].number == 17);
+  CHECK(taken[0].number == taken[2].number);
+  CHECK(taken[0].number == taken[3].number);
+  for (const char* wrong : {"", "joined", "joined 1", "joined -1 2", "joined 1 2 3", "lost 1 2"}) {
+    INFO(wrong);
+    CHECK_FALSE(parse_report(wrong));
+  }
+  SupervisorReports("/nowhere/at/all", 0).alive();  // nobody listens: nothing happens
+  SupervisorReports("", 0).alive();
+}
+
+TEST_CASE("a report is repeated until another one takes its place, or the reporter ends") {
+  using Kind = Report::Kind;
+  Reports reports;
+  const auto next = [&]() -> std::optional<Report> {
+    pollfd readable{reports.descriptor(), POLLIN, 0};
+    constexpr int kLongest = 20'000;
+    if (::poll(&readable, 1, kLongest) != 1) return std::nullopt;
+    return reports.take().back();
+  };
+  {
+    SupervisorReports rank(reports.path(), 3, std::chrono::milliseconds(5));
+    rank.forming();
+    for (int i = 0; i < 3; ++i) {
+      const auto report = next();
+      REQUIRE(report);
+      CHECK(report->kind == Kind::kForming);
+    }
+    rank.alive();
+    (void)reports.take();
+    for (int i = 0; i < 3; ++i) {
+      const auto report = next();
+      REQUIRE(report);
+      CHECK(report->kind == Kind::kAlive);
+    }
+  }
+  const auto last = next();
+  REQUIRE(last);
+  CHECK(last->kind == Kind::kLeft);
 }

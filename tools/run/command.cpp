@@ -34,6 +34,7 @@ struct Arguments {
   std::string hosts, this_host, job, store;
   std::uint16_t master_port = 0;
   std::uint64_t grace = 30;
+  std::uint64_t hung_after = 30, away_after = 0;
   bool raw = false;
   std::vector<std::string> command;
 };
@@ -113,8 +114,15 @@ LaunchOptions launch_options(const Arguments& a) {
         "--restart all ends the ranks of one host only, so with several hosts use --restart alone");
   }
   if (a.max_restarts_option->count() > 0) options.rules.max_restarts = a.max_restarts;
-  options.grace = std::chrono::duration_cast<std::chrono::milliseconds>(
-      Deadline::length(std::chrono::duration<std::uint64_t>(a.grace)));
+  const auto length = [](std::uint64_t seconds) {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(
+        Deadline::length(std::chrono::duration<std::uint64_t>(seconds)));
+  };
+  options.grace = length(a.grace);
+  const auto unless_zero = [&](std::uint64_t seconds) {
+    return seconds == 0 ? std::nullopt : std::optional(length(seconds));
+  };
+  options.hang_rules = {unless_zero(a.hung_after), unless_zero(a.away_after)};
   options.prefix = !a.raw;
   options.command = a.command;
   return options;
@@ -168,6 +176,19 @@ void add_run_command(CLI::App& app) {
   command
       ->add_option("--grace", a->grace,
                    "Seconds from SIGTERM to SIGKILL where this command ends ranks")
+      ->check(whole_number())
+      ->capture_default_str();
+  command
+      ->add_option("--hung-after", a->hung_after,
+                   "Kill a rank, and start it anew, if its process gives no sign of life for so "
+                   "many seconds while others wait for it; a rank that is slow, or in a long step, "
+                   "gives signs (0: never; at least 5)")
+      ->check(whole_number())
+      ->capture_default_str();
+  command
+      ->add_option("--away-after", a->away_after,
+                   "The same for a rank whose process gives signs, but whose trainer does not come "
+                   "to the others: it may hang, or be in a long step (0: never)")
       ->check(whole_number())
       ->capture_default_str();
   command->add_flag("--raw", a->raw, "Do not begin each line of output with its rank");

@@ -40,7 +40,10 @@ std::string seconds_text(std::chrono::milliseconds time) {
 }  // namespace
 
 Launcher::Launcher(LaunchOptions options, Signals& signals)
-    : options_(std::move(options)), signals_(signals), supervision_(options_.rules) {
+    : options_(std::move(options)),
+      signals_(signals),
+      supervision_(options_.rules),
+      hangs_(options_.rules.ranks, options_.launch.place.first_rank, options_.hang_rules) {
   options_.launch.supervisor = reports_.path();
   const bool colour = ::isatty(STDOUT_FILENO) == 1;
   seats_.resize(static_cast<std::size_t>(options_.rules.ranks));
@@ -89,13 +92,11 @@ int Launcher::run() {
   start_all();
   while (true) {
     wait();
-    for (const Joined& joined : reports_.take()) {
-      const int local = joined.rank - options_.launch.place.first_rank;
-      if (local >= 0 && local < options_.rules.ranks) supervision_.joined(local);
-    }
+    take_reports();
     for (Seat& seat : seats_) read_output(seat);
     for (const int signal : signals_.take_all()) pass_on(signal);
     reap();
+    kill_hung();
     keep_time();
     if (phase_ == Phase::kEnding && !any_process()) break;
   }
@@ -106,7 +107,9 @@ int Launcher::run() {
 void Launcher::start(Seat& seat) {
   seat.start_at.reset();
   seat.tail.clear();
+  seat.hang.clear();
   supervision_.started(seat.local_rank, Time(now_ns()));
+  hangs_.started(seat.local_rank);
   seat.process = std::make_unique<RankProcess>(
       options_.command, rank_environment(options_.launch, seat.local_rank, own_environment()));
 }
@@ -193,6 +196,26 @@ void Launcher::pass_on(int signal) {
   signal_all(signal);
 }
 
+void Launcher::take_reports() {
+  for (const Report& report : reports_.take()) {
+    const int local = report.rank - options_.launch.place.first_rank;
+    if (local < 0 || local >= options_.rules.ranks) continue;
+    if (report.kind == Report::Kind::kJoined) supervision_.joined(local);
+    hangs_.reported(local, report.kind, report.number, Time(now_ns()));
+  }
+}
+
+// A SIGKILL ends a stopped process, too. reap() finds it dead, and then it is started anew.
+void Launcher::kill_hung() {
+  const auto hang = hangs_.look(Time(now_ns()));
+  if (!hang || phase_ != Phase::kRunning) return;
+  Seat& seat = seats_[static_cast<std::size_t>(hang->rank)];
+  hangs_.started(hang->rank);  // it reports no more
+  if (!seat.process) return;
+  seat.hang = hang->how;
+  seat.process->signal(SIGKILL);
+}
+
 void Launcher::reap() {
   for (Seat& seat : seats_) {
     if (!seat.process) continue;
@@ -206,7 +229,9 @@ void Launcher::reap() {
 
 void Launcher::ended(Seat& seat, End end) {
   if (phase_ == Phase::kRunning) {
-    decide(supervision_.ended(seat.local_rank, end, Time(now_ns())));
+    const bool hung = !seat.hang.empty() && end.signalled && end.code == SIGKILL;
+    decide(supervision_.ended(seat.local_rank, end, Time(now_ns()),
+                              hung ? seat.hang + ", so it was killed" : end.text()));
   } else if (passed_on_ && end.exit_status() != 0) {
     exit_status_ = 128 + *passed_on_;
   }

@@ -8,6 +8,7 @@
 
 #include "tools/process/signals.hpp"
 #include "tools/run/environment.hpp"
+#include "tools/run/hangs.hpp"
 #include "tools/run/output.hpp"
 #include "tools/run/rank_process.hpp"
 #include "tools/run/reports.hpp"
@@ -18,6 +19,7 @@ namespace meshstage::tools::run {
 struct LaunchOptions {
   Launch launch;  ///< `supervisor` and, unless given, `master_port` are filled in.
   SupervisionRules rules;
+  HangRules hang_rules;
   std::vector<std::string> command;  ///< The program and its arguments.
   /// From SIGTERM to SIGKILL where the launcher ends ranks.
   std::chrono::milliseconds grace{30'000};
@@ -25,8 +27,9 @@ struct LaunchOptions {
   bool prefix = true;             ///< Begin each line of output with its rank.
 };
 
-/// Starts the ranks of one host, passes on what they print and the signals that come, starts the
-/// dead anew as Supervision decides, and ends with the job. One thread. No process of the job is
+/// Starts the ranks of one host, passes on what they print and the signals that come, kills ranks
+/// that hang (Hangs), starts the dead anew as Supervision decides, and ends with the job. One
+/// thread. No process of the job is
 /// left when run() has returned or thrown.
 class Launcher {
  public:
@@ -49,13 +52,16 @@ class Launcher {
     std::unique_ptr<LineCutter> out, err;
     Tail tail;
     std::optional<Time> start_at;
+    std::string hang;  ///< How it hung, if this program killed it for that.
   };
 
   void start(Seat& seat);
   void start_all();
   void wait();
   void read_output(Seat& seat);
+  void take_reports();
   void pass_on(int signal);
+  void kill_hung();
   void reap();
   void ended(Seat& seat, End end);
   void decide(const Decision& decision);
@@ -72,6 +78,7 @@ class Launcher {
   Signals& signals_;
   Reports reports_;
   Supervision supervision_;
+  Hangs hangs_;
   std::vector<Seat> seats_;
   Phase phase_ = Phase::kRunning;
   std::optional<Time> restart_all_at_;

@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <utility>
 
 #include <meshstage/core/error/error.hpp>
 
@@ -37,17 +38,23 @@ std::filesystem::path own_folder() {
 
 }  // namespace
 
-std::optional<Joined> parse_joined(std::string_view text) {
-  constexpr std::string_view kWord = "joined ";
-  Joined joined;
-  if (!text.starts_with(kWord)) return std::nullopt;
-  text.remove_prefix(kWord.size());
-  if (!take_number(text, joined.rank) || joined.rank < 0 || !text.starts_with(' ')) {
-    return std::nullopt;
+std::optional<Report> parse_report(std::string_view text) {
+  using Kind = Report::Kind;
+  static constexpr std::array<std::pair<std::string_view, Kind>, 4> kWords{
+      {{"joined ", Kind::kJoined},
+       {"forming ", Kind::kForming},
+       {"alive ", Kind::kAlive},
+       {"left ", Kind::kLeft}}};
+  for (const auto& [word, kind] : kWords) {
+    if (!text.starts_with(word)) continue;
+    Report report{.kind = kind};
+    text.remove_prefix(word.size());
+    if (!take_number(text, report.rank) || report.rank < 0 || !text.starts_with(' ')) break;
+    text.remove_prefix(1);
+    if (!take_number(text, report.number) || !text.empty()) break;
+    return report;
   }
-  text.remove_prefix(1);
-  if (!take_number(text, joined.generation) || !text.empty()) return std::nullopt;
-  return joined;
+  return std::nullopt;
 }
 
 Reports::Reports() : folder_(own_folder()) {
@@ -69,15 +76,15 @@ Reports::~Reports() {
   std::filesystem::remove_all(folder_, ignored);
 }
 
-std::vector<Joined> Reports::take() {
-  std::vector<Joined> all;
+std::vector<Report> Reports::take() {
+  std::vector<Report> all;
   std::array<char, 256> buffer{};
   while (true) {
     const ssize_t n = ::recv(socket_.get(), buffer.data(), buffer.size(), 0);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return all;
-    if (const auto joined = parse_joined({buffer.data(), static_cast<std::size_t>(n)})) {
-      all.push_back(*joined);
+    if (const auto report = parse_report({buffer.data(), static_cast<std::size_t>(n)})) {
+      all.push_back(*report);
     }
   }
 }

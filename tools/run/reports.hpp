@@ -10,16 +10,22 @@
 
 namespace meshstage::tools::run {
 
-/// "joined RANK GENERATION": a rank's process became part of a generation of its job.
-struct Joined {
-  int rank = 0;
-  std::uint64_t generation = 0;
+/// What a rank reports; core/comm/supervisor.hpp has the texts.
+struct Report {
+  enum class Kind : std::uint8_t {
+    kJoined,   ///< It became part of a generation of its job.
+    kForming,  ///< It waits for the others while a generation is formed.
+    kAlive,    ///< Its process lives, and does not wait so.
+    kLeft,     ///< Its process reports no more.
+  } kind = Kind::kJoined;
+  int rank = 0;              ///< Of the job.
+  std::uint64_t number = 0;  ///< The generation (kJoined), else the reporter's token.
 };
-/// Nothing where the text is none of ours.
-[[nodiscard]] std::optional<Joined> parse_joined(std::string_view text);
+/// Nothing where the text is no report.
+[[nodiscard]] std::optional<Report> parse_report(std::string_view text);
 
-/// A socket in a folder of this user's own, to which the library in a rank writes a datagram each
-/// time when it joined a generation (MESHSTAGE_SUPERVISOR). Removed by the destructor.
+/// A socket in a folder of this user's own, to which the library in a rank writes its reports
+/// (MESHSTAGE_SUPERVISOR). Removed by the destructor.
 class Reports {
  public:
   /// Throws IoError.
@@ -31,7 +37,7 @@ class Reports {
   [[nodiscard]] std::string path() const { return (folder_ / "supervisor").string(); }
   [[nodiscard]] int descriptor() const { return socket_.get(); }
   /// What has come. Never blocks.
-  std::vector<Joined> take();
+  std::vector<Report> take();
 
  private:
   std::filesystem::path folder_;

@@ -24,9 +24,9 @@ void Supervision::all_ended() {
   for (Seat& seat : seats_) seat.finished = false;
 }
 
-Decision Supervision::ended(int rank, End end, Time now) {
+Decision Supervision::ended(int rank, End end, Time now, const std::string& how) {
   Seat& seat = seats_.at(static_cast<std::size_t>(rank));
-  Decision decision{.rank = rank, .why = "rank " + std::to_string(rank) + ": " + end.text()};
+  Decision decision{.rank = rank, .why = "rank " + std::to_string(rank) + ": " + how};
   if (!end.signalled && end.code == 0) {
     seat.finished = true;
     const bool done =

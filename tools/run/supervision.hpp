@@ -58,8 +58,11 @@ class Supervision {
   void started(int rank, Time now);
   /// The rank's process reported that it is part of a generation of the job.
   void joined(int rank);
-  /// The rank's process ended by itself, or was killed by somebody else.
-  [[nodiscard]] Decision ended(int rank, End end, Time now);
+  /// The rank's process ended by itself, or was killed. `how` stands in Decision::why.
+  [[nodiscard]] Decision ended(int rank, End end, Time now, const std::string& how);
+  [[nodiscard]] Decision ended(int rank, End end, Time now) {
+    return ended(rank, end, now, end.text());
+  }
   /// The launcher ended all ranks, to start them anew.
   void all_ended();
 
