@@ -1,5 +1,6 @@
 // A rank that hangs inside Checkpointer::run(): its trainer alone, while the engine's threads go
 // on, or all of it. tests/examples stops whole processes.
+#include <atomic>
 #include <chrono>
 #include <latch>
 #include <memory>
@@ -30,6 +31,19 @@ constexpr int kRanks = 3;
 constexpr int kHangs = 1;
 constexpr std::uint64_t kSteps = 8;
 
+/// Happens once, or again.
+class Event {
+ public:
+  void set() {
+    happened_ = true;
+    happened_.notify_all();
+  }
+  void wait() const { happened_.wait(false); }
+
+ private:
+  std::atomic<bool> happened_ = false;
+};
+
 /// Counts down at the end of a block, also if that throws: nobody waits for it for ever.
 struct AtEnd {
   std::latch& latch;
@@ -45,8 +59,8 @@ struct HangingJob {
   const Where where;
   const bool silent;  ///< Nor does its process answer anybody who asks whether it lives.
   const std::shared_ptr<HangingStore> store = std::make_shared<HangingStore>(job.store());
-  std::latch given_up{1};  ///< Rank 0 waits for rank 1 in the next generation.
-  std::latch wake{1};
+  Event given_up;  ///< Rank 0 waits for rank 1 in the next generation, or has ended.
+  Event wake;
 
   explicit HangingJob(Where there, bool with_process = false)
       : where(there), silent(with_process) {}
@@ -57,18 +71,17 @@ struct HangingJob {
     store->go_on();
   }
 
-  /// Trains as `rank`; returns the sum that it has learned.
+  /// Trains as `rank`. Throws unless it ends with the right sum.
   void live(int rank, bool hanging, std::chrono::seconds forming = 60s) {
+    const std::unique_ptr<Event, void (*)(Event*)> at_end(rank == 0 ? &given_up : nullptr,
+                                                          [](Event* event) { event->set(); });
     auto options = job.options(rank);
     options.deadline = 2s;
     options.forming_deadline = forming;
     if (hanging) options.store_object = store;
     if (rank == 0) {
       options.log = [this](const ms::LogLine& line) {
-        if (line.text.find("waiting for ranks 1 of 3") != std::string::npos &&
-            !given_up.try_wait()) {
-          given_up.count_down();
-        }
+        if (line.text.find("waiting for ranks 1 of 3") != std::string::npos) given_up.set();
       };
     }
     ms::Checkpointer ckpt(options);
@@ -107,7 +120,7 @@ TEST_CASE("the replacement of a rank that hangs in run() takes its place, and it
   const auto errors = run_ranks(all_ranks(kRanks + 2), [&](int number) {
     if (number > kReplacement) {
       trained.wait();
-      hanging.wake.count_down();
+      hanging.wake.set();
       return;
     }
     if (number == kReplacement) hanging.given_up.wait();
@@ -134,7 +147,7 @@ TEST_CASE("a rank that hangs in run() for a while comes back by itself, with the
       return;
     }
     hanging.given_up.wait();
-    hanging.wake.count_down();
+    hanging.wake.set();
   }));
 }
 
@@ -146,7 +159,7 @@ TEST_CASE(
   const auto errors = run_ranks(all_ranks(kRanks + 1), [&](int number) {
     if (number == kRanks) {
       ended.wait();
-      hanging.wake.count_down();
+      hanging.wake.set();
       return;
     }
     if (number == kHangs) {
