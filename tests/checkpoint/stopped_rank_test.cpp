@@ -46,11 +46,12 @@ class StoppingJob {
   const std::string where_, forming_;
 };
 
-/// What the stopped rank prints when it goes on: one error. It is fenced, waits for the others in
-/// vain, or finds that a call of the Store took until after its deadline.
+/// The stopped rank prints one error when it goes on: it is fenced, or waits for the others in
+/// vain, or a call of the Store or the engine itself took until after its deadline.
 void check_woken(const std::string& printed) {
   CHECK_THAT(printed, contains_text("fenced: ") || contains_text("did not come: 0, 2") ||
-                          contains_text("no answer by the deadline"));
+                          contains_text("no answer by the deadline") ||
+                          contains_text("this process cannot go on and must be ended"));
   CHECK(std::count(printed.begin(), printed.end(), '\n') == 1);
 }
 
