@@ -170,7 +170,7 @@ TEST_CASE(
     hanging.live(number, false, 5s);
   });
   CHECK(std::chrono::steady_clock::now() - begin < 60s);
-  for (const std::size_t rank : {0, 2}) {
+  for (const std::size_t rank : {0U, 2U}) {
     CHECK_THAT(errors[rank], contains_text("timeout: ") && contains_text("did not come: 1"));
   }
   CHECK_THAT(errors[kHangs], contains_text("timeout: ") && contains_text("did not come: 0, 2"));
