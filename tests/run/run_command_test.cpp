@@ -93,8 +93,9 @@ TEST_CASE("what a rank left running ends with it, also what left its group") {
 TEST_CASE("ranks do not outlive a launcher that was killed") {
   const TemporaryDirectory folder;
   const std::string mark = "5" + std::to_string(::getpid());
-  meshstage::testing::WorkerProcess launcher(MESHSTAGE_COMMAND,
-                                             {"run", "-n", "2", "--job", "j", "--", "sleep", mark});
+  meshstage::testing::WorkerProcess launcher(
+      "/usr/bin/env", {"TMPDIR=" + folder.path().string(),  // for what it cannot remove any more
+                       MESHSTAGE_COMMAND, "run", "-n", "2", "--job", "j", "--", "sleep", mark});
   const auto running = [&] {
     std::size_t count = 0;  // the launcher's own command line names it too
     for (const auto& line : processes_with("sleep " + mark)) count += line.starts_with("sleep");
