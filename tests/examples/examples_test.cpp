@@ -19,3 +19,8 @@ TEST_CASE("run() with an optimizer on a mesh survives two deaths at every point"
 TEST_CASE("the loop in a program's own hands survives two deaths at every point") {
   killed_everywhere("loop");
 }
+
+TEST_CASE(
+    "a trainer with numbers and a random stream in its state survives two deaths at every point") {
+  killed_everywhere("consumer");
+}

@@ -58,6 +58,8 @@ endforeach()
 if(EXISTS "${PROJECT_SOURCE_DIR}/tools/examples")
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/tools/examples/" DESTINATION "${CMAKE_INSTALL_DOCDIR}/tools/examples"
     FILES_MATCHING PATTERN "*.cpp" PATTERN "*.hpp" PATTERN "*.py")
+  install(FILES "${PROJECT_SOURCE_DIR}/tools/examples/consumer/CMakeLists.txt"
+    DESTINATION "${CMAKE_INSTALL_DOCDIR}/tools/examples/consumer")
   install(FILES "${CMAKE_CURRENT_LIST_DIR}/examples.cmake" RENAME CMakeLists.txt
     DESTINATION "${CMAKE_INSTALL_DOCDIR}/tools/examples")
 endif()
