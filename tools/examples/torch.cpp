@@ -3,9 +3,7 @@
 // usage: meshstage-example-torch [DIRECTORY [STEPS]]
 #include <torch/torch.h>
 
-#include <cstdint>
 #include <cstdio>
-#include <span>
 #include <string>
 
 #include <meshstage/core/checkpoint/checkpointer.hpp>
@@ -13,6 +11,7 @@
 #include <meshstage/core/interop/torch.hpp>
 
 namespace ms = meshstage;
+using namespace ms::collectives;
 
 /// What a rank learns from: of the step and the rank alone, so that a step that is trained again
 /// after a recovery gives the same bits.
@@ -21,19 +20,12 @@ torch::Tensor examples(std::uint64_t step, int rank) {
   return torch::randn({64, 16}, generator);
 }
 
-/// Averages a gradient over the ranks.
-void average(ms::ProcessGroup& group, const torch::Tensor& gradient) {
-  const std::span<float> values(gradient.data_ptr<float>(),
-                                static_cast<std::size_t>(gradient.numel()));
-  ms::collectives::all_reduce(group, values, ms::collectives::ReduceOp::kAvg);
-}
-
 void train(ms::CheckpointerOptions options, std::uint64_t steps) {
   torch::manual_seed(7);  // all ranks begin alike
   torch::nn::Sequential model(torch::nn::Linear(16, 64), torch::nn::Tanh(),
                               torch::nn::Linear(64, 64), torch::nn::Tanh(),
                               torch::nn::Linear(64, 1));
-  torch::optim::AdamW optimizer(model->parameters(), torch::optim::AdamWOptions(1e-2));
+  torch::optim::AdamW optimizer(model->parameters(), 1e-2);
 
   ms::Checkpointer ckpt(std::move(options));
   ms::Dict state{{"model", ms::torch::dict(*model)}, {"optimizer", ms::torch::dict(optimizer)}};
@@ -41,7 +33,9 @@ void train(ms::CheckpointerOptions options, std::uint64_t steps) {
     const auto x = examples(step.number(), ckpt.rank());
     optimizer.zero_grad();
     torch::mse_loss(model->forward(x), (x * x).mean(1, true)).backward();
-    for (const auto& parameter : model->parameters()) average(step.group(), parameter.grad());
+    for (const auto& p : model->parameters()) {
+      all_reduce(step.group(), ms::torch::from_torch(p.grad()).span<float>(), ReduceOp::kAvg);
+    }
     step.before_update();  // waits until what is being staged was copied
     optimizer.step();
   };
