@@ -1,6 +1,6 @@
 // An example program that kills itself at a named point of the protocol: the example's train(),
 // with an observer. Prints what the example prints, and then the step that it began with.
-// usage: killed_NAME DIRECTORY STEPS plain|pruning|failing|ending [POINT PASS]
+// usage: killed_NAME DIRECTORY STEPS [plain|pruning|failing|ending [POINT PASS]]
 // PASS counts from 1. What the words mean stands in killed_runs.hpp, at Job.
 #include <sys/prctl.h>
 
@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -91,11 +92,12 @@ class Failing {
 int main(int argc, char** argv) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   const std::string directory = argv[1];
-  const std::string kind = argv[3];
+  const std::string kind = argc > 3 ? argv[3] : "plain";
   ms::CheckpointerOptions options;
   options.job = "example";
   options.directory = directory + "/files";
-  options.vault_directory = directory + "/vault";
+  options.vault_directory = directory + "/vault";  // not beside another test's job "example"
+  std::filesystem::create_directories(options.vault_directory);
   options.store = "file:" + directory + "/store";
   options.deadline = 20s;
   options.forming_deadline = kind == "ending" ? 20s : 60s;

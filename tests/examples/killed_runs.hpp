@@ -85,9 +85,7 @@ inline std::string read(const std::filesystem::path& path) {
 class Job {
  public:
   Job(std::string example, std::string steps, std::string kind)
-      : example_(std::move(example)), steps_(std::move(steps)), kind_(std::move(kind)) {
-    std::filesystem::create_directory(folder_.path() / "vault");
-  }
+      : example_(std::move(example)), steps_(std::move(steps)), kind_(std::move(kind)) {}
 
   /// Starts all ranks, and waits until they have ended. With `again` a rank that died is started
   /// again.

@@ -60,6 +60,8 @@ if(EXISTS "${PROJECT_SOURCE_DIR}/tools/examples")
     FILES_MATCHING PATTERN "*.cpp" PATTERN "*.hpp" PATTERN "*.py")
   install(FILES "${PROJECT_SOURCE_DIR}/tools/examples/consumer/CMakeLists.txt"
     DESTINATION "${CMAKE_INSTALL_DOCDIR}/tools/examples/consumer")
+  install(PROGRAMS "${PROJECT_SOURCE_DIR}/tools/examples/random_kills"
+    DESTINATION "${CMAKE_INSTALL_DOCDIR}/tools/examples")
   install(FILES "${CMAKE_CURRENT_LIST_DIR}/examples.cmake" RENAME CMakeLists.txt
     DESTINATION "${CMAKE_INSTALL_DOCDIR}/tools/examples")
 endif()
