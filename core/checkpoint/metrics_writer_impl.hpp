@@ -32,8 +32,8 @@ class MetricsWriter {
   /// True if these options want figures anywhere.
   static bool wanted(const CheckpointerOptions& options);
   /// Throws InvalidArgument if options.metrics ends neither in .jsonl nor in .prom, and IoError if
-  /// its folder does not exist. Later, `warn` gets one line when the
-  /// file cannot be written, and one if the callback throws.
+  /// its folder does not exist. Later, `warn` gets one line when the file cannot be written, and
+  /// one if the callback throws.
   MetricsWriter(const CheckpointerOptions& options, std::function<void(const std::string&)> warn);
   MetricsWriter(const MetricsWriter&) = delete;
   MetricsWriter& operator=(const MetricsWriter&) = delete;

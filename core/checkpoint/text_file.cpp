@@ -54,7 +54,8 @@ void append_line(const std::filesystem::path& file, const std::string& text) {
 }
 
 void replace_text(const std::filesystem::path& file, const std::string& text) {
-  const std::filesystem::path fresh = file.native() + ".new-" + std::to_string(::getpid());
+  const std::filesystem::path fresh =
+      file.native() + ".new";  // one name: a killed writer's is used again
   try {
     OpenText(fresh, O_WRONLY | O_TRUNC | O_NOFOLLOW).write(text);
     if (::rename(fresh.c_str(), file.c_str()) != 0) throw_errno("rename", file.native(), errno);

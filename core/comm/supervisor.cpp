@@ -10,6 +10,7 @@
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/thread.hpp>
 #include <meshstage/core/comm/job_entries_impl.hpp>
+#include <meshstage/core/comm/socket/net_impl.hpp>
 #include <meshstage/core/comm/supervisor.hpp>
 
 namespace meshstage {
@@ -23,6 +24,7 @@ struct SupervisorReports::State {
         rank(number),
         token(detail::random_number()),
         interval(every),
+        fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)),
         thread("ms-report", [this](const std::stop_token& stop) { run(stop); }) {}
 
   void become(const char* new_word) {
@@ -39,19 +41,16 @@ struct SupervisorReports::State {
   /// Allocates nothing, for its callers may not throw.
   void send(const char* what, std::uint64_t number, bool waits) const {
     sockaddr_un address{};
-    if (path.size() >= sizeof address.sun_path) return;
-    const int fd = ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) return;
+    if (fd.get() < 0 || path.size() >= sizeof address.sun_path) return;
     address.sun_family = AF_UNIX;
     path.copy(address.sun_path, sizeof address.sun_path - 1);
     std::array<char, 64> text{};
     const int length = std::snprintf(text.data(), text.size(), "%s %d %llu", what, rank,
                                      static_cast<unsigned long long>(number));
-    if (waits) (void)::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &kPatience, sizeof kPatience);
-    (void)::sendto(fd, text.data(), static_cast<std::size_t>(length),
+    if (waits) (void)::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &kPatience, sizeof kPatience);
+    (void)::sendto(fd.get(), text.data(), static_cast<std::size_t>(length),
                    MSG_NOSIGNAL | (waits ? 0 : MSG_DONTWAIT),
                    reinterpret_cast<const sockaddr*>(&address), sizeof address);
-    ::close(fd);
   }
 
   void run(const std::stop_token& stop) {
@@ -67,6 +66,7 @@ struct SupervisorReports::State {
   const int rank;
   const std::uint64_t token;
   const std::chrono::milliseconds interval;
+  const net::Descriptor fd;  // kept: a process that has no descriptor left must still report
   Mutex mutex;
   CondVar changed;
   /// Of the report that is repeated. Null: none is.

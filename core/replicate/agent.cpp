@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <exception>
+#include <new>
+#include <optional>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
@@ -30,12 +32,15 @@ class Agent::Impl {
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
     leave();
-    stop_persisting();
+    driver_.stop_persisting();
     engine_.loop.stop();
   }
-  void stop_persisting() {
+  void stop_persisting() noexcept {
     driver_.stop_persisting();
-    engine_.loop.run([] {});  // the loop counts what was written
+    try {
+      engine_.loop.run([] {});         // the loop counts what was written
+    } catch (const std::bad_alloc&) {  // NOLINT(bugprone-empty-catch): the last figures lack it
+    }
   }
 
   void begin(const Generation& generation);
@@ -130,7 +135,7 @@ Agent::~Agent() = default;
 std::uint64_t Agent::highest_generation() const { return impl_->highest_generation(); }
 void Agent::begin(const Generation& generation) { impl_->begin(generation); }
 void Agent::leave() noexcept { impl_->leave(); }
-void Agent::stop_persisting() { impl_->stop_persisting(); }
+void Agent::stop_persisting() noexcept { impl_->stop_persisting(); }
 Recovered Agent::recover(Value& state) { return impl_->trainer_.recover(state); }
 protocol::OldStep Agent::old_step() const { return impl_->trainer_.old_step(); }
 void Agent::free_superseded(ImageId recovered) { impl_->trainer_.free_superseded(recovered); }

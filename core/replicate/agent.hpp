@@ -47,8 +47,9 @@ class MESHSTAGE_API Agent {
   /// is left, so that no transfer writes any more (rule 8). Open Stagings end with the loss, or
   /// Cancelled. Idempotent.
   void leave() noexcept;
-  /// Waits for what is being written to disk; nothing more is written. For the end, after leave().
-  void stop_persisting();
+  /// Waits for what is being written to disk, and for its figures; nothing more is written. For the
+  /// end, after leave().
+  void stop_persisting() noexcept;
 
   /// As Checkpointer::recover, stage, finish.
   Recovered recover(Value& state);

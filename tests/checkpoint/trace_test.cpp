@@ -150,7 +150,7 @@ TEST_CASE("a file of lines and a callback get the figures of each step, to the l
   }
 }
 
-TEST_CASE("two processes of a rank append whole lines to one file, which everybody may read") {
+TEST_CASE("two processes of a rank append whole lines to one file, which others may read") {
   const TempDirectory directory;
   const auto file = directory.path() / "figures.r0.jsonl";
   std::ofstream(file) << R"({"rank":0})" << "\n" << R"({"ra)";  // its writer was killed
@@ -184,11 +184,18 @@ TEST_CASE("two processes of a rank append whole lines to one file, which everybo
   {
     const ms::Checkpointer ckpt(options);
   }
+  options = job.options(0);
+  options.metrics = directory.path() / "readable.jsonl";
+  {
+    const ms::Checkpointer ckpt(options);
+  }
   using Perms = std::filesystem::perms;
-  const auto mode = std::filesystem::status(directory.path() / "readable.r0.prom").permissions();
   const mode_t mask = ::umask(0);
   ::umask(mask);
-  CHECK(((mode & Perms::others_read) != Perms::none) == ((mask & S_IROTH) == 0));
+  for (const char* name : {"readable.r0.prom", "readable.r0.jsonl"}) {
+    const auto mode = std::filesystem::status(directory.path() / name).permissions();
+    CHECK(((mode & Perms::others_read) != Perms::none) == ((mask & S_IROTH) == 0));
+  }
 }
 
 TEST_CASE("Prometheus' file is kept up to date while the job runs") {

@@ -7,6 +7,7 @@
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/comm/in_process/fabric.hpp>
 #include <meshstage/core/comm/membership.hpp>
+#include <meshstage/core/comm/several_connections.hpp>
 #include <meshstage/core/comm/wrapped_store.hpp>
 #include <meshstage/core/error/error.hpp>
 

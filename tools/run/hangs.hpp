@@ -40,6 +40,8 @@ class Hangs {
   /// so what the ranks have reported meanwhile may be lost, and the time does not count.
   static constexpr std::chrono::seconds kLongestPause{5};
 
+  static constexpr std::chrono::milliseconds kLongestTurn{500};
+
   /// `first_rank`: the job's number of rank 0 here.
   Hangs(int ranks, int first_rank, HangRules rules);
 
@@ -47,6 +49,9 @@ class Hangs {
   /// they come.
   void started(int rank);
   void reported(int rank, Kind kind, std::uint64_t token, Time now);
+  /// Reports may have been lost until now: they were not read for longer than kLongestTurn, and the
+  /// socket keeps only about ten. The time until now does not count.
+  void missed(Time now) { watching_ = now; }
   /// A rank that hangs now, if any. Call it at least every second while reports come.
   [[nodiscard]] std::optional<Hang> look(Time now);
 

@@ -10,9 +10,11 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <string>
 
 #include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/file_system.hpp>
 
 namespace meshstage::tools::run {
 namespace {
@@ -35,6 +37,12 @@ std::uint16_t free_port() {
 
 std::string seconds_text(std::chrono::milliseconds time) {
   return std::to_string((time.count() + 500) / 1000) + " s";
+}
+
+/// A process that dumps core is silent until the dump is whole, and then dead.
+bool dumps_core(pid_t process) {
+  const auto status = read_text(real_file_system(), "/proc/" + std::to_string(process) + "/status");
+  return status && status->find("CoreDumping:\t1") != std::string::npos;
 }
 
 }  // namespace
@@ -92,10 +100,12 @@ int Launcher::run() {
   start_all();
   while (true) {
     wait();
+    const Time begun(now_ns());
     take_reports();
     for (Seat& seat : seats_) read_output(seat);
     for (const int signal : signals_.take_all()) pass_on(signal);
     reap();
+    if (const Time now(now_ns()); now - begun > Hangs::kLongestTurn) hangs_.missed(now);
     kill_hung();
     keep_time();
     if (phase_ == Phase::kEnding && !any_process()) break;
@@ -210,6 +220,7 @@ void Launcher::kill_hung() {
   const auto hang = hangs_.look(Time(now_ns()));
   if (!hang || phase_ != Phase::kRunning) return;
   Seat& seat = seats_[static_cast<std::size_t>(hang->rank)];
+  if (seat.process && dumps_core(seat.process->pid())) return hangs_.missed(Time(now_ns()));
   hangs_.started(hang->rank);  // it reports no more
   if (!seat.process) return;
   seat.hang = hang->how;
@@ -221,6 +232,7 @@ void Launcher::reap() {
     if (!seat.process) continue;
     const auto end = seat.process->try_reap();
     if (!end) continue;
+    take_reports();  // its last ones must not be taken for those of its replacement
     finish_output(seat);
     seat.process.reset();
     ended(seat, *end);

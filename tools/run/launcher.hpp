@@ -29,8 +29,7 @@ struct LaunchOptions {
 
 /// Starts the ranks of one host, passes on what they print and the signals that come, kills ranks
 /// that hang (Hangs), starts the dead anew as Supervision decides, and ends with the job. One
-/// thread. No process of the job is
-/// left when run() has returned or thrown.
+/// thread. No process of the job is left when run() has returned or thrown.
 class Launcher {
  public:
   Launcher(LaunchOptions options, Signals& signals);

@@ -83,7 +83,7 @@ void find_own_address(HostFacts& facts) {
   try {
     facts.own_address = options.host.empty() ? address_for_other_hosts() : options.host;
     (void)make_tcp_transport(options);
-  } catch (const InvalidArgument& e) {
+  } catch (const Error& e) {  // of the address, or of the system
     facts.own_address.clear();
     facts.host_error = e.what();
   }

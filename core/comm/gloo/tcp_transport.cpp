@@ -17,7 +17,7 @@ std::string host_to_listen_on(const TcpTransportOptions& options) {
     return net::without_brackets(options.host);
   }
   if (options.single_host) return "127.0.0.1";
-  return address_for_other_hosts();
+  return net::own_address_for_others();  // loopback, too: the ranks may all be here
 }
 
 class TcpTransport final : public Transport {
@@ -46,7 +46,11 @@ class TcpTransport final : public Transport {
 
 }  // namespace
 
-std::string address_for_other_hosts() { return net::own_address_for_others(); }
+std::string address_for_other_hosts() {
+  const std::string host = net::own_address_for_others();
+  net::check_not_loopback(host);
+  return host;
+}
 
 std::shared_ptr<Transport> make_tcp_transport(TcpTransportOptions options) {
   return std::make_shared<TcpTransport>(std::move(options));

@@ -20,8 +20,9 @@ struct TcpTransportOptions {
   std::filesystem::path gloo_module;
 };
 
-/// What an empty TcpTransportOptions::host means on several hosts. Asks the host name's resolver.
-/// Throws InvalidArgument, naming MESHSTAGE_HOST, if there is no such address.
+/// Where other hosts reach this one if TcpTransportOptions::host is empty. Asks the resolver of
+/// host names. Throws InvalidArgument, naming MESHSTAGE_HOST, if there is no such address, and
+/// IoError.
 [[nodiscard]] MESHSTAGE_API std::string address_for_other_hosts();
 
 /// The transport for ranks that are processes: control messages go over sockets of our own

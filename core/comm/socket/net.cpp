@@ -97,6 +97,17 @@ void check_host(const std::string& host) {
   }
 }
 
+void check_not_loopback(const std::string& host) {
+  check_host(host);
+  const AddressList named = resolve(host, "0", 0);
+  for (const addrinfo* a = named.get(); a != nullptr; a = a->ai_next) {
+    if (!is_loopback(*a->ai_addr)) return;
+  }
+  throw InvalidArgument("the host " + host +
+                        " means loopback, and no network interface is up; set MESHSTAGE_HOST to a "
+                        "name or an address at which the other hosts reach this one");
+}
+
 std::string own_address_for_others() {
   std::array<char, 256> name{};
   ::gethostname(name.data(), name.size() - 1);

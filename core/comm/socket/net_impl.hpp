@@ -38,6 +38,9 @@ class MESHSTAGE_API Descriptor {
 [[nodiscard]] MESHSTAGE_API std::string address_for_others(const std::string& host);
 /// The same for this host's own name.
 [[nodiscard]] MESHSTAGE_API std::string own_address_for_others();
+/// Throws InvalidArgument, naming MESHSTAGE_HOST, if `host` means nothing but loopback here, and
+/// what check_host() throws.
+MESHSTAGE_API void check_not_loopback(const std::string& host);
 /// Throws InvalidArgument, naming MESHSTAGE_HOST, if `host` is neither a name that has an address
 /// here nor an address. "[::1]" is "::1".
 MESHSTAGE_API void check_host(const std::string& host);

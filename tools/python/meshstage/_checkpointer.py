@@ -85,10 +85,10 @@ class Checkpointer:
     to each rank that it exchanges images with, at most 16; of two ranks the smaller number counts
     (``stats()["connections"]``). 0: one up to four processors of this rank's share, else one a
     processor, at most 8. ``recovery_connections`` is the same in a recovery, for which the
-    trainer waits; 0: ``connections`` if they are given, else one a processor, 2 to 8. ``trace`` names a file for Perfetto, ``metrics`` one for
-    ``stats()``, kept up to date: ``m.jsonl`` gets lines of JSON, ``m.prom`` is Prometheus' text;
-    rank 3 writes ``m.r3.prom``. ``log(warning, text)`` gets each line, on a thread of
-    Python's own; without it the logger "meshstage" does.
+    trainer waits; 0: ``connections`` if they are given, else one a processor, 2 to 8. ``trace``
+    names a file for Perfetto, ``metrics`` one for ``stats()``, kept up to date: ``m.jsonl`` gets
+    lines of JSON, ``m.prom`` is Prometheus' text; rank 3 writes ``m.r3.prom``. ``log(warning,
+    text)`` gets each line, on a thread of Python's own; without it the logger "meshstage" does.
 
     Leaving the ``with`` block by its end calls ``finish()``, if ``recover`` was called; by an
     exception, ``close()``: the vault stays for the next start. In a forked child every call raises
