@@ -40,9 +40,15 @@ void for_each_figure(const Stats& s, F&& visit) {
 }  // namespace
 
 std::string stats_json(const Stats& stats, const StatsLabels& labels) {
-  nlohmann::ordered_json object{{"job", labels.job},
-                                {"rank", labels.rank},
-                                {"generation", generation_in_run(labels.generation)}};
+  nlohmann::ordered_json object;
+  if (labels.time) {
+    const auto since =
+        std::chrono::floor<std::chrono::milliseconds>(labels.time->time_since_epoch());
+    object["time"] = static_cast<double>(since.count()) / 1000;
+  }
+  object["job"] = labels.job;
+  object["rank"] = labels.rank;
+  object["generation"] = generation_in_run(labels.generation);
   for_each_figure(stats,
                   [&](const char* name, auto value, bool, const char*) { object[name] = value; });
   return object.dump();

@@ -1,5 +1,8 @@
 #pragma once
+#include <chrono>
+#include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 
 #include <meshstage/core/error/export.hpp>
@@ -15,9 +18,13 @@ struct StatsLabels {
   std::string job;
   int rank = 0;
   std::uint64_t generation = 0;  ///< Printed as generation_in_run().
+  /// When the figures were read. Printed as "time", in seconds since 1970; not for Prometheus,
+  /// which notes when it reads them.
+  std::optional<std::chrono::system_clock::time_point> time = {};
 };
 
-/// One JSON object, without a line end: {"job":"gpt2","rank":3,"generation":1,"complete":12,...}.
+/// One JSON object, without a line end:
+/// {"time":1764334812.482,"job":"gpt2","rank":3,"generation":1,"complete":12,...}.
 /// For a log, or a file of JSON lines.
 [[nodiscard]] MESHSTAGE_API std::string stats_json(const Stats& stats, const StatsLabels& labels);
 

@@ -1,3 +1,4 @@
+#include <chrono>
 #include <exception>
 #include <new>
 #include <system_error>
@@ -99,7 +100,7 @@ void MetricsWriter::write() {
 }
 
 void MetricsWriter::write_file(const Stats& stats) {
-  const StatsLabels labels{job_, rank_, generation_};
+  const StatsLabels labels{job_, rank_, generation_, std::chrono::system_clock::now()};
   try {
     if (lines_) {
       append_line(file_, stats_json(stats, labels));

@@ -1,6 +1,7 @@
 // What a rank tells of itself: traces and figures.
 #include <sys/stat.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <future>
@@ -136,10 +137,13 @@ TEST_CASE("a file of lines and a callback get the figures of each step, to the l
     std::string line;
     std::size_t count = 0;
     std::uint64_t complete = 0;
+    double time = 0;
     int starts = 1;
     for (; std::getline(lines, line); ++count) {
       const auto json = nlohmann::json::parse(line);
       CHECK(json.at("rank") == rank);
+      CHECK(json.at("time").get<double>() >= time);
+      time = json.at("time").get<double>();
       const auto now = json.at("complete").get<std::uint64_t>();
       if (now < complete) ++starts;
       complete = now;
@@ -266,6 +270,9 @@ TEST_CASE("figures are one line of JSON, or Prometheus' text in a file that is w
   CHECK_THAT(json, contains_text(R"({"job":"gpt2","rank":3,"generation":2,"complete":12,)") &&
                        contains_text(R"("disk_step":10,"stage_seconds":0.5,)"));
   CHECK(json.find('\n') == std::string::npos);
+  const std::chrono::system_clock::time_point then(std::chrono::milliseconds(1'764'334'812'482));
+  CHECK_THAT(ms::stats_json(stats, {"gpt2", 3, 2, then}),
+             contains_text(R"({"time":1764334812.482,"job":"gpt2","rank":3,)"));
   CHECK(nlohmann::json::parse(json).at("persist_seconds") == 0.123456789);  // nothing is rounded
   const TempDirectory directory;
   const auto file = directory.path() / "meshstage-r3.prom";

@@ -1,6 +1,7 @@
 """States of numpy arrays and scalars through a Checkpointer of one rank: staged, recovered in place."""
 
 import collections
+import json
 
 import pytest
 
@@ -35,6 +36,20 @@ def stage(ckpt, state, step=1):
     staging = ckpt.stage(state, step)
     assert staging.wait(60)
     assert staging.outcome(60) == "complete"
+
+
+def test_figures_go_to_a_file_while_the_job_runs(make, tmp_path):
+    ckpt = make(metrics=tmp_path / "figures.jsonl", recovery_connections=3)
+    state = {"w": np.zeros(10)}
+    ckpt.recover(state)
+    stage(ckpt, state)
+    ckpt.finish()
+    ckpt.close()
+    lines = [json.loads(line) for line in (tmp_path / "figures.r0.jsonl").read_text().splitlines()]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    assert (lines[-1]["job"], lines[-1]["complete"], lines[-1]["disk_step"]) == ("tree", 2, 1)
+    with pytest.raises(errors.InvalidArgument, match="must end in .jsonl"):
+        make(metrics=tmp_path / "figures.txt")
 
 
 def test_arrays_come_back_in_place_and_scalars_into_their_containers(make):
