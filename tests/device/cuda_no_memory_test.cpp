@@ -59,8 +59,9 @@ TEST_CASE("keep_for_good() without memory keeps it all the same") {
   if (Cuda::real()) return;
   auto what = std::make_shared<const int>(7);
   const std::weak_ptr<const void> watched = what;
-  without_memory([&cuda, kept = std::move(what)]() mutable {
-    cuda.runtime().keep_for_good(std::move(kept));
+  auto& runtime = cuda.runtime();
+  without_memory([&runtime, kept = std::move(what)]() mutable {
+    runtime.keep_for_good(std::move(kept));
   }).get();
   CHECK(test::allocation_failed());
   CHECK_FALSE(watched.expired());
