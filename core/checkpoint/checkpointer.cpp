@@ -394,15 +394,15 @@ class Checkpointer::Impl {
   }
 
   static void fill_in_connections(CheckpointerOptions& o) {
-    const auto local = static_cast<unsigned>(std::max(1, o.environment->local_world_size));
-    const AvailableProcessors processors = available_processors();
-    if (o.recovery_connections == 0) {
-      o.recovery_connections = o.connections != 0 ? o.connections
-                               : o.transport      ? 1
-                                                  : default_recovery_connections(processors, local);
+    if (o.connections == 0 && !o.transport) {
+      const auto local = static_cast<unsigned>(std::max(1, o.environment->local_world_size));
+      const AvailableProcessors processors = available_processors();
+      o.connections = default_connections(processors, local);
+      if (o.recovery_connections == 0) {
+        o.recovery_connections = default_recovery_connections(processors, local);
+      }
     }
-    if (o.connections == 0)
-      o.connections = o.transport ? 1 : default_connections(processors, local);
+    o.connections = std::max(o.connections, 1U);
     o.recovery_connections = std::max(o.recovery_connections, o.connections);
   }
 

@@ -22,8 +22,8 @@ namespace meshstage::replicate {
 struct Outgoing {
   int to = -1;
   exchange::StreamStart start;  ///< Sent before the first piece, with the connections that it uses.
-  /// The trainer works meanwhile, so the stream uses options.connections; else the trainer waits,
-  /// and the stream uses all that there are.
+  /// The trainer works meanwhile, so the stream uses Connections::beside_trainer; else the trainer
+  /// waits, and the stream uses all that there are.
   bool beside_trainer = false;
   /// Returns the memory to send from. Called when `wait_final` has returned for the first time.
   std::function<std::span<const std::byte>()> image;

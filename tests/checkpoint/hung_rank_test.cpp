@@ -1,5 +1,5 @@
 // A rank that hangs inside Checkpointer::run(): its trainer alone, while the engine's threads go
-// on, or all of it. tests/examples stops whole processes.
+// on, or all of it. stopped_rank_test.cpp stops whole processes.
 #include <atomic>
 #include <chrono>
 #include <latch>

@@ -55,6 +55,14 @@ void check_woken(const std::string& printed) {
   CHECK(std::count(printed.begin(), printed.end(), '\n') == 1);
 }
 
+/// The rank is stopped still, and goes on now.
+void check_goes_on_in_vain(const StoppingJob& job, WorkerProcess& stopped) {
+  CHECK(stopped.running());
+  stopped.signal(SIGCONT);
+  CHECK(stopped.finish() == 1);
+  check_woken(job.printed("stopped"));
+}
+
 }  // namespace
 
 TEST_CASE("a rank that is stopped in run() is replaced, and fenced when it goes on") {
@@ -72,10 +80,7 @@ TEST_CASE("a rank that is stopped in run() is replaced, and fenced when it goes 
   CHECK(zero->finish() == 0);
   CHECK(two->finish() == 0);
   for (const char* output : {"0", "1", "2"}) CHECK(job.printed(output) == "sum 48\n");
-  CHECK(stopped->running());
-  stopped->signal(SIGCONT);
-  CHECK(stopped->finish() == 1);
-  check_woken(job.printed("stopped"));
+  check_goes_on_in_vain(job, *stopped);
 }
 
 TEST_CASE("nobody replaces a rank that is stopped in run(): the others end with one clear error") {
@@ -93,8 +98,5 @@ TEST_CASE("nobody replaces a rank that is stopped in run(): the others end with 
   for (const char* output : {"0", "2"}) {
     CHECK_THAT(job.printed(output), contains_text("timeout: ") && contains_text("did not come: 1"));
   }
-  CHECK(stopped->running());
-  stopped->signal(SIGCONT);
-  CHECK(stopped->finish() == 1);
-  check_woken(job.printed("stopped"));
+  check_goes_on_in_vain(job, *stopped);
 }

@@ -1,7 +1,6 @@
 // meshstage diff: the first differences of two snapshots, by path.
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -181,11 +180,9 @@ void as_pairs(Entry& entry) {
 
 /// What an exported file says of the values; of another, nothing. The text is not trusted.
 std::optional<Json> values_in(const Snapshot& snapshot) {
-  const auto metadata = snapshot.metadata();
-  const auto text = std::find_if(metadata.begin(), metadata.end(),
-                                 [](const auto& pair) { return pair.first == kExportedValues; });
-  if (text == metadata.end()) return std::nullopt;
-  auto values = Json::parse(text->second, nullptr, false);
+  const auto text = snapshot.find_metadata(kExportedValues);
+  if (!text) return std::nullopt;
+  auto values = Json::parse(*text, nullptr, false);
   return values.is_object() ? std::optional<Json>(std::move(values)) : std::nullopt;
 }
 

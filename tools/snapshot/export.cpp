@@ -1,7 +1,6 @@
 // meshstage export: every path as a tensor of its own.
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <ostream>
 #include <system_error>
@@ -41,8 +40,7 @@ std::vector<std::pair<std::string, std::string>> exported_metadata(const Snapsho
   bool has_format = false;
   if (!snapshot.image) {
     metadata = snapshot.metadata();
-    has_format = std::any_of(metadata.begin(), metadata.end(),
-                             [](const auto& pair) { return pair.first == "format"; });
+    has_format = snapshot.find_metadata("format").has_value();
   }
   if (!has_format) metadata.emplace_back("format", "pt");
   if (snapshot.image || !values.empty())

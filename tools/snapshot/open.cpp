@@ -263,6 +263,14 @@ std::vector<std::pair<std::string, std::string>> Snapshot::metadata() const {
   return all;
 }
 
+std::optional<std::string> Snapshot::find_metadata(std::string_view key) const {
+  if (const auto text = index.find_metadata(key)) return std::string(*text);
+  for (const auto& file : files) {
+    if (const auto text = file.index.find_metadata(key)) return std::string(*text);
+  }
+  return std::nullopt;
+}
+
 namespace {
 
 /// One file; what an image is taken for in a file that an index names, is a safetensors file.

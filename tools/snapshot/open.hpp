@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -53,6 +54,8 @@ struct Snapshot {
   [[nodiscard]] std::uint64_t file_bytes() const noexcept;
   /// What the file says of itself; of several files, the first that has a key.
   [[nodiscard]] std::vector<std::pair<std::string, std::string>> metadata() const;
+  /// The value of one key of it.
+  [[nodiscard]] std::optional<std::string> find_metadata(std::string_view key) const;
   /// The borrowed storages are not in it, and read as zeros.
   [[nodiscard]] bool without_borrowed() const noexcept { return slot && slot->left_out != 0; }
   /// "image of job "gpt2", rank 2 of 4, generation 3, step 85".

@@ -82,6 +82,13 @@ namespace {
 bool is_number(const std::string& host) {
   return host.find_first_not_of("0123456789") == std::string::npos;
 }
+/// True if one of the addresses is not loopback.
+bool leads_elsewhere(const AddressList& addresses) {
+  for (const addrinfo* a = addresses.get(); a != nullptr; a = a->ai_next) {
+    if (!is_loopback(*a->ai_addr)) return true;
+  }
+  return false;
+}
 }  // namespace
 
 void check_host(const std::string& host) {
@@ -99,10 +106,7 @@ void check_host(const std::string& host) {
 
 void check_not_loopback(const std::string& host) {
   check_host(host);
-  const AddressList named = resolve(host, "0", 0);
-  for (const addrinfo* a = named.get(); a != nullptr; a = a->ai_next) {
-    if (!is_loopback(*a->ai_addr)) return;
-  }
+  if (leads_elsewhere(resolve(host, "0", 0))) return;
   throw InvalidArgument("the host " + host +
                         " means loopback, and no network interface is up; set MESHSTAGE_HOST to a "
                         "name or an address at which the other hosts reach this one");
@@ -117,10 +121,7 @@ std::string own_address_for_others() {
 std::string address_for_others(const std::string& host) {
   bool is_name = !is_number(host);
   try {
-    const AddressList named = is_name ? resolve(host, "0", 0) : AddressList(nullptr, nullptr);
-    for (const addrinfo* a = named.get(); a != nullptr; a = a->ai_next) {
-      if (!is_loopback(*a->ai_addr)) return host;
-    }
+    if (is_name && leads_elsewhere(resolve(host, "0", 0))) return host;
   } catch (const IoError&) {
     is_name = false;  // nobody knows it, so an interface must do
   }
