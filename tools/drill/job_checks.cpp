@@ -1,9 +1,13 @@
 // What must hold whatever goes wrong: the step that is recovered, what processes take and leave.
 #include <algorithm>
 #include <fstream>
+#include <iterator>
+#include <set>
+#include <sstream>
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/vault/listing.hpp>
@@ -24,6 +28,16 @@ std::string last_lines(const std::filesystem::path& file, std::size_t count) {
   return text;
 }
 
+// The words of `now` that `before` lacks.
+std::string new_words(const std::string& now, const std::string& before) {
+  std::istringstream now_words(now), before_words(before);
+  std::multiset<std::string> words{std::istream_iterator<std::string>(now_words), {}};
+  for (std::string word; before_words >> word;) {
+    if (const auto it = words.find(word); it != words.end()) words.erase(it);
+  }
+  return fmt::format("{}", fmt::join(words, " "));
+}
+
 }  // namespace
 
 std::filesystem::path Job::log_file(int rank) const {
@@ -36,6 +50,7 @@ std::filesystem::path Job::log_file(int rank) const {
 // on an H200; a hundred generations later there is no second one: nccl_ranks_test.cpp).
 void Job::check_resources(std::uint64_t generation) {
   for (const auto& seat : seats_) {
+    if (seat->thread_names_before.empty()) seat->thread_names_before = seat->thread_names;
     for (const auto& [what, now] : seat->resources) {
       auto& before = seat->resources_before.emplace(what, now).first->second;
       if (now <= before) continue;
@@ -44,8 +59,12 @@ void Job::check_resources(std::uint64_t generation) {
         before = now;
         continue;
       }
-      result_.grown.push_back(fmt::format("rank {} has {} {} in {}, {} before", seat->rank, now,
-                                          what, generation_text(generation), before));
+      std::string text = fmt::format("rank {} has {} {} in {}, {} before", seat->rank, now, what,
+                                     generation_text(generation), before);
+      if (what == "threads") {
+        text += ": " + new_words(seat->thread_names, seat->thread_names_before);
+      }
+      result_.grown.push_back(std::move(text));
     }
   }
 }

@@ -134,6 +134,7 @@ void Job::take_recovered(Seat& seat, const Event& event) {
   for (const char* what : {"threads", "descriptors"}) {
     seat.resources[what] = event.get<std::uint64_t>(what, 0);
   }
+  seat.thread_names = event.get<std::string>("thread_names", "");
 }
 
 // A survivor says that somebody is lost: of all deaths that are not settled it means the one it

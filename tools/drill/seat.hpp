@@ -60,6 +60,7 @@ struct Seat {
   std::uint64_t sent_bytes = 0, borrowed_bytes = 0;
   // Threads and descriptors, after its newest recovery and after its first.
   std::map<std::string, std::uint64_t> resources, resources_before;
+  std::string thread_names, thread_names_before;
   bool nccl_kept_one = false;  // see Job::check_resources()
   bool finished = false;
   std::size_t death = 0;  // 1 + index of the death that waits for a replacement
@@ -68,6 +69,7 @@ struct Seat {
     sent_bytes = borrowed_bytes = 0;
     resources.clear();
     resources_before.clear();
+    thread_names_before.clear();
     nccl_kept_one = false;
     begun = trained = recovered_step = recovered_generation = held = 0;
     old_world = 0;

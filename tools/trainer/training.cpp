@@ -10,6 +10,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/generation/number.hpp>
@@ -24,25 +25,35 @@ double milliseconds_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
 
-// Threads that stay. One that was joined is among the tasks until the kernel has taken it down. An
-// `ms-conn` serves one transfer and ends with it; a replica may still be sent when recover()
-// returns.
-std::uint64_t count_threads() {
+// The names of the threads that stay, ascending. One that was joined is among the tasks until the
+// kernel has taken it down. The helpers `ms-conn1`, ... serve one transfer and end with it; a
+// replica may still be sent when recover() returns.
+std::vector<std::string> threads() {
   constexpr unsigned kEnding = 0x4;  // PF_EXITING, among the flags of proc(5)'s stat
-  std::uint64_t count = 0;
+  std::vector<std::string> names;
   for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
     std::ifstream file(task.path() / "stat");
     const std::string stat{std::istreambuf_iterator<char>(file), {}};
+    const auto name_begin = stat.find('(');
     const auto name_end = stat.rfind(')');  // a name may hold spaces
-    if (name_end == std::string::npos || stat.find("(ms-conn)") != std::string::npos) continue;
+    if (name_begin == std::string::npos || name_end == std::string::npos) continue;
+    std::string name = stat.substr(name_begin + 1, name_end - name_begin - 1);
+    if (name.starts_with("ms-conn")) continue;
     std::istringstream fields(stat.substr(name_end + 1));
     std::string state;
     long parent = 0, group = 0, session = 0, terminal = 0, foreground = 0;
     unsigned flags = 0;
     fields >> state >> parent >> group >> session >> terminal >> foreground >> flags;
-    if ((flags & kEnding) == 0) ++count;
+    if ((flags & kEnding) == 0) names.push_back(std::move(name));
   }
-  return count;
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const auto& word : words) text += (text.empty() ? "" : " ") + word;
+  return text;
 }
 
 // Open descriptors, but for files and directories: slots are opened when they are first used, and a
@@ -141,13 +152,15 @@ void Training::recover() {
   // NCCL makes threads and connections with a group's first collective; those are counted, too.
   if (options_.collectives == ms::tools::Collectives::kNccl) average_gradient();
   const std::string source{ms::to_string(recovered.source)};
+  const auto names = threads();
   report_.send(Line("recovered")
                    .add("step", recovered.step)
                    .add("source", source)
                    .add("from", recovered.from_rank)
                    .add("generation", recovered.generation)
                    .add("old_world", recovered.old_world_size)
-                   .add("threads", count_threads())
+                   .add("threads", static_cast<std::uint64_t>(names.size()))
+                   .add("thread_names", joined(names))
                    .add("descriptors", count_descriptors()));
   if (options_.quiet || (recovered.step == 0 && lost_at_ == Clock::time_point())) return;
   std::printf("rank %d: goes on from step %llu (%s) in %s\n", checkpointer_->rank(),
