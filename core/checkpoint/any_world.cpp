@@ -7,18 +7,29 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <utility>
 #include <vector>
 
 #include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/async/thread.hpp>
+#include <meshstage/core/checkpoint/old_parts_impl.hpp>
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/little_endian.hpp>
+#include <meshstage/core/memory/room.hpp>
 #include <meshstage/core/reshard/assembly_parts.hpp>
-#include <meshstage/core/reshard/step_on_disk.hpp>
+#include <meshstage/core/reshard/step_parts.hpp>
 
 namespace meshstage::detail {
 namespace {
+
+/// A step of another number of ranks with this rank's part of it, still to be written.
+struct TakenStep {
+  OldWorldStep step;
+  Assembly assembly;
+};
 
 /// Three numbers of 64 bits: generation (0: no step), step, world size.
 std::optional<OldWorldStep> agree(const std::optional<OldWorldStep>& of_root, ProcessGroup& group,
@@ -34,25 +45,6 @@ std::optional<OldWorldStep> agree(const std::optional<OldWorldStep>& of_root, Pr
                    little_endian::load<std::uint64_t>(bytes.data() + 8)};
   if (!id.exists()) return std::nullopt;
   return OldWorldStep{id, static_cast<int>(little_endian::load<std::uint64_t>(bytes.data() + 16))};
-}
-
-/// Reads what this rank's state needs of the old job's.
-Assembly read(const OldFiles& files, const OldWorldStep& taken, const Value& state,
-              const ProcessGroup& group) {
-  replicate::FilesRead shown(&files.reads);
-  shown(files.directory, 0, 0);
-  const auto steps = list_steps_on_disk(files.fs, files.directory, files.job);
-  const auto step = std::find_if(steps.begin(), steps.end(), [&](const StepOnDisk& s) {
-    return s.id == taken.id && s.world_size == taken.world_size;
-  });
-  if (step == steps.end()) {
-    throw NotFound(
-        files.directory.string() + " has no file of some of the " +
-        std::to_string(taken.world_size) + " ranks of " + to_string(taken.id) +
-        ", but rank 0's has all; another number of ranks needs a directory that all ranks share");
-  }
-  StepStates old(files.fs, *step, files.job, files.warn, std::ref(shown));
-  return AssemblyParts::read(old, state, group.rank(), group.size(), files.options);
 }
 
 /// What went wrong at a rank, for the others: kind, path and text. Empty: nothing.
@@ -77,8 +69,59 @@ std::vector<std::byte> report(ErrorKind kind, const std::string& path, const std
               rank, taken.id.step, std::string(text + 5, path));
 }
 
-}  // namespace
+/// What all ranks do together, although one of them may not be able to go on.
+class Together {
+ public:
+  Together(ProcessGroup& group, const OldWorldStep& taken) : group_(group), taken_(taken) {}
 
+  /// Does this rank's part, unless an earlier part of it failed. Keeps what it throws.
+  void attempt(const std::function<void()>& work) {
+    if (!wrong_.empty()) return;
+    try {
+      work();
+    } catch (const RejoinNeeded&) {  // the generation ends, at the other ranks too
+      throw;
+    } catch (const Error& e) {
+      wrong_ = report(e.kind(), e.path(), e.what());
+    } catch (const std::exception& e) {  // no memory, or a user's node: the others wait for this
+      wrong_ = report(ErrorKind::kInvalidState, {}, e.what());
+    }
+  }
+  /// Throws what one rank threw.
+  void agree(Deadline deadline = Deadline::never()) const {
+    const auto reports = collectives::all_gather_bytes(group_, wrong_, deadline);
+    for (std::size_t rank = 0; rank < reports.size(); ++rank) {
+      if (!reports[rank].empty()) rethrow(static_cast<int>(rank), reports[rank], taken_);
+    }
+  }
+  /// Agrees, then returns what each rank says, by rank.
+  [[nodiscard]] std::vector<std::vector<std::byte>> gather(
+      const std::vector<std::byte>& mine) const {
+    agree();
+    return collectives::all_gather_bytes(group_, mine);
+  }
+
+ private:
+  ProcessGroup& group_;
+  const OldWorldStep& taken_;
+  std::vector<std::byte> wrong_;
+};
+
+/// The pairs of an exchange, until every rank has what it needs.
+struct OpenPairs {
+  OpenPairs() = default;
+  OpenPairs(const OpenPairs&) = delete;
+  OpenPairs& operator=(const OpenPairs&) = delete;
+  ~OpenPairs() {
+    if (!pairs) return;
+    pairs->links->close();
+    pairs->data->close();
+  }
+  std::optional<Pairs> pairs;
+};
+
+/// The step that rank 0 names (the others' `of_root` is not looked at), if there is one, with this
+/// rank's part of it. Writes nothing.
 std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state,
                                        const std::optional<OldWorldStep>& of_root,
                                        ProcessGroup& group, std::chrono::milliseconds length) {
@@ -86,28 +129,121 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
   const auto step = agree(of_root, group, arrival);
   if (!step) return std::nullopt;
   collectives::barrier(group, arrival);  // a rank whose trainer does not come shows here
-  std::vector<std::byte> wrong;
-  const auto attempt = [&wrong](const auto& work) {
-    if (!wrong.empty()) return;
-    try {
+  const int rank = group.rank();
+  Together all(group, *step);
+  std::optional<replicate::FilesRead> shown;  // while this rank reads
+  const auto reading = [&](const std::function<void()>& work) {
+    all.attempt([&] {
+      shown.emplace(&files.reads);
       work();
-    } catch (const Error& e) {
-      wrong = report(e.kind(), e.path(), e.what());
-    } catch (const std::exception& e) {  // no memory, or a user's node: the others wait for this
-      wrong = report(ErrorKind::kInvalidState, {}, e.what());
-    }
+    });
+    shown.reset();
   };
+  std::unique_ptr<StepStates> old;
+  std::vector<std::byte> mine;
+  reading([&] {
+    (*shown)(files.directory, 0, 0);
+    old = StepParts::open(
+        files.fs, StepParts::find(files.fs, files.directory, files.job, step->id, step->world_size),
+        files.job, files.warn, [&](const auto& file, std::uint64_t bytes, std::uint64_t of) {
+          if (shown) (*shown)(file, bytes, of);
+        });
+    for (int r = 0; r < step->world_size; ++r) mine.push_back(std::byte{StepParts::has(*old, r)});
+  });
+  PartPlan plan(all.gather(mine), *step);
+  OpenPairs open;
+  if (!plan.all_have_all()) {
+    mine.clear();
+    all.attempt([&] { mine = plan.ends_of(*old, rank); });
+    const auto told = all.gather(mine);
+    all.attempt([&] {
+      plan.add_ends(*old, told);
+      mine = PartPlan::encode(StepParts::needed(*old, state, rank, group.size(), files.options));
+    });
+    plan.set_needs(all.gather(mine));
+    all.attempt([&] {
+      check_room({"the old ranks' parts that come from other hosts", plan.bytes_for(rank), 1},
+                 read_room_limits(files.fs, {}));
+    });
+    all.agree();
+    open.pairs = plan.exchange(*old, rank, files);
+  }
   std::optional<Assembly> assembly;
-  attempt([&] { assembly.emplace(read(files, *step, state, group)); });
+  reading([&] {
+    try {
+      assembly.emplace(AssemblyParts::read(*old, state, rank, group.size(), files.options));
+    } catch (const CorruptData& e) {
+      if (!StepParts::came_damaged(*old)) throw;
+      // Its file was sound a moment ago. The next recovery looks at all files anew.
+      throw PeerLost(e.what());
+    }
+  });
   // No rank that reads is late. Who dies, or whose disk hangs, ends the generation and this wait.
   collectives::barrier(group, Deadline::never());
-  attempt([&] { AssemblyParts::check(*assembly); });
-  const auto reports = collectives::all_gather_bytes(group, wrong, Deadline::after(length));
-  for (std::size_t rank = 0; rank < reports.size(); ++rank) {
-    if (!reports[rank].empty()) rethrow(static_cast<int>(rank), reports[rank], *step);
-  }
+  all.attempt([&] { AssemblyParts::check(*assembly); });
+  all.agree(Deadline::after(length));
   for (const auto& warning : assembly->warnings()) files.warn(warning);
   return TakenStep{*step, std::move(*assembly)};
+}
+
+/// Connects to these ranks, unless the generation ends meanwhile.
+Pairs connect(const FoundNothing& job, const std::vector<int>& peers) {
+  std::stop_source lost;
+  const StoppableThread watch("ms-old-job", [&](const std::stop_token& over) {
+    constexpr std::chrono::milliseconds kLook(100);
+    Mutex mutex;
+    CondVar never_signalled;
+    MutexLock lock(mutex);
+    while (!over.stop_requested()) {
+      (void)never_signalled.wait_until(lock, over, Deadline::after(kLook), [] { return false; });
+      try {
+        job.agent.throw_if_lost();
+      } catch (const Error&) {
+        lost.request_stop();
+      }
+    }
+  });
+  return job.generation.connect_pairs(peers, Deadline::after(job.options.deadline),
+                                      lost.get_token());
+}
+
+}  // namespace
+
+std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
+                                          std::exception_ptr& cannot) {
+  const CheckpointerOptions& options = job.options;
+  if (!options.any_world) return std::nullopt;
+  std::optional<OldWorldStep> found;
+  if (const auto old = job.agent.old_step(); old.id.exists()) found = {old.id, old.world_size};
+  FileSystem* const fs = options.file_system;
+  const OldFiles files{fs != nullptr ? *fs : real_file_system(),
+                       options.directory,
+                       options.job,
+                       *options.any_world,
+                       job.warn,
+                       job.agent.reads(),
+                       [&job](const std::vector<int>& peers) { return connect(job, peers); },
+                       [&job] { job.agent.throw_if_lost(); }};
+  const std::string rank = "rank " + std::to_string(job.generation.rank);
+  std::optional<TakenStep> taken;
+  try {
+    taken = plan_old_step(files, state, found, *job.generation.training, options.forming_deadline);
+  } catch (const RejoinNeeded& e) {
+    job.agent.throw_if_lost();  // the agent knows who is to blame
+    job.agent.end_generation(rank + " could not go on from the old step: " + e.what());
+    throw;
+  } catch (...) {
+    cannot = std::current_exception();
+    throw;
+  }
+  if (!taken) return std::nullopt;
+  try {
+    taken->assembly.write();
+  } catch (...) {  // a user's node: the others must not wait for this rank
+    job.agent.end_generation(rank + " could not write its state");
+    throw;
+  }
+  return taken->step;
 }
 
 }  // namespace meshstage::detail

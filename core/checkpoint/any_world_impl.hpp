@@ -1,50 +1,36 @@
 #pragma once
-#include <chrono>
-#include <cstdint>
-#include <filesystem>
+#include <exception>
 #include <functional>
 #include <optional>
 #include <string>
 
-#include <meshstage/core/comm/process_group.hpp>
-#include <meshstage/core/identity/identity.hpp>
-#include <meshstage/core/os/file_system.hpp>
-#include <meshstage/core/replicate/reads.hpp>
-#include <meshstage/core/reshard/assembly.hpp>
+#include <meshstage/core/checkpoint/old_parts_impl.hpp>
+#include <meshstage/core/comm/generation.hpp>
+#include <meshstage/core/replicate/agent.hpp>
+#include <meshstage/core/replicate/options.hpp>
+#include <meshstage/core/tree/value.hpp>
 
 namespace meshstage::detail {
 
-/// A step of another number of ranks, which is gone on from.
-struct OldWorldStep {
-  ImageId id;
-  int world_size = 0;
-};
-
-/// The same with this rank's part of it, still to be written.
-struct TakenStep {
-  OldWorldStep step;
-  Assembly assembly;
-};
-
-/// Where the files lie, and what is said about them.
-struct OldFiles {
-  FileSystem& fs;
-  const std::filesystem::path& directory;
-  const std::string& job;
-  const ReshardOptions& options;
+/// A generation whose recovery found nothing of the present number of ranks.
+struct FoundNothing {
+  const CheckpointerOptions& options;
+  const Generation& generation;
+  Agent& agent;
   std::function<void(const std::string&)> warn;
-  replicate::Reads& reads;  ///< Where a rank shows what it reads.
 };
 
-/// Collective over `group`. Ranks may call it `length` after one another, and may compare for so
-/// long; the reading takes as long as the disk gives something. Rank 0 says which step of another
-/// number of ranks is gone on from, if any (the others' `of_root` is not looked at). Each rank
-/// compares it with its state. Nothing if there is no such step. What one rank throws while it
-/// compares, every rank throws. Writes nothing: that is for TakenStep::assembly, which only exists
-/// if all ranks have one.
-[[nodiscard]] std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state,
-                                                     const std::optional<OldWorldStep>& of_root,
-                                                     ProcessGroup& group,
-                                                     std::chrono::milliseconds length);
+/// Collective over the generation's training group. Ranks may call it `forming_deadline` after one
+/// another, and may compare for so long; the reading takes as long as the disk gives something. If
+/// there is a step of another number of ranks, of which rank 0's agent knows, `state` becomes this
+/// rank's part of it. Each rank reads what it needs of that step's files. The parts that lie on
+/// other hosts' disks come from the ranks there into memory of this rank: up to what its state
+/// takes, and its share of the copies that are compared. Nothing if there is no such step, or
+/// without CheckpointerOptions::any_world.
+///
+/// What one rank throws before every rank has read and compared all, every rank throws, and no
+/// state was touched; it is kept in `cannot` then. Throws RejoinNeeded if the generation ends.
+[[nodiscard]] std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
+                                                        std::exception_ptr& cannot);
 
 }  // namespace meshstage::detail

@@ -253,7 +253,9 @@ class Checkpointer::Impl {
     });
     const Recovered recovered = agent_.recover(state);
     if (recovered.id.exists()) return recovered;
-    if (const auto taken = take_old_step(state)) {
+    const detail::FoundNothing nothing{options_, generation_, agent_,
+                                       [this](const std::string& text) { warn(text); }};
+    if (const auto taken = detail::take_old_step(nothing, state, unformed_)) {
       begin_with_step(state, taken->id.step);
       agent_.free_superseded(taken->id);
       return {.step = taken->id.step,
@@ -266,44 +268,6 @@ class Checkpointer::Impl {
     begin_with_step(state, 0);
     if (options_.any_world) agent_.free_superseded(kNoImage);
     return recovered;
-  }
-
-  /// Nothing of this number of ranks was found. If there is a step of another number of ranks,
-  /// `state` becomes this rank's part of it. If one rank cannot take it, every rank throws why, now
-  /// and at each later call, and no state was touched.
-  std::optional<detail::OldWorldStep> take_old_step(Value& state) {
-    if (!options_.any_world) return std::nullopt;
-    std::optional<detail::OldWorldStep> found;
-    if (const auto old = agent_.old_step(); old.id.exists()) found = {old.id, old.world_size};
-    FileSystem* const fs = options_.file_system;
-    const detail::OldFiles files{fs != nullptr ? *fs : real_file_system(),
-                                 options_.directory,
-                                 options_.job,
-                                 *options_.any_world,
-                                 [this](const std::string& text) { warn(text); },
-                                 agent_.reads()};
-    std::optional<detail::TakenStep> taken;
-    try {
-      taken = detail::plan_old_step(files, state, found, *generation_.training,
-                                    options_.forming_deadline);
-    } catch (const RejoinNeeded& e) {
-      agent_.throw_if_lost();  // the agent knows who is to blame
-      agent_.end_generation("rank " + std::to_string(options_.environment->rank) +
-                            " waited for a rank that does not read the old step: " + e.what());
-      throw;
-    } catch (...) {
-      unformed_ = std::current_exception();
-      throw;
-    }
-    if (!taken) return std::nullopt;
-    try {
-      taken->assembly.write();
-    } catch (...) {  // a user's node: the others must not wait for this rank
-      agent_.end_generation("rank " + std::to_string(options_.environment->rank) +
-                            " could not write its state");
-      throw;
-    }
-    return taken->step;
   }
 
   /// Stages the first step. The recovery found nothing, so every rank's tensors are those with

@@ -30,6 +30,7 @@ struct Rules {
   bool publish_old = true;        ///< 5b: an old job's newest step in memory is put on disk first
   bool prove_old = true;          ///< 5b: each file of an old job's step was proven by some rank
   bool look_old = true;           ///< 5b: what no rank claimed of an old step the root proves
+  bool old_anywhere = true;       ///< 5b: a file of an old job counts on whichever disk it lies
   bool whole_claims = true;       ///< 5b: a replica counts only with what it borrows
   bool found_anywhere = true;     ///< 14: an image counts wherever it lies, in whosever vault
   bool restore_holders = true;    ///< 5c: redundancy is whole again at owner and holder

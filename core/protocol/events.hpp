@@ -37,7 +37,7 @@ struct FilesVerified {
   /// Root, if Config::any_world: the steps of another number of ranks of which the disk names a
   /// file of every rank, ascending. The ranks' claims say which of the files are proven.
   std::vector<OldStep> named{};
-  /// Root, if Config::any_world: the bytes that the disk has room for.
+  /// Root, if Config::any_world: the bytes that the disk of all ranks has room for.
   std::uint64_t room = ~std::uint64_t{0};
 };
 /// Answer to PublishOld: the files are written and synced. \c failed: the images that could not be

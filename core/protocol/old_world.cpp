@@ -8,11 +8,12 @@
 #include "transition_impl.hpp"
 
 /// Rule 5b for a step of another number of ranks. A job goes on from such a step by its files
-/// alone. The root's directory names them, and the ranks that share it have proven a part of them
-/// each. If a newer step lies in memory, its ranks make files of the images first: Publish comes
-/// down, each rank writes, Published climbs, the root looks at the disk and chooses. First the
-/// owners' own images are written. If the disk does not have every rank's image then, all do the
-/// same again with the replicas, which also serve where an own image is lost or rots.
+/// alone, in one directory of all ranks or on each host's own disk. The ranks that share a
+/// directory have proven a part of its files each. If a newer step lies in memory, its ranks make
+/// files of the images first: Publish comes down, each rank writes, Published climbs, the root
+/// looks at its directory and chooses. First the owners' own images are written. If there is no
+/// file of every rank's image then, all do the same again with the replicas, which also serve where
+/// an own image is lost or rots.
 namespace meshstage::protocol {
 
 using Phase = Recovery::Phase;
@@ -75,20 +76,23 @@ void add_written(Recovery& recovery, const std::vector<int>& ranks) {
 
 OldStep newest_old_on_disk(const Turn& turn) {
   const Recovery& recovery = turn.s.recovery;
-  if (recovery.named.empty()) return recovery.old;
-  if (!turn.rule().prove_old) return recovery.named.back();
+  if (!turn.rule().prove_old && !recovery.named.empty()) return recovery.named.back();
   std::map<std::pair<ImageId, int>, std::set<int>> proven;  // by step and number of ranks: whose
   for (const Claim& claim : recovery.others) {
     if (is_file(claim.place)) proven[{claim.id, claim.world_size}].insert(claim.owner);
   }
   proven[{recovery.publishing.id, recovery.publishing.world_size}].insert(recovery.written.begin(),
                                                                           recovery.written.end());
-  for (auto step = recovery.named.rbegin(); step != recovery.named.rend(); ++step) {
-    if (step->id <= recovery.old.id) break;
-    const std::set<int>& owners = proven[{step->id, step->world_size}];
-    if (owners.size() == static_cast<std::size_t>(step->world_size)) return *step;
+  OldStep newest = recovery.old;
+  for (const auto& [of, owners] : proven) {
+    const OldStep step{of.first, of.second};
+    const auto& named = recovery.named;
+    const bool counts =
+        turn.rule().old_anywhere || std::find(named.begin(), named.end(), step) != named.end();
+    const bool whole = owners.size() == static_cast<std::size_t>(step.world_size);
+    if (step.id > newest.id && whole && counts) newest = step;
   }
-  return recovery.old;
+  return newest;
 }
 
 bool look_first(Turn& turn, ImageId taken) {
@@ -117,9 +121,7 @@ bool publish_first(Turn& turn, ImageId taken, ImageId covered) {
   if (!turn.rule().publish_old || unknown(turn, step.id)) return false;
   if (recovery.published == 2) {
     if (recovery.unpublished.empty()) {
-      recovery.unpublished =
-          "rank 0 does not find the files that the ranks made of it; another "
-          "number of ranks needs a directory that all share";
+      recovery.unpublished = "not every rank's image of it became a file";
     }
     return false;
   }

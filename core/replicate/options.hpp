@@ -61,16 +61,18 @@ struct CheckpointerOptions {
   /// Unit of digests and of transfer, in bytes: a power of two from 4096 on, the same on every rank
   /// (checked).
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
-  /// Given: the job may be started with another number of ranks than before. All ranks must share
-  /// `directory` or be on one host. The same on every rank. Not given: another number is refused.
+  /// Given: the job may be started with another number of ranks than before. The same on every
+  /// rank. Not given: another number is refused.
   ///
   /// If the new ranks themselves have no step that is as new, recover() goes on from a step of the
-  /// old ranks: the newest of which `directory` has a file of every old rank. finish() and
-  /// persist_every write such files. A newer step in vaults on these ranks' hosts is written to
-  /// files first, if all its images are there and the disk has room. Otherwise a warning names that
-  /// step and the reason. recover() assembles each rank's state as Assembly::plan() does, and
-  /// stages it as the first step of this number of ranks. It returns when that step is complete.
-  /// The old files stay until a newer step is on disk.
+  /// old ranks: the newest of which some rank's `directory` has a file of each old rank. All ranks
+  /// may share the directory, or each host has its own; what a rank needs of another host's files
+  /// comes over connections, in memory (up to what its state takes, and its share of the copies
+  /// that are compared). finish() and persist_every write such files. A newer step in vaults on
+  /// these ranks' hosts is written to files first, if all its images are there and the disks have
+  /// room. Otherwise a warning names that step and the reason. recover() assembles each rank's
+  /// state as Assembly::plan() does, and stages it as the first step of this number of ranks. It
+  /// returns when that step is complete. The old files stay until a newer step is on disk.
   std::optional<ReshardOptions> any_world = {};
   WhenBusy when_busy = WhenBusy::kWait;
   /// holders[r]: the ranks that hold a replica of rank r's images; the list's length is the number

@@ -106,6 +106,28 @@ std::shared_ptr<const MappedFile> Persistence::sound_file(ImageId id, int owner,
   return nullptr;
 }
 
+void Persistence::publish_in_recovery(const ImageInfo& info, std::span<const std::byte> image,
+                                      int writer) const {
+  {
+    const MutexLock lock(mutex_);
+    written_as_.insert(writer);
+  }
+  publish(info, image, writer, reads_);
+}
+
+bool Persistence::has_file(const ImageIdentity& image) const {
+  const auto files = list_names(*fs_, directory_, job_);
+  return std::any_of(files.begin(), files.end(), [&](const PersistedImage& file) {
+    return file.name.id == image.id && file.name.rank == image.rank &&
+           file.name.world_size == image.world_size;
+  });
+}
+
+bool Persistence::is_one_of_several() const {
+  const MutexLock lock(mutex_);
+  return !sharing_.empty() && sharing_.size() < static_cast<std::size_t>(world_size_);
+}
+
 std::uint64_t Persistence::room() const {
   auto at = directory_;  // not made before there is something to write
   while (at.has_relative_path() && !fs_->stat(at)) at = at.parent_path();
@@ -223,11 +245,15 @@ std::uint64_t Persistence::highest_generation() const {
 
 std::size_t Persistence::prune_older(ImageId than, std::size_t keep) const {
   std::vector<int> sharing;
+  std::set<int> written_as;
   {
     const MutexLock lock(mutex_);
     sharing = sharing_;
+    written_as = written_as_;
   }
-  const auto removes = [&](int writer) { return heir_of(writer, sharing) == rank_; };
+  const auto removes = [&](int writer) {
+    return heir_of(writer, sharing) == rank_ || written_as.contains(writer);
+  };
   return prune(*fs_, directory_, job_, removes, than, keep);
 }
 

@@ -3,6 +3,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -44,16 +45,20 @@ class MESHSTAGE_API Persistence {
                std::optional<int> writer = {}) const {
     publish(info, image, writer, nullptr);
   }
-  /// publish() for a recovery: reports to `reads` how far it has read and written.
+  /// publish() for a recovery: reports to `reads` how far it has read and written. This rank
+  /// removes the file in prune_older(), whoever its name says has written it.
   void publish_in_recovery(const ImageInfo& info, std::span<const std::byte> image,
-                           int writer) const {
-    publish(info, image, writer, reads_);
-  }
+                           int writer) const;
   /// A sound file of that image, whoever wrote it; null if there is none.
   [[nodiscard]] std::shared_ptr<const MappedFile> sound_file(ImageId id, int owner,
                                                              int world_size) const;
+  /// Whether there is a file of that image, sound or not, whoever wrote it.
+  [[nodiscard]] bool has_file(const ImageIdentity& image) const;
   /// The bytes for which the directory's disk has room.
   [[nodiscard]] std::uint64_t room() const;
+  /// True if the last verify() saw ranks of this job that use another directory. False also if
+  /// nobody could tell, because the directory had no image of the job.
+  [[nodiscard]] bool is_one_of_several() const;
 
   /// If the directory has an image of the job, leaves a sign there that this rank shares the
   /// directory. verify() of the other ranks sees the sign if all ranks have called enter() before,
@@ -114,6 +119,7 @@ class MESHSTAGE_API Persistence {
   std::unique_ptr<Presence> presence_;
   mutable Mutex mutex_;  // verify() and prune_older() run on different threads
   std::vector<int> sharing_ MESHSTAGE_GUARDED_BY(mutex_);  // at the last verify(), ascending
+  mutable std::set<int> written_as_ MESHSTAGE_GUARDED_BY(mutex_);  // by publish_in_recovery()
 };
 
 }  // namespace meshstage

@@ -273,8 +273,8 @@ class Planner {
         if (wanted.empty()) continue;
         for (const OldBox& from : source.boxes) {
           const Box both = intersection(wanted, from.box);
-          if (both.empty() || same_bits(rank_.proven(view_of(theirs.tensor, theirs.box, both)),
-                                        rank_.proven(view_of(from.tensor, from.box, both)))) {
+          if (both.empty() || !rank_.differ(view_of(theirs.tensor, theirs.box, both),
+                                            view_of(from.tensor, from.box, both))) {
             continue;
           }
           const std::string where =
@@ -350,6 +350,12 @@ Assembly detail::AssemblyParts::read(StepStates& old, Value state, int rank, int
       if (!old.pass_over_damaged(e)) throw;
     }
   }
+}
+
+void detail::AssemblyParts::ask(const StepStates& old, Value state, int rank, int world_size,
+                                const ReshardOptions& options,
+                                const std::function<void(const Tensor&)>& needs) {
+  (void)read_plan(old.states(), std::move(state), {rank, world_size, true, needs, true}, options);
 }
 
 void detail::AssemblyParts::check(const Assembly& assembly) {

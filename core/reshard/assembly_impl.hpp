@@ -57,6 +57,8 @@ struct NewRank {
   bool compares_its_share = false;
   /// Called with each part of an old tensor before its elements are read; null for none.
   std::function<void(const Tensor&)> prove = {};
+  /// The rank only finds out what it has to read: the elements may be anything.
+  bool only_asks = false;
 
   [[nodiscard]] bool compares(int old_rank) const {
     return !compares_its_share || old_rank % world_size == rank;
@@ -65,6 +67,12 @@ struct NewRank {
   [[nodiscard]] const Tensor& proven(const Tensor& old) const {
     if (prove) prove(old);
     return old;
+  }
+  /// False if two old tensors have the same elements, and while the rank only asks.
+  [[nodiscard]] bool differ(const Tensor& a, const Tensor& b) const {
+    const Tensor& x = proven(a);
+    const Tensor& y = proven(b);
+    return !only_asks && !same_bits(x, y);
   }
 };
 

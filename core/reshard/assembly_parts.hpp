@@ -1,4 +1,6 @@
 #pragma once
+#include <functional>
+
 #include <meshstage/core/reshard/assembly.hpp>
 #include <meshstage/core/reshard/step_on_disk.hpp>
 
@@ -10,6 +12,10 @@ struct MESHSTAGE_API AssemblyParts {
   /// Reads all that is to be read before write().
   [[nodiscard]] static Assembly read(StepStates& old, Value state, int rank, int world_size,
                                      const ReshardOptions& options);
+  /// Calls `needs` with each part of an old tensor that read() would read. Reads structure and
+  /// plain values alone, and throws what is wrong with these.
+  static void ask(const StepStates& old, Value state, int rank, int world_size,
+                  const ReshardOptions& options, const std::function<void(const Tensor&)>& needs);
   /// The rest: throws StructureMismatch where tensors that share memory had other bytes.
   static void check(const Assembly& assembly);
 };

@@ -130,8 +130,7 @@ std::optional<Tensor> PlainRule::tensor(const std::vector<OldValue>& old) const 
     case PlainKind::kSame:
       for (const OldValue& o : old) {
         if (&o == &old.front() || !new_rank.compares(o.rank)) continue;
-        if (!same_bits(new_rank.proven(*first), new_rank.proven(o.value.as<Tensor>())))
-          differ(old.front(), o);
+        if (new_rank.differ(*first, o.value.as<Tensor>())) differ(old.front(), o);
       }
       return *first;
     case PlainKind::kFirst:

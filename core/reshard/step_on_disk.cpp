@@ -10,6 +10,7 @@
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/reshard/assembly_impl.hpp>
+#include <meshstage/core/reshard/open_image_impl.hpp>
 #include <meshstage/core/tree/walk.hpp>
 
 namespace meshstage {
@@ -59,30 +60,27 @@ std::vector<StepOnDisk> list_steps_on_disk(
   return steps;
 }
 
-struct StepStates::OpenFile {
-  std::filesystem::path path;
-  std::shared_ptr<const MappedFile> mapped;
-  ImageProof proof;
-};
-
 StepStates::StepStates(FileSystem& fs, StepOnDisk step, std::string job,
-                       std::function<void(const std::string&)> complain, FileRead read)
+                       std::function<void(const std::string&)> complain, FileRead read,
+                       bool partial)
     : fs_(fs),
       step_(std::move(step)),
       job_(std::move(job)),
       complain_(std::move(complain)),
       read_(std::move(read)),
-      files_(step_.files.size()),
+      images_(step_.files.size()),
       next_(step_.files.size()),
       wrong_(step_.files.size()),
       states_(step_.files.size()) {
-  for (std::size_t rank = 0; rank < files_.size(); ++rank) open(rank);
+  for (std::size_t rank = 0; rank < images_.size(); ++rank) {
+    if (!open(rank) && !partial) refuse(rank);
+  }
 }
 
 StepStates::~StepStates() = default;
 
-/// Opens the rank's next file that is sound as far as it is read here.
-void StepStates::open(std::size_t rank) {
+/// Opens the rank's next file that is sound as far as it is read here. False if there is none.
+bool StepStates::open(std::size_t rank) {
   const auto& paths = step_.files[rank];
   while (next_[rank] < paths.size()) {
     const auto& path = paths[next_[rank]++];
@@ -93,19 +91,27 @@ void StepStates::open(std::size_t rank) {
       const auto count = [&](std::uint64_t bytes) {
         if (read_) read_(path, bytes, all);
       };
-      auto file = std::make_unique<OpenFile>(path, mapped, ImageProof(mapped->bytes(), count));
-      states_[rank] = read(*file, rank);
-      by_address_[mapped->bytes().data()] = rank;
-      files_[rank] = std::move(file);
-      return;
+      ImageProof proof(mapped->bytes(), count);
+      add(rank, std::make_unique<OpenImage>(path, mapped, std::move(proof)));
+      return true;
     } catch (const Error& e) {
       pass_over(rank, path, e);
     }
   }
+  return false;
+}
+
+void StepStates::refuse(std::size_t rank) const {
   throw make_error<CorruptData>("no file of rank " + std::to_string(rank) + " of " +
                                     std::to_string(step_.world_size) + " of " +
                                     to_string(step_.id) + " is sound" + wrong_[rank],
                                 static_cast<int>(rank), step_.id.step);
+}
+
+void StepStates::add(std::size_t rank, std::unique_ptr<OpenImage> image) {
+  states_[rank] = read(*image, rank);
+  by_address_[image->proof.image().data()] = rank;
+  images_[rank] = std::move(image);
 }
 
 void StepStates::pass_over(std::size_t rank, const std::filesystem::path& path, const Error& why) {
@@ -115,14 +121,15 @@ void StepStates::pass_over(std::size_t rank, const std::filesystem::path& path, 
 }
 
 /// The state in a file; its structure and its plain values are proven.
-Value StepStates::read(OpenFile& file, std::size_t rank) {
+Value StepStates::read(OpenImage& image, std::size_t rank) {
   check_holds({job_, step_.id, static_cast<int>(rank), step_.world_size, {}},
-              file.proof.info().identity);
-  const auto image = file.proof.image();
-  Value state = decode_image(image, file.mapped);
-  EndOfStorages end(image, file.proof.info().manifest_bytes);
+              image.proof.info().identity);
+  const auto bytes = image.proof.image();
+  Value state = decode_image(bytes, image.keep);
+  EndOfStorages end(bytes, image.proof.info().manifest_bytes);
   end.look(state);
-  prove(file, end.offset(), image.size());  // the plain values lie behind the storages
+  image.values_begin = end.offset();
+  prove(image, image.values_begin, bytes.size());
   return state;
 }
 
@@ -131,13 +138,13 @@ std::optional<std::size_t> StepStates::rank_of(const std::byte* address) const {
   auto it = by_address_.upper_bound(address);
   if (it == by_address_.begin()) return std::nullopt;
   const auto [begin, rank] = *--it;
-  if (address >= begin + files_[rank]->proof.image().size()) return std::nullopt;
+  if (address >= begin + images_[rank]->proof.image().size()) return std::nullopt;
   return rank;
 }
 
-void StepStates::prove(OpenFile& file, std::uint64_t begin, std::uint64_t end) {
-  file.proof.prove(begin, end, [&](std::uint64_t bytes) {
-    if (read_) read_(file.path, bytes, file.proof.image().size());
+void StepStates::prove(OpenImage& image, std::uint64_t begin, std::uint64_t end) {
+  image.proof.prove(begin, end, [&](std::uint64_t bytes) {
+    if (read_) read_(image.path, bytes, image.proof.image().size());
   });
 }
 
@@ -145,10 +152,10 @@ void StepStates::prove(const Tensor& tensor) {
   if (tensor.numel() == 0) return;
   const auto rank = rank_of(tensor.first_byte());
   if (!rank) return;  // made of proven ones
-  OpenFile& file = *files_[*rank];
-  const auto begin = static_cast<std::uint64_t>(tensor.first_byte() - file.proof.image().data());
+  OpenImage& image = *images_[*rank];
+  const auto begin = static_cast<std::uint64_t>(tensor.first_byte() - image.proof.image().data());
   try {
-    prove(file, begin, begin + detail::spanned_bytes(tensor));
+    prove(image, begin, begin + detail::spanned_bytes(tensor));
   } catch (const CorruptData&) {
     damaged_ = rank;
     throw;
@@ -158,18 +165,19 @@ void StepStates::prove(const Tensor& tensor) {
 void StepStates::prove_all(int rank) {
   const auto at = static_cast<std::size_t>(rank);
   damaged_ = at;
-  prove(*files_.at(at), 0, files_.at(at)->proof.image().size());
+  prove(*images_.at(at), 0, images_.at(at)->proof.image().size());
   damaged_.reset();
 }
 
 bool StepStates::pass_over_damaged(const CorruptData& why) {
   if (!damaged_) return false;
   const std::size_t rank = *std::exchange(damaged_, std::nullopt);
-  const auto file = std::move(files_[rank]);
-  by_address_.erase(file->proof.image().data());
+  const auto image = std::move(images_[rank]);
+  by_address_.erase(image->proof.image().data());
+  came_damaged_ = came_damaged_ || image->room;
   states_[rank] = Value();
-  pass_over(rank, file->path, why);
-  open(rank);
+  pass_over(rank, image->path, why);
+  if (!open(rank)) refuse(rank);
   return true;
 }
 

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <meshstage/core/error/error.hpp>
@@ -35,6 +36,10 @@ struct StepOnDisk {
 using FileRead =
     std::function<void(const std::filesystem::path& file, std::uint64_t bytes, std::uint64_t of)>;
 
+namespace detail {
+struct StepParts;
+}
+
 /// The states of all ranks of a step, in files of which no more is read than is asked for. So each
 /// rank of a new job reads its own part of the old one, whatever the number of ranks.
 ///
@@ -48,7 +53,9 @@ class MESHSTAGE_API StepStates {
   /// `complain` for each damaged file, whose place the rank's next file takes. Throws CorruptData
   /// naming the rank whose files are all damaged. `complain` and `read` are kept.
   StepStates(FileSystem& fs, StepOnDisk step, std::string job,
-             std::function<void(const std::string&)> complain = {}, FileRead read = {});
+             std::function<void(const std::string&)> complain = {}, FileRead read = {})
+      : StepStates(fs, std::move(step), std::move(job), std::move(complain), std::move(read),
+                   false) {}
   StepStates(const StepStates&) = delete;
   StepStates& operator=(const StepStates&) = delete;
   ~StepStates();
@@ -68,24 +75,31 @@ class MESHSTAGE_API StepStates {
   bool pass_over_damaged(const CorruptData& why);
 
  private:
-  struct OpenFile;
-  void open(std::size_t rank);
+  friend struct detail::StepParts;
+  struct OpenImage;
+  StepStates(FileSystem& fs, StepOnDisk step, std::string job,
+             std::function<void(const std::string&)> complain, FileRead read,
+             bool partial);  ///< `partial`: leaves out a rank without a sound file.
+  [[nodiscard]] bool open(std::size_t rank);
+  [[noreturn]] void refuse(std::size_t rank) const;
+  void add(std::size_t rank, std::unique_ptr<OpenImage> image);
   void pass_over(std::size_t rank, const std::filesystem::path& path, const Error& why);
   [[nodiscard]] std::optional<std::size_t> rank_of(const std::byte* address) const;
-  void prove(OpenFile& file, std::uint64_t begin, std::uint64_t end);
-  [[nodiscard]] Value read(OpenFile& file, std::size_t rank);
+  void prove(OpenImage& image, std::uint64_t begin, std::uint64_t end);
+  [[nodiscard]] Value read(OpenImage& image, std::size_t rank);
 
   FileSystem& fs_;
   const StepOnDisk step_;
   const std::string job_;
   const std::function<void(const std::string&)> complain_;
   const FileRead read_;
-  std::vector<std::unique_ptr<OpenFile>> files_;  ///< By rank.
-  std::vector<std::size_t> next_;                 ///< By rank: the file after the open one.
-  std::vector<std::string> wrong_;                ///< By rank: what was wrong with those before.
+  std::vector<std::unique_ptr<OpenImage>> images_;  ///< By rank.
+  std::vector<std::size_t> next_;                   ///< By rank: the file after the open one.
+  std::vector<std::string> wrong_;                  ///< By rank: what was wrong with those before.
   std::vector<Value> states_;
   std::map<const std::byte*, std::size_t> by_address_;  ///< Begin of a mapping: the rank.
   std::optional<std::size_t> damaged_;                  ///< The rank whose block was.
+  bool came_damaged_ = false;                           ///< A block that came from another rank.
 };
 
 /// StepStates::states() of which everything was proven.

@@ -20,7 +20,17 @@ namespace {
 class Processes {
  public:
   using Body = std::function<void(ms::CheckpointerOptions, const std::function<void()>& at_end)>;
-  explicit Processes(std::filesystem::path path) : path_(std::move(path)) {}
+  /// Rank r sits on host r % `hosts`, each of which has a disk and vaults of its own.
+  explicit Processes(std::filesystem::path path, int hosts = 1)
+      : path_(std::move(path)), hosts_(hosts) {
+    for (int host = 0; host < hosts_; ++host) {
+      std::filesystem::create_directories(vaults_of(host));
+      std::filesystem::permissions(vaults_of(host), std::filesystem::perms::owner_all);
+    }
+  }
+  [[nodiscard]] std::filesystem::path vaults_of(int host) const {
+    return path_ / ("vault" + std::to_string(host));
+  }
 
   std::vector<std::string> run(int world, const Body& body) {
     struct Child {
@@ -58,8 +68,8 @@ class Processes {
     try {
       ms::CheckpointerOptions o;
       o.job = "killed";
-      o.directory = path_ / "disk";
-      o.vault_directory = path_ / "vault";
+      o.directory = path_ / ("disk" + std::to_string(rank % hosts_));
+      o.vault_directory = vaults_of(rank % hosts_);
       o.store = (path_ / "store").string();
       ms::RankEnvironment environment;
       environment.rank = environment.local_rank = rank;
@@ -87,15 +97,16 @@ class Processes {
   }
 
   std::filesystem::path path_;
+  int hosts_;
 };
 
 }  // namespace
 
 TEST_CASE("4 processes that are killed come back as 3, and those as 2, from memory") {
   const TempDirectory directory;
-  std::filesystem::create_directories(directory.path() / "vault");
-  std::filesystem::permissions(directory.path() / "vault", std::filesystem::perms::owner_all);
-  Processes processes(directory.path());
+  const int hosts = GENERATE(1, 2);
+  INFO(hosts << " hosts");
+  Processes processes(directory.path(), hosts);
   const auto train = [](std::uint64_t from, std::uint64_t to) {
     return [from, to](ms::CheckpointerOptions o, const std::function<void()>& at_end) {
       ms::Checkpointer ckpt(std::move(o));
@@ -117,5 +128,7 @@ TEST_CASE("4 processes that are killed come back as 3, and those as 2, from memo
     ckpt.finish();
     at_end();
   }));
-  CHECK(std::filesystem::is_empty(directory.path() / "vault"));
+  for (int host = 0; host < hosts; ++host) {
+    CHECK(std::filesystem::is_empty(processes.vaults_of(host)));
+  }
 }

@@ -164,6 +164,17 @@ TEST_CASE("two and three ranks: an old job's newest step in memory, crashes, a l
   require_safe(bounds);
 }
 
+TEST_CASE("two and three ranks: an old job's newest step in memory, hosts with their own disks") {
+  const int world = GENERATE(2, 3);
+  const bool lost = GENERATE(false, true);
+  Bounds bounds = ranks(world, 1);
+  bounds.old_job = bounds.old_memory = bounds.old_apart = true;
+  bounds.crashes = lost ? 1 : 2;
+  bounds.host_losses = lost ? 1 : 0;
+  if (world == 3) --bounds.crashes;
+  require_safe(bounds);
+}
+
 TEST_CASE(
     "two and three ranks: an old job's newest step in memory, and on disk with a damaged file") {
   const int world = GENERATE(2, 3);

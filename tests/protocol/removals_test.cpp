@@ -35,6 +35,9 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "old-if-newer") b.steps = 1, b.losses_beyond = 2, b.old_job = b.disk = true;
   if (rule == "publish-old") b.steps = 1, b.old_job = b.old_memory = true;
   if (rule == "prove-old") b.steps = 1, b.old_job = b.old_memory = b.old_rot = true;
+  if (rule == "old-anywhere") {
+    b.world = 3, b.steps = 1, b.old_job = b.old_memory = b.old_apart = true;
+  }
   if (rule == "look-old") b.steps = 1, b.old_job = b.old_unclaimed = true;
   if (rule == "beyond-unknown") b.claims = 2, b.crashes = 2, b.local_failures = 1;
   if (rule == "ask-beyond") b.claims = 2;
@@ -87,7 +90,7 @@ void require_lost_without(const std::string& rule, Bounds bounds, const std::str
   REQUIRE(result.violation.find(words) != std::string::npos);
 }
 
-static_assert(kRules.size() == 30, "each rule has its test here");
+static_assert(kRules.size() == 31, "each rule has its test here");
 
 }  // namespace
 
@@ -155,6 +158,9 @@ TEST_CASE("without making an old job's images files first a promise breaks") {
 }
 TEST_CASE("without proof of each file of an old job's step a promise breaks") {
   require_needed("prove-old");
+}
+TEST_CASE("without files of an old job's step on any disk a promise breaks") {
+  require_needed("old-anywhere");
 }
 TEST_CASE("without the root's proof of what no rank claimed of an old step a promise breaks") {
   require_needed("look-old");

@@ -13,6 +13,7 @@
 #include "tests/replicate/part_images.hpp"
 #include "tests/support/borrowing.hpp"
 #include "tests/support/catch.hpp"
+#include "tests/support/watched_file_system.hpp"
 
 namespace {
 
@@ -90,6 +91,31 @@ TEST_CASE("old_images: own images of that step become files as their ranks would
   CHECK(job.said_written == std::set<int>{0, 3});
   CHECK(job.has_file(own));
   CHECK(job.has_file(stray));
+}
+
+TEST_CASE("old_images: without room for all of them none becomes a file, and the reason is told") {
+  OldJob job;
+  const auto own = image_of(0), stray = image_of(3);
+  job.seal({0, 0}, own);
+  job.add_stray(3, {3, 0}, stray);
+  const std::uint64_t both = own.info.image_bytes + stray.info.image_bytes;
+  test::WatchedFileSystem disk(job.disk);
+  job.disk.make_directories("/disk");
+  disk.room = both - 1;
+  const Persistence files(disk, "/disk", kJob, 0, 2);
+  const auto publish = [&] {
+    return publish_old_images(job.vault, job.strays, files, {{kId, kOldWorld}, false});
+  };
+  CHECK_THAT(publish().failed, Catch::Matchers::Contains(std::to_string(both)) &&
+                                   Catch::Matchers::Contains("/disk has room for"));
+  CHECK(job.written().empty());
+  SECTION("there is as much as they take") { disk.room = both; }
+  SECTION("one of them is a file already") {
+    job.files.publish(own.info, own.bytes(), 0);
+    disk.room = stray.info.image_bytes;
+  }
+  CHECK(publish().failed.empty());
+  CHECK(job.written() == Written{{0, 0}, {3, 3}});
 }
 
 TEST_CASE("old_images: a replica becomes a file where its owner has none") {

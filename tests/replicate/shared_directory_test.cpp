@@ -150,3 +150,29 @@ TEST_CASE("old files of ranks that sit elsewhere now are removed by one that sit
   (void)all.claimed();
   CHECK(all.rank(0).prune_older({1, 2}, 0) == 2);
 }
+
+TEST_CASE("a rank removes what it wrote in a recovery in another rank's name") {
+  MemoryFileSystem disk;
+  Persistence files(disk, "/disk", "job", 0, 2);
+  files.enter(2);
+  const TestImage own = image_of(5, 6), other = image_of(3, 6);  // of ranks of an older job
+  files.publish_in_recovery(own.info, own.bytes(), 5);
+  Persistence(disk, "/disk", "job", 1, 2).publish(other.info, other.bytes(), 3);
+  CHECK(files.prune_older({1, 2}, 0) == 1);
+  CHECK(list_images(disk, "/disk", "job").size() == 1);
+}
+
+TEST_CASE("ranks of one job that use several directories are told, as far as there are images") {
+  SharedDisk some({0, 1}, kWorld), all({0, 1, 2, 3}, kWorld);
+  for (auto* disk : {&some, &all}) {
+    disk->enter(2);
+    (void)disk->claimed();
+    CHECK(disk->rank(0).is_one_of_several() == (disk == &some));
+    disk->leave();
+  }
+  MemoryFileSystem empty;
+  Persistence files(empty, "/disk", "job", 0, kWorld);
+  files.enter(1);
+  (void)files.verify(kNoImage, no_complaints);
+  CHECK_FALSE(files.is_one_of_several());
+}

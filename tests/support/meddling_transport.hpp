@@ -26,9 +26,13 @@ class Meddler {
   /// once. Set before the first wrap().
   using Change = std::function<void(int from, int to, Bytes& bytes)>;
   Change message, on_the_way, payload;
+  /// Like payload, with the name of the group ("data", "train", "pair-data").
+  std::function<void(const std::string& group, Bytes& bytes)> payload_of_group;
   /// Called before rank `at` posts a receive of a piece from rank `from` in the group of that name
   /// ("data", "data-1"); what it throws is what the backend would have thrown.
   std::function<void(int at, int from, const std::string& group)> before_receive;
+  /// Called before rank `at` connects a group of that name.
+  std::function<void(int at, const std::string& group)> before_connect;
 
   std::shared_ptr<Transport> wrap(std::shared_ptr<Transport> inner) {
     return std::make_shared<MeddledTransport>(*this, std::move(inner));
@@ -88,10 +92,11 @@ class Meddler {
     [[nodiscard]] bool linked(int peer) const noexcept override { return inner_->linked(peer); }
     std::unique_ptr<Transfer> send(int peer, std::uint64_t tag,
                                    std::span<const std::byte> bytes) override {
-      if (!meddler_.payload) return inner_->send(peer, tag, bytes);
+      if (!meddler_.payload && !meddler_.payload_of_group) return inner_->send(peer, tag, bytes);
       auto held = std::make_unique<HeldTransfer>();
       held->bytes.assign(bytes.begin(), bytes.end());
-      meddler_.payload(rank(), peer, held->bytes);
+      if (meddler_.payload) meddler_.payload(rank(), peer, held->bytes);
+      if (meddler_.payload_of_group) meddler_.payload_of_group(name_, held->bytes);
       held->inner = inner_->send(peer, tag, held->bytes);
       return held;
     }
@@ -123,8 +128,11 @@ class Meddler {
     }
     std::shared_ptr<ProcessGroup> connect_group(const ConnectRequest& request, Store& store,
                                                 Deadline deadline, std::stop_token stop) override {
+      if (meddler_.before_connect) meddler_.before_connect(request.rank, request.name);
       auto group = inner_->connect_group(request, store, deadline, std::move(stop));
-      if (!request.name.starts_with("data")) return group;  // of several connections, too
+      const std::string& name = request.name;  // "data-1" is one of several connections
+      const bool images = name.starts_with("data") || name == "pair-data";
+      if (!images && !meddler_.payload_of_group) return group;
       return std::make_shared<Group>(meddler_, std::move(group), request.name);
     }
 

@@ -255,6 +255,7 @@ std::string World::bytes() const {
     put_number(out, static_cast<std::uint64_t>(node.next_step));
     put_number(out, node.unborrowed);
     put_number(out, node.old_held);
+    put_number(out, node.old_files);
   }
   put_list(out, strays_, [](std::string& o, const Stray& stray) {
     put_rank(o, stray.host), put_rank(o, stray.rank);

@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 30> kRules = {{
+inline constexpr std::array<NamedRule, 31> kRules = {{
     {"found-anywhere", &protocol::Rules::found_anywhere},
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
@@ -31,6 +31,7 @@ inline constexpr std::array<NamedRule, 30> kRules = {{
     {"publish-old", &protocol::Rules::publish_old},
     {"prove-old", &protocol::Rules::prove_old},
     {"look-old", &protocol::Rules::look_old},
+    {"old-anywhere", &protocol::Rules::old_anywhere},
     {"complete-claims", &protocol::Rules::whole_claims},
     {"restore-holders", &protocol::Rules::restore_holders},
     {"fetch-beside-base", &protocol::Rules::fetch_beside_base},

@@ -288,7 +288,7 @@ void World::end_process(Node& node, bool lose_memory) {
   node.state = make_state(config);
   if (!lose_memory) return;
   node.own = {};
-  node.old_held = 0;
+  node.old_held = node.old_files = 0;
   std::fill(node.held.begin(), node.held.end(), MemorySlots{});
 }
 

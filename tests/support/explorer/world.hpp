@@ -51,6 +51,9 @@ struct Bounds {
   bool old_memory = false;
   /// With old_memory: all of that step are files, too, but that of owner 0 is damaged.
   bool old_rot = false;
+  /// With old_memory: each rank's host has a disk of its own, lost with the host, and nothing of
+  /// the old job is on one yet.
+  bool old_apart = false;
   bool finish = false;  ///< trainers call finish() after the last step
   Rules rules{};
   std::vector<std::vector<int>> holders;  ///< empty: the default
@@ -189,6 +192,7 @@ struct Node {
   enum class Disk : std::uint8_t { kFast, kSlow, kStuck } disk = Disk::kFast;
   std::uint32_t waited = 0;  ///< deadlines, for the same outcome
   Ranks old_held = 0;        ///< whose images of the old job lie in slots that no rank here writes
+  Ranks old_files = 0;       ///< with old_apart: whose images of that step this host's disk has
   Ranks unborrowed = 0;      ///< from whom replicas borrow nothing any more
   bool gave_up = false;      ///< by GiveUp, which precedes the end-of-file on each of its links
   std::optional<Failure> failure;  ///< of its newest recovery; no part of the world's identity
@@ -299,9 +303,13 @@ class World {
   void begin_old();
   /// The steps of the old job of which the root's disk names every file.
   [[nodiscard]] std::vector<OldStep> old_named() const;
-  OldPublished publish_old(const Node& node, const PublishOld& action);
-  /// The old job's newest step of which the disk has every image.
+  OldPublished publish_old(Node& node, const PublishOld& action);
+  /// The old job's newest step of which the disks have every image.
   [[nodiscard]] OldStep old_on_disk() const;
+  /// Whose images of the old job's step in memory are files on a disk that `node` reaches.
+  [[nodiscard]] Ranks old_files_of(const Node& node) const;
+  /// The newest step for whose images `files` suffice.
+  [[nodiscard]] OldStep old_step_of(Ranks files) const;
   /// Whether there is a copy of every image of the old job's step in memory.
   [[nodiscard]] bool old_covered() const;
   /// What this rank finds on its disk, and claims. `all`: of whatever ranks.

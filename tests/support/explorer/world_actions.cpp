@@ -35,7 +35,8 @@ void World::feed(Node& node, const Event& event) {
       } else if (const auto* publish = std::get_if<PublishOld>(&action)) {
         todo.emplace_back(publish_old(node, *publish));
       } else if (const auto* find = std::get_if<FindOld>(&action)) {
-        todo.emplace_back(OldFound{old_named(), find->prove ? old_on_disk() : OldStep{}});
+        todo.emplace_back(
+            OldFound{old_named(), find->prove ? old_step_of(old_files_of(node)) : OldStep{}});
       } else if (const auto* accept = std::get_if<AcceptReplica>(&action)) {
         carry_out(node, action);
         todo.emplace_back(ReplicaReady{accept->ward, accept->id, true});
@@ -336,7 +337,9 @@ struct World::CarryOut {
         a.old.id != kOldStepId) {
       world.wrong("the old job's newest step is passed over");
     }
-    if (a.old.id > world.old_on_disk().id && !node.zombie) {
+    // The files of a host that is lost since cannot be read; nobody trains on, for it had a rank.
+    const bool there = now || !world.bounds_->old_apart;
+    if (a.old.id > world.old_on_disk().id && !node.zombie && there) {
       world.wrong("an old job's step is gone on from, though one of its files is damaged");
     }
     node.next_step = 1;

@@ -283,6 +283,7 @@ void World::step(const Choice& choice) {
       Node old = node;
       old.zombie = true;
       old.files.clear();
+      old.old_files = 0;
       node.unborrowed = 0;
       node.jobs.clear();
       node.own = {};

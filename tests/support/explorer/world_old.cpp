@@ -32,7 +32,7 @@ void World::claim_old(const Node& node, ImageId newer_than, FilesVerified& found
   for (int owner = 0; owner < old_world; ++owner) {
     const bool reads = owner % bounds_->world == node.rank &&
                        !(bounds_->old_unclaimed && node.rank + 1 == bounds_->world);
-    if (reads && newer_than < kOldestStepId) {
+    if (reads && newer_than < kOldestStepId && !bounds_->old_apart) {
       found.claims.push_back(
           {node.rank, owner, Place::kHeldFile, 0, old_world, kOldestStepId, {}, {}, {}});
     }
@@ -42,14 +42,15 @@ void World::claim_old(const Node& node, ImageId newer_than, FilesVerified& found
       claim.vault = old_world;
       found.claims.push_back(claim);
     }
-    if (reads && (old_files_ & bit(owner)) != 0) {
+    // On a disk of its own a rank reads every file.
+    if ((reads || bounds_->old_apart) && (old_files_of(node) & bit(owner)) != 0) {
       found.claims.push_back(
           {node.rank, owner, Place::kHeldFile, 0, old_world, kOldStepId, {}, {}, {}});
     }
   }
 }
 
-OldPublished World::publish_old(const Node& node, const PublishOld& action) {
+OldPublished World::publish_old(Node& node, const PublishOld& action) {
   Ranks written = 0;
   for (const MemorySlot& slot : node.own) {
     if (slot.old && slot.header == MemorySlot::Header::kSealed && slot.whole &&
@@ -59,7 +60,7 @@ OldPublished World::publish_old(const Node& node, const PublishOld& action) {
   }
   const Ranks own = node.rank == 0 ? bit(bounds_->world) : 0;  // the vault that was left there
   written |= action.replicas ? node.old_held : node.old_held & own;
-  old_files_ |= written;
+  (bounds_->old_apart ? node.old_files : old_files_) |= written;
   old_damaged_ &= ~written;
   OldPublished result;
   for (int owner = 0; owner <= bounds_->world; ++owner) {
@@ -68,22 +69,35 @@ OldPublished World::publish_old(const Node& node, const PublishOld& action) {
   return result;
 }
 
+Ranks World::old_files_of(const Node& node) const {
+  return bounds_->old_apart ? node.old_files : old_files_;
+}
+
 std::vector<OldStep> World::old_named() const {
   const int old_world = bounds_->world + 1;
-  std::vector<OldStep> named{{kOldestStepId, old_world}};
-  if ((old_files_ | old_damaged_) == bit(old_world) - 1) named.push_back({kOldStepId, old_world});
+  const Ranks files = old_files_of(nodes_.front()) | old_damaged_;
+  std::vector<OldStep> named;
+  if (!bounds_->old_apart) named.push_back({kOldestStepId, old_world});
+  if (files == bit(old_world) - 1) named.push_back({kOldStepId, old_world});
   return named;
 }
 
 OldStep World::old_on_disk() const {
+  Ranks files = 0;
+  for (const Node& node : nodes_) files |= old_files_of(node);
+  return old_step_of(files);
+}
+
+OldStep World::old_step_of(Ranks files) const {
   const int old_world = bounds_->world + 1;
-  if (bounds_->old_memory && old_files_ == bit(old_world) - 1) return {kOldStepId, old_world};
-  return {kOldestStepId, old_world};
+  if (bounds_->old_memory && files == bit(old_world) - 1) return {kOldStepId, old_world};
+  return bounds_->old_apart ? OldStep{} : OldStep{kOldestStepId, old_world};
 }
 
 bool World::old_covered() const {
   Ranks found = old_files_;
   for (const Node& node : nodes_) {
+    found |= node.old_files;
     if (node.zombie) continue;
     found |= node.old_held;
     for (const MemorySlot& slot : node.own) {

@@ -1,0 +1,222 @@
+// A job that comes back with another number of ranks on hosts whose disks only they reach.
+#include <meshstage/core/checkpoint/checkpointer.hpp>
+#include <meshstage/core/files/publish.hpp>
+
+#include <atomic>
+#include <barrier>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/changing_job.hpp"
+#include "tests/support/meddling_transport.hpp"
+#include "tests/support/require.hpp"
+
+namespace ms = meshstage;
+using namespace meshstage::test;
+using Catch::Matchers::Contains;
+
+namespace {
+
+/// A ChangingJob on hosts with a disk and vaults of their own. Each start seats its ranks anew.
+struct HostsJob : ChangingJob {
+  explicit HostsJob(int hosts) {
+    for (int host = 0; host < hosts; ++host) {
+      for (const char* what : {"/disk", "/vault"}) {
+        job.disk().make_directories(what + std::to_string(host));
+      }
+    }
+    change = [this](ms::CheckpointerOptions& o, int) {
+      const auto host = std::to_string(seat(o.environment->rank));
+      o.directory = "/disk" + host;
+      o.vault_directory = "/vault" + host;
+      o.deadline = std::chrono::seconds(5);
+      adjust(o);
+    };
+  }
+  std::vector<std::string> disk_of(int host) {
+    const auto directory = "/disk" + std::to_string(host);
+    std::vector<std::string> names;
+    for (const auto& image : ms::list_images(job.disk(), directory, InProcessJob::kName)) {
+      names.push_back(image.path.filename());
+    }
+    return names;
+  }
+  bool no_vaults(int hosts) {
+    for (int host = 0; host < hosts; ++host) {
+      if (!job.disk().list("/vault" + std::to_string(host)).empty()) return false;
+    }
+    return true;
+  }
+
+  std::function<int(int rank)> seat = [](int rank) { return rank % 2; };
+  std::function<void(ms::CheckpointerOptions&)> adjust = [](ms::CheckpointerOptions&) {};
+};
+
+/// `world` ranks stage these steps and end without finish(). `to_disk`: each step is on every
+/// rank's disk.
+void leave_steps(HostsJob& job, int world, const std::vector<std::uint64_t>& steps, bool to_disk) {
+  std::barrier<> all(world);
+  job.start(world, [&](ms::CheckpointerOptions o, int rank) {
+    ms::Checkpointer ckpt(std::move(o));
+    ms::Dict state = state_at(rank, world, 0);
+    (void)ckpt.recover(state);
+    for (const auto step : steps) {
+      if (to_disk) ckpt.persist_now();
+      auto staging = ckpt.stage(state_at(rank, world, step), step);
+      const auto by = ms::Deadline::after(std::chrono::seconds(20));
+      require(staging.outcome().get(by) == ms::Outcome::kComplete, "not complete");
+      require(!to_disk || staging.persisted().get(by) == ms::DiskOutcome::kEverywhere, "no file");
+    }
+    all.arrive_and_wait();
+  });
+}
+
+/// `world` ranks go on from step `from`, have `to` on every rank's disk, and end without finish().
+void leave_steps_from(HostsJob& job, int world, std::uint64_t from, std::uint64_t to) {
+  std::barrier<> all(world);
+  job.start(world, [&](ms::CheckpointerOptions o, int) {
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_exactly(ckpt, from);
+    ckpt.persist_now();
+    auto staging = ckpt.stage(state_at(ckpt.rank(), world, to), to);
+    const auto by = ms::Deadline::after(std::chrono::seconds(20));
+    require(staging.persisted().get(by) == ms::DiskOutcome::kEverywhere, "no file");
+    all.arrive_and_wait();
+  });
+}
+
+/// `world` ranks have step `step` of `before` ranks, and have step + 10 on disk in the end.
+void go_on(HostsJob& job, int world, std::uint64_t step, int before) {
+  job.start(world, [&](ms::CheckpointerOptions o, int) {
+    ms::Checkpointer ckpt(std::move(o));
+    const auto recovered = recover_exactly(ckpt, step);
+    require(recovered.old_world_size == before, std::to_string(recovered.old_world_size));
+    stage_exactly(ckpt, step + 10);
+    ckpt.finish();
+  });
+}
+
+}  // namespace
+
+TEST_CASE("disks of two hosts: 4 ranks, then 3, 6, 2, 8 and 4, each time seated otherwise") {
+  HostsJob job(2);
+  const bool from_disk = GENERATE(true, false);
+  INFO((from_disk ? "files" : "memory alone"));
+  leave_steps(job, 4, {10}, from_disk);
+  if (from_disk) {
+    for (const int host : {0, 1}) {
+      const auto directory = "/vault" + std::to_string(host);
+      for (const auto& name : job.job.disk().list(directory)) {
+        job.job.disk().unlink(directory + "/" + name);
+      }
+    }
+  }
+  std::uint64_t step = 10;
+  int before = 4;
+  for (const int world : {3, 6, 2, 8, 4}) {
+    INFO(before << " ranks, then " << world);
+    job.seat = [world, step](int rank) {
+      return static_cast<int>(static_cast<std::uint64_t>(rank) + step / 10) % 2 * (world > 1);
+    };
+    go_on(job, world, step, before);
+    step += 10;
+    before = world;
+    CHECK(job.no_vaults(2));
+  }
+  // Whatever is left of older jobs goes with the next start.
+  job.start(4, [&](ms::CheckpointerOptions o, int) {
+    ms::Checkpointer ckpt(std::move(o));
+    (void)recover_exactly(ckpt, step);
+    stage_exactly(ckpt, step + 1);
+    ckpt.finish();
+  });
+  for (const int host : {0, 1}) {
+    INFO("host " << host);
+    for (const auto& name : job.disk_of(host)) CHECK_THAT(name, Contains("of00004"));
+  }
+}
+
+TEST_CASE("a rank that dies while old images travel loses nothing, nor does a piece that changes") {
+  HostsJob job(3);
+  job.seat = [](int rank) { return rank % 3; };
+  leave_steps(job, 4, {10}, GENERATE(true, false));
+  Meddler meddler;
+  std::atomic<bool> armed{true};
+  const std::string died = "here it ends";
+  std::string damaged;  // the group in which a byte changes
+  SECTION("a rank dies at its first piece") {
+    meddler.before_receive = [&](int at, int, const std::string& group) {
+      if (group == "pair-data" && at == 1 && armed.exchange(false)) throw std::runtime_error(died);
+    };
+  }
+  SECTION("a rank dies instead of connecting for pieces") {
+    meddler.before_connect = [&](int at, const std::string& group) {
+      if (group == "pair-data" && at == 1 && armed.exchange(false)) throw std::runtime_error(died);
+    };
+  }
+  SECTION("a byte of an image's ends changes on its way") { damaged = "train"; }
+  SECTION("a byte of a piece changes on its way") { damaged = "pair-data"; }
+  const bool damages = !damaged.empty();
+  if (damages) {
+    meddler.payload_of_group = [&](const std::string& group, Bytes& bytes) {
+      if (group == damaged && bytes.size() >= 4096 && armed.exchange(false)) {
+        bytes[1000] ^= std::byte{1};
+      }
+    };
+  }
+  job.adjust = [&](ms::CheckpointerOptions& o) { o.transport = meddler.wrap(o.transport); };
+  const auto fabric = std::make_shared<ms::InProcessFabric>();
+  std::atomic<int> rejoined{0};
+  all_good(run_ranks(all_ranks(3), [&](int rank) {
+    std::optional<ms::Checkpointer> ckpt(job.options(rank, 3, *fabric));
+    ms::Dict state = state_at(rank, 3, 5);
+    try {
+      (void)ckpt->recover(state);
+      throw std::logic_error("the recovery was not disturbed");
+    } catch (const ms::RejoinNeeded&) {
+      require(difference(state, state_at(rank, 3, 5)).empty(), "touched");
+      ++rejoined;
+      ckpt->rejoin();
+    } catch (const std::runtime_error& e) {
+      require(rank == 1 && !damages && e.what() == died, e.what());
+      ckpt.reset();
+      ckpt.emplace(job.options(rank, 3, *fabric));  // the replacement
+    }
+    const auto recovered = recover_exactly(*ckpt, 10);
+    require(recovered.old_world_size == 4, std::to_string(recovered.old_world_size));
+    stage_exactly(*ckpt, 20);
+    ckpt->finish();
+  }));
+  CHECK(rejoined == (damages ? 3 : 2));
+  CHECK(!armed);
+}
+
+TEST_CASE("where no rank reaches a host's disk the newest step that all reach is gone on from") {
+  HostsJob job(4);
+  job.seat = [](int rank) { return rank; };
+  job.adjust = [](ms::CheckpointerOptions& o) { o.keep = 2; };
+  // Every host has step 10 of each rank, in one way or another; step 20 lies apart.
+  leave_steps(job, 4, {10}, true);
+  for (const int from : {0, 1, 2, 3}) {
+    for (const auto& name : job.disk_of(from)) {
+      for (const int to : {0, 1, 2, 3}) {
+        const auto path = "/disk" + std::to_string(to) + "/" + name;
+        if (job.job.disk().stat(path)) continue;
+        const auto file =
+            ms::MappedFile::open(job.job.disk(), "/disk" + std::to_string(from) + "/" + name);
+        ms::publish_atomically(job.job.disk(), path, file->bytes());
+      }
+    }
+  }
+  leave_steps_from(job, 4, 10, 20);
+  for (int host = 0; host < 4; ++host) {
+    const auto directory = "/vault" + std::to_string(host);
+    for (const auto& name : job.job.disk().list(directory)) {
+      job.job.disk().unlink(directory + "/" + name);
+    }
+  }
+  job.seat = [](int) { return 0; };
+  go_on(job, 2, 10, 4);
+}

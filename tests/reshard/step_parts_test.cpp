@@ -1,0 +1,155 @@
+// A step whose files lie on the disks of two hosts: what a rank gets of the other host's.
+#include <meshstage/core/reshard/step_parts.hpp>
+
+#include <algorithm>
+
+#include "tests/reshard/cut_rows.hpp"
+
+using namespace meshstage;
+using namespace meshstage::test;
+using Catch::Matchers::Contains;
+using detail::ImagePart;
+using detail::StepParts;
+
+namespace {
+
+/// Old rank r's file lies on the disk of host r % 2.
+class TwoHosts {
+ public:
+  TwoHosts() {
+    for (const int rank : {0, 1, 2, 3}) {
+      const PersistedName name{"gpt", {1, 9}, rank, kBefore, {}};
+      const auto directory = disk_of(rank % 2);
+      make_private_directory(job.disk, directory);
+      publish_atomically(job.disk, directory / to_file_name(name),
+                         job.images[static_cast<std::size_t>(rank)].bytes());
+    }
+  }
+  static std::filesystem::path disk_of(int host) { return "/host" + std::to_string(host); }
+  std::unique_ptr<StepStates> open(int host) {
+    return StepParts::open(job.disk, StepParts::find(job.disk, disk_of(host), "gpt", {1, 9}, 4),
+                           "gpt", [&](const std::string& text) { complaints.push_back(text); });
+  }
+
+  CutRows job;
+  std::vector<std::string> complaints;
+};
+
+/// What host `host` opened, with the ends of the other host's images.
+std::unique_ptr<StepStates> with_ends(TwoHosts& hosts, int host) {
+  auto old = hosts.open(host);
+  const auto other = hosts.open(1 - host);
+  for (const int rank : {0, 1, 2, 3}) {
+    REQUIRE(StepParts::has(*old, rank) == (rank % 2 == host));
+    if (rank % 2 != host) StepParts::add(*old, rank, StepParts::ends(*other, rank), "the other");
+  }
+  return old;
+}
+
+void copy(const StepStates& to, const StepStates& from, const ImagePart& part) {
+  const auto [bytes, path] = StepParts::bytes(from, part);
+  CHECK(path.filename() == to_file_name({"gpt", {1, 9}, part.old_rank, kBefore, {}}));
+  std::copy(bytes.begin(), bytes.end(), StepParts::room(to, part).begin());
+}
+
+}  // namespace
+
+TEST_CASE("a rank gets the parts of another host's files that it needs, and no more") {
+  TwoHosts hosts;
+  for (const int rank : {0, 1}) {
+    INFO(rank);
+    const int host = rank;
+    const auto old = with_ends(hosts, host);
+    const auto other = hosts.open(1 - host);
+    const CutRows::NewRank now(rank);
+    const auto parts = StepParts::needed(*old, now.state, rank, 2, CutRows::options());
+    std::vector<std::uint64_t> bytes(kBefore);
+    for (const ImagePart& part : parts) {
+      bytes.at(static_cast<std::size_t>(part.old_rank)) += part.end - part.begin;
+      copy(*old, *other, part);
+    }
+    // Rank 0 has old rank 0's rows and needs old rank 1's; rank 1 has old rank 3's and needs old
+    // rank 2's, and the plain tensor of old rank 0. What is alike is compared as in other cases.
+    const std::uint64_t at_least[2][kBefore] = {{0, kRowsOfRank, 0, 0},
+                                                {kPlain, 0, kRowsOfRank, 0}};
+    for (std::size_t r = 0; r < kBefore; ++r) {
+      INFO(r);
+      CHECK(bytes[r] >= at_least[rank][r]);
+      CHECK(bytes[r] <= at_least[rank][r] + kEnds);
+    }
+    Assembly::plan(*old, now.state, rank, 2, CutRows::options()).write();
+    now.check();
+    CHECK(now.state.at("mine").as<Tensor>().span<float>()[7] == static_cast<float>(rank));
+  }
+  CHECK(hosts.complaints.empty());
+}
+
+TEST_CASE("a part that is not what its host has proven is found, and so is one that did not come") {
+  TwoHosts hosts;
+  const auto old = with_ends(hosts, 0);
+  const auto other = hosts.open(1);
+  const CutRows::NewRank now(0);
+  const auto parts = StepParts::needed(*old, now.state, 0, 2, CutRows::options());
+  REQUIRE(!parts.empty());
+  SECTION("a byte is another") {
+    for (const ImagePart& part : parts) copy(*old, *other, part);
+    StepParts::room(*old, parts.front())[4096] ^= std::byte{1};
+  }
+  SECTION("nothing came") {}
+  CHECK(!StepParts::came_damaged(*old));
+  try {
+    (void)Assembly::plan(*old, now.state, 0, 2, CutRows::options());
+    FAIL("nothing was thrown");
+  } catch (const CorruptData& e) {
+    CHECK(e.rank() == 1);
+    CHECK_THAT(e.what(), Contains("no file of rank 1 of 4") && Contains("the other:") &&
+                             Contains("does not match its digest"));
+  }
+  CHECK(StepParts::came_damaged(*old));
+}
+
+TEST_CASE("ends that are damaged, of another rank or too short are refused by their origin") {
+  TwoHosts hosts;
+  const auto old = hosts.open(0);
+  const auto other = hosts.open(1);
+  auto ends = StepParts::ends(*other, 1);
+  std::string why = "does not match its digest";
+  SECTION("a byte of the manifest is another") { ends[24 + 200] ^= std::byte{1}; }
+  SECTION("a byte of the values is another") { ends[ends.size() - 4096] ^= std::byte{1}; }
+  SECTION("another rank's") {
+    ends = StepParts::ends(*other, 3);
+    why = "rank 3";
+  }
+  SECTION("cut") {
+    ends.pop_back();
+    why = "from the other is not its ends: its sizes do not go together";
+  }
+  SECTION("empty") {
+    ends.clear();
+    why = "it is too short";
+  }
+  try {
+    StepParts::add(*old, 1, ends, "the other");
+    FAIL("nothing was thrown");
+  } catch (const CorruptData& e) {
+    CHECK_THAT(e.what(), Contains(why));
+  }
+  CHECK(!StepParts::has(*old, 1));
+}
+
+TEST_CASE("what fits no structure is refused before any part is asked for") {
+  TwoHosts hosts;
+  const auto old = with_ends(hosts, 0);
+  CutRows::NewRank now(0);
+  now.state.set("extra", 1);
+  CHECK_THROWS_AS(StepParts::needed(*old, now.state, 0, 2, CutRows::options()), StructureMismatch);
+}
+
+TEST_CASE("a part that is not there cannot be sent, one that is there needs no room") {
+  TwoHosts hosts;
+  const auto old = with_ends(hosts, 0);
+  CHECK_THROWS_AS(StepParts::bytes(*old, {1, 0, 4096}), InvalidArgument);
+  CHECK_THROWS_AS(StepParts::room(*old, {0, 0, 4096}), InvalidArgument);
+  CHECK_THROWS_AS(StepParts::room(*old, {1, 0, std::uint64_t{1} << 40}), InvalidArgument);
+  CHECK_THROWS_AS(StepParts::bytes(*old, {0, 0, std::uint64_t{1} << 40}), InvalidArgument);
+}
