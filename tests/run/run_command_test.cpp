@@ -1,6 +1,7 @@
 // `meshstage run` itself, with real processes.
 #include <csignal>
 #include <fstream>
+#include <iterator>
 #include <regex>
 #include <sstream>
 #include <thread>
@@ -41,6 +42,25 @@ TEST_CASE("the dead rank alone is started anew, the others stay") {
   CHECK(r.lines("starts.1") == 2);
   CHECK(r.lines("starts.2") == 1);
   CHECK_THAT(o.err, contains_text("rank 1: signal 9; it is started anew"));
+}
+
+TEST_CASE("the process of each rank is told, after a restart too") {
+  Run r;
+  const Outcome o = r.go({"-n", "2", "--job", "j"},
+                         "echo $$ >>$D/pids.$RANK; "
+                         "[ $RANK = 0 ] || [ -e $D/died ] || { touch $D/died; kill -9 $$; }");
+  INFO(o.err);
+  CHECK(o.code == 0);
+  const auto pids = [&](const char* file) {
+    std::ifstream in(r.folder.path() / file);
+    return std::vector<std::string>{std::istream_iterator<std::string>(in), {}};
+  };
+  const auto first = pids("pids.0"), second = pids("pids.1");
+  REQUIRE(first.size() == 1);
+  REQUIRE(second.size() == 2);
+  CHECK_THAT(o.err, contains_text("rank 0 is process " + first[0] + ", rank 1 is process " +
+                                  second[0] + "\n"));
+  CHECK_THAT(o.err, contains_text("rank 1 is process " + second[1] + "\n"));
 }
 
 TEST_CASE("75 starts all ranks anew, with another master port") {

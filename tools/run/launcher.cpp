@@ -128,6 +128,19 @@ void Launcher::start_all() {
   if (!options_.keep_master_port) options_.launch.master_port = free_port();
   phase_ = Phase::kRunning;
   for (Seat& seat : seats_) start(seat);
+  write_message(processes_text());
+}
+
+// "rank 0 is process 812, rank 1 is process 813"
+std::string Launcher::processes_text() const {
+  std::string text;
+  for (const Seat& seat : seats_) text += (text.empty() ? "" : ", ") + process_text(seat);
+  return text;
+}
+
+std::string Launcher::process_text(const Seat& seat) const {
+  return "rank " + std::to_string(rank_of(seat)) + " is process " +
+         std::to_string(seat.process->pid());
 }
 
 // Until something can be read, a process ends, or the next time has come.
@@ -306,7 +319,9 @@ void Launcher::keep_time() {
     start_all();
   }
   for (Seat& seat : seats_) {
-    if (seat.start_at && now >= *seat.start_at) start(seat);
+    if (!seat.start_at || now < *seat.start_at) continue;
+    start(seat);
+    write_message(process_text(seat));
   }
 }
 

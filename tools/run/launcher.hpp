@@ -70,6 +70,8 @@ class Launcher {
   [[nodiscard]] bool any_process() const;
   [[nodiscard]] int rank_of(const Seat& seat) const;
   [[nodiscard]] std::string running_ranks() const;
+  [[nodiscard]] std::string processes_text() const;
+  [[nodiscard]] std::string process_text(const Seat& seat) const;
   void show_tail(const Seat& seat) const;
   void finish_output(Seat& seat);
 
