@@ -46,9 +46,11 @@ TEST_CASE("the dead rank alone is started anew, the others stay") {
 
 TEST_CASE("the process of each rank is told, after a restart too") {
   Run r;
-  const Outcome o = r.go({"-n", "2", "--job", "j"},
-                         "echo $$ >>$D/pids.$RANK; "
-                         "[ $RANK = 0 ] || [ -e $D/died ] || { touch $D/died; kill -9 $$; }");
+  const Outcome o =
+      r.go({"-n", "2", "--job", "j"},
+           "echo $$ >>$D/pids.$RANK; "
+           "if [ $RANK = 0 ]; then until [ -e $D/go ]; do sleep 0.02; done; exit; fi; "
+           "[ -e $D/died ] || { touch $D/died; kill -9 $$; }; touch $D/go");
   INFO(o.err);
   CHECK(o.code == 0);
   const auto pids = [&](const char* file) {
