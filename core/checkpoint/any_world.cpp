@@ -18,6 +18,7 @@
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/little_endian.hpp>
+#include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/memory/room.hpp>
 #include <meshstage/core/reshard/assembly_parts.hpp>
 #include <meshstage/core/reshard/step_parts.hpp>
@@ -69,6 +70,11 @@ std::vector<std::byte> report(ErrorKind kind, const std::string& path, const std
               rank, taken.id.step, std::string(text + 5, path));
 }
 
+/// An error on which all ranks agreed.
+struct Agreed {
+  std::exception_ptr error;
+};
+
 /// What all ranks do together, although one of them may not be able to go on.
 class Together {
  public:
@@ -87,24 +93,56 @@ class Together {
       wrong_ = report(ErrorKind::kInvalidState, {}, e.what());
     }
   }
-  /// Throws what one rank threw.
+  /// Throws what one rank threw, as Agreed. Throws PeerLost if the ranks have heard different
+  /// things from each other since they began: something was changed on its way.
   void agree(Deadline deadline = Deadline::never()) const {
-    const auto reports = collectives::all_gather_bytes(group_, wrong_, deadline);
+    std::vector<std::byte> mine(8);
+    little_endian::store(mine.data(), heard_);
+    mine.insert(mine.end(), wrong_.begin(), wrong_.end());
+    const auto reports = collectives::all_gather_bytes(group_, mine, deadline);
     for (std::size_t rank = 0; rank < reports.size(); ++rank) {
-      if (!reports[rank].empty()) rethrow(static_cast<int>(rank), reports[rank], taken_);
+      const auto& report = reports[rank];
+      if (report.size() < 8 || little_endian::load<std::uint64_t>(report.data()) != heard_) {
+        throw PeerLost("rank " + std::to_string(rank) +
+                       " was told something else of the old images");
+      }
+    }
+    for (std::size_t rank = 0; rank < reports.size(); ++rank) {
+      const auto wrong = std::span(reports[rank]).subspan(8);
+      if (!wrong.empty()) throw_agreed(static_cast<int>(rank), wrong);
     }
   }
   /// Agrees, then returns what each rank says, by rank.
-  [[nodiscard]] std::vector<std::vector<std::byte>> gather(
-      const std::vector<std::byte>& mine) const {
+  [[nodiscard]] std::vector<std::vector<std::byte>> gather(const std::vector<std::byte>& mine) {
     agree();
-    return collectives::all_gather_bytes(group_, mine);
+    auto all = collectives::all_gather_bytes(group_, mine);
+    if (all[static_cast<std::size_t>(group_.rank())] != mine) {
+      throw PeerLost("what rank " + std::to_string(group_.rank()) +
+                     " said of the old images was changed on its way");
+    }
+    for (const auto& said : all) {
+      std::array<std::byte, 24> heard{};
+      little_endian::store(heard.data(), heard_);
+      little_endian::store(heard.data() + 8, digest64(said));
+      little_endian::store(heard.data() + 16, std::uint64_t{said.size()});
+      heard_ = digest64(heard);
+    }
+    return all;
   }
 
  private:
+  [[noreturn]] void throw_agreed(int rank, std::span<const std::byte> report) const {
+    try {
+      rethrow(rank, report, taken_);
+    } catch (const Error&) {
+      throw Agreed{std::current_exception()};
+    }
+  }
+
   ProcessGroup& group_;
   const OldWorldStep& taken_;
   std::vector<std::byte> wrong_;
+  std::uint64_t heard_ = 0;  ///< A digest of all that was gathered.
 };
 
 /// The pairs of an exchange, until every rank has what it needs.
@@ -119,6 +157,13 @@ struct OpenPairs {
   }
   std::optional<Pairs> pairs;
 };
+
+/// Whether all ranks say yes. A rank of which a part failed says no, and why, when all agree next.
+bool all_say(Together& all, bool yes) {
+  const auto said = all.gather({std::byte{yes}});
+  return std::all_of(said.begin(), said.end(),
+                     [](const auto& one) { return one == std::vector{std::byte{1}}; });
+}
 
 /// The step that rank 0 names (the others' `of_root` is not looked at), if there is one, with this
 /// rank's part of it. Writes nothing.
@@ -140,7 +185,6 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
     shown.reset();
   };
   std::unique_ptr<StepStates> old;
-  std::vector<std::byte> mine;
   reading([&] {
     (*shown)(files.directory, 0, 0);
     old = StepParts::open(
@@ -148,26 +192,39 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
         files.job, files.warn, [&](const auto& file, std::uint64_t bytes, std::uint64_t of) {
           if (shown) (*shown)(file, bytes, of);
         });
-    for (int r = 0; r < step->world_size; ++r) mine.push_back(std::byte{StepParts::has(*old, r)});
   });
-  PartPlan plan(all.gather(mine), *step);
-  OpenPairs open;
-  if (!plan.all_have_all()) {
+  // Each turn but the last passes over a file that proved to be damaged.
+  std::optional<PartPlan> plan;
+  for (bool sound = false; !sound;) {
+    std::vector<std::byte> mine;
+    all.attempt([&] {
+      for (int r = 0; r < step->world_size; ++r) {
+        mine.push_back(std::byte{StepParts::has_file(*old, r)});
+      }
+    });
+    plan.emplace(all.gather(mine), *step);
     mine.clear();
-    all.attempt([&] { mine = plan.ends_of(*old, rank); });
+    all.attempt([&] { mine = plan->ends_of(*old, rank); });
     const auto told = all.gather(mine);
-    all.attempt([&] {
-      plan.add_ends(*old, told);
-      mine = PartPlan::encode(StepParts::needed(*old, state, rank, group.size(), files.options));
+    std::optional<std::vector<ImagePart>> needed;
+    reading([&] {
+      plan->add_ends(*old, told);
+      needed = StepParts::needed(*old, state, rank, group.size(), files.options);
     });
-    plan.set_needs(all.gather(mine));
-    all.attempt([&] {
-      check_room({"the old ranks' parts that come from other hosts", plan.bytes_for(rank), 1},
-                 read_room_limits(files.fs, {}));
-    });
-    all.agree();
-    open.pairs = plan.exchange(*old, rank, files);
+    if (!all_say(all, needed.has_value())) continue;
+    all.attempt([&] { mine = PartPlan::encode(*needed); });
+    plan->set_needs(all.gather(mine));
+    reading([&] { sound = plan->prove_served(*old, rank); });
+    sound = all_say(all, sound);
   }
+  all.attempt([&] {
+    check_room(
+        {"the old ranks' parts that come from other hosts", plan->most_bytes(), files.local_ranks},
+        read_room_limits(files.fs, {}));
+  });
+  all.agree();
+  OpenPairs open;
+  open.pairs = plan->exchange(*old, rank, files);
   std::optional<Assembly> assembly;
   reading([&] {
     try {
@@ -198,7 +255,7 @@ Pairs connect(const FoundNothing& job, const std::vector<int>& peers) {
       (void)never_signalled.wait_until(lock, over, Deadline::after(kLook), [] { return false; });
       try {
         job.agent.throw_if_lost();
-      } catch (const Error&) {
+      } catch (const std::exception&) {
         lost.request_stop();
       }
     }
@@ -222,18 +279,24 @@ std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
                        *options.any_world,
                        job.warn,
                        job.agent.reads(),
+                       options.environment->local_world_size,
+                       options.block_bytes,
                        [&job](const std::vector<int>& peers) { return connect(job, peers); },
                        [&job] { job.agent.throw_if_lost(); }};
   const std::string rank = "rank " + std::to_string(job.generation.rank);
   std::optional<TakenStep> taken;
   try {
     taken = plan_old_step(files, state, found, *job.generation.training, options.forming_deadline);
+  } catch (const Agreed& all) {
+    cannot = all.error;
+    std::rethrow_exception(all.error);
   } catch (const RejoinNeeded& e) {
     job.agent.throw_if_lost();  // the agent knows who is to blame
     job.agent.end_generation(rank + " could not go on from the old step: " + e.what());
+    job.agent.throw_if_lost();
     throw;
-  } catch (...) {
-    cannot = std::current_exception();
+  } catch (const std::exception& e) {  // the others wait for this rank
+    job.agent.end_generation(rank + " could not go on from the old step: " + e.what());
     throw;
   }
   if (!taken) return std::nullopt;

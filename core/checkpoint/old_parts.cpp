@@ -9,13 +9,13 @@
 #include <utility>
 
 #include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/little_endian.hpp>
 
 namespace meshstage::detail {
 namespace {
 
-constexpr std::uint64_t kPieceBytes = std::uint64_t{4} << 20U;
 constexpr std::size_t kWindow = 8;  // pieces on their way to a rank, and from one
 
 void put(std::vector<std::byte>& bytes, std::uint64_t number) {
@@ -31,7 +31,7 @@ class Reader {
   [[nodiscard]] bool empty() const noexcept { return left_.empty(); }
   std::uint64_t number() { return little_endian::load<std::uint64_t>(take(8).data()); }
   std::span<const std::byte> take(std::uint64_t bytes) {
-    if (bytes > left_.size()) throw PeerLost("a rank told less about old images than it said");
+    if (bytes > left_.size()) throw PeerLost("what a rank said of old images was cut");
     const auto taken = left_.first(bytes);
     left_ = left_.subspan(bytes);
     return taken;
@@ -41,10 +41,27 @@ class Reader {
   std::span<const std::byte> left_;
 };
 
+/// Whether a link of the pairs was lost, and how. The links' thread writes, the trainer's reads.
+class LostLink {
+ public:
+  void set(int peer, const std::string& how) {
+    const MutexLock lock(mutex_);
+    if (text_.empty()) text_ = "the connection to rank " + std::to_string(peer) + " ended: " + how;
+  }
+  void throw_if_lost() const {
+    const MutexLock lock(mutex_);
+    if (!text_.empty()) throw PeerLost(text_);
+  }
+
+ private:
+  mutable Mutex mutex_;
+  std::string text_ MESHSTAGE_GUARDED_BY(mutex_);
+};
+
 /// Transfers of one direction, of which the oldest is waited for.
 class Window {
  public:
-  explicit Window(const OldFiles& files) : files_(files) {}
+  Window(const OldFiles& files, const LostLink& lost) : files_(files), lost_(lost) {}
   void add(std::unique_ptr<Transfer> transfer) {
     transfers_.push_back(std::move(transfer));
     if (transfers_.size() > kWindow) wait();
@@ -55,12 +72,16 @@ class Window {
 
  private:
   void wait() {
-    // Who dies, or is silent, ends the generation, which shows here.
+    // A rank that dies or is silent shows at its links.
     constexpr std::chrono::milliseconds kLook(100);
-    while (!transfers_.front()->done_by(Deadline::after(kLook))) files_.throw_if_lost();
+    while (!transfers_.front()->done_by(Deadline::after(kLook))) {
+      files_.throw_if_lost();
+      lost_.throw_if_lost();
+    }
     transfers_.pop_front();
   }
   const OldFiles& files_;
+  const LostLink& lost_;
   std::deque<std::unique_ptr<Transfer>> transfers_;
 };
 
@@ -75,31 +96,38 @@ std::string text_of(const std::set<int>& ranks) {
 PartPlan::PartPlan(std::span<const std::vector<std::byte>> said, const OldWorldStep& step)
     : needs_(said.size()) {
   const auto old_ranks = static_cast<std::size_t>(step.world_size);
+  have_.resize(old_ranks);
   std::set<int> nowhere;
   for (std::size_t old_rank = 0; old_rank < old_ranks; ++old_rank) {
-    std::vector<int> have;
     for (std::size_t rank = 0; rank < said.size(); ++rank) {
       if (said[rank].size() != old_ranks) {
         throw PeerLost("rank " + std::to_string(rank) + " did not say which old files it has");
       }
-      if (said[rank][old_rank] != std::byte{0}) have.push_back(static_cast<int>(rank));
+      if (said[rank][old_rank] != std::byte{0}) have_[old_rank].push_back(static_cast<int>(rank));
     }
-    all_have_all_ = all_have_all_ && have.size() == said.size();
-    if (have.empty()) nowhere.insert(static_cast<int>(old_rank));
-    servers_.push_back(have.empty() ? -1 : have[old_rank % have.size()]);
+    if (have_[old_rank].empty()) nowhere.insert(static_cast<int>(old_rank));
   }
   if (nowhere.empty()) return;
-  throw NotFound("no rank has a sound file of old rank " + text_of(nowhere) + " of " +
-                 std::to_string(step.world_size) + " of " + to_string(step.id) +
-                 " any more, in the directory that it was started with");
+  throw PeerLost("no rank has a sound file of old rank " + text_of(nowhere) + " of " +
+                 std::to_string(step.world_size) + " of " + to_string(step.id) + " any more");
+}
+
+int PartPlan::server(int old_rank, int to) const {
+  const auto& have = have_.at(static_cast<std::size_t>(old_rank));
+  return have[static_cast<std::size_t>(old_rank + to) % have.size()];
 }
 
 std::vector<std::byte> PartPlan::ends_of(const StepStates& old, int rank) const {
   std::vector<std::byte> told;
-  for (std::size_t old_rank = 0; old_rank < servers_.size(); ++old_rank) {
-    if (servers_[old_rank] != rank) continue;
-    const auto ends = StepParts::ends(old, static_cast<int>(old_rank));
-    put(told, old_rank);
+  for (std::size_t i = 0; i < have_.size(); ++i) {
+    const int old_rank = static_cast<int>(i);
+    if (have_[i].size() == needs_.size() || server(old_rank, 0) != rank) continue;
+    if (!StepParts::has_file(old, old_rank)) {
+      throw PeerLost("rank " + std::to_string(rank) + " is to send an image of old rank " +
+                     std::to_string(old_rank) + ", and has no file of it");
+    }
+    const auto ends = StepParts::ends(old, old_rank);
+    put(told, i);
     put(told, ends.size());
     told.insert(told.end(), ends.begin(), ends.end());
   }
@@ -111,7 +139,10 @@ void PartPlan::add_ends(StepStates& old, std::span<const std::vector<std::byte>>
     for (Reader reader(told[rank]); !reader.empty();) {
       const std::uint64_t old_rank = reader.number();
       const auto ends = reader.take(reader.number());
-      if (old_rank >= servers_.size()) throw PeerLost("a rank told of an old rank too many");
+      if (old_rank >= have_.size()) {
+        throw PeerLost("rank " + std::to_string(rank) + " has an image of old rank " +
+                       std::to_string(old_rank) + ", and there was none");
+      }
       if (StepParts::has(old, static_cast<int>(old_rank))) continue;
       try {
         StepParts::add(old, static_cast<int>(old_rank), ends,
@@ -140,7 +171,7 @@ void PartPlan::set_needs(std::span<const std::vector<std::byte>> encoded) {
       const std::uint64_t old_rank = reader.number();
       part.begin = reader.number();
       part.end = reader.number();
-      if (old_rank >= servers_.size() || part.begin > part.end) {
+      if (old_rank >= have_.size() || part.begin > part.end) {
         throw PeerLost("rank " + std::to_string(rank) + " asks for what no image has");
       }
       part.old_rank = static_cast<int>(old_rank);
@@ -149,21 +180,37 @@ void PartPlan::set_needs(std::span<const std::vector<std::byte>> encoded) {
   }
 }
 
-std::uint64_t PartPlan::bytes_for(int rank) const {
-  std::uint64_t bytes = 0;
-  for (const ImagePart& part : needs_.at(static_cast<std::size_t>(rank))) {
-    bytes += part.end - part.begin;
+bool PartPlan::prove_served(StepStates& old, int rank) const {
+  for (std::size_t to = 0; to < needs_.size(); ++to) {
+    for (const ImagePart& part : needs_[to]) {
+      if (server(part.old_rank, static_cast<int>(to)) != rank) continue;
+      try {
+        if (!StepParts::prove(old, part)) return false;
+      } catch (const InvalidArgument& e) {
+        throw PeerLost("rank " + std::to_string(to) + " asks for what no image has: " + e.what());
+      }
+    }
   }
-  return bytes;
+  return true;
+}
+
+std::uint64_t PartPlan::most_bytes() const {
+  std::uint64_t most = 0;
+  for (const auto& parts : needs_) {
+    std::uint64_t bytes = 0;
+    for (const ImagePart& part : parts) bytes += part.end - part.begin;
+    most = std::max(most, bytes);
+  }
+  return most;
 }
 
 /// What `to` needs of `from`, cut into the messages that both ends expect.
-std::vector<ImagePart> PartPlan::pieces(int from, int to) const {
+std::vector<ImagePart> PartPlan::pieces(int from, int to, std::uint64_t most) const {
   std::vector<ImagePart> pieces;
   for (const ImagePart& part : needs_[static_cast<std::size_t>(to)]) {
-    if (server(part.old_rank) != from) continue;
-    for (std::uint64_t at = part.begin; at < part.end; at += kPieceBytes) {
-      pieces.push_back({part.old_rank, at, std::min(at + kPieceBytes, part.end)});
+    if (server(part.old_rank, to) != from) continue;
+    for (std::uint64_t at = part.begin; at < part.end; at += most) {
+      pieces.push_back({part.old_rank, at, std::min(at + most, part.end)});
     }
   }
   return pieces;
@@ -171,28 +218,43 @@ std::vector<ImagePart> PartPlan::pieces(int from, int to) const {
 
 std::optional<Pairs> PartPlan::exchange(const StepStates& old, int rank,
                                         const OldFiles& files) const {
-  const int size = static_cast<int>(needs_.size());
   std::vector<int> peers;
-  for (int other = 0; other < size; ++other) {
-    if (other != rank && !(pieces(rank, other).empty() && pieces(other, rank).empty())) {
-      peers.push_back(other);
-    }
+  for (int other = 0; other < static_cast<int>(needs_.size()); ++other) {
+    const auto any = [&](int from, int to) { return !pieces(from, to, files.piece_bytes).empty(); };
+    if (other != rank && (any(rank, other) || any(other, rank))) peers.push_back(other);
   }
   if (peers.empty()) return std::nullopt;
-  Pairs pairs;
   try {
-    pairs = files.connect(peers);
+    Pairs pairs = files.connect(peers);
+    exchange(old, rank, files, pairs);
+    return pairs;
+  } catch (const RejoinNeeded&) {
+    throw;
   } catch (const Error& e) {
     files.throw_if_lost();
-    throw PeerLost("rank " + std::to_string(rank) + " cannot connect to rank " +
-                   text_of({peers.begin(), peers.end()}) + " for old images: " + e.what());
+    throw PeerLost("rank " + std::to_string(rank) + " cannot exchange parts of old images with " +
+                   "ranks " + text_of({peers.begin(), peers.end()}) + ": " + e.what());
   }
+}
+
+void PartPlan::exchange(const StepStates& old, int rank, const OldFiles& files,
+                        Pairs& pairs) const {
+  LostLink lost;
+  pairs.links->set_handlers({.on_message = [](int, std::span<const std::byte>) {},
+                             .on_lost =
+                                 [&lost](int peer, LostReason reason, const std::string& detail) {
+                                   // A rank that is through closes its links in order.
+                                   if (reason == LostReason::kClosed) return;
+                                   lost.set(peer, std::string(to_string(reason)) + " " + detail);
+                                 }});
   // All ranks do the same rounds: in each, a rank sends to one rank and receives from one. Piece by
   // piece it waits for both, so the rank that is behind all others always finds its peers' calls.
+  const int size = static_cast<int>(needs_.size());
   for (int distance = 1; distance < size; ++distance) {
     const int to = (rank + distance) % size, from = (rank + size - distance) % size;
-    const auto go = pieces(rank, to), come = pieces(from, rank);
-    Window sends(files), receives(files);
+    const auto go = pieces(rank, to, files.piece_bytes),
+               come = pieces(from, rank, files.piece_bytes);
+    Window sends(files, lost), receives(files, lost);
     for (std::size_t i = 0; i < std::max(go.size(), come.size()); ++i) {
       if (i < come.size()) {
         receives.add(pairs.data->receive(from, 0, StepParts::room(old, come[i])));
@@ -209,7 +271,7 @@ std::optional<Pairs> PartPlan::exchange(const StepStates& old, int rank,
     receives.wait_all();
     sends.wait_all();
   }
-  return pairs;
+  pairs.links->set_handlers({});  // `lost` goes
 }
 
 }  // namespace meshstage::detail

@@ -23,54 +23,58 @@ struct OldWorldStep {
   int world_size = 0;
 };
 
-/// Where this rank's files lie, what is said about them, and how the ranks reach each other's.
+/// Where this rank's files lie, and how the ranks reach each other's.
 struct OldFiles {
   FileSystem& fs;
   const std::filesystem::path& directory;
   const std::string& job;
   const ReshardOptions& options;
   std::function<void(const std::string&)> warn;
-  replicate::Reads& reads;  ///< Where a rank shows what it reads.
+  replicate::Reads& reads;    ///< Where a rank shows what it reads.
+  int local_ranks = 1;        ///< Ranks of this host, which all take memory.
+  std::uint64_t piece_bytes;  ///< The longest message; the same at each rank.
   /// Connects to these ranks, which do the same. Called at most once.
   std::function<Pairs(const std::vector<int>& peers)> connect;
   std::function<void()> throw_if_lost;  ///< Throws RejoinNeeded once the generation is over.
 };
 
 /// Which ranks have a file of each old rank's image, and what they send to those that have none.
-/// Every rank makes the same one out of what all said. Throws PeerLost, which ends the generation,
-/// where that makes no sense: it was changed on its way.
+/// Every rank makes the same plan out of what all said.
 class PartPlan {
  public:
-  /// `said`: by rank, one byte for each old rank: whether it has a file. Throws NotFound if no rank
-  /// has one of some old rank.
+  /// `said`: by rank, one byte for each old rank: whether it has a file. Throws PeerLost, which
+  /// ends the generation, if no rank has one of some old rank any more.
   PartPlan(std::span<const std::vector<std::byte>> said, const OldWorldStep& step);
 
-  /// True if every rank has every file.
-  [[nodiscard]] bool all_have_all() const noexcept { return all_have_all_; }
-  /// The rank that sends the image of an old rank.
-  [[nodiscard]] int server(int old_rank) const {
-    return servers_.at(static_cast<std::size_t>(old_rank));
-  }
-  /// What `rank` tells the others first: the ends of the images that it serves.
+  /// What `rank` tells the others first: of each image that some rank lacks, and which `rank`
+  /// serves, the ends. Throws PeerLost if it has none of these: what it has was changed on its way.
   [[nodiscard]] std::vector<std::byte> ends_of(const StepStates& old, int rank) const;
-  /// Adds what the others told to `old`.
+  /// Adds what the others told to `old`, as far as it lacks it. Throws PeerLost where that makes no
+  /// sense: it was changed on its way.
   void add_ends(StepStates& old, std::span<const std::vector<std::byte>> told) const;
 
-  /// What each rank needs, by rank, in a form that travels.
+  /// What a rank needs, in a form that travels.
   [[nodiscard]] static std::vector<std::byte> encode(std::span<const ImagePart> parts);
+  /// What each rank needs, by rank. Throws PeerLost like add_ends().
   void set_needs(std::span<const std::vector<std::byte>> encoded);
-  /// Bytes that come to `rank`.
-  [[nodiscard]] std::uint64_t bytes_for(int rank) const;
+  /// Proves what `rank` will send. False if a file is damaged, and was passed over. Throws PeerLost
+  /// like add_ends().
+  [[nodiscard]] bool prove_served(StepStates& old, int rank) const;
+  /// The most bytes that come to one rank.
+  [[nodiscard]] std::uint64_t most_bytes() const;
   /// Sends what others need and receives what this rank needs. The pairs, of which the caller
   /// closes links and group once every rank has returned; nothing if this rank exchanges nothing.
+  /// Throws RejoinNeeded, whatever fails: the others wait for this rank.
   [[nodiscard]] std::optional<Pairs> exchange(const StepStates& old, int rank,
                                               const OldFiles& files) const;
 
  private:
-  [[nodiscard]] std::vector<ImagePart> pieces(int from, int to) const;
+  /// The rank that sends parts of the image of `old_rank` to `to`.
+  [[nodiscard]] int server(int old_rank, int to) const;
+  [[nodiscard]] std::vector<ImagePart> pieces(int from, int to, std::uint64_t most) const;
+  void exchange(const StepStates& old, int rank, const OldFiles& files, Pairs& pairs) const;
 
-  bool all_have_all_ = true;
-  std::vector<int> servers_;                   ///< By old rank.
+  std::vector<std::vector<int>> have_;         ///< By old rank: the ranks that have a file.
   std::vector<std::vector<ImagePart>> needs_;  ///< By rank.
 };
 

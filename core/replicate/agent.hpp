@@ -81,7 +81,7 @@ class MESHSTAGE_API Agent {
   [[nodiscard]] const std::vector<int>& wards() const noexcept;
   [[nodiscard]] Replica held(int ward, const NodeRegistry& registry);
 
-  /// Throws the generation's loss, if there is one; the loss stays until begin().
+  /// Throws the generation's loss, if there is one; the loss stays until begin(). Threads: any.
   void throw_if_lost() const;
   /// This rank's readings for a recovery, on all threads. The generation ends if nothing of a
   /// reading comes for a deadline. Threads: any.

@@ -29,10 +29,21 @@ Storage completed(const ImageInfo& info, std::span<const std::byte> replica,
   return whole;
 }
 
+/// Throws if there is no file of the image, and the disk has no room for one: a write that fails
+/// half-way fills it for the trainer's next steps, too.
+void require_room(const ImageInfo& info, const Persistence& files) {
+  if (files.has_file(info.identity)) return;
+  const std::uint64_t room = files.room();
+  if (info.image_bytes > room) {
+    throw OutOfMemory("there is room for " + std::to_string(room) + " bytes");
+  }
+}
+
 /// Proves each byte that becomes part of a file, or of the file that is there already.
 void write(const ImageInfo& info, std::span<const std::byte> image, int vault,
            const Persistence& files) {
   const ImageIdentity& who = info.identity;
+  require_room(info, files);
   if (vault == who.rank) return files.publish_in_recovery(info, image, vault);
   if (files.sound_file(who.id, who.rank, who.world_size)) return;
   if (info.borrowed_bytes == 0) return files.publish_in_recovery(info, image, vault);
@@ -60,11 +71,6 @@ void publish(const ImageInfo& info, std::span<const std::byte> image, int vault,
                    ", is not written to " + files.directory().string() + ": " + why;
 }
 
-/// What the image's file takes, if there is no file of it yet.
-std::uint64_t new_bytes(const ImageInfo& info, const Persistence& files) {
-  return files.has_file(info.identity) ? 0 : info.image_bytes;
-}
-
 }  // namespace
 
 protocol::OldPublished publish_old_images(Vault& vault, std::span<const StraySlot> strays,
@@ -77,30 +83,16 @@ protocol::OldPublished publish_old_images(Vault& vault, std::span<const StraySlo
            (who.rank != in_vault_of) == action.replicas;
   };
   const int rank = vault.options().rank;
-  std::vector<SlotKey> slots;
-  std::vector<StraySlot> others;
-  std::uint64_t bytes = 0;
   for (const auto& [key, info] : vault.slots()) {
     if (info.state != SlotState::kSealed || !wanted(info.image, rank)) continue;
-    slots.push_back(key);
-    bytes += new_bytes(info.image, files);
-  }
-  for (const StraySlot& slot : strays) {
-    if (!wanted(slot.image, slot.vault)) continue;
-    others.push_back(slot);
-    bytes += new_bytes(slot.image, files);
-  }
-  if (const auto room = bytes > 0 ? files.room() : 0; bytes > room) {
-    result.failed = "images in memory of rank " + std::to_string(rank) + " would become files of " +
-                    std::to_string(bytes) + " bytes, and " + files.directory().string() +
-                    " has room for " + std::to_string(room);
-    return result;
-  }
-  for (const SlotKey key : slots) {
     const ReadLease lease = vault.read(key);
     publish(lease.info(), lease.image(), rank, files, result);
   }
-  for (const StraySlot& slot : others) publish(slot.image, slot.bytes, slot.vault, files, result);
+  for (const StraySlot& slot : strays) {
+    if (wanted(slot.image, slot.vault)) {
+      publish(slot.image, slot.bytes, slot.vault, files, result);
+    }
+  }
   return result;
 }
 

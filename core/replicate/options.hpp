@@ -67,12 +67,14 @@ struct CheckpointerOptions {
   /// If the new ranks themselves have no step that is as new, recover() goes on from a step of the
   /// old ranks: the newest of which some rank's `directory` has a file of each old rank. All ranks
   /// may share the directory, or each host has its own; what a rank needs of another host's files
-  /// comes over connections, in memory (up to what its state takes, and its share of the copies
-  /// that are compared). finish() and persist_every write such files. A newer step in vaults on
-  /// these ranks' hosts is written to files first, if all its images are there and the disks have
-  /// room. Otherwise a warning names that step and the reason. recover() assembles each rank's
-  /// state as Assembly::plan() does, and stages it as the first step of this number of ranks. It
-  /// returns when that step is complete. The old files stay until a newer step is on disk.
+  /// comes over connections, in memory (up to what its state takes, its share of the copies that
+  /// are compared, and every old rank's structure and plain values). finish() and persist_every
+  /// write such files. A newer step in vaults on these ranks' hosts is written to files first, if
+  /// all its images are there and the disks have room; a replica that borrows needs its lender's
+  /// file in the same directory. Otherwise a warning names that step and the reason. recover()
+  /// assembles each rank's state as Assembly::plan() does, and stages it as the first step of this
+  /// number of ranks. It returns when that step is complete. The old files stay until a newer step
+  /// is on disk.
   std::optional<ReshardOptions> any_world = {};
   WhenBusy when_busy = WhenBusy::kWait;
   /// holders[r]: the ranks that hold a replica of rank r's images; the list's length is the number

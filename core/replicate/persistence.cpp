@@ -123,9 +123,9 @@ bool Persistence::has_file(const ImageIdentity& image) const {
   });
 }
 
-bool Persistence::is_one_of_several() const {
+bool Persistence::is_shared_by_all() const {
   const MutexLock lock(mutex_);
-  return !sharing_.empty() && sharing_.size() < static_cast<std::size_t>(world_size_);
+  return sharing_.size() == static_cast<std::size_t>(world_size_);
 }
 
 std::uint64_t Persistence::room() const {

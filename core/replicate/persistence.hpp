@@ -56,9 +56,9 @@ class MESHSTAGE_API Persistence {
   [[nodiscard]] bool has_file(const ImageIdentity& image) const;
   /// The bytes for which the directory's disk has room.
   [[nodiscard]] std::uint64_t room() const;
-  /// True if the last verify() saw ranks of this job that use another directory. False also if
-  /// nobody could tell, because the directory had no image of the job.
-  [[nodiscard]] bool is_one_of_several() const;
+  /// True if the last verify() saw that all ranks of the job use this directory. False also where
+  /// that could not be told, because the directory had no image of the job.
+  [[nodiscard]] bool is_shared_by_all() const;
 
   /// If the directory has an image of the job, leaves a sign there that this rank shares the
   /// directory. verify() of the other ranks sees the sign if all ranks have called enter() before,

@@ -110,8 +110,8 @@ void Proofs::add_files(ImageId newer_than, Found& found) {
     found.claims = std::move(files.claims);
     for (auto& path : files.paths) found.places.push_back({std::move(path), nullptr});
     if (engine_.rank == 0 && engine_.options.any_world) {
-      // How much is written to this disk is known only if all ranks share it.
-      found.room = files_.is_one_of_several() ? ~std::uint64_t{0} : files_.room();
+      // How much will be written to this disk is known only if all ranks share it.
+      found.room = files_.is_shared_by_all() ? files_.room() : ~std::uint64_t{0};
       found.named = files_.old_steps();
     }
   } catch (const Error& e) {

@@ -53,8 +53,17 @@ bool StepParts::has(const StepStates& states, int old_rank) {
   return states.images_.at(static_cast<std::size_t>(old_rank)) != nullptr;
 }
 
+bool StepParts::has_file(const StepStates& states, int old_rank) {
+  const auto& image = states.images_.at(static_cast<std::size_t>(old_rank));
+  return image && !image->room;
+}
+
 std::vector<std::byte> StepParts::ends(const StepStates& states, int old_rank) {
-  const auto& image = *states.images_.at(static_cast<std::size_t>(old_rank));
+  if (!has_file(states, old_rank)) {
+    throw InvalidArgument("this rank has no file of rank " + std::to_string(old_rank) +
+                          " of the old job");
+  }
+  const auto& image = *states.images_[static_cast<std::size_t>(old_rank)];
   const auto bytes = image.proof.image();
   const auto& info = image.proof.info();
   const std::uint64_t front = info.manifest_bytes, back = block_begin(info, image.values_begin);
@@ -90,14 +99,39 @@ void StepParts::add(StepStates& states, int old_rank, std::span<const std::byte>
                                                      ImageProof(room.bytes()), room));
 }
 
-std::vector<ImagePart> StepParts::needed(const StepStates& states, const Value& state, int rank,
-                                         int world_size, const ReshardOptions& options) {
+/// If the block of a file was damaged, passes over that file. False if something else is wrong.
+bool StepParts::pass_over(StepStates& states, const CorruptData& why) {
+  if (!states.damaged_) return false;
+  try {
+    (void)states.pass_over_damaged(why);
+  } catch (const CorruptData&) {
+    // It was the rank's last one here: the image is not there any more. That was told.
+  }
+  return true;
+}
+
+bool StepParts::prove(StepStates& states, const ImagePart& part) {
+  (void)bytes(states, part);
+  const auto rank = static_cast<std::size_t>(part.old_rank);
+  try {
+    states.prove(*states.images_[rank], part.begin, part.end);
+    return true;
+  } catch (const CorruptData& e) {
+    states.damaged_ = rank;
+    return !pass_over(states, e);
+  }
+}
+
+std::optional<std::vector<ImagePart>> StepParts::needed(StepStates& states, const Value& state,
+                                                        int rank, int world_size,
+                                                        const ReshardOptions& options) {
   std::map<std::size_t, std::vector<bool>> blocks;  // by old rank: whether it is needed
   const auto needs = [&](const Tensor& tensor) {
     if (tensor.numel() == 0) return;
     const auto old_rank = states.rank_of(tensor.first_byte());
-    if (!old_rank || !states.images_[*old_rank]->room) return;
+    if (!old_rank) return;
     const auto& image = *states.images_[*old_rank];
+    if (!image.room) return states.prove(tensor);
     const auto& info = image.proof.info();
     // Blocks from values_begin on came with the ends.
     const std::uint64_t back = block_begin(info, image.values_begin);
@@ -109,7 +143,12 @@ std::vector<ImagePart> StepParts::needed(const StepStates& states, const Value& 
       wanted[(at - info.manifest_bytes) / info.block_bytes] = true;
     }
   };
-  AssemblyParts::ask(states, state, rank, world_size, options, needs);
+  try {
+    AssemblyParts::ask(states, state, rank, world_size, options, needs);
+  } catch (const CorruptData& e) {
+    if (!pass_over(states, e)) throw;
+    return std::nullopt;
+  }
   std::vector<ImagePart> parts;
   for (const auto& [old_rank, wanted] : blocks) {
     const auto& info = states.images_[old_rank]->proof.info();

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,8 +29,10 @@ struct ImagePart {
 /// Ends and parts are proven like files, so nothing changes for the Assembly.
 ///
 ///     auto old = StepParts::open(fs, StepParts::find(fs, directory, job, id, 4), job);
-///     if (!StepParts::has(*old, 3)) StepParts::add(*old, 3, ends_from_another_rank);
-///     for (const ImagePart& part : StepParts::needed(*old, state, rank, world_size, options)) {
+///     if (!StepParts::has(*old, 3)) StepParts::add(*old, 3, ends_from_rank_1, "rank 1");
+///     const auto parts = StepParts::needed(*old, state, rank, world_size, options);
+///     if (!parts) ...;  // a file was damaged: again, maybe with another rank's file
+///     for (const ImagePart& part : *parts) {
 ///       receive(StepParts::room(*old, part));  // the sender: StepParts::bytes(its_old, part)
 ///     }
 ///     auto assembly = Assembly::plan(*old, state, rank, world_size, options);
@@ -42,19 +45,28 @@ struct MESHSTAGE_API StepParts {
       FileSystem& fs, StepOnDisk step, std::string job,
       std::function<void(const std::string&)> complain = {}, FileRead read = {});
 
+  /// Whether the image is there: in a file, or added.
   [[nodiscard]] static bool has(const StepStates& states, int old_rank);
-  /// What another rank has to add() of an image that this one has.
+  [[nodiscard]] static bool has_file(const StepStates& states, int old_rank);
+  /// What another rank has to add() of an image. Throws InvalidArgument if this rank has no file.
   [[nodiscard]] static std::vector<std::byte> ends(const StepStates& states, int old_rank);
-  /// Makes room for an image, of which only the parts that come take memory. `where`, in words, is
-  /// for errors. Throws CorruptData if the ends are not those of that rank's image.
+  /// Makes room for an image. As its pages are first touched by the parts that come, only these
+  /// take memory, unless the system sets memory aside beforehand. `where`, in words, is for errors.
+  /// Throws CorruptData if the ends are not those of that rank's image.
   static void add(StepStates& states, int old_rank, std::span<const std::byte> ends,
                   const std::string& where);
 
-  /// The parts of added images that the new rank's Assembly reads, ascending, none twice. Throws
-  /// what Assembly::plan() throws about structure and plain values. Each image must be there.
-  [[nodiscard]] static std::vector<ImagePart> needed(const StepStates& states, const Value& state,
-                                                     int rank, int world_size,
-                                                     const ReshardOptions& options);
+  /// The parts of added images that the new rank's Assembly reads, ascending, none twice. Proves
+  /// what it reads of files. Nothing if one of these is damaged: it was passed over, for the rank's
+  /// next file or none (has_file()). Throws what Assembly::plan() throws about structure and plain
+  /// values. Each image must be there.
+  [[nodiscard]] static std::optional<std::vector<ImagePart>> needed(StepStates& states,
+                                                                    const Value& state, int rank,
+                                                                    int world_size,
+                                                                    const ReshardOptions& options);
+  /// Proves a part of a file. False if it is damaged: it was passed over, as by needed(). Throws
+  /// what bytes() throws.
+  [[nodiscard]] static bool prove(StepStates& states, const ImagePart& part);
   /// Where the bytes of a part go. Throws InvalidArgument if the image was not added, or is
   /// smaller.
   [[nodiscard]] static std::span<std::byte> room(const StepStates& states, const ImagePart& part);
@@ -64,6 +76,9 @@ struct MESHSTAGE_API StepParts {
   /// has no file of the image, or a smaller one.
   [[nodiscard]] static std::pair<std::span<const std::byte>, std::filesystem::path> bytes(
       const StepStates& states, const ImagePart& part);
+
+ private:
+  static bool pass_over(StepStates& states, const CorruptData& why);
 };
 
 }  // namespace meshstage::detail

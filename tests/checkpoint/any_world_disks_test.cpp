@@ -2,16 +2,22 @@
 #include <meshstage/core/checkpoint/checkpointer.hpp>
 #include <meshstage/core/files/publish.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <barrier>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "tests/replicate/part_images.hpp"
 #include "tests/support/catch.hpp"
 #include "tests/support/changing_job.hpp"
+#include "tests/support/disk_contents.hpp"
 #include "tests/support/meddling_transport.hpp"
 #include "tests/support/require.hpp"
+#include "tests/support/watched_file_system.hpp"
 
 namespace ms = meshstage;
 using namespace meshstage::test;
@@ -156,13 +162,24 @@ TEST_CASE("a rank that dies while old images travel loses nothing, nor does a pi
       if (group == "pair-data" && at == 1 && armed.exchange(false)) throw std::runtime_error(died);
     };
   }
+  std::size_t least = 4096, most = ~std::size_t{0};  // bytes of the message that changes
   SECTION("a byte of an image's ends changes on its way") { damaged = "train"; }
   SECTION("a byte of a piece changes on its way") { damaged = "pair-data"; }
+  SECTION("a byte of what the ranks have changes on its way") {
+    damaged = "train";
+    least = most = 4;  // one byte for each old rank
+  }
+  SECTION("a byte of what a rank needs changes on its way") {
+    damaged = "train";
+    least = 48;
+    most = 1000;
+  }
   const bool damages = !damaged.empty();
   if (damages) {
     meddler.payload_of_group = [&](const std::string& group, Bytes& bytes) {
-      if (group == damaged && bytes.size() >= 4096 && armed.exchange(false)) {
-        bytes[1000] ^= std::byte{1};
+      if (group == damaged && bytes.size() >= least && bytes.size() <= most &&
+          armed.exchange(false)) {
+        bytes[bytes.size() / 4] ^= std::byte{1};
       }
     };
   }
@@ -219,4 +236,52 @@ TEST_CASE("where no rank reaches a host's disk the newest step that all reach is
   }
   job.seat = [](int) { return 0; };
   go_on(job, 2, 10, 4);
+}
+
+TEST_CASE("a damaged block on one host's disk is no loss where another host has the image whole") {
+  HostsJob job(2);
+  job.seat = [](int rank) { return rank / 2; };  // each rank's holder is on the other host
+  leave_steps(job, 4, {10}, true);
+  job.seat = [](int rank) { return rank % 2; };
+  for (const int host : {0, 1}) {
+    const auto directory = "/vault" + std::to_string(host);
+    for (const auto& name : job.job.disk().list(directory)) {
+      job.job.disk().unlink(directory + "/" + name);
+    }
+  }
+  // Each rank's own file has a wrong byte, in a block that its host needs or sends.
+  int damaged = 0;
+  for (const int host : {0, 1}) {
+    const auto directory = "/disk" + std::to_string(host);
+    for (const auto& image : ms::list_images(job.job.disk(), directory, InProcessJob::kName)) {
+      if (image.name.holder) continue;
+      flip(job.job.disk(), image.path, image.bytes / 2);
+      ++damaged;
+    }
+  }
+  REQUIRE(damaged == 4);
+  go_on(job, 3, 10, 4);
+}
+
+TEST_CASE(
+    "hosts whose disks have room for their own part go on from memory, whatever rank 0's has") {
+  HostsJob job(2);
+  leave_steps(job, 4, {10}, false);
+  std::vector<std::unique_ptr<WatchedFileSystem>> systems;
+  std::mutex mutex;
+  std::uint64_t largest = 0;
+  for (const int host : {0, 1}) {
+    for (const auto& name : job.job.disk().list("/vault" + std::to_string(host))) {
+      const auto path = "/vault" + std::to_string(host) + "/" + name;
+      largest = std::max(largest, job.job.disk().stat(path)->size);
+    }
+  }
+  job.adjust = [&](ms::CheckpointerOptions& o) {
+    const std::lock_guard lock(mutex);
+    systems.push_back(std::make_unique<WatchedFileSystem>(*o.file_system));
+    systems.back()->room = largest;  // for one image, while the four ranks had four
+    systems.back()->room_of = o.directory;
+    o.file_system = systems.back().get();
+  };
+  go_on(job, 3, 10, 4);
 }

@@ -93,27 +93,26 @@ TEST_CASE("old_images: own images of that step become files as their ranks would
   CHECK(job.has_file(stray));
 }
 
-TEST_CASE("old_images: without room for all of them none becomes a file, and the reason is told") {
+TEST_CASE("old_images: an image becomes no file where there is no room, and the reason is told") {
   OldJob job;
   const auto own = image_of(0), stray = image_of(3);
+  REQUIRE(own.info.image_bytes < stray.info.image_bytes);
   job.seal({0, 0}, own);
   job.add_stray(3, {3, 0}, stray);
-  const std::uint64_t both = own.info.image_bytes + stray.info.image_bytes;
   test::WatchedFileSystem disk(job.disk);
   job.disk.make_directories("/disk");
-  disk.room = both - 1;
+  disk.room = stray.info.image_bytes - 1;
   const Persistence files(disk, "/disk", kJob, 0, 2);
   const auto publish = [&] {
     return publish_old_images(job.vault, job.strays, files, {{kId, kOldWorld}, false});
   };
-  CHECK_THAT(publish().failed, Catch::Matchers::Contains(std::to_string(both)) &&
-                                   Catch::Matchers::Contains("/disk has room for"));
-  CHECK(job.written().empty());
-  SECTION("there is as much as they take") { disk.room = both; }
-  SECTION("one of them is a file already") {
-    job.files.publish(own.info, own.bytes(), 0);
-    disk.room = stray.info.image_bytes;
-  }
+  CHECK_THAT(publish().failed, Catch::Matchers::Contains("the image of rank 3, ") &&
+                                   Catch::Matchers::Contains("is not written to /disk") &&
+                                   Catch::Matchers::Contains("there is room for"));
+  CHECK(job.written() == Written{{0, 0}});
+  disk.room = 0;
+  SECTION("there is as much as it takes") { disk.room = stray.info.image_bytes; }
+  SECTION("it is a file already") { job.files.publish(stray.info, stray.bytes(), 3); }
   CHECK(publish().failed.empty());
   CHECK(job.written() == Written{{0, 0}, {3, 3}});
 }

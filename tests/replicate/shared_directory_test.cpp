@@ -162,17 +162,17 @@ TEST_CASE("a rank removes what it wrote in a recovery in another rank's name") {
   CHECK(list_images(disk, "/disk", "job").size() == 1);
 }
 
-TEST_CASE("ranks of one job that use several directories are told, as far as there are images") {
+TEST_CASE("whether all ranks share the directory is told, as far as it has images") {
   SharedDisk some({0, 1}, kWorld), all({0, 1, 2, 3}, kWorld);
   for (auto* disk : {&some, &all}) {
     disk->enter(2);
     (void)disk->claimed();
-    CHECK(disk->rank(0).is_one_of_several() == (disk == &some));
+    CHECK(disk->rank(0).is_shared_by_all() == (disk == &all));
     disk->leave();
   }
   MemoryFileSystem empty;
   Persistence files(empty, "/disk", "job", 0, kWorld);
   files.enter(1);
   (void)files.verify(kNoImage, no_complaints);
-  CHECK_FALSE(files.is_one_of_several());
+  CHECK_FALSE(files.is_shared_by_all());
 }

@@ -46,6 +46,13 @@ std::unique_ptr<StepStates> with_ends(TwoHosts& hosts, int host) {
   return old;
 }
 
+/// What rank `rank` of two needs; no file is damaged.
+std::vector<ImagePart> needed_by(StepStates& old, const CutRows::NewRank& now, int rank) {
+  auto parts = StepParts::needed(old, now.state, rank, 2, CutRows::options());
+  REQUIRE(parts);
+  return std::move(*parts);
+}
+
 void copy(const StepStates& to, const StepStates& from, const ImagePart& part) {
   const auto [bytes, path] = StepParts::bytes(from, part);
   CHECK(path.filename() == to_file_name({"gpt", {1, 9}, part.old_rank, kBefore, {}}));
@@ -62,7 +69,7 @@ TEST_CASE("a rank gets the parts of another host's files that it needs, and no m
     const auto old = with_ends(hosts, host);
     const auto other = hosts.open(1 - host);
     const CutRows::NewRank now(rank);
-    const auto parts = StepParts::needed(*old, now.state, rank, 2, CutRows::options());
+    const auto parts = needed_by(*old, now, rank);
     std::vector<std::uint64_t> bytes(kBefore);
     for (const ImagePart& part : parts) {
       bytes.at(static_cast<std::size_t>(part.old_rank)) += part.end - part.begin;
@@ -89,7 +96,7 @@ TEST_CASE("a part that is not what its host has proven is found, and so is one t
   const auto old = with_ends(hosts, 0);
   const auto other = hosts.open(1);
   const CutRows::NewRank now(0);
-  const auto parts = StepParts::needed(*old, now.state, 0, 2, CutRows::options());
+  const auto parts = needed_by(*old, now, 0);
   REQUIRE(!parts.empty());
   SECTION("a byte is another") {
     for (const ImagePart& part : parts) copy(*old, *other, part);
@@ -152,4 +159,31 @@ TEST_CASE("a part that is not there cannot be sent, one that is there needs no r
   CHECK_THROWS_AS(StepParts::room(*old, {0, 0, 4096}), InvalidArgument);
   CHECK_THROWS_AS(StepParts::room(*old, {1, 0, std::uint64_t{1} << 40}), InvalidArgument);
   CHECK_THROWS_AS(StepParts::bytes(*old, {0, 0, std::uint64_t{1} << 40}), InvalidArgument);
+}
+
+TEST_CASE("a damaged block of a file is found where it is needed or sent, and another file taken") {
+  TwoHosts hosts;
+  const PersistedName own{"gpt", {1, 9}, 1, kBefore, {}}, held{"gpt", {1, 9}, 1, kBefore, 2};
+  const auto at = hosts.job.byte_of_row(1, 3);
+  const auto bytes = hosts.job.images[1].bytes();
+  const auto directory = TwoHosts::disk_of(1);
+  const bool another = GENERATE(false, true);
+  if (another) publish_atomically(hosts.job.disk, directory / to_file_name(held), bytes);
+  bytes[at] ^= std::byte{1};
+  hosts.job.disk.unlink(directory / to_file_name(own));
+  publish_atomically(hosts.job.disk, directory / to_file_name(own), bytes);
+  const auto old = with_ends(hosts, 1);
+  SECTION("it is sent") {
+    CHECK(StepParts::prove(*old, {1, at + kBlock, at + 2 * kBlock}));  // a block that is sound
+    CHECK_FALSE(StepParts::prove(*old, {1, at - 2 * kBlock, at + 1}));
+  }
+  SECTION("it is needed") {
+    const CutRows::NewRank now(0);
+    CHECK_FALSE(StepParts::needed(*old, now.state, 0, 2, CutRows::options()));
+  }
+  CHECK(StepParts::has_file(*old, 1) == another);
+  CHECK(StepParts::has(*old, 1) == another);
+  REQUIRE(hosts.complaints.size() == 1);
+  CHECK_THAT(hosts.complaints[0], Contains("does not match its digest"));
+  if (another) CHECK(StepParts::prove(*old, {1, at - 2 * kBlock, at + 1}));
 }

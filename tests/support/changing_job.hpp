@@ -63,7 +63,7 @@ inline Dict state_at(int rank, int world, std::uint64_t step) {
               {"twice", on_mesh(whole({9, 2}, step, 4), grid, "S(0),S(0)", rank, true)},
               {"shards", sharded::to_value(sharded)},
               {"bias", whole({5}, step, 5)},
-              {"table", whole({3000}, step, 7)},
+              {"table", whole({30'000}, step, 7)},
               {"lists", List{Tuple{0.5, "adamw"}, whole({}, step, 6)}},
               {"step", static_cast<std::int64_t>(step)},
               {"seen", static_cast<std::int64_t>(rank == 0 ? step : 0)}};

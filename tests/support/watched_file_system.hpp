@@ -20,7 +20,8 @@ class WatchedFileSystem final : public FileSystem {
   std::function<void(const Path& to)> on_rename = [](const Path&) {};  ///< Before it; may throw.
   /// The same, for each mapping of a file, on the thread that maps it.
   std::function<void(const Path&)> on_map = [](const Path&) {};
-  std::optional<std::uint64_t> room;  ///< Of FreeSpace::available.
+  std::optional<std::uint64_t> room;  ///< Of FreeSpace::available,
+  Path room_of = "/disk";             ///< of this directory.
 
   std::unique_ptr<File> open(const Path& path, OpenMode mode) override {
     return std::make_unique<WatchedFile>(*this, inner_.open(path, mode), path);
@@ -37,7 +38,7 @@ class WatchedFileSystem final : public FileSystem {
   void sync_directory(const Path& directory) override { inner_.sync_directory(directory); }
   FreeSpace free_space(const Path& path) override {
     FreeSpace space = inner_.free_space(path);
-    if (room && path == "/disk") space.available = *room;
+    if (room && path == room_of) space.available = *room;
     return space;
   }
   ProcessIdentity process() override { return inner_.process(); }
