@@ -45,7 +45,12 @@ std::optional<OldWorldStep> agree(const std::optional<OldWorldStep>& of_root, Pr
   const ImageId id{little_endian::load<std::uint64_t>(bytes.data()),
                    little_endian::load<std::uint64_t>(bytes.data() + 8)};
   if (!id.exists()) return std::nullopt;
-  return OldWorldStep{id, static_cast<int>(little_endian::load<std::uint64_t>(bytes.data() + 16))};
+  const auto world_size = little_endian::load<std::uint64_t>(bytes.data() + 16);
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 20U;
+  if (world_size == 0 || world_size > kMost) {
+    throw PeerLost("rank 0 named an old step of " + std::to_string(world_size) + " ranks");
+  }
+  return OldWorldStep{id, static_cast<int>(world_size)};
 }
 
 /// What went wrong at a rank, for the others: kind, path and text. Empty: nothing.
@@ -78,7 +83,9 @@ struct Agreed {
 /// What all ranks do together, although one of them may not be able to go on.
 class Together {
  public:
-  Together(ProcessGroup& group, const OldWorldStep& taken) : group_(group), taken_(taken) {}
+  Together(ProcessGroup& group, const OldWorldStep& taken) : group_(group), taken_(taken) {
+    hear(taken.id.generation, taken.id.step, static_cast<std::uint64_t>(taken.world_size));
+  }
 
   /// Does this rank's part, unless an earlier part of it failed. Keeps what it throws.
   void attempt(const std::function<void()>& work) {
@@ -121,16 +128,19 @@ class Together {
                      " said of the old images was changed on its way");
     }
     for (const auto& said : all) {
-      std::array<std::byte, 24> heard{};
-      little_endian::store(heard.data(), heard_);
-      little_endian::store(heard.data() + 8, digest64(said));
-      little_endian::store(heard.data() + 16, std::uint64_t{said.size()});
-      heard_ = digest64(heard);
+      hear(heard_, digest64(said), said.size());
     }
     return all;
   }
 
  private:
+  void hear(std::uint64_t a, std::uint64_t b, std::uint64_t c) {
+    std::array<std::byte, 24> numbers{};
+    little_endian::store(numbers.data(), a);
+    little_endian::store(numbers.data() + 8, b);
+    little_endian::store(numbers.data() + 16, c);
+    heard_ = digest64(numbers);
+  }
   [[noreturn]] void throw_agreed(int rank, std::span<const std::byte> report) const {
     try {
       rethrow(rank, report, taken_);
@@ -142,7 +152,7 @@ class Together {
   ProcessGroup& group_;
   const OldWorldStep& taken_;
   std::vector<std::byte> wrong_;
-  std::uint64_t heard_ = 0;  ///< A digest of all that was gathered.
+  std::uint64_t heard_ = 0;  ///< A digest of the step and of all that was gathered.
 };
 
 /// The pairs of an exchange, until every rank has what it needs.
@@ -158,7 +168,8 @@ struct OpenPairs {
   std::optional<Pairs> pairs;
 };
 
-/// Whether all ranks say yes. A rank of which a part failed says no, and why, when all agree next.
+/// Whether all ranks say yes. A rank of which a part failed says no; all hear why when they agree
+/// next.
 bool all_say(Together& all, bool yes) {
   const auto said = all.gather({std::byte{yes}});
   return std::all_of(said.begin(), said.end(),
@@ -218,9 +229,9 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
     sound = all_say(all, sound);
   }
   all.attempt([&] {
-    check_room(
-        {"the old ranks' parts that come from other hosts", plan->most_bytes(), files.local_ranks},
-        read_room_limits(files.fs, {}));
+    check_room({"the old ranks' parts that come from other hosts", plan->bytes_for(rank),
+                files.local_ranks},
+               read_room_limits(files.fs, {}));
   });
   all.agree();
   OpenPairs open;
@@ -290,13 +301,13 @@ std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
   } catch (const Agreed& all) {
     cannot = all.error;
     std::rethrow_exception(all.error);
-  } catch (const RejoinNeeded& e) {
+  } catch (const Error& e) {    // the others wait for this rank
     job.agent.throw_if_lost();  // the agent knows who is to blame
     job.agent.end_generation(rank + " could not go on from the old step: " + e.what());
     job.agent.throw_if_lost();
     throw;
-  } catch (const std::exception& e) {  // the others wait for this rank
-    job.agent.end_generation(rank + " could not go on from the old step: " + e.what());
+  } catch (...) {
+    job.agent.end_generation(rank + " could not go on from the old step");
     throw;
   }
   if (!taken) return std::nullopt;

@@ -28,8 +28,9 @@ struct FoundNothing {
 /// takes, and its share of the copies that are compared. Nothing if there is no such step, or
 /// without CheckpointerOptions::any_world.
 ///
-/// What one rank throws before every rank has read and compared all, every rank throws, and no
-/// state was touched; it is kept in `cannot` then. Throws RejoinNeeded if the generation ends.
+/// What one rank throws of what it reads and compares, every rank throws, and no state was touched;
+/// it is kept in `cannot` then. Throws RejoinNeeded if the generation ends, and ends it where
+/// something else goes wrong at this rank.
 [[nodiscard]] std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
                                                         std::exception_ptr& cannot);
 

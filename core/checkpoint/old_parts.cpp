@@ -72,7 +72,7 @@ class Window {
 
  private:
   void wait() {
-    // A rank that dies or is silent shows at its links.
+    // A rank that dies or is silent shows at its links; one that gives up ends the generation.
     constexpr std::chrono::milliseconds kLook(100);
     while (!transfers_.front()->done_by(Deadline::after(kLook))) {
       files_.throw_if_lost();
@@ -194,14 +194,12 @@ bool PartPlan::prove_served(StepStates& old, int rank) const {
   return true;
 }
 
-std::uint64_t PartPlan::most_bytes() const {
-  std::uint64_t most = 0;
-  for (const auto& parts : needs_) {
-    std::uint64_t bytes = 0;
-    for (const ImagePart& part : parts) bytes += part.end - part.begin;
-    most = std::max(most, bytes);
+std::uint64_t PartPlan::bytes_for(int rank) const {
+  std::uint64_t bytes = 0;
+  for (const ImagePart& part : needs_.at(static_cast<std::size_t>(rank))) {
+    bytes += part.end - part.begin;
   }
-  return most;
+  return bytes;
 }
 
 /// What `to` needs of `from`, cut into the messages that both ends expect.
@@ -239,13 +237,14 @@ std::optional<Pairs> PartPlan::exchange(const StepStates& old, int rank,
 
 void PartPlan::exchange(const StepStates& old, int rank, const OldFiles& files,
                         Pairs& pairs) const {
-  LostLink lost;
+  const auto shared = std::make_shared<LostLink>();  // the links may outlive this call
+  const LostLink& lost = *shared;
   pairs.links->set_handlers({.on_message = [](int, std::span<const std::byte>) {},
                              .on_lost =
-                                 [&lost](int peer, LostReason reason, const std::string& detail) {
+                                 [shared](int peer, LostReason reason, const std::string& detail) {
                                    // A rank that is through closes its links in order.
                                    if (reason == LostReason::kClosed) return;
-                                   lost.set(peer, std::string(to_string(reason)) + " " + detail);
+                                   shared->set(peer, std::string(to_string(reason)) + " " + detail);
                                  }});
   // All ranks do the same rounds: in each, a rank sends to one rank and receives from one. Piece by
   // piece it waits for both, so the rank that is behind all others always finds its peers' calls.
@@ -271,7 +270,6 @@ void PartPlan::exchange(const StepStates& old, int rank, const OldFiles& files,
     receives.wait_all();
     sends.wait_all();
   }
-  pairs.links->set_handlers({});  // `lost` goes
 }
 
 }  // namespace meshstage::detail

@@ -47,7 +47,7 @@ class PartPlan {
   PartPlan(std::span<const std::vector<std::byte>> said, const OldWorldStep& step);
 
   /// What `rank` tells the others first: of each image that some rank lacks, and which `rank`
-  /// serves, the ends. Throws PeerLost if it has none of these: what it has was changed on its way.
+  /// serves, the ends. Throws PeerLost if it lacks one: what it has was changed on its way.
   [[nodiscard]] std::vector<std::byte> ends_of(const StepStates& old, int rank) const;
   /// Adds what the others told to `old`, as far as it lacks it. Throws PeerLost where that makes no
   /// sense: it was changed on its way.
@@ -60,11 +60,11 @@ class PartPlan {
   /// Proves what `rank` will send. False if a file is damaged, and was passed over. Throws PeerLost
   /// like add_ends().
   [[nodiscard]] bool prove_served(StepStates& old, int rank) const;
-  /// The most bytes that come to one rank.
-  [[nodiscard]] std::uint64_t most_bytes() const;
+  /// How many bytes come to `rank`.
+  [[nodiscard]] std::uint64_t bytes_for(int rank) const;
   /// Sends what others need and receives what this rank needs. The pairs, of which the caller
   /// closes links and group once every rank has returned; nothing if this rank exchanges nothing.
-  /// Throws RejoinNeeded, whatever fails: the others wait for this rank.
+  /// Throws RejoinNeeded for each Error, because the others wait for this rank.
   [[nodiscard]] std::optional<Pairs> exchange(const StepStates& old, int rank,
                                               const OldFiles& files) const;
 

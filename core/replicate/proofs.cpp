@@ -111,7 +111,8 @@ void Proofs::add_files(ImageId newer_than, Found& found) {
     for (auto& path : files.paths) found.places.push_back({std::move(path), nullptr});
     if (engine_.rank == 0 && engine_.options.any_world) {
       // How much will be written to this disk is known only if all ranks share it.
-      found.room = files_.is_shared_by_all() ? files_.room() : ~std::uint64_t{0};
+      const bool one_host = engine_.options.environment->local_world_size == engine_.world_size;
+      found.room = one_host || files_.is_shared_by_all() ? files_.room() : ~std::uint64_t{0};
       found.named = files_.old_steps();
     }
   } catch (const Error& e) {

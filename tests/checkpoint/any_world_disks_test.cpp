@@ -33,7 +33,9 @@ struct HostsJob : ChangingJob {
         job.disk().make_directories(what + std::to_string(host));
       }
     }
-    change = [this](ms::CheckpointerOptions& o, int) {
+    change = [this](ms::CheckpointerOptions& o, int world) {
+      o.environment->local_world_size = std::max(1, world / 2);
+      o.environment->local_rank = o.environment->rank % o.environment->local_world_size;
       const auto host = std::to_string(seat(o.environment->rank));
       o.directory = "/disk" + host;
       o.vault_directory = "/vault" + host;
@@ -249,7 +251,7 @@ TEST_CASE("a damaged block on one host's disk is no loss where another host has 
       job.job.disk().unlink(directory + "/" + name);
     }
   }
-  // Each rank's own file has a wrong byte, in a block that its host needs or sends.
+  // Each rank's own file has a wrong byte. Rank 0's is in the table, which its host needs.
   int damaged = 0;
   for (const int host : {0, 1}) {
     const auto directory = "/disk" + std::to_string(host);
@@ -261,6 +263,10 @@ TEST_CASE("a damaged block on one host's disk is no loss where another host has 
   }
   REQUIRE(damaged == 4);
   go_on(job, 3, 10, 4);
+  const auto log = job.job.log();
+  const auto passed_over = log.find("ignoring /disk0/");
+  REQUIRE(passed_over != std::string::npos);
+  CHECK_THAT(log.substr(passed_over), Contains("does not match its digest"));
 }
 
 TEST_CASE(
