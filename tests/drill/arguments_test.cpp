@@ -11,6 +11,7 @@
 #include "tests/support/catch.hpp"
 #include "tools/command/command.hpp"
 #include "tools/drill/command.hpp"
+#include "tools/drill/hosts.hpp"
 #include "tools/drill/workspace.hpp"
 
 namespace {
@@ -108,6 +109,12 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--disks", "local", "--mesh", "2,2", "--borrow-replicated", "--partners", "ring", "--lose",
         "1+3@5"},
        "nothing would be left of rank 1"},
+      {{"--hosts", "containers"}, "--hosts containers: write directories or namespaces"},
+      {{"--hosts", "namespaces", "--ranks-per-host", "2", "--lose", "1@5"},
+       "--lose 1@5: with --hosts namespaces a host is lost with all its ranks; write 0+1@STEP"},
+      {{"--hosts", "namespaces", "--restart", "all@5:ranks=1"},
+       "all@5:ranks=1: no rank would sit where an image of rank 1 is; give more ranks or --copies, "
+       "or leave :ranks=N out"},
       {{"--lose", "1@5:rotate"}, "there is no protocol point 'rotate'"},
       {{"--kill", "all@5:rotate"}, "there is no protocol point 'rotate'"},
       {{"--lose", "all@5:rotate", "--ranks-per-host", "4"}, "there is one host; give more --ranks"},
@@ -132,11 +139,18 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--stop", "all@5:wake:voted"},
        "'voted' is one word too many; write RANK@STEP[:POINT] or all"},
       {{"--restart", "5"},
-       "--restart 5: write all@STEP[:POINT][:rotate|:ranks=N], for example --restart all@87"},
+       "--restart 5: write all@STEP[:POINT][:rotate|:swap][:ranks=N][:twice], for "
+       "example --restart all@87"},
       {{"--restart", "1@5"}, "--restart 1@5: a restart is one of all ranks; write all@STEP"},
       {{"--restart", "all@5:turn"}, "there is no protocol point 'turn'"},
       {{"--restart", "all@5:voted:voted"}, "'voted' is one word too many"},
-      {{"--restart", "all@5:rotate:ranks=3"}, "'ranks=3' is one word too many"},
+      {{"--restart", "all@5:rotate:swap"}, "'swap' is one word too many"},
+      {{"--restart", "all@5:twice:twice"}, "'twice' is one word too many"},
+      {{"--restart", "all@5:half"}, "there is no protocol point 'half'"},
+      {{"--kill", "all@5:twice"}, "there is no protocol point 'twice'"},
+      {{"--lose", "all@5:ranks=3"}, "there is no protocol point 'ranks=3'"},
+      {{"--restart", "all@5:voted:twice"}, "with :twice write no point, and a step from 1 to 198"},
+      {{"--restart", "all@199:twice"}, "with :twice write no point, and a step from 1 to 198"},
       {{"--restart", "all@5:ranks="}, "--restart all@5:ranks=: write ranks=N, N from 1 to 64"},
       {{"--restart", "all@5:ranks=65"}, "write ranks=N, N from 1 to 64"},
       {{"--restart", "all@5:ranks=4"}, "--restart all@5:ranks=4: the job has 4 ranks by then"},
@@ -238,6 +252,49 @@ TEST_CASE("Faults of the whole job are taken as typed") {
   CHECK(worlds.arguments.changes_world());
   CHECK_FALSE(worlds.arguments.moves_ranks());
   CHECK(worlds.arguments.holders(3) == meshstage::Holders{{1}, {2}, {0}});
+}
+
+TEST_CASE("How a job comes back may be said in several words") {
+  const Parsed parsed = parse({"--restart", "all@10:twice:ranks=3:rotate", "--stop",
+                               "all@20:wake:swap:ranks=4:half", "--lose", "all@30:swap"});
+  REQUIRE(parsed.complaint.empty());
+  std::vector<std::string> text;
+  for (const auto& fault : parsed.arguments.faults) text.push_back(fault.text());
+  CHECK(text == std::vector<std::string>{"--restart all@10:rotate:ranks=3:twice",
+                                         "--stop all@20:half:wake:swap:ranks=4",
+                                         "--lose all@30:swap"});
+}
+
+TEST_CASE("Ranks that move sit on the next host, and then hosts may change them in pairs") {
+  const auto hosts_of = [](const Arguments& a, drill::Seating seating) {
+    std::vector<int> hosts;
+    for (int rank = 0; rank < a.ranks; ++rank) hosts.push_back(drill::host_of(a, rank, seating));
+    return hosts;
+  };
+  const Parsed parsed = parse({"--ranks", "5", "--restart", "all@10:rotate", "--restart",
+                               "all@20:swap", "--restart", "all@30:swap"});
+  REQUIRE(parsed.complaint.empty());
+  const auto& a = parsed.arguments;
+  drill::Seating seating{a.ranks};
+  CHECK(hosts_of(a, seating) == std::vector<int>{0, 1, 2, 3, 4});
+  seating = drill::after(a.faults.at(0), seating);
+  CHECK(hosts_of(a, seating) == std::vector<int>{1, 2, 3, 4, 0});
+  seating = drill::after(a.faults.at(1), seating);
+  CHECK(hosts_of(a, seating) == std::vector<int>{0, 3, 2, 4, 1});  // nobody changes with host 4
+  seating = drill::after(a.faults.at(2), seating);
+  CHECK(hosts_of(a, seating) == std::vector<int>{1, 2, 3, 4, 0});
+}
+
+TEST_CASE("Hosts that are namespaces are apart, and lost as a whole") {
+  const auto usual = [](const std::string& ranks_per_host) {
+    return parse({"--hosts", "namespaces", "--ranks-per-host", ranks_per_host}).arguments;
+  };
+  CHECK(usual("1").hosts_are_apart());
+  CHECK(usual("1").hosts_go_whole());
+  CHECK(usual("2").host_count() == 2);
+  CHECK(usual("2").faults.at(0).text() == "--lose 2+3@87:chunk-received");
+  CHECK(usual("4").faults.at(0).text() == "--kill 2@87:chunk-received");
+  CHECK_FALSE(usual("2").moves_ranks());
 }
 
 TEST_CASE("Starts of the job have names where one may meet another") {

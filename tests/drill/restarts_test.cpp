@@ -146,6 +146,24 @@ TEST_CASE("A second start beside the healthy job is refused, and the job does no
   }
 }
 
+TEST_CASE("Of two starts at the same moment one gets the job, the other is refused") {
+  for (const std::string fault : {"--restart", "--stop"}) {
+    INFO(fault);
+    const json object = identical(job_of("3", {fault, "all@11:twice", "--kill", "1@16"}));
+    REQUIRE(object.at("second_starts").size() == 1);
+    CHECK(object.at("second_starts").at(0).at("at_once") == true);
+    REQUIRE(object.at("kills").size() == 2);
+    CHECK(object.at("kills").at(0).at("recovered_step").get<int>() >= 4);
+  }
+}
+
+TEST_CASE("Half of the ranks are killed and half hang, and a new start goes on elsewhere") {
+  const json death = only_death(identical(job_of("4", {"--stop", "all@10:half:wake:swap"})));
+  CHECK(death.at("seats") == "swapped");
+  CHECK(death.at("old_processes") == "fenced");
+  CHECK(death.at("recovered_step").get<int>() >= 4);  // 8 may not be complete yet
+}
+
 TEST_CASE("A rank that dies right behind a second start trains that step again with the others") {
   const json object = identical(job_of("3", {"--twice", "10", "--kill", "2@11"}));
   REQUIRE(object.at("second_starts").size() == 1);

@@ -219,10 +219,12 @@ TEST_CASE("the JSON says of a fault of the whole job how it came back") {
   CHECK(written("all@87", How::kStop).at("old_processes") == "killed");
   CHECK(written("all@87:wake", How::kStop).at("old_processes") == "fenced");
   CHECK_FALSE(written("1@87", How::kStop).contains("old_processes"));
-  verdict.result.second_starts = {{40, 4, 812.5}};
+  verdict.result.second_starts = {{.step = 40, .ranks = 4, .refused_ms = 812.5},
+                                  {.step = 60, .at_once = true, .ranks = 4, .refused_ms = 2}};
   verdict.result.worlds = {{4, 0}, {3, 85}};
   const auto object = nlohmann::json::parse(to_json_text(Arguments(), verdict));
-  CHECK(object.at("second_starts").dump() == R"([{"refused_ms":812.5,"step":40}])");
+  CHECK(object.at("second_starts").dump() ==
+        R"([{"refused_ms":812.5,"step":40},{"at_once":true,"refused_ms":2.0,"step":60}])");
   CHECK(object.at("worlds").dump() == R"([{"from_step":0,"ranks":4},{"from_step":85,"ranks":3}])");
 }
 

@@ -53,16 +53,19 @@ Holders Arguments::holders(int of_ranks) const {
   return make_holders(FailureDomains::uniform(of_ranks, ranks_per_host), partners);
 }
 
-int Arguments::hosts() const {
+int Arguments::host_count() const {
   const auto all = worlds();
   return (*std::max_element(all.begin(), all.end()) + ranks_per_host - 1) / ranks_per_host;
 }
 
 bool Arguments::moves_ranks() const {
-  return std::any_of(faults.begin(), faults.end(), [](const Fault& f) { return f.rotate; });
+  return std::any_of(faults.begin(), faults.end(),
+                     [](const Fault& f) { return f.rotate || f.swap; });
 }
 
-bool Arguments::hosts_are_apart() const { return moves_ranks() || local_disks(); }
+bool Arguments::hosts_are_apart() const {
+  return moves_ranks() || local_disks() || in_namespaces();
+}
 
 bool Arguments::starts_are_named() const {
   return std::any_of(faults.begin(), faults.end(), [](const Fault& f) {
@@ -129,6 +132,14 @@ void ArgumentParser::add_to(CLI::App& command) {
                   "Count so many neighbouring ranks as one host")
       ->capture_default_str();
   command
+      .add_option("--hosts", given_.hosts,
+                  "directories: a host is a directory for its vaults, or nothing;\n"
+                  "namespaces: each is a set of Linux namespaces, with an address\n"
+                  "on a private network, and a host name, process ids and a\n"
+                  "/dev/shm of its own; as root")
+      ->capture_default_str()
+      ->type_name("directories|namespaces");
+  command
       .add_option("--disks", given_.disks,
                   "shared: one directory for the files of all ranks; local: each\n"
                   "host has a disk of its own, and no rank of another host sees\n"
@@ -173,23 +184,26 @@ void ArgumentParser::add_to(CLI::App& command) {
       .add_option("--stop", stops_,
                   "RANK@STEP[:POINT]: SIGSTOP, so RANK hangs; another process\n"
                   "replaces it, then it is woken up; all@STEP[:POINT]: all hang,\n"
-                  "the job is started anew beside them, then they are killed,\n"
-                  "or with :wake woken up; repeatable")
+                  "the job is started anew beside them as by --restart, then\n"
+                  "they are killed, or with :wake woken up; with :half every\n"
+                  "second rank is killed at once; repeatable")
       ->type_name("R@S[:P]");
   command
       .add_option("--lose", loses_,
                   "RANK@STEP[:POINT]: SIGKILL, and its vault is wiped, as if a\n"
                   "host were lost; 1+2@STEP: two ranks at once; all@STEP: only\n"
-                  "the disk is left, and with :rotate each rank then sits on the\n"
-                  "next host; with --disks local the host's disk goes, too, but\n"
-                  "not with all@STEP; repeatable")
+                  "the disk is left, and with :rotate (:swap) ranks then sit on\n"
+                  "other hosts; with --disks local the host's disk goes, too, but\n"
+                  "not with all@STEP; with --hosts namespaces the host goes and\n"
+                  "boots anew, empty; repeatable")
       ->type_name("R@S[:P]");
   command
       .add_option("--restart", restarts_,
                   "all@STEP[:POINT]: SIGKILL to all once one of them is there,\n"
                   "and the job is started anew; with :rotate each rank then\n"
-                  "sits on the next host, with :ranks=N there are N ranks;\n"
-                  "repeatable")
+                  "sits on the next host, with :swap hosts change their ranks\n"
+                  "in pairs, with :ranks=N there are N ranks, with :twice the\n"
+                  "job is started two times at once; repeatable")
       ->type_name("all@S[:P]");
   command
       .add_option("--twice", twice_,
@@ -302,6 +316,12 @@ void ArgumentParser::place(Arguments& a) const {
   }
   if (a.disks != "shared" && a.disks != "local") {
     refuse(fmt::format("--disks {}: write shared or local", a.disks));
+  }
+  if (a.hosts != "directories" && a.hosts != "namespaces") {
+    refuse(fmt::format("--hosts {}: write directories or namespaces", a.hosts));
+  }
+  if (a.in_namespaces() && a.over_nccl()) {
+    refuse("--collectives nccl: ranks that share a device need one host; leave --hosts out");
   }
   if (a.ranks_per_host < 1) {
     refuse(fmt::format("--ranks-per-host {}: write a number from 1", a.ranks_per_host));

@@ -40,7 +40,8 @@ struct Arguments {
   bool borrow_replicated = false;  ///< Replicas borrow what the mesh repeats on another host.
   PartnerOptions partners;
   int ranks_per_host = 1;
-  std::string disks = "shared";  ///< "local": each host has a disk of its own.
+  std::string disks = "shared";       ///< "local": each host has a disk of its own.
+  std::string hosts = "directories";  ///< "namespaces": each is a set of Linux namespaces.
   /// Who holds whose images, in a job of so many ranks.
   [[nodiscard]] Holders holders(int of_ranks) const;
   [[nodiscard]] Holders holders() const { return holders(ranks); }
@@ -48,10 +49,13 @@ struct Arguments {
   /// tensors. All empty without borrow_replicated.
   [[nodiscard]] std::vector<std::vector<int>> lenders() const;
   /// The hosts of the job: as many as it has ranks for when it has the most.
-  [[nodiscard]] int hosts() const;
+  [[nodiscard]] int host_count() const;
   /// After some fault the ranks sit on other hosts.
   [[nodiscard]] bool moves_ranks() const;
   [[nodiscard]] bool local_disks() const { return disks == "local"; }
+  [[nodiscard]] bool in_namespaces() const { return hosts == "namespaces"; }
+  /// A host that is lost goes with all its ranks.
+  [[nodiscard]] bool hosts_go_whole() const { return local_disks() || in_namespaces(); }
   /// No rank sees the vaults of another host.
   [[nodiscard]] bool hosts_are_apart() const;
   /// Some restart has another number of ranks.

@@ -41,7 +41,7 @@ void check_world(const Fault& fault, int world, const Arguments& a) {
   if (a.device != "cpu") {
     refuse(option + ": states on devices are not put together anew; leave --device out");
   }
-  if (a.local_disks() && a.hosts() > 1) {
+  if (a.local_disks() && a.host_count() > 1) {
     refuse(option +
            ": another number of ranks needs a directory that all ranks share; leave --disks out");
   }
@@ -52,32 +52,38 @@ void check_world(const Fault& fault, int world, const Arguments& a) {
 /// What the start after the fault asks for can be had, by ranks that sit as `before` says.
 void check_start(const Fault& fault, Seating before, const Arguments& a) {
   const std::string option = fault.text();
-  if (fault.rotate && a.hosts() < 2) {
+  if ((fault.rotate || fault.swap) && a.host_count() < 2) {
     refuse(option + ": there is one host; give more --ranks, or fewer --ranks-per-host");
   }
   if (fault.ranks > 0) check_world(fault, before.ranks, a);
-  if (!a.moves_ranks() || fault.how != How::kRestart) return;  // no vault is left behind
+  if (!a.hosts_are_apart() || fault.how == How::kLose) return;  // no vault is left behind
   if (const auto rank = left_behind(a, before, after(fault, before))) {
     refuse(
         fmt::format("{}: no rank would sit where an image of rank {} is; give more ranks or "
-                    "--copies, or leave :rotate out",
-                    option, *rank));
+                    "--copies, or leave {} out",
+                    option, *rank,
+                    fault.rotate ? ":rotate"
+                    : fault.swap ? ":swap"
+                                 : ":ranks=N"));
   }
 }
 
-/// A host that is lost together with its disk has no rank that lives on, and no rank's only images.
+/// A host that is lost as a whole has no rank that lives on, and with its disk no rank's only
+/// images.
 void check_lost_hosts(const Fault& fault, int world, const Arguments& a) {
   std::set<int> ranks;
   for (int rank = 0; rank < world; ++rank) {
     for (int other = 0; other < world; ++other) {
-      if (takes(fault, other) && host_of(a, other, 0) == host_of(a, rank, 0)) ranks.insert(rank);
+      if (takes(fault, other) && host_of(a, other) == host_of(a, rank)) ranks.insert(rank);
     }
   }
   if (ranks.size() != fault.with.size() + 1) {
-    refuse(fmt::format(
-        "{}: with --disks local a host is lost with its disk and all its ranks; write {}@STEP",
-        fault.text(), fmt::join(ranks, "+")));
+    refuse(fmt::format("{}: with {} all its ranks; write {}@STEP", fault.text(),
+                       a.local_disks() ? "--disks local a host is lost with its disk and"
+                                       : "--hosts namespaces a host is lost with",
+                       fmt::join(ranks, "+")));
   }
+  if (!a.local_disks()) return;
   if (const auto owner = lost_to_memory(fault, a, world)) {
     refuse(
         fmt::format("{}: with --disks local nothing would be left of rank {}; lose fewer hosts at "
@@ -104,7 +110,7 @@ std::optional<int> lost_to_memory(const Fault& fault, const Arguments& arguments
 }
 
 void check_together(const Arguments& a) {
-  Seating seating{a.ranks, 0};
+  Seating seating{a.ranks};
   std::set<std::uint64_t> second_starts;
   for (const auto& fault : a.faults) {
     if (fault.of_all()) check_start(fault, seating, a);
@@ -124,7 +130,7 @@ void check_together(const Arguments& a) {
     if (fault.how == How::kStop && fewest == 1) {
       refuse("--stop needs another rank that notices: give --ranks 2 or more");
     }
-    if (fault.how == How::kLose && a.local_disks()) check_lost_hosts(fault, seating.ranks, a);
+    if (fault.how == How::kLose && a.hosts_go_whole()) check_lost_hosts(fault, seating.ranks, a);
   }
 }
 

@@ -27,7 +27,7 @@ constexpr std::array<const char*, 3> kAlone{"", "own-writing", "own-sealed"};
 std::vector<int> possible_worlds(const Arguments& arguments) {
   std::vector<int> worlds;
   if (arguments.ranks == 1 || !arguments.mesh.empty() || arguments.device != "cpu") return worlds;
-  if (arguments.local_disks() && arguments.hosts() > 1) return worlds;
+  if (arguments.local_disks() && arguments.host_count() > 1) return worlds;
   for (int world = std::max(2, arguments.ranks - 2);
        world <= std::min(kMostRanks, arguments.ranks + 2); ++world) {
     try {
@@ -46,11 +46,11 @@ void keep_within_reach(std::vector<Fault>& faults, Arguments arguments) {
   for (bool all_fit = false; !all_fit;) {
     all_fit = true;
     arguments.faults = faults;  // they say how many hosts there are
-    Seating seating{arguments.ranks, 0};
+    Seating seating{arguments.ranks};
     for (auto& fault : faults) {
       const Seating next = after(fault, seating);
       if (fault.ranks == seating.ranks ||
-          (arguments.moves_ranks() && left_behind(arguments, seating, next))) {
+          (arguments.hosts_are_apart() && left_behind(arguments, seating, next))) {
         fault.ranks = 0;
         fault.rotate = false;
         all_fit = false;
@@ -110,7 +110,7 @@ std::vector<Fault> random_restarts(std::uint64_t count, std::uint64_t seed,
   // Of each three drills one changes the world alone, one the hosts, and one both.
   const std::uint64_t kinds = below(3);
   const bool changes = !worlds.empty() && kinds != 1;
-  const bool moves = arguments.hosts() > 1 && kinds != 0;
+  const bool moves = arguments.host_count() > 1 && kinds != 0;
   const std::uint64_t first = std::min<std::uint64_t>(2, arguments.steps);
   std::vector<std::uint64_t> steps(count);
   for (auto& step : steps) step = first + below(arguments.steps - first + 1);
@@ -156,13 +156,14 @@ std::vector<Fault> random_restarts(std::uint64_t count, std::uint64_t seed,
 
 Fault default_fault(const Arguments& arguments) {
   Fault fault;
-  // The only host is not lost together with its disk.
-  const bool can_lose = arguments.ranks > 1 && !(arguments.local_disks() && arguments.hosts() == 1);
+  // The only host is not lost as a whole.
+  const bool can_lose =
+      arguments.ranks > 1 && !(arguments.hosts_go_whole() && arguments.host_count() == 1);
   fault.how = can_lose ? How::kLose : How::kKill;
   fault.rank = arguments.ranks / 2;
   if (arguments.ranks == 1) fault.rank = 0;
-  for (int other = 0; can_lose && arguments.local_disks() && other < arguments.ranks; ++other) {
-    const bool same = host_of(arguments, other, 0) == host_of(arguments, *fault.rank, 0);
+  for (int other = 0; can_lose && arguments.hosts_go_whole() && other < arguments.ranks; ++other) {
+    const bool same = host_of(arguments, other) == host_of(arguments, *fault.rank);
     if (same && other != *fault.rank) fault.with.push_back(other);
   }
   // In the midst of the run, but where there is something to recover and something still to come.

@@ -39,7 +39,7 @@ constexpr const char* kMore =
     "--collectives nccl, too, gradients are averaged over NCCL on the devices, in both runs.\n"
     "Exit code: 0 if parameters, optimizer state and every step's loss are bit-identical to the\n"
     "undisturbed run, every fault happened, and no complete step was lost; 1 if not; 2 for wrong\n"
-    "arguments; 3 if the device, or NCCL, cannot be used.\n";
+    "arguments; 3 if the device, NCCL or namespaces cannot be used.\n";
 
 // The short description is for the list of commands; --help of the drill says more.
 class HelpFormatter : public CLI::Formatter {
@@ -96,6 +96,10 @@ void run(const Arguments& arguments) {
   } catch (const drill::JobFailed& e) {
     display.clear_bar();
     std::fprintf(stderr, "meshstage drill: %s", e.what());
+  } catch (const hosts::HostsUnusable& e) {
+    display.clear_bar();
+    std::fprintf(stderr, "meshstage drill: --hosts namespaces: %s\n", e.what());
+    throw CLI::RuntimeError(hosts::kHostsUnusable);
   } catch (const drill::Interrupted& e) {
     display.clear_bar();
     std::fprintf(stderr, "meshstage drill: interrupted; all ranks were ended, nothing is left\n");

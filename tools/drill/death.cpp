@@ -57,7 +57,7 @@ std::string_view past(const Death& death) {
     case How::kKill:
       return "killed";
     case How::kStop:
-      return "stopped";
+      return death.fault.half ? "killed or stopped" : "stopped";
     case How::kRestart:
       return "killed";
     case How::kTwice:
@@ -71,11 +71,15 @@ std::string_view past(const Death& death) {
 
 /// All ranks went down: what became of the job.
 std::string begun_again(const Fault& fault) {
-  if (fault.how == How::kStop && !fault.rank) return " | the job was started anew beside them";
-  std::string line = fault.how == How::kRestart
-                         ? " | the job was started anew"
-                         : " | noticed by nobody left, the job was started again";
+  std::string line = " | noticed by nobody left, the job was started again";
+  if (fault.how == How::kStop && !fault.rank) {
+    line = " | the job was started anew beside them";
+  } else if (fault.how == How::kRestart) {
+    line = " | the job was started anew";
+  }
+  if (fault.twice) line += ", two times at once";
   if (fault.rotate) line += ", each rank on the next host";
+  if (fault.swap) line += ", hosts changed their ranks in pairs";
   if (fault.ranks > 0) {
     line += fmt::format(", as {} rank{}", fault.ranks, fault.ranks == 1 ? "" : "s");
   }
@@ -173,6 +177,7 @@ void to_json(nlohmann::ordered_json& out, const Death& death) {
       death.point.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(death.point);
   out["how"] = to_string(death.fault.how);
   if (death.fault.rotate) out["seats"] = "next host";
+  if (death.fault.swap) out["seats"] = "swapped";
   if (death.fault.ranks > 0) out["ranks"] = death.fault.ranks;
   const auto detected = death.detected_ms();
   out["detected_ms"] = detected ? nlohmann::ordered_json(*detected) : nlohmann::ordered_json();

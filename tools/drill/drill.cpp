@@ -1,6 +1,7 @@
 #include "tools/drill/drill.hpp"
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 
 #include <fmt/format.h>
@@ -124,6 +125,27 @@ JobResult run_undisturbed(JobOptions& job, const std::vector<World>& worlds, Wor
   return result;
 }
 
+/// The hosts of the job, if they are namespaces; each has room for all images.
+std::unique_ptr<hosts::NamespaceHosts> play_hosts(JobOptions& job, const Workspace& workspace) {
+  if (!job.arguments.in_namespaces()) return nullptr;
+  hosts::NamespaceOptions options;
+  options.count = job.arguments.host_count();
+  options.folder = workspace.make("hosts");
+  options.memory = vault_needed(state_bytes(job.arguments), job.arguments);
+  if (job.disks.size() > 1) {
+    options.disks = job.disks;
+    options.disk = job.disk_on_host = workspace.make("disk");
+  }
+  auto played = std::make_unique<hosts::NamespaceHosts>(std::move(options));
+  job.hosts = played.get();
+  return played;
+}
+
+std::string where_images_are(const JobOptions& job) {
+  if (job.hosts != nullptr) return "each host's /dev/shm";
+  return job.vaults.size() == 1 ? job.vaults[0].string() : "a directory for each host";
+}
+
 }  // namespace
 
 Verdict run_drill(const Arguments& arguments, Display& display) {
@@ -133,9 +155,15 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
     JobOptions job;
     job.arguments = arguments;
     job.trainer = find_trainer();
+    for (int host = 0; host < (arguments.local_disks() ? arguments.host_count() : 1); ++host) {
+      job.disks.push_back(workspace.make(fmt::format("disk-{}", host)));
+    }
+    // Where they cannot be had the drill ends here.
+    const auto played = play_hosts(job, workspace);
     display.line(fmt::format("{} ranks, {} steps on {}", arguments.ranks, arguments.steps,
                              arguments.text.string()));
     JobOptions whole = job;
+    whole.hosts = nullptr;
     whole.arguments.sharded = false;
     whole.vaults = {workspace.make("whole-vault")};
     whole.disks = {workspace.make("whole-disk")};
@@ -152,20 +180,16 @@ Verdict run_drill(const Arguments& arguments, Display& display) {
     job.directory = workspace.make("faults");
     job.every = arguments.every;
     job.faults = arguments.faults;
-    for (int host = 0; host < (arguments.local_disks() ? arguments.hosts() : 1); ++host) {
-      job.disks.push_back(workspace.make(fmt::format("disk-{}", host)));
-    }
-    if (arguments.hosts_are_apart()) {
-      for (int host = 0; host < arguments.hosts(); ++host) {
+    if (job.hosts == nullptr && arguments.hosts_are_apart()) {
+      for (int host = 0; host < arguments.host_count(); ++host) {
         job.vaults.push_back(workspace.make(fmt::format("vault-of-host-{}", host)));
       }
-    } else {
+    } else if (job.hosts == nullptr) {
       job.vaults = {workspace.choose_vault(vault_needed(bytes, arguments))};
     }
     display.line(fmt::format(
         "staged every {} steps (state of {}{} a rank, images in {}{}), with {}:", arguments.every,
-        arguments.sharded ? "at most " : "", megabytes(bytes),
-        job.vaults.size() == 1 ? job.vaults[0].string() : "a directory for each host",
+        arguments.sharded ? "at most " : "", megabytes(bytes), where_images_are(job),
         arguments.local_disks() ? ", files in another" : "", all_faults(arguments)));
     Verdict verdict;
     verdict.result = run_job(job, signals, display);
@@ -217,6 +241,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
                       {"step_ms", {{"median", median(r.step_ms)}}},
                       {"vault_bytes", r.vault_bytes}};
   if (arguments.over_nccl()) object["collectives"] = arguments.collectives;
+  if (arguments.in_namespaces()) object["hosts"] = arguments.hosts;
   if (arguments.local_disks()) object["disks"] = arguments.disks;
   if (arguments.sharded) object["sharded"] = true;
   if (arguments.borrow_replicated) {
@@ -233,6 +258,7 @@ std::string to_json_text(const Arguments& arguments, const Verdict& verdict) {
     ordered_json starts = ordered_json::array();
     for (const auto& start : r.second_starts) {
       starts.push_back({{"step", start.step}, {"refused_ms", start.refused_ms}});
+      if (start.at_once) starts.back()["at_once"] = true;
     }
     object["second_starts"] = starts;
   }

@@ -26,13 +26,14 @@ std::vector<std::string_view> point_names() {
 const char* form_of(How how) {
   switch (how) {
     case How::kStop:
-      return "RANK@STEP[:POINT] or all@STEP[:POINT][:wake]";
+      return "RANK@STEP[:POINT] or "
+             "all@STEP[:POINT][:half][:wake][:rotate|:swap][:ranks=N][:twice]";
     case How::kRestart:
-      return "all@STEP[:POINT][:rotate|:ranks=N]";
+      return "all@STEP[:POINT][:rotate|:swap][:ranks=N][:twice]";
     case How::kTwice:
       return "STEP";
     case How::kLose:
-      return "RANK@STEP[:POINT], RANK+RANK@STEP[:POINT] or all@STEP[:POINT][:rotate]";
+      return "RANK@STEP[:POINT], RANK+RANK@STEP[:POINT] or all@STEP[:POINT][:rotate|:swap]";
     default:
       return "RANK@STEP[:POINT], RANK+RANK@STEP[:POINT] or all@STEP[:POINT]";
   }
@@ -125,17 +126,27 @@ class Typed {
 
   // What stands behind the step: a point, then how the job comes back.
   void take_word(std::string_view word) {
-    const bool ended = fault_.rotate || fault_.ranks > 0 || fault_.wake;
-    const bool moves = fault_.how == How::kRestart || (fault_.how == How::kLose && !fault_.rank);
-    if (!ended && moves && word == "rotate") {
+    const bool of_all = !fault_.rank;
+    const bool stops = fault_.how == How::kStop && of_all;
+    const bool anew = fault_.how == How::kRestart || stops;
+    const bool moves = anew || (fault_.how == How::kLose && of_all);
+    const bool seated = fault_.rotate || fault_.swap;
+    const bool ended = seated || fault_.ranks > 0 || fault_.twice || fault_.half || fault_.wake;
+    if (moves && !seated && word == "rotate") {
       fault_.rotate = true;
-    } else if (!ended && fault_.how == How::kRestart && word.starts_with(kRanks)) {
+    } else if (moves && !seated && word == "swap") {
+      fault_.swap = true;
+    } else if (anew && !fault_.twice && word == "twice") {
+      fault_.twice = true;
+    } else if (anew && fault_.ranks == 0 && word.starts_with(kRanks)) {
       const auto number = parse_number(word.substr(kRanks.size()));
       if (!number || *number < 1 || *number > static_cast<std::uint64_t>(kMostRanks)) {
         refuse(fmt::format("{}: write ranks=N, N from 1 to {}", option_, kMostRanks));
       }
       fault_.ranks = static_cast<int>(*number);
-    } else if (!ended && fault_.how == How::kStop && !fault_.rank && word == "wake") {
+    } else if (stops && !fault_.half && word == "half") {
+      fault_.half = true;
+    } else if (stops && !fault_.wake && word == "wake") {
       fault_.wake = true;
     } else if (ended || !fault_.point.empty()) {
       refuse(fmt::format("{}: '{}' is one word too many; write {}", option_, word, form_));
@@ -161,6 +172,11 @@ class Typed {
     // Some may have ended by then; nobody would fence them.
     if (fault_.how == How::kStop && !fault_.rank && fault_.point == "finishing") {
       refuse(option_ + ": ranks that are finishing may end by themselves; write another point");
+    }
+    // The job must still train while one of the two starts is refused.
+    if (fault_.twice && (!fault_.point.empty() || fault_.step + 2 > steps_)) {
+      refuse(fmt::format("{}: with :twice write no point, and a step from 1 to {}", option_,
+                         steps_ > 2 ? steps_ - 2 : 0));
     }
   }
 
@@ -196,9 +212,12 @@ std::string Fault::text() const {
   for (const int other : with) who += "+" + std::to_string(other);
   std::string line =
       fmt::format("--{} {}@{}{}{}", to_string(how), who, step, point.empty() ? "" : ":", point);
-  if (rotate) line += ":rotate";
-  if (ranks > 0) line += fmt::format(":{}{}", kRanks, ranks);
+  if (half) line += ":half";
   if (wake) line += ":wake";
+  if (rotate) line += ":rotate";
+  if (swap) line += ":swap";
+  if (ranks > 0) line += fmt::format(":{}{}", kRanks, ranks);
+  if (twice) line += ":twice";
   return line;
 }
 

@@ -23,10 +23,14 @@ struct Fault {
   std::optional<int> rank;  ///< Nothing: all of them.
   std::vector<int> with;    ///< Go down in the same moment as `rank` does.
   std::uint64_t step = 0;   ///< 1..steps: as the rank begins to train it, ...
-  std::string point;    ///< ... or, where not empty, when it first passes this point from then on.
-  bool rotate = false;  ///< Of a restart, or a loss of all: each rank then sits on the next host.
-  int ranks = 0;        ///< Of a restart: the job then has so many ranks; 0: as many as before.
-  bool wake = false;    ///< Of a stop of all: their processes are woken up; else killed.
+  std::string point;  ///< ... or, where not empty, when it first passes this point from then on.
+  // How the job comes back. Of a restart, a stop of all, and but for ranks and twice a loss of all:
+  bool rotate = false;  ///< Each rank then sits on the next host.
+  int ranks = 0;        ///< The job then has so many ranks; 0: as many as before.
+  bool wake = false;    ///< Of a stop of all: its processes are woken up in the end; else killed.
+  bool swap = false;    ///< Each two neighbouring hosts then change their ranks.
+  bool twice = false;   ///< The job is then started two times at the same moment.
+  bool half = false;    ///< Of a stop of all: ranks with an even number are killed.
 
   /// All ranks go down, and the job is started anew.
   [[nodiscard]] bool of_all() const { return !rank && how != How::kTwice; }
@@ -38,8 +42,9 @@ struct Fault {
 /// The most ranks that a drill trains with.
 inline constexpr int kMostRanks = 64;
 
-/// `RANK@STEP[:POINT]`, `RANK+RANK@STEP[:POINT]` or `all@STEP[:POINT]`; of all, a restart may say
-/// `:rotate` or `:ranks=N`, a loss `:rotate`, and a stop `:wake`. `STEP` alone for a second start.
+/// `RANK@STEP[:POINT]`, `RANK+RANK@STEP[:POINT]` or `all@STEP[:POINT]`; of all, it may say
+/// how the job comes back, in any order: `:rotate` or `:swap`, and but for a loss `:ranks=N` and
+/// `:twice`; a stop `:half` and `:wake`, too. `STEP` alone for a second start.
 /// Throws InvalidArgument.
 Fault parse_fault(How how, std::string_view text, int ranks, std::uint64_t steps);
 

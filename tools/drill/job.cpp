@@ -48,7 +48,8 @@ Job::Job(JobOptions options, Signals& signals, Display& display)
     : options_(std::move(options)),
       signals_(signals),
       display_(display),
-      pending_(options_.faults) {
+      pending_(options_.faults),
+      seating_{options_.arguments.ranks} {
   result_.worlds.push_back({options_.arguments.ranks, 0});
   result_.states = make_states();
   const auto& trace = options_.arguments.trace;
@@ -91,9 +92,9 @@ ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem
       "--steps",         std::to_string(a.steps),
       "--every",         std::to_string(options_.every),
       "--job",           options_.name,
-      "--dir",           options_.disks[static_cast<std::size_t>(disk_of(rank))].string(),
+      "--dir",           disk_seen_by(rank).string(),
       "--store",         "file:" + (dir / "store").string(),
-      "--vault",         vault_of(rank).string(),
+      "--vault",         options_.hosts != nullptr ? "/dev/shm" : vault_of(rank).string(),
       "--persist-every", std::to_string(a.persist_every),
       "--deadline-ms",   std::to_string(a.deadline_ms),
       "--forming-ms",    std::to_string(a.timeout_s * 1000),
@@ -130,19 +131,23 @@ ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem
     if (!names_a_rank(text) && !replaced) plan.environment.emplace_back(text);
   }
   plan.environment.insert(plan.environment.end(), of_nccl.begin(), of_nccl.end());
-  for (const char* name : {"RANK", "LOCAL_RANK"}) {
-    plan.environment.push_back(fmt::format("MESHSTAGE_{}={}", name, rank));
-  }
-  for (const char* name : {"WORLD_SIZE", "LOCAL_WORLD_SIZE"}) {
-    plan.environment.push_back(fmt::format("MESHSTAGE_{}={}", name, world));
+  const bool apart = options_.hosts != nullptr;
+  if (apart) plan.host = options_.hosts->entry(host_of(rank));
+  const std::map<const char*, int> own{
+      {"RANK", rank},
+      {"WORLD_SIZE", static_cast<int>(world)},
+      {"LOCAL_RANK", apart ? rank % a.ranks_per_host : rank},
+      {"LOCAL_WORLD_SIZE", apart ? ranks_beside(rank) : static_cast<int>(world)}};
+  for (const auto& [name, number] : own) {
+    plan.environment.push_back(fmt::format("MESHSTAGE_{}={}", name, number));
   }
   if (a.starts_are_named()) plan.environment.push_back("MESHSTAGE_LAUNCH=" + launch);
   return plan;
 }
 
 // A process that takes the seat.
-ProcessPlan Job::plan(Seat& seat) {
-  ProcessPlan plan = this->plan(seat.rank, name_of_start(), log_file(seat.rank));
+ProcessPlan Job::plan(Seat& seat, const std::string& launch) {
+  ProcessPlan plan = this->plan(seat.rank, launch, log_file(seat.rank));
   const auto add = [&plan](std::initializer_list<std::string> words) {
     plan.arguments.insert(plan.arguments.end(), words);
   };
@@ -154,6 +159,9 @@ ProcessPlan Job::plan(Seat& seat) {
   for (const auto& fault : options_.faults) {
     if (fault.how != How::kTwice) continue;
     add({"--hold", fmt::format("{}:{}", fault.step, go_on_file(fault).string())});
+  }
+  for (const auto& [step, file] : rival_holds_) {
+    add({"--hold", fmt::format("{}:{}", step, file.string())});
   }
   for (const auto& fault : pending_) {
     if (fault.how == How::kTwice) continue;
@@ -169,7 +177,8 @@ ProcessPlan Job::plan(Seat& seat) {
 }
 
 void Job::start(Seat& seat) {
-  const ProcessPlan what = plan(seat);  // looks at the job's step, so before forget_process()
+  const ProcessPlan what =
+      plan(seat, name_of_start());  // looks at the job's step, so before forget_process()
   seat.forget_process();
   seat.process = std::make_unique<RankProcess>(seat.rank, what);
   ++seat.starts;
@@ -182,6 +191,7 @@ JobResult Job::run() {
   for (auto& seat : seats_) start(*seat);
   while (!done()) {
     pump(50);
+    mind_rival();
     reap();
     replace_the_dead();
     settle();
@@ -207,9 +217,9 @@ JobResult Job::run() {
 }
 
 bool Job::done() const {
-  return zombies_.empty() && std::all_of(seats_.begin(), seats_.end(), [](const auto& seat) {
-           return seat->finished && !seat->process;
-         });
+  return zombies_.empty() && !rival_ &&
+         std::all_of(seats_.begin(), seats_.end(),
+                     [](const auto& seat) { return seat->finished && !seat->process; });
 }
 
 std::uint64_t Job::job_step() const {
@@ -224,6 +234,7 @@ std::uint64_t Job::job_step() const {
 void Job::reap() {
   for (auto& seat : seats_) {
     if (!seat->process) continue;
+    if (rival_ && !rival_won_ && !seat->joined) continue;  // the other start may have the job
     const auto end = seat->process->try_reap();
     if (!end) continue;
     std::vector<Event> last_words;

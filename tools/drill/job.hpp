@@ -14,6 +14,7 @@
 #include "tools/drill/arguments.hpp"
 #include "tools/drill/death.hpp"
 #include "tools/drill/display.hpp"
+#include "tools/drill/hosts.hpp"
 #include "tools/drill/rank_process.hpp"
 #include "tools/drill/seat.hpp"
 #include "tools/process/signals.hpp"
@@ -34,12 +35,16 @@ struct Interrupted {
 struct JobOptions {
   std::string name;
   Arguments arguments;
-  std::uint64_t every = 0;          ///< 0: nothing is staged.
-  std::vector<Fault> faults;        ///< None: an uninterrupted run.
-  std::filesystem::path directory;  ///< Exists; everything but the vault goes below it.
-  /// Directories that exist: one for each host, or one for all.
+  std::uint64_t every = 0;                 ///< 0: nothing is staged.
+  std::vector<Fault> faults;               ///< None: an uninterrupted run.
+  std::filesystem::path directory;         ///< Exists; everything but the vault goes below it.
+  hosts::NamespaceHosts* hosts = nullptr;  ///< Where the ranks run; null: beside this process.
+  /// Directories that exist: one for each host, or one for all. Without `hosts`, which have
+  /// /dev/shm.
   std::vector<std::filesystem::path> vaults;
   std::vector<std::filesystem::path> disks;  ///< The same, for files.
+  /// Where each host of `hosts` sees its own of several disks.
+  std::filesystem::path disk_on_host;
   std::filesystem::path trainer;
   std::uint64_t until = 0;     ///< The step after which it ends; 0: the last one.
   std::filesystem::path load;  ///< Begins with the final states of a job, there; empty: anew.
@@ -55,6 +60,7 @@ struct World {
 /// A second start of the job that was refused.
 struct SecondStart {
   std::uint64_t step = 0;  ///< That the job was about to train.
+  bool at_once = false;    ///< It began at the same moment as the start that has the job.
   int ranks = 0;
   double refused_ms = 0;  ///< Until the last of its ranks had ended.
 };
@@ -100,7 +106,7 @@ class Job {
   void start(Seat& seat);
   [[nodiscard]] ProcessPlan plan(int rank, const std::string& launch,
                                  const std::filesystem::path& log) const;
-  [[nodiscard]] ProcessPlan plan(Seat& seat);
+  [[nodiscard]] ProcessPlan plan(Seat& seat, const std::string& launch);
   [[nodiscard]] std::vector<std::string> nccl_variables(int rank) const;
   [[nodiscard]] std::filesystem::path log_file(int rank) const;
   [[nodiscard]] std::string name_of_start() const;
@@ -136,7 +142,7 @@ class Job {
   // job_restarts.cpp
   void all_go_down(Seat& first, Death death);
   void hear_last_words(Seat& seat);
-  void start_anew(const Fault& fault);
+  void start_anew(const Fault& fault, std::uint64_t step);
   void mind_zombies();
   void see_end(Zombie& zombie, const End& end);
   [[nodiscard]] std::filesystem::path go_on_file(const Fault& fault) const;
@@ -144,6 +150,12 @@ class Job {
   void mind_second_start();
   void begin_second_start(const Fault& fault);
   void end_second_start();
+
+  // job_rivals.cpp
+  void begin_rival(const Fault& fault, std::uint64_t step);
+  void mind_rival();
+  void rival_takes_the_seats();
+  void end_rival();
 
   // job_checks.cpp
   void check_resources(std::uint64_t generation);
@@ -153,8 +165,12 @@ class Job {
   [[nodiscard]] std::uint64_t newest_on_disks() const;
 
   // job_hosts.cpp
-  [[nodiscard]] const std::filesystem::path& vault_of(int rank) const;
+  [[nodiscard]] std::vector<std::filesystem::path> all_vaults() const;
+  [[nodiscard]] std::filesystem::path vault_of(int rank) const;
+  [[nodiscard]] int host_of(int rank) const;
+  [[nodiscard]] int ranks_beside(int rank) const;
   [[nodiscard]] int disk_of(int rank) const;
+  [[nodiscard]] std::filesystem::path disk_seen_by(int rank) const;
   void wipe_vault(std::optional<int> rank) const;
   [[nodiscard]] bool host_is_down(const Seat& seat) const;
   void lose_host(const Seat& seat);
@@ -166,9 +182,13 @@ class Job {
   std::vector<std::unique_ptr<Seat>> seats_;
   std::vector<Fault> pending_;  // not yet happened
   int starts_ = 1;              // of the whole job
-  int moved_ = 0;               // so many hosts further on than at first sits each rank
+  Seating seating_;
   std::list<Zombie> zombies_;
   std::optional<Second> second_;
+  std::optional<Rival> rival_;
+  bool rival_won_ = false;  // it has the seats of the present start
+  // Steps before which the ranks wait for the end of a start that was refused, and for which file.
+  std::vector<std::pair<std::uint64_t, std::filesystem::path>> rival_holds_;
   std::map<std::uint64_t, std::uint64_t> complete_;  // of a generation, the newest complete step
   // Of a number of ranks and a step, those that wrote it, and on which of the disks.
   std::map<std::pair<int, std::uint64_t>, std::map<int, int>> persisted_;

@@ -136,7 +136,7 @@ void Job::take_world(std::uint64_t step) {
 
 // All have finished: what is left of the job in shared memory nobody would ever remove.
 void Job::check_vaults() {
-  for (const auto& directory : options_.vaults) {
+  for (const auto& directory : all_vaults()) {
     const bool in_reach = std::any_of(seats_.begin(), seats_.end(), [&](const auto& seat) {
       return vault_of(seat->rank) == directory;
     });

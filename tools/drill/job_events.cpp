@@ -69,6 +69,8 @@ void Job::handle(Seat& seat, const Event& event) {
     for (const char* idle : {"", "complete", "failed", "persisted", "pruned"}) {
       if (seat.point == idle) seat.doing = "training";  // nothing else is under way
     }
+  } else if (what == "joined") {
+    seat.joined = true;
   } else if (what == "held") {
     seat.held = event.step();
   } else if (what == "trained") {

@@ -21,17 +21,19 @@ constexpr int kCouldNotGoOn = 1;  // the trainer's exit code
 }  // namespace
 
 /// How the launcher calls the start of all ranks that the job's processes belong to.
-std::string Job::name_of_start() const { return fmt::format("start-{}", starts_); }
+std::string Job::name_of_start() const {
+  return fmt::format("start-{}{}", starts_, rival_won_ ? "-at-once" : "");
+}
 
 /// Once it is there, processes of the present start of the job do nothing to themselves any more.
 std::filesystem::path Job::over_file() const {
-  return options_.directory / (name_of_start() + "-is-over");
+  return options_.directory / fmt::format("start-{}-is-over", starts_);
 }
 
 /// A directory for the final states of the present start; processes of an old one may train on for
 /// a while.
 std::filesystem::path Job::make_states() const {
-  auto directory = options_.directory / (name_of_start() + "-states");
+  auto directory = options_.directory / fmt::format("start-{}-states", starts_);
   std::filesystem::create_directory(directory);
   return directory;
 }
@@ -47,9 +49,11 @@ void Job::hear_last_words(Seat& seat) {
 
 // One rank goes down by a fault that all have: so do the others, now; then the job starts anew.
 void Job::all_go_down(Seat& first, Death death) {
-  const bool stop = death.fault.how == How::kStop;
+  const auto stops = [&death](const Seat& seat) {
+    return death.fault.how == How::kStop && !(death.fault.half && seat.rank % 2 == 0);
+  };
   for (const auto& seat : seats_) {
-    if (seat->process) seat->process->send_signal(stop ? SIGSTOP : SIGKILL);
+    if (seat->process) seat->process->send_signal(stops(*seat) ? SIGSTOP : SIGKILL);
   }
   death.seen_by_drill = now_ns();
   death.doing = first.doing;
@@ -60,7 +64,7 @@ void Job::all_go_down(Seat& first, Death death) {
     hear_last_words(*seat);
     // One that hung before is killed with the others, or stays the old process of its own death.
     Death* before = seat->death > 0 ? &result_.deaths[seat->death - 1] : nullptr;
-    if (!stop) {
+    if (!stops(*seat)) {
       if (before != nullptr) before->old_processes = 0;
       seat->process.reset();
       continue;
@@ -80,15 +84,18 @@ void Job::all_go_down(Seat& first, Death death) {
   }
   if (death.fault.how == How::kLose) wipe_vault(std::nullopt);
   const Fault fault = death.fault;
+  const std::uint64_t step = death.step;
   result_.deaths.push_back(std::move(death));
-  start_anew(fault);
+  start_anew(fault, step);
 }
 
-void Job::start_anew(const Fault& fault) {
+// `step` is the one that the job had begun.
+void Job::start_anew(const Fault& fault, std::uint64_t step) {
   std::ofstream(over_file()) << "over\n";
   ++starts_;
+  rival_won_ = false;
   result_.states = make_states();
-  if (fault.rotate) ++moved_;
+  seating_ = after(fault, seating_);
   if (fault.ranks > 0) {
     seats_.resize(static_cast<std::size_t>(fault.ranks));
     for (std::size_t rank = 0; rank < seats_.size(); ++rank) {
@@ -97,10 +104,9 @@ void Job::start_anew(const Fault& fault) {
       seats_[rank]->rank = static_cast<int>(rank);
     }
   }
-  for (auto& seat : seats_) {
-    seat->death = 0;
-    start(*seat);
-  }
+  for (auto& seat : seats_) seat->death = 0;
+  if (fault.twice) return begin_rival(fault, step);
+  for (auto& seat : seats_) start(*seat);
 }
 
 // Wakes the stopped processes whose ranks are trained by others, and sees them end.

@@ -1,58 +1,31 @@
 #include "tools/drill/rank_process.hpp"
 
 #include <fcntl.h>
-#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <utility>
 
 #include <meshstage/core/error/error.hpp>
+
+#include "tools/process/spawn.hpp"
 
 namespace meshstage::tools::drill {
 namespace {
 
 constexpr int kReportInChild = 3;
 
-// What posix_spawn is told, freed at the end.
-struct SpawnSettings {
-  posix_spawn_file_actions_t actions{};
-  posix_spawnattr_t attributes{};
-  SpawnSettings() {
-    ::posix_spawn_file_actions_init(&actions);
-    ::posix_spawnattr_init(&attributes);
-    // Signals as a shell would start it, whatever this process blocks; a process group of its own,
-    // so that Ctrl-C reaches this process alone, which then ends the ranks in order.
-    sigset_t none;
-    sigset_t usual;
-    ::sigemptyset(&none);
-    ::sigemptyset(&usual);
-    for (const int s : {SIGINT, SIGTERM, SIGHUP, SIGCHLD, SIGPIPE}) ::sigaddset(&usual, s);
-    ::posix_spawnattr_setsigmask(&attributes, &none);
-    ::posix_spawnattr_setsigdefault(&attributes, &usual);
-    ::posix_spawnattr_setpgroup(&attributes, 0);
-    ::posix_spawnattr_setflags(
-        &attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
-  }
-  SpawnSettings(const SpawnSettings&) = delete;
-  SpawnSettings& operator=(const SpawnSettings&) = delete;
-  ~SpawnSettings() {
-    ::posix_spawn_file_actions_destroy(&actions);
-    ::posix_spawnattr_destroy(&attributes);
-  }
-};
-
 }  // namespace
 
 RankProcess::RankProcess(int rank, const ProcessPlan& plan) : rank_(rank), log_(plan.log) {
-  std::array<int, 2> pipe{};
-  if (::pipe2(pipe.data(), O_CLOEXEC) != 0) throw_errno("pipe2", "", errno);
-  report_ = Descriptor(pipe[0]);
-  Descriptor write_end(pipe[1]);
-  if (pipe[1] == kReportInChild) {  // dup2 onto itself would leave it close-on-exec
-    write_end = Descriptor(::fcntl(pipe[1], F_DUPFD_CLOEXEC, 10));
+  Pipe pipe;
+  report_ = std::move(pipe.read);
+  Descriptor write_end = std::move(pipe.write);
+  if (write_end.get() == kReportInChild) {  // dup2 onto itself would leave it close-on-exec
+    write_end = Descriptor(::fcntl(write_end.get(), F_DUPFD_CLOEXEC, 10));
     if (write_end.get() < 0) throw_errno("fcntl", "report pipe", errno);
   }
   ::fcntl(report_.get(), F_SETFL, O_NONBLOCK);
@@ -64,16 +37,18 @@ RankProcess::RankProcess(int rank, const ProcessPlan& plan) : rank_(rank), log_(
   ::posix_spawn_file_actions_adddup2(actions, 1, 2);
   ::posix_spawn_file_actions_adddup2(actions, write_end.get(), kReportInChild);
 
-  std::vector<std::string> arguments{plan.program.string()};
-  arguments.insert(arguments.end(), plan.arguments.begin(), plan.arguments.end());
-  for (const auto& more : {std::string("--report"), std::to_string(kReportInChild),
-                           std::string("--parent"), std::to_string(::getpid())}) {
-    arguments.push_back(more);
-  }
+  std::vector<std::string> words;
+  if (plan.host) words = plan.host->words;
+  words.push_back(plan.program.string());
+  words.insert(words.end(), plan.arguments.begin(), plan.arguments.end());
+  words.insert(words.end(), {"--report", std::to_string(kReportInChild)});
+  // On a host of its own the process does not see this one.
+  if (!plan.host) words.insert(words.end(), {"--parent", std::to_string(::getpid())});
   std::vector<std::string> environment = plan.environment;
+  const hosts::EnterPidNamespace there(plan.host ? plan.host->pid_namespace : -1);
   const int error =
-      ::posix_spawn(&process_.pid, plan.program.c_str(), actions, &settings.attributes,
-                    exec_array(arguments).data(), exec_array(environment).data());
+      ::posix_spawnp(&process_.pid, words.front().c_str(), actions, &settings.attributes,
+                     exec_array(words).data(), exec_array(environment).data());
   if (error != 0) {
     process_.pid = -1;
     throw_errno("posix_spawn", plan.program.string(), error);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "tools/hosts/namespace_hosts.hpp"
 #include "tools/process/process.hpp"
 
 namespace meshstage::tools::drill {
@@ -16,10 +17,13 @@ struct ProcessPlan {
       arguments;  ///< Without the program; `--report` and `--parent` are added.
   std::vector<std::string> environment;  ///< "NAME=value"
   std::filesystem::path log;             ///< Standard output and error, appended.
+  std::optional<hosts::Entry> host =
+      std::nullopt;  ///< Where it runs; nothing: beside this process.
 };
 
 /// A rank's process and the lines it reports. Its destructor kills and reaps a process that still
-/// runs. The process also ends (by SIGKILL) when this one does.
+/// runs. The process also ends (by SIGKILL) when this one does; on a host of namespaces it ends
+/// with the host.
 class RankProcess {
  public:
   /// Throws IoError.

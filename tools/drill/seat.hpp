@@ -1,9 +1,11 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -62,6 +64,7 @@ struct Seat {
   std::map<std::string, std::uint64_t> resources, resources_before;
   std::string thread_names, thread_names_before;
   bool nccl_kept_one = false;  // see Job::check_resources()
+  bool joined = false;         // a generation
   bool finished = false;
   std::size_t death = 0;  // 1 + index of the death that waits for a replacement
 
@@ -79,7 +82,7 @@ struct Seat {
     point.clear();
     failure.clear();
     doing = "starting";
-    finished = false;
+    joined = finished = false;
   }
 };
 
@@ -89,10 +92,12 @@ struct Outsider {
   std::string said;            // how it ended
   bool joined = false;         // a generation
   std::uint64_t complete = 0;  // the newest step that it called complete
+  std::vector<std::string> lines;
 
   void listen() {
-    for (const auto& text : process->read_lines()) {
+    for (auto& text : process->read_lines()) {
       const Event event(text);
+      lines.push_back(std::move(text));
       if (event.what == "fenced" || event.what == "failed") {
         said = event.what + ": " + event.get<std::string>("why", "");
       }
@@ -114,6 +119,16 @@ struct Second {
   std::vector<Outsider> ranks;
   std::int64_t started_at = 0;
   std::uint64_t generation = 0;  // of the healthy job
+};
+
+/// The other one of two starts that began at the same moment: one of them gets the job, whose ranks
+/// sit in the seats then; the ranks of the other one end by themselves, and are these.
+struct Rival {
+  Fault fault;
+  std::vector<Outsider> ranks;
+  std::int64_t started_at = 0;
+  std::uint64_t step = 0;  // before which the job waits for their end
+  std::filesystem::path go_on;
 };
 
 }  // namespace meshstage::tools::drill

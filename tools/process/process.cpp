@@ -1,10 +1,15 @@
 #include "tools/process/process.hpp"
 
+#include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <ctime>
 #include <utility>
+
+#include <meshstage/core/error/error.hpp>
 
 namespace meshstage::tools {
 
@@ -19,6 +24,13 @@ Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
 void Descriptor::reset() noexcept {
   if (fd_ >= 0) ::close(fd_);
   fd_ = -1;
+}
+
+Pipe::Pipe() {
+  std::array<int, 2> ends{};
+  if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw_errno("pipe2", "", errno);
+  read = Descriptor(ends[0]);
+  write = Descriptor(ends[1]);
 }
 
 std::int64_t now_ns() {

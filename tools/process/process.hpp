@@ -19,6 +19,12 @@ class Descriptor {
   int fd_;
 };
 
+/// Both ends are closed by exec. Throws IoError.
+struct Pipe {
+  Descriptor read, write;
+  Pipe();
+};
+
 /// CLOCK_MONOTONIC in nanoseconds, comparable between the processes of a host.
 std::int64_t now_ns();
 

@@ -5,7 +5,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <csignal>
 #include <fstream>
@@ -16,16 +15,6 @@
 
 namespace meshstage::tools::run {
 namespace {
-
-struct Pipe {
-  Descriptor read, write;
-  Pipe() {
-    std::array<int, 2> ends{};
-    if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw_errno("pipe2", "", errno);
-    read = Descriptor(ends[0]);
-    write = Descriptor(ends[1]);
-  }
-};
 
 // In the child, between fork and exec: only what is safe there. Returns what exec failed with.
 int become(char* const* words, char* const* variables, pid_t parent, int out, int err) {

@@ -1,0 +1,38 @@
+// Whether this machine can have hosts that are namespaces.
+#pragma once
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "tests/drill/command_run.hpp"
+#include "tests/support/catch.hpp"
+#include "tools/hosts/namespace_hosts.hpp"
+
+namespace drill_runs {
+
+/// Why not; nothing: it can.
+inline const std::optional<std::string>& no_namespaces() {
+  static const auto why = []() -> std::optional<std::string> {
+    const TemporaryDirectory directory;
+    try {
+      meshstage::tools::hosts::NamespaceOptions options;
+      options.folder = directory.path();
+      options.memory = 1U << 20U;
+      const meshstage::tools::hosts::NamespaceHosts hosts(options);
+      return std::nullopt;
+    } catch (const meshstage::tools::hosts::HostsUnusable& e) {
+      return e.what();
+    }
+  }();
+  return why;
+}
+
+}  // namespace drill_runs
+
+/// Ends the test case, which is reported as skipped, where there can be no such hosts.
+#define MESHSTAGE_NEEDS_NAMESPACES()                   \
+  if (drill_runs::no_namespaces()) {                   \
+    WARN("skipped: " << *drill_runs::no_namespaces()); \
+    return;                                            \
+  }                                                    \
+  static_assert(true, "a semicolon follows")

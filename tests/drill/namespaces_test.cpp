@@ -1,0 +1,144 @@
+// Drills on hosts that are namespaces: a rank of another host is reached by the network alone, and
+// neither its memory nor its processes are seen.
+#include <chrono>
+#include <csignal>
+#include <string>
+#include <thread>
+
+#include "tests/drill/drills.hpp"
+#include "tests/drill/namespace_machine.hpp"
+
+namespace {
+
+using drill_runs::clean_run;
+using drill_runs::drill;
+using drill_runs::identical;
+using drill_runs::Outcome;
+using drill_runs::TemporaryDirectory;
+using drill_runs::Words;
+using nlohmann::json;
+
+/// On hosts with a rank each.
+json on_hosts(const std::string& ranks, const Words& more) {
+  Words words{"--hosts", "namespaces", "--ranks", ranks,           "--steps",
+              "20",      "--every",    "4",       "--deadline-ms", "400"};
+  words.insert(words.end(), more.begin(), more.end());
+  const json object = identical(words);
+  CHECK(object.at("hosts") == "namespaces");
+  CHECK(object.at("wrong").empty());
+  CHECK(object.at("grown").empty());
+  return object;
+}
+
+// {all killed, all stopped, half of each} x {the same seats, next host, swapped} x {as many ranks,
+// fewer, more}, with files and without.
+void comes_back(const std::string& how, bool files) {
+  MESHSTAGE_NEEDS_NAMESPACES();
+  const Words kept = files ? Words{"--persist-every", "1"} : Words{"--persist-every", "0"};
+  for (const std::string seats : {"", ":rotate", ":swap"}) {
+    for (const std::string ranks : {"", ":ranks=3", ":ranks=5"}) {
+      INFO(how << seats << ranks << (files ? ", files" : ", no files"));
+      // Of either of two options the first word is the option.
+      const auto space = how.find(' ');
+      const auto colon = how.find(':');
+      Words words{how.substr(0, space), how.substr(space + 1, colon - space - 1) + seats + ranks +
+                                            (colon == std::string::npos ? "" : how.substr(colon))};
+      words.insert(words.end(), kept.begin(), kept.end());
+      const json object = on_hosts("4", words);
+      REQUIRE(object.at("kills").size() == 1);
+      // 8 may not be complete yet; what is complete comes back, or the drill is WRONG.
+      CHECK(object.at("kills").at(0).at("recovered_step").get<int>() >= 4);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("All ranks are killed, and come back on any hosts, in any number") {
+  comes_back("--restart all@11", true);
+}
+TEST_CASE("All ranks are killed, and come back without files") {
+  comes_back("--restart all@11", false);
+}
+TEST_CASE("All ranks hang, and a new start goes on from what they have, on any hosts") {
+  comes_back("--stop all@11", true);
+}
+TEST_CASE("All ranks hang, a new start goes on without files, and they are fenced") {
+  comes_back("--stop all@11:wake", false);
+}
+TEST_CASE("Half of the ranks are killed and half hang, and a new start goes on") {
+  comes_back("--stop all@11:half", true);
+}
+TEST_CASE("Half of the ranks are killed and half hang, without files, and those are fenced") {
+  comes_back("--stop all@11:half:wake", false);
+}
+TEST_CASE("Of two starts at the same moment, on any hosts, one gets the job") {
+  comes_back("--restart all@11:twice", false);
+}
+
+TEST_CASE("A second start on the hosts of a healthy job is refused") {
+  MESHSTAGE_NEEDS_NAMESPACES();
+  const json object = on_hosts("3", {"--twice", "10", "--kill", "0@15"});
+  REQUIRE(object.at("second_starts").size() == 1);
+  REQUIRE(object.at("kills").size() == 1);
+  CHECK(object.at("kills").at(0).at("source") == "own memory");
+}
+
+TEST_CASE("A host that is lost boots anew, and its rank comes back from another host's memory") {
+  MESHSTAGE_NEEDS_NAMESPACES();
+  const json object = on_hosts("3", {"--lose", "2@7:chunk-received", "--lose", "0@14"});
+  REQUIRE(object.at("kills").size() == 2);
+  for (const auto& death : object.at("kills")) CHECK(death.at("source") == "holder memory");
+}
+
+TEST_CASE("Hosts with two ranks each are lost and their ranks move, with disks of their own") {
+  MESHSTAGE_NEEDS_NAMESPACES();
+  const json object =
+      on_hosts("4", {"--ranks-per-host", "2", "--partners", "across-hosts", "--disks", "local",
+                     "--lose", "2+3@7", "--restart", "all@12:rotate", "--lose", "all@17:swap"});
+  REQUIRE(object.at("kills").size() == 4);
+  CHECK(object.at("kills").at(0).at("source") == "holder memory");
+  CHECK(object.at("kills").at(3).at("source") == "disk");
+}
+
+TEST_CASE("A rank that hangs on its host is replaced there, and fenced when it wakes up") {
+  MESHSTAGE_NEEDS_NAMESPACES();
+  const json object = on_hosts("3", {"--stop", "1@10", "--kill", "0+2@15"});
+  REQUIRE(object.at("kills").size() == 3);
+  CHECK(object.at("kills").at(0).at("how") == "stop");
+}
+
+TEST_CASE("A drill that is killed leaves no process on any host") {
+  MESHSTAGE_NEEDS_NAMESPACES();
+  const TemporaryDirectory directory;
+  const Outcome outcome =
+      drill_runs::run(MESHSTAGE_COMMAND,
+                      {"drill", "--hosts", "namespaces", "--dir", directory.path(), "--ranks", "2",
+                       "--steps", "400", "--every", "20", "--restart", "all@399"},
+                      std::chrono::seconds(120), {}, "staged every", SIGKILL);
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  CHECK(outcome.code == 128 + SIGKILL);
+  // The kernel ends them one after the other, and tells nobody.
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!drill_runs::processes_with(directory.path()).empty() &&
+         std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  CHECK(drill_runs::processes_with(directory.path()).empty());
+}
+
+TEST_CASE("Where there can be no such hosts the drill ends with 3 and says what helps") {
+  const TemporaryDirectory directory;
+  // Without the capability.
+  const Outcome outcome = drill_runs::run(
+      "/usr/bin/setpriv",
+      {"--bounding-set=-sys_admin", "--inh-caps=-sys_admin", MESHSTAGE_COMMAND, "drill", "--hosts",
+       "namespaces", "--dir", directory.path(), "--steps", "8", "--kill", "1@6"},
+      std::chrono::seconds(60));
+  INFO("stdout: " << outcome.out << "\nstderr: " << outcome.err);
+  CHECK(outcome.code == 3);
+  CHECK_THAT(outcome.err, contains_text("--hosts namespaces: hosts cannot be namespaces: "));
+  CHECK_THAT(outcome.err, contains_text("run this as root, or by `unshare --user"));
+  CHECK(outcome.out.empty());
+  CHECK(directory.entries().empty());
+}

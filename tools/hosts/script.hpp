@@ -1,0 +1,41 @@
+#pragma once
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+#include "tools/process/process.hpp"
+
+namespace meshstage::tools::hosts {
+
+/// A program that runs a shell script, most of which sets something up. It has a pipe as its
+/// standard input, which ends when this object or this process does.
+class Script {
+ public:
+  /// Starts `words`; the first is sought in the directories of system programs, too. Throws
+  /// IoError.
+  explicit Script(std::vector<std::string> words);
+  Script(Script&&) noexcept;
+  Script& operator=(Script&&) = delete;
+  /// end()
+  ~Script();
+
+  [[nodiscard]] pid_t pid() const { return pid_; }
+  /// Waits until it writes the line "ready" (true), or ends before that, or does neither for 30 s.
+  [[nodiscard]] bool is_ready();
+  /// What it wrote so far, in one line: standard output and error.
+  [[nodiscard]] std::string said() const;
+  /// Ends its standard input and waits for its end; true if it ended with 0.
+  bool end();
+  /// SIGKILL, and waits for its end.
+  void kill();
+
+ private:
+  bool reap();
+
+  pid_t pid_ = -1;
+  Descriptor input_, output_;
+  std::string text_;
+};
+
+}  // namespace meshstage::tools::hosts
