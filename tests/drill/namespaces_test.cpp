@@ -30,21 +30,17 @@ json on_hosts(const std::string& ranks, const Words& more) {
   return object;
 }
 
-// {all killed, all stopped, half of each} x {the same seats, next host, swapped} x {as many ranks,
-// fewer, more}, with files and without.
-void comes_back(const std::string& how, bool files) {
+// {the same seats, next host, swapped} x {as many ranks, fewer, more}, in turns with files and
+// without.
+void comes_back(const std::string& option, const std::string& more, int files_from) {
   MESHSTAGE_NEEDS_NAMESPACES();
-  const Words kept = files ? Words{"--persist-every", "1"} : Words{"--persist-every", "0"};
+  int turn = files_from;
   for (const std::string seats : {"", ":rotate", ":swap"}) {
     for (const std::string ranks : {"", ":ranks=3", ":ranks=5"}) {
-      INFO(how << seats << ranks << (files ? ", files" : ", no files"));
-      // Of either of two options the first word is the option.
-      const auto space = how.find(' ');
-      const auto colon = how.find(':');
-      Words words{how.substr(0, space), how.substr(space + 1, colon - space - 1) + seats + ranks +
-                                            (colon == std::string::npos ? "" : how.substr(colon))};
-      words.insert(words.end(), kept.begin(), kept.end());
-      const json object = on_hosts("4", words);
+      const std::string every = ++turn % 2 == 0 ? "1" : "0";
+      const std::string fault = "all@11" + more + seats + ranks;
+      INFO(option << " " << fault << ", --persist-every " << every);
+      const json object = on_hosts("4", {option, fault, "--persist-every", every});
       REQUIRE(object.at("kills").size() == 1);
       // 8 may not be complete yet; what is complete comes back, or the drill is WRONG.
       CHECK(object.at("kills").at(0).at("recovered_step").get<int>() >= 4);
@@ -55,25 +51,19 @@ void comes_back(const std::string& how, bool files) {
 }  // namespace
 
 TEST_CASE("All ranks are killed, and come back on any hosts, in any number") {
-  comes_back("--restart all@11", true);
+  comes_back("--restart", "", 0);
 }
-TEST_CASE("All ranks are killed, and come back without files") {
-  comes_back("--restart all@11", false);
-}
+
 TEST_CASE("All ranks hang, and a new start goes on from what they have, on any hosts") {
-  comes_back("--stop all@11", true);
+  comes_back("--stop", "", 1);
 }
-TEST_CASE("All ranks hang, a new start goes on without files, and they are fenced") {
-  comes_back("--stop all@11:wake", false);
+
+TEST_CASE("Half of the ranks are killed and half hang, a new start goes on, and those are fenced") {
+  comes_back("--stop", ":half:wake", 0);
 }
-TEST_CASE("Half of the ranks are killed and half hang, and a new start goes on") {
-  comes_back("--stop all@11:half", true);
-}
-TEST_CASE("Half of the ranks are killed and half hang, without files, and those are fenced") {
-  comes_back("--stop all@11:half:wake", false);
-}
+
 TEST_CASE("Of two starts at the same moment, on any hosts, one gets the job") {
-  comes_back("--restart all@11:twice", false);
+  comes_back("--restart", ":twice", 1);
 }
 
 TEST_CASE("A second start on the hosts of a healthy job is refused") {

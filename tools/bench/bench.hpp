@@ -18,6 +18,8 @@ struct Options {
   double scale = 1;            ///< Of the workload's bytes; for tests.
   std::string device = "cpu";  ///< Where the state is: cpu, cuda, cuda:1. Not for persist.
   int ranks = 2;               ///< Processes, each a rank. Only for replicate and recover.
+  int from = 2, to = 1;        ///< Ranks of the old and of the new job. Only for reshard.
+  bool files = false;          ///< The old job wrote its step to disk. Only for reshard.
   double changed = 1;    ///< Fraction of the state's bytes that change from one step to the next.
   unsigned threads = 0;  ///< That copy; 0: by the library's default.
   unsigned connections = 0;  ///< Of a pair of ranks for images; 0: by the library's default.
@@ -64,6 +66,10 @@ using Progress = std::function<void(const std::string&)>;
 /// A rank that lost its memory comes back from its holder, against the bytes over raw TCP, and, of
 /// a state on a device, one copy of them from page-locked memory to it.
 [[nodiscard]] Result bench_recover(const Options& options, const Progress& progress);
+/// A job goes on with another number of ranks, its state cut over all of them: recover() of the new
+/// ranks, against copy and digest of a new rank's bytes, and over raw TCP the bytes that change
+/// their rank and, of several new ranks, the replicas.
+[[nodiscard]] Result bench_reshard(const Options& options, const Progress& progress);
 /// An image published as a file, durable, against one plain write and sync of as many bytes.
 [[nodiscard]] Result bench_persist(const Options& options, const Progress& progress);
 

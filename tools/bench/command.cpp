@@ -7,6 +7,7 @@
 #include <iostream>
 #include <memory>
 #include <ostream>
+#include <tuple>
 
 #include <meshstage/core/error/error.hpp>
 
@@ -125,6 +126,42 @@ void add_page_locks(CLI::App& bench, const std::string& what, const char* descri
   });
 }
 
+void add_reshard(CLI::App& bench, std::ostream& out) {
+  auto parsed = std::make_shared<Parsed>();
+  auto* command = bench.add_subcommand(
+      "reshard", "Go on with another number of ranks, against copies, digests and raw TCP");
+  auto& options = parsed->options;
+  options.repeat = 3;
+  command
+      ->add_option("--workload", options.workload,
+                   std::string("The whole state, cut over the ranks: ") + bench::kWorkloads)
+      ->capture_default_str();
+  command->add_option("--scale", options.scale, "Fraction of the workload's bytes, 0.0001 to 1")
+      ->check(CLI::Range(0.0001, 1.0))
+      ->capture_default_str();
+  for (const auto& [name, number, of] :
+       {std::tuple{"--from", &options.from, "Ranks of the old job"},
+        std::tuple{"--to", &options.to, "Ranks of the new job"}}) {
+    command->add_option(name, *number, of)
+        ->check(whole_number() & CLI::Range(1, 64))
+        ->capture_default_str();
+  }
+  command->add_flag("--files", options.files, "The old job wrote the step to disk");
+  command->add_option("--threads", options.threads, "Threads that copy; 0: by the processors")
+      ->check(whole_number() & CLI::Range(0, 256))
+      ->capture_default_str();
+  command->add_option("--repeat", options.repeat, "Rounds after the first one")
+      ->check(whole_number() & CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_option("--vault", options.vault_directory, "Where host memory is")
+      ->capture_default_str();
+  command->add_option("--dir", options.directory, "Where files go [the temporary directory]");
+  add_hidden(*command, parsed->of_rank);
+  command->add_flag("--json", parsed->json, "One line of JSON");
+  set_example(*command, "meshstage bench reshard --workload gpt2-half --from 2 --to 1 --json");
+  command->callback([parsed, &out] { run("reshard", bench::bench_reshard, *parsed, out); });
+}
+
 void add(CLI::App& bench, const std::string& what, const char* description, Bench measure,
          With with, std::ostream& out) {
   auto parsed = std::make_shared<Parsed>();
@@ -181,6 +218,7 @@ void add_bench_command(CLI::App& app, std::ostream& out) {
       bench::bench_replicate, With::kRanks, out);
   add(*command, "recover", "Bring a lost rank's state back from its holder, against raw TCP",
       bench::bench_recover, With::kRanks, out);
+  add_reshard(*command, out);
   add(*command, "persist", "Publish an image as a file, against one plain write and sync",
       bench::bench_persist, With::kNothing, out);
   add_page_locks(*command, "launch", "Launch kernels while memory is page-locked for a device",

@@ -52,6 +52,20 @@ std::vector<std::string> arguments_of(const std::string& what, int rank, const O
                                      "--vault",       options.vault_directory.string(),
                                      "--rank",        std::to_string(rank),
                                      "--meet",        directory.string()};
+  if (what == "reshard") {
+    // --ranks follows from these.
+    arguments = {"bench",      what,
+                 "--workload", options.workload,
+                 "--scale",    std::to_string(options.scale),
+                 "--from",     std::to_string(options.from),
+                 "--to",       std::to_string(options.to),
+                 "--threads",  std::to_string(options.threads),
+                 "--repeat",   std::to_string(options.repeat),
+                 "--vault",    options.vault_directory.string(),
+                 "--rank",     std::to_string(rank),
+                 "--meet",     directory.string()};
+    if (options.files) arguments.emplace_back("--files");
+  }
   if (options.snapshot) arguments.emplace_back("--snapshot");
   return arguments;
 }

@@ -1,5 +1,6 @@
 #pragma once
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -50,5 +51,9 @@ class Seat {
   Mapping mapping_;
   TcpRing tcp_;
 };
+
+/// What each rank of bench_reshard() runs. Collective.
+void reshard(Seat& seat, const Options& options,
+             const std::function<void(const std::string& line)>& report);
 
 }  // namespace meshstage::tools::bench

@@ -1,4 +1,5 @@
-// The rank processes of replicate and recover.
+// The rank processes of replicate and recover, and the start of all.
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -229,11 +230,24 @@ Result bench_recover(const Options& options, const Progress& progress) {
   return run_ranks("recover", options, progress);
 }
 
+Result bench_reshard(const Options& options, const Progress& progress) {
+  if (options.from == options.to) throw InvalidArgument("--from and --to are the same number");
+  Options of_all = options;
+  of_all.ranks = std::max(options.from, options.to);
+  return run_ranks("reshard", of_all, progress);
+}
+
 void run_rank(const std::string& what, int rank, int report, const std::filesystem::path& directory,
               const Options& options) {
   const auto write_line = [report](const std::string& line) {
     ::dprintf(report, "%s\n", line.c_str());  // a parent that went away ends this process
   };
+  if (what == "reshard") {
+    Options of_all = options;
+    of_all.ranks = std::max(options.from, options.to);
+    Seat seat(rank, directory, of_all);
+    return reshard(seat, of_all, write_line);
+  }
   Seat seat(rank, directory, options);
   if (what == "replicate") {
     replicate(seat, options, write_line);
