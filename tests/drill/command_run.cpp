@@ -16,6 +16,7 @@
 #include <iterator>
 #include <stdexcept>
 #include <system_error>
+#include <thread>
 
 namespace drill_runs {
 namespace fs = std::filesystem;
@@ -160,6 +161,15 @@ std::vector<std::string> processes_with(const std::string& text) {
     if (line.find(text) != std::string::npos) found.push_back(line);
   }
   return found;
+}
+
+std::vector<std::string> processes_that_stay(const std::string& text) {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  for (;;) {
+    auto found = processes_with(text);
+    if (found.empty() || std::chrono::steady_clock::now() > until) return found;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
 }
 
 }  // namespace drill_runs

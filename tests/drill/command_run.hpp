@@ -54,4 +54,8 @@ class CreatedNames {
 /// Command lines of living processes that contain `text`.
 std::vector<std::string> processes_with(const std::string& text);
 
+/// The same, of those that still live after 20 s. For processes that the kernel ends with their
+/// namespace, one after the other: it tells nobody.
+std::vector<std::string> processes_that_stay(const std::string& text);
+
 }  // namespace drill_runs
