@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from meshstage._dcp_boxes import MOST, check_boxes, volume
-from meshstage._dcp_files import DTYPES_BY_NAME, FORMAT, VERSION, Item
+from meshstage._dcp_files import DTYPES_BY_NAME, FORMAT, TORCH_KEEPS_STRIDES, VERSION, Item
 from meshstage.errors import CorruptData
 
 _FILE = re.compile(r"data-[0-9a-f]{32}-[0-9]{1,9}\.safetensors")
@@ -131,11 +131,8 @@ def _tensor(entry: _Fields) -> tuple[TensorStorageMetadata, dict[torch.Size, Ite
         placed[torch.Size(offsets)] = item
     partial = "partial" in entry and entry.get("partial", bool)
     check_boxes(size, [(chunk.offsets, chunk.sizes) for chunk in chunks], partial)
-    properties = TensorProperties(
-        dtype=dtype,
-        requires_grad=entry.get("requires_grad", bool),
-        **({} if strides is None else {"strides": tuple(strides)}),
-    )
+    kept = {} if strides is None or not TORCH_KEEPS_STRIDES else {"strides": tuple(strides)}
+    properties = TensorProperties(dtype=dtype, requires_grad=entry.get("requires_grad", bool), **kept)
     return TensorStorageMetadata(properties, torch.Size(size), chunks), placed
 
 

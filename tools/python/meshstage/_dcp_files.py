@@ -3,7 +3,7 @@
 import ctypes
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     Metadata,
     MetadataIndex,
+    TensorProperties,
 )
 
 from meshstage._dcp_boxes import check_boxes, volume
@@ -20,6 +21,9 @@ from meshstage.torch._tree import DTYPES
 METADATA = "metadata.json"
 FORMAT = "meshstage.dcp"
 VERSION = 1
+
+#: torch 2.11 keeps no strides in a tensor's properties.
+TORCH_KEEPS_STRIDES = any(field.name == "strides" for field in fields(TensorProperties))
 
 #: Quantized dtypes are none of them: bytes without scale are no tensor.
 DTYPES_BY_NAME = {
@@ -81,6 +85,7 @@ def encode(metadata: Metadata, save_id: str) -> bytes:
             entries.append({"fqn": fqn, "object": _item(metadata, MetadataIndex(fqn))})
             continue
         p, size = described.properties, described.size
+        strides = p.strides if TORCH_KEEPS_STRIDES else None
         boxes = [(chunk.offsets, chunk.sizes) for chunk in described.chunks]
         try:
             check_boxes(size, boxes, partial=True)
@@ -91,7 +96,7 @@ def encode(metadata: Metadata, save_id: str) -> bytes:
             "fqn": fqn,
             "dtype": str(p.dtype).removeprefix("torch."),
             "size": list(size),
-            "strides": None if p.strides is None else list(p.strides),
+            "strides": None if strides is None else list(strides),
             "requires_grad": p.requires_grad,
             "chunks": [
                 {"offsets": list(c.offsets), "sizes": list(c.sizes)}

@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import uuid
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -162,10 +163,14 @@ class Reader(StorageReader):
             raise InvalidArgument("where from? Give Reader(path) a path, or load() a checkpoint_id")
         path = self._path / METADATA
         try:
-            text = path.read_bytes()
+            return decode(path.read_bytes(), path)
         except FileNotFoundError:
-            raise NotFound(_nothing_there(self._path)) from None
-        return decode(text, path)
+            refused = NotFound(_nothing_there(self._path))
+        except CorruptData as error:
+            refused = error
+        if torch.__version__ < (2, 15):
+            warnings.warn(str(refused), stacklevel=2)  # dcp.load's own error would not say why
+        raise refused
 
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
