@@ -1,4 +1,4 @@
-"""The examples with torch's DDP and FSDP2: a rank is killed, and the bits are an undisturbed run's."""
+"""The examples with torch's DDP, FSDP2 and HSDP: a rank is killed, and the bits are an undisturbed run's."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,25 @@ STEPS = 120
 KILL_AT = 60  # steps, of which rank 0 prints every tenth
 
 LAUNCHERS = {
-    "meshstage run": ["-m", "meshstage", "run", "-n", "2", "--restart", "all", "--"],
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3"],
-}  # fmt: skip
+    "meshstage run": ["-m", "meshstage", "run", "--restart", "all", "-n"],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--max-restarts", "3", "--nproc-per-node"],
+}
+
+
+@dataclass
+class Example:
+    """A program, its ranks, and the words after DIRECTORY and STEPS."""
+
+    program: Path
+    ranks: int = 2
+    words: tuple[str, ...] = ()
+
+
+EXAMPLE = {
+    "ddp": Example(EXAMPLES / "ddp.py"),
+    "fsdp2": Example(EXAMPLES / "fsdp2.py"),
+    "hsdp": Example(EXAMPLES / "fsdp2.py", 4, ("2",)),
+}
 
 
 def descendants(pid: int) -> list[int]:
@@ -49,11 +66,13 @@ def rank_1(launcher: int, program: Path) -> int:
     raise AssertionError("rank 1 is not there")
 
 
-def run(launcher: str, program: Path, directory: Path, kill_at: int | None) -> list[str]:
+def run(launcher: str, example: Example, directory: Path, kill_at: int | None) -> list[str]:
     directory.mkdir()
     job = f"example-{os.getpid()}-{directory.name}"
-    started = [sys.executable] if launcher == "meshstage run" else []
-    command = [sys.executable, *LAUNCHERS[launcher], *started, str(program), str(directory), str(STEPS)]
+    command = [sys.executable, *LAUNCHERS[launcher], str(example.ranks)]
+    if launcher == "meshstage run":
+        command += ["--", sys.executable]
+    command += [str(example.program), str(directory), str(STEPS), *example.words]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={
@@ -68,7 +87,7 @@ def run(launcher: str, program: Path, directory: Path, kill_at: int | None) -> l
         for line in process.stdout:
             lines.append(line)
             if kill_at is not None and f"step {kill_at}:" in line:
-                os.kill(rank_1(process.pid, program), signal.SIGKILL)
+                os.kill(rank_1(process.pid, example.program), signal.SIGKILL)
                 kill_at = None
         assert process.wait() == 0, "".join(lines)
     finally:
@@ -84,16 +103,17 @@ def run(launcher: str, program: Path, directory: Path, kill_at: int | None) -> l
     return sorted(re.findall(r"rank \d: [0-9a-f]{64}", text))
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+@pytest.fixture(scope="module", params=EXAMPLE)
 def example(request, tmp_path_factory):
-    """A program, and what its ranks print when nobody dies."""
-    program = EXAMPLES / f"{request.param}.py"
-    undisturbed = run("meshstage run", program, tmp_path_factory.mktemp("example") / "undisturbed", None)
-    assert len(undisturbed) == 2 and undisturbed[0][8:] == undisturbed[1][8:]
-    return program, undisturbed
+    """An example, and what its ranks print when nobody dies."""
+    example = EXAMPLE[request.param]
+    undisturbed = run("meshstage run", example, tmp_path_factory.mktemp("example") / "undisturbed", None)
+    digests = [line.split()[-1] for line in undisturbed]
+    assert len(digests) == example.ranks and len(set(digests)) == 1
+    return example, undisturbed
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_killed_rank_changes_no_bits(tmp_path, example, launcher):
-    program, undisturbed = example
-    assert run(launcher, program, tmp_path / "killed", KILL_AT) == undisturbed
+    example, undisturbed = example
+    assert run(launcher, example, tmp_path / "killed", KILL_AT) == undisturbed

@@ -5,6 +5,7 @@
     export MESHSTAGE_JOB=fsdp2 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     torchrun --standalone --nproc-per-node 2 --max-restarts 100 fsdp2.py DIRECTORY STEPS
 
+A third word makes it HSDP: 2, with four ranks, is two replicas of shards over two ranks each.
 The five lines marked (ms) are meshstage's. Each rank keeps its own shards, and one other's.
 """
 
@@ -20,11 +21,15 @@ from torch.distributed.fsdp import fully_shard
 import meshstage.torch  # (ms)
 
 
-def main(directory: str, count: int) -> None:
+def main(directory: str, count: int, replicas: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    shards = dist.get_world_size() // replicas
+    if replicas == 1:
+        mesh = init_device_mesh("cpu", (shards,))
+    else:
+        mesh = init_device_mesh("cpu", (replicas, shards), mesh_dim_names=("replicate", "shard"))
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(16, 63), nn.GELU(), nn.Dropout(0.1), nn.Linear(63, 1))
     for layer in model:
@@ -51,4 +56,4 @@ def main(directory: str, count: int) -> None:
     dist.destroy_process_group()
 
 
-main(sys.argv[1], int(sys.argv[2]))
+main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 1)
