@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """DDP on CPUs. All ranks are started anew when one dies; they come back from memory.
 
     python -m meshstage run -n 2 --restart all --job ddp -- python ddp.py DIRECTORY STEPS
@@ -42,7 +43,7 @@ def main(directory: str, count: int) -> None:
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
-    print(f"rank {rank}: {digest.hexdigest()}", flush=True)
+    print(f"{count} steps: rank {rank}: {digest.hexdigest()}", flush=True)
     dist.destroy_process_group()
 
 

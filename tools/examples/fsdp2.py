@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """FSDP2 on CPUs. All ranks are started anew when one dies; they come back from memory.
 
     python -m meshstage run -n 2 --restart all --job fsdp2 -- python fsdp2.py DIRECTORY STEPS
@@ -52,7 +53,7 @@ def main(directory: str, count: int, replicas: int) -> None:
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():  # the whole of each, the same on all ranks
         digest.update(tensor.full_tensor().numpy().tobytes())
-    print(f"rank {rank}: {digest.hexdigest()}", flush=True)
+    print(f"{count} steps: rank {rank}: {digest.hexdigest()}", flush=True)
     dist.destroy_process_group()
 
 

@@ -1,0 +1,28 @@
+"""The examples with torch, killed 200 times in one job under torchrun: pytest -m slow (half an hour each)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch.distributed.run")
+
+EXAMPLES = Path(__file__).parents[2] / "tools" / "examples"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["ddp.py", "fsdp2.py"])
+def test_two_hundred_kills_change_no_bits(program):
+    command = [
+        sys.executable, str(EXAMPLES / "random_kills"), str(EXAMPLES / program), "--launcher", "torchrun",
+        "--kills", "200", "--pause", "4", "--steps", "100000", "--limit", "3600",
+    ]  # fmt: skip
+    beside = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # torchrun, and the program's python3
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=7200,
+        env={**os.environ, "PATH": beside, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "200 kills" in done.stdout and "the same bits" in done.stdout
