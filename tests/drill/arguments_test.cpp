@@ -96,9 +96,6 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
        "policy across-hosts with 1 copy needs 2 hosts, there is 1"},
       {{"--ranks-per-host", "0"}, "--ranks-per-host 0: write a number from 1"},
       {{"--disks", "own"}, "--disks own: write shared or local"},
-      {{"--disks", "local", "--restart", "all@5:ranks=2"},
-       "--restart all@5:ranks=2: another number of ranks needs a directory that all ranks share; "
-       "leave --disks out"},
       {{"--disks", "local", "--ranks-per-host", "2", "--lose", "1@5"},
        "--lose 1@5: with --disks local a host is lost with its disk and all its ranks; write "
        "0+1@STEP"},
@@ -324,20 +321,25 @@ TEST_CASE("A host with a disk of its own is lost with all its ranks, or all lose
   CHECK(usual("1").text() == "--lose 2@87:chunk-received");
   CHECK(usual("2").text() == "--lose 2+3@87:chunk-received");
   CHECK(usual("4").text() == "--kill 2@87:chunk-received");
-  // On one host all ranks share its disk.
-  CHECK(parse({"--disks", "local", "--ranks-per-host", "4", "--restart", "all@9:ranks=3"})
-            .complaint.empty());
+  for (const char* ranks_per_host : {"1", "2", "4"}) {
+    CHECK(parse({"--disks", "local", "--ranks-per-host", ranks_per_host, "--restart",
+                 "all@9:ranks=3"})
+              .complaint.empty());
+  }
   CHECK_FALSE(parse({}).arguments.hosts_are_apart());
   CHECK(parse({"--restart", "all@9:rotate"}).arguments.hosts_are_apart());
 }
 
-TEST_CASE("Restarts that are drawn keep the number of ranks where hosts have disks of their own") {
+TEST_CASE("Restarts that are drawn leave no image behind where hosts have disks of their own") {
+  int changed = 0;
   for (int seed = 1; seed <= 20; ++seed) {
     const Parsed parsed =
         parse({"--disks", "local", "--restarts", "4", "--seed", std::to_string(seed)});
-    REQUIRE(parsed.complaint.empty());
-    CHECK_FALSE(parsed.arguments.changes_world());
+    INFO(seed);
+    CHECK(parsed.complaint.empty());
+    changed += parsed.arguments.changes_world() ? 1 : 0;
   }
+  CHECK(changed > 0);
 }
 
 TEST_CASE("Several ranks may go down at once, and what is left is persisted where it must be") {

@@ -85,6 +85,18 @@ TEST_CASE("Ranks of another number find what lies on hosts of their own, also af
   CHECK(object.at("worlds").size() == 3);
 }
 
+TEST_CASE("Another number of ranks finds what lies on the disks of hosts of their own") {
+  const Words disks{"--disks", "local", "--ranks-per-host", "1", "--partners", "across-hosts"};
+  for (const std::string ranks : {"2", "3", "6"}) {
+    INFO(ranks);
+    Words words = disks;
+    words.insert(words.end(), {"--restart", "all@11:ranks=" + ranks, "--sharded"});
+    const json death = only_death(identical(job_of("4", words)));
+    CHECK(death.at("source") == "disk");
+    CHECK(death.at("recovered_step").get<int>() >= 4);
+  }
+}
+
 TEST_CASE("Moments that are cut over the ranks go from 4 to 3, 6, 1 and 8 ranks") {
   const json object = identical({"--sharded", "--ranks", "4", "--steps", "16", "--every", "2",
                                  "--restart", "all@5:ranks=3", "--restart", "all@8:ranks=6",

@@ -41,10 +41,6 @@ void check_world(const Fault& fault, int world, const Arguments& a) {
   if (a.device != "cpu") {
     refuse(option + ": states on devices are not put together anew; leave --device out");
   }
-  if (a.local_disks() && a.host_count() > 1) {
-    refuse(option +
-           ": another number of ranks needs a directory that all ranks share; leave --disks out");
-  }
   if (fault.ranks == world) refuse(fmt::format("{}: the job has {} ranks by then", option, world));
   (void)a.holders(fault.ranks);  // says why not, and what would be
 }

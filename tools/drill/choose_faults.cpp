@@ -27,7 +27,6 @@ constexpr std::array<const char*, 3> kAlone{"", "own-writing", "own-sealed"};
 std::vector<int> possible_worlds(const Arguments& arguments) {
   std::vector<int> worlds;
   if (arguments.ranks == 1 || !arguments.mesh.empty() || arguments.device != "cpu") return worlds;
-  if (arguments.local_disks() && arguments.host_count() > 1) return worlds;
   for (int world = std::max(2, arguments.ranks - 2);
        world <= std::min(kMostRanks, arguments.ranks + 2); ++world) {
     try {
