@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/async/thread.hpp>
@@ -20,6 +21,7 @@
 #include <meshstage/core/error/little_endian.hpp>
 #include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/memory/room.hpp>
+#include <meshstage/core/replicate/hands.hpp>
 #include <meshstage/core/reshard/assembly_parts.hpp>
 #include <meshstage/core/reshard/step_parts.hpp>
 
@@ -195,14 +197,17 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
     });
     shown.reset();
   };
+  Crew crew("ms-prove", files.hands);
   std::unique_ptr<StepStates> old;
   reading([&] {
     (*shown)(files.directory, 0, 0);
     old = StepParts::open(
         files.fs, StepParts::find(files.fs, files.directory, files.job, step->id, step->world_size),
-        files.job, files.warn, [&](const auto& file, std::uint64_t bytes, std::uint64_t of) {
+        files.job, files.warn,
+        [&](const auto& file, std::uint64_t bytes, std::uint64_t of) {
           if (shown) (*shown)(file, bytes, of);
-        });
+        },
+        &crew);
   });
   // Each turn but the last passes over a file that proved to be damaged.
   std::optional<PartPlan> plan;
@@ -291,6 +296,7 @@ std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
                        job.warn,
                        job.agent.reads(),
                        options.environment->local_world_size,
+                       replicate::hands_for(options, Beside::kNothing),
                        options.block_bytes,
                        [&job](const std::vector<int>& peers) { return connect(job, peers); },
                        [&job] { job.agent.throw_if_lost(); }};

@@ -32,6 +32,7 @@ struct OldFiles {
   std::function<void(const std::string&)> warn;
   replicate::Reads& reads;    ///< Where a rank shows what it reads.
   int local_ranks = 1;        ///< Ranks of this host, which all take memory.
+  unsigned hands = 1;         ///< Threads that prove.
   std::uint64_t piece_bytes;  ///< The longest message; the same at each rank.
   /// Connects to these ranks, which do the same. Called at most once.
   std::function<Pairs(const std::vector<int>& peers)> connect;

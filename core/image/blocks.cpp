@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <atomic>
+#include <numeric>
+#include <vector>
 
 #include <meshstage/core/image/blocks.hpp>
 #include <meshstage/core/image/bytes.hpp>
@@ -115,33 +117,42 @@ void check_table(std::span<const std::byte> bytes, const detail::Trailer& traile
   if (!is_in_table(trailer, block, digest)) refuse_block(bytes, trailer, block);
 }
 
-ImageInfo verify(std::span<const std::byte> bytes, detail::Form form, const BytesRead& read,
-                 Crew* crew) {
-  const auto trailer = read_ends(bytes, form);
-  if (read) read(trailer.info.manifest_bytes);
-  const auto first = first_block(trailer);
-  const auto blocks = std::max<std::size_t>(first, trailer.digests.size() / 8);
+/// Proves the blocks of a list, ascending numbers. Returns how many of them precede the first wrong
+/// one.
+std::size_t sound_blocks(std::span<const std::byte> bytes, const detail::Trailer& trailer,
+                         std::span<const std::size_t> blocks, const BytesRead& read, Crew* crew) {
   // Tasks begin in ascending order, so every block before a wrong one is proven, too: the first
   // wrong one is the same for any number of threads.
-  std::atomic<std::size_t> first_wrong{blocks};
+  std::atomic<std::size_t> first_wrong{blocks.size()};
   const auto prove = [&](std::size_t n) {
-    const auto i = first + n;
-    if (i > first_wrong) return;
+    if (n > first_wrong) return;
+    const auto i = blocks[n];
     const auto size = block_size(trailer, i);
     const auto digest = digest64(bytes.subspan(block_begin(trailer, i) - trailer.gap, size));
     if (is_in_table(trailer, i, digest)) {
       if (read) read(size);
       return;
     }
-    for (auto seen = first_wrong.load(); i < seen && !first_wrong.compare_exchange_weak(seen, i);) {
+    for (auto seen = first_wrong.load(); n < seen && !first_wrong.compare_exchange_weak(seen, n);) {
     }
   };
   if (crew != nullptr) {
-    crew->run(blocks - first, prove);
+    crew->run(blocks.size(), prove);
   } else {
-    for (std::size_t n = 0; n < blocks - first; ++n) prove(n);
+    for (std::size_t n = 0; n < blocks.size(); ++n) prove(n);
   }
-  if (first_wrong < blocks) refuse_block(bytes, trailer, first_wrong);
+  return first_wrong;
+}
+
+ImageInfo verify(std::span<const std::byte> bytes, detail::Form form, const BytesRead& read,
+                 Crew* crew) {
+  const auto trailer = read_ends(bytes, form);
+  if (read) read(trailer.info.manifest_bytes);
+  const auto first = first_block(trailer);
+  std::vector<std::size_t> blocks(std::max<std::size_t>(first, trailer.digests.size() / 8) - first);
+  std::iota(blocks.begin(), blocks.end(), first);
+  const auto sound = sound_blocks(bytes, trailer, blocks, read, crew);
+  if (sound < blocks.size()) refuse_block(bytes, trailer, blocks[sound]);
   return trailer.info;
 }
 
@@ -214,7 +225,7 @@ ImageProof::~ImageProof() = default;
 std::span<const std::byte> ImageProof::image() const noexcept { return state_->image; }
 const ImageInfo& ImageProof::info() const noexcept { return state_->trailer.info; }
 
-void ImageProof::prove(std::uint64_t begin, std::uint64_t end, const BytesRead& read) {
+void ImageProof::prove(std::uint64_t begin, std::uint64_t end, const BytesRead& read, Crew* crew) {
   const auto& trailer = state_->trailer;
   if (begin > end || end > trailer.info.image_bytes) {
     throw InvalidArgument("bytes " + std::to_string(begin) + " to " + std::to_string(end) +
@@ -225,14 +236,13 @@ void ImageProof::prove(std::uint64_t begin, std::uint64_t end, const BytesRead& 
   end = std::min(end, trailer.begin);
   if (begin >= end) return;
   const auto last = (end - 1 - data) / trailer.info.block_bytes;
+  std::vector<std::size_t> blocks;
   for (auto i = (begin - data) / trailer.info.block_bytes; i <= last; ++i) {
-    if (state_->proven[i]) continue;
-    const auto size = block_size(trailer, i);
-    check_table(state_->image, trailer, i,
-                digest64(state_->image.subspan(block_begin(trailer, i), size)));
-    state_->proven[i] = true;
-    if (read) read(size);
+    if (!state_->proven[i]) blocks.push_back(i);
   }
+  const auto sound = sound_blocks(state_->image, trailer, blocks, read, crew);
+  for (const auto i : std::span(blocks).first(sound)) state_->proven[i] = true;
+  if (sound < blocks.size()) refuse_block(state_->image, trailer, blocks[sound]);
 }
 
 ImageInfo read_proven(

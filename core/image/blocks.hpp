@@ -86,10 +86,11 @@ class MESHSTAGE_API ImageProof {
   [[nodiscard]] std::span<const std::byte> image() const noexcept;
   [[nodiscard]] const ImageInfo& info() const noexcept;
   /// Checks the blocks in which the image's bytes [begin, end) lie; each block only the first time.
-  /// Calls `read` after each block that it has read. Bytes of manifest and trailer are proven
-  /// already. Throws CorruptData as verify_image() does, and InvalidArgument if the range does not
-  /// lie in the image.
-  void prove(std::uint64_t begin, std::uint64_t end, const BytesRead& read = {});
+  /// Calls `read` after each block that it has read. `crew`: as for verify_image(). Bytes of
+  /// manifest and trailer are proven already. Throws CorruptData as verify_image() does, and
+  /// InvalidArgument if the range does not lie in the image.
+  void prove(std::uint64_t begin, std::uint64_t end, const BytesRead& read = {},
+             Crew* crew = nullptr);
 
  private:
   struct State;

@@ -32,18 +32,20 @@ struct Proven {
 };
 
 /// Opens and verifies a file. Throws Error.
-Proven open_verified(FileSystem& fs, const std::filesystem::path& path, replicate::Reads* reads) {
+Proven open_verified(FileSystem& fs, const std::filesystem::path& path, replicate::Reads* reads,
+                     Crew* crew = nullptr) {
   replicate::Reads::Reading reading(reads, path.string());
   Proven proven{MappedFile::open_own(fs, path), {}};
   const auto bytes = proven.file->bytes();
   reading.step(0, bytes.size());
-  proven.info = verify_image(bytes, [&](std::uint64_t more) { reading.step(more); });
+  proven.info = verify_image(bytes, [&](std::uint64_t more) { reading.step(more); }, crew);
   return proven;
 }
 
 /// The same; the file must hold the image that its name says.
-Proven open_proven(FileSystem& fs, const PersistedImage& file, replicate::Reads* reads) {
-  auto proven = open_verified(fs, file.path, reads);
+Proven open_proven(FileSystem& fs, const PersistedImage& file, replicate::Reads* reads,
+                   Crew* crew = nullptr) {
+  auto proven = open_verified(fs, file.path, reads, crew);
   check_holds(file.name, proven.info.identity);
   return proven;
 }
@@ -169,7 +171,7 @@ int Persistence::heir_of(int rank, const std::vector<int>& sharing) const {
 
 Persistence::Found Persistence::verify(ImageId newer_than,
                                        const std::function<void(const std::string&)>& complain,
-                                       bool any_world) {
+                                       bool any_world, Crew* crew) {
   Found found;
   std::vector<int> sharing;
   std::optional<replicate::Reads::Reading> listing(std::in_place, reads_, directory_.string());
@@ -201,7 +203,7 @@ Persistence::Found Persistence::verify(ImageId newer_than,
     });
     if (known) continue;
     try {
-      const auto [mapped, info] = open_proven(*fs_, file, reads_);
+      const auto [mapped, info] = open_proven(*fs_, file, reads_, crew);
       found.claims.push_back(protocol::claim_of(
           info, checked_loans(mapped->bytes(), info), rank_,
           info.identity.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile, 0));

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/files/presence.hpp>
@@ -78,9 +79,10 @@ class MESHSTAGE_API Persistence {
   /// share it any more. If enter() failed at a rank, two ranks may verify the same image. For an
   /// image that cannot be read or is wrong it makes no claim, but calls `complain` with the reason.
   /// `any_world`: the ranks also divide, verify and claim the images of another number of ranks.
+  /// `crew`: its threads prove the images.
   [[nodiscard]] Found verify(ImageId newer_than,
                              const std::function<void(const std::string&)>& complain,
-                             bool any_world = false);
+                             bool any_world = false, Crew* crew = nullptr);
 
   /// The steps of which the directory has a file of every rank of a job of another number of ranks,
   /// ascending. Reads names only. Only verify() finds out which files are sound.

@@ -105,7 +105,8 @@ void Proofs::add_files(ImageId newer_than, Found& found) {
       engine_.report.warn(text);
       add_damage(found.damage, text);
     };
-    auto files = files_.verify(newer_than, complain, engine_.options.any_world.has_value());
+    Crew crew = crew_of_waiting_trainer();
+    auto files = files_.verify(newer_than, complain, engine_.options.any_world.has_value(), &crew);
     found.evidence = files.newest_named;
     found.claims = std::move(files.claims);
     for (auto& path : files.paths) found.places.push_back({std::move(path), nullptr});

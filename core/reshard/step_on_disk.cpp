@@ -5,6 +5,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/image/blocks.hpp>
@@ -143,9 +144,13 @@ std::optional<std::size_t> StepStates::rank_of(const std::byte* address) const {
 }
 
 void StepStates::prove(OpenImage& image, std::uint64_t begin, std::uint64_t end) {
-  image.proof.prove(begin, end, [&](std::uint64_t bytes) {
-    if (read_) read_(image.path, bytes, image.proof.image().size());
-  });
+  Mutex one_at_a_time;
+  const auto read = [&](std::uint64_t bytes) {
+    if (!read_) return;
+    const MutexLock lock(one_at_a_time);
+    read_(image.path, bytes, image.proof.image().size());
+  };
+  image.proof.prove(begin, end, read, crew_);
 }
 
 void StepStates::prove(const Tensor& tensor) {

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/identity/identity.hpp>
@@ -93,6 +94,7 @@ class MESHSTAGE_API StepStates {
   const std::string job_;
   const std::function<void(const std::string&)> complain_;
   const FileRead read_;
+  Crew* crew_ = nullptr;                            ///< Proves, if there is one.
   std::vector<std::unique_ptr<OpenImage>> images_;  ///< By rank.
   std::vector<std::size_t> next_;                   ///< By rank: the file after the open one.
   std::vector<std::string> wrong_;                  ///< By rank: what was wrong with those before.

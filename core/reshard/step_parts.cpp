@@ -44,9 +44,11 @@ StepOnDisk StepParts::find(FileSystem& fs, const std::filesystem::path& director
 
 std::unique_ptr<StepStates> StepParts::open(FileSystem& fs, StepOnDisk step, std::string job,
                                             std::function<void(const std::string&)> complain,
-                                            FileRead read) {
-  return std::unique_ptr<StepStates>(new StepStates(fs, std::move(step), std::move(job),
+                                            FileRead read, Crew* crew) {
+  std::unique_ptr<StepStates> states(new StepStates(fs, std::move(step), std::move(job),
                                                     std::move(complain), std::move(read), true));
+  states->crew_ = crew;
+  return states;
 }
 
 bool StepParts::has(const StepStates& states, int old_rank) {

@@ -40,10 +40,12 @@ struct MESHSTAGE_API StepParts {
   /// The files of that step in the directory, whichever ranks' they are. Reads names only.
   [[nodiscard]] static StepOnDisk find(FileSystem& fs, const std::filesystem::path& directory,
                                        std::string_view job, ImageId id, int world_size);
-  /// Like the constructor, but leaves out the ranks of which no file is sound.
+  /// Like the constructor, but leaves out the ranks of which no file is sound. `crew`, which must
+  /// outlive the states, proves; `read` is called on its threads, once at a time.
   [[nodiscard]] static std::unique_ptr<StepStates> open(
       FileSystem& fs, StepOnDisk step, std::string job,
-      std::function<void(const std::string&)> complain = {}, FileRead read = {});
+      std::function<void(const std::string&)> complain = {}, FileRead read = {},
+      Crew* crew = nullptr);
 
   /// Whether the image is there: in a file, or added.
   [[nodiscard]] static bool has(const StepStates& states, int old_rank);

@@ -35,8 +35,9 @@ struct TwoRanks {
     plan.set_needs(needs);
   }
   OldFiles files(std::function<Pairs(const std::vector<int>&)> connect) {
-    return {hosts.job.disk, directory,          job,  options, [](const std::string&) {}, reads, 1,
-            kBlock,         std::move(connect), [] {}};
+    return {hosts.job.disk, directory, job, options, [](const std::string&) {},
+            reads,          1,         2,   kBlock,  std::move(connect),
+            [] {}};
   }
 
   /// Host h has the files of old ranks h and h + 2.

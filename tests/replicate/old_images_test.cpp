@@ -96,23 +96,23 @@ TEST_CASE("old_images: own images of that step become files as their ranks would
 TEST_CASE("old_images: an image becomes no file where there is no room, and the reason is told") {
   OldJob job;
   const auto own = image_of(0), stray = image_of(3);
-  REQUIRE(own.info.image_bytes < stray.info.image_bytes);
+  REQUIRE(stray.info.image_bytes < own.info.image_bytes);
   job.seal({0, 0}, own);
   job.add_stray(3, {3, 0}, stray);
   test::WatchedFileSystem disk(job.disk);
   job.disk.make_directories("/disk");
-  disk.room = stray.info.image_bytes - 1;
+  disk.room = own.info.image_bytes - 1;
   const Persistence files(disk, "/disk", kJob, 0, 2);
   const auto publish = [&] {
     return publish_old_images(job.vault, job.strays, files, {{kId, kOldWorld}, false});
   };
-  CHECK_THAT(publish().failed, Catch::Matchers::Contains("the image of rank 3, ") &&
+  CHECK_THAT(publish().failed, Catch::Matchers::Contains("the image of rank 0, ") &&
                                    Catch::Matchers::Contains("is not written to /disk") &&
                                    Catch::Matchers::Contains("there is room for"));
-  CHECK(job.written() == Written{{0, 0}});
+  CHECK(job.written() == Written{{3, 3}});
   disk.room = 0;
-  SECTION("there is as much as it takes") { disk.room = stray.info.image_bytes; }
-  SECTION("it is a file already") { job.files.publish(stray.info, stray.bytes(), 3); }
+  SECTION("there is as much as it takes") { disk.room = own.info.image_bytes; }
+  SECTION("it is a file already") { job.files.publish(own.info, own.bytes(), 0); }
   CHECK(publish().failed.empty());
   CHECK(job.written() == Written{{0, 0}, {3, 3}});
 }
