@@ -11,6 +11,15 @@ def torch():
 
 
 @pytest.fixture
+def one_rank():
+    """The default group: Gloo, with this process alone."""
+    dist = pytest.importorskip("torch.distributed")
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
 def quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP's own, about processes and sharding

@@ -1,5 +1,6 @@
 """meshstage.torch.Stager in torch.distributed.checkpoint's async_save."""
 
+import os
 import threading
 from concurrent.futures import Future
 
@@ -140,6 +141,7 @@ def test_the_process_executor_gets_the_step(tmp_path, share_memory):
             main()
     """))
     done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=200
-    )
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=200,
+        env={**os.environ, "MASTER_ADDR": "localhost"},  # not every host's own name has an address
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -73,6 +73,13 @@ def test_a_save_replaces_the_one_before_and_its_files(tmp_path):
         assert sorted(p.name[:5] for p in tmp_path.iterdir()) == ["data-", "metad"]
 
 
+def test_a_save_into_a_folder_of_pytorchs_writer_is_the_only_one_that_loads(tmp_path):
+    dcp.save(state_of(1), checkpoint_id=tmp_path, no_dist=True)
+    save(tmp_path, state_of(2))
+    assert not (tmp_path / ".metadata").exists()
+    same(load(tmp_path, state_of(0)), state_of(2))
+
+
 def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
     save(tmp_path, state_of(1))
 

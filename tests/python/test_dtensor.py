@@ -13,12 +13,9 @@ import meshstage  # noqa: E402
 import meshstage.torch  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    store = tmp_path_factory.mktemp("store") / "file"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
+@pytest.fixture
+def mesh(one_rank):
+    return init_device_mesh("cpu", (1,))
 
 
 def test_a_dtensor_is_staged_by_its_local_tensor(mesh):

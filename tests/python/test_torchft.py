@@ -294,13 +294,6 @@ def test_shutdown_without_waiting_cuts_a_receiver_off(transports):
         sender.shutdown(wait=True)  # nobody is being served any more
 
 
-@pytest.fixture
-def one_rank():
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    yield
-    dist.destroy_process_group()
-
-
 def test_dtensors_arrive_with_their_placements(transports, one_rank):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
@@ -316,9 +309,13 @@ def test_dtensors_arrive_with_their_placements(transports, one_rank):
 
 def test_torchfts_own_multi_recovery_test(transports):
     harness = pytest.importorskip("torchft.checkpointing.transport_test")
-    harness.run_multi_recovery_test(
-        unittest.TestCase(), lambda rank, world_size: transports(), torch.device("cpu")
-    )
+    try:
+        harness.run_multi_recovery_test(
+            unittest.TestCase(), lambda rank, world_size: transports(), torch.device("cpu")
+        )
+    finally:
+        if dist.is_initialized():  # after a failure it leaves its group
+            dist.destroy_process_group()
 
 
 def test_torchft_needs_nothing_that_is_not_there(transports):

@@ -22,7 +22,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.9)
     with meshstage.Checkpointer(
-        job="ranks", directory=directory, vault_directory=directory, deadline=20.0
+        job="ranks", directory=directory, vault_directory=directory, deadline=60.0
     ) as ckpt:
         torch.manual_seed(100 + ckpt.rank)  # dropout and data of its own
         state = meshstage.torch.state(

@@ -19,6 +19,7 @@ from meshstage.errors import InvalidArgument
 from meshstage.torch._tree import DTYPES
 
 METADATA = "metadata.json"
+THEIR_METADATA = ".metadata"  # of PyTorch's own writer
 FORMAT = "meshstage.dcp"
 VERSION = 1
 

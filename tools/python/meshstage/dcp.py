@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from meshstage._dcp_decode import decode
-from meshstage._dcp_files import METADATA, Item, encode, header, tensor_bytes
+from meshstage._dcp_files import METADATA, THEIR_METADATA, Item, encode, header, tensor_bytes
 from meshstage._publish import publish, sync_folder, write_synced
 from meshstage.errors import CorruptData, InvalidArgument, InvalidState, NotFound
 
@@ -45,9 +45,10 @@ class Writer(StorageWriter):
     """Writes one safetensors file a rank, and at last ``metadata.json``.
 
     The folder has to be shared by all ranks. A save that replaces another leaves that as it is
-    until its own metadata is there; then it removes the other's files. A save that fails or is cut
-    off is never loaded; its ``data-*`` files may be left in the folder. What a save writes is on
-    the disk when ``dcp.save`` returns. ``path`` may come from ``checkpoint_id`` instead.
+    until its own metadata is there; then it removes the other's files, and of a save by PyTorch's
+    own writer the ``.metadata``, so that nothing loads it. A save that fails or is cut off is never
+    loaded; its ``data-*`` files may be left in the folder. What a save writes is on the disk when
+    ``dcp.save`` returns. ``path`` may come from ``checkpoint_id`` instead.
     """
 
     def __init__(self, path: str | os.PathLike | None = None):
@@ -126,6 +127,10 @@ class Writer(StorageWriter):
         path = self._path / METADATA
         former = _files_of(path)
         publish(path, lambda file: file.write(text))
+        theirs = self._path / THEIR_METADATA
+        if theirs.exists():
+            theirs.unlink()
+            sync_folder(self._path)
         for name in former - {item.file for item in items.values()}:
             (self._path / name).unlink(missing_ok=True)
 
@@ -317,7 +322,7 @@ def _files_of(path: Path) -> set[str]:
 
 
 def _nothing_there(folder: Path) -> str:
-    if (folder / ".metadata").exists():
+    if (folder / THEIR_METADATA).exists():
         return f"{folder} was written by PyTorch's own writer: load it without storage_reader"
     if not folder.exists():
         return f"{folder} does not exist"
