@@ -1,7 +1,9 @@
 """The examples with torch's DDP, FSDP2 and HSDP: a rank is killed, and the bits are an undisturbed run's."""
 
+import contextlib
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("this torch has no Gloo", allow_module_level=True)
 
 EXAMPLES = Path(__file__).parents[2] / "tools" / "examples"
-STEPS = 120
+STEPS = 300  # so many that the job is far from its end when the kill comes
 KILL_AT = 60  # steps, of which rank 0 prints every tenth
 
 LAUNCHERS = {
@@ -42,57 +44,82 @@ EXAMPLE = {
 }
 
 
-def descendants(pid: int) -> list[int]:
+@dataclass
+class Process:
+    """A process of a job: what it has in its environment says so, whoever its parent is by now."""
+
+    pid: int
+    words: list[bytes]
+    variables: list[bytes]
+
+
+def processes(job: str) -> list[Process]:
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            words = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue  # it has ended
-        if parent == pid:
-            found += [int(process.name), *descendants(int(process.name))]
+        if os.fsencode(f"MESHSTAGE_JOB={job}") in variables:
+            found.append(Process(int(folder.name), words, variables))
     return found
 
 
-def rank_1(launcher: int, program: Path) -> int:
-    for pid in descendants(launcher):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[1:2] != [b"-m"] and os.fsencode(program) in words and b"RANK=1" in variables:
-            return pid
+def rank_1(job: str, program: Path) -> int:
+    for process in processes(job):
+        by_launcher = process.words[1:2] == [b"-m"]  # its words have the program, too
+        if not by_launcher and os.fsencode(program) in process.words and b"RANK=1" in process.variables:
+            return process.pid
     raise AssertionError("rank 1 is not there")
 
 
-def run(launcher: str, example: Example, directory: Path, kill_at: int | None) -> list[str]:
-    directory.mkdir()
-    job = f"example-{os.getpid()}-{directory.name}"
+def end(launcher: subprocess.Popen, job: str) -> None:
+    """Kills the launcher and its ranks, which may hold its standard output, too."""
+    launcher.send_signal(signal.SIGSTOP)  # from now on it starts no rank
+    for process in processes(job):
+        with contextlib.suppress(ProcessLookupError):
+            handle = os.pidfd_open(process.pid)
+            try:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                select.select([handle], [], [])  # until it has ended
+            finally:
+                os.close(handle)
+    launcher.kill()
+
+
+def start(launcher: str, example: Example, job: str, directory: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, *LAUNCHERS[launcher], str(example.ranks)]
     if launcher == "meshstage run":
         command += ["--", sys.executable]
-    command += [str(example.program), str(directory), str(STEPS), *example.words]
-    process = subprocess.Popen(
+    command += [str(example.program), str(directory), *words]
+    return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={
             **os.environ, "MESHSTAGE_STORE": f"file:{directory}/store", "MESHSTAGE_JOB": job,
             "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         },
     )  # fmt: skip
-    watchdog = threading.Timer(300, process.kill)
+
+
+def run(launcher: str, example: Example, directory: Path, kill_at: int | None) -> list[str]:
+    directory.mkdir()
+    job = f"example-{os.getpid()}-{directory.name}"
+    process = start(launcher, example, job, directory, str(STEPS), *example.words)
+    watchdog = threading.Timer(300, end, [process, job])
     watchdog.start()
     lines = []
     try:
         for line in process.stdout:
             lines.append(line)
             if kill_at is not None and f"step {kill_at}:" in line:
-                os.kill(rank_1(process.pid, example.program), signal.SIGKILL)
+                os.kill(rank_1(job, example.program), signal.SIGKILL)
                 kill_at = None
         assert process.wait() == 0, "".join(lines)
     finally:
         watchdog.cancel()
-        process.kill()
+        watchdog.join()
+        end(process, job)
         process.wait()
         process.stdout.close()
         for left in Path("/dev/shm").glob(f"meshstage-*-{job}-*"):  # of a run that failed
@@ -117,3 +144,29 @@ def example(request, tmp_path_factory):
 def test_a_killed_rank_changes_no_bits(tmp_path, example, launcher):
     example, undisturbed = example
     assert run(launcher, example, tmp_path / "killed", KILL_AT) == undisturbed
+
+
+SLOW = """
+import os, time
+print("rank", os.environ["RANK"], "runs", flush=True)
+time.sleep(60)
+print("it ended by itself", flush=True)
+"""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_end_of_a_job_is_that_of_its_ranks(tmp_path, launcher):
+    program, job = tmp_path / "slow.py", f"example-{os.getpid()}-slow"
+    program.write_text(SLOW)
+    process = start(launcher, Example(program), job, tmp_path)
+    with process.stdout:
+        runs = set()
+        for line in process.stdout:
+            if line.endswith(" runs\n"):
+                runs.add(line)
+            if len(runs) == 2:
+                break
+        end(process, job)
+        process.wait()
+        assert len(runs) == 2 and "by itself" not in process.stdout.read()
+    assert not processes(job)
