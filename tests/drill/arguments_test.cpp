@@ -103,6 +103,10 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
        "--lose 1+3@5: with --disks local nothing would be left of rank 1; lose fewer hosts at "
        "once, or give more --copies"},
       {{"--disks", "local", "--ranks", "1", "--lose", "0@5"}, "nothing would be left of rank 0"},
+      {{"--disks", "local", "--ranks", "2", "--restart", "all@7:ranks=1", "--lose",
+        "all@15:rotate"},
+       "--lose all@15:rotate: no rank would sit where an image of rank 0 is; give more ranks or "
+       "--copies, or leave :rotate out"},
       {{"--disks", "local", "--mesh", "2,2", "--borrow-replicated", "--partners", "ring", "--lose",
         "1+3@5"},
        "nothing would be left of rank 1"},

@@ -52,7 +52,9 @@ void check_start(const Fault& fault, Seating before, const Arguments& a) {
     refuse(option + ": there is one host; give more --ranks, or fewer --ranks-per-host");
   }
   if (fault.ranks > 0) check_world(fault, before.ranks, a);
-  if (!a.hosts_are_apart() || fault.how == How::kLose) return;  // no vault is left behind
+  // All memory is lost: no vault is left behind, but a host's own disk is.
+  const bool files_are_seen = fault.how == How::kLose && !a.local_disks();
+  if (!a.hosts_are_apart() || files_are_seen) return;
   if (const auto rank = left_behind(a, before, after(fault, before))) {
     refuse(
         fmt::format("{}: no rank would sit where an image of rank {} is; give more ranks or "

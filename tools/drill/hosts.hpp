@@ -18,8 +18,9 @@ struct Seating {
 /// The host that the rank sits on, from 0 to Arguments::host_count() - 1.
 [[nodiscard]] int host_of(const Arguments& arguments, int rank, Seating seating = {});
 
-/// The first rank of `before` whose images in memory lie only on hosts without a rank of `after`:
-/// neither its own image nor a copy is within reach of the restarted job. None where all are.
+/// The first rank of `before` whose images (in memory, or on the hosts' own disks) lie only on
+/// hosts without a rank of `after`: neither its own image nor a copy is within reach of the
+/// restarted job. None where all are.
 [[nodiscard]] std::optional<int> left_behind(const Arguments& arguments, Seating before,
                                              Seating after);
 
