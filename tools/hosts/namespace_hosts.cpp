@@ -165,7 +165,11 @@ void NamespaceHosts::connect(int host) {
 
 void NamespaceHosts::lose(int host) {
   hosts_.at(static_cast<std::size_t>(host)).first->kill();
-  boot(host);
+  try {
+    boot(host);
+  } catch (const HostsUnusable& e) {  // it could be had before, so this is no lack of the machine
+    throw IoError(fmt::format("{} was lost and cannot boot again: {}", name_of(host), e.what()));
+  }
 }
 
 }  // namespace meshstage::tools::hosts

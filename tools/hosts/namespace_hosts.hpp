@@ -54,9 +54,9 @@ struct NamespaceOptions {
 /// its own, that leads nowhere else. Other files are those of this machine. A process that this one
 /// starts on a host is its child, and it knows its process id, as of any other.
 ///
-/// Needs CAP_SYS_ADMIN, `unshare` and `nsenter` of util-linux, and `ip` of iproute2. When this
-/// process ends, even by SIGKILL, the kernel ends the processes of all hosts; the namespaces go
-/// with them. Threads: one, the same for all calls.
+/// Needs CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SYS_CHROOT, `unshare` and `nsenter` of util-linux,
+/// and `ip` of iproute2. When this process ends, even by SIGKILL, the kernel ends the processes of
+/// all hosts soon after; the namespaces go with them. Threads: one, the same for all calls.
 class NamespaceHosts {
  public:
   /// Throws HostsUnusable, IoError.
@@ -72,7 +72,7 @@ class NamespaceHosts {
   /// The host's /dev/shm, as this process sees it, until the host is lost.
   [[nodiscard]] std::filesystem::path shared_memory(int host) const;
   /// The host loses power: all its processes die, and its memory is gone. It boots again, with its
-  /// name and its address. Throws HostsUnusable, IoError.
+  /// name and its address. Throws IoError.
   void lose(int host);
 
  private:

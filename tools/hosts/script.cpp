@@ -10,6 +10,8 @@
 #include <csignal>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include <meshstage/core/error/error.hpp>
 
 #include "tools/process/spawn.hpp"
@@ -17,7 +19,6 @@
 namespace meshstage::tools::hosts {
 namespace {
 
-constexpr std::int64_t kReadyWithin = 30'000'000'000;  // nanoseconds
 constexpr const char* kReady = "ready\n";
 
 }  // namespace
@@ -48,15 +49,20 @@ Script::Script(Script&& other) noexcept
 
 Script::~Script() { end(); }
 
-bool Script::is_ready() {
-  const std::int64_t until = now_ns() + kReadyWithin;
+bool Script::is_ready(std::chrono::milliseconds within) {
+  const std::int64_t until = now_ns() + std::chrono::nanoseconds(within).count();
   std::array<char, 4096> buffer{};
   while (!text_.ends_with(kReady)) {
     pollfd polled{output_.get(), POLLIN, 0};
     const auto left = static_cast<int>(std::max<std::int64_t>((until - now_ns()) / 1'000'000, 0));
     const int found = ::poll(&polled, 1, left);
     if (found < 0 && errno == EINTR) continue;
-    if (found <= 0) return false;
+    if (found < 0) return false;
+    if (found == 0) {
+      text_ += fmt::format("no answer within {} ms", within.count());
+      kill();  // it need not look at its input, so end() could wait for ever
+      return false;
+    }
     const ssize_t n = ::read(output_.get(), buffer.data(), buffer.size());
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return false;
@@ -87,7 +93,7 @@ bool Script::end() {
 }
 
 void Script::kill() {
-  if (pid_ > 0) ::kill(pid_, SIGKILL);
+  if (pid_ > 0) ::kill(-pid_, SIGKILL);
   (void)reap();
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <sys/types.h>
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -21,13 +22,14 @@ class Script {
   ~Script();
 
   [[nodiscard]] pid_t pid() const { return pid_; }
-  /// Waits until it writes the line "ready" (true), or ends before that, or does neither for 30 s.
-  [[nodiscard]] bool is_ready();
+  /// Waits until it writes the line "ready" (true), or ends before that. If it does neither within
+  /// that time it is killed, and said() says so.
+  [[nodiscard]] bool is_ready(std::chrono::milliseconds within = std::chrono::seconds(30));
   /// What it wrote so far, in one line: standard output and error.
   [[nodiscard]] std::string said() const;
   /// Ends its standard input and waits for its end; true if it ended with 0.
   bool end();
-  /// SIGKILL, and waits for its end.
+  /// SIGKILL for it and for what it started in its process group; waits for its own end.
   void kill();
 
  private:
