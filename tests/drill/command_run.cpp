@@ -59,7 +59,8 @@ std::vector<char*> pointers(std::vector<std::string>& texts) {
 
 Outcome run(const fs::path& program, const std::vector<std::string>& arguments,
             std::chrono::seconds limit, const std::vector<std::string>& environment,
-            const std::string& signal_when, int signal) {
+            const std::string& signal_when, int signal,
+            const std::function<void()>& before_signal) {
   Pipe out;
   Pipe err;
   posix_spawn_file_actions_t actions{};
@@ -102,6 +103,7 @@ Outcome run(const fs::path& program, const std::vector<std::string>& arguments,
     if (polled[1].revents != 0) err.read_into(outcome.err);
     if (!signalled && outcome.out.find(signal_when) != std::string::npos) {
       signalled = true;
+      if (before_signal) before_signal();
       ::kill(pid, signal);
     }
   }

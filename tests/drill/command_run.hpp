@@ -2,6 +2,7 @@
 #include <chrono>
 #include <csignal>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -15,11 +16,11 @@ struct Outcome {
 
 /// Runs a program to its end, in a process group of its own that is killed at the limit.
 /// `environment`: additional "NAME=value". Sends `signal` to the program once its standard output
-/// contains `signal_when`.
+/// contains `signal_when`; calls `before_signal` right before that.
 Outcome run(const std::filesystem::path& program, const std::vector<std::string>& arguments,
             std::chrono::seconds limit = std::chrono::seconds(240),
             const std::vector<std::string>& environment = {}, const std::string& signal_when = {},
-            int signal = SIGINT);
+            int signal = SIGINT, const std::function<void()>& before_signal = {});
 
 /// A fresh directory, removed at the end.
 class TemporaryDirectory {

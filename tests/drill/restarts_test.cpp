@@ -169,6 +169,20 @@ TEST_CASE("Of two starts at the same moment one gets the job, the other is refus
   }
 }
 
+TEST_CASE("A new start takes the place of two that began at the same moment") {
+  // At that point it is not settled yet which of the two has the job, or that the other was
+  // refused. Either one may win, so several times.
+  for (int i = 0; i < 4; ++i) {
+    for (const std::string point : {"formed", "claimed"}) {
+      INFO(point << ", time " << i);
+      const json object = identical(job_of("3", {"--restart", "all@10:twice", "--restart",
+                                                 "all@10:" + point, "--deadline-ms", "2000"}));
+      CHECK(object.at("wrong").empty());
+      CHECK(object.at("kills").size() == 2);
+    }
+  }
+}
+
 TEST_CASE("Half of the ranks are killed and half hang, and a new start goes on elsewhere") {
   const json death = only_death(identical(job_of("4", {"--stop", "all@10:half:wake:swap"})));
   CHECK(death.at("seats") == "swapped");

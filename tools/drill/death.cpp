@@ -189,6 +189,7 @@ void to_json(nlohmann::ordered_json& out, const Death& death) {
   if (death.fault.how == How::kStop && !death.fault.rank) {
     out["old_processes"] = death.fault.wake ? "fenced" : "killed";
   }
+  if (death.lost_with_hosts > 0) out["lost_with_hosts"] = death.lost_with_hosts;
 }
 
 }  // namespace meshstage::tools::drill

@@ -41,9 +41,10 @@ struct Death {
   std::string source;  ///< "own memory", "holder memory", "disk" or "nothing"
   int from_rank = -1;  ///< Whose memory that was.
   std::int64_t resumed_at = 0;
-  int old_world = 0;      ///< Not 0: from files of so many ranks, another number than now.
-  int old_processes = 0;  ///< After a stop: those that must still end.
-  std::string woken;      ///< After a stop: how the old processes ended.
+  int old_world = 0;        ///< Not 0: from files of so many ranks, another number than now.
+  int old_processes = 0;    ///< After a stop: those that must still end.
+  int lost_with_hosts = 0;  ///< Of those, the ones that must be fenced but went with their hosts.
+  std::string woken;        ///< After a stop: how the old processes ended.
 
   /// Until the last survivor noticed (without survivors: the drill itself).
   [[nodiscard]] std::optional<double> detected_ms() const;

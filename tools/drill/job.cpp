@@ -18,8 +18,6 @@
 namespace meshstage::tools::drill {
 namespace {
 
-constexpr std::int64_t kMillisecond = 1'000'000;
-constexpr std::int64_t kSecond = 1'000 * kMillisecond;
 // A replacement is started once all survivors have noticed, or after this.
 constexpr std::int64_t kNoticeTime = 100 * kMillisecond;
 
@@ -288,9 +286,7 @@ void Job::replace_the_dead() {
     if (witnesses(death, result_.deaths).noticed.size() < survivors && waited < patience) continue;
     if (stopped) {
       death.seen_by_drill = now_ns();
-      zombies_.emplace_back();
-      zombies_.back().process = std::move(seat->process);
-      zombies_.back().death = seat->death - 1;
+      becomes_zombie(*seat, seat->death - 1);
     }
     if (lost) lose_host(*seat);
     seat->death = 0;

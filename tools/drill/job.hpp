@@ -21,6 +21,10 @@
 
 namespace meshstage::tools::drill {
 
+/// Nanoseconds.
+inline constexpr std::int64_t kMillisecond = 1'000'000;
+inline constexpr std::int64_t kSecond = 1'000 * kMillisecond;
+
 /// The run went otherwise than it must: a rank ended by itself, hung, or was not fenced.
 class JobFailed : public std::runtime_error {
  public:
@@ -140,6 +144,7 @@ class Job {
   void fault_begins(Seat& seat, const Event& event);
 
   // job_restarts.cpp
+  void becomes_zombie(Seat& seat, std::size_t death);
   void all_go_down(Seat& first, Death death);
   void hear_last_words(Seat& seat);
   void start_anew(const Fault& fault, std::uint64_t step);
@@ -156,6 +161,7 @@ class Job {
   void mind_rival();
   void rival_takes_the_seats();
   void end_rival();
+  void drop_rival();
 
   // job_checks.cpp
   void check_resources(std::uint64_t generation);
@@ -171,7 +177,8 @@ class Job {
   [[nodiscard]] int ranks_beside(int rank) const;
   [[nodiscard]] int disk_of(int rank) const;
   [[nodiscard]] std::filesystem::path disk_seen_by(int rank) const;
-  void wipe_vault(std::optional<int> rank) const;
+  void wipe_vault(std::optional<int> rank);
+  void lose_namespaces(int host);
   [[nodiscard]] bool host_is_down(const Seat& seat) const;
   void lose_host(const Seat& seat);
 

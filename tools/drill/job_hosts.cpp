@@ -60,13 +60,21 @@ std::filesystem::path Job::disk_seen_by(int rank) const {
 
 /// What that rank had in memory is gone, or what any rank had: its processes have been reaped. A
 /// host of namespaces loses its memory with the host.
-void Job::wipe_vault(std::optional<int> rank) const {
+void Job::wipe_vault(std::optional<int> rank) {
   if (options_.hosts == nullptr) {
     if (rank) return wipe(vault_of(*rank), options_.name, rank);
     for (const auto& directory : options_.vaults) wipe(directory, options_.name, {});
   } else if (!rank) {
-    for (int host = 0; host < options_.arguments.host_count(); ++host) options_.hosts->lose(host);
+    for (int host = 0; host < options_.arguments.host_count(); ++host) lose_namespaces(host);
   }
+}
+
+/// The host boots anew; old processes that were still there have ended with it.
+void Job::lose_namespaces(int host) {
+  for (auto& zombie : zombies_) {
+    if (zombie.host == host) zombie.lost_with_host = true;
+  }
+  options_.hosts->lose(host);
 }
 
 /// All processes of the rank's host that were to go down have done so. Where only a rank's memory
@@ -87,7 +95,7 @@ void Job::lose_host(const Seat& seat) {
   });
   if (replaced) return;
   if (options_.hosts != nullptr) {
-    options_.hosts->lose(lost);
+    lose_namespaces(lost);
   } else {
     wipe(vault_of(seat.rank), options_.name, {});
   }

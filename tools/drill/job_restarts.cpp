@@ -12,11 +12,8 @@
 namespace meshstage::tools::drill {
 namespace {
 
-constexpr std::int64_t kMillisecond = 1'000'000;
-constexpr std::int64_t kSecond = 1'000 * kMillisecond;
 // A process that is no longer one of the job must find that out within its deadline and this.
 constexpr std::int64_t kFenceTime = 10 * kSecond;
-constexpr int kCouldNotGoOn = 1;  // the trainer's exit code
 
 }  // namespace
 
@@ -45,6 +42,14 @@ void Job::hear_last_words(Seat& seat) {
     note(seat, event);
     trace(seat, event);
   }
+}
+
+/// Its process is stopped, and another one will have the seat.
+void Job::becomes_zombie(Seat& seat, std::size_t death) {
+  Zombie& zombie = zombies_.emplace_back();
+  zombie.process = std::move(seat.process);
+  zombie.death = death;
+  zombie.host = host_of(seat.rank);
 }
 
 // One rank goes down by a fault that all have: so do the others, now; then the job starts anew.
@@ -77,9 +82,7 @@ void Job::all_go_down(Seat& first, Death death) {
       seat->process.reset();
       continue;
     }
-    zombies_.emplace_back();
-    zombies_.back().process = std::move(seat->process);
-    zombies_.back().death = before != nullptr ? seat->death - 1 : result_.deaths.size();
+    becomes_zombie(*seat, before != nullptr ? seat->death - 1 : result_.deaths.size());
     if (before == nullptr) ++death.old_processes;
   }
   if (death.fault.how == How::kLose) wipe_vault(std::nullopt);
@@ -91,6 +94,7 @@ void Job::all_go_down(Seat& first, Death death) {
 
 // `step` is the one that the job had begun.
 void Job::start_anew(const Fault& fault, std::uint64_t step) {
+  drop_rival();
   std::ofstream(over_file()) << "over\n";
   ++starts_;
   rival_won_ = false;
@@ -144,7 +148,8 @@ void Job::see_end(Zombie& zombie, const End& end) {
   const bool of_all = !death.fault.rank;
   const bool woken = !of_all || death.fault.wake;
   zombie.listen();
-  if (woken && (end.signalled || !zombie.said.starts_with("fenced"))) {
+  const bool went_with_host = zombie.lost_with_host && end.signalled && end.code == SIGKILL;
+  if (woken && !went_with_host && (end.signalled || !zombie.said.starts_with("fenced"))) {
     throw JobFailed(fmt::format(
         "rank {}'s old process was woken up after it was replaced; it "
         "must end because it is fenced, but ended with {}{}{}",
@@ -157,10 +162,20 @@ void Job::see_end(Zombie& zombie, const End& end) {
                     "step {} without it",
                     zombie.process->rank(), zombie.complete, death.recovered_step));
   }
+  if (woken && went_with_host) ++death.lost_with_hosts;
   if (--death.old_processes > 0) return;
-  death.woken = !of_all ? "woken up, its old process ended by itself: fenced"
-                : woken ? "woken up, the old processes ended by themselves: fenced"
-                        : "the old processes were killed";
+  if (death.lost_with_hosts > 0) {
+    death.woken = !of_all
+                      ? "its old process was lost with its host"
+                      : fmt::format(
+                            "woken up, {} of the old processes went with their hosts, the others "
+                            "ended by themselves: fenced",
+                            death.lost_with_hosts);
+  } else {
+    death.woken = !of_all ? "woken up, its old process ended by itself: fenced"
+                  : woken ? "woken up, the old processes ended by themselves: fenced"
+                          : "the old processes were killed";
+  }
   finish_death(death);
 }
 

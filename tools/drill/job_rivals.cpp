@@ -11,11 +11,9 @@
 namespace meshstage::tools::drill {
 namespace {
 
-constexpr std::int64_t kMillisecond = 1'000'000;
-// Until the start without the job has ended: it waits for signs of life of the other one.
-constexpr std::int64_t kRefusedWithin = 60'000 * kMillisecond;
-constexpr int kCouldNotGoOn = 1;  // the trainer's exit codes
-constexpr int kFenced = 4;
+// Until the start without the job has ended, and the deadline: it waits for signs of life of the
+// other one.
+constexpr std::int64_t kRefusedWithin = 60 * kSecond;
 
 }  // namespace
 
@@ -59,14 +57,17 @@ void Job::mind_rival() {
   }
   if (joined) return rival_takes_the_seats();
   if (ended) return end_rival();
-  if (now_ns() - rival_->started_at > kRefusedWithin) {
+  const std::int64_t patience =
+      kRefusedWithin + static_cast<std::int64_t>(options_.arguments.deadline_ms) * kMillisecond;
+  if (now_ns() - rival_->started_at > patience) {
     throw JobFailed("of two starts at the same moment none was refused");
   }
 }
 
 void Job::rival_takes_the_seats() {
   rival_won_ = true;
-  const int start = starts_;
+  // All of them before any line is handled: one may say that the whole job goes down.
+  std::vector<std::vector<std::string>> lines;
   for (std::size_t i = 0; i < seats_.size(); ++i) {
     Seat& seat = *seats_[i];
     Outsider& rank = rival_->ranks[i];
@@ -74,13 +75,25 @@ void Job::rival_takes_the_seats() {
     rank.said = std::exchange(seat.failure, {});  // it may have been refused already
     seat.forget_process();
     rank.joined = false;
-    for (const auto& text : std::exchange(rank.lines, {})) {
+    lines.push_back(std::exchange(rank.lines, {}));
+  }
+  const int start = starts_;
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    Seat& seat = *seats_[i];
+    for (const auto& text : lines[i]) {
       const Event event(text, seat.starts);
       note(seat, event);
       handle(seat, event);
       if (starts_ != start) return;  // everything was started anew
     }
   }
+}
+
+// Another start takes the place of both: the ranks of this one are killed, and nobody waits.
+void Job::drop_rival() {
+  if (!rival_) return;
+  std::ofstream(rival_->go_on) << "go on\n";
+  rival_.reset();
 }
 
 // The ranks of the start without the job have ended: each must have been refused.

@@ -11,6 +11,10 @@
 
 namespace meshstage::tools::drill {
 
+/// The trainer's exit codes: it could not go on, or is no longer one of the job.
+inline constexpr int kCouldNotGoOn = 1;
+inline constexpr int kFenced = 4;
+
 struct ProcessPlan {
   std::filesystem::path program;
   std::vector<std::string>

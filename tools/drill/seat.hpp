@@ -109,7 +109,9 @@ struct Outsider {
 
 /// A stopped process whose rank another one has by now.
 struct Zombie : Outsider {
-  std::size_t death = 0;  // index
+  std::size_t death = 0;        // index
+  int host = 0;                 // that it runs on
+  bool lost_with_host = false;  // the host of namespaces was lost, and took it along
   std::int64_t woken_at = 0;
 };
 
