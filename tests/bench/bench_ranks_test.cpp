@@ -58,6 +58,41 @@ TEST_CASE("a rank that lost its host is brought back by its holder") {
   check(result, options);
 }
 
+TEST_CASE("a job goes on with another number of ranks, and only replicas travel in the limit") {
+  const TempDirectory directory;
+  auto options = small(directory);
+  options.scale = 0.001;  // a rank has less than 1 MiB
+  for (const auto& [from, to] : {std::pair{2, 1}, std::pair{1, 2}, std::pair{2, 3}}) {
+    for (const bool files : {false, true}) {
+      INFO(from << " to " << to << (files ? ", with files" : ""));
+      options.from = from;
+      options.to = to;
+      options.files = files;
+      std::string last;
+      const auto result = bench::bench_reshard(options, [&](const auto& text) { last = text; });
+      CHECK(result.what == "reshard");
+      CHECK(last == "round 1 of 1");
+      CHECK(result.bytes > 0);
+      CHECK(result.times.median() > 0);
+      CHECK(result.limit.median() > 0);
+      CHECK(result.limit_threads > 0);
+      CHECK((result.limit_connections > 0) == (to > 1));
+      CHECK(result.parts.contains("limit: replicas") == (to > 1));
+      CHECK(result.parts.contains("limit: copy"));
+      CHECK(result.parts.contains("forming"));
+      CHECK_FALSE(std::filesystem::exists(options.directory));
+      CHECK(list_vaults(options.vault_directory).empty());
+    }
+  }
+  options.to = options.from;
+  try {
+    static_cast<void>(bench::bench_reshard(options, [](const auto&) {}));
+    FAIL("it did not throw");
+  } catch (const InvalidArgument& e) {
+    CHECK_THAT(e.what(), contains_text("--from 2 --to 2: the number of ranks must change"));
+  }
+}
+
 TEST_CASE("a rank that fails ends the others, and its words are in the error") {
   const TempDirectory directory;
   auto options = small(directory);

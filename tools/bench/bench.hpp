@@ -56,6 +56,10 @@ struct Result {
 
 /// Called before each round: "round 3 of 9".
 using Progress = std::function<void(const std::string&)>;
+/// That line, for round i from 0.
+inline std::string round_text(int i, int repeat) {
+  return "round " + std::to_string(i + 1) + " of " + std::to_string(repeat);
+}
 
 /// StateDictStager::stage() against one streaming copy of as many bytes; of a state on a device,
 /// against one copy of as many bytes from the device to page-locked memory.
@@ -67,8 +71,9 @@ using Progress = std::function<void(const std::string&)>;
 /// a state on a device, one copy of them from page-locked memory to it.
 [[nodiscard]] Result bench_recover(const Options& options, const Progress& progress);
 /// A job goes on with another number of ranks, its state cut over all of them: recover() of the new
-/// ranks, against copy and digest of a new rank's bytes, and over raw TCP the bytes that change
-/// their rank and, of several new ranks, the replicas.
+/// ranks, against copy and digest of a new rank's bytes and, of several new ranks, their replicas
+/// over raw TCP. All ranks share one directory, so no old image travels. Without `files` recover()
+/// writes the old images as durable files first, which is no part of the limit.
 [[nodiscard]] Result bench_reshard(const Options& options, const Progress& progress);
 /// An image published as a file, durable, against one plain write and sync of as many bytes.
 [[nodiscard]] Result bench_persist(const Options& options, const Progress& progress);
@@ -80,8 +85,8 @@ using Progress = std::function<void(const std::string&)>;
 /// page-locked memory, against one with next to none. Parts: by its file lock, and by its end.
 [[nodiscard]] Result bench_notice(const Options& options, const Progress& progress);
 
-/// What the rank processes of replicate and recover run. `directory` is where they meet; progress
-/// and rank 0's result are lines on the descriptor `report`.
+/// What the rank processes of replicate, recover and reshard run. `directory` is where they meet;
+/// progress and rank 0's result are lines on the descriptor `report`.
 void run_rank(const std::string& what, int rank, int report, const std::filesystem::path& directory,
               const Options& options);
 

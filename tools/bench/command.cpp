@@ -146,7 +146,9 @@ void add_reshard(CLI::App& bench, std::ostream& out) {
         ->check(whole_number() & CLI::Range(1, 64))
         ->capture_default_str();
   }
-  command->add_flag("--files", options.files, "The old job wrote the step to disk");
+  command->add_flag(
+      "--files", options.files,
+      "The old job wrote the step to disk; without it recover() writes its images there");
   command->add_option("--threads", options.threads, "Threads that copy; 0: by the processors")
       ->check(whole_number() & CLI::Range(0, 256))
       ->capture_default_str();

@@ -215,6 +215,15 @@ unsigned Seat::agree(unsigned mine) {
   return word;
 }
 
+unsigned fastest_together(Seat& seat, const std::function<void(unsigned)>& once, unsigned most) {
+  return seat.agree(fastest(
+      [&](unsigned n) {
+        seat.meet();
+        once(n);
+      },
+      most));
+}
+
 void Seat::lose_vault() const {
   for (const auto& vault : list_vaults(checkpointer_.vault_directory)) {
     if (vault.job == checkpointer_.job && vault.rank == rank_) remove_vault(vault);

@@ -52,6 +52,10 @@ class Seat {
   TcpRing tcp_;
 };
 
+/// The fastest of the numbers tried, by rank 0's clock; all ranks begin `once` together.
+/// Collective.
+unsigned fastest_together(Seat& seat, const std::function<void(unsigned)>& once, unsigned most);
+
 /// What each rank of bench_reshard() runs. Collective.
 void reshard(Seat& seat, const Options& options,
              const std::function<void(const std::string& line)>& report);

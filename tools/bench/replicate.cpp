@@ -15,20 +15,6 @@ namespace {
 
 using Report = std::function<void(const std::string& line)>;
 
-std::string round_text(int i, int repeat) {
-  return "round " + std::to_string(i + 1) + " of " + std::to_string(repeat);
-}
-
-// The fastest of the numbers tried, by rank 0's clock. Collective.
-unsigned fastest_together(Seat& seat, const std::function<void(unsigned)>& once, unsigned most) {
-  return seat.agree(fastest(
-      [&](unsigned n) {
-        seat.meet();
-        once(n);
-      },
-      most));
-}
-
 // A rank's state: of the CPU, or the twin on a device of what the host changes.
 class State {
  public:
@@ -231,7 +217,11 @@ Result bench_recover(const Options& options, const Progress& progress) {
 }
 
 Result bench_reshard(const Options& options, const Progress& progress) {
-  if (options.from == options.to) throw InvalidArgument("--from and --to are the same number");
+  if (options.from == options.to) {
+    throw InvalidArgument("--from " + std::to_string(options.from) + " --to " +
+                          std::to_string(options.to) +
+                          ": the number of ranks must change; write for example --from 2 --to 1");
+  }
   Options of_all = options;
   of_all.ranks = std::max(options.from, options.to);
   return run_ranks("reshard", of_all, progress);

@@ -39,23 +39,6 @@ Dict part_of(const Options& options, int rank, int world) {
       .as<Dict>();
 }
 
-/// The most bytes, of so many in all, that a rank receives or sends if each new rank sits where the
-/// old rank of its number sat.
-std::uint64_t moved(std::uint64_t bytes, int from, int to) {
-  const auto shared = [&](int old_rank, int new_rank) {
-    const double begin = std::max(old_rank / double(from), new_rank / double(to));
-    const double end = std::min((old_rank + 1) / double(from), (new_rank + 1) / double(to));
-    return std::max(0.0, end - begin);
-  };
-  double most = 0;
-  for (int r = 0; r < std::max(from, to); ++r) {
-    const double stays = r < from && r < to ? shared(r, r) : 0;
-    if (r < to) most = std::max(most, 1.0 / to - stays);
-    if (r < from) most = std::max(most, 1.0 / from - stays);
-  }
-  return static_cast<std::uint64_t>(most * static_cast<double>(bytes));
-}
-
 }  // namespace
 
 void reshard(Seat& seat, const Options& options,
@@ -70,7 +53,6 @@ void reshard(Seat& seat, const Options& options,
   const int rank = seat.rank();
   int jobs = 0;
   Samples forming;
-  std::uint64_t all_bytes = 0;
   const auto once = [&] {
     CheckpointerOptions job = seat.checkpointer();
     job.job += "-" + std::to_string(++jobs);
@@ -96,7 +78,6 @@ void reshard(Seat& seat, const Options& options,
     if (rank < options.to) {
       Dict state = part_of(options, rank, options.to);
       result.bytes = Changes(state, 1).state_bytes();
-      all_bytes = result.bytes * static_cast<std::uint64_t>(options.to);
       std::unique_ptr<Checkpointer> anew;
       forming.add(seconds_of([&] { anew = std::make_unique<Checkpointer>(in_world(options.to)); }));
       Recovered recovered;
@@ -117,24 +98,29 @@ void reshard(Seat& seat, const Options& options,
   report("the limit");
   const bool comes_back = rank < options.to;
   auto memory = std::make_unique<MemoryLimit>(comes_back ? result.bytes : 0);
-  result.limit_threads =
-      seat.agree(comes_back ? fastest([&](unsigned n) { memory->copy(n); }, 16) : 1);
-  // By rank 0, which is in either job: in MiB.
-  const auto agree_on = [&](std::uint64_t bytes) {
-    return std::uint64_t{seat.agree(static_cast<unsigned>(bytes >> 20U))} << 20U;
-  };
-  const std::uint64_t exchanged = agree_on(moved(all_bytes, options.from, options.to));
-  const std::uint64_t of_each = options.to == 1 ? 0 : agree_on(result.bytes);
-  result.limit_connections = seat.agree(fastest([&](unsigned n) {
-    seat.meet();
-    seat.tcp().exchange(exchanged, n);
-  }));
+  result.limit_threads = fastest_together(
+      seat,
+      [&](unsigned n) {
+        if (comes_back) memory->copy(n);
+      },
+      kTried.back());
+  // Of the new ranks, each of which has rank 0's bytes about, all ranks of the ring send the means.
+  // In KiB, by rank 0, which is in either job.
+  const std::uint64_t sent = result.bytes * static_cast<std::uint64_t>(options.to) /
+                             static_cast<std::uint64_t>(seat.ranks());
+  const std::uint64_t replicas =
+      options.to == 1 ? 0 : std::uint64_t{seat.agree(static_cast<unsigned>(sent >> 10U))} << 10U;
+  if (replicas > 0) {
+    result.limit_connections = fastest_together(
+        seat, [&](unsigned n) { seat.tcp().exchange(replicas, n); }, kTried.back());
+  }
   std::map<std::string, Samples> parts;
   for (int i = 0; i < options.repeat; ++i) {
-    report("round " + std::to_string(i + 1) + " of " + std::to_string(options.repeat));
+    report(round_text(i, options.repeat));
     memory.reset();  // the job needs the room
     result.times.add(once());
     memory = std::make_unique<MemoryLimit>(comes_back ? result.bytes : 0);
+    if (comes_back) memory->copy(result.limit_threads);  // not measured: it is fresh memory
     seat.meet();
     const double copy = seconds_of([&] {
       if (comes_back) memory->copy(result.limit_threads);
@@ -143,18 +129,15 @@ void reshard(Seat& seat, const Options& options,
     const double digest = seconds_of([&] {
       if (comes_back) memory->digest(result.limit_threads);
     });
-    seat.meet();
-    const double tcp =
-        seconds_of([&] { seat.tcp().exchange(exchanged, result.limit_connections); });
-    seat.meet();
-    // The new images go to their holders before the step counts.
-    const double replicate =
-        seconds_of([&] { seat.tcp().exchange(of_each, result.limit_connections); });
     parts["limit: copy"].add(copy);
     parts["limit: digest"].add(digest);
-    parts["limit: exchange"].add(tcp);
-    parts["limit: replicas"].add(replicate);
-    result.limit.add(copy + digest + tcp + replicate);
+    result.limit.add(copy + digest);
+    if (replicas == 0) continue;
+    seat.meet();
+    // The new images go to their holders before the step counts.
+    const double tcp = seconds_of([&] { seat.tcp().exchange(replicas, result.limit_connections); });
+    parts["limit: replicas"].add(tcp);
+    result.limit.seconds.back() += tcp;
   }
   for (const auto& [name, samples] : parts) result.parts[name] = samples.median();
   result.parts["forming"] = forming.median();

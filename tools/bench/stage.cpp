@@ -11,10 +11,6 @@ namespace meshstage::tools::bench {
 
 namespace {
 
-std::string round_text(int i, int repeat) {
-  return "round " + std::to_string(i + 1) + " of " + std::to_string(repeat);
-}
-
 // What a kernel copies that its device's memory binds.
 constexpr std::uint64_t kKernelBytes = std::uint64_t{64} << 20U;
 
