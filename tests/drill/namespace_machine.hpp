@@ -1,8 +1,10 @@
 // Whether this machine can have hosts that are namespaces.
 #pragma once
+#include <cstdlib>
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "tests/drill/command_run.hpp"
 #include "tests/support/catch.hpp"
@@ -27,12 +29,20 @@ inline const std::optional<std::string>& no_namespaces() {
   return why;
 }
 
+/// MESHSTAGE_TEST_NAMESPACES=must: a machine without them is a failure.
+inline bool must_have_namespaces() {
+  const char* value = std::getenv("MESHSTAGE_TEST_NAMESPACES");
+  return value != nullptr && std::string_view(value) == "must";
+}
+
 }  // namespace drill_runs
 
-/// Ends the test case, which is reported as skipped, where there can be no such hosts.
-#define MESHSTAGE_NEEDS_NAMESPACES()                   \
-  if (drill_runs::no_namespaces()) {                   \
-    WARN("skipped: " << *drill_runs::no_namespaces()); \
-    return;                                            \
-  }                                                    \
+/// Ends the test case where there can be no such hosts. It is reported as skipped, or fails if
+/// MESHSTAGE_TEST_NAMESPACES says that the machine must have them.
+#define MESHSTAGE_NEEDS_NAMESPACES()                                            \
+  if (drill_runs::no_namespaces()) {                                            \
+    if (drill_runs::must_have_namespaces()) FAIL(*drill_runs::no_namespaces()); \
+    WARN("skipped: " << *drill_runs::no_namespaces());                          \
+    return;                                                                     \
+  }                                                                             \
   static_assert(true, "a semicolon follows")
