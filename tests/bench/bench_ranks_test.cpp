@@ -61,7 +61,8 @@ TEST_CASE("a rank that lost its host is brought back by its holder") {
 TEST_CASE("a job goes on with another number of ranks, and only replicas travel in the limit") {
   const TempDirectory directory;
   auto options = small(directory);
-  options.scale = 0.001;  // a rank has less than 1 MiB
+  options.workload = "small";
+  options.scale = 0.01;  // a rank has less than 1 MiB
   for (const auto& [from, to] : {std::pair{2, 1}, std::pair{1, 2}, std::pair{2, 3}}) {
     for (const bool files : {false, true}) {
       INFO(from << " to " << to << (files ? ", with files" : ""));
