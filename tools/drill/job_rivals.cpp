@@ -116,7 +116,7 @@ void Job::end_rival() {
   told.step = rival.step;
   told.at_once = true;
   told.ranks = static_cast<int>(rival.ranks.size());
-  told.refused_ms = static_cast<double>((now_ns() - rival.started_at) / 1000) * 1e-3;
+  told.refused_ms = static_cast<double>(now_ns() - rival.started_at) / 1e6;
   display_.line(fmt::format(
       "  of two starts at the same moment {} got the job, the other was refused in {:.0f} ms",
       name_of_start(), told.refused_ms));
