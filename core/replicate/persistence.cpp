@@ -94,12 +94,17 @@ void Persistence::publish(const ImageInfo& info, std::span<const std::byte> imag
   });
 }
 
+std::vector<PersistedImage> Persistence::files_of(ImageId id, int owner, int world_size) const {
+  auto files = list_names(*fs_, directory_, job_);
+  std::erase_if(files, [&](const PersistedImage& file) {
+    return file.name.id != id || file.name.rank != owner || file.name.world_size != world_size;
+  });
+  return files;
+}
+
 std::shared_ptr<const MappedFile> Persistence::sound_file(ImageId id, int owner,
                                                           int world_size) const {
-  for (const auto& file : list_names(*fs_, directory_, job_)) {
-    if (file.name.id != id || file.name.rank != owner || file.name.world_size != world_size) {
-      continue;
-    }
+  for (const auto& file : files_of(id, owner, world_size)) {
     try {
       return open_proven(*fs_, file, reads_).file;
     } catch (const Error&) {  // a later one may do
@@ -118,11 +123,7 @@ void Persistence::publish_in_recovery(const ImageInfo& info, std::span<const std
 }
 
 bool Persistence::has_file(const ImageIdentity& image) const {
-  const auto files = list_names(*fs_, directory_, job_);
-  return std::any_of(files.begin(), files.end(), [&](const PersistedImage& file) {
-    return file.name.id == image.id && file.name.rank == image.rank &&
-           file.name.world_size == image.world_size;
-  });
+  return !files_of(image.id, image.rank, image.world_size).empty();
 }
 
 bool Persistence::is_shared_by_all() const {

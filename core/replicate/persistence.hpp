@@ -108,6 +108,8 @@ class MESHSTAGE_API Persistence {
                replicate::Reads* reads) const;
   [[nodiscard]] bool holds(const std::filesystem::path& path, const ImageInfo& info,
                            replicate::Reads* reads) const;
+  /// The files of that image, the owner's before the holders'. Reads names only.
+  [[nodiscard]] std::vector<PersistedImage> files_of(ImageId id, int owner, int world_size) const;
   /// The rank that verifies and removes the images that `rank` left in the directory.
   [[nodiscard]] int heir_of(int rank, const std::vector<int>& sharing) const;
 

@@ -27,7 +27,7 @@ namespace {
 
 /// A ChangingJob on hosts with a disk and vaults of their own. Each start seats its ranks anew.
 struct HostsJob : ChangingJob {
-  explicit HostsJob(int hosts) {
+  explicit HostsJob(int hosts) : hosts_(hosts) {
     for (int host = 0; host < hosts; ++host) {
       for (const char* what : {"/disk", "/vault"}) {
         job.disk().make_directories(what + std::to_string(host));
@@ -51,25 +51,41 @@ struct HostsJob : ChangingJob {
     }
     return names;
   }
-  bool no_vaults(int hosts) {
-    for (int host = 0; host < hosts; ++host) {
-      if (!job.disk().list("/vault" + std::to_string(host)).empty()) return false;
+  bool no_vaults() {
+    for (int host = 0; host < hosts_; ++host) {
+      if (!job.disk().list(vaults_of(host)).empty()) return false;
     }
     return true;
   }
+  void lose_memory() {
+    for (int host = 0; host < hosts_; ++host) {
+      for (const auto& name : job.disk().list(vaults_of(host))) {
+        job.disk().unlink(vaults_of(host) + "/" + name);
+      }
+    }
+  }
+  static std::string vaults_of(int host) { return "/vault" + std::to_string(host); }
 
   std::function<int(int rank)> seat = [](int rank) { return rank % 2; };
   std::function<void(ms::CheckpointerOptions&)> adjust = [](ms::CheckpointerOptions&) {};
+
+ private:
+  int hosts_;
 };
 
-/// `world` ranks stage these steps and end without finish(). `to_disk`: each step is on every
-/// rank's disk.
-void leave_steps(HostsJob& job, int world, const std::vector<std::uint64_t>& steps, bool to_disk) {
+/// `world` ranks begin anew, or go on from step `from`, stage these steps and end without finish().
+/// `to_disk`: each step is on every rank's disk.
+void leave_steps(HostsJob& job, int world, const std::vector<std::uint64_t>& steps, bool to_disk,
+                 std::uint64_t from = 0) {
   std::barrier<> all(world);
   job.start(world, [&](ms::CheckpointerOptions o, int rank) {
     ms::Checkpointer ckpt(std::move(o));
     ms::Dict state = state_at(rank, world, 0);
-    (void)ckpt.recover(state);
+    if (from == 0) {
+      (void)ckpt.recover(state);
+    } else {
+      (void)recover_exactly(ckpt, from);
+    }
     for (const auto step : steps) {
       if (to_disk) ckpt.persist_now();
       auto staging = ckpt.stage(state_at(rank, world, step), step);
@@ -77,20 +93,6 @@ void leave_steps(HostsJob& job, int world, const std::vector<std::uint64_t>& ste
       require(staging.outcome().get(by) == ms::Outcome::kComplete, "not complete");
       require(!to_disk || staging.persisted().get(by) == ms::DiskOutcome::kEverywhere, "no file");
     }
-    all.arrive_and_wait();
-  });
-}
-
-/// `world` ranks go on from step `from`, have `to` on every rank's disk, and end without finish().
-void leave_steps_from(HostsJob& job, int world, std::uint64_t from, std::uint64_t to) {
-  std::barrier<> all(world);
-  job.start(world, [&](ms::CheckpointerOptions o, int) {
-    ms::Checkpointer ckpt(std::move(o));
-    (void)recover_exactly(ckpt, from);
-    ckpt.persist_now();
-    auto staging = ckpt.stage(state_at(ckpt.rank(), world, to), to);
-    const auto by = ms::Deadline::after(std::chrono::seconds(20));
-    require(staging.persisted().get(by) == ms::DiskOutcome::kEverywhere, "no file");
     all.arrive_and_wait();
   });
 }
@@ -113,14 +115,7 @@ TEST_CASE("disks of two hosts: 4 ranks, then 3, 6, 2, 8 and 4, each time seated 
   const bool from_disk = GENERATE(true, false);
   INFO((from_disk ? "files" : "memory alone"));
   leave_steps(job, 4, {10}, from_disk);
-  if (from_disk) {
-    for (const int host : {0, 1}) {
-      const auto directory = "/vault" + std::to_string(host);
-      for (const auto& name : job.job.disk().list(directory)) {
-        job.job.disk().unlink(directory + "/" + name);
-      }
-    }
-  }
+  if (from_disk) job.lose_memory();
   std::uint64_t step = 10;
   int before = 4;
   for (const int world : {3, 6, 2, 8, 4}) {
@@ -131,7 +126,7 @@ TEST_CASE("disks of two hosts: 4 ranks, then 3, 6, 2, 8 and 4, each time seated 
     go_on(job, world, step, before);
     step += 10;
     before = world;
-    CHECK(job.no_vaults(2));
+    CHECK(job.no_vaults());
   }
   // Whatever is left of older jobs goes with the next start.
   job.start(4, [&](ms::CheckpointerOptions o, int) {
@@ -229,13 +224,8 @@ TEST_CASE("where no rank reaches a host's disk the newest step that all reach is
       }
     }
   }
-  leave_steps_from(job, 4, 10, 20);
-  for (int host = 0; host < 4; ++host) {
-    const auto directory = "/vault" + std::to_string(host);
-    for (const auto& name : job.job.disk().list(directory)) {
-      job.job.disk().unlink(directory + "/" + name);
-    }
-  }
+  leave_steps(job, 4, {20}, true, 10);
+  job.lose_memory();
   job.seat = [](int) { return 0; };
   go_on(job, 2, 10, 4);
 }
@@ -245,12 +235,7 @@ TEST_CASE("a damaged block on one host's disk is no loss where another host has 
   job.seat = [](int rank) { return rank / 2; };  // each rank's holder is on the other host
   leave_steps(job, 4, {10}, true);
   job.seat = [](int rank) { return rank % 2; };
-  for (const int host : {0, 1}) {
-    const auto directory = "/vault" + std::to_string(host);
-    for (const auto& name : job.job.disk().list(directory)) {
-      job.job.disk().unlink(directory + "/" + name);
-    }
-  }
+  job.lose_memory();
   // Each rank's own file has a wrong byte. Rank 0's is in the table, which its host needs.
   int damaged = 0;
   for (const int host : {0, 1}) {
@@ -277,8 +262,8 @@ TEST_CASE(
   std::mutex mutex;
   std::uint64_t largest = 0;
   for (const int host : {0, 1}) {
-    for (const auto& name : job.job.disk().list("/vault" + std::to_string(host))) {
-      const auto path = "/vault" + std::to_string(host) + "/" + name;
+    for (const auto& name : job.job.disk().list(HostsJob::vaults_of(host))) {
+      const auto path = HostsJob::vaults_of(host) + "/" + name;
       largest = std::max(largest, job.job.disk().stat(path)->size);
     }
   }

@@ -5,8 +5,6 @@
 
 #include <array>
 #include <filesystem>
-#include <fstream>
-#include <map>
 #include <string>
 
 #include <meshstage/core/error/error.hpp>

@@ -11,8 +11,6 @@
 
 namespace {
 
-using drill_runs::clean_run;
-using drill_runs::drill;
 using drill_runs::identical;
 using drill_runs::Outcome;
 using drill_runs::TemporaryDirectory;

@@ -78,7 +78,12 @@ constexpr const char* kDeviceHelp =
     "Where the state lives: cpu, cuda or cuda:1. Staged, sent and recovered are tensors of the "
     "device; between rounds the host changes copies of them. Ranks share the devices";
 
-enum class With : std::uint8_t { kNothing, kDevice, kRanks };  // kRanks: a device, too
+enum class With : std::uint8_t {
+  kNothing,
+  kDevice,
+  kRanks,     // and a device
+  kTwoWorlds  // an old job and a new one
+};
 
 // What the processes that a bench starts are told.
 void add_hidden(CLI::App& command, RankArguments& of_rank) {
@@ -126,58 +131,37 @@ void add_page_locks(CLI::App& bench, const std::string& what, const char* descri
   });
 }
 
-void add_reshard(CLI::App& bench, std::ostream& out) {
-  auto parsed = std::make_shared<Parsed>();
-  auto* command = bench.add_subcommand(
-      "reshard", "Go on with another number of ranks, against copies, digests and raw TCP");
-  auto& options = parsed->options;
-  options.repeat = 3;
-  command
-      ->add_option("--workload", options.workload,
-                   std::string("The whole state, cut over the ranks: ") + bench::kWorkloads)
-      ->capture_default_str();
-  command->add_option("--scale", options.scale, "Fraction of the workload's bytes, 0.0001 to 1")
-      ->check(CLI::Range(0.0001, 1.0))
-      ->capture_default_str();
-  for (const auto& [name, number, of] :
-       {std::tuple{"--from", &options.from, "Ranks of the old job"},
-        std::tuple{"--to", &options.to, "Ranks of the new job"}}) {
-    command->add_option(name, *number, of)
-        ->check(whole_number() & CLI::Range(1, 64))
-        ->capture_default_str();
-  }
-  command->add_flag(
-      "--files", options.files,
-      "The old job wrote the step to disk; without it recover() writes its images there");
-  command->add_option("--threads", options.threads, "Threads that copy; 0: by the processors")
-      ->check(whole_number() & CLI::Range(0, 256))
-      ->capture_default_str();
-  command->add_option("--repeat", options.repeat, "Rounds after the first one")
-      ->check(whole_number() & CLI::Range(1, 1000))
-      ->capture_default_str();
-  command->add_option("--vault", options.vault_directory, "Where host memory is")
-      ->capture_default_str();
-  command->add_option("--dir", options.directory, "Where files go [the temporary directory]");
-  add_hidden(*command, parsed->of_rank);
-  command->add_flag("--json", parsed->json, "One line of JSON");
-  set_example(*command, "meshstage bench reshard --workload gpt2-half --from 2 --to 1 --json");
-  command->callback([parsed, &out] { run("reshard", bench::bench_reshard, *parsed, out); });
-}
-
 void add(CLI::App& bench, const std::string& what, const char* description, Bench measure,
          With with, std::ostream& out) {
   auto parsed = std::make_shared<Parsed>();
   auto* command = bench.add_subcommand(what, description);
   auto& options = parsed->options;
+  const bool worlds = with == With::kTwoWorlds;
+  if (worlds) options.repeat = 3;
   command
-      ->add_option("--workload", options.workload, std::string("The state: ") + bench::kWorkloads)
+      ->add_option("--workload", options.workload,
+                   std::string(worlds ? "The whole state, cut over the ranks: " : "The state: ") +
+                       bench::kWorkloads)
       ->capture_default_str();
   command->add_option("--scale", options.scale, "Fraction of the workload's bytes, 0.0001 to 1")
       ->check(CLI::Range(0.0001, 1.0))
       ->capture_default_str();
-  command->add_option("--changed", options.changed, "Fraction that changes from step to step")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
+  if (worlds) {
+    for (const auto& [name, number, of] :
+         {std::tuple{"--from", &options.from, "Ranks of the old job"},
+          std::tuple{"--to", &options.to, "Ranks of the new job"}}) {
+      command->add_option(name, *number, of)
+          ->check(whole_number() & CLI::Range(1, 64))
+          ->capture_default_str();
+    }
+    command->add_flag(
+        "--files", options.files,
+        "The old job wrote the step to disk; without it recover() writes its images there");
+  } else {
+    command->add_option("--changed", options.changed, "Fraction that changes from step to step")
+        ->check(CLI::Range(0.0, 1.0))
+        ->capture_default_str();
+  }
   command->add_option("--threads", options.threads, "Threads that copy; 0: by the processors")
       ->check(whole_number() & CLI::Range(0, 256))
       ->capture_default_str();
@@ -185,7 +169,7 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
       ->check(whole_number() & CLI::Range(1, 1000))
       ->capture_default_str();
   command->add_option("--dir", options.directory, "Where files go [the temporary directory]");
-  if (with != With::kNothing) {
+  if (with == With::kDevice || with == With::kRanks) {
     command->add_option("--device", options.device, kDeviceHelp)->capture_default_str();
     command->add_flag("--snapshot", options.snapshot,
                       "Copy inside the device first, and let the trainer go on");
@@ -199,12 +183,15 @@ void add(CLI::App& bench, const std::string& what, const char* description, Benc
                      "Connections of a pair of ranks for images; 0: by the processors")
         ->check(whole_number() & CLI::Range(0, 16))
         ->capture_default_str();
+  }
+  if (with == With::kRanks || worlds) {
     command->add_option("--vault", options.vault_directory, "Where host memory is")
         ->capture_default_str();
     add_hidden(*command, parsed->of_rank);
   }
   command->add_flag("--json", parsed->json, "One line of JSON");
-  set_example(*command, "meshstage bench " + what + " --workload gpt2-half --repeat 5 --json");
+  set_example(*command, "meshstage bench " + what + " --workload gpt2-half " +
+                            (worlds ? "--from 2 --to 1" : "--repeat 5") + " --json");
   command->callback([what, measure, parsed, &out] { run(what, measure, *parsed, out); });
 }
 
@@ -220,7 +207,9 @@ void add_bench_command(CLI::App& app, std::ostream& out) {
       bench::bench_replicate, With::kRanks, out);
   add(*command, "recover", "Bring a lost rank's state back from its holder, against raw TCP",
       bench::bench_recover, With::kRanks, out);
-  add_reshard(*command, out);
+  add(*command, "reshard",
+      "Go on with another number of ranks, against copies, digests and raw TCP",
+      bench::bench_reshard, With::kTwoWorlds, out);
   add(*command, "persist", "Publish an image as a file, against one plain write and sync",
       bench::bench_persist, With::kNothing, out);
   add_page_locks(*command, "launch", "Launch kernels while memory is page-locked for a device",

@@ -40,33 +40,25 @@ constexpr const char* kResult = "result ";
 
 std::vector<std::string> arguments_of(const std::string& what, int rank, const Options& options,
                                       const std::filesystem::path& directory) {
-  std::vector<std::string> arguments{"bench",         what,
-                                     "--workload",    options.workload,
-                                     "--scale",       std::to_string(options.scale),
-                                     "--device",      options.device,
-                                     "--ranks",       std::to_string(options.ranks),
-                                     "--changed",     std::to_string(options.changed),
-                                     "--threads",     std::to_string(options.threads),
-                                     "--connections", std::to_string(options.connections),
-                                     "--repeat",      std::to_string(options.repeat),
-                                     "--vault",       options.vault_directory.string(),
-                                     "--rank",        std::to_string(rank),
-                                     "--meet",        directory.string()};
+  std::vector<std::string> arguments{"bench",      what,
+                                     "--workload", options.workload,
+                                     "--scale",    std::to_string(options.scale),
+                                     "--threads",  std::to_string(options.threads),
+                                     "--repeat",   std::to_string(options.repeat),
+                                     "--vault",    options.vault_directory.string(),
+                                     "--rank",     std::to_string(rank),
+                                     "--meet",     directory.string()};
+  const auto add = [&arguments](std::initializer_list<std::string> words) {
+    arguments.insert(arguments.end(), words);
+  };
   if (what == "reshard") {
-    // --ranks follows from these.
-    arguments = {"bench",      what,
-                 "--workload", options.workload,
-                 "--scale",    std::to_string(options.scale),
-                 "--from",     std::to_string(options.from),
-                 "--to",       std::to_string(options.to),
-                 "--threads",  std::to_string(options.threads),
-                 "--repeat",   std::to_string(options.repeat),
-                 "--vault",    options.vault_directory.string(),
-                 "--rank",     std::to_string(rank),
-                 "--meet",     directory.string()};
-    if (options.files) arguments.emplace_back("--files");
+    add({"--from", std::to_string(options.from), "--to", std::to_string(options.to)});
+    if (options.files) add({"--files"});
+    return arguments;
   }
-  if (options.snapshot) arguments.emplace_back("--snapshot");
+  add({"--device", options.device, "--ranks", std::to_string(options.ranks), "--changed",
+       std::to_string(options.changed), "--connections", std::to_string(options.connections)});
+  if (options.snapshot) add({"--snapshot"});
   return arguments;
 }
 

@@ -216,15 +216,23 @@ Result bench_recover(const Options& options, const Progress& progress) {
   return run_ranks("recover", options, progress);
 }
 
+namespace {
+
+/// For reshard, whose processes are ranks of the old job, the new one, or both.
+Options with_ranks_of_both(Options options) {
+  options.ranks = std::max(options.from, options.to);
+  return options;
+}
+
+}  // namespace
+
 Result bench_reshard(const Options& options, const Progress& progress) {
   if (options.from == options.to) {
     throw InvalidArgument("--from " + std::to_string(options.from) + " --to " +
                           std::to_string(options.to) +
                           ": the number of ranks must change; write for example --from 2 --to 1");
   }
-  Options of_all = options;
-  of_all.ranks = std::max(options.from, options.to);
-  return run_ranks("reshard", of_all, progress);
+  return run_ranks("reshard", with_ranks_of_both(options), progress);
 }
 
 void run_rank(const std::string& what, int rank, int report, const std::filesystem::path& directory,
@@ -233,10 +241,9 @@ void run_rank(const std::string& what, int rank, int report, const std::filesyst
     ::dprintf(report, "%s\n", line.c_str());  // a parent that went away ends this process
   };
   if (what == "reshard") {
-    Options of_all = options;
-    of_all.ranks = std::max(options.from, options.to);
-    Seat seat(rank, directory, of_all);
-    return reshard(seat, of_all, write_line);
+    const Options of_both = with_ranks_of_both(options);
+    Seat seat(rank, directory, of_both);
+    return reshard(seat, of_both, write_line);
   }
   Seat seat(rank, directory, options);
   if (what == "replicate") {

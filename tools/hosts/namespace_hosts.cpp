@@ -81,7 +81,7 @@ Descriptor own_pid_namespace() {
 }  // namespace
 
 struct NamespaceHosts::Host {
-  std::unique_ptr<Script> first;  // its processes 1; null: not booted
+  std::unique_ptr<Script> first;  // Its process 1; null: not booted.
   Descriptor pid_namespace;
 };
 

@@ -71,8 +71,9 @@ class NamespaceHosts {
   [[nodiscard]] Entry entry(int host) const;
   /// The host's /dev/shm, as this process sees it, until the host is lost.
   [[nodiscard]] std::filesystem::path shared_memory(int host) const;
-  /// The host loses power: all its processes die, and its memory is gone. It boots again, with its
-  /// name and its address. Throws IoError.
+  /// The host loses power: its memory is gone, none of its processes reaches the network any more,
+  /// and the kernel ends them soon after. It boots again, with its name and its address. Throws
+  /// IoError.
   void lose(int host);
 
  private:

@@ -41,12 +41,6 @@ Script::Script(std::vector<std::string> words) {
   output_ = std::move(out.read);
 }
 
-Script::Script(Script&& other) noexcept
-    : pid_(std::exchange(other.pid_, -1)),
-      input_(std::move(other.input_)),
-      output_(std::move(other.output_)),
-      text_(std::move(other.text_)) {}
-
 Script::~Script() { end(); }
 
 bool Script::is_ready(std::chrono::milliseconds within) {

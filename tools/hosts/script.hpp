@@ -16,8 +16,8 @@ class Script {
   /// Starts `words`; the first is sought in the directories of system programs, too. Throws
   /// IoError.
   explicit Script(std::vector<std::string> words);
-  Script(Script&&) noexcept;
-  Script& operator=(Script&&) = delete;
+  Script(const Script&) = delete;
+  Script& operator=(const Script&) = delete;
   /// end()
   ~Script();
 
