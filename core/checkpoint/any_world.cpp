@@ -318,8 +318,8 @@ std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
   }
   if (!taken) return std::nullopt;
   try {
-    taken->assembly.write();
-  } catch (...) {  // a user's node: the others must not wait for this rank
+    taken->assembly.write(options.streams, Deadline::after(options.forming_deadline));
+  } catch (...) {  // a user's node, or a device: the others must not wait for this rank
     job.agent.end_generation(rank + " could not write its state");
     throw;
   }

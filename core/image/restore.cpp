@@ -3,7 +3,7 @@
 #include <unordered_set>
 
 #include <meshstage/core/image/image.hpp>
-#include <meshstage/core/image/restore_copies_impl.hpp>
+#include <meshstage/core/image/restore_copies.hpp>
 #include <meshstage/core/tensor/device_memory.hpp>
 #include <meshstage/core/tree/tree_storages.hpp>
 #include <meshstage/core/tree/walk.hpp>

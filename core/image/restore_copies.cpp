@@ -1,4 +1,4 @@
-#include <meshstage/core/image/restore_copies_impl.hpp>
+#include <meshstage/core/image/restore_copies.hpp>
 
 #include <algorithm>
 #include <exception>

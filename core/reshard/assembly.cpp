@@ -10,6 +10,7 @@
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/reshard/assembly_impl.hpp>
 #include <meshstage/core/reshard/assembly_parts.hpp>
+#include <meshstage/core/reshard/device_writes_impl.hpp>
 #include <meshstage/core/reshard/index_impl.hpp>
 #include <meshstage/core/reshard/plain_impl.hpp>
 #include <meshstage/core/tree/compare.hpp>
@@ -59,17 +60,20 @@ class Planner {
  private:
   [[nodiscard]] const std::string& path() const { return walk_.path().text(); }
 
-  const std::vector<OldValue>& take() {
+  /// Null: no old rank has a value that each rank has for itself, so this rank keeps what it has.
+  const std::vector<OldValue>* take() {
     const auto* found = index_.take(path());
-    if (found == nullptr) {
+    if (found == nullptr && plain().kind != PlainKind::kPerRank) {
       throw mismatch(path(), "no rank of the old job, of " + std::to_string(index_.ranks()) +
                                  " ranks, has it");
     }
-    return *found;
+    return found;
   }
 
   void visit(Value& place) {
-    const auto& old = take();
+    const auto* const there = take();
+    if (there == nullptr) return;
+    const auto& old = *there;
     if (place.is_scalar()) {
       if (auto value = plain().scalar(old)) plan_.scalars.push_back({&place, std::move(*value)});
       return;
@@ -91,11 +95,11 @@ class Planner {
       }
       return;
     }
-    for (const OldValue& there : old) {
-      if (there.value.kind() != place.kind()) {
+    for (const OldValue& other : old) {
+      if (other.value.kind() != place.kind()) {
         throw mismatch(path(), "it is a " + place.describe() + " here, and " +
-                                   there.value.describe() + " at rank " +
-                                   std::to_string(there.rank) + " of the old job");
+                                   other.value.describe() + " at rank " +
+                                   std::to_string(other.rank) + " of the old job");
       }
     }
     const void* identity = detail::container_identity(place);
@@ -232,12 +236,6 @@ class Planner {
     }
     for (const TensorBox& box : mine.boxes) {
       if (box.tensor.numel() == 0) continue;
-      if (!box.tensor.device().is_cpu()) {
-        throw make_error<InvalidState>(
-            walk_.path().shown() + " is on " + to_string(box.tensor.device()) +
-                "; the states of another number of ranks are put together in CPU memory only",
-            {}, {}, path());
-      }
       BoxTarget& target = plan_.targets.emplace_back(
           BoxTarget{path(), box.tensor, {box.tensor.shape(), box.offset}, {}});
       cover(target, *source);
@@ -370,8 +368,10 @@ std::uint64_t Assembly::bytes() const noexcept {
   return bytes;
 }
 
-void Assembly::write() {
+void Assembly::write(std::span<const TrainerStream> streams, Deadline deadline) {
+  detail::write_to_devices(plan_->targets, streams, deadline);
   for (const BoxTarget& target : plan_->targets) {
+    if (!target.tensor.device().is_cpu()) continue;
     for (const auto& [part, from] : target.copies) {
       view_of(target.tensor, target.box, part).copy_from(from);
     }

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/device/runtime.hpp>
 #include <meshstage/core/error/export.hpp>
 #include <meshstage/core/tree/boxes.hpp>
 #include <meshstage/core/tree/value.hpp>
@@ -24,7 +26,7 @@ struct AssemblyParts;
 enum class PlainKind : std::uint8_t {
   kSame,     ///< Every rank has the same bytes. Other bytes are refused.
   kFirst,    ///< Every rank takes the value of the first old rank that has one.
-  kPerRank,  ///< Rank r takes rank r's value. A rank that the old job lacked keeps its own.
+  kPerRank,  ///< Rank r takes rank r's value. A rank keeps its own where the old job had none.
   kSummed,   ///< Rank 0 takes the sum over all ranks, the other ranks take 0.
 };
 
@@ -57,8 +59,8 @@ class MESHSTAGE_API Assembly {
   /// - plain values that differ although their kind is kSame;
   /// - a type that has no reader and differs;
   /// - tensors that share memory in `state` and had other bytes in the old job.
-  /// Throws InvalidState for memory that cannot be written or is not the CPU's, and CorruptData as
-  /// the readers do.
+  /// Throws InvalidState for memory that cannot be written, or that no driver knows, and
+  /// CorruptData as the readers do.
   [[nodiscard]] static Assembly plan(std::span<const Value> old, Value state, int rank,
                                      int world_size, const ReshardOptions& options);
   /// The same out of files: reads only what this rank needs, and for kSame its share of the copies
@@ -78,8 +80,12 @@ class MESHSTAGE_API Assembly {
   [[nodiscard]] std::uint64_t bytes() const noexcept;
 
   /// Writes the values into the state, in place. A node that cannot be changed in place is
-  /// replaced.
-  void write();
+  /// replaced. Tensors on devices are written behind the work that the trainer has issued on
+  /// `streams` before the call (a device that has none there: on its legacy default stream), and
+  /// are written when the call returns; that takes up to 64 MiB of host memory. Throws InvalidState
+  /// for a stream that is being captured, before it writes anything. A later error of a device is
+  /// InvalidState, or Timeout at `deadline`, and says that the tensors are unusable.
+  void write(std::span<const TrainerStream> streams = {}, Deadline deadline = Deadline::never());
 
  private:
   explicit Assembly(std::unique_ptr<detail::AssemblyPlan> plan);

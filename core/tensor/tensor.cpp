@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include <meshstage/core/tensor/strided_impl.hpp>
+#include <meshstage/core/tensor/strided.hpp>
 #include <meshstage/core/tensor/tensor.hpp>
 
 namespace meshstage {
