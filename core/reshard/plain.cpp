@@ -80,7 +80,8 @@ void PlainRule::differ(const OldValue& a, const OldValue& b) const {
   what += b.value.describe() + " at rank " + std::to_string(b.rank);
   throw mismatch(path, "the ranks of the old job differ (" + what +
                            "), and nothing says what that means for another number of ranks: let "
-                           "ReshardOptions::plain call it kFirst, kPerRank or kSummed");
+                           "ReshardOptions::plain (Python: any_world) call it kFirst, kPerRank or "
+                           "kSummed (\"first\", \"per rank\", \"summed\")");
 }
 
 const OldValue* PlainRule::of_this_rank(const std::vector<OldValue>& old) const {

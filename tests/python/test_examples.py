@@ -148,6 +148,22 @@ def test_a_killed_rank_changes_no_bits(tmp_path, example, launcher):
     assert run(launcher, example, tmp_path / "killed", KILL_AT) == undisturbed
 
 
+def test_the_example_goes_on_with_another_number_of_ranks(tmp_path):
+    job = f"example-{os.getpid()}-any-world"
+    printed = []
+    for ranks, count in ((2, 30), (3, 60)):
+        launcher = start("meshstage run", Example(EXAMPLES / "fsdp2.py", ranks), job, tmp_path, str(count))
+        try:
+            printed.append(launcher.communicate(timeout=200)[0])
+        finally:
+            end(launcher, job)
+            launcher.wait()
+        assert launcher.returncode == 0, printed[-1]
+    assert "step 0:" in printed[0] and "step 20:" in printed[0], printed[0]
+    assert re.findall(r"step (\d+):", printed[1]) == ["30", "40", "50"], printed[1]
+    assert len(set(re.findall(r"rank (\d): [0-9a-f]{64}", printed[1]))) == 3, printed[1]
+
+
 SLOW = """
 import os, time
 print("rank", os.environ["RANK"], "runs", flush=True)

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class Recovered:
     source: str  #: "nothing", "own memory", "holder memory", "disk"
     from_rank: int  #: whose memory or disk
     generation: int  #: in which training goes on; a run's first one is some large number
+    old_world_size: int = 0  #: not 0: another number of ranks staged the step (``any_world``)
 
 
 class Staging:
@@ -90,6 +91,14 @@ class Checkpointer:
     lines of JSON, ``m.prom`` is Prometheus' text; rank 3 writes ``m.r3.prom``. ``log(warning,
     text)`` gets each line, on a thread of Python's own; without it the logger "meshstage" does.
 
+    ``any_world=True`` lets the job come back with another number of ranks, from its files in
+    ``directory``: DTensors get their parts of the whole, whatever their meshes and placements; plain
+    arrays and numbers must be the same on all ranks. A dict says which are not, by their paths (as
+    errors show them) or by those of what they are in: ``{"loader": "per rank", "seen": "summed"}``.
+    "per rank": rank r has rank r's value, and a new rank keeps its own; "summed": rank 0 has the
+    sum, the others 0; "first": all have the first rank's; "same": the default. What
+    ``meshstage.torch.state(rng=True)`` adds is per rank.
+
     Leaving the ``with`` block by its end calls ``finish()``, if ``recover`` was called; by an
     exception, ``close()``: the vault stays for the next start. In a forked child every call raises
     InvalidState. Threads: one caller. A call that a signal handler ends by an exception goes on in
@@ -115,6 +124,7 @@ class Checkpointer:
         verify_source: bool = False,
         connections: int = 0,
         recovery_connections: int = 0,
+        any_world: bool | Mapping[str, str] = False,
         rank: int | None = None,
         world_size: int | None = None,
         log: Callable[[bool, str], None] = _default_log,
@@ -148,6 +158,7 @@ class Checkpointer:
                 verify_source=verify_source,
                 connections=connections,
                 recovery_connections=recovery_connections,
+                any_world=_kinds(any_world),
                 rank=rank,
                 world_size=world_size,
             )
@@ -165,7 +176,8 @@ class Checkpointer:
         arrays in place, scalars into its dicts and lists. Where there is none, ``state`` is staged
         as step 0. Raises StructureMismatch (nothing was touched), Unrecoverable, RejoinNeeded."""
         tree = _tree_of(state)
-        got = Recovered(*self._get().recover(tree, _foreign()))
+        kinds = state.plain_kinds() if hasattr(state, "plain_kinds") else {}
+        got = Recovered(*self._get().recover(tree, _foreign(), kinds))
         if tree is not state:
             state.write(tree)
         self._begun = True
@@ -268,6 +280,13 @@ class Checkpointer:
         self._queue.close()
         if self._logs.is_alive() and self._logs is not threading.current_thread():
             self._logs.join()
+
+
+def _kinds(any_world: bool | Mapping[str, str]) -> dict[str, str] | None:
+    """By path; None where the number of ranks stays."""
+    if isinstance(any_world, bool):
+        return {} if any_world else None
+    return dict(any_world)
 
 
 def _closed() -> Exception:

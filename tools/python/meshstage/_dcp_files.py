@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from meshstage._dcp_boxes import check_boxes, volume
 from meshstage.errors import InvalidArgument
-from meshstage.torch._tree import DTYPES
+from meshstage.torch._dtypes import DTYPES
 
 METADATA = "metadata.json"
 THEIR_METADATA = ".metadata"  # of PyTorch's own writer

@@ -1,5 +1,6 @@
 #include "checkpointer.hpp"
 
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -17,6 +18,7 @@
 #include <meshstage/core/checkpoint/checkpointer.hpp>
 #include <meshstage/core/comm/collectives.hpp>
 
+#include "any_world.hpp"
 #include "caller.hpp"
 #include "cuda.hpp"
 #include "log_queue.hpp"
@@ -148,7 +150,11 @@ class PythonCheckpointer {
   }
 
  public:
-  PythonCheckpointer(CheckpointerOptions options, const std::shared_ptr<LogQueue>& log) {
+  /// `kinds`: of plain values where the job may have another number of ranks, or null.
+  PythonCheckpointer(CheckpointerOptions options, const std::shared_ptr<LogQueue>& log,
+                     std::shared_ptr<PlainKinds> kinds)
+      : kinds_(std::move(kinds)) {
+    if (kinds_) options.any_world = any_world_options(kinds_);
     options.log = [log](const LogLine& line) { log->push(line); };
     caller_->call([inner = inner_, options = std::move(options)]() mutable {
       inner->ckpt.emplace(std::move(options));
@@ -162,17 +168,20 @@ class PythonCheckpointer {
     inner_.reset();
   }
 
-  nb::tuple recover(nb::handle state, nb::handle foreign) {
+  nb::tuple recover(nb::handle state, nb::handle foreign, KindNames of_state) {
     check_here();
     release_all();
     const Value value = read_tree(state, foreign);
     const Dict* dict = value.get_if<Dict>();
     if (dict == nullptr) throw InvalidArgument("the state is not a dict");
     const Recovered got = caller_->call(
-        [inner = inner_, into = *dict]() mutable { return inner->get().recover(into); });
+        [inner = inner_, into = *dict, kinds = kinds_, of_state = std::move(of_state)]() mutable {
+          if (kinds) kinds->set_of_state(of_state);
+          return inner->get().recover(into);
+        });
     static_cast<void>(write_tree(state, value));  // a dict, in place
     return nb::make_tuple(got.step, std::string(to_string(got.source)).c_str(), got.from_rank,
-                          got.generation);
+                          got.generation, got.old_world_size);
   }
   PythonStaging stage(nb::handle state, std::uint64_t step, nb::handle foreign) {
     check_here();
@@ -285,6 +294,7 @@ class PythonCheckpointer {
   }
 
   const ProcessOrigin origin_;
+  std::shared_ptr<PlainKinds> kinds_;
   std::shared_ptr<Inner> inner_ = std::make_shared<Inner>();
   std::unique_ptr<Caller, EndIdle> caller_{new Caller};
 };
@@ -337,8 +347,8 @@ void bind_checkpointer(nb::module_& module) {
              std::uint64_t block_bytes, const std::string& when_busy,
              std::vector<std::vector<int>> holders, std::string store, const std::string& trace,
              const std::string& metrics, bool verify_source, unsigned connections,
-             unsigned recovery_connections, std::optional<int> rank,
-             std::optional<int> world_size) {
+             unsigned recovery_connections, const std::optional<KindNames>& any_world,
+             std::optional<int> rank, std::optional<int> world_size) {
             release_all();
             CheckpointerOptions options;
             options.job = std::move(job);
@@ -358,15 +368,18 @@ void bind_checkpointer(nb::module_& module) {
             options.connections = connections;
             options.recovery_connections = recovery_connections;
             options.environment = environment_of(rank, world_size);
-            new (self) PythonCheckpointer(std::move(options), log.queue);
+            new (self)
+                PythonCheckpointer(std::move(options), log.queue,
+                                   any_world ? std::make_shared<PlainKinds>(*any_world) : nullptr);
           },
           nb::arg("log"), nb::kw_only(), nb::arg("job"), nb::arg("directory"),
           nb::arg("vault_directory"), nb::arg("deadline"), nb::arg("forming_deadline"),
           nb::arg("persist_every"), nb::arg("keep"), nb::arg("block_bytes"), nb::arg("when_busy"),
           nb::arg("holders"), nb::arg("store"), nb::arg("trace"), nb::arg("metrics"),
           nb::arg("verify_source"), nb::arg("connections"), nb::arg("recovery_connections"),
-          nb::arg("rank").none(), nb::arg("world_size").none())
-      .def("recover", &PythonCheckpointer::recover, nb::arg("state"), nb::arg("foreign").none())
+          nb::arg("any_world").none(), nb::arg("rank").none(), nb::arg("world_size").none())
+      .def("recover", &PythonCheckpointer::recover, nb::arg("state"), nb::arg("foreign").none(),
+           nb::arg("kinds"))
       .def("stage", &PythonCheckpointer::stage, nb::arg("state"), nb::arg("step"),
            nb::arg("foreign").none())
       .def("rejoin", &PythonCheckpointer::rejoin)

@@ -5,6 +5,7 @@
 #include "checkpointer.hpp"
 #include "cuda.hpp"
 #include "digest.hpp"
+#include "dtensor.hpp"
 #include "errors.hpp"
 #include "stager.hpp"
 #include "tree.hpp"
@@ -16,5 +17,6 @@ NB_MODULE(_meshstage, module) {
   bind_digest(module);
   bind_stager(module);
   bind_tree(module);
+  bind_dtensor(module);
   bind_checkpointer(module);
 }

@@ -15,6 +15,7 @@
 #include <meshstage/core/tensor/dlpack.hpp>
 
 #include "cuda.hpp"
+#include "dtensor.hpp"
 #include "released.hpp"
 
 namespace nb = nanobind;
@@ -111,6 +112,11 @@ class Reader {
     if (PyUnicode_Check(x.ptr())) return nb::cast<std::string>(x);
     if (PyBytes_Check(x.ptr())) return bytes(x);
     if (nb::isinstance<Tensor>(x)) return tensor(nb::cast<const Tensor&>(x), place);
+    if (nb::isinstance<PlacedTensor>(x)) {
+      const auto& placed = nb::cast<const PlacedTensor&>(x);
+      static_cast<void>(tensor(placed.local(), place));
+      return placed.node;
+    }
     const auto known = containers_.find(x.ptr());
     if (known != containers_.end()) return container(known->second, place);
     if (PyDict_Check(x.ptr())) return dict(x, place);

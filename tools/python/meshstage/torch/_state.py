@@ -70,6 +70,10 @@ class State:
             for i, generator in tree.get("cuda_rng", {}).items():
                 torch.cuda.set_rng_state(generator, i)
 
+    def plain_kinds(self) -> dict[str, str]:
+        """What of read() each rank has for itself (see Checkpointer's ``any_world``)."""
+        return {"rng": "per rank", "cuda_rng": "per rank"} if self._rng else {}
+
     def __getitem__(self, name: str) -> Any:
         return self._parts[name]
 

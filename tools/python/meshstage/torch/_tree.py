@@ -8,14 +8,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from meshstage import _meshstage
 from meshstage.errors import InvalidArgument
 from meshstage.torch import _cuda
-
-DTYPES = {
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16",
-    torch.int16: "I16", torch.uint32: "U32", torch.int32: "I32", torch.uint64: "U64",
-    torch.int64: "I64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
-    torch.complex64: "C64", torch.complex128: "C128",
-}  # fmt: skip
+from meshstage.torch._dtensor import layout_of
+from meshstage.torch._dtypes import DTYPES
 
 
 class StandIns:
@@ -31,6 +25,9 @@ class StandIns:
         if not isinstance(value, torch.Tensor):
             return NotImplemented
         if is_traceable_wrapper_subclass(value):
+            placed = self._placed(value)
+            if placed is not None:
+                return placed
             names, _ = value.__tensor_flatten__()
             parts = {name: getattr(value, name) for name in names}
             return {name: part for name, part in parts.items() if isinstance(part, torch.Tensor)}
@@ -60,6 +57,19 @@ class StandIns:
             value.stride(),
             value.storage_offset(),
         )
+
+    def _placed(self, value: torch.Tensor) -> Any:
+        """A DTensor with what is known of its mesh; None for other wrappers."""
+        layout = layout_of(value)
+        if layout is None:
+            return None
+        local = self(value._local_tensor)
+        if not isinstance(local, _meshstage.Tensor):
+            return None  # a wrapper, too
+        try:
+            return layout.of(local)
+        except InvalidArgument:  # its owner has cut it otherwise than the placements say
+            return None
 
     def _storage(self, storage: torch.UntypedStorage) -> Any:
         known = self._storages.get(storage._cdata)

@@ -1,0 +1,92 @@
+"""How torch's DTensors lie on their meshes: what a job of another number of ranks has to know."""
+
+import re
+import sys
+import weakref
+from typing import Any
+
+from meshstage import _meshstage
+from meshstage.errors import InvalidArgument
+from meshstage.torch._dtypes import DTYPES
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_REDUCTIONS = ("sum", "avg", "product", "min", "max")
+_layouts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by mesh
+
+
+def layout_of(value: Any) -> Any:
+    """None for what is no DTensor; for one that no layout describes (placements that only torch
+    knows, a mesh without this rank), so that its local tensor alone is staged; and for a dtype that
+    is refused."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None or not isinstance(value, module.DTensor):
+        return None
+    mesh = value.device_mesh
+    known = _layouts.get(mesh)
+    if known is None:
+        known = _layouts[mesh] = {}
+    key = (mesh.get_rank(), value.placements, value.shape, value.dtype)
+    if key not in known:
+        known[key] = _made(mesh, *key)
+    return known[key]
+
+
+def _made(mesh, rank, placements, shape, dtype):
+    if mesh.get_coordinate() is None or dtype not in DTYPES:
+        return None
+    order = _order(mesh, placements)
+    if order is None:
+        return None
+    names = mesh.mesh_dim_names or ()
+    if not all(map(_NAME.fullmatch, names)):
+        names = ()
+    try:
+        return _meshstage.DTensorLayout(
+            ranks=mesh.mesh.permute(order).flatten().tolist(),
+            mesh_shape=[mesh.size(d) for d in order],
+            mesh_names=[names[d] for d in order] if names else [],
+            placements=",".join(_text(placements[d]) for d in order),
+            dtype=DTYPES[dtype],
+            shape=list(shape),
+            rank=rank,
+        )
+    except (InvalidArgument, _Unknown):
+        return None
+
+
+class _Unknown(Exception):
+    """A placement that only torch knows."""
+
+
+def _order(mesh, placements) -> list[int] | None:
+    """The mesh's dimensions in the order in which they cut the tensor: FSDP2 on tensors that TP has
+    cut calls its own a strided shard, and cuts after the dimensions on its right."""
+    strided = [d for d, placement in enumerate(placements) if _is_strided(placement)]
+    if len(strided) > 1:
+        return None
+    for d in strided:
+        right = [
+            other for other in range(d + 1, len(placements))
+            if placements[other].is_shard(placements[d].dim)
+        ]  # fmt: skip
+        pieces = 1
+        for other in right:
+            pieces *= mesh.size(other)
+        if pieces != placements[d].split_factor:
+            return None
+    return [d for d in range(len(placements)) if d not in strided] + strided
+
+
+def _is_strided(placement) -> bool:
+    return type(placement).__name__ == "_StridedShard"
+
+
+def _text(placement) -> str:
+    name = type(placement).__name__
+    if name == "Replicate":
+        return "R"
+    if name in ("Shard", "_StridedShard"):
+        return f"S({placement.dim})"
+    if name == "Partial" and placement.reduce_op in _REDUCTIONS:
+        return f"P({placement.reduce_op})"
+    raise _Unknown

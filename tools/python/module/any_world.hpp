@@ -1,0 +1,29 @@
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+
+#include <meshstage/core/reshard/assembly.hpp>
+
+namespace meshstage::python {
+
+/// "same", "first", "per rank" or "summed", by the path of a value or of what it is in.
+using KindNames = std::map<std::string, std::string>;
+
+/// The kinds of plain values. A path's own kind counts, or else that of the nearest of what it is
+/// in; the user's before the state's. Threads: recover() reads them on the thread that set them.
+class PlainKinds {
+ public:
+  /// Throws InvalidArgument for a kind that there is not.
+  explicit PlainKinds(const KindNames& of_user);
+  void set_of_state(const KindNames& of_state);
+  [[nodiscard]] PlainKind of(const std::string& path) const;
+
+ private:
+  std::map<std::string, PlainKind> of_user_, of_state_;
+};
+
+/// For jobs of any number of ranks, whose tensors may lie on meshes.
+[[nodiscard]] ReshardOptions any_world_options(std::shared_ptr<const PlainKinds> kinds);
+
+}  // namespace meshstage::python
