@@ -319,7 +319,10 @@ std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
   if (!taken) return std::nullopt;
   try {
     taken->assembly.write(options.streams, Deadline::after(options.forming_deadline));
-  } catch (...) {  // a user's node, or a device: the others must not wait for this rank
+  } catch (const std::exception& e) {  // a device, or a user's node: the others would wait
+    job.agent.end_generation(rank + " could not write its state: " + e.what());
+    throw;
+  } catch (...) {
     job.agent.end_generation(rank + " could not write its state");
     throw;
   }

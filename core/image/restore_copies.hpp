@@ -9,7 +9,7 @@
 
 namespace meshstage::detail {
 
-/// Bytes of an image, and the storage of the same size into which they are copied.
+/// Bytes of the host's, and the storage of the same size into which they are copied.
 struct RestoreCopy {
   Storage to;
   std::span<const std::byte> from;

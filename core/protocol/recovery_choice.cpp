@@ -100,13 +100,13 @@ Failure other_world(const Turn& turn, int owner, const OldStep& step) {
                  " ranks, this job has " + std::to_string(turn.config().world_size) + "; ";
   failure.why +=
       turn.config().any_world
-          ? "CheckpointerOptions::any_world needs a step with every rank's image in the memory "
+          ? "any_world needs a step with every rank's image in the memory "
             "of this job's ranks, or in files that they reach, and there is none: " +
                 turn.s.recovery.unpublished +
                 "; start with the old number of ranks and call finish(), or persist a step" +
                 (turn.s.recovery.damage.empty() ? "" : "; damaged: " + turn.s.recovery.damage)
           : "use the same number of ranks, or another job id, or set "
-            "CheckpointerOptions::any_world to go on from the old files";
+            "CheckpointerOptions::any_world (Python: any_world=True) to go on from the old files";
   return failure;
 }
 

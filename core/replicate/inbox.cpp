@@ -21,6 +21,17 @@ ErrorKind kind_of(const std::exception_ptr& error) {
   }
 }
 
+/// To be thrown again with its kind, of which text_of() has the words already.
+std::string message_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& e) {
+    return e.message();
+  } catch (...) {
+    return text_of(error);
+  }
+}
+
 transfer::Shape shape_of(const std::vector<ImageRange>& ranges, std::uint64_t block_bytes) {
   transfer::Shape shape;
   for (const auto& range : ranges) shape.image_bytes += range.bytes;
@@ -166,7 +177,7 @@ void Inbox::fetch(const protocol::Fetch& action, std::optional<Verifier::Here> h
           if (error) {
             refused_.insert(from.owner);
             if (from.at != engine_.rank) take_starts(from.at);
-            engine_.feed(protocol::FetchFailed{from.owner, kind_of(error), text_of(error)});
+            engine_.feed(protocol::FetchFailed{from.owner, kind_of(error), message_of(error)});
             return;
           }
           refused_.erase(from.owner);
@@ -351,7 +362,7 @@ void Inbox::seal_if_proven(Incoming& in) {
                lease = std::make_shared<WriteLease>(std::move(in.lease)), ticket] {
     const auto error = seal_image(*lease, info);
     engine_.to_loop(ticket, [this, owner, id, error] {
-      if (error) return not_arrived(owner, id, kind_of(error), text_of(error));
+      if (error) return not_arrived(owner, id, kind_of(error), message_of(error));
       sealed(owner, id);
     });
   });

@@ -292,7 +292,7 @@ std::shared_ptr<const ReadLease> Trainer::compare(const RecoverCommand& command,
     if (answer.mismatch.empty()) require_writable(state);
     engine_.post(std::move(answer));
   } catch (const Error& e) {  // the other ranks wait for this one, so they get the error, too
-    engine_.post(protocol::FetchFailed{engine_.rank, e.kind(), e.what()});
+    engine_.post(protocol::FetchFailed{engine_.rank, e.kind(), e.message()});
   } catch (...) {  // from a user's node, or no memory
     engine_.post(protocol::FetchFailed{engine_.rank, ErrorKind::kInvalidState,
                                        text_of(std::current_exception())});

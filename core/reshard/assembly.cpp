@@ -2,6 +2,8 @@
 
 #include <map>
 #include <optional>
+#include <set>
+#include <tuple>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -60,20 +62,57 @@ class Planner {
  private:
   [[nodiscard]] const std::string& path() const { return walk_.path().text(); }
 
-  /// Null: no old rank has a value that each rank has for itself, so this rank keeps what it has.
+  /// Null: a rank that the old job lacked keeps what each rank has for itself.
   const std::vector<OldValue>* take() {
     const auto* found = index_.take(path());
-    if (found == nullptr && plain().kind != PlainKind::kPerRank) {
+    if (found == nullptr && (!is_own() || rank_.rank < index_.ranks())) {
       throw mismatch(path(), "no rank of the old job, of " + std::to_string(index_.ranks()) +
                                  " ranks, has it");
     }
     return found;
   }
 
+  /// Whether each rank has the value at the path for itself.
+  [[nodiscard]] bool is_own() const { return plain().kind == PlainKind::kPerRank; }
+
+  [[nodiscard]] bool lies_on_mesh(const Value& value) const {
+    const auto* node = value.get_if<NodePtr>();
+    return node != nullptr && options_.readers.contains((*node)->type_name());
+  }
+
+  /// What this rank goes on from of values that each rank has for itself: nothing, or one.
+  std::vector<OldValue> own_of(const std::vector<OldValue>& old, const Value& place) {
+    const OldValue* const before = plain().of_this_rank(old);
+    if (before == nullptr) {
+      index_.pass_below(path());
+      return {};
+    }
+    const auto difference = compare(before->value, place,
+                                    {.values = false,
+                                     .layout = false,
+                                     .device = false,
+                                     .attributes = false,
+                                     .sharing = false,
+                                     .key_order = false});
+    if (difference) {
+      const std::string below = difference->path.empty() ? "" : "." + difference->path;
+      throw mismatch(path() + below,
+                     "each rank has it for itself: " +
+                         difference->describe(
+                             "at rank " + std::to_string(rank_.rank) + " of the old job", "here"));
+    }
+    return {*before};
+  }
+
   void visit(Value& place) {
     const auto* const there = take();
     if (there == nullptr) return;
-    const auto& old = *there;
+    std::vector<OldValue> own;
+    if (is_own() && !lies_on_mesh(place)) {
+      own = own_of(*there, place);
+      if (own.empty()) return;
+    }
+    const auto& old = own.empty() ? *there : own;
     if (place.is_scalar()) {
       if (auto value = plain().scalar(old)) plan_.scalars.push_back({&place, std::move(*value)});
       return;
@@ -88,7 +127,7 @@ class Planner {
       return;
     }
     if (const auto* node = place.get_if<NodePtr>()) {
-      if (options_.readers.contains((*node)->type_name())) {
+      if (lies_on_mesh(place)) {
         place_tensor(read(**node, "this rank's"), old);
       } else {
         visit_node(place, old);
@@ -128,8 +167,7 @@ class Planner {
     detail::for_each_below(value, [&](const Key& key, const Value& inner) {
       walk_.below(key, [&] {
         (void)take();
-        const auto* node = inner.get_if<NodePtr>();
-        if (node == nullptr || !options_.readers.contains((*node)->type_name())) mark(inner);
+        if (!lies_on_mesh(inner)) mark(inner);
       });
     });
   }
@@ -195,14 +233,14 @@ class Planner {
     }
     OldTensor result;
     std::map<std::pair<std::uint64_t, std::vector<std::int64_t>>, std::vector<OldBox>> copies;
+    std::set<std::tuple<std::uint64_t, std::vector<std::int64_t>, Shape>> places;
     for (const OldValue& there : old) {
       const std::string whose = "rank " + std::to_string(there.rank) + "'s old";
-      const auto* node = there.value.get_if<NodePtr>();
-      if (node == nullptr || !options_.readers.contains((*node)->type_name())) {
+      if (!lies_on_mesh(there.value)) {
         throw mismatch(path(), "it is a tensor here, and " + there.value.describe() + " in " +
                                    whose + " state");
       }
-      TensorBoxes boxes = read(**node, whose);
+      TensorBoxes boxes = read(*there.value.as<NodePtr>(), whose);
       if (&there == &old.front()) {
         result.shape = boxes.shape;
         result.dtype = boxes.dtype;
@@ -213,7 +251,14 @@ class Planner {
       }
       auto& copy = copies[{boxes.group, boxes.copy}];
       for (TensorBox& box : boxes.boxes) {
-        copy.push_back({{box.tensor.shape(), std::move(box.offset)}, std::move(box.tensor)});
+        OldBox part{{box.tensor.shape(), std::move(box.offset)}, std::move(box.tensor)};
+        const bool known = part.box.numel() > 0 &&
+                           !places.insert({boxes.group, boxes.copy, part.box.offset}).second;
+        if (known) {  // two groups of ranks with the same name
+          result.others.push_back({false, {std::move(part)}});
+        } else {
+          copy.push_back(std::move(part));
+        }
       }
     }
     const std::uint64_t group = copies.begin()->first.first;

@@ -24,10 +24,12 @@ struct AssemblyParts;
 /// The kind of a value that lies on no mesh: a scalar, or a plain tensor. The kind decides which
 /// value the ranks of a job with another world size get.
 enum class PlainKind : std::uint8_t {
-  kSame,     ///< Every rank has the same bytes. Other bytes are refused.
-  kFirst,    ///< Every rank takes the value of the first old rank that has one.
-  kPerRank,  ///< Rank r takes rank r's value. A rank keeps its own where the old job had none.
-  kSummed,   ///< Rank 0 takes the sum over all ranks, the other ranks take 0.
+  kSame,   ///< Every rank has the same bytes. Other bytes are refused.
+  kFirst,  ///< Every rank takes the value of the first old rank that has one.
+  /// Rank r takes rank r's value; a container must have the structure that rank r's had. A rank
+  /// keeps its own where rank r of the old job had none.
+  kPerRank,
+  kSummed,  ///< Rank 0 takes the sum over all ranks, the other ranks take 0.
 };
 
 /// How an Assembly puts a state together.

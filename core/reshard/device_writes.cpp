@@ -16,10 +16,44 @@ namespace {
 
 /// Host memory in which elements wait for their devices.
 constexpr std::uint64_t kStagedBytes = std::uint64_t{64} << 20U;
-/// Of tensors with holes: each run takes some memory, too.
-constexpr std::size_t kMostRuns = 100'000;
-/// Every element begins at a multiple of its size, and a copy engine is fast from here on.
+/// Runs of elements that wait there: a tensor with holes may have one for each element.
+constexpr std::int64_t kMostRuns = 100'000;
+/// Bytes. A piece begins at a multiple: so does each element, and copy engines are fast.
 constexpr std::uint64_t kAlignment = 16;
+
+/// The dimensions in the order in which they lie in memory: by falling stride.
+std::vector<std::size_t> memory_order(const Tensor& tensor) {
+  std::vector<std::size_t> dims(tensor.dim());
+  std::iota(dims.begin(), dims.end(), std::size_t{0});
+  std::stable_sort(dims.begin(), dims.end(), [&](std::size_t a, std::size_t b) {
+    return tensor.strides()[a] > tensor.strides()[b];
+  });
+  return dims;
+}
+
+/// A box of a target, with its dimensions in the order in which they lie in memory. Most tensors
+/// are one run of elements then, transposed ones too.
+struct Piece {
+  Tensor to;
+  Shape shape;
+  Strides strides;
+  Strides packed;  ///< Without holes, as the elements wait in host memory.
+
+  Piece(Tensor tensor, const std::vector<std::size_t>& dims) : to(std::move(tensor)) {
+    for (const std::size_t d : dims) {
+      shape.push_back(to.shape()[d]);
+      strides.push_back(to.strides()[d]);
+    }
+    packed = contiguous_strides(shape);
+  }
+  [[nodiscard]] std::int64_t runs() const {
+    std::int64_t run = 1;
+    for (std::size_t d = shape.size(); d > 0 && (shape[d - 1] == 1 || strides[d - 1] == run); --d) {
+      run *= shape[d - 1];
+    }
+    return to.numel() / run;
+  }
+};
 
 class DeviceWriter {
  public:
@@ -30,16 +64,7 @@ class DeviceWriter {
     options_.deadline = deadline;
   }
 
-  /// `from` is on the CPU; both have the same shape, and elements.
-  void write(const Tensor& to, const Tensor& from) {
-    // In the order of the device's memory most tensors are one run, transposed ones too.
-    std::vector<std::size_t> dims(to.dim());
-    std::iota(dims.begin(), dims.end(), std::size_t{0});
-    std::stable_sort(dims.begin(), dims.end(), [&](std::size_t a, std::size_t b) {
-      return to.strides()[a] > to.strides()[b];
-    });
-    add(permuted(to, dims), permuted(from, dims));
-  }
+  void write(const BoxTarget& target) { write(target, target.box); }
 
   /// Returns when the devices have everything.
   void flush() {
@@ -49,46 +74,59 @@ class DeviceWriter {
   }
 
  private:
-  static Tensor permuted(const Tensor& tensor, const std::vector<std::size_t>& dims) {
-    Shape shape;
-    Strides strides;
-    for (const std::size_t d : dims) {
-      shape.push_back(tensor.shape()[d]);
-      strides.push_back(tensor.strides()[d]);
-    }
-    return Tensor::on_storage(tensor.storage(), tensor.dtype(), std::move(shape),
-                              std::move(strides), tensor.storage_offset());
-  }
-
-  void add(const Tensor& to, const Tensor& from) {
-    if (to.nbytes() > staged_.nbytes()) {
-      const auto outer = std::find_if(to.shape().begin(), to.shape().end(),
-                                      [](std::int64_t size) { return size > 1; });
-      const auto dim = static_cast<std::int64_t>(outer - to.shape().begin());
-      const std::int64_t half = *outer / 2;
-      add(to.narrow(dim, 0, half), from.narrow(dim, 0, half));
-      add(to.narrow(dim, half, *outer - half), from.narrow(dim, half, *outer - half));
+  void write(const BoxTarget& target, const Box& box) {
+    const Tensor to = view_of(target.tensor, target.box, box);
+    const auto dims = memory_order(to);
+    const Piece piece(to, dims);
+    if (to.nbytes() > staged_.nbytes() || piece.runs() > kMostRuns) {
+      const auto outer =
+          std::find_if(dims.begin(), dims.end(), [&](std::size_t d) { return box.shape[d] > 1; });
+      Box half = box;
+      half.shape[*outer] /= 2;
+      write(target, half);
+      half.offset[*outer] += half.shape[*outer];
+      half.shape[*outer] = box.shape[*outer] - half.shape[*outer];
+      write(target, half);
       return;
     }
-    if (to.nbytes() > staged_.nbytes() - used_ || copies_.size() >= kMostRuns) flush();
-    const std::size_t width = size_of(to.dtype());
-    const Strides row_major = contiguous_strides(to.shape());
-    const Tensor host = Tensor::on_storage(staged_, to.dtype(), to.shape(), row_major,
-                                           static_cast<std::int64_t>(used_ / width));
-    host.copy_from(from);
-    const auto owner = std::make_shared<Storage>(to.storage());
-    for_each_run_pair(
-        to.shape(), to.strides(), row_major,
-        [&](std::int64_t at, std::int64_t source, std::int64_t run) {
-          const auto bytes = static_cast<std::size_t>(run) * width;
-          std::byte* const begin = to.first_byte() + static_cast<std::size_t>(at) * width;
-          copies_.push_back(
-              {Storage::wrap(begin, bytes, owner, {}, to.device()),
-               {host.first_byte() + static_cast<std::size_t>(source) * width, bytes}});
-          return true;
-        });
+    if (to.nbytes() > staged_.nbytes() - used_ ||
+        static_cast<std::int64_t>(copies_.size()) + piece.runs() > kMostRuns) {
+      flush();
+    }
+    fill(target, box, dims, piece);
+    add_runs(piece);
     const std::uint64_t end = used_ + to.nbytes() + kAlignment - 1;
     used_ = std::min<std::uint64_t>(end / kAlignment * kAlignment, staged_.nbytes());
+  }
+
+  /// Puts the box's elements together at used_.
+  void fill(const BoxTarget& target, const Box& box, const std::vector<std::size_t>& dims,
+            const Piece& piece) {
+    Strides strides(dims.size());
+    for (std::size_t i = 0; i < dims.size(); ++i) strides[dims[i]] = piece.packed[i];
+    const auto width = size_of(piece.to.dtype());
+    const Tensor host = Tensor::on_storage(staged_, piece.to.dtype(), box.shape, std::move(strides),
+                                           static_cast<std::int64_t>(used_ / width));
+    for (const auto& [part, from] : target.copies) {
+      const Box both = intersection(part, box);
+      if (!both.empty()) view_of(host, box, both).copy_from(view_of(from, part, both));
+    }
+  }
+
+  void add_runs(const Piece& piece) {
+    const auto width = size_of(piece.to.dtype());
+    const auto owner = std::make_shared<Storage>(piece.to.storage());
+    const auto at = [&](std::byte* first, std::int64_t elements) {
+      return first + static_cast<std::size_t>(elements) * width;
+    };
+    for_each_run_pair(piece.shape, piece.strides, piece.packed,
+                      [&](std::int64_t to, std::int64_t from, std::int64_t run) {
+                        const auto bytes = static_cast<std::size_t>(run) * width;
+                        copies_.push_back({Storage::wrap(at(piece.to.first_byte(), to), bytes,
+                                                         owner, {}, piece.to.device()),
+                                           {at(staged_.data() + used_, from), bytes}});
+                        return true;
+                      });
   }
 
   const Storage staged_;
@@ -112,10 +150,7 @@ void write_to_devices(std::span<const BoxTarget> targets, std::span<const Traine
   if (storages.empty()) return;
   DeviceWriter writer(bytes, record_ready(storages, streams), deadline);
   for (const BoxTarget& target : targets) {
-    if (target.tensor.device().is_cpu()) continue;
-    for (const auto& [part, from] : target.copies) {
-      writer.write(view_of(target.tensor, target.box, part), from);
-    }
+    if (!target.tensor.device().is_cpu()) writer.write(target);
   }
   writer.flush();
 }

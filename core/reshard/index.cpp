@@ -37,6 +37,13 @@ const std::vector<OldValue>* OldIndex::take(const std::string& path) {
   return &entries_[it->second].values;
 }
 
+void OldIndex::pass_below(const std::string& path) {
+  const std::string begin = path.empty() ? path : path + ".";
+  for (std::size_t i = 0; i < paths_.size(); ++i) {
+    if (paths_[i].starts_with(begin)) entries_[i].taken = true;
+  }
+}
+
 std::string OldIndex::left() const {
   for (std::size_t i = 0; i < paths_.size(); ++i) {
     const Entry& entry = entries_[i];

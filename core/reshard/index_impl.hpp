@@ -24,6 +24,8 @@ class OldIndex {
 
   /// Null if no rank has the path. Marks the path as taken.
   [[nodiscard]] const std::vector<OldValue>* take(const std::string& path);
+  /// Marks all paths below this one as taken.
+  void pass_below(const std::string& path);
   /// The first path, in the order of rank 0's state, that every rank has and nobody took; empty if
   /// there is none.
   [[nodiscard]] std::string left() const;

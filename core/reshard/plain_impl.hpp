@@ -20,10 +20,11 @@ struct PlainRule {
   [[nodiscard]] std::optional<Value> scalar(const std::vector<OldValue>& old) const;
   /// The same for tensors.
   [[nodiscard]] std::optional<Tensor> tensor(const std::vector<OldValue>& old) const;
+  /// Null if the old rank of the same number has none.
+  [[nodiscard]] const OldValue* of_this_rank(const std::vector<OldValue>& old) const;
 
  private:
   [[noreturn]] void differ(const OldValue& a, const OldValue& b) const;
-  [[nodiscard]] const OldValue* of_this_rank(const std::vector<OldValue>& old) const;
 };
 
 }  // namespace meshstage::detail

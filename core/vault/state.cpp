@@ -232,6 +232,25 @@ void VaultState::check_free(SlotKey key, const Slot& slot) const {
   }
 }
 
+/// Of the job's other vaults and of older incarnations of this one.
+std::string VaultState::what_holds_room() const {
+  std::uint64_t held = 0;
+  for (const auto& file : fs.list(options.directory)) {
+    const auto name = parse_vault_name(file);
+    if (!name || name->kind != VaultFileKind::kSlot || name->uid != process.uid ||
+        name->job != options.job ||
+        (name->rank == options.rank && name->incarnation == incarnation)) {
+      continue;
+    }
+    if (const auto stat = fs.stat(options.directory / file)) held += stat->size;
+  }
+  if (held == 0) return {};
+  return "; " + std::to_string(held) +
+         " bytes there are slots of the job's other ranks and of earlier processes; earlier ones "
+         "go "
+         "when the job has recovered, which takes least room with each rank on its host of before";
+}
+
 void VaultState::check_growth(SlotKey key, const Slot& slot, std::uint64_t bytes) const {
   if (bytes > kMaxImageBytes) {
     throw InvalidArgument("an image of " + std::to_string(bytes) +
@@ -241,7 +260,11 @@ void VaultState::check_growth(SlotKey key, const Slot& slot, std::uint64_t bytes
   const std::uint64_t target = file_bytes_for(bytes);
   if (target <= have) return;
   slot.file->truncate(have);  // pages behind its end, if a process ended while the slot grew
-  check_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory));
+  try {
+    check_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory));
+  } catch (const OutOfMemory& e) {
+    throw make_error<OutOfMemory>(e.message() + what_holds_room(), {}, {}, e.path());
+  }
 }
 
 Mapping VaultState::grow(SlotKey key, const Slot& slot, std::uint64_t bytes) const {
@@ -254,7 +277,7 @@ Mapping VaultState::grow(SlotKey key, const Slot& slot, std::uint64_t bytes) con
     slot.file->truncate(have);  // gives back the pages behind the slot's end
     if (!is_no_room(e)) throw;
     throw_no_room({describe(*this, key), target - have, 1}, read_room_limits(fs, options.directory),
-                  e.what());
+                  e.what() + what_holds_room());
   }
   Mapping grown(*slot.file, target, MapAccess::kReadWrite);
   // The pages are there; now this process's way to them, so that the first copy need not stop at

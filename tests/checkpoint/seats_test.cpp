@@ -72,6 +72,29 @@ TEST_CASE("after ranks changed their hosts the loss of either host is survived a
   job.live({1, 1, 0, 0}, 2, {3});
 }
 
+TEST_CASE(
+    "without room on the new hosts the error says what holds it, and the old seats still work") {
+  constexpr std::uint64_t kRoomForTwoMore = 2;
+  std::uint64_t used = 0;
+  {
+    SeatedJob job(2);
+    job.live({0, 1}, 0, {1, 2, 3});
+    used = job.used();
+  }
+  const std::uint64_t slot = used / 8;  // of two ranks
+  SeatedJob job(2, false, false, {.capacity = used + kRoomForTwoMore * slot});
+  job.live({0, 1}, 0, {1, 2, 3});
+  const auto errors = run_ranks(all_ranks(2), [&](int rank) {
+    ms::Checkpointer ckpt(job.options(rank, 1 - rank));
+    (void)recover_to(ckpt, 3);
+  });
+  for (const auto& error : errors) {
+    CHECK_THAT(error, contains_text("out of memory: no room for slot"));
+    CHECK_THAT(error, contains_text("with each rank on its host of before"));
+  }
+  job.live({0, 1}, 3, {4, 5}, true);
+}
+
 TEST_CASE("one host alone brings the step back to ranks that sit there all") {
   const int left = GENERATE(0, 1);
   SeatedJob job(4);

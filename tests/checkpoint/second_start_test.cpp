@@ -115,6 +115,30 @@ TEST_CASE("a start beside a healthy job is refused, and the job does not notice"
   for (const auto& name : job.disk().list("/vault")) CHECK(name.find("-i2") == std::string::npos);
 }
 
+TEST_CASE("so is a start with another number of ranks, and one that sits elsewhere") {
+  const int ranks = GENERATE(1, 2, 3);
+  const bool elsewhere = ranks == 2 || GENERATE(false, true);
+  CAPTURE(ranks, elsewhere);
+  InProcessJob job(2);
+  const Change any_number = [](ms::CheckpointerOptions& o) { o.any_world.emplace(); };
+  Job running(job, any_number);
+  std::vector<std::string> refused;
+  all_good(running.train_during([&] {
+    refused = start(job, all_ranks(ranks), [&](ms::CheckpointerOptions& o) {
+      any_number(o);
+      o.environment->launch = "two";
+      o.environment->world_size = o.environment->local_world_size = ranks;
+      if (elsewhere) o.vault_directory = "/elsewhere";
+    });
+  }));
+  for (const auto& error : refused) {
+    CHECK_THAT(error, contains_text("job in-process is running: all 2 ranks of"));
+    CHECK_THAT(error, contains_text("touched nothing"));
+  }
+  CHECK_THROWS_AS(job.disk().list("/elsewhere"), ms::IoError);  // nobody has made it
+  for (const auto& name : job.disk().list("/vault")) CHECK(name.find("-i2") == std::string::npos);
+}
+
 TEST_CASE("a job whose deadlines are milliseconds::max() waits for ever, and refuses a start") {
   InProcessJob job(2);
   Job running(job, [](ms::CheckpointerOptions& o) { o.deadline = o.forming_deadline = kNever; });

@@ -22,7 +22,7 @@ def model_at(step: int, cut: str) -> nn.Module:
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
             values = torch.arange(parameter.numel()).reshape(parameter.shape)
-            parameter.copy_(values / 64 + i + 100 * step)
+            parameter.copy_(values / 128 + i + 100 * step)
     if cut == "tp+fsdp":
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
         parallelize_module(model[0], mesh["tp"], ColwiseParallel())

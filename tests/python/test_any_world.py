@@ -29,15 +29,85 @@ def test_a_model_of_tp_and_fsdp2_goes_on_with_other_ranks_and_other_cuts(tmp_pat
     dist = pytest.importorskip("torch.distributed")
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("this torch has no Gloo")
-    start(tmp_path, 4, 0, "tp+fsdp")
-    start(tmp_path, 3, 10, "fsdp")
+    start(tmp_path, 3, 0, "fsdp")
+    start(tmp_path, 4, 10, "tp+fsdp")
     start(tmp_path, 1, 20, "whole")
     start(tmp_path, 2, 30, "fsdp")
 
 
+def checkpointer(directory: Path, **options):
+    return meshstage.Checkpointer(
+        job="kinds", directory=directory, vault_directory=directory, rank=0, world_size=1, **options
+    )
+
+
 def test_kinds_that_there_are_not_are_refused_by_name(tmp_path):
     with pytest.raises(InvalidArgument, match="'loader' is 'own'.*'per rank'"):
-        meshstage.Checkpointer(
-            job="kinds", directory=tmp_path, vault_directory=tmp_path, rank=0, world_size=1,
-            any_world={"loader": "own"},
+        checkpointer(tmp_path, any_world={"loader": "own"})
+    with pytest.raises(TypeError, match="any_world: 'loader': None"):
+        checkpointer(tmp_path, any_world={"loader": None})
+
+
+SUMMED = """
+import sys
+import meshstage
+state = {"counts": {"seen.tokens": 5, "0": 1, "same": 3}}
+with meshstage.Checkpointer(
+    job="keys", directory=sys.argv[1], vault_directory=sys.argv[1],
+    any_world={"counts.seen.tokens": "summed", "counts.0": "first"},
+) as ckpt:
+    before = ckpt.recover(state).old_world_size
+    if before:
+        assert state["counts"] == {"seen.tokens": 10 if ckpt.rank == 0 else 0, "0": 2, "same": 3}, state
+    else:
+        state["counts"]["0"] = 2 + ckpt.rank
+        assert ckpt.stage(state, 1).outcome(60) == "complete"
+print("old world:", before)
+"""
+
+
+def test_keys_with_dots_are_found_as_they_are_written(tmp_path):
+    program = tmp_path / "summed.py"
+    program.write_text(SUMMED)
+    for ranks, before in ((2, 0), (3, 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--", sys.executable, program, tmp_path],
+            timeout=100, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
+        assert done.returncode == 0 and done.stdout.count(f"old world: {before}") == ranks, done.stdout
+
+
+UNPLACED = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+import meshstage
+import meshstage.torch
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())  # each process by itself
+mesh = init_device_mesh("cpu", (1,))
+cut = DTensor.from_local(torch.ones(3, 2), mesh, [Shard(0)], run_check=False, shape=torch.Size((4, 2)), stride=(2, 1))
+with meshstage.Checkpointer(job="cut", directory=sys.argv[1], vault_directory=sys.argv[1], any_world=True) as ckpt:
+    try:
+        ckpt.recover({"w": cut})
+        print("recovered")
+        assert ckpt.stage({"w": cut}, 1).outcome(60) == "complete"
+    except meshstage.errors.StructureMismatch as error:
+        print("refused:", error)
+"""
+
+
+def test_a_dtensor_that_its_owner_has_cut_otherwise_is_refused_by_name(tmp_path):
+    dist = pytest.importorskip("torch.distributed")
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("this torch has no Gloo")
+    program = tmp_path / "cut.py"
+    program.write_text(UNPLACED)
+    for ranks, said in ((1, "recovered"), (2, "refused: structure mismatch: ")):
+        done = subprocess.run(
+            [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--", sys.executable, program, tmp_path],
+            timeout=100, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.stdout.count(said) == ranks, done.stdout
+    assert "w: " in done.stdout and "only torch knows how it lies on its mesh (Shard)" in done.stdout

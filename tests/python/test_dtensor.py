@@ -1,4 +1,4 @@
-"""DTensors: by their local tensor. One process, so that it runs everywhere."""
+"""DTensors: by their local tensor, and for a Checkpointer with their mesh. One process, so that it runs everywhere."""
 
 import pytest
 

@@ -86,6 +86,8 @@ def end(launcher: subprocess.Popen, job: str) -> None:
             finally:
                 os.close(handle)
     launcher.kill()
+    for left in Path("/dev/shm").glob(f"meshstage-*-{job}-*"):  # of a run that failed
+        left.unlink()
 
 
 def start(launcher: str, example: Example, job: str, directory: Path, *words: str) -> subprocess.Popen:
@@ -122,8 +124,6 @@ def run(launcher: str, example: Example, directory: Path, kill_at: int | None) -
         end(process, job)
         process.wait()
         process.stdout.close()
-        for left in Path("/dev/shm").glob(f"meshstage-*-{job}-*"):  # of a run that failed
-            left.unlink()
     text = "".join(lines)
     assert kill_at is None, text
     assert text.count("step 0:") == 1, text  # it went on from memory

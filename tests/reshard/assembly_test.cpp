@@ -322,3 +322,54 @@ TEST_CASE(
                Contains("a: the node \"test.Counter\" is described otherwise"));
   }
 }
+
+TEST_CASE("reshard: what each rank has for itself keeps its structure, and a new rank its own") {
+  const auto old = old_job(2, [](int rank) {
+    List order{1, 2};
+    if (rank == 1) order = List{5};
+    return Dict{{"loader", Dict{{"order", order}, {"epoch", 10 + rank}}}, {"step", 3}};
+  });
+  const auto state = [](List order, int epoch) {
+    return Dict{{"loader", Dict{{"order", std::move(order)}, {"epoch", epoch}}}, {"step", 0}};
+  };
+  const auto epoch_of = [](const Dict& of) {
+    return of.at("loader").at("epoch")->as<std::int64_t>();
+  };
+  ReshardOptions options;
+  options.plain = [](const std::string& path) {
+    return path.starts_with("loader") ? PlainKind::kPerRank : PlainKind::kSame;
+  };
+  Dict mine = state(List{9}, 0);
+  assemble(old, mine, 1, 3, options);
+  CHECK(epoch_of(mine) == 11);
+  CHECK(mine.at("loader").at("order")->as<List>()[0].as<std::int64_t>() == 5);
+  for (const auto& longer : {List{9, 9}, List{}}) {
+    CHECK_THAT(refused(old, state(longer, 0), options, 1), Contains("loader.order: each rank has"));
+  }
+  Dict of_new = state(List{9, 9, 9}, 7);
+  assemble(old, of_new, 2, 3, options);
+  CHECK(epoch_of(of_new) == 7);
+  CHECK(of_new.at("loader").at("order")->as<List>().size() == 3);
+  CHECK(of_new.at("step").as<std::int64_t>() == 3);
+  // What no old rank had is kept by a rank that is new, too, and refused otherwise.
+  of_new.set("loader_of_gpu", 5);
+  assemble(old, of_new, 2, 3, options);
+  CHECK(of_new.at("loader_of_gpu").as<std::int64_t>() == 5);
+  mine.set("loader_of_gpu", 5);
+  CHECK_THAT(refused(old, mine, options, 1), Contains("no rank of the old job"));
+}
+
+TEST_CASE("reshard: groups of ranks whose meshes have one name must have the same tensor") {
+  const bool alike = GENERATE(true, false);
+  const auto old = old_job(4, [&](int rank) {
+    const Tensor whole = counted({8, 3}, alike || rank < 2 ? 0 : 100);
+    return Dict{{"w", sharded_rows(whole, 2, rank % 2)}};
+  });
+  Dict state{{"w", counted({8, 3}, 7)}};
+  if (alike) {
+    assemble(old, state, 0, 1);
+    CHECK(same_bits(state.at("w").as<Tensor>(), counted({8, 3})));
+  } else {
+    CHECK_THAT(refused(old, state, {}, 0, 1), Contains("lies on several meshes"));
+  }
+}

@@ -121,6 +121,28 @@ TEST_CASE("reshard: more than fits the host memory that waits for a device, in p
   CHECK(cuda.read(state.at("last").as<Tensor>()) == std::vector(5, std::byte{2}));
 }
 
+TEST_CASE("reshard: parts that are no run of the target, and holes between its elements") {
+  Cuda cuda;
+  constexpr std::int64_t kRows = 20, kColumns = 31;
+  const Tensor whole = counted({kRows, kColumns});
+  // Cut along the last dimension, so that no part is one run of the target.
+  const auto old = old_job(2, [&](int rank) {
+    return Dict{{"w", dtensor::to_value(placed(whole, DeviceMesh::from_shape({2}),
+                                               {Placement::shard(1)}, rank))}};
+  });
+  const bool with_holes = GENERATE(false, true);
+  const std::int64_t step = with_holes ? 2 : 1;
+  const Tensor target = on_device(cuda, DType::kF32, {kRows, kColumns}, {kColumns * step, step},
+                                  kRows * kColumns * step);
+  Dict state{{"w", target}};
+  assemble(old, state, 0, 1);
+  CHECK(same_bits(on_host(cuda, target), whole));
+  const auto bytes = cuda.read(target);
+  for (std::size_t i = 4; with_holes && i < bytes.size(); i += 8) {
+    if (bytes[i] != std::byte{0xEE}) FAIL("a hole was written at byte " << i);
+  }
+}
+
 TEST_CASE("reshard: a device is written behind what the trainer has issued on its stream") {
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     Cuda cuda(seed);

@@ -22,7 +22,8 @@ namespace meshstage::test {
 class InProcessJob {
  public:
   static constexpr const char* kName = "in-process";
-  explicit InProcessJob(int world_size) : world_size_(world_size) {
+  explicit InProcessJob(int world_size, MemoryFileSystemOptions disk = {})
+      : world_size_(world_size), disk_(disk) {
     disk_.make_directories("/vault");
     disk_.make_directories("/disk");
   }

@@ -48,5 +48,5 @@ def main(directory: str, count: int) -> None:
 
 
 main(sys.argv[1], int(sys.argv[2]))
-gc.collect()  # the model's: a process group that is left to the interpreter's exit may abort there
+gc.collect()  # the model, before its process group; else torch's threads may abort the exit
 dist.destroy_process_group()

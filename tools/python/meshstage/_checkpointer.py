@@ -92,9 +92,10 @@ class Checkpointer:
     text)`` gets each line, on a thread of Python's own; without it the logger "meshstage" does.
 
     ``any_world=True`` lets the job come back with another number of ranks, from its files in
-    ``directory``: DTensors get their parts of the whole, whatever their meshes and placements; plain
-    arrays and numbers must be the same on all ranks. A dict says which are not, by their paths (as
-    errors show them) or by those of what they are in: ``{"loader": "per rank", "seen": "summed"}``.
+    ``directory`` or from memory: DTensors get their parts of the whole, whatever their meshes and
+    placements were and are (a plain tensor is the whole); plain arrays and numbers must be the same
+    on all ranks. A dict, the same on every rank, says which are not, by their keys from the root,
+    joined by dots, or by those of what they are in: ``{"loader": "per rank", "seen": "summed"}``.
     "per rank": rank r has rank r's value, and a new rank keeps its own; "summed": rank 0 has the
     sum, the others 0; "first": all have the first rank's; "same": the default. What
     ``meshstage.torch.state(rng=True)`` adds is per rank.
@@ -286,6 +287,9 @@ def _kinds(any_world: bool | Mapping[str, str]) -> dict[str, str] | None:
     """By path; None where the number of ranks stays."""
     if isinstance(any_world, bool):
         return {} if any_world else None
+    for path, kind in any_world.items():
+        if not isinstance(path, str) or not isinstance(kind, str):
+            raise TypeError(f"any_world: {path!r}: {kind!r} is no pair of strings")
     return dict(any_world)
 
 

@@ -4,11 +4,16 @@
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/tree/path.hpp>
 #include <meshstage/dtensor/node.hpp>
 #include <meshstage/sharded/node.hpp>
 
+#include "dtensor.hpp"
+
 namespace meshstage::python {
 namespace {
+
+constexpr char kAttributes[] = "%@";  // the part of a path below a tensor; see core/tree/path.hpp
 
 using Kinds = std::map<std::string, PlainKind>;
 
@@ -41,6 +46,27 @@ std::optional<PlainKind> find(const Kinds& kinds, const std::string& path) {
   }
 }
 
+/// The path with its keys as they are in the state: "model.0.weight" for "model.0%2Eweight".
+std::string unescaped(const std::string& path) {
+  std::string text;
+  for (const auto& part : Path::split(path)) {
+    if (!text.empty()) text += '.';
+    if (part == kAttributes) {
+      text += part;
+      continue;
+    }
+    const Key key = Path::unescape(part);
+    text += key.is_string() ? key.string() : std::to_string(key.integer());
+  }
+  return text;
+}
+
+std::optional<PlainKind> find_either(const Kinds& kinds, const std::string& path) {
+  if (const auto kind = find(kinds, path)) return kind;
+  if (kinds.empty() || path.find('%') == std::string::npos) return std::nullopt;
+  return find(kinds, unescaped(path));
+}
+
 }  // namespace
 
 PlainKinds::PlainKinds(const KindNames& of_user) : of_user_(kinds_of(of_user)) {}
@@ -48,14 +74,19 @@ PlainKinds::PlainKinds(const KindNames& of_user) : of_user_(kinds_of(of_user)) {
 void PlainKinds::set_of_state(const KindNames& of_state) { of_state_ = kinds_of(of_state); }
 
 PlainKind PlainKinds::of(const std::string& path) const {
-  if (const auto kind = find(of_user_, path)) return *kind;
-  return find(of_state_, path).value_or(PlainKind::kSame);
+  if (const auto kind = find_either(of_user_, path)) return *kind;
+  return find_either(of_state_, path).value_or(PlainKind::kSame);
 }
 
 ReshardOptions any_world_options(std::shared_ptr<const PlainKinds> kinds) {
   ReshardOptions options;
   dtensor::register_boxes(options.readers);
   sharded::register_boxes(options.readers);
+  options.readers.add(kUnplacedType, [](const auto&, const Value& placements) -> TensorBoxes {
+    throw StructureMismatch("a DTensor of which only torch knows how it lies on its mesh (" +
+                            placements.as<std::string>() +
+                            "): another number of ranks cannot take it");
+  });
   options.plain = [kinds = std::move(kinds)](const std::string& path) { return kinds->of(path); };
   return options;
 }

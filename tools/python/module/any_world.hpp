@@ -23,7 +23,7 @@ class PlainKinds {
   std::map<std::string, PlainKind> of_user_, of_state_;
 };
 
-/// For jobs of any number of ranks, whose tensors may lie on meshes.
+/// What a Checkpointer needs whose job may have any number of ranks.
 [[nodiscard]] ReshardOptions any_world_options(std::shared_ptr<const PlainKinds> kinds);
 
 }  // namespace meshstage::python

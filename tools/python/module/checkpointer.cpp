@@ -150,7 +150,7 @@ class PythonCheckpointer {
   }
 
  public:
-  /// `kinds`: of plain values where the job may have another number of ranks, or null.
+  /// `kinds`: null unless the job may have any number of ranks.
   PythonCheckpointer(CheckpointerOptions options, const std::shared_ptr<LogQueue>& log,
                      std::shared_ptr<PlainKinds> kinds)
       : kinds_(std::move(kinds)) {

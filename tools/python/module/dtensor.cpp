@@ -40,6 +40,11 @@ class DTensorLayout {
   NodePtr first_;
 };
 
+PlacedTensor unplaced(const Tensor& local, const std::string& placements) {
+  return {std::make_shared<OpaqueNode>(kUnplacedType, std::vector<Node::Child>{{"local", local}},
+                                       Value(placements))};
+}
+
 }  // namespace
 
 void bind_dtensor(nb::module_& module) {
@@ -50,6 +55,7 @@ void bind_dtensor(nb::module_& module) {
            nb::arg("ranks"), nb::arg("mesh_shape"), nb::arg("mesh_names"), nb::arg("placements"),
            nb::arg("dtype"), nb::arg("shape"), nb::arg("rank"))
       .def("of", &DTensorLayout::of, nb::arg("local"));
+  module.def("unplaced_dtensor", &unplaced, nb::arg("local"), nb::arg("placements"));
 }
 
 }  // namespace meshstage::python

@@ -9,12 +9,16 @@
 
 namespace meshstage::python {
 
-/// DTensorLayout and PlacedTensor, for bind_tree()'s readers.
+/// DTensorLayout and what makes PlacedTensors, which read_tree() takes.
 void bind_dtensor(nanobind::module_& module);
 
-/// A DTensor of another library, as read_tree() takes it.
+/// The node of a DTensor of which nobody here knows how it lies on its mesh. It has the child
+/// "local"; its auxiliary data name the placements.
+inline constexpr char kUnplacedType[] = "dtensor.unplaced";
+
+/// A DTensor of another library.
 struct PlacedTensor {
-  NodePtr node;
+  NodePtr node;  ///< Of dtensor's type, or of kUnplacedType.
   [[nodiscard]] Tensor local() const { return node->children().front().value.as<Tensor>(); }
 };
 

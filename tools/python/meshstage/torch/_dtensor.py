@@ -14,25 +14,40 @@ _REDUCTIONS = ("sum", "avg", "product", "min", "max")
 _layouts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by mesh
 
 
-def layout_of(value: Any) -> Any:
-    """None for what is no DTensor; for one that no layout describes (placements that only torch
-    knows, a mesh without this rank), so that its local tensor alone is staged; and for a dtype that
-    is refused."""
+def is_dtensor(value: Any) -> bool:
     module = sys.modules.get("torch.distributed.tensor")
-    if module is None or not isinstance(value, module.DTensor):
-        return None
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def placed(value: Any, local: Any) -> Any:
+    """The PlacedTensor of a DTensor whose local tensor is ``local`` here. If no layout describes
+    the DTensor (placements that only torch knows, a mesh without this rank, a local tensor that its
+    owner has cut otherwise), another number of ranks cannot take it, and is told so."""
+    layout = _layout_of(value)
+    if layout is not None:
+        try:
+            return layout.of(local)
+        except InvalidArgument:  # of another shape
+            pass
+    names = ",".join(type(placement).__name__ for placement in value.placements)
+    return _meshstage.unplaced_dtensor(local, names)
+
+
+def _layout_of(value: Any) -> Any:
+    """The DTensorLayout of all DTensors like this one; None if there is none."""
     mesh = value.device_mesh
     known = _layouts.get(mesh)
     if known is None:
         known = _layouts[mesh] = {}
-    key = (mesh.get_rank(), value.placements, value.shape, value.dtype)
+    rank = getattr(mesh, "_rank", None)  # also when the process group is gone
+    key = (mesh.get_rank() if rank is None else rank, value.placements, value.shape, value.dtype)
     if key not in known:
         known[key] = _made(mesh, *key)
     return known[key]
 
 
 def _made(mesh, rank, placements, shape, dtype):
-    if mesh.get_coordinate() is None or dtype not in DTYPES:
+    if mesh.get_coordinate() is None:
         return None
     order = _order(mesh, placements)
     if order is None:

@@ -51,7 +51,10 @@ class State:
         if self._rng:
             tree["rng"] = torch.get_rng_state()
             if self._devices:
-                tree["cuda_rng"] = {i: torch.cuda.get_rng_state(i) for i in sorted(self._devices)}
+                tree["cuda_rng"] = {  # by place: another rank may have it on another device
+                    i: torch.cuda.get_rng_state(device)
+                    for i, device in enumerate(sorted(self._devices))
+                }
         return tree
 
     def write(self, tree: dict[str, Any]) -> None:
@@ -67,11 +70,12 @@ class State:
                 self._parts[name] = tree[name]
         if self._rng:
             torch.set_rng_state(tree["rng"])
-            for i, generator in tree.get("cuda_rng", {}).items():
-                torch.cuda.set_rng_state(generator, i)
+            generators = tree.get("cuda_rng", {})
+            for device, i in zip(sorted(self._devices), generators, strict=True):
+                torch.cuda.set_rng_state(generators[i], device)
 
     def plain_kinds(self) -> dict[str, str]:
-        """What of read() each rank has for itself (see Checkpointer's ``any_world``)."""
+        """The parts that each rank has for itself, as Checkpointer's ``any_world`` names them."""
         return {"rng": "per rank", "cuda_rng": "per rank"} if self._rng else {}
 
     def __getitem__(self, name: str) -> Any:

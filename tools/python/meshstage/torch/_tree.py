@@ -7,8 +7,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from meshstage import _meshstage
 from meshstage.errors import InvalidArgument
-from meshstage.torch import _cuda
-from meshstage.torch._dtensor import layout_of
+from meshstage.torch import _cuda, _dtensor
 from meshstage.torch._dtypes import DTYPES
 
 
@@ -60,16 +59,12 @@ class StandIns:
 
     def _placed(self, value: torch.Tensor) -> Any:
         """A DTensor with what is known of its mesh; None for other wrappers."""
-        layout = layout_of(value)
-        if layout is None:
+        if not _dtensor.is_dtensor(value):
             return None
         local = self(value._local_tensor)
         if not isinstance(local, _meshstage.Tensor):
             return None  # a wrapper, too
-        try:
-            return layout.of(local)
-        except InvalidArgument:  # its owner has cut it otherwise than the placements say
-            return None
+        return _dtensor.placed(value, local)
 
     def _storage(self, storage: torch.UntypedStorage) -> Any:
         known = self._storages.get(storage._cdata)
