@@ -2,8 +2,6 @@
 
 #include <map>
 #include <optional>
-#include <set>
-#include <tuple>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -46,6 +44,10 @@ std::string shown(DType dtype, const Shape& shape) {
   return std::string(to_string(dtype)) + to_string(shape);
 }
 
+std::string shown(const Box& box) {
+  return "the box " + to_string(box.shape) + " at " + to_string(box.offset);
+}
+
 class Planner {
  public:
   Planner(detail::AssemblyPlan& plan, std::span<const Value> old, const detail::NewRank& rank,
@@ -62,63 +64,78 @@ class Planner {
  private:
   [[nodiscard]] const std::string& path() const { return walk_.path().text(); }
 
-  /// Null: a rank that the old job lacked keeps what each rank has for itself.
-  const std::vector<OldValue>* take() {
-    const auto* found = index_.take(path());
-    if (found == nullptr && (!is_own() || rank_.rank < index_.ranks())) {
+  /// What this rank goes on from at the path; nothing: it keeps what it has.
+  std::vector<OldValue> take(const Value& place) {
+    const auto* const all = index_.take(path());
+    const bool on_mesh =
+        lies_on_mesh(place) || (all != nullptr && lies_on_mesh(all->front().value));
+    if (on_mesh || !is_own(path())) {
+      if (all != nullptr) return *all;
       throw mismatch(path(), "no rank of the old job, of " + std::to_string(index_.ranks()) +
                                  " ranks, has it");
     }
-    return found;
+    const OldValue* const before = all == nullptr ? nullptr : plain().of_this_rank(*all);
+    if (before != nullptr) {
+      check_keys(before->value, place);
+      return {*before};
+    }
+    index_.pass_below(path(), [this](const std::string& below) { return is_own(below); });
+    return {};
   }
 
   /// Whether each rank has the value at the path for itself.
-  [[nodiscard]] bool is_own() const { return plain().kind == PlainKind::kPerRank; }
+  [[nodiscard]] bool is_own(const std::string& path) const {
+    return options_.plain && options_.plain(path) == PlainKind::kPerRank;
+  }
 
   [[nodiscard]] bool lies_on_mesh(const Value& value) const {
     const auto* node = value.get_if<NodePtr>();
     return node != nullptr && options_.readers.contains((*node)->type_name());
   }
 
-  /// What this rank goes on from of values that each rank has for itself: nothing, or one.
-  std::vector<OldValue> own_of(const std::vector<OldValue>& old, const Value& place) {
-    const OldValue* const before = plain().of_this_rank(old);
-    if (before == nullptr) {
-      index_.pass_below(path());
-      return {};
+  /// Throws unless two dicts have the same keys, and two lists or tuples the same length.
+  void check_keys(const Value& before, const Value& place) const {
+    const std::string whose = "rank " + std::to_string(rank_.rank) + " of the old job";
+    const auto refuse = [&](const std::string& what) {
+      throw mismatch(path(), what +
+                                 "; each rank has this for itself, and it must have the "
+                                 "structure that it had");
+    };
+    if (const auto* now = place.get_if<Dict>()) {
+      const auto* old = before.get_if<Dict>();
+      if (old == nullptr) return;  // another kind, which is refused
+      for (const auto& [key, value] : *now) {
+        if (old->find(key) == nullptr) refuse(whose + " had no " + Path::escape(key));
+      }
+      for (const auto& [key, value] : *old) {
+        if (now->find(key) == nullptr)
+          refuse(whose + " had " + Path::escape(key) + ", this rank has not");
+      }
+      return;
     }
-    const auto difference = compare(before->value, place,
-                                    {.values = false,
-                                     .layout = false,
-                                     .device = false,
-                                     .attributes = false,
-                                     .sharing = false,
-                                     .key_order = false});
-    if (difference) {
-      const std::string below = difference->path.empty() ? "" : "." + difference->path;
-      throw mismatch(path() + below,
-                     "each rank has it for itself: " +
-                         difference->describe(
-                             "at rank " + std::to_string(rank_.rank) + " of the old job", "here"));
+    const Sequence* now = sequence_of(place);
+    const Sequence* old = sequence_of(before);
+    if (now != nullptr && old != nullptr && now->size() != old->size()) {
+      refuse(whose + " had " + std::to_string(old->size()) + " elements, this rank has " +
+             std::to_string(now->size()));
     }
-    return {*before};
+  }
+
+  static const Sequence* sequence_of(const Value& value) {
+    if (const auto* list = value.get_if<List>()) return list;
+    return value.get_if<Tuple>();
   }
 
   void visit(Value& place) {
-    const auto* const there = take();
-    if (there == nullptr) return;
-    std::vector<OldValue> own;
-    if (is_own() && !lies_on_mesh(place)) {
-      own = own_of(*there, place);
-      if (own.empty()) return;
-    }
-    const auto& old = own.empty() ? *there : own;
+    const auto old = take(place);
     if (place.is_scalar()) {
+      if (old.empty()) return;
       if (auto value = plain().scalar(old)) plan_.scalars.push_back({&place, std::move(*value)});
       return;
     }
     if (const auto* tensor = place.get_if<Tensor>()) {
       const Shape origin(tensor->dim(), 0);
+      if (old.empty()) return;
       place_tensor({tensor->shape(), tensor->dtype(), {{origin, *tensor}}, 0, {}}, old);
       if (const auto* attributes = place.attributes(); attributes && !attributes->empty()) {
         Value inner = *attributes;
@@ -160,13 +177,13 @@ class Planner {
   void mark(const Value& value) {
     if (const auto* attributes = value.attributes(); attributes && !attributes->empty()) {
       walk_.below_attributes([&] {
-        (void)take();
+        (void)index_.take(path());
         mark(Value(*attributes));
       });
     }
     detail::for_each_below(value, [&](const Key& key, const Value& inner) {
       walk_.below(key, [&] {
-        (void)take();
+        (void)index_.take(path());
         if (!lies_on_mesh(inner)) mark(inner);
       });
     });
@@ -233,7 +250,6 @@ class Planner {
     }
     OldTensor result;
     std::map<std::pair<std::uint64_t, std::vector<std::int64_t>>, std::vector<OldBox>> copies;
-    std::set<std::tuple<std::uint64_t, std::vector<std::int64_t>, Shape>> places;
     for (const OldValue& there : old) {
       const std::string whose = "rank " + std::to_string(there.rank) + "'s old";
       if (!lies_on_mesh(there.value)) {
@@ -251,14 +267,7 @@ class Planner {
       }
       auto& copy = copies[{boxes.group, boxes.copy}];
       for (TensorBox& box : boxes.boxes) {
-        OldBox part{{box.tensor.shape(), std::move(box.offset)}, std::move(box.tensor)};
-        const bool known = part.box.numel() > 0 &&
-                           !places.insert({boxes.group, boxes.copy, part.box.offset}).second;
-        if (known) {  // two groups of ranks with the same name
-          result.others.push_back({false, {std::move(part)}});
-        } else {
-          copy.push_back(std::move(part));
-        }
+        copy.push_back({{box.tensor.shape(), std::move(box.offset)}, std::move(box.tensor)});
       }
     }
     const std::uint64_t group = copies.begin()->first.first;
@@ -294,17 +303,45 @@ class Planner {
     for (const OldBox& from : source.boxes) {
       const Box both = intersection(target.box, from.box);
       if (both.empty()) continue;
-      target.copies.push_back({both, rank_.proven(view_of(from.tensor, from.box, both))});
-      std::vector<Box> rest;
+      const auto copy = [&](const Box& part) {
+        target.copies.push_back({part, rank_.proven(view_of(from.tensor, from.box, part))});
+      };
+      std::vector<Box> rest, found;
       for (const Box& part : missing) {
+        if (Box here = intersection(part, both); !here.empty()) found.push_back(std::move(here));
         for (Box& left : without(part, both)) rest.push_back(std::move(left));
       }
       missing = std::move(rest);
+      if (compare_again(target, from)) {
+        std::for_each(found.begin(), found.end(), copy);
+      } else {
+        copy(both);
+      }
     }
     if (missing.empty()) return;
-    throw mismatch(
-        path(), "no rank of the old job has the box " + to_string(missing.front().shape) + " at " +
-                    to_string(missing.front().offset) + " of " + shown(source.dtype, source.shape));
+    throw mismatch(path(), "no rank of the old job has " + shown(missing.front()) + " of " +
+                               shown(source.dtype, source.shape));
+  }
+
+  /// Whether other boxes have elements of `from` already. Boxes of one copy overlap where groups of
+  /// ranks have meshes of one name, each its own copy: these must be equal.
+  bool compare_again(const BoxTarget& target, const OldBox& from) {
+    bool again = false;
+    for (const auto& [part, before] : target.copies) {
+      const Box both = intersection(part, from.box);
+      if (both.empty()) continue;
+      again = true;
+      if (rank_.differ(view_of(before, part, both), view_of(from.tensor, from.box, both))) {
+        refuse_two_meshes(both);
+      }
+    }
+    return again;
+  }
+
+  [[noreturn]] void refuse_two_meshes(const Box& box) const {
+    throw mismatch(path(), "it lies on several meshes of the old job, and " + shown(box) +
+                               " differs between them; give the tensors of each mesh a path of "
+                               "their own");
   }
 
   /// Compares what all copies have of a box with the copy that is read.
@@ -320,16 +357,10 @@ class Planner {
                                             view_of(from.tensor, from.box, both))) {
             continue;
           }
-          const std::string where =
-              "the box " + to_string(both.shape) + " at " + to_string(both.offset);
-          if (!other.same_group) {
-            throw mismatch(path(), "it lies on several meshes of the old job, and " + where +
-                                       " differs between them; give the tensors of each mesh a "
-                                       "path of their own");
-          }
+          if (!other.same_group) refuse_two_meshes(both);
           if (!std::exchange(warned, true)) {
             plan_.warnings.push_back(
-                walk_.path().shown() + ": " + where +
+                walk_.path().shown() + ": " + shown(both) +
                 " differs between the copies that the old job's mesh replicates; "
                 "all of it is taken from the copy that is first by coordinates");
           }

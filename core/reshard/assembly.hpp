@@ -26,8 +26,8 @@ struct AssemblyParts;
 enum class PlainKind : std::uint8_t {
   kSame,   ///< Every rank has the same bytes. Other bytes are refused.
   kFirst,  ///< Every rank takes the value of the first old rank that has one.
-  /// Rank r takes rank r's value; a container must have the structure that rank r's had. A rank
-  /// keeps its own where rank r of the old job had none.
+  /// Rank r takes rank r's value, or keeps its own where rank r of the old job had none. A dict of
+  /// this kind must have the keys that it had, a list or tuple the length.
   kPerRank,
   kSummed,  ///< Rank 0 takes the sum over all ranks, the other ranks take 0.
 };
@@ -36,7 +36,9 @@ enum class PlainKind : std::uint8_t {
 struct ReshardOptions {
   /// Readers for tensors that lie on meshes: dtensor::register_boxes(), sharded::register_boxes().
   BoxReaders readers = {};
-  /// The kind of the plain value at a path ("rng.state", as Path::text()). Null: kSame for all.
+  /// The kind of the plain value at a path ("rng.state", as Path::text()). Null: kSame for all. Of
+  /// a container it only tells whether each rank has it for itself; its values have kinds of their
+  /// own.
   std::function<PlainKind(const std::string& path)> plain = {};
 };
 

@@ -37,10 +37,11 @@ const std::vector<OldValue>* OldIndex::take(const std::string& path) {
   return &entries_[it->second].values;
 }
 
-void OldIndex::pass_below(const std::string& path) {
+void OldIndex::pass_below(const std::string& path,
+                          const std::function<bool(const std::string&)>& passes) {
   const std::string begin = path.empty() ? path : path + ".";
   for (std::size_t i = 0; i < paths_.size(); ++i) {
-    if (paths_[i].starts_with(begin)) entries_[i].taken = true;
+    if (paths_[i].starts_with(begin) && passes(paths_[i])) entries_[i].taken = true;
   }
 }
 

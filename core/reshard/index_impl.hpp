@@ -1,5 +1,6 @@
 #pragma once
 #include <deque>
+#include <functional>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -24,8 +25,8 @@ class OldIndex {
 
   /// Null if no rank has the path. Marks the path as taken.
   [[nodiscard]] const std::vector<OldValue>* take(const std::string& path);
-  /// Marks all paths below this one as taken.
-  void pass_below(const std::string& path);
+  /// Marks the paths below this one for which `passes` as taken.
+  void pass_below(const std::string& path, const std::function<bool(const std::string&)>& passes);
   /// The first path, in the order of rank 0's state, that every rank has and nobody took; empty if
   /// there is none.
   [[nodiscard]] std::string left() const;

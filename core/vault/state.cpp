@@ -232,17 +232,22 @@ void VaultState::check_free(SlotKey key, const Slot& slot) const {
   }
 }
 
-/// Of the job's other vaults and of older incarnations of this one.
+/// For an error, so it throws none of its own: of the job's other vaults in the directory, and of
+/// older incarnations of this one.
 std::string VaultState::what_holds_room() const {
   std::uint64_t held = 0;
-  for (const auto& file : fs.list(options.directory)) {
-    const auto name = parse_vault_name(file);
-    if (!name || name->kind != VaultFileKind::kSlot || name->uid != process.uid ||
-        name->job != options.job ||
-        (name->rank == options.rank && name->incarnation == incarnation)) {
-      continue;
+  try {
+    for (const auto& file : fs.list(options.directory)) {
+      const auto name = parse_vault_name(file);
+      if (!name || name->kind != VaultFileKind::kSlot || name->uid != process.uid ||
+          name->job != options.job ||
+          (name->rank == options.rank && name->incarnation == incarnation)) {
+        continue;
+      }
+      if (const auto stat = fs.stat(options.directory / file)) held += stat->size;
     }
-    if (const auto stat = fs.stat(options.directory / file)) held += stat->size;
+  } catch (const SystemError&) {
+    return {};
   }
   if (held == 0) return {};
   return "; " + std::to_string(held) +

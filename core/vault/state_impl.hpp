@@ -98,8 +98,8 @@ struct VaultState {
   void check_free(SlotKey key, const Slot& slot) const MESHSTAGE_REQUIRES(mutex);
 
   // With the slot marked as being written, or with the mutex held:
-  /// Throws OutOfMemory if there is no room for the missing bytes. Changes nothing. The errors for
-  /// room say how much of it other slots of the job hold in the directory.
+  /// Throws OutOfMemory if there is no room for the missing bytes. Changes nothing. This error
+  /// and grow()'s say how much other slots of the job hold in the directory.
   void check_growth(SlotKey key, const Slot& slot, std::uint64_t bytes) const;
   /// Reserves room for so many bytes behind the header. Returns the mapping with that room, which
   /// the caller puts into the slot with the mutex held, or an empty mapping if there was room

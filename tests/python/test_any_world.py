@@ -46,38 +46,44 @@ def test_kinds_that_there_are_not_are_refused_by_name(tmp_path):
         checkpointer(tmp_path, any_world={"loader": "own"})
     with pytest.raises(TypeError, match="any_world: 'loader': None"):
         checkpointer(tmp_path, any_world={"loader": None})
+    with pytest.raises(TypeError, match="any_world is None"):
+        checkpointer(tmp_path, any_world=None)
 
 
 SUMMED = """
 import sys
 import meshstage
-state = {"counts": {"seen.tokens": 5, "0": 1, "same": 3}}
+state = {"counts": {"seen.tokens": 5, "0": 1}, "loader": {"order": [ord("a")], "epoch": 0}}
 with meshstage.Checkpointer(
     job="keys", directory=sys.argv[1], vault_directory=sys.argv[1],
-    any_world={"counts.seen.tokens": "summed", "counts.0": "first"},
+    any_world={"counts": "first", "counts.seen.tokens": "summed", "loader": "per rank", "loader.epoch": "same"},
 ) as ckpt:
     before = ckpt.recover(state).old_world_size
     if before:
-        assert state["counts"] == {"seen.tokens": 10 if ckpt.rank == 0 else 0, "0": 2, "same": 3}, state
+        assert state["counts"] == {"seen.tokens": 10 if ckpt.rank == 0 else 0, "0": 2}, state
+        assert state["loader"]["order"] == [[7], [8], [ord("a")]][ckpt.rank], state
+        assert state["loader"]["epoch"] == 4, state
     else:
         state["counts"]["0"] = 2 + ckpt.rank
+        state["loader"] = {"order": [7 + ckpt.rank], "epoch": 4}
         assert ckpt.stage(state, 1).outcome(60) == "complete"
 print("old world:", before)
 """
 
 
-def test_keys_with_dots_are_found_as_they_are_written(tmp_path):
+def test_the_longest_path_names_the_kind_and_keys_may_have_dots(tmp_path):
     program = tmp_path / "summed.py"
     program.write_text(SUMMED)
     for ranks, before in ((2, 0), (3, 2)):
         done = subprocess.run(
-            [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--", sys.executable, program, tmp_path],
+            [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--max-restarts", "0", "--", sys.executable, program, tmp_path],
             timeout=100, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert done.returncode == 0 and done.stdout.count(f"old world: {before}") == ranks, done.stdout
 
 
 UNPLACED = """
+import gc
 import sys
 import torch
 import torch.distributed as dist
@@ -95,6 +101,9 @@ with meshstage.Checkpointer(job="cut", directory=sys.argv[1], vault_directory=sy
         assert ckpt.stage({"w": cut}, 1).outcome(60) == "complete"
     except meshstage.errors.StructureMismatch as error:
         print("refused:", error)
+del cut
+gc.collect()
+dist.destroy_process_group()
 """
 
 
@@ -106,8 +115,8 @@ def test_a_dtensor_that_its_owner_has_cut_otherwise_is_refused_by_name(tmp_path)
     program.write_text(UNPLACED)
     for ranks, said in ((1, "recovered"), (2, "refused: structure mismatch: ")):
         done = subprocess.run(
-            [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--", sys.executable, program, tmp_path],
+            [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--max-restarts", "0", "--", sys.executable, program, tmp_path],
             timeout=100, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert done.stdout.count(said) == ranks, done.stdout
-    assert "w: " in done.stdout and "only torch knows how it lies on its mesh (Shard)" in done.stdout
+    assert "w: " in done.stdout and "a DTensor (Shard) of which is not known" in done.stdout

@@ -287,6 +287,8 @@ def _kinds(any_world: bool | Mapping[str, str]) -> dict[str, str] | None:
     """By path; None where the number of ranks stays."""
     if isinstance(any_world, bool):
         return {} if any_world else None
+    if not isinstance(any_world, Mapping):
+        raise TypeError(f"any_world is {any_world!r}: True, False, or a dict of paths and kinds")
     for path, kind in any_world.items():
         if not isinstance(path, str) or not isinstance(kind, str):
             raise TypeError(f"any_world: {path!r}: {kind!r} is no pair of strings")

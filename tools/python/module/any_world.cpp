@@ -17,6 +17,30 @@ constexpr char kAttributes[] = "%@";  // the part of a path below a tensor; see 
 
 using Kinds = std::map<std::string, PlainKind>;
 
+/// The path with its keys as they are in the state: "model.0.weight" for "model.0%2Eweight".
+std::string unescaped(const std::string& path) {
+  std::string text;
+  for (const auto& part : Path::split(path)) {
+    if (!text.empty()) text += '.';
+    if (part == kAttributes) {
+      text += part;
+      continue;
+    }
+    const Key key = Path::unescape(part);
+    text += key.is_string() ? key.string() : std::to_string(key.integer());
+  }
+  return text;
+}
+
+/// The same of a user's path, who may have copied it from an error.
+std::string as_written(const std::string& path) {
+  try {
+    return unescaped(path);
+  } catch (const InvalidArgument&) {  // a key with a '%'
+    return path;
+  }
+}
+
 Kinds kinds_of(const KindNames& names) {
   static const std::map<std::string, PlainKind> known{{"same", PlainKind::kSame},
                                                       {"first", PlainKind::kFirst},
@@ -29,7 +53,7 @@ Kinds kinds_of(const KindNames& names) {
       throw InvalidArgument("any_world: '" + path + "' is '" + name +
                             "'; a value is 'same', 'first', 'per rank' or 'summed'");
     }
-    kinds.emplace(path, kind->second);
+    kinds.emplace(as_written(path), kind->second);
   }
   return kinds;
 }
@@ -46,27 +70,6 @@ std::optional<PlainKind> find(const Kinds& kinds, const std::string& path) {
   }
 }
 
-/// The path with its keys as they are in the state: "model.0.weight" for "model.0%2Eweight".
-std::string unescaped(const std::string& path) {
-  std::string text;
-  for (const auto& part : Path::split(path)) {
-    if (!text.empty()) text += '.';
-    if (part == kAttributes) {
-      text += part;
-      continue;
-    }
-    const Key key = Path::unescape(part);
-    text += key.is_string() ? key.string() : std::to_string(key.integer());
-  }
-  return text;
-}
-
-std::optional<PlainKind> find_either(const Kinds& kinds, const std::string& path) {
-  if (const auto kind = find(kinds, path)) return kind;
-  if (kinds.empty() || path.find('%') == std::string::npos) return std::nullopt;
-  return find(kinds, unescaped(path));
-}
-
 }  // namespace
 
 PlainKinds::PlainKinds(const KindNames& of_user) : of_user_(kinds_of(of_user)) {}
@@ -74,8 +77,10 @@ PlainKinds::PlainKinds(const KindNames& of_user) : of_user_(kinds_of(of_user)) {
 void PlainKinds::set_of_state(const KindNames& of_state) { of_state_ = kinds_of(of_state); }
 
 PlainKind PlainKinds::of(const std::string& path) const {
-  if (const auto kind = find_either(of_user_, path)) return *kind;
-  return find_either(of_state_, path).value_or(PlainKind::kSame);
+  if (of_user_.empty() && of_state_.empty()) return PlainKind::kSame;
+  const std::string written = unescaped(path);
+  if (const auto kind = find(of_user_, written)) return *kind;
+  return find(of_state_, written).value_or(PlainKind::kSame);
 }
 
 ReshardOptions any_world_options(std::shared_ptr<const PlainKinds> kinds) {
@@ -83,9 +88,11 @@ ReshardOptions any_world_options(std::shared_ptr<const PlainKinds> kinds) {
   dtensor::register_boxes(options.readers);
   sharded::register_boxes(options.readers);
   options.readers.add(kUnplacedType, [](const auto&, const Value& placements) -> TensorBoxes {
-    throw StructureMismatch("a DTensor of which only torch knows how it lies on its mesh (" +
-                            placements.as<std::string>() +
-                            "): another number of ranks cannot take it");
+    throw StructureMismatch(
+        "a DTensor (" + placements.as<std::string>() +
+        ") of which is not known here how it lies on its mesh: only torch knows "
+        "its placements, or its owner has cut it otherwise, or its mesh lacks "
+        "the rank; another number of ranks cannot take it");
   });
   options.plain = [kinds = std::move(kinds)](const std::string& path) { return kinds->of(path); };
   return options;

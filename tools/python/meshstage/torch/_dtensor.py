@@ -65,7 +65,7 @@ def _made(mesh, rank, placements, shape, dtype):
             shape=list(shape),
             rank=rank,
         )
-    except (InvalidArgument, _Unknown):
+    except (InvalidArgument, _Unknown, ValueError):  # a slice of a mesh whose group is gone
         return None
 
 
