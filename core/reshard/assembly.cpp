@@ -307,15 +307,20 @@ class Planner {
         target.copies.push_back({part, rank_.proven(view_of(from.tensor, from.box, part))});
       };
       std::vector<Box> rest, found;
+      std::int64_t elements = 0;
       for (const Box& part : missing) {
-        if (Box here = intersection(part, both); !here.empty()) found.push_back(std::move(here));
+        if (Box here = intersection(part, both); !here.empty()) {
+          elements += here.numel();
+          found.push_back(std::move(here));
+        }
         for (Box& left : without(part, both)) rest.push_back(std::move(left));
       }
       missing = std::move(rest);
-      if (compare_again(target, from)) {
-        std::for_each(found.begin(), found.end(), copy);
-      } else {
+      if (elements == both.numel()) {
         copy(both);
+      } else {
+        compare_again(target, from);
+        std::for_each(found.begin(), found.end(), copy);
       }
     }
     if (missing.empty()) return;
@@ -323,19 +328,16 @@ class Planner {
                                shown(source.dtype, source.shape));
   }
 
-  /// Whether other boxes have elements of `from` already. Boxes of one copy overlap where groups of
-  /// ranks have meshes of one name, each its own copy: these must be equal.
-  bool compare_again(const BoxTarget& target, const OldBox& from) {
-    bool again = false;
+  /// Boxes of one copy overlap where groups of ranks have meshes of one name, and a copy each:
+  /// compares with `from` what other boxes have of it already.
+  void compare_again(const BoxTarget& target, const OldBox& from) const {
     for (const auto& [part, before] : target.copies) {
       const Box both = intersection(part, from.box);
       if (both.empty()) continue;
-      again = true;
       if (rank_.differ(view_of(before, part, both), view_of(from.tensor, from.box, both))) {
         refuse_two_meshes(both);
       }
     }
-    return again;
   }
 
   [[noreturn]] void refuse_two_meshes(const Box& box) const {

@@ -88,8 +88,9 @@ ReshardOptions any_world_options(std::shared_ptr<const PlainKinds> kinds) {
   dtensor::register_boxes(options.readers);
   sharded::register_boxes(options.readers);
   options.readers.add(kUnplacedType, [](const auto&, const Value& placements) -> TensorBoxes {
+    const auto* names = placements.get_if<std::string>();
     throw StructureMismatch(
-        "a DTensor (" + placements.as<std::string>() +
+        "a DTensor (" + (names == nullptr ? std::string() : *names) +
         ") of which is not known here how it lies on its mesh: only torch knows "
         "its placements, or its owner has cut it otherwise, or its mesh lacks "
         "the rank; another number of ranks cannot take it");
