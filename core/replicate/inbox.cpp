@@ -8,27 +8,17 @@
 namespace meshstage::replicate {
 namespace {
 
-/// The kind of an error; kIo for an exception that is no Error.
-ErrorKind kind_of(const std::exception_ptr& error) {
+/// The error's kind (kIo for an exception that is no Error), and its text without the words for the
+/// kind, because it is thrown again with them.
+protocol::FetchFailed fetch_failed(int owner, const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
   } catch (const Error& e) {
-    return e.kind();
-  } catch (const std::bad_alloc&) {
-    return ErrorKind::kOutOfMemory;
+    return {owner, e.kind(), e.message()};
+  } catch (const std::bad_alloc& e) {
+    return {owner, ErrorKind::kOutOfMemory, e.what()};
   } catch (...) {
-    return ErrorKind::kIo;
-  }
-}
-
-/// To be thrown again with its kind, of which text_of() has the words already.
-std::string message_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const Error& e) {
-    return e.message();
-  } catch (...) {
-    return text_of(error);
+    return {owner, ErrorKind::kIo, text_of(error)};
   }
 }
 
@@ -171,43 +161,43 @@ void Inbox::fetch(const protocol::Fetch& action, std::optional<Verifier::Here> h
     if (slots_.in_use(key)) return false;
     const std::uint64_t bytes =
         from.sizes.image_bytes - (from.owner == engine_.rank ? 0 : from.sizes.borrowed_bytes);
-    slots_.begin_write(
-        key, engine_.identity(from.owner, from.id, from.base), bytes,
-        [this, from, here](WriteLease& lease, const std::exception_ptr& error) {
-          if (error) {
-            refused_.insert(from.owner);
-            if (from.at != engine_.rank) take_starts(from.at);
-            engine_.feed(protocol::FetchFailed{from.owner, kind_of(error), message_of(error)});
-            return;
-          }
-          refused_.erase(from.owner);
-          Incoming in;
-          in.from = from.at;
-          in.owner = from.owner;
-          in.id = from.id;
-          in.base = from.base;
-          in.sizes = from.sizes;
-          in.fetch = true;
-          in.in_parts = from.owner == engine_.rank && from.needs_lenders();
-          for (const auto& loan : from.borrowed) in.lenders.push_back(loan.rank);
-          in.expected = from.image_digest;
-          in.lease = std::move(lease);
-          const auto target = in.lease.image();
-          incoming_.insert_or_assign(from.owner, std::move(in));
-          if (from.at != engine_.rank) return take_starts(from.at);
-          if (!here) {
-            return not_arrived(from.owner, from.id, ErrorKind::kNotFound,
+    slots_.begin_write(key, engine_.identity(from.owner, from.id, from.base), bytes,
+                       [this, from, here](WriteLease& lease, const std::exception_ptr& error) {
+                         if (error) {
+                           refused_.insert(from.owner);
+                           if (from.at != engine_.rank) take_starts(from.at);
+                           engine_.feed(fetch_failed(from.owner, error));
+                           return;
+                         }
+                         refused_.erase(from.owner);
+                         Incoming in;
+                         in.from = from.at;
+                         in.owner = from.owner;
+                         in.id = from.id;
+                         in.base = from.base;
+                         in.sizes = from.sizes;
+                         in.fetch = true;
+                         in.in_parts = from.owner == engine_.rank && from.needs_lenders();
+                         for (const auto& loan : from.borrowed) in.lenders.push_back(loan.rank);
+                         in.expected = from.image_digest;
+                         in.lease = std::move(lease);
+                         const auto target = in.lease.image();
+                         incoming_.insert_or_assign(from.owner, std::move(in));
+                         if (from.at != engine_.rank) return take_starts(from.at);
+                         if (!here) {
+                           return not_arrived(
+                               from.owner, from.id, ErrorKind::kNotFound,
                                "what it is to be read from was not verified by this rank");
-          }
-          verifier_.load(
-              *here, target, from.sizes,
-              [this, owner = from.owner, id = from.id,
-               in_parts = incoming_.at(from.owner).in_parts](const ImageInfo& info) {
-                if (in_parts) return ask_lenders(owner, id);
-                arrived(owner, id, info);
-              },
-              failing(from.owner, from.id));
-        });
+                         }
+                         verifier_.load(
+                             *here, target, from.sizes,
+                             [this, owner = from.owner, id = from.id,
+                              in_parts = incoming_.at(from.owner).in_parts](const ImageInfo& info) {
+                               if (in_parts) return ask_lenders(owner, id);
+                               arrived(owner, id, info);
+                             },
+                             failing(from.owner, from.id));
+                       });
     return true;
   });
 }
@@ -362,7 +352,10 @@ void Inbox::seal_if_proven(Incoming& in) {
                lease = std::make_shared<WriteLease>(std::move(in.lease)), ticket] {
     const auto error = seal_image(*lease, info);
     engine_.to_loop(ticket, [this, owner, id, error] {
-      if (error) return not_arrived(owner, id, kind_of(error), message_of(error));
+      if (error) {
+        const auto failed = fetch_failed(owner, error);
+        return not_arrived(owner, id, failed.kind, failed.why);
+      }
       sealed(owner, id);
     });
   });

@@ -1,5 +1,6 @@
 #include <meshstage/core/reshard/assembly.hpp>
 
+#include <deque>
 #include <map>
 #include <optional>
 #include <unordered_map>
@@ -65,7 +66,7 @@ class Planner {
   [[nodiscard]] const std::string& path() const { return walk_.path().text(); }
 
   /// What this rank goes on from at the path; nothing: it keeps what it has.
-  std::vector<OldValue> take(const Value& place) {
+  const std::vector<OldValue>& take(const Value& place) {
     const auto* const all = index_.take(path());
     const bool on_mesh =
         lies_on_mesh(place) || (all != nullptr && lies_on_mesh(all->front().value));
@@ -77,15 +78,18 @@ class Planner {
     const OldValue* const before = all == nullptr ? nullptr : plain().of_this_rank(*all);
     if (before != nullptr) {
       check_keys(before->value, place);
-      return {*before};
+      return own_.emplace_back(1, *before);
     }
     index_.pass_below(path(), [this](const std::string& below) { return is_own(below); });
-    return {};
+    return own_.emplace_back();
   }
 
   /// Whether each rank has the value at the path for itself.
   [[nodiscard]] bool is_own(const std::string& path) const {
-    return options_.plain && options_.plain(path) == PlainKind::kPerRank;
+    return kind_at(path) == PlainKind::kPerRank;
+  }
+  [[nodiscard]] PlainKind kind_at(const std::string& path) const {
+    return options_.plain ? options_.plain(path) : PlainKind::kSame;
   }
 
   [[nodiscard]] bool lies_on_mesh(const Value& value) const {
@@ -127,10 +131,9 @@ class Planner {
   }
 
   void visit(Value& place) {
-    const auto old = take(place);
+    const auto& old = take(place);
     if (place.is_scalar()) {
-      if (old.empty()) return;
-      if (auto value = plain().scalar(old)) plan_.scalars.push_back({&place, std::move(*value)});
+      if (!old.empty()) plan_.scalars.push_back({&place, plain().scalar(old)});
       return;
     }
     if (const auto* tensor = place.get_if<Tensor>()) {
@@ -236,9 +239,7 @@ class Planner {
     }
   }
 
-  [[nodiscard]] detail::PlainRule plain() const {
-    return {path(), options_.plain ? options_.plain(path()) : PlainKind::kSame, rank_};
-  }
+  [[nodiscard]] detail::PlainRule plain() const { return {path(), kind_at(path()), rank_}; }
 
   /// Nothing: this rank keeps what it has.
   [[nodiscard]] std::optional<OldTensor> old_tensor(const std::vector<OldValue>& old) const {
@@ -375,6 +376,7 @@ class Planner {
   const detail::NewRank& rank_;
   const ReshardOptions& options_;
   detail::OldIndex index_;
+  std::deque<std::vector<OldValue>> own_;  ///< What take() made: references to them stay.
   detail::Walk walk_;
   std::unordered_set<const void*> seen_;
   std::unordered_map<const Node*, detail::NodeWrite*> written_;

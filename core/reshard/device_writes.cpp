@@ -47,11 +47,7 @@ struct Piece {
     packed = contiguous_strides(shape);
   }
   [[nodiscard]] std::int64_t runs() const {
-    std::int64_t run = 1;
-    for (std::size_t d = shape.size(); d > 0 && (shape[d - 1] == 1 || strides[d - 1] == run); --d) {
-      run *= shape[d - 1];
-    }
-    return to.numel() / run;
+    return to.numel() / run_length(shape, strides, packed).elements;
   }
 };
 

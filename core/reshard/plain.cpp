@@ -90,7 +90,7 @@ const OldValue* PlainRule::of_this_rank(const std::vector<OldValue>& old) const 
   return it == old.end() ? nullptr : &*it;
 }
 
-std::optional<Value> PlainRule::scalar(const std::vector<OldValue>& old) const {
+Value PlainRule::scalar(const std::vector<OldValue>& old) const {
   for (const OldValue& o : old) {
     if (!o.value.is_scalar()) {
       throw mismatch(path, "it is a plain value here, and " + o.value.describe() + at(o));
@@ -103,11 +103,8 @@ std::optional<Value> PlainRule::scalar(const std::vector<OldValue>& old) const {
       }
       return old.front().value;
     case PlainKind::kFirst:
+    case PlainKind::kPerRank:
       return old.front().value;
-    case PlainKind::kPerRank: {
-      const OldValue* mine = of_this_rank(old);
-      return mine == nullptr ? std::nullopt : std::optional<Value>(mine->value);
-    }
     case PlainKind::kSummed: {
       Value sum = sum_of_scalars(path, old);
       if (new_rank.rank == 0) return sum;

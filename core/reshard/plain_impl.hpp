@@ -15,10 +15,11 @@ struct PlainRule {
   PlainKind kind = PlainKind::kSame;
   const NewRank& new_rank;
 
-  /// Nothing: the rank keeps what it has. Throws StructureMismatch where a value is no scalar,
-  /// where the values differ and the kind does not allow it, or where there is no sum of them.
-  [[nodiscard]] std::optional<Value> scalar(const std::vector<OldValue>& old) const;
-  /// The same for tensors.
+  /// Of values that each rank has for itself `old` has this rank's alone. Throws StructureMismatch
+  /// where a value is no scalar, where the values differ and the kind does not allow it, or where
+  /// there is no sum of them.
+  [[nodiscard]] Value scalar(const std::vector<OldValue>& old) const;
+  /// The same for tensors, of which `old` may have all ranks'. Nothing: the rank keeps what it has.
   [[nodiscard]] std::optional<Tensor> tensor(const std::vector<OldValue>& old) const;
   /// Null if the old rank of the same number has none.
   [[nodiscard]] const OldValue* of_this_rank(const std::vector<OldValue>& old) const;

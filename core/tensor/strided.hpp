@@ -5,16 +5,26 @@
 
 namespace meshstage::detail {
 
+/// The innermost dimensions whose elements are neighbours under both sets of strides.
+struct RunLength {
+  std::int64_t elements = 1;
+  std::size_t outer = 0;  ///< The number of dimensions outside of a run.
+};
+inline RunLength run_length(const Shape& shape, const Strides& a, const Strides& b) {
+  RunLength run{1, shape.size()};
+  while (run.outer > 0 && (shape[run.outer - 1] == 1 || (a[run.outer - 1] == run.elements &&
+                                                         b[run.outer - 1] == run.elements))) {
+    run.elements *= shape[--run.outer];
+  }
+  return run;
+}
+
 /// Calls f(i, j, n) for the runs of n elements that are neighbours under both sets of strides, in
 /// row-major order, with the element offsets of each run's begin, until f returns false; then
 /// returns false. The shape must not contain 0.
 template <class F>
 bool for_each_run_pair(const Shape& shape, const Strides& a, const Strides& b, F&& f) {
-  std::int64_t run = 1;
-  std::size_t outer = shape.size();
-  while (outer > 0 && (shape[outer - 1] == 1 || (a[outer - 1] == run && b[outer - 1] == run))) {
-    run *= shape[--outer];
-  }
+  const auto [run, outer] = run_length(shape, a, b);
   Shape index(outer, 0);
   std::int64_t i = 0;
   std::int64_t j = 0;

@@ -63,11 +63,16 @@ std::filesystem::path VaultState::control_path() const {
 }
 
 std::vector<VaultFile> VaultState::files() const {
+  auto found = files_of_job();
+  std::erase_if(found, [&](const VaultFile& file) { return file.name.rank != options.rank; });
+  return found;
+}
+
+std::vector<VaultFile> VaultState::files_of_job() const {
   std::vector<VaultFile> found;
   for (const auto& file : fs.list(options.directory)) {
     auto name = parse_vault_name(file);
-    if (name && name->uid == process.uid && name->job == options.job &&
-        name->rank == options.rank) {
+    if (name && name->uid == process.uid && name->job == options.job) {
       found.push_back({std::move(*name), path_of(file)});
     }
   }
@@ -237,14 +242,10 @@ void VaultState::check_free(SlotKey key, const Slot& slot) const {
 std::string VaultState::what_holds_room() const {
   std::uint64_t held = 0;
   try {
-    for (const auto& file : fs.list(options.directory)) {
-      const auto name = parse_vault_name(file);
-      if (!name || name->kind != VaultFileKind::kSlot || name->uid != process.uid ||
-          name->job != options.job ||
-          (name->rank == options.rank && name->incarnation == incarnation)) {
-        continue;
-      }
-      if (const auto stat = fs.stat(options.directory / file)) held += stat->size;
+    for (const auto& [name, path] : files_of_job()) {
+      const bool own = name.rank == options.rank && name.incarnation == incarnation;
+      if (name.kind != VaultFileKind::kSlot || own) continue;
+      if (const auto stat = fs.stat(path)) held += stat->size;
     }
   } catch (const SystemError&) {
     return {};

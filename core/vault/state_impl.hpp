@@ -70,6 +70,8 @@ struct VaultState {
   }
   /// The files of this user, job and rank in the directory.
   [[nodiscard]] std::vector<VaultFile> files() const;
+  /// Of all the job's ranks.
+  [[nodiscard]] std::vector<VaultFile> files_of_job() const;
   [[nodiscard]] std::filesystem::path slot_path(SlotKey key) const;
   /// Of the incarnation `of`.
   [[nodiscard]] std::filesystem::path lock_path(std::uint64_t of) const;

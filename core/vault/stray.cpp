@@ -81,12 +81,8 @@ ImageId newest_of_others(const VaultState& vault, int world_size, bool any_world
 
 std::vector<int> other_ranks(const VaultState& mine) {
   std::set<int> ranks;
-  for (const auto& file : mine.fs.list(mine.options.directory)) {
-    const auto name = parse_vault_name(file);
-    if (name && name->kind == VaultFileKind::kControl && name->uid == mine.process.uid &&
-        name->job == mine.options.job) {
-      ranks.insert(name->rank);
-    }
+  for (const auto& [name, path] : mine.files_of_job()) {
+    if (name.kind == VaultFileKind::kControl) ranks.insert(name.rank);
   }
   ranks.erase(mine.options.rank);
   return {ranks.begin(), ranks.end()};

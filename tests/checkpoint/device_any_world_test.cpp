@@ -1,7 +1,6 @@
 // Jobs whose tensors are on devices, and which come back with another number of ranks. On the fake
 // driver, or on a real one.
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -45,19 +44,12 @@ ms::Dict state_on(Cuda& cuda, int rank, int world, std::uint64_t step) {
 
 /// Its tensors on the CPU.
 ms::Dict on_host(Cuda& cuda, const ms::Dict& state) {
-  const auto moved = [&](const ms::Tensor& tensor) {
-    const auto bytes = cuda.read(tensor);
-    const auto storage = ms::Storage::allocate(bytes.size());
-    if (!bytes.empty()) std::memcpy(storage.data(), bytes.data(), bytes.size());
-    return ms::Tensor::on_storage(storage, tensor.dtype(), tensor.shape(), tensor.strides(),
-                                  tensor.storage_offset());
-  };
   ms::Dict result;
   for (const auto& [key, value] : state) {
     if (const auto* tensor = value.get_if<ms::Tensor>()) {
-      result.set(key, tensor->device().is_cpu() ? *tensor : moved(*tensor));
+      result.set(key, tensor->device().is_cpu() ? *tensor : cuda.to_host(*tensor));
     } else if (value.get_if<ms::NodePtr>() != nullptr) {
-      result.set(key, moved(ms::dtensor::from_value(value).to_local()));
+      result.set(key, cuda.to_host(ms::dtensor::from_value(value).to_local()));
     } else {
       result.set(key, value);
     }

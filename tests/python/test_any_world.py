@@ -13,13 +13,18 @@ from meshstage.errors import InvalidArgument
 RANK = Path(__file__).parent / "any_world_rank.py"
 
 
-def start(directory: Path, ranks: int, step: int, cut: str) -> None:
-    run = [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--max-restarts", "0", "--"]
-    done = subprocess.run(
-        [*run, sys.executable, RANK, directory, str(step), cut],
+def run(ranks: int, program: Path, *words) -> subprocess.CompletedProcess:
+    """So many ranks of a program, without restarts. Where torch is, one thread each."""
+    launcher = [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--max-restarts", "0", "--"]
+    return subprocess.run(
+        [*launcher, sys.executable, program, *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def start(directory: Path, ranks: int, step: int, cut: str) -> None:
+    done = run(ranks, RANK, directory, step, cut)
     # A rank that has done its work may still be aborted by torch's Gloo thread.
     there = [(directory / f"done.{step}.{rank}").exists() for rank in range(ranks)]
     assert all(there), done.stdout
@@ -75,10 +80,7 @@ def test_the_longest_path_names_the_kind_and_keys_may_have_dots(tmp_path):
     program = tmp_path / "summed.py"
     program.write_text(SUMMED)
     for ranks, before in ((2, 0), (3, 2)):
-        done = subprocess.run(
-            [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--max-restarts", "0", "--", sys.executable, program, tmp_path],
-            timeout=100, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        done = run(ranks, program, tmp_path)
         assert done.returncode == 0 and done.stdout.count(f"old world: {before}") == ranks, done.stdout
 
 
@@ -114,9 +116,6 @@ def test_a_dtensor_that_its_owner_has_cut_otherwise_is_refused_by_name(tmp_path)
     program = tmp_path / "cut.py"
     program.write_text(UNPLACED)
     for ranks, said in ((1, "recovered"), (2, "refused: structure mismatch: ")):
-        done = subprocess.run(
-            [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--max-restarts", "0", "--", sys.executable, program, tmp_path],
-            timeout=100, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        done = run(ranks, program, tmp_path)
         assert done.stdout.count(said) == ranks, done.stdout
     assert "w: " in done.stdout and "a DTensor (Shard) of which is not known" in done.stdout

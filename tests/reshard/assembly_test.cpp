@@ -13,12 +13,6 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-Tensor counted(const Shape& shape, float from = 0) {
-  Tensor t = Tensor::arange<float>(element_count(shape)).view(shape);
-  for (float& x : t.span<float>()) x += from;
-  return t;
-}
-
 DeviceMesh row(int ranks) { return DeviceMesh::from_shape({ranks}); }
 
 Value sharded_rows(const Tensor& whole, int ranks, int rank) {

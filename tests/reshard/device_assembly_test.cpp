@@ -1,7 +1,5 @@
 // States whose tensors lie on devices, put together from the states of another number of ranks. On
 // the fake driver, or on a real one.
-#include <cstring>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -19,28 +17,12 @@ namespace {
 
 constexpr int kErrorIllegalAddress = 700;
 
-Tensor counted(const Shape& shape, float from = 0) {
-  Tensor t = Tensor::arange<float>(element_count(shape)).view(shape);
-  for (float& x : t.span<float>()) x += from;
-  return t;
-}
-
 /// A view of `bytes` bytes on the device, all of them `fill`.
 Tensor on_device(Cuda& cuda, DType dtype, Shape shape, Strides strides, std::int64_t elements,
                  std::int64_t offset = 0, unsigned char fill = 0xEE) {
   const auto bytes = elements * static_cast<std::int64_t>(size_of(dtype));
   return Tensor::on_storage(cuda.tensor(bytes, fill).storage(), dtype, std::move(shape),
                             std::move(strides), offset);
-}
-
-/// The elements of a device's tensor, in row-major order, on the CPU.
-Tensor on_host(Cuda& cuda, const Tensor& tensor) {
-  const auto bytes = cuda.read(tensor);
-  const Storage storage = Storage::allocate(bytes.size());
-  std::memcpy(storage.data(), bytes.data(), bytes.size());
-  return Tensor::on_storage(storage, tensor.dtype(), tensor.shape(), tensor.strides(),
-                            tensor.storage_offset())
-      .clone();
 }
 
 /// Four old ranks have eight rows of three columns, and a plain value each.
@@ -67,32 +49,50 @@ Dict state_of(const Tensor& whole, const Tensor& local, const Tensor& count) {
               {"step", 0}};
 }
 
+/// Rank 1 of 3, planned out of four_ranks(): its rows are 3 to 5.
+struct RankOfThree {
+  explicit RankOfThree(Cuda& the_cuda, const Tensor& its_rows)
+      : cuda(the_cuda),
+        local(its_rows),
+        assembly(Assembly::plan(four_ranks(whole), state, 1, 3, options())) {}
+  static ReshardOptions options() {
+    ReshardOptions options;
+    options.readers = all_readers();
+    return options;
+  }
+  [[nodiscard]] bool has_its_rows() {
+    return same_bits(cuda.to_host(local), whole.narrow(0, 3, 3));
+  }
+
+  Cuda& cuda;
+  Tensor whole = counted({8, 3}, 0.5F);
+  Tensor local;
+  Tensor count = on_device(cuda, DType::kI64, {}, {}, 1);
+  Dict state = state_of(whole, local, count);
+  Assembly assembly;
+};
+
+Tensor three_rows(Cuda& cuda) { return on_device(cuda, DType::kF32, {3, 3}, {3, 1}, 9); }
+
 }  // namespace
 
 TEST_CASE("reshard: tensors on a device get their boxes, whatever their strides") {
   Cuda cuda;
-  const Tensor whole = counted({8, 3}, 0.5F);
-  const auto old = four_ranks(whole);
-  // Rows 3 to 5. Of 24 elements on the device, those of no view stay as they are.
+  // Of 24 elements on the device, those of no view stay as they are.
   const auto strides = GENERATE(Strides{3, 1}, Strides{1, 3}, Strides{8, 1}, Strides{8, 2});
   CAPTURE(strides);
-  const Tensor local = on_device(cuda, DType::kF32, {3, 3}, strides, 24, 1);
-  const Tensor count = on_device(cuda, DType::kI64, {}, {}, 1);
-  Dict state = state_of(whole, local, count);
-  ReshardOptions options;
-  options.readers = all_readers();
-  auto assembly = Assembly::plan(old, state, 1, 3, options);
-  CHECK(assembly.bytes() == 9 * sizeof(float) + sizeof(std::int64_t) + 5 * sizeof(float));
-  assembly.write();
-  CHECK(same_bits(on_host(cuda, local), whole.narrow(0, 3, 3)));
-  CHECK(on_host(cuda, count).item<std::int64_t>() == 7);
-  CHECK(same_bits(state.at("host").as<Tensor>(), counted({5})));
-  CHECK(state.at("step").as<std::int64_t>() == 12);
+  RankOfThree rank(cuda, on_device(cuda, DType::kF32, {3, 3}, strides, 24, 1));
+  CHECK(rank.assembly.bytes() == 9 * sizeof(float) + sizeof(std::int64_t) + 5 * sizeof(float));
+  rank.assembly.write();
+  CHECK(rank.has_its_rows());
+  CHECK(cuda.to_host(rank.count).item<std::int64_t>() == 7);
+  CHECK(same_bits(rank.state.at("host").as<Tensor>(), counted({5})));
+  CHECK(rank.state.at("step").as<std::int64_t>() == 12);
   std::vector<bool> written(24);
   for (std::int64_t i = 0; i < 9; ++i) {
     written[static_cast<std::size_t>(1 + i / 3 * strides[0] + i % 3 * strides[1])] = true;
   }
-  const auto bytes = cuda.read(local);
+  const auto bytes = cuda.read(rank.local);
   for (std::size_t i = 0; i < 96; ++i) {
     if (!written[i / 4]) CHECK(bytes[i] == std::byte{0xEE});
   }
@@ -116,7 +116,7 @@ TEST_CASE("reshard: more than fits the host memory that waits for a device, in p
                 transposed ? Strides{1, kRows} : Strides{kColumns, 1}, kRows * kColumns);
   Dict state{{"small", cuda.tensor(5)}, {"large", large}, {"last", cuda.tensor(5)}};
   assemble(old, state, 0, 1);
-  CHECK(same_bits(on_host(cuda, large), old.front().at("large").as<Tensor>()));
+  CHECK(same_bits(cuda.to_host(large), old.front().at("large").as<Tensor>()));
   CHECK(cuda.read(state.at("small").as<Tensor>()) == std::vector(5, std::byte{1}));
   CHECK(cuda.read(state.at("last").as<Tensor>()) == std::vector(5, std::byte{2}));
 }
@@ -136,7 +136,7 @@ TEST_CASE("reshard: parts that are no run of the target, and holes between its e
                                   kRows * kColumns * step);
   Dict state{{"w", target}};
   assemble(old, state, 0, 1);
-  CHECK(same_bits(on_host(cuda, target), whole));
+  CHECK(same_bits(cuda.to_host(target), whole));
   const auto bytes = cuda.read(target);
   for (std::size_t i = 4; with_holes && i < bytes.size(); i += 8) {
     if (bytes[i] != std::byte{0xEE}) FAIL("a hole was written at byte " << i);
@@ -147,16 +147,11 @@ TEST_CASE("reshard: a device is written behind what the trainer has issued on it
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     Cuda cuda(seed);
     const StreamHandle stream = cuda.open_stream();
-    const Tensor whole = counted({8, 3});
-    const Tensor local = on_device(cuda, DType::kF32, {3, 3}, {3, 1}, 9);
-    Dict state = state_of(whole, local, on_device(cuda, DType::kI64, {}, {}, 1));
-    ReshardOptions options;
-    options.readers = all_readers();
-    auto assembly = Assembly::plan(four_ranks(whole), state, 1, 3, options);
-    cuda.set(local, 255, stream);
+    RankOfThree rank(cuda, three_rows(cuda));
+    cuda.set(rank.local, 255, stream);
     const TrainerStream where{Cuda::kDevice, stream};
-    assembly.write({&where, 1});
-    CHECK(same_bits(on_host(cuda, local), whole.narrow(0, 3, 3)));
+    rank.assembly.write({&where, 1});
+    CHECK(rank.has_its_rows());
     cuda.close_stream(stream);
   }
 }
@@ -164,49 +159,38 @@ TEST_CASE("reshard: a device is written behind what the trainer has issued on it
 TEST_CASE("reshard: a stream that is being captured is refused, and nothing is written") {
   Cuda cuda;
   const StreamHandle stream = cuda.open_stream();
-  const Tensor whole = counted({8, 3});
-  const Tensor local = on_device(cuda, DType::kF32, {3, 3}, {3, 1}, 9);
-  Dict state = state_of(whole, local, on_device(cuda, DType::kI64, {}, {}, 1));
-  ReshardOptions options;
-  options.readers = all_readers();
-  auto assembly = Assembly::plan(four_ranks(whole), state, 1, 3, options);
+  RankOfThree rank(cuda, three_rows(cuda));
   const TrainerStream where{Cuda::kDevice, stream};
   cuda.begin_capture(stream);
-  CHECK_THROWS_AS(assembly.write({&where, 1}), InvalidState);
+  CHECK_THROWS_AS(rank.assembly.write({&where, 1}), InvalidState);
   CHECK(cuda.end_capture(stream));
-  CHECK(state.at("step").as<std::int64_t>() == 0);
-  CHECK(cuda.read(local) == std::vector(36, std::byte{0xEE}));
+  CHECK(rank.state.at("step").as<std::int64_t>() == 0);
+  CHECK(cuda.read(rank.local) == std::vector(36, std::byte{0xEE}));
   cuda.close_stream(stream);
 }
 
 TEST_CASE("reshard: every call of the driver fails in turn, and the next write is whole") {
   Cuda cuda;
   if (Cuda::real()) return;
-  const Tensor whole = counted({8, 3});
-  const auto old = four_ranks(whole);
   std::size_t unusable = 0;
   for (std::uint64_t n = 1; n < 300; ++n) {
     INFO("call " << n);
-    const Tensor local = on_device(cuda, DType::kF32, {3, 3}, {3, 1}, 9);
-    Dict state = state_of(whole, local, on_device(cuda, DType::kI64, {}, {}, 1));
-    ReshardOptions options;
-    options.readers = all_readers();
-    auto assembly = Assembly::plan(old, state, 1, 3, options);
+    RankOfThree rank(cuda, three_rows(cuda));
     const auto before = Cuda::fake().calls(nullptr);
     Cuda::fake().fail_call(n, kErrorIllegalAddress);
     bool written = false;
     try {
-      assembly.write();
+      rank.assembly.write();
       written = true;
     } catch (const InvalidState& e) {
       CHECK_THAT(e.what(), Contains("cu"));
-      CHECK(state.at("step").as<std::int64_t>() == 0);
+      CHECK(rank.state.at("step").as<std::int64_t>() == 0);
       unusable += std::string(e.what()).find("unusable") == std::string::npos ? 0 : 1;
     }
     Cuda::fake().fail_call(0, 0);
     const auto used = Cuda::fake().calls(nullptr) - before;
-    if (!written) assembly.write();
-    REQUIRE(same_bits(on_host(cuda, local), whole.narrow(0, 3, 3)));
+    if (!written) rank.assembly.write();
+    REQUIRE(rank.has_its_rows());
     if (written && n > used) break;
   }
   CHECK(unusable > 1);

@@ -9,6 +9,7 @@
 #include <meshstage/dtensor/node.hpp>
 #include <meshstage/sharded/node.hpp>
 
+#include "tests/support/counted.hpp"
 #include "tests/support/states.hpp"
 
 namespace meshstage::test {

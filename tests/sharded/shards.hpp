@@ -5,11 +5,9 @@
 
 #include <meshstage/sharded/sharded_tensor.hpp>
 
-namespace meshstage::test {
+#include "tests/support/counted.hpp"
 
-inline Tensor counted(const Shape& shape) {
-  return Tensor::arange<float>(element_count(shape)).view(shape);
-}
+namespace meshstage::test {
 
 inline Tensor part_of(const Tensor& whole, const ShardMetadata& shard) {
   Tensor part = whole;

@@ -2,6 +2,7 @@
 
 #include <cuda.h>
 #include <dlfcn.h>
+#include <algorithm>
 
 #include <cudaTypedefs.h>
 #include <cstdlib>
@@ -155,6 +156,14 @@ void Cuda::write(const Tensor& tensor, std::span<const std::byte> bytes) {
   const Current current(*driver_, tensor.device().index);
   check(driver_->to_device(address(tensor.storage().data()), bytes.data(), bytes.size()),
         "cuMemcpyHtoD");
+}
+
+Tensor Cuda::to_host(const Tensor& tensor) {
+  const auto bytes = read(tensor);
+  const Storage storage = Storage::allocate(bytes.size());
+  std::copy(bytes.begin(), bytes.end(), storage.data());
+  return Tensor::on_storage(storage, tensor.dtype(), tensor.shape(), tensor.strides(),
+                            tensor.storage_offset());
 }
 
 std::vector<std::byte> Cuda::read(const Tensor& tensor) {

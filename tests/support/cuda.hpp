@@ -49,6 +49,9 @@ class Cuda {
   /// The storage's bytes, when everything on the device is done.
   [[nodiscard]] std::vector<std::byte> read(const Tensor& tensor);
 
+  /// A tensor of the CPU with the same storage, bytes as read(), and strides.
+  [[nodiscard]] Tensor to_host(const Tensor& tensor);
+
   /// A stream of the trainer's that the legacy stream does not order.
   [[nodiscard]] StreamHandle open_stream();
   void close_stream(StreamHandle stream);
