@@ -47,8 +47,9 @@ std::string remedy_of_space(const RoomLimits& limits, std::uint64_t needed) {
 }
 
 std::uint64_t sum_of(const RoomRequest& request) {
-  return times(request.bytes_per_rank,
-               static_cast<std::uint64_t>(std::max(request.local_ranks, 1)));
+  const std::uint64_t all =
+      times(request.bytes_per_rank, static_cast<std::uint64_t>(std::max(request.local_ranks, 1)));
+  return all - std::min(all, request.held);
 }
 
 std::uint64_t memory_of(const RoomLimits& limits) {
@@ -87,6 +88,7 @@ void throw_no_room(const RoomRequest& request, const RoomLimits& limits,
   if (request.local_ranks > 1) {
     message += " by " + std::to_string(request.local_ranks) + " ranks on this host, " +
                std::to_string(request.bytes_per_rank) + " bytes each";
+    if (request.held > 0) message += " less the " + in_bytes(request.held) + " that they have";
   }
   message += ", " + in_bytes(std::min(memory, space)) + " available; the limit is ";
   if (space <= memory && !limits.directory.empty()) {

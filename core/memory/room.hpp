@@ -12,7 +12,8 @@ namespace meshstage {
 struct RoomRequest {
   std::string what = "the vault";  ///< Named in the error.
   std::uint64_t bytes_per_rank = 0;
-  int local_ranks = 1;  ///< Ranks on this host; each needs as much.
+  int local_ranks = 1;     ///< Ranks on this host; each needs as much.
+  std::uint64_t held = 0;  ///< What these ranks have of it already, together.
 };
 
 /// The memory and space that there is.

@@ -22,9 +22,9 @@ struct Send {
 struct VerifySlots {
   bool verify = true;
 };
-/// Verify every file whose image is newer than `newer_than` (kNoImage: all), and as many images of
-/// the stray vaults on this host that no other rank of this generation has taken. Answer with
-/// FilesVerified. `strays` is false only in the explorer.
+/// Verify every file whose image is newer than `newer_than` (kNoImage: all), and every image that
+/// is not older in the stray vaults on this host that no other rank of this generation has taken.
+/// Answer with FilesVerified. `strays` is false only in the explorer.
 struct VerifyDisk {
   ImageId newer_than;
   bool strays = true;
@@ -58,10 +58,13 @@ struct Disconnect {};
 /// source.owner. The bytes come from another rank's Serve, or from this rank's disk or a stray
 /// vault if source.at is this rank. For an own image that needs_lenders() more bytes come from the
 /// ServeLent of each rank in source.borrowed. The slot is WRITING before any of its bytes changes.
-/// Answer with Fetched or FetchFailed.
+/// If there is no room, slots of the stray vaults that this rank took may be given up, but none
+/// that has source.id or `spare`. Answer with Fetched or FetchFailed.
 struct Fetch {
   Claim source;
   int slot = 0;
+  ImageId spare{};    ///< the chosen step's base
+  bool move = false;  ///< the stray vault's slot may become this one, without a copy
 };
 /// Send the image `source`, which this rank has, to rank `to`, whose protocol gave a Fetch for it.
 /// No answer on success, else FetchFailed.

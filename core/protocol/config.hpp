@@ -35,6 +35,7 @@ struct Rules {
   bool found_anywhere = true;     ///< 14: an image counts wherever it lies, in whosever vault
   bool restore_holders = true;    ///< 5c: redundancy is whole again at owner and holder
   bool fetch_beside_base = true;  ///< 5c: a fetch spares the chosen step's base
+  bool lent_stays_own = true;     ///< 5c: an own image from which others borrow becomes no replica
   bool agree_first = true;        ///< 5d: everyone is ready before anyone restores or stages
   bool structure_first = true;    ///< 5e: one mismatch stops all
   bool quarantine = true;         ///< 8: a broken generation's transfers write nowhere any more

@@ -46,6 +46,17 @@ Slot* slot_of(Turn& turn, const Claim& claim) {
   return &turn.s.held[ward][claim.slot];
 }
 
+/// Whether a slot of a stray vault that this rank took has the bytes that its own slot needs. Of an
+/// image from which others borrow the own copy stays until all agree, because replicas are made
+/// whole from own images alone.
+bool may_move(const Turn& turn, const Claim& source) {
+  const int rank = turn.config().rank;
+  if (source.place != Place::kStray || source.at != rank) return false;
+  if (source.owner != source.vault && source.owner != rank) return true;  // it stays a replica
+  if (source.sizes.borrowed_bytes != 0) return false;
+  return source.owner == rank || source.lent.empty() || !turn.rule().lent_stays_own;
+}
+
 void begin_fetch(Turn& turn, const Claim& source) {
   const bool own = source.owner == turn.config().rank;
   SlotPair& pair = own ? turn.s.own : turn.s.held[ward_index(turn, source.owner)];
@@ -54,7 +65,7 @@ void begin_fetch(Turn& turn, const Claim& source) {
   pair[slot] = Slot{Slot::State::kWriting, source.id, source.base};
   ++turn.s.recovery.fetching;
   if (own) turn.s.recovery.own_slot = slot;
-  turn.act(Fetch{source, slot});
+  turn.act(Fetch{source, slot, keep, may_move(turn, source)});
   turn.reach(Point::kFetchStarted, source.id);
 }
 

@@ -69,8 +69,8 @@ void Inbox::accept(const protocol::AcceptReplica& action) {
     }
     if (old != incoming_.end()) forget(old);
     const auto held = std::make_shared<transfer::HeldBlocks>(slots_.take_held(key));
-    slots_.begin_write(key, engine_.identity(action.ward, action.id, action.base),
-                       action.sizes.image_bytes - action.sizes.borrowed_bytes,
+    slots_.begin_write({key, engine_.identity(action.ward, action.id, action.base),
+                        action.sizes.image_bytes - action.sizes.borrowed_bytes},
                        [this, action, held](WriteLease& lease, const std::exception_ptr& error) {
                          if (!error && !aborted_.contains(action.id))
                            return begin(action, std::move(lease), std::move(*held));
@@ -161,43 +161,49 @@ void Inbox::fetch(const protocol::Fetch& action, std::optional<Verifier::Here> h
     if (slots_.in_use(key)) return false;
     const std::uint64_t bytes =
         from.sizes.image_bytes - (from.owner == engine_.rank ? 0 : from.sizes.borrowed_bytes);
-    slots_.begin_write(key, engine_.identity(from.owner, from.id, from.base), bytes,
-                       [this, from, here](WriteLease& lease, const std::exception_ptr& error) {
-                         if (error) {
-                           refused_.insert(from.owner);
-                           if (from.at != engine_.rank) take_starts(from.at);
-                           engine_.feed(fetch_failed(from.owner, error));
-                           return;
-                         }
-                         refused_.erase(from.owner);
-                         Incoming in;
-                         in.from = from.at;
-                         in.owner = from.owner;
-                         in.id = from.id;
-                         in.base = from.base;
-                         in.sizes = from.sizes;
-                         in.fetch = true;
-                         in.in_parts = from.owner == engine_.rank && from.needs_lenders();
-                         for (const auto& loan : from.borrowed) in.lenders.push_back(loan.rank);
-                         in.expected = from.image_digest;
-                         in.lease = std::move(lease);
-                         const auto target = in.lease.image();
-                         incoming_.insert_or_assign(from.owner, std::move(in));
-                         if (from.at != engine_.rank) return take_starts(from.at);
-                         if (!here) {
-                           return not_arrived(
-                               from.owner, from.id, ErrorKind::kNotFound,
+    WantedImage wanted{key, engine_.identity(from.owner, from.id, from.base), bytes};
+    if (action.move && here) wanted.stray = here->stray;
+    wanted.spare = action.spare;
+    slots_.begin_write(
+        std::move(wanted), [this, from, here](WriteLease& lease, const std::exception_ptr& error) {
+          if (error) {
+            refused_.insert(from.owner);
+            if (from.at != engine_.rank) take_starts(from.at);
+            engine_.feed(fetch_failed(from.owner, error));
+            return;
+          }
+          refused_.erase(from.owner);
+          if (!lease.valid()) {
+            engine_.feed(protocol::Fetched{from.owner});
+            return slots_.retry();
+          }
+          Incoming in;
+          in.from = from.at;
+          in.owner = from.owner;
+          in.id = from.id;
+          in.base = from.base;
+          in.sizes = from.sizes;
+          in.fetch = true;
+          in.in_parts = from.owner == engine_.rank && from.needs_lenders();
+          for (const auto& loan : from.borrowed) in.lenders.push_back(loan.rank);
+          in.expected = from.image_digest;
+          in.lease = std::move(lease);
+          const auto target = in.lease.image();
+          incoming_.insert_or_assign(from.owner, std::move(in));
+          if (from.at != engine_.rank) return take_starts(from.at);
+          if (!here) {
+            return not_arrived(from.owner, from.id, ErrorKind::kNotFound,
                                "what it is to be read from was not verified by this rank");
-                         }
-                         verifier_.load(
-                             *here, target, from.sizes,
-                             [this, owner = from.owner, id = from.id,
-                              in_parts = incoming_.at(from.owner).in_parts](const ImageInfo& info) {
-                               if (in_parts) return ask_lenders(owner, id);
-                               arrived(owner, id, info);
-                             },
-                             failing(from.owner, from.id));
-                       });
+          }
+          verifier_.load(
+              *here, target, from.sizes,
+              [this, owner = from.owner, id = from.id,
+               in_parts = incoming_.at(from.owner).in_parts](const ImageInfo& info) {
+                if (in_parts) return ask_lenders(owner, id);
+                arrived(owner, id, info);
+              },
+              failing(from.owner, from.id));
+        });
     return true;
   });
 }

@@ -32,7 +32,7 @@ void OwnStep::write(const protocol::WriteOwn& action) {
       leave_out(*job, *stuck);
       return true;
     }
-    slots_.begin_write(key, identity, job->sizes.image_bytes,
+    slots_.begin_write({key, identity, job->sizes.image_bytes},
                        [this, job, identity](WriteLease& lease, const std::exception_ptr& error) {
                          if (error) return fail(*job, error);
                          if (left_) return;  // leave() gives the trainer its error

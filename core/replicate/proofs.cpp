@@ -122,15 +122,26 @@ void Proofs::add_files(ImageId newer_than, Found& found) {
 }
 
 void Proofs::add_strays(ImageId newer_than, Found& found) const {
-  const auto slots = engine_.vault.take_strays(
-      engine_.generation.number, engine_.world_size,
-      [this](const std::string& text) { engine_.report.warn(text); },
-      engine_.options.any_world.has_value());
+  StraySearch search;
+  search.generation = engine_.generation.number;
+  search.world_size = engine_.world_size;
+  search.warn = [this](const std::string& text) { engine_.report.warn(text); };
+  search.any_world = engine_.options.any_world.has_value();
+  search.needs = [&holders = engine_.config->holders](int rank, int vault) {
+    const auto keeps = [&](int holder, int owner) {
+      const auto at = static_cast<std::size_t>(owner);
+      return at < holders.size() &&
+             std::find(holders[at].begin(), holders[at].end(), holder) != holders[at].end();
+    };
+    return keeps(rank, vault) || keeps(vault, rank);
+  };
+  const auto slots = engine_.vault.take_strays(search);
   Crew crew = crew_of_waiting_trainer();
   for (const StraySlot& slot : slots) {
     if (is_over(slot.image.identity.id)) continue;
     found.evidence = std::max(found.evidence, slot.image.identity.base);
-    if (slot.image.identity.id <= newer_than) continue;
+    // What the slots cover may lack copies, which strays give without the wire, or without a copy.
+    if (slot.image.identity.id < newer_than) continue;
     try {
       auto claim = claim_of(slot.bytes, slot.image, slot.key, slot.vault, engine_.rank,
                             protocol::Place::kStray, engine_.reads, crew);

@@ -79,6 +79,19 @@ void Restorer::forget_found() {
   found_ = {};
 }
 
+void Restorer::keep_found(ImageId id) {
+  auto& claims = found_.claims;
+  auto& places = found_.places;
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < claims.size(); ++i) {
+    if (claims[i].id != id) continue;
+    std::swap(claims[kept], claims[i]);
+    std::swap(places[kept++], places[i]);
+  }
+  claims.resize(kept);
+  places.resize(kept);
+}
+
 void Restorer::publish_old(const protocol::PublishOld& action) {
   engine_.report.info("making files of what lies here of " + to_string(action.step.id) + " of " +
                       std::to_string(action.step.world_size) + " ranks");
@@ -111,6 +124,7 @@ void Restorer::fetch(const protocol::Fetch& action) {
     if (is_file(source.place)) own_source_ = Source::kDisk;
     own_source_rank_ = source.at;
   }
+  keep_found(source.id);
   inbox_.fetch(action, place_of(source));
 }
 

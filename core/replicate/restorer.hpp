@@ -42,6 +42,9 @@ class Restorer {
   /// The answer to a VerifyDisk that has `up_to`: what was verified in this recovery, once.
   [[nodiscard]] protocol::FilesVerified found_again(const protocol::VerifyDisk& action) const;
   void forget_found();
+  /// Keeps of what verify_disk() found only what a recovery to `id` needs: the other images' memory
+  /// may be needed.
+  void keep_found(ImageId id);
 
   /// Threads: any. look_at_reads() comes on the loop, after that time.
   void look_after(Reads::Clock::duration length);

@@ -112,14 +112,14 @@ void Slots::leave() {
   std::erase_if(users_, [](const auto& entry) { return entry.second.disk == 0; });
 }
 
-void Slots::begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes, Then then) {
+void Slots::begin_write(WantedImage wanted, Then then) {
   auto ticket = engine_.scope.enter();
   if (!ticket) return;
-  held_.erase(key);
-  hold(key);
-  worker_.post([this, key, who = std::move(identity), bytes, tell = std::move(then), ticket] {
-    const BegunImage begun = begin_image(engine_, key, who, bytes);
-    engine_.to_loop(ticket, [this, key, tell, begun] { began(key, begun, tell); });
+  held_.erase(wanted.slot);
+  hold(wanted.slot);
+  worker_.post([this, image = std::move(wanted), tell = std::move(then), ticket] {
+    const BegunImage begun = begin_image(engine_, image);
+    engine_.to_loop(ticket, [this, key = image.slot, tell, begun] { began(key, begun, tell); });
   });
 }
 

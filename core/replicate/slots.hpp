@@ -53,11 +53,11 @@ class Slots {
   /// Called when the generation is over: only the disk still uses slots.
   void leave();
 
-  /// Marks a free slot WRITING and makes room for `bytes` of that image, on ms-slots. Then `then`
-  /// runs on the loop, with the lease or with the exception of Vault::begin_write. A lease that
-  /// `then` does not take is given back.
+  /// Begins an image in a free slot (begin_image), on ms-slots. Then `then` runs on the loop, with
+  /// the lease or with the exception; with neither, the image is there, sealed. A lease that `then`
+  /// does not take is given back.
   using Then = std::function<void(WriteLease& lease, const std::exception_ptr& error)>;
-  void begin_write(SlotKey key, ImageIdentity identity, std::uint64_t bytes, Then then);
+  void begin_write(WantedImage wanted, Then then);
   /// Returns the blocks that this process received into the slot and proved, once: for the next
   /// image that is written there. begin_write() forgets blocks that nobody took. So does leave(),
   /// because each recovery proves every slot anew.

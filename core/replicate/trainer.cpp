@@ -218,18 +218,20 @@ PlanOptions Trainer::plan_options(const Value& state, const std::set<int>& apart
 }
 
 void Trainer::check_room_for(std::uint64_t image_bytes, std::uint64_t replica_bytes) {
-  // Two own slots and two for each ward, less the bytes that this vault has already.
+  // Two own slots and two for each ward.
   const std::uint64_t all =
       2 * (image_bytes + 4096) + 2 * engine_.config->wards.size() * (replica_bytes + 4096);
-  const std::uint64_t held = engine_.vault.bytes_held();
-  if (all <= held) return;
+  if (all <= engine_.vault.bytes_held()) return;
+  // First the limits: what another rank takes meanwhile counts twice then, and never too little.
+  const auto limits = read_room_limits(engine_.fs, engine_.options.vault_directory);
   check_room({.what = "the vault (two own images of " + std::to_string(image_bytes) +
                       " bytes each, and two replicas of each ward, taken to be as large as this "
                       "rank's own of " +
                       std::to_string(replica_bytes) + ")",
-              .bytes_per_rank = all - held,
-              .local_ranks = engine_.options.environment->local_world_size},
-             read_room_limits(engine_.fs, engine_.options.vault_directory));
+              .bytes_per_rank = all,
+              .local_ranks = engine_.options.environment->local_world_size,
+              .held = engine_.vault.bytes_held_by_job()},
+             limits);
 }
 
 // --- recover() -----------------------------------------------------------------------------------

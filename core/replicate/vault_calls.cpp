@@ -1,14 +1,39 @@
 #include <meshstage/core/replicate/vault_calls.hpp>
 
+#include <array>
 #include <utility>
+
+#include <meshstage/core/error/error.hpp>
 
 namespace meshstage::replicate {
 
-BegunImage begin_image(Engine& engine, SlotKey key, const ImageIdentity& identity,
-                       std::uint64_t bytes) {
+namespace {
+
+WriteLease begin_write(Engine& engine, const WantedImage& wanted) {
+  const auto begin = [&] {
+    return engine.vault.begin_write(wanted.slot, wanted.identity, wanted.bytes);
+  };
+  if (!wanted.spare) return begin();
+  try {
+    return begin();
+  } catch (const OutOfMemory& e) {
+    const std::array<ImageId, 2> needed{wanted.identity.id, *wanted.spare};
+    const std::uint64_t freed = engine.vault.remove_strays_but(needed);
+    if (freed == 0) throw;
+    engine.report.info("there was no room, so " + std::to_string(freed) +
+                       " bytes of stray vaults went that have neither " + to_string(needed[0]) +
+                       " nor its base: " + e.message());
+  }
+  return begin();
+}
+
+}  // namespace
+
+BegunImage begin_image(Engine& engine, const WantedImage& wanted) {
   BegunImage begun{.lease = std::make_shared<WriteLease>(), .error = {}, .fenced = {}};
   try {
-    *begun.lease = engine.vault.begin_write(key, identity, bytes);
+    const bool moved = wanted.stray && engine.vault.move_stray(*wanted.stray, wanted.slot);
+    if (!moved) *begun.lease = begin_write(engine, wanted);
     engine.gate.count(
         [held = engine.vault.bytes_held(), locks = engine.vault.page_locks()](Stats& stats) {
           stats.vault_bytes = held;

@@ -90,10 +90,7 @@ bool move_in(VaultState& state, const OlderSlot& from, SlotKey to) {
     if (!is_missing(e)) throw;
     return false;
   }
-  if (const auto at = state.slots.find(to); at != state.slots.end()) {
-    state.page_locks.unlock(at->second->pages);
-    state.slots.erase(at);
-  }
+  state.forget_slot(to);
   (void)state.ensure_slot(to);
   return true;
 }

@@ -22,6 +22,7 @@ constexpr std::size_t kNewestAt = 2;
 constexpr std::size_t kGenerationAt = 3;
 constexpr std::size_t kEpochAt = 4;
 constexpr std::size_t kJoinedAt = 5;
+constexpr std::size_t kEnteredAt = 6;
 constexpr std::size_t kOwnersAt = 8;
 constexpr std::size_t kOwnerWords = 4;
 constexpr std::size_t kOwners = (kPageBytes / 8 - kOwnersAt) / kOwnerWords;
@@ -132,6 +133,8 @@ bool ControlPage::raise_generation(std::uint64_t generation) {
 }
 std::uint64_t ControlPage::joined() const { return load(kJoinedAt); }
 void ControlPage::set_joined(std::uint64_t instance) { store(kJoinedAt, instance); }
+std::uint64_t ControlPage::entered() const { return load(kEnteredAt); }
+void ControlPage::set_entered(std::uint64_t generation) { store(kEnteredAt, generation); }
 
 std::optional<VaultOwner> ControlPage::owner(std::uint64_t incarnation) const {
   const std::size_t at = owner_at(incarnation);

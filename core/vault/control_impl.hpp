@@ -46,6 +46,9 @@ class ControlPage {
   /// The instance of the owner that entered a generation last; 0: none did.
   [[nodiscard]] std::uint64_t joined() const;
   void set_joined(std::uint64_t instance);
+  /// The last generation that an owner entered; 0: none did. generation() may be higher.
+  [[nodiscard]] std::uint64_t entered() const;
+  void set_entered(std::uint64_t generation);
   /// The last owner that was written for `incarnation`.
   [[nodiscard]] std::optional<VaultOwner> owner(std::uint64_t incarnation) const;
   void set_owner(const VaultOwner& owner);

@@ -54,6 +54,7 @@ struct StraySlot {
   ImageInfo image;  ///< As the header says.
   std::span<const std::byte> bytes;
   std::shared_ptr<const void> keep;
+  std::uint64_t incarnation = 0;  ///< Of that vault.
 };
 
 namespace detail {

@@ -121,9 +121,9 @@ SlotInfo VaultState::info(SlotKey key, const Slot& slot) const {
     info.damaged = std::move(why);
   };
   if (info.state == SlotState::kEmpty) return info;
-  // Of this owner, or of one that took the vault since.
-  if (const SlotWord word = load_word(slot.mapping.bytes());
-      word.epoch < epoch || word.epoch > control.epoch()) {
+  // Of this owner, of one that took the vault since, or, of a slot that was moved here, of one that
+  // takes the vault where it was.
+  if (const SlotWord word = load_word(slot.mapping.bytes()); word.epoch < epoch) {
     distrust("the slot's word is of epoch " + std::to_string(word.epoch) + ", the vault's is " +
              std::to_string(control.epoch()));
     return info;
@@ -188,9 +188,10 @@ void VaultState::take_word(std::span<std::byte> page) const {
   while (there.epoch != epoch) {
     auto wanted = taken(there, epoch);
     if (!wanted) {
-      // A taker raises the vault's epoch before the words': so this throws, or the word is damaged.
+      // A taker raises the vault's epoch before the words': so this throws, or the slot was moved
+      // here from a vault that was taken in a higher epoch.
       check_owned();
-      wanted = SlotWord{SlotState::kEmpty, epoch};
+      wanted = SlotWord{there.state, epoch};
     }
     if (swap_word(page, there, *wanted)) return;
   }
@@ -228,6 +229,13 @@ std::shared_ptr<Slot> VaultState::ensure_slot(SlotKey key) {
   return slot;
 }
 
+void VaultState::forget_slot(SlotKey key) {
+  const auto at = slots.find(key);
+  if (at == slots.end()) return;
+  page_locks.unlock(at->second->pages);
+  slots.erase(at);
+}
+
 void VaultState::check_free(SlotKey key, const Slot& slot) const {
   if (slot.writing)
     throw InvalidState(describe(*this, key) + " is being written: seal or drop that lease first");
@@ -237,16 +245,22 @@ void VaultState::check_free(SlotKey key, const Slot& slot) const {
   }
 }
 
+std::uint64_t VaultState::bytes_of_job(bool mine) const {
+  std::uint64_t held = 0;
+  for (const auto& [name, path] : files_of_job()) {
+    const bool own = name.rank == options.rank && name.incarnation == incarnation;
+    if (name.kind != VaultFileKind::kSlot || (own && !mine)) continue;
+    if (const auto stat = fs.stat(path)) held += stat->size;
+  }
+  return held;
+}
+
 /// For an error, so it throws none of its own: of the job's other vaults in the directory, and of
 /// older incarnations of this one.
 std::string VaultState::what_holds_room() const {
   std::uint64_t held = 0;
   try {
-    for (const auto& [name, path] : files_of_job()) {
-      const bool own = name.rank == options.rank && name.incarnation == incarnation;
-      if (name.kind != VaultFileKind::kSlot || own) continue;
-      if (const auto stat = fs.stat(path)) held += stat->size;
-    }
+    held = bytes_of_job(false);
   } catch (const SystemError&) {
     return {};
   }

@@ -50,8 +50,11 @@ std::optional<std::vector<Stray::Lock>> take_locks(const VaultState& vault) {
     return lock.incarnation == newest;
   });
   if (newest == 0 || free) return locks;
+  // An owner that let the vault go has no instance: then another rank holds the lock, which took
+  // the vault in an older generation.
   const auto owner = vault.control.owner(newest);
-  if (!owner || owner->instance != vault.control.joined()) return std::nullopt;
+  const bool joined = owner && (owner->instance == 0 || owner->instance == vault.control.joined());
+  if (!joined) return std::nullopt;
   return locks;
 }
 
@@ -77,6 +80,11 @@ ImageId newest_of_others(const VaultState& vault, int world_size, bool any_world
   return newest;
 }
 
+bool holds_lock(const Stray& stray, std::uint64_t incarnation) {
+  return std::any_of(stray.locks.begin(), stray.locks.end(),
+                     [&](const Stray::Lock& lock) { return lock.incarnation == incarnation; });
+}
+
 }  // namespace
 
 std::vector<int> other_ranks(const VaultState& mine) {
@@ -88,8 +96,36 @@ std::vector<int> other_ranks(const VaultState& mine) {
   return {ranks.begin(), ranks.end()};
 }
 
-std::optional<Stray> take_stray(const VaultState& mine, int rank, std::uint64_t generation,
-                                int world_size, bool any_world) {
+std::optional<ControlPage> control_of(const VaultState& mine, int rank) {
+  try {
+    return ControlPage::open(mine.fs,
+                             mine.path_of(control_name(mine.process.uid, mine.options.job, rank)));
+  } catch (const InvalidState&) {  // another user's file under a name of ours
+  } catch (const CorruptData&) {   // its own rank's attach() says so
+  }
+  return std::nullopt;
+}
+
+std::vector<int> ranks_that_take(const VaultState& mine, const StraySearch& search) {
+  std::vector<int> takers{mine.options.rank};
+  if (!search.needs) return takers;
+  for (const int rank : other_ranks(mine)) {
+    const auto page = control_of(mine, rank);
+    if (page && page->entered() == search.generation) takers.push_back(rank);
+  }
+  std::sort(takers.begin(), takers.end());
+  return takers;
+}
+
+int taker_of(int rank, std::span<const int> takers, const StraySearch& search) {
+  const auto in_need = std::find_if(takers.begin(), takers.end(), [&](int taker) {
+    return search.needs && search.needs(taker, rank);
+  });
+  return in_need != takers.end() ? *in_need
+                                 : takers[static_cast<std::size_t>(rank) % takers.size()];
+}
+
+std::optional<Stray> take_stray(const VaultState& mine, int rank, const StraySearch& search) {
   VaultOptions options = mine.options;
   options.rank = rank;
   Stray stray;
@@ -99,12 +135,12 @@ std::optional<Stray> take_stray(const VaultState& mine, int rank, std::uint64_t 
   auto control = ControlPage::open(vault.fs, vault.control_path());
   if (!control) return std::nullopt;
   vault.control = std::move(*control);
-  if (vault.control.generation() >= generation) return std::nullopt;
-  stray.newest_other = newest_of_others(vault, world_size, any_world);
+  if (vault.control.generation() >= search.generation) return std::nullopt;
+  stray.newest_other = newest_of_others(vault, search.world_size, search.any_world);
   // Its lock files must not be opened: closing them would give the locks away.
   if (vault.control.owned_by(vault.process)) return std::nullopt;
   vault.epoch = vault.control.epoch() + 1;
-  if (!vault.control.raise_generation(generation)) return std::nullopt;
+  if (!vault.control.raise_generation(search.generation)) return std::nullopt;
   auto locks = take_locks(vault);
   if (!locks || !vault.control.raise_epoch(vault.epoch)) return std::nullopt;
   stray.locks = std::move(*locks);
@@ -126,12 +162,58 @@ std::vector<StraySlot> slots_of(const Stray& stray) {
       const auto mapping =
           std::make_shared<const Mapping>(*file, kHeaderBytes + bytes, MapAccess::kRead);
       slots.push_back({vault.options.rank, found.key, found.image,
-                       mapping->bytes().subspan(kHeaderBytes, bytes), mapping});
+                       mapping->bytes().subspan(kHeaderBytes, bytes), mapping, found.incarnation});
     } catch (const SystemError& e) {
       if (!is_missing(e)) throw;
     }
   }
   return slots;
+}
+
+bool move_in(VaultState& mine, const Stray& stray, const StraySlot& from, SlotKey to) {
+  if (!holds_lock(stray, from.incarnation)) return false;
+  const auto old_path = mine.path_of(
+      slot_name(mine.process.uid, mine.options.job, from.vault, from.incarnation, from.key));
+  const auto path = mine.slot_path(to);
+  mine.forget_slot(to);
+  mine.fs.unlink(path);
+  try {
+    mine.fs.link(old_path, path);
+  } catch (const SystemError& e) {
+    if (!is_missing(e)) throw;
+    return false;  // it has become a slot of this vault already, and was overwritten since
+  }
+  try {
+    // From here on whoever takes this vault finds the slot here, so it may go there.
+    mine.check_owned();
+  } catch (const InvalidState&) {
+    mine.fs.unlink(path);
+    throw;
+  }
+  mine.fs.unlink(old_path);
+  (void)mine.ensure_slot(to);
+  return true;
+}
+
+std::uint64_t remove_all_but(const Stray& stray, std::span<const ImageId> needed) {
+  const VaultState& vault = *stray.vault;
+  std::uint64_t freed = 0;
+  if (vault.control.epoch() != vault.epoch) return freed;  // a newcomer's by now
+  const auto is_needed = [&](const std::filesystem::path& path) {
+    const SlotInfo info = read_header(*open_private(vault.fs, path));
+    return info.state == SlotState::kSealed &&
+           std::find(needed.begin(), needed.end(), info.image.identity.id) != needed.end();
+  };
+  for (const auto& [name, path] : vault.files()) {
+    if (name.kind != VaultFileKind::kSlot || !holds_lock(stray, name.incarnation)) continue;
+    try {
+      const auto stat = vault.fs.stat(path);
+      if (stat && !is_needed(path) && vault.fs.unlink(path)) freed += stat->size;
+    } catch (const SystemError& e) {
+      if (!is_missing(e)) throw;
+    }
+  }
+  return freed;
 }
 
 std::uint64_t remove(Stray& stray, bool all) {
@@ -140,15 +222,11 @@ std::uint64_t remove(Stray& stray, bool all) {
     stray.locks.clear();
     return 0;
   }
-  const auto held = [&](std::uint64_t incarnation) {
-    return std::any_of(stray.locks.begin(), stray.locks.end(),
-                       [&](const Stray::Lock& lock) { return lock.incarnation == incarnation; });
-  };
   std::uint64_t freed = 0;
   for (const auto& [name, path] : vault.files()) {
     if (name.kind == VaultFileKind::kControl) continue;
     const bool slot = name.kind == VaultFileKind::kSlot;
-    if (!all && !(slot && held(name.incarnation))) continue;
+    if (!all && !(slot && holds_lock(stray, name.incarnation))) continue;
     const auto stat = vault.fs.stat(path);
     if (vault.fs.unlink(path) && stat && slot) freed += stat->size;
   }

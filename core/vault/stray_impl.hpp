@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,14 +27,32 @@ struct Stray {
 /// The other ranks that have a control page in the vault's directory.
 std::vector<int> other_ranks(const VaultState& mine);
 
-/// Takes the vault of `rank` for `generation`; nothing if it is no stray, or another process has
-/// it. Throws SystemError, and, unless `any_world`, InvalidState where an image there is of another
-/// world size. Call with lock_files_mutex() held.
-std::optional<Stray> take_stray(const VaultState& mine, int rank, std::uint64_t generation,
-                                int world_size, bool any_world);
+/// The control page of another rank's vault in the directory; nothing if it cannot be used.
+std::optional<ControlPage> control_of(const VaultState& mine, int rank);
+
+/// The ranks of the search's generation that take strays in the vault's directory, ascending: the
+/// same at each of them. `mine` alone if the search does not say who needs what.
+std::vector<int> ranks_that_take(const VaultState& mine, const StraySearch& search);
+/// Which of them takes the vault of `rank`.
+int taker_of(int rank, std::span<const int> takers, const StraySearch& search);
+
+/// Takes the vault of `rank`; nothing if it is no stray, or another process has it. Throws
+/// SystemError, and, unless any_world, InvalidState where an image there is of another world size.
+/// Call with lock_files_mutex() held.
+std::optional<Stray> take_stray(const VaultState& mine, int rank, const StraySearch& search);
 
 /// The stray's sealed slots, whose bytes no process changes; mapped, not verified.
 std::vector<StraySlot> slots_of(const Stray& stray);
+
+/// If the stray's lock is held, makes the file of `from` the slot `to` of `mine`, which has no
+/// lease and no image that is needed. Throws InvalidState (`mine` is fenced; the stray is as it
+/// was). Call with lock_files_mutex() held.
+bool move_in(VaultState& mine, const Stray& stray, const StraySlot& from, SlotKey to)
+    MESHSTAGE_REQUIRES(mine.mutex);
+
+/// Removes the slots of the incarnations whose locks are held, but for sealed ones with an image in
+/// `needed`. Returns the bytes freed. Call with lock_files_mutex() held.
+std::uint64_t remove_all_but(const Stray& stray, std::span<const ImageId> needed);
 
 /// Removes the slots and lock files of the incarnations whose locks are held, and releases the
 /// locks. `all`: removes every file of the vault, unless another process has taken it since.

@@ -70,13 +70,8 @@ std::uint64_t Vault::max_generation() const {
   }
   // A header's generation is in its control page, too.
   for (const int rank : detail::other_ranks(*state_)) {
-    try {
-      const auto page = detail::ControlPage::open(
-          state_->fs,
-          state_->path_of(detail::control_name(state_->process.uid, state_->options.job, rank)));
-      if (page) highest = std::max(highest, page->generation());
-    } catch (const InvalidState&) {  // another user's file under a name of ours
-    } catch (const CorruptData&) {   // its own rank's attach() says so
+    if (const auto page = detail::control_of(*state_, rank)) {
+      highest = std::max(highest, page->generation());
     }
   }
   return highest;
@@ -85,6 +80,7 @@ std::uint64_t Vault::max_generation() const {
 void Vault::note_generation(std::uint64_t g) {
   state_->check_owned();
   state_->control.set_joined(state_->process.instance);
+  state_->control.set_entered(g);
   state_->control.raise_generation(g);
 }
 
@@ -208,21 +204,21 @@ bool Vault::copy_in(const detail::OlderSlot& from, SlotKey to) {
   return false;
 }
 
-std::vector<StraySlot> Vault::take_strays(std::uint64_t generation, int world_size,
-                                          const std::function<void(const std::string&)>& warn,
-                                          bool any_world) {
+std::vector<StraySlot> Vault::take_strays(const StraySearch& search) {
   std::vector<StraySlot> slots;
   const MutexLock files(detail::lock_files_mutex());
   const MutexLock lock(state_->mutex);
   state_->check_owned();
   state_->strays.clear();
+  const auto takers = detail::ranks_that_take(*state_, search);
   for (const int rank : detail::other_ranks(*state_)) {
+    if (detail::taker_of(rank, takers, search) != state_->options.rank) continue;
     const auto leave_alone = [&](const Error& e) {
-      warn("the vault of rank " + std::to_string(rank) + " in " +
-           state_->options.directory.native() + " is left alone: " + e.what());
+      search.warn("the vault of rank " + std::to_string(rank) + " in " +
+                  state_->options.directory.native() + " is left alone: " + e.what());
     };
     try {
-      auto stray = detail::take_stray(*state_, rank, generation, world_size, any_world);
+      auto stray = detail::take_stray(*state_, rank, search);
       if (!stray) continue;
       for (auto& slot : detail::slots_of(*stray)) slots.push_back(std::move(slot));
       state_->strays.push_back(std::make_shared<detail::Stray>(std::move(*stray)));
@@ -235,12 +231,56 @@ std::vector<StraySlot> Vault::take_strays(std::uint64_t generation, int world_si
   return slots;
 }
 
+bool Vault::move_stray(const StraySlot& from, SlotKey to) {
+  const ImageIdentity& identity = from.image.identity;
+  const int rank = state_->options.rank;
+  std::shared_ptr<detail::Slot> moved;
+  {
+    const MutexLock files(detail::lock_files_mutex());
+    const MutexLock lock(state_->mutex);
+    state_->check_owned();
+    const auto stray =
+        std::find_if(state_->strays.begin(), state_->strays.end(),
+                     [&](const auto& taken) { return taken->vault->options.rank == from.vault; });
+    if (identity.rank != to.owner_rank || stray == state_->strays.end() ||
+        stored_bytes(from.key, from.vault, from.image) != stored_bytes(to, rank, from.image)) {
+      return false;
+    }
+    // As for any image: if this process is fenced, nothing of its vault changes.
+    if (const auto at = state_->slots.find(to); at != state_->slots.end()) {
+      state_->check_free(to, *at->second);
+      detail::SlotHeader header;
+      header.state = SlotState::kWriting;
+      header.image.identity = identity;
+      state_->begin(*at->second, header);
+    }
+    state_->control.raise_generation(std::max(identity.id.generation, identity.base.generation));
+    if (!detail::move_in(*state_, **stray, from, to)) return false;
+    moved = state_->slots.at(to);
+  }
+  state_->lock_pages(to, *moved);
+  return true;
+}
+
+std::uint64_t Vault::remove_strays_but(std::span<const ImageId> needed) {
+  const MutexLock files(detail::lock_files_mutex());
+  const MutexLock lock(state_->mutex);
+  state_->check_owned();
+  std::uint64_t freed = 0;
+  for (const auto& stray : state_->strays) {
+    if (!stray->newest_other.exists()) freed += detail::remove_all_but(*stray, needed);
+  }
+  return freed;
+}
+
 std::uint64_t Vault::bytes_held() const {
   const MutexLock lock(state_->mutex);
   std::uint64_t bytes = 0;
   for (const auto& [key, slot] : state_->slots) bytes += slot->mapping.bytes().size();
   return bytes;
 }
+
+std::uint64_t Vault::bytes_held_by_job() const { return state_->bytes_of_job(true); }
 
 namespace {
 

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -27,6 +28,20 @@ struct VaultOptions {
   /// For tests: called at named points, on the thread that passes them: "slot-word-loaded", between
   /// the load of a slot's word and its compare-and-swap.
   std::function<void(std::string_view)> observer = {};
+};
+
+/// What Vault::take_strays() looks for.
+struct StraySearch {
+  std::uint64_t generation = 0;
+  int world_size = 0;
+  /// Of a vault that is left alone, and why.
+  std::function<void(const std::string&)> warn = [](const std::string&) {};
+  /// Take vaults with images of another world size, too.
+  bool any_world = false;
+  /// Whether `rank` needs images that lie in the vault of rank `vault`: then the first such rank of
+  /// the generation in this directory takes it, so that slots can move (move_stray()). Must be the
+  /// same function at all ranks. Null: the first rank that comes.
+  std::function<bool(int rank, int vault)> needs = {};
 };
 
 /// The page-locked bytes of a vault, which devices copy to and from by themselves.
@@ -111,19 +126,32 @@ class MESHSTAGE_API Vault {
   /// Fenced, SystemError.
   std::vector<SlotKey> adopt_older();
 
-  /// Takes every *stray* vault: one of this job, in this directory, of another rank, that no
-  /// process of `generation` has. Every rank of that generation must call note_generation() before
-  /// any rank calls this; one rank takes each vault. Returns the sealed slots, the newest first in
-  /// each vault. Former owners of a taken vault can begin and seal nothing any more; a process that
-  /// attaches it later makes another incarnation. Unless `any_world`, a vault with images of
-  /// another world size is left alone, and `warn` is called. First releases the vaults that an
-  /// earlier call took. Throws SystemError.
-  std::vector<StraySlot> take_strays(std::uint64_t generation, int world_size,
-                                     const std::function<void(const std::string&)>& warn,
-                                     bool any_world = false);
+  /// Takes *stray* vaults: those of this job, in this directory, of other ranks, that no process of
+  /// the search's generation has. Every rank of that generation must call note_generation() before
+  /// any rank calls this, and each must call it, because one rank takes each vault. Returns the
+  /// sealed slots, the newest first in each vault. Former owners of a taken vault can begin and
+  /// seal nothing any more; a process that attaches it later makes another incarnation. Unless
+  /// any_world, a vault with images of another world size is left alone. First releases the vaults
+  /// that an earlier call took. Throws SystemError.
+  std::vector<StraySlot> take_strays(const StraySearch& search);
+
+  /// Makes a stray's slot this vault's slot `to`, without a copy: the image that the vault's former
+  /// rank kept on this host for rank `to.owner_rank` changes its role. Only for a slot of the last
+  /// take_strays(), with the bytes that `to` is to have. False if an image in `to` would need other
+  /// bytes, or if another process holds the lock; then `to` has no image, and a begin_write() may
+  /// follow. `from.bytes` stay readable. Throws InvalidState (a lease on `to`), Fenced,
+  /// SystemError.
+  bool move_stray(const StraySlot& from, SlotKey to);
+  /// Makes room: removes every slot of the strays, but for sealed ones with these images. Strays
+  /// with images of another world size, and those whose owner lives, stay. What a StraySlot keeps
+  /// mapped is freed with it. Returns the bytes removed. Throws Fenced, SystemError.
+  std::uint64_t remove_strays_but(std::span<const ImageId> needed);
 
   /// Bytes of this incarnation's slot files, headers included.
   [[nodiscard]] std::uint64_t bytes_held() const;
+  /// Bytes of all slot files of the job in the directory, those of other ranks and of earlier
+  /// processes, too. Throws SystemError.
+  [[nodiscard]] std::uint64_t bytes_held_by_job() const;
   /// Removes the slots of older incarnations (a process that still maps them is safe), the lock
   /// files of incarnations whose owner is dead, and the taken strays that no living process owns. A
   /// stray with an image of another world size that is newer than `recovered` stays until

@@ -8,6 +8,7 @@
 #include <meshstage/core/stage/pace.hpp>
 
 #include "tests/support/catch.hpp"
+#include "tests/support/failing_pace.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
 #include "tests/support/rank_errors.hpp"
@@ -19,19 +20,12 @@ namespace ms = meshstage;
 using ms::test::all_good;
 using ms::test::all_ranks;
 using ms::test::difference;
+using ms::test::FailingPace;
 using ms::test::InProcessJob;
 using ms::test::recover_to;
 using ms::test::run_ranks;
 using ms::test::stage_all;
 using ms::test::state_of;
-
-class FailingPace final : public ms::Pace {
- public:
-  void before(std::uint64_t, ms::Watermark&) override {
-    if (fails) throw ms::OutOfMemory("no memory to copy into");
-  }
-  std::atomic<bool> fails{false};
-};
 
 }  // namespace
 

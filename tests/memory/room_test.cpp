@@ -72,6 +72,17 @@ TEST_CASE("MemAvailable binds where the file system promises more than there is"
           "smaller state");
 }
 
+TEST_CASE("what the ranks of a host have already need not be there once more") {
+  auto limits = container();
+  limits.space = {10 * kGB, 24 * kGB, true};
+  CHECK(refusal({"the vault", 6 * kGB, 4, 14 * kGB}, limits).empty());
+  CHECK(refusal({"the vault", 6 * kGB, 4, 25 * kGB}, limits).empty());
+  const auto message = refusal({"the vault", 6 * kGB, 4, 13 * kGB}, limits);
+  CHECK(message.find("11000000000 bytes (11.0 GB) needed in /dev/shm by 4 ranks on this host, "
+                     "6000000000 bytes each less the 13000000000 bytes (13.0 GB) that they have") !=
+        std::string::npos);
+}
+
 TEST_CASE("a control group binds where it is tighter, and is named") {
   auto limits = container();
   limits.space = {24 * kGB, 24 * kGB, true};

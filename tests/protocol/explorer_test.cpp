@@ -367,6 +367,9 @@ TEST_CASE("two ranks that lend to each other's replicas: a restart on other host
   bounds.differences = 0;
   bounds.host_losses = 1;
   require_safe(bounds);
+  bounds.crashes = 1;
+  bounds.lenders = {{1}, {}};  // the other replica is whole, and may change its role
+  require_safe(bounds);
 }
 
 TEST_CASE("three ranks: a restart on other hosts") {

@@ -46,6 +46,7 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "found-anywhere") b.crashes = 0, b.steps = b.reseats = 1;
   if (rule == "finish-together") b.steps = 1, b.finish = true;
   if (rule == "prune-together") b.world = 3, b.disk = true;
+  if (rule == "lent-stays-own") b.crashes = 0, b.reseats = 2, b.lenders = {{1}, {}};
   if (rule == "vote-needs-lent") b.steps = b.differences = 1, b.lenders = {{1}, {0}};
   if (rule == "complete-claims") b.differences = 1, b.lenders = {{1}, {0}};
   return b;
@@ -90,7 +91,7 @@ void require_lost_without(const std::string& rule, Bounds bounds, const std::str
   REQUIRE(result.violation.find(words) != std::string::npos);
 }
 
-static_assert(kRules.size() == 31, "each rule has its test here");
+static_assert(kRules.size() == 32, "each rule has its test here");
 
 }  // namespace
 
@@ -129,6 +130,14 @@ TEST_CASE("without reading files wherever they lie a promise breaks") {
   bounds.disk = bounds.local_disks = true;
   bounds.lenders = {{1}, {0}};
   require_lost_without("found-anywhere", bounds, "called unrecoverable, though");
+}
+TEST_CASE("without keeping own copies of what is lent a promise breaks") {
+  require_needed("lent-stays-own");
+}
+TEST_CASE("without sparing the base in stray vaults a promise breaks") {
+  Bounds bounds;
+  bounds.world = bounds.steps = bounds.reseats = 2;
+  require_lost_without("fetch-beside-base", bounds, "alone would lose it");
 }
 TEST_CASE("without agreement before stray vaults are removed a promise breaks") {
   Bounds bounds;

@@ -1,6 +1,7 @@
 // A job whose ranks sit on hosts, and which comes back with its ranks on other ones. A host is a
 // directory of vaults: what lies in another one is out of a process's reach.
 #pragma once
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -24,8 +25,10 @@ class SeatedJob {
                      MemoryFileSystemOptions disk = {})
       : job_(world, disk), files_(files), local_disks_(local_disks) {}
 
-  CheckpointerOptions options(int rank, int host) {
+  /// `on_host`: so many ranks sit on that host.
+  CheckpointerOptions options(int rank, int host, int on_host = 1) {
     auto o = job_.options(rank);
+    o.environment->local_world_size = on_host;
     o.vault_directory = directory_of(host);
     o.deadline = std::chrono::seconds(6);  // a start beside ranks that are stopped waits for half
     o.persist_every = files_ ? 1 : 0;
@@ -37,7 +40,9 @@ class SeatedJob {
   void live(const Seats& seats, std::uint64_t finds, const std::vector<std::uint64_t>& stages,
             bool finishes = false) {
     all_good(run_ranks(all_ranks(job_.world_size()), [&](int rank) {
-      Checkpointer ckpt(options(rank, seats[static_cast<std::size_t>(rank)]));
+      const int host = seats[static_cast<std::size_t>(rank)];
+      const auto on_host = std::count(seats.begin(), seats.end(), host);
+      Checkpointer ckpt(options(rank, host, static_cast<int>(on_host)));
       (void)recover_to(ckpt, finds);
       stage_all(ckpt, stages);
       if (local_disks_) on_disk(ckpt, stages.back() + 1);

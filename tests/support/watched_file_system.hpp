@@ -20,8 +20,9 @@ class WatchedFileSystem final : public FileSystem {
   std::function<void(const Path& to)> on_rename = [](const Path&) {};  ///< Before it; may throw.
   /// The same, for each mapping of a file, on the thread that maps it.
   std::function<void(const Path&)> on_map = [](const Path&) {};
-  std::optional<std::uint64_t> room;  ///< Of FreeSpace::available,
-  Path room_of = "/disk";             ///< of this directory.
+  std::function<void(const Path& to)> on_link = [](const Path&) {};  ///< After it.
+  std::optional<std::uint64_t> room;                                 ///< Of FreeSpace::available,
+  Path room_of = "/disk";                                            ///< of this directory.
 
   std::unique_ptr<File> open(const Path& path, OpenMode mode) override {
     return std::make_unique<WatchedFile>(*this, inner_.open(path, mode), path);
@@ -31,7 +32,10 @@ class WatchedFileSystem final : public FileSystem {
     on_rename(to);
     inner_.rename(from, to);
   }
-  void link(const Path& from, const Path& to) override { inner_.link(from, to); }
+  void link(const Path& from, const Path& to) override {
+    inner_.link(from, to);
+    on_link(to);
+  }
   bool unlink(const Path& path) override { return inner_.unlink(path); }
   std::vector<std::string> list(const Path& directory) override { return inner_.list(directory); }
   void make_directories(const Path& directory) override { inner_.make_directories(directory); }

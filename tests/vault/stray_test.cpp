@@ -1,56 +1,10 @@
 // Vaults of ranks that sit on another host by now: who takes them, and what becomes of them.
 #include <meshstage/core/error/error.hpp>
-#include <meshstage/core/os/memory_file_system.hpp>
-#include <meshstage/core/vault/vault.hpp>
-
-#include <memory>
-#include <string>
-#include <vector>
 
 #include "tests/support/catch.hpp"
-#include "tests/vault/vault_support.hpp"
+#include "tests/vault/stray_host.hpp"
 
 using namespace meshstage;
-
-namespace {
-
-constexpr std::uint64_t kBefore = 3, kNow = 4;
-
-/// A host whose processes open vaults of job "j", made by ranks of 4.
-struct Host {
-  MemoryFileSystem disk;
-  std::vector<std::unique_ptr<MemoryFileSystem>> processes;
-  std::vector<std::string> warnings;
-
-  Vault attach(int rank) {
-    processes.push_back(disk.as_process(100 + static_cast<std::int64_t>(processes.size())));
-    return Vault::attach(
-        {.job = "j", .rank = rank, .directory = "/vault", .fs = processes.back().get()});
-  }
-  /// Of a process that has come as far as the generation.
-  Vault enter(int rank, std::uint64_t generation) {
-    Vault vault = attach(rank);
-    vault.note_generation(generation);
-    return vault;
-  }
-  std::vector<StraySlot> take(Vault& vault, std::uint64_t generation = kNow, int world = 4) {
-    return vault.take_strays(generation, world,
-                             [this](const std::string& text) { warnings.push_back(text); });
-  }
-  std::size_t count(const std::string& mark) {
-    std::size_t found = 0;
-    for (const auto& name : disk.list("/vault")) found += name.find(mark) != std::string::npos;
-    return found;
-  }
-};
-
-/// Rank 1's vault, with its own image of step 7 and its replica of rank 3's.
-void fill(Vault& vault) {
-  write_image(vault, {1, 0}, identity_of("j", 1, {kBefore, 7}), 100);
-  write_image(vault, {3, 1}, identity_of("j", 3, {kBefore, 7}), 200);
-}
-
-}  // namespace
 
 TEST_CASE("one process of a generation takes a stray vault, and finds what is sealed there") {
   Host host;
@@ -72,6 +26,22 @@ TEST_CASE("one process of a generation takes a stray vault, and finds what is se
   CHECK(host.take(second).empty());
   CHECK(host.take(first).empty());
   CHECK(host.take(second, kNow + 1).size() == 2);  // the next generation's
+}
+
+TEST_CASE("what another rank took in the generation before is taken by whoever comes first") {
+  Host host;
+  {
+    Vault left = host.enter(1, kBefore);
+    fill(left);
+  }
+  Vault first = host.enter(0, kNow), second = host.enter(2, kNow);
+  REQUIRE(host.take(first).size() == 2);
+  first.note_generation(kNow + 1);
+  second.note_generation(kNow + 1);
+  const auto found = host.take(second, kNow + 1);  // the first one still holds the lock
+  REQUIRE(found.size() == 2);
+  CHECK(is_filled_with(found[0].bytes, 7));
+  CHECK(host.take(first, kNow + 1).empty());
 }
 
 TEST_CASE("what was taken goes with what is superseded, and the rest of it at last") {
@@ -165,7 +135,7 @@ TEST_CASE("a job of any number of ranks takes it, and keeps what is newer than i
     fill(left);
   }
   Vault vault = host.enter(0, kNow);
-  const auto slots = vault.take_strays(kNow, 8, [](const std::string&) {}, true);
+  const auto slots = vault.take_strays({.generation = kNow, .world_size = 8, .any_world = true});
   REQUIRE(slots.size() == 2);
   const ImageId newest = slots[0].image.identity.id;
   SECTION("the job goes on from an older step: it stays until the end") {

@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 31> kRules = {{
+inline constexpr std::array<NamedRule, 32> kRules = {{
     {"found-anywhere", &protocol::Rules::found_anywhere},
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
@@ -35,6 +35,7 @@ inline constexpr std::array<NamedRule, 31> kRules = {{
     {"complete-claims", &protocol::Rules::whole_claims},
     {"restore-holders", &protocol::Rules::restore_holders},
     {"fetch-beside-base", &protocol::Rules::fetch_beside_base},
+    {"lent-stays-own", &protocol::Rules::lent_stays_own},
     {"agree-first", &protocol::Rules::agree_first},
     {"structure-first", &protocol::Rules::structure_first},
     {"quarantine", &protocol::Rules::quarantine},

@@ -385,7 +385,7 @@ void World::take_strays(const Node& node, ImageId newer_than, bool verify, Files
           found.evidence = std::max(found.evidence, slot.base);
         }
         if (slot.header != MemorySlot::Header::kSealed || (verify && !slot.whole) ||
-            slot.id <= newer_than) {
+            slot.id < newer_than) {
           continue;
         }
         found.claims.push_back(claim_of(node, slot, owner, Place::kStray, i));
@@ -395,6 +395,20 @@ void World::take_strays(const Node& node, ImageId newer_than, bool verify, Files
     add(stray.own, stray.rank);
     const auto& wards = nodes_[static_cast<std::size_t>(stray.rank)].state.config->wards;
     for (std::size_t w = 0; w < stray.held.size(); ++w) add(stray.held[w], wards[w]);
+  }
+}
+
+void World::give_up_strays(const Node& node, ImageId chosen, ImageId spare) {
+  for (Stray& stray : strays_) {
+    if (stray.by != node.rank || stray.taken != node.state.generation) continue;
+    const auto give_up = [&](MemorySlots& pair) {
+      for (MemorySlot& slot : pair) {
+        const bool sealed = slot.header == MemorySlot::Header::kSealed;
+        if (!sealed || (slot.id != chosen && slot.id != spare)) slot = {};
+      }
+    };
+    give_up(stray.own);
+    for (MemorySlots& pair : stray.held) give_up(pair);
   }
 }
 

@@ -152,10 +152,11 @@ struct Job {
   bool digest_known = false;  ///< replica
   bool sending = false;       ///< replica: the owner streams it; fetch: the source serves it
   bool aborted = false;
-  Ranks lenders = 0;  ///< as the image's
-  int loan = 0;       ///< replica, fetch: as the image's, once known
-  Ranks lent = 0;     ///< fetch: the lenders that serve it
-  Claim source{};     ///< fetch
+  Ranks lenders = 0;   ///< as the image's
+  int loan = 0;        ///< replica, fetch: as the image's, once known
+  Ranks lent = 0;      ///< fetch: the lenders that serve it
+  Claim source{};      ///< fetch
+  bool moves = false;  ///< fetch: the stray's slot becomes the rank's own
 };
 
 /// The vault of a rank that sits on another host now.
@@ -328,6 +329,10 @@ class World {
   /// What was to be sent for this fetch is not there any more, or not what it should be.
   [[nodiscard]] bool fetch_broken(const Node& node, const Job& job) const;
   [[nodiscard]] const MemorySlot* source_of(const Job& job) const;
+  /// The slot of a claim to a stray vault; nullptr if that vault is gone.
+  [[nodiscard]] MemorySlot* stray_slot(const Claim& claim);
+  /// The slots of the strays that this rank took go, but those with these images.
+  void give_up_strays(const Node& node, ImageId chosen, ImageId spare);
   /// What own image of that id that rank has in memory, whole; nullptr if none.
   [[nodiscard]] const MemorySlot* own_image(int rank, ImageId id) const;
   /// The same in any vault, but for those on the host `without`.

@@ -211,9 +211,11 @@ struct World::CarryOut {
     job.source = a.source;
     job.lenders = a.source.sizes.borrowed_bytes;
     job.loan = static_cast<int>(a.source.image_digest.low);
+    job.moves = a.move;
     job.sending = a.source.at == node.rank ||
                   world.take_early({a.source.at, node.rank, a.source.owner, generation, a.source.id,
                                     Early::What::kImage});
+    world.give_up_strays(node, a.source.id, a.spare);
     if (own && a.source.needs_lenders()) {
       for (const Loan& loan : a.source.borrowed) {
         world.send(node, loan.rank, {generation, Want{a.source.id, {}}});

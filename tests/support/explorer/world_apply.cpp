@@ -81,6 +81,7 @@ bool World::end_job(const Choice& choice) {
         const bool whole = source == nullptr || source->whole;
         seal_slot(slot, *job, job->loan);
         slot.whole = whole;
+        if (job->moves) *stray_slot(job->source) = {};
         feed(node, Fetched{job->owner});
       }
       return true;

@@ -7,6 +7,18 @@ namespace meshstage::explorer {
 
 // --- choices ---
 
+MemorySlot* World::stray_slot(const Claim& claim) {
+  const Node& at = nodes_[static_cast<std::size_t>(claim.at)];
+  const Node& vault = nodes_[static_cast<std::size_t>(claim.vault)];
+  const auto slot = static_cast<std::size_t>(claim.slot);
+  for (Stray& stray : strays_) {
+    if (stray.host != at.host || stray.rank != claim.vault) continue;
+    return claim.owner == claim.vault ? &stray.own[slot]
+                                      : &stray.held[ward_of(vault, claim.owner)][slot];
+  }
+  return nullptr;
+}
+
 /// Where the bytes of a fetch lie; nullptr if that is a file.
 const MemorySlot* World::source_of(const Job& job) const {
   const Claim& source = job.source;
@@ -15,11 +27,16 @@ const MemorySlot* World::source_of(const Job& job) const {
   const auto slot = static_cast<std::size_t>(source.slot);
   if (source.place == Place::kStray) {
     static const MemorySlot kGone;
-    const Node& vault = nodes_[static_cast<std::size_t>(source.vault)];
-    for (const Stray& stray : strays_) {
-      if (stray.host != at.host || stray.rank != source.vault) continue;
-      return source.owner == source.vault ? &stray.own[slot]
-                                          : &stray.held[ward_of(vault, source.owner)][slot];
+    const MemorySlot* there = const_cast<World*>(this)->stray_slot(source);
+    if (there != nullptr && there->id == source.id) return there;
+    const auto& wards = at.state.config->wards;
+    if (source.owner != at.rank && !std::binary_search(wards.begin(), wards.end(), source.owner)) {
+      return &kGone;
+    }
+    // It has become a slot of the rank that took it, perhaps.
+    for (const MemorySlot& now :
+         source.owner == at.rank ? at.own : at.held[ward_of(at, source.owner)]) {
+      if (now.header == MemorySlot::Header::kSealed && now.id == source.id) return &now;
     }
     return &kGone;
   }
