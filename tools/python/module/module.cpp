@@ -8,6 +8,7 @@
 #include "dtensor.hpp"
 #include "errors.hpp"
 #include "stager.hpp"
+#include "structure.hpp"
 #include "tree.hpp"
 
 NB_MODULE(_meshstage, module) {
@@ -16,6 +17,7 @@ NB_MODULE(_meshstage, module) {
   bind_cuda(module);
   bind_digest(module);
   bind_stager(module);
+  bind_structure(module);
   bind_tree(module);
   bind_dtensor(module);
   bind_checkpointer(module);
