@@ -119,3 +119,41 @@ def test_a_dtensor_that_its_owner_has_cut_otherwise_is_refused_by_name(tmp_path)
         done = run(ranks, program, tmp_path)
         assert done.stdout.count(said) == ranks, done.stdout
     assert "w: " in done.stdout and "a DTensor (Shard) of which is not known" in done.stdout
+
+
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
+import meshstage
+import meshstage.torch
+dist.init_process_group("gloo")
+rank, ranks, step, rows = dist.get_rank(), dist.get_world_size(), int(sys.argv[2]), 7
+# The first rank has no shard if there are others, and the last has two.
+cuts = [0, 0, 5, 6, 7] if ranks == 3 else [0, 4, 7] if ranks == 1 else [0, 2, 5, 7]
+mine = [(a, b) for i, (a, b) in enumerate(zip(cuts, cuts[1:])) if min(i, ranks - 1) == rank and a < b]
+whole = torch.arange(rows * 2.0).reshape(rows, 2) + 100 * step
+shards = [Shard.from_tensor_and_offsets(torch.zeros(b - a, 2), [a, 0], rank) for a, b in mine]
+state = {"w": init_from_local_shards(shards, rows, 2), "all": torch.zeros(2)}
+with meshstage.Checkpointer(job="sharded", directory=sys.argv[1], vault_directory=sys.argv[1], any_world=True) as ckpt:
+    assert ckpt.recover(state).step == step
+    for shard, (a, b) in zip(shards, mine, strict=True):
+        assert step == 0 or torch.equal(shard.tensor, whole[a:b]), (shard, whole)
+        shard.tensor.copy_(whole[a:b] + 100)
+    assert ckpt.stage(state, step + 1).outcome(60) == "complete"
+print("recovered", step, flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_sharded_tensors_go_on_with_other_ranks_and_other_cuts(tmp_path):
+    dist = pytest.importorskip("torch.distributed")
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("this torch has no Gloo")
+    program = tmp_path / "sharded.py"
+    program.write_text(SHARDED)
+    for step, ranks in enumerate((2, 3, 1, 2)):
+        done = run(ranks, program, tmp_path, step)
+        assert done.stdout.count(f"recovered {step}") == ranks, done.stdout

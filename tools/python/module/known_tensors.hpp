@@ -6,21 +6,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include "dlpack_exchange.hpp"
+#include "tensor_library.hpp"
 
 namespace meshstage::python {
-
-/// How the tensors of another library are read. Each function takes one argument.
-struct TensorLibrary {
-  nanobind::object storage;              ///< Of a tensor: always the same object for one storage.
-  nanobind::object address, nbytes;      ///< Of a storage.
-  nanobind::object conjugate, negative;  ///< Of a tensor: has it the lazy bit?
-  nanobind::object alias;                ///< Of a tensor: a new tensor on its storage.
-  TensorViewFunction view = nullptr;     ///< Null: shapes and strides are read as attributes.
-};
-
-/// `function(argument)`, by the cheapest call that there is.
-[[nodiscard]] nanobind::object call(nanobind::handle function, nanobind::handle argument);
 
 /// What tensors were when they were staged: storage, geometry and dtype of each. Keeps no storage
 /// alive: the owner drops all of it when one of the storages is gone, so that a storage with the

@@ -23,7 +23,7 @@ struct KnownTypes {
   nb::object atomic;        ///< A set of types whose objects are not copied.
   nb::object tensors;       ///< A set of types.
   nb::object ordered_dict;  ///< A type.
-  TensorLibrary library;
+  std::shared_ptr<const TensorLibrary> library;
 };
 
 bool in(nb::handle set, nb::handle type) {
@@ -193,7 +193,7 @@ class Structure {
     std::unordered_map<PyObject*, std::size_t> first;
     for (std::size_t i = 0; i < sources_.size(); ++i) {
       tie_.push_back(first.try_emplace(sources_[i].ptr(), i).first->second);
-      if (!known_.add(types_->library, sources_[i])) return false;
+      if (!known_.add(*types_->library, sources_[i])) return false;
     }
     for (std::size_t i = 0; i < sources_.size(); ++i) {
       if (tie_[i] == i && known_.shares_storage(i)) sharing_.push_back(i);
@@ -252,7 +252,7 @@ class Structure {
   bool unchanged(const Found& found) const {
     try {
       for (std::size_t i = 0; i < tie_.size(); ++i) {
-        if (tie_[i] == i && !known_.is(types_->library, found.tensors[i], i)) return false;
+        if (tie_[i] == i && !known_.is(*types_->library, found.tensors[i], i)) return false;
       }
       return true;
     } catch (nb::python_error& error) {
@@ -264,7 +264,7 @@ class Structure {
   void make(Found& found) const {
     found.made.reserve(tie_.size());
     for (std::size_t i = 0; i < tie_.size(); ++i) {
-      found.made.push_back(tie_[i] == i ? call(types_->library.alias, staged_[i])
+      found.made.push_back(tie_[i] == i ? call(types_->library->alias, staged_[i])
                                         : found.made[tie_[i]]);
     }
   }
@@ -323,19 +323,12 @@ void bind_structure(nb::module_& module) {
       .def(
           "__init__",
           [](KnownTypes* self, nb::object atomic, nb::object tensors, nb::object ordered_dict,
-             nb::object storage, nb::object address, nb::object nbytes, nb::object conjugate,
-             nb::object negative, nb::object alias, nb::object exchange) {
-            new (self) KnownTypes{
-                std::move(atomic),
-                std::move(tensors),
-                std::move(ordered_dict),
-                {std::move(storage), std::move(address), std::move(nbytes), std::move(conjugate),
-                 std::move(negative), std::move(alias), tensor_view_function(exchange)}};
+             std::shared_ptr<const TensorLibrary> library) {
+            new (self) KnownTypes{std::move(atomic), std::move(tensors), std::move(ordered_dict),
+                                  std::move(library)};
           },
           nb::kw_only(), nb::arg("atomic"), nb::arg("tensors"), nb::arg("ordered_dict"),
-          nb::arg("storage"), nb::arg("address"), nb::arg("nbytes"), nb::arg("conjugate"),
-          nb::arg("negative"), nb::arg("alias"), nb::arg("exchange").none(),
-          "`exchange`: the tensor type's __dlpack_c_exchange_api__, or None.");
+          nb::arg("library"));
   nb::class_<Structure>(module, "Structure")
       .def_static(
           "compile",

@@ -10,27 +10,19 @@ from typing import Any
 import torch
 
 from meshstage import _meshstage
-
-PLAIN_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
-
+from meshstage.torch._library import LIBRARY, PLAIN_TENSORS
 
 class Differs(Exception):
     """The state is not the plan's any more."""
 
 
 def known_types(atomic: frozenset) -> Any:
-    """What plans may have in them, and how C++ reads torch's tensors."""
+    """What plans may have in them."""
     return _meshstage.KnownTypes(
         atomic=atomic,
         tensors=PLAIN_TENSORS,
         ordered_dict=collections.OrderedDict,
-        storage=torch.Tensor.untyped_storage,
-        address=torch.UntypedStorage.data_ptr,
-        nbytes=torch.UntypedStorage.nbytes,
-        conjugate=torch.Tensor.is_conj,
-        negative=torch.Tensor.is_neg,
-        alias=torch.Tensor.detach,
-        exchange=getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),
+        library=LIBRARY,
     )
 
 
