@@ -46,7 +46,8 @@ def _layout_of(value: Any) -> Any:
         if ref() is spec and all(map(is_, parts, were)):
             return layout
     layout = _layout_on(value.device_mesh, value.placements, value.shape, value.dtype)
-    ref = weakref.ref(spec, lambda _, key=id(spec): _known_specs.pop(key, None))
+    # Bound now: at the interpreter's exit the module's names are gone before the last specs are.
+    ref = weakref.ref(spec, lambda _, key=id(spec), known=_known_specs: known.pop(key, None))
     _known_specs[id(spec)] = (ref, layout, *parts)
     return layout
 
