@@ -1,6 +1,6 @@
 """One rank of a training with torchtitan's containers: torchtitan_rank.py FOLDER UNTIL MODE RESULT.
-FSDP2 cuts its model. It loads the newest save in FOLDER, trains until step UNTIL, saving each second
-step, and leaves what it has in RESULT.<rank>."""
+FSDP2 cuts its model. It loads the newest save in FOLDER, trains until step UNTIL, saving each
+second step, and leaves what it has in RESULT.<rank>."""
 
 import os
 import sys

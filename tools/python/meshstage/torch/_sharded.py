@@ -1,4 +1,4 @@
-"""torch's ShardedTensors, by their shards. Their class forbids nearly every function of a tensor."""
+"""torch's ShardedTensors, by their shards. Their class forbids most functions of a tensor."""
 
 import dataclasses
 import functools
