@@ -2,6 +2,9 @@
 
 import argparse
 import importlib.util
+import os
+import subprocess
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,7 +18,7 @@ if not hasattr(checkpoint.CheckpointManager, "Config"):
     pytest.skip("this torchtitan is older than 0.3.0", allow_module_level=True)
 
 from torch.distributed.checkpoint.api import CheckpointException  # noqa: E402
-from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw  # noqa: E402
+from torchtitan_training import Training  # noqa: E402
 
 from meshstage._dcp_files import METADATA, THEIR_METADATA  # noqa: E402
 from meshstage.errors import InvalidState  # noqa: E402
@@ -23,68 +26,6 @@ from meshstage.torch import Stager  # noqa: E402
 from meshstage.torchtitan import CheckpointManager  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quiet", "one_rank")
-
-
-class TrainState:
-    """As torchtitan's trainer keeps it."""
-
-    def __init__(self):
-        self.step, self.losses = 0, []
-
-    def state_dict(self):
-        return {"step": torch.tensor(self.step, dtype=torch.int32), "losses": self.losses}
-
-    def load_state_dict(self, state):
-        self.step, self.losses = int(state["step"]), state["losses"]
-
-
-class Training:
-    """torchtitan's containers around a small model, and a checkpoint manager."""
-
-    def __init__(self, folder, kind=CheckpointManager, **options):
-        torch.manual_seed(1)
-        self.model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 2))
-        config = default_adamw(lr=0.1)
-        config.implementation = "for-loop"
-        self.optimizers = config.build(model_parts=[self.model])
-        self.schedulers = LRSchedulersContainer.Config(warmup_steps=2).build(
-            optimizers=self.optimizers, training_steps=20
-        )
-        self.progress = TrainState()
-        config = kind.Config(enable=True, interval=2, last_save_model_only=False, **options)
-        self.manager = config.build(
-            dataloader=None, model_parts=[self.model], optimizers=self.optimizers,
-            lr_schedulers=self.schedulers, states={"train_state": self.progress}, sd_adapter=None,
-            base_folder=str(folder),
-        )  # fmt: skip
-        self.folder = Path(folder) / "checkpoint"
-
-    def steps(self):
-        return sorted(path.name for path in self.folder.iterdir())
-
-    def train(self, until):
-        while self.progress.step < until:
-            self.progress.step += 1
-            inputs = torch.full((3, 4), float(self.progress.step))
-            loss = self.model(inputs).square().mean()
-            loss.backward()
-            self.manager.maybe_wait_for_staging()
-            self.optimizers.step()
-            self.optimizers.zero_grad()
-            self.schedulers.step()
-            self.progress.losses.append(loss.item())
-            self.manager.save(self.progress.step)
-        return self
-
-    def close(self):
-        self.manager.close()
-        return self
-
-    def bits(self):
-        state = {f"model.{k}": v.clone() for k, v in self.model.state_dict().items()}
-        state |= {k: v.clone() for k, v in self.optimizers.state_dict().items() if torch.is_tensor(v)}
-        assert any("exp_avg" in name for name in state)
-        return state, self.schedulers.state_dict(), self.progress.losses
 
 
 def assert_same(one, other):
@@ -105,6 +46,45 @@ def test_a_training_goes_on_from_its_newest_save(tmp_path, mode, monkeypatch):
     assert again.manager.load() and again.progress.step == 4
     again.train(7).close()
     assert_same(again, undisturbed)
+
+
+RANK = Path(__file__).parent / "torchtitan_rank.py"
+
+
+def start(ranks, folder, until, mode, result):
+    """A training of so many processes, until a step; what each has at the end, in its own file."""
+    launcher = [sys.executable, "-m", "meshstage", "run", "-n", str(ranks), "--max-restarts", "0", "--"]
+    done = subprocess.run(
+        [*launcher, sys.executable, RANK, folder, str(until), mode, result],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    there = [Path(f"{result}.{rank}") for rank in range(ranks)]
+    # A rank that has done its work may still be aborted by torch's Gloo thread.
+    assert all(path.exists() for path in there), done.stdout
+    return [torch.load(path) for path in there]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What two processes have at step 7 that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return start(2, folder / "a", 7, "disabled", folder / "result")
+
+
+@pytest.mark.parametrize("mode", ["disabled", "async", "async_with_pinned_mem"])
+def test_a_training_of_two_processes_with_fsdp2_goes_on_in_new_processes(tmp_path, mode, undisturbed):
+    first = start(2, tmp_path / "b", 5, mode, tmp_path / "first")
+    again = start(2, tmp_path / "b", 7, mode, tmp_path / "again")
+    assert [rank["begun_at"] for rank in first + again] == [0, 0, 4, 4]
+    for ours, wanted in zip(again, undisturbed, strict=True):
+        torch.testing.assert_close(ours, {**wanted, "begun_at": 4}, rtol=0, atol=0)
+    assert not torch.equal(again[0]["local"]["model.0.weight"], again[1]["local"]["model.0.weight"])
+    if mode != "disabled":
+        return
+    alone = start(1, tmp_path / "b", 7, mode, tmp_path / "alone")[0]  # another cut
+    assert alone["begun_at"] == 6
+    torch.testing.assert_close(alone["whole"], undisturbed[0]["whole"], rtol=0, atol=0)
 
 
 def test_a_save_that_was_cut_off_is_not_loaded(tmp_path):

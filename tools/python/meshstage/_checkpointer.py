@@ -97,7 +97,8 @@ class Checkpointer:
     on all ranks. A dict, the same on every rank, says which are not, by their keys from the root,
     joined by dots, or by those of what they are in: ``{"loader": "per rank", "seen": "summed"}``.
     "per rank": rank r has rank r's value, and a new rank keeps its own; "summed": rank 0 has the
-    sum, the others 0; "first": all have the first rank's; "same": the default. What
+    sum, the others 0; "first": all have the first rank's; "same": the default. ``recover`` refuses
+    a path that no rank's state has (InvalidArgument), or warns if the old job may have had it. What
     ``meshstage.torch.state(rng=True)`` adds is per rank.
 
     Leaving the ``with`` block by its end calls ``finish()``, if ``recover`` was called; by an

@@ -1,10 +1,15 @@
 #include "any_world.hpp"
 
+#include <cstddef>
 #include <optional>
+#include <span>
+#include <unordered_set>
 #include <utility>
 
+#include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/tree/path.hpp>
+#include <meshstage/core/tree/walk.hpp>
 #include <meshstage/dtensor/node.hpp>
 #include <meshstage/sharded/node.hpp>
 
@@ -70,6 +75,18 @@ std::optional<PlainKind> find(const Kinds& kinds, const std::string& path) {
   }
 }
 
+/// The paths of all that is below a value, as a user writes them.
+void add_paths(const Value& value, Path& path, std::unordered_set<std::string>& paths) {
+  detail::for_each_below(value, [&](const Key& key, const Value& inner) {
+    path.push(key);
+    paths.insert(unescaped(path.text()));
+    add_paths(inner, path, paths);
+    path.pop();
+  });
+}
+
+constexpr char kEnd = '\0';  // of a path in a message
+
 }  // namespace
 
 PlainKinds::PlainKinds(const KindNames& of_user) : of_user_(kinds_of(of_user)) {}
@@ -81,6 +98,37 @@ PlainKind PlainKinds::of(const std::string& path) const {
   const std::string written = unescaped(path);
   if (const auto kind = find(of_user_, written)) return *kind;
   return find(of_state_, written).value_or(PlainKind::kSame);
+}
+
+std::vector<std::string> PlainKinds::absent_from(const Dict& state) const {
+  std::unordered_set<std::string> there{""};  // the root
+  Path path;
+  add_paths(state, path, there);
+  std::vector<std::string> absent;
+  for (const auto& [name, kind] : of_user_) {
+    const auto dot = name.rfind('.');
+    const std::string above = dot == std::string::npos ? "" : name.substr(0, dot);
+    const bool may_be_elsewhere =
+        find(of_user_, above).value_or(find(of_state_, above).value_or(PlainKind::kSame)) ==
+        PlainKind::kPerRank;
+    if (!there.contains(name) && !may_be_elsewhere) absent.push_back(name);
+  }
+  return absent;
+}
+
+std::vector<std::string> absent_everywhere(const PlainKinds& kinds, const Dict& state,
+                                           ProcessGroup& group) {
+  std::vector<std::string> absent = kinds.absent_from(state);
+  std::string mine;
+  for (const auto& path : absent) mine += path + kEnd;
+  for (const auto& bytes : collectives::all_gather_bytes(group, std::as_bytes(std::span(mine)))) {
+    const std::string theirs =
+        kEnd + std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    std::erase_if(absent, [&](const std::string& path) {
+      return theirs.find(kEnd + path + kEnd) == std::string::npos;
+    });
+  }
+  return absent;
 }
 
 ReshardOptions any_world_options(std::shared_ptr<const PlainKinds> kinds) {

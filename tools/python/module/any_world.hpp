@@ -2,8 +2,11 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include <meshstage/core/comm/process_group.hpp>
 #include <meshstage/core/reshard/assembly.hpp>
+#include <meshstage/core/tree/value.hpp>
 
 namespace meshstage::python {
 
@@ -16,12 +19,20 @@ class PlainKinds {
  public:
   /// Throws InvalidArgument for a kind that there is not.
   explicit PlainKinds(const KindNames& of_user);
+  [[nodiscard]] bool user_named_any() const { return !of_user_.empty(); }
   void set_of_state(const KindNames& of_state);
   [[nodiscard]] PlainKind of(const std::string& path) const;
+  /// The user's paths at which `state` has nothing. A path below what each rank has for itself does
+  /// not count: another rank may have it.
+  [[nodiscard]] std::vector<std::string> absent_from(const Dict& state) const;
 
  private:
   std::map<std::string, PlainKind> of_user_, of_state_;
 };
+
+/// The user's paths that no rank's state has. Collective, for ranks whose users named any.
+[[nodiscard]] std::vector<std::string> absent_everywhere(const PlainKinds& kinds, const Dict& state,
+                                                         ProcessGroup& group);
 
 /// What a Checkpointer needs whose job may have any number of ranks.
 [[nodiscard]] ReshardOptions any_world_options(std::shared_ptr<const PlainKinds> kinds);

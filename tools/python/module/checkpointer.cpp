@@ -153,7 +153,7 @@ class PythonCheckpointer {
   /// `kinds`: null unless the job may have any number of ranks.
   PythonCheckpointer(CheckpointerOptions options, const std::shared_ptr<LogQueue>& log,
                      std::shared_ptr<PlainKinds> kinds)
-      : kinds_(std::move(kinds)) {
+      : kinds_(std::move(kinds)), log_(log) {
     if (kinds_) options.any_world = any_world_options(kinds_);
     options.log = [log](const LogLine& line) { log->push(line); };
     caller_->call([inner = inner_, options = std::move(options)]() mutable {
@@ -180,6 +180,11 @@ class PythonCheckpointer {
           return inner->get().recover(into);
         });
     static_cast<void>(write_tree(state, value));  // a dict, in place
+    if (kinds_ && kinds_->user_named_any()) {
+      call([of = *dict, kinds = kinds_, log = log_, got](Checkpointer& ckpt) {
+        check_names(*kinds, of, got, *ckpt.group(), *log);
+      });
+    }
     return nb::make_tuple(got.step, std::string(to_string(got.source)).c_str(), got.from_rank,
                           got.generation, got.old_world_size);
   }
@@ -193,6 +198,15 @@ class PythonCheckpointer {
     return {caller_->call(
                 [inner = inner_, from = *dict, step] { return inner->get().stage(from, step); }),
             std::move(places)};
+  }
+  /// A job of other ranks may have had what its user has named: then a warning is all there is.
+  static void check_names(const PlainKinds& kinds, const Dict& state, const Recovered& recovered,
+                          ProcessGroup& group, LogQueue& log) {
+    for (const auto& path : absent_everywhere(kinds, state, group)) {
+      const std::string what = "any_world names '" + path + "', which no rank's state has";
+      if (recovered.old_world_size == 0) throw make_error<InvalidArgument>(what, {}, {}, path);
+      if (group.rank() == 0) log.push({LogLine::Level::kWarning, what});
+    }
   }
   void rejoin() {
     call([](Checkpointer& ckpt) { ckpt.rejoin(); });
@@ -295,6 +309,7 @@ class PythonCheckpointer {
 
   const ProcessOrigin origin_;
   std::shared_ptr<PlainKinds> kinds_;
+  std::shared_ptr<LogQueue> log_;
   std::shared_ptr<Inner> inner_ = std::make_shared<Inner>();
   std::unique_ptr<Caller, EndIdle> caller_{new Caller};
 };

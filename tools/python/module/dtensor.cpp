@@ -4,10 +4,15 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include <meshstage/core/tensor/tensor.hpp>
 #include <meshstage/dtensor/node.hpp>
+
+#include "placed_tensor.hpp"
 
 namespace nb = nanobind;
 

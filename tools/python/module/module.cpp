@@ -7,8 +7,11 @@
 #include "digest.hpp"
 #include "dtensor.hpp"
 #include "errors.hpp"
+#include "foreign_tensors.hpp"
+#include "sharded.hpp"
 #include "stager.hpp"
-#include "tree.hpp"
+#include "structure.hpp"
+#include "tensor_library.hpp"
 
 NB_MODULE(_meshstage, module) {
   using namespace meshstage::python;
@@ -16,7 +19,10 @@ NB_MODULE(_meshstage, module) {
   bind_cuda(module);
   bind_digest(module);
   bind_stager(module);
-  bind_tree(module);
+  bind_tensor_library(module);
+  bind_structure(module);
+  bind_foreign_tensors(module);
   bind_dtensor(module);
+  bind_sharded(module);
   bind_checkpointer(module);
 }

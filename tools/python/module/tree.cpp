@@ -15,28 +15,13 @@
 #include <meshstage/core/tensor/dlpack.hpp>
 
 #include "cuda.hpp"
-#include "dtensor.hpp"
+#include "placed_tensor.hpp"
 #include "released.hpp"
 
 namespace nb = nanobind;
 
 namespace meshstage::python {
 namespace {
-
-/// A storage of another library: tensors that name the same one share it.
-struct ForeignStorage {
-  Storage storage;
-  ForeignStorage(std::uintptr_t address, std::size_t nbytes, nb::object owner, int cuda_device)
-      : storage(Storage::wrap(reinterpret_cast<void*>(address), nbytes, keep(owner), {},
-                              device_of(cuda_device))) {}
-};
-
-Tensor foreign_tensor(const ForeignStorage& storage, const std::string& dtype, Shape shape,
-                      Strides strides, std::int64_t offset) {
-  const auto found = dtype_from_string(dtype);
-  if (!found) throw InvalidArgument("no dtype is called " + dtype);
-  return Tensor::on_storage(storage.storage, *found, std::move(shape), std::move(strides), offset);
-}
 
 /// What Python's struct module calls an element.
 std::optional<DType> dtype_of_format(const char* format, std::size_t itemsize) {
@@ -114,7 +99,9 @@ class Reader {
     if (nb::isinstance<Tensor>(x)) return tensor(nb::cast<const Tensor&>(x), place);
     if (nb::isinstance<PlacedTensor>(x)) {
       const auto& placed = nb::cast<const PlacedTensor&>(x);
-      static_cast<void>(tensor(placed.local(), place));
+      for (const auto& child : placed.node->children()) {
+        static_cast<void>(tensor(child.value.as<Tensor>(), place));
+      }
       return placed.node;
     }
     const auto known = containers_.find(x.ptr());
@@ -384,16 +371,6 @@ nb::object write_tree(nb::handle object, const Value& value) {
     return write_tuple(object, *tuple);
   }
   return nb::borrow(object);  // an array, or what foreign() has put a view in place of
-}
-
-void bind_tree(nb::module_& module) {
-  nb::class_<ForeignStorage>(module, "ForeignStorage")
-      .def(nb::init<std::uintptr_t, std::size_t, nb::object, int>(), nb::arg("address"),
-           nb::arg("nbytes"), nb::arg("owner"), nb::arg("cuda_device") = kNoCudaDevice);
-  nb::class_<Tensor>(module, "Tensor")
-      .def_static("on_storage", &foreign_tensor, nb::arg("storage"), nb::arg("dtype"),
-                  nb::arg("shape"), nb::arg("strides"), nb::arg("offset"))
-      .def("__repr__", &Tensor::describe);
 }
 
 }  // namespace meshstage::python

@@ -7,9 +7,6 @@
 
 namespace meshstage::python {
 
-/// Tensor (a view of somebody's memory, for foreign array libraries) and the readers below.
-void bind_tree(nanobind::module_& module);
-
 /// Where the tensors of a tree have bytes.
 struct TensorPlaces {
   bool cpu = false;

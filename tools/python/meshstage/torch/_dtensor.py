@@ -3,6 +3,7 @@
 import re
 import sys
 import weakref
+from operator import is_
 from typing import Any
 
 from meshstage import _meshstage
@@ -12,6 +13,7 @@ from meshstage.torch._dtypes import DTYPES
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _REDUCTIONS = ("sum", "avg", "product", "min", "max")
 _layouts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # by mesh
+_known_specs: dict[int, tuple] = {}  # by the spec's id, until the spec is gone
 
 
 def is_dtensor(value: Any) -> bool:
@@ -34,13 +36,28 @@ def placed(value: Any, local: Any) -> Any:
 
 
 def _layout_of(value: Any) -> Any:
-    """The DTensorLayout of all DTensors like this one; None if there is none."""
-    mesh = value.device_mesh
+    """The DTensorLayout of all DTensors like this one; None if there is none. The same spec with
+    the same mesh, placements and metadata, which do not change, has the same layout."""
+    spec = value._spec
+    parts = (spec.mesh, spec.placements, spec.tensor_meta)
+    known = _known_specs.get(id(spec))
+    if known is not None:
+        ref, layout, *were = known
+        if ref() is spec and all(map(is_, parts, were)):
+            return layout
+    layout = _layout_on(value.device_mesh, value.placements, value.shape, value.dtype)
+    # Bound now: at the interpreter's exit the module's names are gone before the last specs are.
+    ref = weakref.ref(spec, lambda _, key=id(spec), known=_known_specs: known.pop(key, None))
+    _known_specs[id(spec)] = (ref, layout, *parts)
+    return layout
+
+
+def _layout_on(mesh, placements, shape, dtype) -> Any:
     known = _layouts.get(mesh)
     if known is None:
         known = _layouts[mesh] = {}
     rank = getattr(mesh, "_rank", None)  # also when the process group is gone
-    key = (mesh.get_rank() if rank is None else rank, value.placements, value.shape, value.dtype)
+    key = (mesh.get_rank() if rank is None else rank, placements, shape, dtype)
     if key not in known:
         known[key] = _made(mesh, *key)
     return known[key]

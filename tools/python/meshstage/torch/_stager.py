@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from meshstage import _meshstage
 from meshstage.errors import InvalidState
 from meshstage.torch import _cuda
-from meshstage.torch._plan import Differs, Plan
+from meshstage.torch._plan import Differs, Plan, known_types
 from meshstage.torch._shared import adopt, untyped
 from meshstage.torch._walk import ATOMIC, Entry, Walk
 
@@ -113,7 +113,7 @@ class StateDictStager:
         result = walk.copy(state_dict, None)
         plan = None
         if walk.batches == 0 and not walk.by_torch:
-            plan = Plan.compile(ATOMIC, state_dict, result, walk.seen)
+            plan = Plan.compile(_types(), state_dict, result, walk.seen)
 
         def finish() -> None:
             walk.flush()
@@ -241,6 +241,11 @@ class StateDictStager:
             if storage is not None:
                 self._cached_storage_mapping[storage] = entry.staged
         return moved
+
+
+@functools.cache
+def _types():
+    return known_types(ATOMIC)
 
 
 def _where_it_was(entries: list[Entry]) -> bool:

@@ -7,26 +7,34 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from meshstage import _meshstage
 from meshstage.errors import InvalidArgument
-from meshstage.torch import _cuda, _dtensor
+from meshstage.torch import _cuda, _dtensor, _sharded
 from meshstage.torch._dtypes import DTYPES
+from meshstage.torch._library import LIBRARY, PLAIN_TENSORS
 
 
 class StandIns:
     """What stands for the tensors of one state: views of their memory, which they keep."""
 
     def __init__(self):
-        self._storages: dict[int, Any] = {}  # by number: tensors that share one share it here
+        self._tensors = _meshstage.ForeignTensors(LIBRARY)
         self._streams = _cuda.Streams()
 
     def __call__(self, value: Any) -> Any:
         """The view, or NotImplemented. Raises InvalidArgument for a tensor that is no dense tensor
         of a known dtype, on the CPU or a CUDA device: its bytes alone would not give it back."""
-        if not isinstance(value, torch.Tensor):
+        if type(value) in PLAIN_TENSORS:
+            view = self._tensors.read(value)
+            if view is not None:
+                return view
+        elif not isinstance(value, torch.Tensor):
             return NotImplemented
+        elif _dtensor.is_dtensor(value):
+            local = self(value._local_tensor)
+            if isinstance(local, _meshstage.Tensor):  # and no wrapper
+                return _dtensor.placed(value, local)
+        elif _sharded.is_sharded(value):
+            return _sharded.placed(value, [self(shard.tensor) for shard in value.local_shards()])
         if is_traceable_wrapper_subclass(value):
-            placed = self._placed(value)
-            if placed is not None:
-                return placed
             names, _ = value.__tensor_flatten__()
             parts = {name: getattr(value, name) for name in names}
             return {name: part for name, part in parts.items() if isinstance(part, torch.Tensor)}
@@ -50,27 +58,9 @@ class StandIns:
         if value.data_ptr() == 0 and value.numel() != 0:
             raise InvalidArgument(f"is a {type(value).__qualname__} with elements and no memory")
         return _meshstage.Tensor.on_storage(
-            self._storage(value.untyped_storage()),
+            self._tensors.storage(value.untyped_storage(), _cuda.number(value.device)),
             DTYPES[value.dtype],
             tuple(value.shape),
             value.stride(),
             value.storage_offset(),
         )
-
-    def _placed(self, value: torch.Tensor) -> Any:
-        """A DTensor with what is known of its mesh; None for other wrappers."""
-        if not _dtensor.is_dtensor(value):
-            return None
-        local = self(value._local_tensor)
-        if not isinstance(local, _meshstage.Tensor):
-            return None  # a wrapper, too
-        return _dtensor.placed(value, local)
-
-    def _storage(self, storage: torch.UntypedStorage) -> Any:
-        known = self._storages.get(storage._cdata)
-        if known is None:
-            known = _meshstage.ForeignStorage(
-                storage.data_ptr(), storage.nbytes(), storage, _cuda.number(storage.device)
-            )
-            self._storages[storage._cdata] = known
-        return known

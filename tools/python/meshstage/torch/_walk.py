@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from meshstage import _meshstage
 from meshstage.errors import InvalidArgument
-from meshstage.torch import _cuda
-from meshstage.torch._plan import PLAIN_TENSORS
+from meshstage.torch import _cuda, _sharded
+from meshstage.torch._library import PLAIN_TENSORS
 
 _NONE = object()
 ATOMIC = frozenset(
@@ -222,6 +222,8 @@ class Walk:
         if cls not in _PLAIN:
             if is_traceable_wrapper_subclass(x):
                 return self._wrapper(x, path)
+            if _sharded.is_sharded(x):
+                return self._sharded_tensor(x, path)
             if hasattr(x, "trigger_wait"):
                 return self.copy(x.trigger_wait(), path)
         if x.layout != torch.strided:
@@ -266,6 +268,13 @@ class Walk:
         self.flush()
         size, stride = x.size(), x.stride() if x.layout == torch.strided else None
         return type(x).__tensor_unflatten__(inner, context, size, stride)
+
+    def _sharded_tensor(self, x, path):
+        """By its shards. What describes them is not copied."""
+        shards = enumerate(x.local_shards())
+        tensors = [self.copy(shard.tensor, (path, i)) for i, shard in shards]
+        self.flush()
+        return _sharded.staged(x, tensors)
 
 
 # Not in the object, which would then refer to itself, and keep its sources until the next
