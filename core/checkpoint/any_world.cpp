@@ -207,7 +207,7 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
         [&](const auto& file, std::uint64_t bytes, std::uint64_t of) {
           if (shown) (*shown)(file, bytes, of);
         },
-        &crew);
+        &crew, files.proven);
   });
   // Each turn but the last passes over a file that proved to be damaged.
   std::optional<PartPlan> plan;
@@ -297,6 +297,7 @@ std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
                        job.agent.reads(),
                        options.environment->local_world_size,
                        replicate::hands_for(options, Beside::kNothing),
+                       job.agent.take_old_files(),
                        options.block_bytes,
                        [&job](const std::vector<int>& peers) { return connect(job, peers); },
                        [&job] { job.agent.throw_if_lost(); }};
@@ -318,7 +319,7 @@ std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
   }
   if (!taken) return std::nullopt;
   try {
-    taken->assembly.write(options.streams, Deadline::after(options.forming_deadline));
+    taken->assembly.write(options.streams, Deadline::after(options.forming_deadline), files.hands);
   } catch (const std::exception& e) {  // a device, or a user's node: the others would wait
     job.agent.end_generation(rank + " could not write its state: " + e.what());
     throw;

@@ -275,7 +275,7 @@ class Checkpointer::Impl {
   /// stay so until all ranks have the step, because recover() does not return before. Whichever
   /// rank dies from here on, survivors and replacements go on from the same bits.
   void begin_with_step(const Value& state, std::uint64_t step) {
-    Staging first = agent_.stage(state, step);
+    Staging first = agent_.stage(state, step, Beside::kNothing);  // the trainer waits
     const std::string name = "step " + std::to_string(step);
     agent_.wait(first, options_.forming_deadline);  // ranks may call recover() so much later
     if (first.outcome().get() == Outcome::kComplete) return;

@@ -3,12 +3,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include <meshstage/core/comm/generation.hpp>
+#include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/replicate/reads.hpp>
@@ -30,9 +32,11 @@ struct OldFiles {
   const std::string& job;
   const ReshardOptions& options;
   std::function<void(const std::string&)> warn;
-  replicate::Reads& reads;    ///< Where a rank shows what it reads.
-  int local_ranks = 1;        ///< Ranks of this host, which all take memory.
-  unsigned hands = 1;         ///< Threads that prove.
+  replicate::Reads& reads;  ///< Where a rank shows what it reads.
+  int local_ranks = 1;      ///< Ranks of this host, which all take memory.
+  unsigned hands = 1;       ///< Threads that prove, and that write the state.
+  /// Files of which this rank has proven each byte in this recovery.
+  std::vector<std::shared_ptr<const MappedFile>> proven;
   std::uint64_t piece_bytes;  ///< The longest message; the same at each rank.
   /// Connects to these ranks, which do the same. Called at most once.
   std::function<Pairs(const std::vector<int>& peers)> connect;

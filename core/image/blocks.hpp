@@ -91,6 +91,9 @@ class MESHSTAGE_API ImageProof {
   /// InvalidArgument if the range does not lie in the image.
   void prove(std::uint64_t begin, std::uint64_t end, const BytesRead& read = {},
              Crew* crew = nullptr);
+  /// The caller has had each byte of this very memory proven, by verify_image(): prove() reads
+  /// nothing any more.
+  void set_proven() noexcept;
 
  private:
   struct State;

@@ -139,8 +139,12 @@ void Agent::stop_persisting() noexcept { impl_->stop_persisting(); }
 Recovered Agent::recover(Value& state) { return impl_->trainer_.recover(state); }
 protocol::OldStep Agent::old_step() const { return impl_->trainer_.old_step(); }
 void Agent::free_superseded(ImageId recovered) { impl_->trainer_.free_superseded(recovered); }
-Staging Agent::stage(const Value& state, std::uint64_t step) {
-  return impl_->trainer_.stage(state, step);
+std::vector<std::shared_ptr<const MappedFile>> Agent::take_old_files() {
+  return impl_->trainer_.take_old_files();
+}
+
+Staging Agent::stage(const Value& state, std::uint64_t step, Beside beside) {
+  return impl_->trainer_.stage(state, step, beside);
 }
 void Agent::tell_waiting() { impl_->trainer_.tell_waiting(); }
 void Agent::wait(Staging& staging, std::chrono::milliseconds length) {

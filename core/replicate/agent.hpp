@@ -7,6 +7,8 @@
 
 #include <meshstage/core/comm/membership.hpp>
 #include <meshstage/core/comm/store.hpp>
+#include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/protocol/choose.hpp>
 #include <meshstage/core/replicate/collective_waits.hpp>
 #include <meshstage/core/replicate/loop.hpp>
@@ -56,12 +58,17 @@ class MESHSTAGE_API Agent {
   /// At rank 0, after a recover() that returned no id: the step of another number of ranks from
   /// which the job goes on, if there is one. Rank 0 sends it to the other ranks.
   [[nodiscard]] protocol::OldStep old_step() const;
+  /// After a recover() that returned no id, with CheckpointerOptions::any_world: the files of other
+  /// numbers of ranks of which this rank has proven each byte for that recovery. They stay mapped
+  /// as long as the caller keeps them. Empty the second time.
+  [[nodiscard]] std::vector<std::shared_ptr<const MappedFile>> take_old_files();
   /// With CheckpointerOptions::any_world: call it when the first step after a recover() that
   /// returned no id is complete. Removes the images that earlier processes left in memory. Keeps
   /// images of another number of ranks if they are newer than `recovered`, the step from which the
   /// job went on.
   void free_superseded(ImageId recovered);
-  Staging stage(const Value& state, std::uint64_t step);
+  /// `beside`: Beside::kNothing if the trainer waits for the step; more threads copy it then.
+  Staging stage(const Value& state, std::uint64_t step, Beside beside = Beside::kTrainer);
   /// As Checkpointer::tell_waiting.
   void tell_waiting();
   /// As Checkpointer::wait. After each `length` the engine reports to the other ranks that this

@@ -2,12 +2,15 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <vector>
 
 #include <meshstage/core/async/deadline.hpp>
 #include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/protocol/messages.hpp>
 #include <meshstage/core/replicate/options.hpp>
 #include <meshstage/core/replicate/results.hpp>
@@ -31,6 +34,9 @@ struct RecoverCommand {
   Source source = Source::kNothing;  ///< kRestore: where the image came from.
   int from_rank = -1;
   protocol::OldStep old;  ///< kNothing, at rank 0.
+  /// kNothing, with CheckpointerOptions::any_world: the files of other numbers of ranks that this
+  /// rank has proven whole.
+  std::vector<std::shared_ptr<const MappedFile>> old_files;
   protocol::Failure failure;
 };
 

@@ -13,7 +13,7 @@
 namespace meshstage::replicate {
 
 ImageWriter::ImageWriter(Engine& engine)
-    : engine_(engine), crew_("mesh-copy", hands_for(engine.options, Beside::kTrainer)) {}
+    : engine_(engine), crew_("mesh-copy", hands_for(engine.options, Beside::kNothing)) {}
 
 void ImageWriter::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>& ends) {
   const auto devices = job.plan->issue(job.source, job.image, streams_, ends);
@@ -22,8 +22,11 @@ void ImageWriter::copy_tensors(StageJob& job, const std::shared_ptr<DeviceEnds>&
     if (devices) copied.push_back({before.device, devices->staged(before.device)});
   }
   job.staged.devices()->set(std::move(copied));
-  CopyOptions how{
-      .pace = &engine_.pace, .crew = &crew_, .digests = &job.blocks, .devices = devices.get()};
+  CopyOptions how{.pace = &engine_.pace,
+                  .crew = &crew_,
+                  .hands = hands_for(engine_.options, job.beside),
+                  .digests = &job.blocks,
+                  .devices = devices.get()};
   if (devices && !job.digests) {
     how.cpu_read = [this, &job] {
       job.staged.devices()->set_cpu_read();

@@ -209,6 +209,8 @@ Persistence::Found Persistence::verify(ImageId newer_than,
           info, checked_loans(mapped->bytes(), info), rank_,
           info.identity.rank == rank_ ? protocol::Place::kOwnFile : protocol::Place::kHeldFile, 0));
       found.paths.push_back(file.path);
+      const bool of_others = file.name.world_size != world_size_;
+      found.of_others.push_back(of_others ? mapped : nullptr);
     } catch (const Error& e) {
       complain("ignoring " + file.path.string() + ": " + e.what());
     }

@@ -72,6 +72,8 @@ class MESHSTAGE_API Persistence {
   struct Found {
     std::vector<protocol::Claim> claims;
     std::vector<std::filesystem::path> paths;  ///< The file of each claim.
+    /// Of each claim to an image of another number of ranks, its file, proven whole; else null.
+    std::vector<std::shared_ptr<const MappedFile>> of_others;
     ImageId newest_named;  ///< The newest id in the job's file names, read or not.
   };
   /// Verifies every image newer than `newer_than` that is this rank's own or that this rank wrote.

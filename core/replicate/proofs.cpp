@@ -109,7 +109,9 @@ void Proofs::add_files(ImageId newer_than, Found& found) {
     auto files = files_.verify(newer_than, complain, engine_.options.any_world.has_value(), &crew);
     found.evidence = files.newest_named;
     found.claims = std::move(files.claims);
-    for (auto& path : files.paths) found.places.push_back({std::move(path), nullptr});
+    for (std::size_t i = 0; i < files.paths.size(); ++i) {
+      found.places.push_back({std::move(files.paths[i]), nullptr, std::move(files.of_others[i])});
+    }
     if (engine_.rank == 0 && engine_.options.any_world) {
       // How much will be written to this disk is known only if all ranks share it.
       const bool one_host = engine_.options.environment->local_world_size == engine_.world_size;
@@ -147,7 +149,7 @@ void Proofs::add_strays(ImageId newer_than, Found& found) const {
                             protocol::Place::kStray, engine_.reads, crew);
       claim.vault = slot.vault;
       found.claims.push_back(std::move(claim));
-      found.places.push_back({{}, std::make_shared<const StraySlot>(slot)});
+      found.places.push_back({{}, std::make_shared<const StraySlot>(slot), nullptr});
     } catch (const Error& e) {
       const std::string what = place_of(slot.key, slot.vault) + ", found by rank " +
                                std::to_string(engine_.rank) + " on its host: " + e.what();

@@ -32,7 +32,8 @@ class Proofs {
   /// An image of this rank that lies in none of its slots: in a file, or in a stray vault.
   struct Here {
     std::filesystem::path file;
-    std::shared_ptr<const StraySlot> stray;  ///< Null: in the file.
+    std::shared_ptr<const StraySlot> stray{};      ///< Null: in the file.
+    std::shared_ptr<const MappedFile> of_other{};  ///< Of another number of ranks: the proven file.
   };
   /// Files and images in stray vaults.
   struct Found {

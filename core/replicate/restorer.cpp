@@ -175,9 +175,12 @@ void Restorer::restore(const protocol::RestoreTrainer& action) {
 
 void Restorer::nothing(const protocol::OldStep& old) {
   verifier_.leave_files();
-  forget_found();
   RecoverCommand command;
   command.old = old;
+  for (const Verifier::Here& here : found_.places) {
+    if (here.of_other && engine_.options.any_world) command.old_files.push_back(here.of_other);
+  }
+  forget_found();
   command.kind = RecoverCommand::Kind::kNothing;
   engine_.gate.command(std::move(command));
 }

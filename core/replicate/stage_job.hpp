@@ -7,6 +7,7 @@
 #include <span>
 
 #include <meshstage/core/async/work.hpp>
+#include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/protocol/messages.hpp>
 #include <meshstage/core/replicate/devices_staged.hpp>
 #include <meshstage/core/replicate/results.hpp>
@@ -51,6 +52,7 @@ struct StageJob {
   StagingSource
       source;  ///< Scalars as they were at stage(), and handles that keep the sources alive.
   std::optional<detail::SourceDigests> digests;  ///< Of the source at stage(), if asked for.
+  Beside beside = Beside::kTrainer;              ///< What the processors do while it is copied.
   bool on_devices = false;                       ///< Part of the source is on devices.
   bool snapshot = false;                         ///< That part is a snapshot of the trainer's.
   protocol::ImageSizes sizes;

@@ -44,7 +44,7 @@ Trainer::Trainer(Engine& engine, OwnStep& own, Slots& slots, Persister& persiste
 
 // --- stage() -------------------------------------------------------------------------------------
 
-Staging Trainer::stage(const Value& state, std::uint64_t step) {
+Staging Trainer::stage(const Value& state, std::uint64_t step, Beside beside) {
   if (!engine_.gate.enter_step(engine_.options.when_busy, patience(engine_.options.deadline))) {
     engine_.post(protocol::StageSkipped{step, {}});
     Promise<Outcome> outcome;
@@ -57,6 +57,7 @@ Staging Trainer::stage(const Value& state, std::uint64_t step) {
   Work<void> accepted;
   try {
     const auto job = make_job(state, step);
+    job->beside = beside;
     staging = Staging(job->staged.work(), job->outcome.work(), job->persisted.work(), step,
                       job->staged.devices());
     accepted = job->accepted.work();
@@ -253,6 +254,7 @@ Recovered Trainer::recover(Value& state) {
       case RecoverCommand::Kind::kNothing: {
         const Recovered result = restore(now, image, state, Deadline::after(length));
         old_ = now.old;
+        old_files_ = now.old_files;
         image.reset();
         // What an old job left stays until a step of this one is complete: free_superseded().
         if (now.kind == RecoverCommand::Kind::kRestore || !engine_.options.any_world) {

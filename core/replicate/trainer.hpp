@@ -25,11 +25,14 @@ class Trainer {
  public:
   Trainer(Engine& engine, OwnStep& own, Slots& slots, Persister& persister);
 
-  /// As Checkpointer::recover, stage, finish, held; end_generation as Agent's.
+  /// As Checkpointer::recover, finish, held; end_generation as Agent's.
   Recovered recover(Value& state);
-  [[nodiscard]] protocol::OldStep old_step() const { return old_; }  ///< As Agent's.
-  void free_superseded(ImageId recovered);                           ///< As Agent's.
-  Staging stage(const Value& state, std::uint64_t step);
+  [[nodiscard]] protocol::OldStep old_step() const { return old_; }                ///< As Agent's.
+  [[nodiscard]] std::vector<std::shared_ptr<const MappedFile>> take_old_files() {  ///< As Agent's.
+    return std::exchange(old_files_, {});
+  }
+  void free_superseded(ImageId recovered);                               ///< As Agent's.
+  Staging stage(const Value& state, std::uint64_t step, Beside beside);  ///< As Agent's.
   /// As Agent's.
   void tell_waiting();
   void wait(Staging& staging, std::chrono::milliseconds length);
@@ -75,6 +78,7 @@ class Trainer {
   std::shared_ptr<const StagingPlan> plan_;
   std::optional<detail::DeviceSnapshot> snapshot_;
   protocol::OldStep old_;
+  std::vector<std::shared_ptr<const MappedFile>> old_files_;
   bool header_told_ = false;
   std::set<int> plan_apart_;  ///< Lenders from which the plan borrows nothing.
   std::pair<std::uint64_t, std::uint64_t> room_for_;  ///< Image and replica bytes with room.

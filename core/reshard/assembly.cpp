@@ -12,6 +12,7 @@
 #include <meshstage/core/reshard/assembly_impl.hpp>
 #include <meshstage/core/reshard/assembly_parts.hpp>
 #include <meshstage/core/reshard/device_writes_impl.hpp>
+#include <meshstage/core/reshard/host_writes_impl.hpp>
 #include <meshstage/core/reshard/index_impl.hpp>
 #include <meshstage/core/reshard/plain_impl.hpp>
 #include <meshstage/core/tree/compare.hpp>
@@ -448,14 +449,9 @@ std::uint64_t Assembly::bytes() const noexcept {
   return bytes;
 }
 
-void Assembly::write(std::span<const TrainerStream> streams, Deadline deadline) {
+void Assembly::write(std::span<const TrainerStream> streams, Deadline deadline, unsigned hands) {
   detail::write_to_devices(plan_->targets, streams, deadline);
-  for (const BoxTarget& target : plan_->targets) {
-    if (!target.tensor.device().is_cpu()) continue;
-    for (const auto& [part, from] : target.copies) {
-      view_of(target.tensor, target.box, part).copy_from(from);
-    }
-  }
+  detail::write_to_host(plan_->targets, hands);
   for (const auto& scalar : plan_->scalars) *scalar.place = scalar.value;
   for (detail::NodeWrite* write : plan_->inner_first) {
     const NodePtr now =

@@ -50,7 +50,8 @@ struct ReshardOptions {
 /// Tensors on meshes are matched by path, dtype and shape of the whole tensor. Meshes, placements
 /// and shards may differ, and so may the types: a DTensor takes the boxes of a ShardedTensor or of
 /// a plain tensor, and a plain tensor takes the whole of a DTensor. Tensors keep their storages.
-/// Threads: one; no other thread may read or write `state` or the old states meanwhile.
+/// Threads: one calls, and write() may start helpers; no other thread may read or write `state` or
+/// the old states meanwhile.
 class MESHSTAGE_API Assembly {
  public:
   /// Compares everything and writes nothing. `old` has the states of the old job by rank, for
@@ -88,8 +89,11 @@ class MESHSTAGE_API Assembly {
   /// `streams` before the call (a device that has none there: on its legacy default stream), and
   /// are written when the call returns; that takes up to 64 MiB of host memory. Throws InvalidState
   /// for a stream that is being captured, before it writes anything. A later error of a device is
-  /// InvalidState, or Timeout at `deadline`, and says that the tensors are unusable.
-  void write(std::span<const TrainerStream> streams = {}, Deadline deadline = Deadline::never());
+  /// InvalidState, or Timeout at `deadline`, and says that the tensors are unusable. `hands`: the
+  /// most threads that copy into host memory, the caller included; 0: as many as a copy that the
+  /// trainer waits for (Beside::kNothing).
+  void write(std::span<const TrainerStream> streams = {}, Deadline deadline = Deadline::never(),
+             unsigned hands = 0);
 
  private:
   explicit Assembly(std::unique_ptr<detail::AssemblyPlan> plan);

@@ -13,6 +13,7 @@
 #include <meshstage/core/async/crew.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/export.hpp>
+#include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/identity/identity.hpp>
 #include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/tree/value.hpp>
@@ -55,8 +56,8 @@ class MESHSTAGE_API StepStates {
   /// naming the rank whose files are all damaged. `complain` and `read` are kept.
   StepStates(FileSystem& fs, StepOnDisk step, std::string job,
              std::function<void(const std::string&)> complain = {}, FileRead read = {})
-      : StepStates(fs, std::move(step), std::move(job), std::move(complain), std::move(read),
-                   false) {}
+      : StepStates(fs, std::move(step), std::move(job), std::move(complain), std::move(read), false,
+                   {}) {}
   StepStates(const StepStates&) = delete;
   StepStates& operator=(const StepStates&) = delete;
   ~StepStates();
@@ -80,7 +81,8 @@ class MESHSTAGE_API StepStates {
   struct OpenImage;
   StepStates(FileSystem& fs, StepOnDisk step, std::string job,
              std::function<void(const std::string&)> complain, FileRead read,
-             bool partial);  ///< `partial`: leaves out a rank without a sound file.
+             bool partial,  ///< Leaves out a rank without a sound file.
+             std::map<std::filesystem::path, std::shared_ptr<const MappedFile>> proven);
   [[nodiscard]] bool open(std::size_t rank);
   [[noreturn]] void refuse(std::size_t rank) const;
   void add(std::size_t rank, std::unique_ptr<OpenImage> image);
@@ -94,6 +96,8 @@ class MESHSTAGE_API StepStates {
   const std::string job_;
   const std::function<void(const std::string&)> complain_;
   const FileRead read_;
+  /// Files of which the caller has proven each byte.
+  const std::map<std::filesystem::path, std::shared_ptr<const MappedFile>> proven_;
   Crew* crew_ = nullptr;                            ///< Proves, if there is one.
   std::vector<std::unique_ptr<OpenImage>> images_;  ///< By rank.
   std::vector<std::size_t> next_;                   ///< By rank: the file after the open one.

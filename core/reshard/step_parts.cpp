@@ -42,11 +42,15 @@ StepOnDisk StepParts::find(FileSystem& fs, const std::filesystem::path& director
   return step;
 }
 
-std::unique_ptr<StepStates> StepParts::open(FileSystem& fs, StepOnDisk step, std::string job,
-                                            std::function<void(const std::string&)> complain,
-                                            FileRead read, Crew* crew) {
+std::unique_ptr<StepStates> StepParts::open(
+    FileSystem& fs, StepOnDisk step, std::string job,
+    std::function<void(const std::string&)> complain, FileRead read, Crew* crew,
+    const std::vector<std::shared_ptr<const MappedFile>>& proven) {
+  std::map<std::filesystem::path, std::shared_ptr<const MappedFile>> by_path;
+  for (const auto& file : proven) by_path.emplace(file->path(), file);
   std::unique_ptr<StepStates> states(new StepStates(fs, std::move(step), std::move(job),
-                                                    std::move(complain), std::move(read), true));
+                                                    std::move(complain), std::move(read), true,
+                                                    std::move(by_path)));
   states->crew_ = crew;
   return states;
 }

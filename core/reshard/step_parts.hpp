@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/reshard/assembly.hpp>
 #include <meshstage/core/reshard/step_on_disk.hpp>
 
@@ -41,11 +42,13 @@ struct MESHSTAGE_API StepParts {
   [[nodiscard]] static StepOnDisk find(FileSystem& fs, const std::filesystem::path& directory,
                                        std::string_view job, ImageId id, int world_size);
   /// Like the constructor, but leaves out the ranks of which no file is sound. `crew`, which must
-  /// outlive the states, proves; `read` is called on its threads, once at a time.
+  /// outlive the states, proves; `read` is called on its threads, once at a time. `proven`: files
+  /// of which the caller has proven each byte; those of the step are used as they are mapped there,
+  /// and not proven again.
   [[nodiscard]] static std::unique_ptr<StepStates> open(
       FileSystem& fs, StepOnDisk step, std::string job,
       std::function<void(const std::string&)> complain = {}, FileRead read = {},
-      Crew* crew = nullptr);
+      Crew* crew = nullptr, const std::vector<std::shared_ptr<const MappedFile>>& proven = {});
 
   /// Whether the image is there: in a file, or added.
   [[nodiscard]] static bool has(const StepStates& states, int old_rank);

@@ -1,4 +1,6 @@
 // The benchmarks whose ranks are processes.
+#include <cmath>
+
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/vault/listing.hpp>
 
@@ -79,8 +81,18 @@ TEST_CASE("a job goes on with another number of ranks, and only replicas travel 
       CHECK(result.limit_threads > 0);
       CHECK((result.limit_connections > 0) == (to > 1));
       CHECK(result.parts.contains("limit: replicas") == (to > 1));
-      CHECK(result.parts.contains("limit: copy"));
-      CHECK(result.parts.contains("forming"));
+      CHECK(result.parts.contains("limit: prove") == files);
+      double parts = 0;
+      for (const auto* const part : {"look", "assemble", "stage", "vote"}) {
+        CAPTURE(part);
+        CHECK(result.parts.contains(part));
+        parts += result.parts.at(part);
+      }
+      CHECK(std::abs(parts - result.times.median()) < 1e-6);  // of one round: nothing is left out
+      for (const auto* const part : {"forming", "limit: copy", "limit: digest"}) {
+        CHECK(result.parts.at(part) > 0);
+      }
+      CHECK(result.parts.contains("limit: first touch"));
       CHECK_FALSE(std::filesystem::exists(options.directory));
       CHECK(list_vaults(options.vault_directory).empty());
     }

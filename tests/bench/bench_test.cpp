@@ -108,6 +108,24 @@ TEST_CASE("the fastest number of threads is found, and every byte of a limit is 
   CHECK(limit.copied());
 }
 
+TEST_CASE("a slot of the limit grows, leaves no file, and files are digested in parts") {
+  const TempDirectory directory;
+  const auto vault = directory.path() / "vault";
+  constexpr std::uint64_t kHad = std::uint64_t{3} << 20U;
+  for (const std::uint64_t had : {std::uint64_t{0}, kHad, 2 * kHad}) {
+    bench::SlotLimit slot(vault, had, kHad);
+    slot.grow();
+  }
+  CHECK(std::filesystem::is_empty(vault));
+  save_safetensors(real_file_system(), directory.path() / "a.safetensors",
+                   {{"w", Tensor::arange<float>(3000)}});
+  for (const unsigned parts : {1U, 3U}) {
+    for (unsigned part = 0; part < parts; ++part) {
+      CHECK(bench::digest_files(directory.path(), part, parts, 2) > 3000 * 4 / parts);
+    }
+  }
+}
+
 TEST_CASE("wrong arguments are one line and exit code 2") {
   for (const auto& arguments : std::initializer_list<std::vector<std::string>>{
            {},

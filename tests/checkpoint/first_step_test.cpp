@@ -2,9 +2,15 @@
 // whoever dies, survivors and replacements begin with the same bits. tests/examples kills real
 // ranks at each point of that.
 #include <atomic>
+#include <chrono>
+#include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include <meshstage/core/async/deadline.hpp>
+#include <meshstage/core/async/mutex.hpp>
+#include <meshstage/core/os/available_processors.hpp>
 #include <meshstage/core/stage/pace.hpp>
 
 #include "tests/support/catch.hpp"
@@ -27,7 +33,42 @@ using ms::test::run_ranks;
 using ms::test::stage_all;
 using ms::test::state_of;
 
+/// The first thread that copies waits until another one copies, too.
+class TwoThreads final : public ms::Pace {
+ public:
+  void before(std::uint64_t, ms::Watermark&) override {
+    ms::MutexLock lock(mutex_);
+    threads_.insert(std::this_thread::get_id());
+    changed_.notify_all();
+    (void)changed_.wait_until(lock, ms::Deadline::after(std::chrono::seconds(20)),
+                              [this]() MESHSTAGE_REQUIRES(mutex_) { return threads_.size() > 1; });
+  }
+  [[nodiscard]] std::size_t threads() {
+    const ms::MutexLock lock(mutex_);
+    return threads_.size();
+  }
+
+ private:
+  ms::Mutex mutex_;
+  ms::CondVar changed_;
+  std::set<std::thread::id> threads_ MESHSTAGE_GUARDED_BY(mutex_);
+};
+
 }  // namespace
+
+TEST_CASE("several threads copy the first step, for which the trainer waits") {
+  if (ms::available_processors().count() < 2) return;
+  InProcessJob job(1);
+  auto options = job.options(0);
+  TwoThreads pace;
+  options.pace = &pace;
+  options.copy_threads = 0;
+  ms::Checkpointer ckpt(options);
+  ms::Dict state{{"w", ms::Tensor::zeros({4 << 20}, ms::DType::kF32)}};
+  CHECK(ckpt.recover(state).step == 0);
+  CHECK(pace.threads() > 1);
+  ckpt.finish();
+}
 
 TEST_CASE("a rank that dies before it recovers finds nobody trained on without it") {
   const int world = GENERATE(2, 3);

@@ -35,8 +35,17 @@ struct TwoRanks {
     plan.set_needs(needs);
   }
   OldFiles files(std::function<Pairs(const std::vector<int>&)> connect) {
-    return {hosts.job.disk, directory, job, options, [](const std::string&) {},
-            reads,          1,         2,   kBlock,  std::move(connect),
+    return {hosts.job.disk,
+            directory,
+            job,
+            options,
+            [](const std::string&) {},
+            reads,
+            1,
+            2,
+            {},
+            kBlock,
+            std::move(connect),
             [] {}};
   }
 

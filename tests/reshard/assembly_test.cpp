@@ -232,6 +232,41 @@ TEST_CASE("tied tensors are written once; what is tied here and differed there i
   CHECK_THAT(refused(untied, state, {}, 1, 3), Contains("head: it shares memory with wte here"));
 }
 
+TEST_CASE("large tensors are written by several threads: rows, columns, tied ones and views") {
+  const Tensor whole = counted({1024, 3072});  // 12 MiB
+  const auto columns_of = [&](const Tensor& of, int ranks, int rank) {
+    return dtensor::to_value(placed(of, row(ranks), {Placement::shard(1)}, rank));
+  };
+  const auto job = old_job(3, [&](int rank) {
+    const Value rows = sharded_rows(whole, 3, rank);
+    return Dict{{"rows", rows},
+                {"tied", rows},
+                {"columns", columns_of(whole, 3, rank)},
+                {"upper", whole.narrow(0, 0, 600)},
+                {"lower", whole.narrow(0, 400, 624)}};
+  });
+  for (const unsigned hands : {1U, 4U, 0U}) {
+    for (int rank = 0; rank < 2; ++rank) {
+      const Tensor zeros = Tensor::zeros({1024, 3072}, DType::kF32);
+      const Value rows = sharded_rows(zeros, 2, rank);
+      const Value columns = columns_of(zeros, 2, rank);
+      const Tensor buffer = Tensor::zeros({1024, 3072}, DType::kF32);
+      Dict state{{"rows", rows},
+                 {"tied", rows},
+                 {"columns", columns},
+                 {"upper", buffer.narrow(0, 0, 600)},
+                 {"lower", buffer.narrow(0, 400, 624)}};
+      Assembly::plan(job, state, rank, 2, {.readers = all_readers()})
+          .write({}, Deadline::never(), hands);
+      CHECK(same_bits(dtensor::from_value(rows).to_local(),
+                      cut(whole, {{512, 3072}, {512 * rank, 0}})));
+      CHECK(same_bits(dtensor::from_value(columns).to_local(),
+                      cut(whole, {{1024, 1536}, {0, 1536 * rank}})));
+      CHECK(same_bits(buffer, whole));
+    }
+  }
+}
+
 TEST_CASE("views of one buffer: beside each other, between each other, across each other") {
   const Tensor a = counted({4}), b = counted({4}, 50);
   const auto old = old_job(2, [&](int) { return Dict{{"a", a}, {"b", b}}; });

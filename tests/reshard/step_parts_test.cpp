@@ -3,6 +3,9 @@
 
 #include <algorithm>
 
+#include <meshstage/core/image/blocks.hpp>
+#include <meshstage/core/image/image.hpp>
+
 #include "tests/reshard/two_hosts.hpp"
 
 using namespace meshstage;
@@ -49,6 +52,26 @@ TEST_CASE("a rank gets the parts of another host's files that it needs, and no m
     CHECK(now.state.at("mine").as<Tensor>().span<float>()[7] == static_cast<float>(rank));
   }
   CHECK(hosts.complaints.empty());
+}
+
+TEST_CASE("a file that the caller has proven is not read again, another one is") {
+  CutRows job;
+  const auto proven =
+      MappedFile::open_own(job.disk, CutRows::path_of({"gpt", {1, 9}, 0, kBefore, {}}));
+  (void)verify_image(proven->bytes());
+  std::vector<std::uint64_t> read(kBefore);
+  const auto old =
+      StepParts::open(job.disk, StepParts::find(job.disk, "/d", "gpt", {1, 9}, kBefore), "gpt", {},
+                      [&](const std::filesystem::path& file, std::uint64_t more, std::uint64_t) {
+                        const auto name = parse_file_name(file.filename().string());
+                        read.at(static_cast<std::size_t>(name->rank)) += more;
+                      },
+                      nullptr, {proven});
+  const CutRows::NewRank now(0);  // has the rows of old ranks 0 and 1
+  Assembly::plan(*old, now.state, 0, 2, CutRows::options()).write();
+  now.check();
+  CHECK(read[0] == job.images[0].info.manifest_bytes);
+  CHECK(read[1] >= kRowsOfRank);
 }
 
 TEST_CASE("a part that is not what its host has proven is found, and so is one that did not come") {

@@ -12,8 +12,10 @@
 #include <thread>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
+#include <meshstage/core/memory/first_touch.hpp>
 
 namespace meshstage::tools::bench {
 namespace {
@@ -122,6 +124,48 @@ bool MemoryLimit::copied() const {
     if (digests_[i] != digest64(to.subspan(at, std::min(kDigestBlock, bytes_ - at)))) return false;
   }
   return true;
+}
+
+SlotLimit::SlotLimit(const std::filesystem::path& vault_directory, std::uint64_t had,
+                     std::uint64_t bytes)
+    : had_(std::min(had, bytes)), bytes_(bytes) {
+  auto& fs = real_file_system();
+  fs.make_directories(vault_directory);
+  const auto path = vault_directory / ("meshstage-bench-slot-" + std::to_string(::getpid()));
+  file_ = fs.open(path, OpenMode::kCreateExclusive);
+  fs.unlink(path);  // the memory goes with the process, however it ends
+  if (had_ == 0) return;
+  reserve_memory(*file_, 0, had_);
+  mapping_ = Mapping(*file_, had_, MapAccess::kReadWrite);
+  first_touch(mapping_.bytes());
+}
+
+void SlotLimit::grow() {
+  if (bytes_ == had_) return;
+  reserve_memory(*file_, had_, bytes_);
+  mapping_ = Mapping(*file_, bytes_, MapAccess::kReadWrite);
+  first_touch(mapping_.bytes());
+}
+
+std::uint64_t digest_files(const std::filesystem::path& directory, unsigned part, unsigned parts,
+                           unsigned threads) {
+  Crew crew("bench", threads);
+  std::uint64_t all = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    const auto file = MappedFile::open(real_file_system(), entry.path());
+    const auto bytes = file->bytes();
+    const std::uint64_t begin = bytes.size() * part / parts;
+    const std::uint64_t end = bytes.size() * (part + 1) / parts;
+    const auto mine = bytes.subspan(begin, end - begin);
+    std::vector<std::uint64_t> digests((mine.size() + kDigestBlock - 1) / kDigestBlock);
+    crew.run(digests.size(), [&](std::size_t i) {
+      const auto at = i * kDigestBlock;
+      digests[i] = digest64(mine.subspan(at, std::min(kDigestBlock, mine.size() - at)));
+    });
+    all += mine.size();
+  }
+  return all;
 }
 
 DeviceLimit::DeviceLimit(Device device, std::uint64_t bytes)

@@ -1,12 +1,15 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include <meshstage/core/async/crew.hpp>
+#include <meshstage/core/memory/mapping.hpp>
+#include <meshstage/core/os/file_system.hpp>
 #include <meshstage/core/tensor/storage.hpp>
 
 #include "tools/bench/bench.hpp"
@@ -37,6 +40,25 @@ class MemoryLimit {
   std::vector<std::uint64_t> digests_;
   Crew crew_{"bench", kTried.back()};
 };
+
+/// Making a slot larger, in a file of a vault's directory: the pages that it lacks, and this
+/// process's way to all of them.
+class SlotLimit {
+ public:
+  /// `had`: the bytes that an older slot has already; 0: the slot is new.
+  SlotLimit(const std::filesystem::path& vault_directory, std::uint64_t had, std::uint64_t bytes);
+  void grow();
+
+ private:
+  std::unique_ptr<File> file_;
+  std::uint64_t had_, bytes_;
+  Mapping mapping_;
+};
+
+/// Maps the files in the directory that end in ".safetensors", and digests part `part` of `parts`
+/// of each, block by block. Returns the bytes digested.
+std::uint64_t digest_files(const std::filesystem::path& directory, unsigned part, unsigned parts,
+                           unsigned threads);
 
 /// A copy of one block between a device's memory and page-locked host memory, or within the device
 /// (that takes a second block there, from the first time on).
