@@ -85,7 +85,9 @@ struct Agreed {
 /// What all ranks do together, although one of them may not be able to go on.
 class Together {
  public:
-  Together(ProcessGroup& group, const OldWorldStep& taken) : group_(group), taken_(taken) {
+  /// `length`: how long a rank waits, before it throws, for others to hear the error.
+  Together(ProcessGroup& group, const OldWorldStep& taken, std::chrono::milliseconds length)
+      : group_(group), taken_(taken), length_(length) {
     hear(taken.id.generation, taken.id.step, static_cast<std::uint64_t>(taken.world_size));
   }
 
@@ -118,7 +120,9 @@ class Together {
     }
     for (std::size_t rank = 0; rank < reports.size(); ++rank) {
       const auto wrong = std::span(reports[rank]).subspan(8);
-      if (!wrong.empty()) throw_agreed(static_cast<int>(rank), wrong);
+      if (wrong.empty()) continue;
+      collectives::leave_together(group_, Deadline::after(length_));
+      throw_agreed(static_cast<int>(rank), wrong);
     }
   }
   /// Agrees, then returns what each rank says, by rank.
@@ -153,6 +157,7 @@ class Together {
 
   ProcessGroup& group_;
   const OldWorldStep& taken_;
+  std::chrono::milliseconds length_;
   std::vector<std::byte> wrong_;
   std::uint64_t heard_ = 0;  ///< A digest of the step and of all that was gathered.
 };
@@ -188,7 +193,7 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
   if (!step) return std::nullopt;
   collectives::barrier(group, arrival);  // a rank whose trainer does not come shows here
   const int rank = group.rank();
-  Together all(group, *step);
+  Together all(group, *step, length);
   std::optional<replicate::FilesRead> shown;  // while this rank reads
   const auto reading = [&](const std::function<void()>& work) {
     all.attempt([&] {

@@ -178,6 +178,13 @@ void barrier(ProcessGroup& group, Deadline deadline) {
   wait_all(transfers, deadline);
 }
 
+void leave_together(ProcessGroup& group, Deadline deadline) {
+  try {
+    barrier(group, deadline);
+  } catch (const Error&) {  // the caller throws the error that was agreed on
+  }
+}
+
 void broadcast(ProcessGroup& group, std::span<std::byte> data, int root, Deadline deadline) {
   check_root(group, root);
   if (auto* const backend = group.own_collectives())

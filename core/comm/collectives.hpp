@@ -46,6 +46,10 @@ class MESHSTAGE_API Own {
 
 /// No rank returns before every rank has called it. Tree.
 MESHSTAGE_API void barrier(ProcessGroup& group, Deadline deadline = Deadline::never());
+/// A barrier before ranks that have agreed on an error leave the group by it. The first rank that
+/// leaves ends what is on its way to the others, and they would see a lost rank instead of the
+/// error. Returns also when a rank is lost, or at `deadline`: this rank has heard the error.
+MESHSTAGE_API void leave_together(ProcessGroup& group, Deadline deadline);
 /// Copies `data` of `root` into `data` of every rank. Tree, from any root.
 MESHSTAGE_API void broadcast(ProcessGroup& group, std::span<std::byte> data, int root,
                              Deadline deadline = Deadline::never());

@@ -1,8 +1,10 @@
 #include <meshstage/core/comm/in_process/fabric.hpp>
 
+#include <atomic>
 #include <chrono>
 #include <thread>
 
+#include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/rank_tree.hpp>
 
@@ -78,6 +80,29 @@ TEST_CASE("a killed rank is lost to its peers' groups and links, and can do noth
   unrelated->wait(Deadline::after(20s));
   send->wait(Deadline::after(20s));
   CHECK(target == source);
+}
+
+TEST_CASE("who leaves by an agreed error waits for the others, but not for those that are lost") {
+  constexpr int kWorld = 3;
+  InProcessFabric fabric;
+  std::vector<std::shared_ptr<Transport>> transports;
+  for (int r = 0; r < kWorld; ++r) transports.push_back(fabric.attach(r));
+  const TransportOf of = [&](int r) { return transports[static_cast<std::size_t>(r)]; };
+  const auto groups = make_groups(of, kWorld, Linked::kAll);
+  std::atomic<int> came = 0;
+  std::vector<int> came_before_return(kWorld);
+  run_ranks_without_error(kWorld, [&](int rank) {
+    const auto me = static_cast<std::size_t>(rank);
+    for (int seen = came; seen < rank; seen = came) came.wait(seen);  // one after the other
+    ++came;
+    came.notify_all();
+    collectives::leave_together(*groups[me], Deadline::after(20s));
+    came_before_return[me] = came;
+  });
+  CHECK(came_before_return == std::vector<int>(kWorld, kWorld));
+  groups[1]->close();
+  CHECK_NOTHROW(collectives::leave_together(*groups[0], Deadline::after(20s)));
+  CHECK_NOTHROW(collectives::leave_together(*groups[2], Deadline::after(20s)));
 }
 
 TEST_CASE("a frozen rank neither sends nor receives until it is thawed") {

@@ -202,7 +202,9 @@ class PythonCheckpointer {
   /// A job of other ranks may have had what its user has named: then a warning is all there is.
   static void check_names(const PlainKinds& kinds, const Dict& state, const Recovered& recovered,
                           ProcessGroup& group, LogQueue& log) {
-    for (const auto& path : absent_everywhere(kinds, state, group)) {
+    const auto absent = absent_everywhere(kinds, state, group);
+    if (!absent.empty()) collectives::leave_together(group, Deadline::never());
+    for (const auto& path : absent) {
       const std::string what = "any_world names '" + path + "', which no rank's state has";
       if (recovered.old_world_size == 0) throw make_error<InvalidArgument>(what, {}, {}, path);
       if (group.rank() == 0) log.push({LogLine::Level::kWarning, what});
