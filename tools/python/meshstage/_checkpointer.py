@@ -134,6 +134,7 @@ class Checkpointer:
         self._inner = None
         self._begun = False  # recovered once: there is something to finish
         self._finished = False
+        self._log = log
         self._queue = _meshstage.LogQueue()
         self._logs = threading.Thread(
             target=_hand_on, args=(self._queue, log), name="meshstage-log", daemon=True
@@ -210,6 +211,7 @@ class Checkpointer:
         self, state: dict, count: int, *, stage_every: int = 1, overlap: bool = False,
         max_losses: int = 10, max_failed_steps: int = 10, finish: bool = True,
         recovered: Callable[[Recovered], None] | None = None,
+        build: Callable[[], Any] | None = None,
     ) -> Iterator[Step]:  # fmt: skip
         """Recovers, then yields each step to train, stages every ``stage_every``-th and the last,
         and after the loss of a rank rejoins, recovers and goes on from there. Each step is a
@@ -217,10 +219,20 @@ class Checkpointer:
 
         With ``overlap`` a step begins while the one before is still copied, and its body calls
         ``step.before_update()`` before its first change. ``recovered`` is called after each
-        recovery. ``finish()`` is called at the end unless ``finish`` is False."""
+        recovery. ``finish()`` is called at the end unless ``finish`` is False.
+
+        torch's process groups end with a rank. Where the state uses one (DDP, FSDP, FSDP2, DTensors
+        on a mesh with groups), a loss closes this Checkpointer, keeps the vault, and raises
+        SystemExit(75): ``meshstage run`` and torchrun then start all ranks anew. With ``build`` the
+        process goes on: after a loss all ranks form the next generation (``rejoin``), then each
+        calls ``build()``, which makes torch's groups and a state on them anew and returns the
+        state, then the step is recovered into it; ``step.state`` is the state in use. A rank that
+        was started anew must do likewise: make its Checkpointer first, then its groups and its
+        state, by the same function. ``build`` is called after every loss, whatever the state, and
+        before the first recovery where ``state`` is None."""
         return steps(
             self, state, count, stage_every, overlap, max_losses, max_failed_steps, finish,
-            recovered,
+            recovered, build,
         )  # fmt: skip
 
     def all_reduce(self, array: Any, op: str = "avg") -> None:
