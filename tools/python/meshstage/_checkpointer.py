@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meshstage import _meshstage
+from meshstage import _jax, _meshstage
 from meshstage._steps import Step, steps
 
 _log = logging.getLogger("meshstage")
@@ -80,9 +80,9 @@ class Checkpointer:
                     train(step.number)
 
     A state is a dict of dicts, lists, tuples, scalars and arrays: numpy's and torch's, recovered
-    in place, and whatever has DLPack, on the CPU and on CUDA devices; or a
-    ``meshstage.torch.state(...)``. Rank and world size come from the launcher's variables unless
-    they are given. Durations are seconds. ``connections`` is how many connections this rank wants
+    in place, and whatever has DLPack, on the CPU and on CUDA devices; JAX's on the CPU, which a
+    recovery replaces by new ones in their dicts and lists; or a ``meshstage.torch.state(...)``.
+    Rank and world size come from the launcher's variables unless they are given. Durations are seconds. ``connections`` is how many connections this rank wants
     to each rank that it exchanges images with, at most 16; of two ranks the smaller number counts
     (``stats()["connections"]``). 0: one up to four processors of this rank's share, else one a
     processor, at most 8. ``recovery_connections`` is the same in a recovery, for which the
@@ -180,7 +180,10 @@ class Checkpointer:
         as step 0. Raises StructureMismatch (nothing was touched), Unrecoverable, RejoinNeeded."""
         tree = _tree_of(state)
         kinds = state.plain_kinds() if hasattr(state, "plain_kinds") else {}
-        got = Recovered(*self._get().recover(tree, _foreign(), kinds))
+        into = _jax.views(tree, fresh=True)
+        got = Recovered(*self._get().recover(into, _foreign(), kinds))
+        if into is not tree:
+            _jax.put_back(tree, into)
         if tree is not state:
             state.write(tree)
         self._begun = True
@@ -188,7 +191,7 @@ class Checkpointer:
 
     def stage(self, state: dict, step: int) -> Staging:
         """Starts staging; arrays may change when the result's ``wait()`` has returned."""
-        return Staging(self._get().stage(_tree_of(state), step, _foreign()))
+        return Staging(self._get().stage(_jax.views(_tree_of(state)), step, _foreign()))
 
     def rejoin(self) -> "Checkpointer":
         """After RejoinNeeded: forms the next generation with all ranks. Then ``recover``."""
