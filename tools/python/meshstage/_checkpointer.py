@@ -82,14 +82,15 @@ class Checkpointer:
     A state is a dict of dicts, lists, tuples, scalars and arrays: numpy's and torch's, recovered
     in place, and whatever has DLPack, on the CPU and on CUDA devices; JAX's on the CPU, which a
     recovery replaces by new ones in their dicts and lists; or a ``meshstage.torch.state(...)``.
-    Rank and world size come from the launcher's variables unless they are given. Durations are seconds. ``connections`` is how many connections this rank wants
-    to each rank that it exchanges images with, at most 16; of two ranks the smaller number counts
-    (``stats()["connections"]``). 0: one up to four processors of this rank's share, else one a
-    processor, at most 8. ``recovery_connections`` is the same in a recovery, for which the
-    trainer waits; 0: ``connections`` if they are given, else one a processor, 2 to 8. ``trace``
-    names a file for Perfetto, ``metrics`` one for ``stats()``, kept up to date: ``m.jsonl`` gets
-    lines of JSON, ``m.prom`` is Prometheus' text; rank 3 writes ``m.r3.prom``. ``log(warning,
-    text)`` gets each line, on a thread of Python's own; without it the logger "meshstage" does.
+    Rank and world size come from the launcher's variables unless they are given. Durations are
+    seconds. ``connections`` is how many connections this rank wants to each rank that it exchanges
+    images with, at most 16; of two ranks the smaller number counts (``stats()["connections"]``). 0:
+    one up to four processors of this rank's share, else one a processor, at most 8.
+    ``recovery_connections`` is the same in a recovery, for which the trainer waits; 0:
+    ``connections`` if they are given, else one a processor, 2 to 8. ``trace`` names a file for
+    Perfetto, ``metrics`` one for ``stats()``, kept up to date: ``m.jsonl`` gets lines of JSON,
+    ``m.prom`` is Prometheus' text; rank 3 writes ``m.r3.prom``. ``log(warning, text)`` gets each
+    line, on a thread of Python's own; without it the logger "meshstage" does.
 
     ``any_world=True`` lets the job come back with another number of ranks, from its files in
     ``directory`` or from memory: DTensors get their parts of the whole, whatever their meshes and
