@@ -25,6 +25,18 @@ def test_importing_it_imports_neither_torch_nor_numpy():
     """)
 
 
+def test_modules_that_need_torch_are_imported_at_their_first_use():
+    pytest.importorskip("torch")
+    check("""
+        import sys
+        import meshstage as ms
+        assert "torch" not in sys.modules
+        state = ms.torch.state(seen=1)
+        assert "torch" in sys.modules and state["seen"] == 1
+        assert ms.dcp.Writer and hasattr(ms, "errors") and not hasattr(ms, "nothing")
+    """)
+
+
 def test_the_module_links_nothing_of_python_libraries():
     from pathlib import Path
 

@@ -136,3 +136,65 @@ def test_steps_takes_a_state(make):
     state = again.as_state()
     assert make().recover(state).step == 7
     assert_same_bits(again.bits(), training.bits())
+
+
+class OwnLoader:
+    """A loader by itself: an epoch's order, how much of it has been given, and a generator."""
+
+    def __init__(self, count):
+        self._count = count
+        self._generator = torch.Generator().manual_seed(5)
+        self._order, self._given = torch.randperm(count, generator=self._generator), 0
+
+    def __iter__(self):
+        while self._given < self._count:
+            self._given += 1
+            yield self._order[self._given - 1].clone()
+        self._order, self._given = torch.randperm(self._count, generator=self._generator), 0
+
+    def state_dict(self):
+        return {"order": self._order, "given": self._given, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state):
+        self._order, self._given = state["order"].clone(), state["given"]
+        self._generator.set_state(state["generator"])
+
+
+def torchdatas_loader(workers):
+    module = pytest.importorskip("torchdata.stateful_dataloader")
+    torch.manual_seed(5)  # for the order
+    return module.StatefulDataLoader(list(range(30)), batch_size=2, shuffle=True, num_workers=workers)
+
+
+LOADERS = {
+    "own": lambda: OwnLoader(15),
+    "torchdata's": lambda: torchdatas_loader(0),
+    "torchdata's, workers": lambda: torchdatas_loader(2),
+}
+
+
+def samples(loader):
+    while True:
+        for batch in loader:
+            yield batch.tolist()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torchdata")
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_loader_goes_on_at_the_same_sample(make, kind):
+    every = samples(LOADERS[kind]())
+    undisturbed = [next(every) for _ in range(40)]  # epochs of 15 batches
+
+    loader = LOADERS[kind]()
+    state, ckpt, given = meshstage.torch.state(loader=loader, rng=True), make(), samples(loader)
+    assert ckpt.recover(state).step == 0
+    got = [next(given) for _ in range(20)]
+    assert ckpt.stage(state, 20).outcome(60) == "complete"
+    next(given)  # of the step that is lost
+
+    torch.manual_seed(6)  # a process that has started otherwise
+    loader = LOADERS[kind]()
+    state = meshstage.torch.state(loader=loader, rng=True)
+    assert make().recover(state).step == 20
+    given = samples(loader)
+    assert got + [next(given) for _ in range(20)] == undisturbed

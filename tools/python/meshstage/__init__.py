@@ -1,7 +1,10 @@
 """meshstage: checkpoints in the ranks' memory, for trainers in Python.
 
-``meshstage.torch`` has what takes the place of PyTorch's classes; this package needs no torch.
+``meshstage.torch`` has what takes the place of PyTorch's classes; this package needs no torch, and
+imports it where ``meshstage.torch`` is first used.
 """
+
+import importlib
 
 from meshstage import errors
 from meshstage._checkpointer import Checkpointer, Recovered, Staging
@@ -46,3 +49,11 @@ __all__ = [
     "Unrecoverable",
     "errors",
 ]
+
+_MODULES_OF_TORCH = ("dcp", "lightning", "torch", "torchft", "torchtitan")  # imported at first use
+
+
+def __getattr__(name):
+    if name in _MODULES_OF_TORCH:
+        return importlib.import_module(f"meshstage.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

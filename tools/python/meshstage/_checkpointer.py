@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meshstage import _meshstage
+from meshstage import _jax, _meshstage
 from meshstage._steps import Step, steps
 
 _log = logging.getLogger("meshstage")
@@ -80,16 +80,17 @@ class Checkpointer:
                     train(step.number)
 
     A state is a dict of dicts, lists, tuples, scalars and arrays: numpy's and torch's, recovered
-    in place, and whatever has DLPack, on the CPU and on CUDA devices; or a
-    ``meshstage.torch.state(...)``. Rank and world size come from the launcher's variables unless
-    they are given. Durations are seconds. ``connections`` is how many connections this rank wants
-    to each rank that it exchanges images with, at most 16; of two ranks the smaller number counts
-    (``stats()["connections"]``). 0: one up to four processors of this rank's share, else one a
-    processor, at most 8. ``recovery_connections`` is the same in a recovery, for which the
-    trainer waits; 0: ``connections`` if they are given, else one a processor, 2 to 8. ``trace``
-    names a file for Perfetto, ``metrics`` one for ``stats()``, kept up to date: ``m.jsonl`` gets
-    lines of JSON, ``m.prom`` is Prometheus' text; rank 3 writes ``m.r3.prom``. ``log(warning,
-    text)`` gets each line, on a thread of Python's own; without it the logger "meshstage" does.
+    in place, and whatever has DLPack, on the CPU and on CUDA devices; JAX's on the CPU, which a
+    recovery replaces by new ones in their dicts and lists; or a ``meshstage.torch.state(...)``.
+    Rank and world size come from the launcher's variables unless they are given. Durations are
+    seconds. ``connections`` is how many connections this rank wants to each rank that it exchanges
+    images with, at most 16; of two ranks the smaller number counts (``stats()["connections"]``). 0:
+    one up to four processors of this rank's share, else one a processor, at most 8.
+    ``recovery_connections`` is the same in a recovery, for which the trainer waits; 0:
+    ``connections`` if they are given, else one a processor, 2 to 8. ``trace`` names a file for
+    Perfetto, ``metrics`` one for ``stats()``, kept up to date: ``m.jsonl`` gets lines of JSON,
+    ``m.prom`` is Prometheus' text; rank 3 writes ``m.r3.prom``. ``log(warning, text)`` gets each
+    line, on a thread of Python's own; without it the logger "meshstage" does.
 
     ``any_world=True`` lets the job come back with another number of ranks, from its files in
     ``directory`` or from memory: DTensors get their parts of the whole, whatever their meshes and
@@ -134,6 +135,7 @@ class Checkpointer:
         self._inner = None
         self._begun = False  # recovered once: there is something to finish
         self._finished = False
+        self._log = log
         self._queue = _meshstage.LogQueue()
         self._logs = threading.Thread(
             target=_hand_on, args=(self._queue, log), name="meshstage-log", daemon=True
@@ -179,7 +181,10 @@ class Checkpointer:
         as step 0. Raises StructureMismatch (nothing was touched), Unrecoverable, RejoinNeeded."""
         tree = _tree_of(state)
         kinds = state.plain_kinds() if hasattr(state, "plain_kinds") else {}
-        got = Recovered(*self._get().recover(tree, _foreign(), kinds))
+        into = _jax.views(tree, fresh=True)
+        got = Recovered(*self._get().recover(into, _foreign(), kinds))
+        if into is not tree:
+            _jax.put_back(tree, into)
         if tree is not state:
             state.write(tree)
         self._begun = True
@@ -187,7 +192,7 @@ class Checkpointer:
 
     def stage(self, state: dict, step: int) -> Staging:
         """Starts staging; arrays may change when the result's ``wait()`` has returned."""
-        return Staging(self._get().stage(_tree_of(state), step, _foreign()))
+        return Staging(self._get().stage(_jax.views(_tree_of(state)), step, _foreign()))
 
     def rejoin(self) -> "Checkpointer":
         """After RejoinNeeded: forms the next generation with all ranks. Then ``recover``."""
@@ -210,6 +215,7 @@ class Checkpointer:
         self, state: dict, count: int, *, stage_every: int = 1, overlap: bool = False,
         max_losses: int = 10, max_failed_steps: int = 10, finish: bool = True,
         recovered: Callable[[Recovered], None] | None = None,
+        build: Callable[[], Any] | None = None,
     ) -> Iterator[Step]:  # fmt: skip
         """Recovers, then yields each step to train, stages every ``stage_every``-th and the last,
         and after the loss of a rank rejoins, recovers and goes on from there. Each step is a
@@ -217,10 +223,20 @@ class Checkpointer:
 
         With ``overlap`` a step begins while the one before is still copied, and its body calls
         ``step.before_update()`` before its first change. ``recovered`` is called after each
-        recovery. ``finish()`` is called at the end unless ``finish`` is False."""
+        recovery. ``finish()`` is called at the end unless ``finish`` is False.
+
+        torch's process groups end with a rank. Where the state uses one (DDP, FSDP, FSDP2, DTensors
+        on a mesh with groups), a loss closes this Checkpointer, keeps the vault, and raises
+        SystemExit(75): ``meshstage run`` and torchrun then start all ranks anew. With ``build`` the
+        process goes on: after a loss all ranks form the next generation (``rejoin``), then each
+        calls ``build()``, which makes torch's groups and a state on them anew and returns the
+        state, then the step is recovered into it; ``step.state`` is the state in use. A rank that
+        was started anew must do likewise: make its Checkpointer first, then its groups and its
+        state, by the same function. ``build`` is called after every loss, whatever the state, and
+        before the first recovery where ``state`` is None."""
         return steps(
             self, state, count, stage_every, overlap, max_losses, max_failed_steps, finish,
-            recovered,
+            recovered, build,
         )  # fmt: skip
 
     def all_reduce(self, array: Any, op: str = "avg") -> None:

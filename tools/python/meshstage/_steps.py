@@ -1,7 +1,8 @@
 """The training loop around a Checkpointer: ``Checkpointer.steps``."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from meshstage.errors import (
     Error,
@@ -15,20 +16,28 @@ if TYPE_CHECKING:
     from meshstage._checkpointer import Checkpointer, Staging
 
 
+#: The exit status that asks a launcher to start all ranks anew (tools/run).
+RESTART_ALL = 75
+
+
 class Step:
     """One step, as the body of the loop sees it.
 
     Leaving its ``with`` block by RejoinNeeded ends the generation, not the program: the loop goes
-    on at the step that was recovered. Every other exception passes.
+    on at the step that was recovered. So does the failure of a process group of torch's, where the
+    state uses one (see ``Checkpointer.steps``). Every other exception passes.
     """
 
-    def __init__(self, number: int, last: "Staging", may_change: bool):
+    def __init__(self, number: int, run: "_Run", may_change: bool):
         #: the steps that were trained before; after a recovery numbers come again
         self.number = number
-        self._last = last
+        #: the state that is trained: what ``build`` returned, after a loss
+        self.state = run.state
+        self._last = run.last
+        self._is_loss = run.is_loss
         self._may_change = may_change
         self._entered = self._left = self._stopped = False
-        self._lost: RejoinNeeded | None = None
+        self._lost: Exception | None = None
 
     def before_update(self) -> None:
         """Returns when the state may be changed: on the host, or for arrays on CUDA devices by
@@ -52,30 +61,32 @@ class Step:
 
     def __exit__(self, kind, value, trace) -> bool:
         self._left = True
-        if isinstance(value, RejoinNeeded):
+        if isinstance(value, Exception) and self._is_loss(value):
             self._lost = value
             return True
         return False
 
 
 def steps(
-    ckpt: "Checkpointer", state: dict, count: int, stage_every: int, overlap: bool,
-    max_losses: int, max_failed_steps: int, finish: bool, recovered,
+    ckpt: "Checkpointer", state: Any, count: int, stage_every: int, overlap: bool,
+    max_losses: int, max_failed_steps: int, finish: bool, recovered, build,
 ) -> Iterator[Step]:  # fmt: skip
     """See Checkpointer.steps; what Checkpointer::run does in C++, turned inside out."""
     if stage_every < 1:
         raise InvalidArgument("stage_every is not positive")
-    run = _Run(ckpt, state, max_losses, max_failed_steps)
+    run = _Run(ckpt, state, max_losses, max_failed_steps, build)
+    del state  # the run lets go of it before build() makes another
     while True:
         try:
-            got = ckpt.recover(state)
+            run.make_state()
+            got = ckpt.recover(run.state)
             if recovered is not None:
                 recovered(got)
             number = got.step
             while number < count:
                 if not overlap:
                     _wait_copied(run.last)
-                step = Step(number, run.last, not overlap)
+                step = Step(number, run, not overlap)
                 yield step
                 run.check(step)
                 number += 1
@@ -92,8 +103,11 @@ def steps(
             if finish:
                 ckpt.finish()
             return
-        except RejoinNeeded as error:
+        except Exception as error:
+            if not run.is_loss(error):
+                raise
             run.lost(error)
+        step = None  # it has the state and the error, whose traceback has the step's body
         ckpt.rejoin()
 
 
@@ -108,12 +122,13 @@ def _wait_copied(staging: "Staging") -> None:
 
 
 class _Run:
-    """The newest staging of a run, and how many went wrong."""
+    """The state and the newest staging of a run, and how many went wrong."""
 
-    def __init__(self, ckpt, state, max_losses, max_failed_steps):
+    def __init__(self, ckpt, state, max_losses, max_failed_steps, build):
         from meshstage._checkpointer import Staging
 
-        self._ckpt, self._state = ckpt, state
+        self._ckpt, self.state = ckpt, state
+        self._build: Callable[[], Any] | None = build
         self._max_losses, self._max_failed = max_losses, max_failed_steps
         self._losses = self._failed = 0
         self._empty = Staging()
@@ -132,7 +147,7 @@ class _Run:
 
     def stage(self, number: int) -> None:
         before = self.last
-        staged = self._ckpt.stage(self._state, number)
+        staged = self._ckpt.stage(self.state, number)
         if before is not self._empty and not before._inner.outcome_ready():
             return  # left out: the one before is not over
         self._count(before)
@@ -141,7 +156,7 @@ class _Run:
     def stage_last(self, number: int) -> None:
         self.wait_outcome()
         self._count(self.last)
-        self.last = self._ckpt.stage(self._state, number)
+        self.last = self._ckpt.stage(self.state, number)
         self.wait_outcome()
         if self._count(self.last) != "complete":
             raise Unrecoverable(f"the last step, {number}, failed; the warnings say why")
@@ -152,7 +167,21 @@ class _Run:
         while self.last.outcome(self._ckpt._deadline) is None:
             self._ckpt.tell_waiting()  # a rank that keeps this one waiting names itself
 
-    def lost(self, error: RejoinNeeded) -> None:
+    def make_state(self) -> None:
+        """After a loss, where the user has said how."""
+        if self.state is None:
+            self.state = self._build()
+
+    def is_loss(self, error: Exception) -> bool:
+        """Whether the generation has ended, or torch's process groups have with the state on them:
+        a survivor may meet the loss of a rank in torch first."""
+        if isinstance(error, RejoinNeeded):
+            return True
+        return _is_group_failure(error) and bool(self._build or _user_of_groups(self.state))
+
+    def lost(self, error: Exception) -> None:
+        """Counts the loss. Drops the state if build() can make another; else, of a state on torch's
+        process groups, raises SystemExit."""
         last, self.last = self.last, self._empty
         try:  # a step that is complete all the same counts: another rank may have ended by it
             if last is not self._empty and last._inner.outcome_ready():
@@ -165,6 +194,20 @@ class _Run:
                 f"no step became complete in {self._losses} generations in a row; the last "
                 f"one ended so: {error}"
             ) from error
+        if self._build is not None:
+            self.state = None
+            return
+        user = _user_of_groups(self.state)
+        if user:
+            self._ckpt.close()  # the vault stays
+            cause = str(error).partition("\n")[0].partition(". ")[0]
+            self._ckpt._log(
+                True,
+                f"rank {self._ckpt.rank} ends with status {RESTART_ALL}, and its launcher starts "
+                f"all ranks anew: {user}, and torch's process groups ended with the loss of a "
+                f"rank ({cause}). With steps(build=...) a process goes on",
+            )
+            raise SystemExit(RESTART_ALL)
 
     def _count(self, staging: "Staging") -> str | None:
         if staging is self._empty:
@@ -180,3 +223,22 @@ class _Run:
                     "the warnings say on which rank, and why"
                 )
         return outcome
+
+
+def _user_of_groups(state: Any) -> str:
+    """See meshstage.torch.State.user_of_groups; for any state."""
+    if not isinstance(state, dict):
+        return state.user_of_groups() if hasattr(state, "user_of_groups") else ""
+    if "torch" not in sys.modules:
+        return ""
+    from meshstage.torch import _groups
+
+    return _groups.user_of_groups(state)
+
+
+def _is_group_failure(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return False
+    from meshstage.torch import _groups
+
+    return _groups.is_group_failure(error)

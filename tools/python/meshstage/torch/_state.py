@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from meshstage.errors import InvalidArgument
+from meshstage.torch import _groups
 
 
 def state(*, rng: bool = False, **parts: Any) -> "State":
@@ -77,6 +78,11 @@ class State:
     def plain_kinds(self) -> dict[str, str]:
         """The parts that each rank has for itself, as Checkpointer's ``any_world`` names them."""
         return {"rng": "per rank", "cuda_rng": "per rank"} if self._rng else {}
+
+    def user_of_groups(self) -> str:
+        """What of the parts uses a process group of torch's (DDP, FSDP, FSDP2, DTensors on a mesh
+        with groups), in words for a log: "'model' is a DistributedDataParallel"; "" for none."""
+        return _groups.user_of_groups(self._parts)
 
     def __getitem__(self, name: str) -> Any:
         return self._parts[name]
