@@ -231,7 +231,7 @@ void Trainer::check_room_for(std::uint64_t image_bytes, std::uint64_t replica_by
                       std::to_string(replica_bytes) + ")",
               .bytes_per_rank = all,
               .local_ranks = engine_.options.environment->local_world_size,
-              .held = engine_.vault.bytes_held_by_job()},
+              .held = engine_.vault.bytes_held_by_generation(all)},
              limits);
 }
 

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include <meshstage/core/async/crew.hpp>
+#include <meshstage/core/error/error.hpp>
 #include <meshstage/core/memory/copy_parts.hpp>
 #include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/memory/fast_copy.hpp>
@@ -96,7 +98,12 @@ void write_to_host(std::span<const BoxTarget> targets, unsigned hands) {
   parts.run(&crew, 0, [&](const CopyParts::Piece& piece) {
     const Write& write = *ranges[piece.range];
     const std::span<std::byte> to(write.to.first_byte(), write.memory.size());
-    fast_copy(piece.of(to), piece.of(memory_of(write.from)), piece.hint);
+    const auto from = memory_of(write.from);
+    if (from.size() != to.size()) {
+      throw InvalidArgument("a part of " + std::to_string(from.size()) + " bytes for memory of " +
+                            std::to_string(to.size()));
+    }
+    fast_copy(piece.of(to), piece.of(from), piece.hint);
   });
   crew.run(others.size(), [&](std::size_t i) {
     for (const Write& write : others[i]) write.to.copy_from(write.from);

@@ -121,8 +121,8 @@ SlotInfo VaultState::info(SlotKey key, const Slot& slot) const {
     info.damaged = std::move(why);
   };
   if (info.state == SlotState::kEmpty) return info;
-  // Of this owner, of one that took the vault since, or, of a slot that was moved here, of one that
-  // takes the vault where it was.
+  // The word may have a higher epoch: another process took this vault since, or the vault from
+  // which the slot was moved.
   if (const SlotWord word = load_word(slot.mapping.bytes()); word.epoch < epoch) {
     distrust("the slot's word is of epoch " + std::to_string(word.epoch) + ", the vault's is " +
              std::to_string(control.epoch()));
@@ -186,12 +186,11 @@ void VaultState::seal(SlotKey key, const Slot& slot, const SlotHeader& header) c
 void VaultState::take_word(std::span<std::byte> page) const {
   SlotWord there = load_word(page);
   while (there.epoch != epoch) {
-    auto wanted = taken(there, epoch);
+    const auto wanted = taken(there, epoch);
     if (!wanted) {
       // A taker raises the vault's epoch before the words': so this throws, or the slot was moved
-      // here from a vault that was taken in a higher epoch.
-      check_owned();
-      wanted = SlotWord{there.state, epoch};
+      // from or to another vault, which was taken in a higher epoch. Then the word stays.
+      return check_owned();
     }
     if (swap_word(page, there, *wanted)) return;
   }
@@ -229,6 +228,18 @@ std::shared_ptr<Slot> VaultState::ensure_slot(SlotKey key) {
   return slot;
 }
 
+std::shared_ptr<Slot> VaultState::ensure_slot_to_write(SlotKey key) {
+  auto slot = ensure_slot(key);
+  const bool alone =
+      slot->file->stat().links <= 1 && load_word(slot->mapping.bytes()).epoch == epoch;
+  if (alone) return slot;
+  check_owned();
+  slot.reset();
+  forget_slot(key);
+  fs.unlink(slot_path(key));
+  return ensure_slot(key);
+}
+
 void VaultState::forget_slot(SlotKey key) {
   const auto at = slots.find(key);
   if (at == slots.end()) return;
@@ -245,22 +256,16 @@ void VaultState::check_free(SlotKey key, const Slot& slot) const {
   }
 }
 
-std::uint64_t VaultState::bytes_of_job(bool mine) const {
-  std::uint64_t held = 0;
-  for (const auto& [name, path] : files_of_job()) {
-    const bool own = name.rank == options.rank && name.incarnation == incarnation;
-    if (name.kind != VaultFileKind::kSlot || (own && !mine)) continue;
-    if (const auto stat = fs.stat(path)) held += stat->size;
-  }
-  return held;
-}
-
 /// For an error, so it throws none of its own: of the job's other vaults in the directory, and of
 /// older incarnations of this one.
 std::string VaultState::what_holds_room() const {
   std::uint64_t held = 0;
   try {
-    held = bytes_of_job(false);
+    for (const auto& [name, path] : files_of_job()) {
+      const bool own = name.rank == options.rank && name.incarnation == incarnation;
+      if (name.kind != VaultFileKind::kSlot || own) continue;
+      if (const auto stat = fs.stat(path)) held += stat->size;
+    }
   } catch (const SystemError&) {
     return {};
   }

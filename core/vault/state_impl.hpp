@@ -96,6 +96,10 @@ struct VaultState {
   /// The slot; makes its file, with a header page, if there is none. Refuses a key that no vault
   /// can have.
   std::shared_ptr<Slot> ensure_slot(SlotKey key) MESHSTAGE_REQUIRES(mutex);
+  /// The slot for a write: with a new file if the present one is not this vault's alone, because a
+  /// move of the slot was cut off half-way, or because its word is of another vault's epoch. There
+  /// must be no lease.
+  std::shared_ptr<Slot> ensure_slot_to_write(SlotKey key) MESHSTAGE_REQUIRES(mutex);
   /// Its file is, or will be, another one.
   void forget_slot(SlotKey key) MESHSTAGE_REQUIRES(mutex);
   /// Throws InvalidState if there is a lease on the slot.
@@ -110,8 +114,6 @@ struct VaultState {
   /// already. Throws OutOfMemory: then the file's size is as it was.
   [[nodiscard]] Mapping grow(SlotKey key, const Slot& slot, std::uint64_t bytes) const;
   [[nodiscard]] std::string what_holds_room() const;
-  /// Bytes of the job's slot files in the directory, `mine`: those of this incarnation, too.
-  [[nodiscard]] std::uint64_t bytes_of_job(bool mine) const;
   /// Page-locks a slot of this rank's own images, if there is a pinner.
   void lock_pages(SlotKey key, Slot& slot);
 };

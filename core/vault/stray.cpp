@@ -175,23 +175,37 @@ bool move_in(VaultState& mine, const Stray& stray, const StraySlot& from, SlotKe
   const auto old_path = mine.path_of(
       slot_name(mine.process.uid, mine.options.job, from.vault, from.incarnation, from.key));
   const auto path = mine.slot_path(to);
-  mine.forget_slot(to);
-  mine.fs.unlink(path);
-  try {
-    mine.fs.link(old_path, path);
-  } catch (const SystemError& e) {
-    if (!is_missing(e)) throw;
+  const auto there = mine.fs.stat(old_path);
+  if (!there)
     return false;  // it has become a slot of this vault already, and was overwritten since
+  const auto target = mine.fs.stat(path);
+  const bool begun = target && target->inode == there->inode;  // a move that was cut off half-way
+  if (target && !begun) {
+    // As for any image: if this process is fenced, nothing of its vault changes.
+    SlotHeader header;
+    header.state = SlotState::kWriting;
+    header.image.identity = from.image.identity;
+    mine.begin(*mine.ensure_slot_to_write(to), header);
+  }
+  mine.forget_slot(to);
+  if (!begun) {
+    mine.fs.unlink(path);
+    mine.fs.link(old_path, path);
   }
   try {
     // From here on whoever takes this vault finds the slot here, so it may go there.
+    const SlotInfo info = mine.info(to, *mine.ensure_slot(to));
     mine.check_owned();
-  } catch (const InvalidState&) {
+    if (info.state != SlotState::kSealed || info.image != from.image) {
+      throw make_error<CorruptData>(describe(mine, to) + " is not what was moved there",
+                                    mine.options.rank);
+    }
+  } catch (const Error&) {
+    mine.forget_slot(to);
     mine.fs.unlink(path);
     throw;
   }
   mine.fs.unlink(old_path);
-  (void)mine.ensure_slot(to);
   return true;
 }
 

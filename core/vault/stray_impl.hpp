@@ -45,8 +45,9 @@ std::optional<Stray> take_stray(const VaultState& mine, int rank, const StraySea
 std::vector<StraySlot> slots_of(const Stray& stray);
 
 /// If the stray's lock is held, makes the file of `from` the slot `to` of `mine`, which has no
-/// lease and no image that is needed. Throws InvalidState (`mine` is fenced; the stray is as it
-/// was). Call with lock_files_mutex() held.
+/// lease and no image that is needed. If it throws, `to` has no image and the stray still has its
+/// own; if only the last call fails, which removes the old name, both have it. Throws Fenced,
+/// CorruptData, SystemError. Call with lock_files_mutex() held.
 bool move_in(VaultState& mine, const Stray& stray, const StraySlot& from, SlotKey to)
     MESHSTAGE_REQUIRES(mine.mutex);
 

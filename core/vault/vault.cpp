@@ -8,6 +8,7 @@
 #include <meshstage/core/vault/stray_impl.hpp>
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 namespace meshstage {
@@ -95,8 +96,8 @@ WriteLease Vault::begin_write(SlotKey key, const ImageIdentity& identity, std::u
   {
     const MutexLock lock(state_->mutex);
     state_->check_owned();
-    const auto slot = state_->ensure_slot(key);
-    state_->check_free(key, *slot);
+    state_->check_free(key, *state_->ensure_slot(key));
+    const auto slot = state_->ensure_slot_to_write(key);
     // From here on nobody else leases the slot. Room for a large image takes seconds, so it is made
     // without the mutex.
     slot->writing = true;
@@ -246,19 +247,17 @@ bool Vault::move_stray(const StraySlot& from, SlotKey to) {
         stored_bytes(from.key, from.vault, from.image) != stored_bytes(to, rank, from.image)) {
       return false;
     }
-    // As for any image: if this process is fenced, nothing of its vault changes.
     if (const auto at = state_->slots.find(to); at != state_->slots.end()) {
       state_->check_free(to, *at->second);
-      detail::SlotHeader header;
-      header.state = SlotState::kWriting;
-      header.image.identity = identity;
-      state_->begin(*at->second, header);
     }
     state_->control.raise_generation(std::max(identity.id.generation, identity.base.generation));
     if (!detail::move_in(*state_, **stray, from, to)) return false;
     moved = state_->slots.at(to);
+    moved->writing = true;  // nobody else leases it while its pages are locked
   }
   state_->lock_pages(to, *moved);
+  const MutexLock lock(state_->mutex);
+  moved->writing = false;
   return true;
 }
 
@@ -280,7 +279,23 @@ std::uint64_t Vault::bytes_held() const {
   return bytes;
 }
 
-std::uint64_t Vault::bytes_held_by_job() const { return state_->bytes_of_job(true); }
+std::uint64_t Vault::bytes_held_by_generation(std::uint64_t most) const {
+  std::map<int, std::uint64_t> incarnations{{state_->options.rank, state_->incarnation}};
+  for (const int rank : detail::other_ranks(*state_)) {
+    const auto page = detail::control_of(*state_, rank);
+    if (page && page->entered() == state_->control.entered()) incarnations[rank] = page->newest();
+  }
+  std::map<int, std::uint64_t> held;
+  for (const auto& [name, path] : state_->files_of_job()) {
+    const auto at = incarnations.find(name.rank);
+    if (name.kind != detail::VaultFileKind::kSlot || at == incarnations.end()) continue;
+    if (name.incarnation != at->second) continue;
+    if (const auto stat = state_->fs.stat(path)) held[name.rank] += stat->size;
+  }
+  std::uint64_t sum = 0;
+  for (const auto& [rank, bytes] : held) sum += std::min(bytes, most);
+  return sum;
+}
 
 namespace {
 

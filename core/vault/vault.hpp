@@ -137,10 +137,10 @@ class MESHSTAGE_API Vault {
 
   /// Makes a stray's slot this vault's slot `to`, without a copy: the image that the vault's former
   /// rank kept on this host for rank `to.owner_rank` changes its role. Only for a slot of the last
-  /// take_strays(), with the bytes that `to` is to have. False if an image in `to` would need other
-  /// bytes, or if another process holds the lock; then `to` has no image, and a begin_write() may
-  /// follow. `from.bytes` stay readable. Throws InvalidState (a lease on `to`), Fenced,
-  /// SystemError.
+  /// take_strays(). False if `to` is to have other bytes, if another process holds the lock, or if
+  /// the slot was moved before: then nothing has changed. If it throws, `to` has no image, and the
+  /// stray still has its own. `from.bytes` stay readable. Throws InvalidState (a lease on `to`),
+  /// Fenced, CorruptData, SystemError.
   bool move_stray(const StraySlot& from, SlotKey to);
   /// Makes room: removes every slot of the strays, but for sealed ones with these images. Strays
   /// with images of another world size, and those whose owner lives, stay. What a StraySlot keeps
@@ -149,9 +149,9 @@ class MESHSTAGE_API Vault {
 
   /// Bytes of this incarnation's slot files, headers included.
   [[nodiscard]] std::uint64_t bytes_held() const;
-  /// Bytes of all slot files of the job in the directory, those of other ranks and of earlier
-  /// processes, too. Throws SystemError.
-  [[nodiscard]] std::uint64_t bytes_held_by_job() const;
+  /// Bytes of the slot files of all ranks of this rank's generation in the directory, but of each
+  /// rank at most `most`. Throws SystemError.
+  [[nodiscard]] std::uint64_t bytes_held_by_generation(std::uint64_t most) const;
   /// Removes the slots of older incarnations (a process that still maps them is safe), the lock
   /// files of incarnations whose owner is dead, and the taken strays that no living process owns. A
   /// stray with an image of another world size that is newer than `recovered` stays until

@@ -335,6 +335,7 @@ TEST_CASE("two ranks: two restarts on other hosts") {
 
 TEST_CASE("two ranks: a restart on other hosts, and a lost host") {
   Bounds bounds = ranks(2, 2);
+  bounds.scarce = GENERATE(false, true);
   bounds.reseats = bounds.host_losses = 1;
   require_safe(bounds);
   bounds.steps = 1;
@@ -374,6 +375,7 @@ TEST_CASE("two ranks that lend to each other's replicas: a restart on other host
 
 TEST_CASE("three ranks: a restart on other hosts") {
   Bounds bounds = ranks(3, 1);
+  bounds.scarce = true;
   bounds.reseats = 1;
   require_safe(bounds);
 }
@@ -386,6 +388,7 @@ TEST_CASE("random runs of ranks that share hosts and change them keep every prom
     bounds.host_losses = bounds.lost_messages = bounds.local_failures = bounds.timeouts = 1;
     bounds.finish = bounds.disk = true;
     bounds.local_disks = world == 6;
+    bounds.scarce = world == 8;
     for (const bool borrowed : {false, true}) {  // from the next host's ranks
       for (int r = 0; borrowed && r < world; ++r) bounds.lenders.push_back({(r + 2) % world});
       bounds.differences = borrowed ? 1 : 0;

@@ -137,6 +137,7 @@ TEST_CASE("without keeping own copies of what is lent a promise breaks") {
 TEST_CASE("without sparing the base in stray vaults a promise breaks") {
   Bounds bounds;
   bounds.world = bounds.steps = bounds.reseats = 2;
+  bounds.scarce = true;
   require_lost_without("fetch-beside-base", bounds, "alone would lose it");
 }
 TEST_CASE("without agreement before stray vaults are removed a promise breaks") {

@@ -1,8 +1,11 @@
 // Slots of stray vaults that become slots of the rank that sits there now, and those that make
 // room.
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/os/faulty_file_system.hpp>
 #include <meshstage/core/vault/control_impl.hpp>
 #include <meshstage/core/vault/names_impl.hpp>
+
+#include <algorithm>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/watched_file_system.hpp"
@@ -45,7 +48,7 @@ TEST_CASE("a stray's slots become slots of the rank that sits there, without a c
     CHECK(vault.slot(kOwn).image == image_of(found, 3).image);
     CHECK(is_filled_with(vault.read(kWard).image(), 7));
     CHECK_FALSE(vault.move_stray(image_of(found, 3), kOwn));  // it is no stray's any more
-    CHECK(vault.slot(kOwn).state == SlotState::kEmpty);
+    CHECK(vault.slot(kOwn).state == SlotState::kSealed);
     CHECK(vault.free_superseded() == 0);
     // As any slot: it is written again.
     write_image(vault, kWard, identity_of("j", 1, {kNow, 8}), 300);
@@ -138,6 +141,90 @@ TEST_CASE("a process whose vault is taken while it moves a slot leaves the slot 
   CHECK_THROWS_AS(vault.move_stray(image_of(found, 3), kOwn), Fenced);
   CHECK(host.count("-r1-i1-w3") == 1);
   CHECK(host.count("-r3-i1-own") == 0);
+}
+
+TEST_CASE("each call of the system fails in turn while a slot moves: the image is still there") {
+  const int error = GENERATE(EIO, EMFILE, ENOSPC);
+  int failed = 0;
+  for (std::uint64_t nth = 1;; ++nth) {
+    INFO("call " << nth);
+    Host host;
+    leave_vault(host);
+    VaultOptions options = host.options(3);
+    FaultyFileSystem faulty(*options.fs);
+    options.fs = &faulty;
+    Vault vault = Vault::attach(options);
+    vault.note_generation(kNow);
+    write_image(vault, kOwn, identity_of("j", 3, {kNow - 1, 2}), 5000);
+    const auto found = host.take(vault);
+    faulty.fail_any(nth, error);
+    bool moved = false;
+    try {
+      moved = vault.move_stray(image_of(found, 3), kOwn);
+    } catch (const Error&) {  // of the system, or that there is no room
+      ++failed;
+    }
+    const bool fired = faulty.fired().has_value();
+    faulty.clear_faults();
+    const bool here = vault.slot(kOwn).state == SlotState::kSealed &&
+                      vault.slot(kOwn).image == image_of(found, 3).image &&
+                      is_filled_with(vault.read(kOwn).image(), 7);
+    const auto left = host.take(vault, kNow + 1);
+    const bool still_there = std::any_of(left.begin(), left.end(), [](const StraySlot& slot) {
+      return slot.key == SlotKey{3, 1} && is_filled_with(slot.bytes, 7);
+    });
+    CHECK((here || still_there));
+    CHECK((!moved || here));
+    if (!fired) break;
+  }
+  CHECK(failed > 4);
+}
+
+TEST_CASE("a move that was cut off half-way leaves a file with two names, which nobody writes") {
+  Host host;
+  leave_vault(host);
+  {
+    Vault cut_off = host.enter(3, kNow);
+    const auto found = host.take(cut_off);
+    const std::string prefix = "/vault/meshstage-" + std::to_string(host.disk.process().uid);
+    host.disk.link(prefix + "-j-r1-i1-w3-1", prefix + "-j-r3-i1-own0");
+  }
+  SECTION("the rank that was to get it has it, and the move goes on") {
+    Vault vault = host.enter(3, kNow + 1);
+    const auto found = host.take(vault, kNow + 1);
+    CHECK(vault.slot(kOwn).state == SlotState::kSealed);
+    CHECK(vault.move_stray(image_of(found, 3), kOwn));
+    CHECK(is_filled_with(vault.read(kOwn).image(), 7));
+    CHECK(host.count("-r1-i1-w3") == 0);
+  }
+  SECTION("both vaults have owners: what one writes is not the other's") {
+    Vault one = host.enter(1, kNow + 1), three = host.enter(3, kNow + 1);
+    CHECK(is_filled_with(one.read({3, 1}).image(), 7));
+    CHECK(is_filled_with(three.read(kOwn).image(), 7));
+    write_image(three, kOwn, identity_of("j", 3, {kNow + 1, 8}), 9000);
+    CHECK(is_filled_with(one.read({3, 1}).image(), 7));
+    write_image(one, {3, 1}, identity_of("j", 3, {kNow + 1, 9}), 20'000);
+    CHECK(is_filled_with(three.read(kOwn).image(), 8));
+  }
+  SECTION("it lies with its former rank, and the other vault is the stray") {
+    Vault one = host.enter(1, kNow + 1);
+    const auto found = host.take(one, kNow + 1);
+    CHECK(is_filled_with(one.read({3, 1}).image(), 7));
+    CHECK(one.move_stray(image_of(found, 3), {3, 1}));
+    CHECK(is_filled_with(one.read({3, 1}).image(), 7));
+    CHECK(one.slot({3, 1}).image == image_of(found, 3).image);
+    CHECK(host.count("-r3-i1-own") == 0);
+  }
+}
+
+TEST_CASE("what the ranks of a host hold counts for each of them up to what it needs") {
+  Host host;
+  leave_vault(host);  // no rank of this generation
+  Vault zero = host.enter(0, kNow), three = host.enter(3, kNow);
+  write_image(zero, {0, 0}, identity_of("j", 0, {kNow, 8}), 8000);
+  write_image(three, kOwn, identity_of("j", 3, {kNow, 8}), 100);
+  CHECK(zero.bytes_held_by_generation(~std::uint64_t{0}) == (4096 + 8192) + (4096 + 4096));
+  CHECK(three.bytes_held_by_generation(9000) == 9000 + (4096 + 4096));
 }
 
 TEST_CASE("for room the slots of strays go, but not those that are needed") {

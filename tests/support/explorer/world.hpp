@@ -54,6 +54,8 @@ struct Bounds {
   /// With old_memory: each rank's host has a disk of its own, lost with the host, and nothing of
   /// the old job is on one yet.
   bool old_apart = false;
+  /// A fetch finds no room: the slots of strays go that need not stay.
+  bool scarce = false;
   bool finish = false;  ///< trainers call finish() after the last step
   Rules rules{};
   std::vector<std::vector<int>> holders;  ///< empty: the default

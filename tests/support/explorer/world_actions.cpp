@@ -215,7 +215,7 @@ struct World::CarryOut {
     job.sending = a.source.at == node.rank ||
                   world.take_early({a.source.at, node.rank, a.source.owner, generation, a.source.id,
                                     Early::What::kImage});
-    world.give_up_strays(node, a.source.id, a.spare);
+    if (world.bounds_->scarce) world.give_up_strays(node, a.source.id, a.spare);
     if (own && a.source.needs_lenders()) {
       for (const Loan& loan : a.source.borrowed) {
         world.send(node, loan.rank, {generation, Want{a.source.id, {}}});

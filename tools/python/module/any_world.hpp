@@ -19,7 +19,6 @@ class PlainKinds {
  public:
   /// Throws InvalidArgument for a kind that there is not.
   explicit PlainKinds(const KindNames& of_user);
-  [[nodiscard]] bool user_named_any() const { return !of_user_.empty(); }
   void set_of_state(const KindNames& of_state);
   [[nodiscard]] PlainKind of(const std::string& path) const;
   /// The user's paths at which `state` has nothing. A path below what each rank has for itself does
@@ -30,7 +29,7 @@ class PlainKinds {
   std::map<std::string, PlainKind> of_user_, of_state_;
 };
 
-/// The user's paths that no rank's state has. Collective, for ranks whose users named any.
+/// The user's paths that no rank's state has. Collective.
 [[nodiscard]] std::vector<std::string> absent_everywhere(const PlainKinds& kinds, const Dict& state,
                                                          ProcessGroup& group);
 

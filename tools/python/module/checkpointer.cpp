@@ -180,7 +180,7 @@ class PythonCheckpointer {
           return inner->get().recover(into);
         });
     static_cast<void>(write_tree(state, value));  // a dict, in place
-    if (kinds_ && kinds_->user_named_any()) {
+    if (kinds_) {  // collective, so also where the user has named nothing
       call([of = *dict, kinds = kinds_, log = log_, got](Checkpointer& ckpt) {
         check_names(*kinds, of, got, *ckpt.group(), *log);
       });

@@ -32,7 +32,7 @@ bool KnownTensors::add(const TensorLibrary& library, nb::handle tensor) {
   known.first_of_storage = is_new;
   ++storages_[known.storage].tensors;
   dlpack::TensorView view;
-  if (view_of(library, tensor, view)) {
+  if (view_of(library, tensor, view) && view.data != nullptr) {  // it has no place if it is empty
     known.may_be_conjugate = view.dtype.code == dlpack::kComplex;
     known.data = data_of(view);
     known.rank = static_cast<std::size_t>(view.ndim);
@@ -58,7 +58,7 @@ bool KnownTensors::is(const TensorLibrary& library, nb::handle tensor, std::size
     return false;
   }
   dlpack::TensorView view;
-  if (view_of(library, tensor, view)) {
+  if (view_of(library, tensor, view) && view.data != nullptr) {
     const auto rank = static_cast<std::size_t>(view.ndim);
     const std::int64_t* sizes = sizes_.data() + known.sizes;
     if (known.geometry.is_valid() || data_of(view) != known.data || rank != known.rank ||

@@ -33,7 +33,10 @@ class StandIns:
             if isinstance(local, _meshstage.Tensor):  # and no wrapper
                 return _dtensor.placed(value, local)
         elif _sharded.is_sharded(value):
-            return _sharded.placed(value, [self(shard.tensor) for shard in value.local_shards()])
+            parts = [self(shard.tensor) for shard in value.local_shards()]
+            if not all(isinstance(part, _meshstage.Tensor) for part in parts):
+                raise InvalidArgument("is a ShardedTensor whose shards are of a subclass of Tensor")
+            return _sharded.placed(value, parts)
         if is_traceable_wrapper_subclass(value):
             names, _ = value.__tensor_flatten__()
             parts = {name: getattr(value, name) for name in names}
