@@ -163,7 +163,8 @@ void VaultState::begin(const Slot& slot, const SlotHeader& header) const {
   while (true) {
     auto wanted = begun(there, epoch);
     if (!wanted) {
-      // A taker raises the vault's epoch before the words': so this throws, or the word is damaged.
+      // A taker raises the vault's epoch before the words': so this throws, or the word was raised
+      // a moment ago by a taker of the vault from which the slot was moved.
       check_owned();
       wanted = SlotWord{SlotState::kWriting, epoch};
     }

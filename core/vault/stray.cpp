@@ -20,6 +20,7 @@
 #include <meshstage/core/vault/names_impl.hpp>
 
 #include <algorithm>
+#include <cerrno>
 #include <limits>
 #include <set>
 #include <utility>
@@ -102,6 +103,8 @@ std::optional<ControlPage> control_of(const VaultState& mine, int rank) {
                              mine.path_of(control_name(mine.process.uid, mine.options.job, rank)));
   } catch (const InvalidState&) {  // another user's file under a name of ours
   } catch (const CorruptData&) {   // its own rank's attach() says so
+  } catch (const SystemError& e) {
+    if (e.error_number() != EACCES) throw;  // another user's, too
   }
   return std::nullopt;
 }

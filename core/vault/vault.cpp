@@ -255,9 +255,17 @@ bool Vault::move_stray(const StraySlot& from, SlotKey to) {
     moved = state_->slots.at(to);
     moved->writing = true;  // nobody else leases it while its pages are locked
   }
-  state_->lock_pages(to, *moved);
-  const MutexLock lock(state_->mutex);
-  moved->writing = false;
+  const auto give_back = [&] {
+    const MutexLock lock(state_->mutex);
+    moved->writing = false;
+  };
+  try {
+    state_->lock_pages(to, *moved);
+  } catch (...) {
+    give_back();
+    throw;
+  }
+  give_back();
   return true;
 }
 

@@ -1,8 +1,10 @@
 """States on torch's process groups, which end with a rank: the process ends with 75, or makes them anew."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -93,8 +95,18 @@ LOSSES = {
 }
 
 
+@pytest.fixture
+def lost(monkeypatch):
+    """Once torch has reported a loss, so does the engine."""
+
+    def throw(self):
+        raise errors.PeerLost("rank 1 is gone")
+
+    monkeypatch.setattr(meshstage.Checkpointer, "_throw_if_lost", throw)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_loss_ends_a_process_with_ddp_and_its_vault_stays(make, one_rank, loss):
+def test_a_loss_ends_a_process_with_ddp_and_its_vault_stays(make, one_rank, lost, loss):
     state = meshstage.torch.state(model=DistributedDataParallel(layers()))
     lines, cleaned = [], []
     with pytest.raises(SystemExit) as left, make(log=lambda *line: lines.append(line)) as ckpt:
@@ -111,6 +123,18 @@ def test_a_loss_ends_a_process_with_ddp_and_its_vault_stays(make, one_rank, loss
     with make() as ckpt:
         got = ckpt.recover(state)
         assert (got.step, got.source) == (4, "own memory")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_error_of_torchs_groups_passes_if_every_rank_lives(make, one_rank, again):
+    def state():
+        return meshstage.torch.state(model=DistributedDataParallel(layers()))
+
+    more = {"build": state} if again else {}
+    with pytest.raises(RuntimeError, match="preamble.length"), make(deadline=1.0) as ckpt:
+        for step in ckpt.steps(state(), 9, **more):
+            with step:
+                raise RuntimeError("[/src/gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 4 vs 8")
 
 
 def test_without_groups_a_loss_is_survived_in_place_and_torchs_errors_pass(make):
@@ -130,18 +154,21 @@ def test_without_groups_a_loss_is_survived_in_place_and_torchs_errors_pass(make)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_with_build_the_step_is_recovered_into_a_new_state(make, one_rank, loss):
+def test_with_build_the_step_is_recovered_into_a_new_state(make, one_rank, lost, loss):
     built, numbers = [], []
 
     def build():
-        built.append(meshstage.torch.state(model=DistributedDataParallel(layers()), seen=0))
-        return built[-1]
+        gc.collect()
+        assert all(model() is None for model in built)  # there is room for one
+        model = DistributedDataParallel(layers())
+        built.append(weakref.ref(model))
+        return meshstage.torch.state(model=model, seen=0)
 
     with make() as ckpt:
         for step in ckpt.steps(None, 9, stage_every=2, build=build):
             with step:
                 numbers.append(step.number)
-                assert step.state is built[-1] and step.state["seen"] == step.number
+                assert step.state["model"] is built[-1]() and step.state["seen"] == step.number
                 step.state["seen"] += 1
                 if len(numbers) == 6:
                     raise LOSSES[loss]()

@@ -265,6 +265,9 @@ class Checkpointer:
         """The job is to end, on all ranks at the same step; ``steps`` then ends by itself."""
         self._get().request_termination()
 
+    def _throw_if_lost(self) -> None:
+        self._get().throw_if_lost()
+
     @property
     def ending(self) -> bool:
         """All ranks have agreed that the step that is staged next is the last."""

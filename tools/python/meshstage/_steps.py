@@ -1,6 +1,8 @@
 """The training loop around a Checkpointer: ``Checkpointer.steps``."""
 
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 #: The exit status that asks a launcher to start all ranks anew (tools/run).
 RESTART_ALL = 75
+_LOOK_AGAIN = 0.05  # seconds
 
 
 class Step:
@@ -55,6 +58,10 @@ class Step:
         """Makes this step the last one; for all ranks at the same step."""
         self._stopped = True
 
+    def _let_go(self, run: "_Run") -> None:
+        """Of the state, and of the error, whose traceback has the step's body: before build()."""
+        self.state, self._last, self._lost = None, run.last, None
+
     def __enter__(self) -> "Step":
         self._entered = True
         return self
@@ -76,6 +83,7 @@ def steps(
         raise InvalidArgument("stage_every is not positive")
     run = _Run(ckpt, state, max_losses, max_failed_steps, build)
     del state  # the run lets go of it before build() makes another
+    step = None
     while True:
         try:
             run.make_state()
@@ -107,7 +115,8 @@ def steps(
             if not run.is_loss(error):
                 raise
             run.lost(error)
-        step = None  # it has the state and the error, whose traceback has the step's body
+        if step is not None:  # the user's loop still has it
+            step._let_go(run)
         ckpt.rejoin()
 
 
@@ -182,6 +191,7 @@ class _Run:
     def lost(self, error: Exception) -> None:
         """Counts the loss. Drops the state if build() can make another; else, of a state on torch's
         process groups, raises SystemExit."""
+        self._wait_for_loss(error)
         last, self.last = self.last, self._empty
         try:  # a step that is complete all the same counts: another rank may have ended by it
             if last is not self._empty and last._inner.outcome_ready():
@@ -200,14 +210,35 @@ class _Run:
         user = _user_of_groups(self.state)
         if user:
             self._ckpt.close()  # the vault stays
-            cause = str(error).partition("\n")[0].partition(". ")[0]
-            self._ckpt._log(
-                True,
+            self._say(
                 f"rank {self._ckpt.rank} ends with status {RESTART_ALL}, and its launcher starts "
                 f"all ranks anew: {user}, and torch's process groups ended with the loss of a "
-                f"rank ({cause}). With steps(build=...) a process goes on",
+                f"rank ({error}). With steps(build=...) a process goes on",
             )
             raise SystemExit(RESTART_ALL)
+
+    def _wait_for_loss(self, error: Exception) -> None:
+        """torch may see the loss of a rank first. If the engine sees none for a deadline, all ranks
+        live, and the error is the user's: raises it. Waits for no rank, so it looks again and
+        again. Before recover(), in build(), there is nothing to look at."""
+        if isinstance(error, RejoinNeeded) or self.state is None:
+            return
+        until = time.monotonic() + self._ckpt._deadline
+        while True:
+            try:
+                self._ckpt._throw_if_lost()
+            except RejoinNeeded:
+                return
+            if time.monotonic() > until:
+                raise error
+            time.sleep(_LOOK_AGAIN)
+
+    def _say(self, text: str) -> None:
+        """The thread that hands on log lines has ended with the Checkpointer."""
+        try:
+            self._ckpt._log(True, text)
+        except Exception:
+            logging.getLogger("meshstage").exception("the log callback failed for: %s", text)
 
     def _count(self, staging: "Staging") -> str | None:
         if staging is self._empty:

@@ -225,6 +225,10 @@ class PythonCheckpointer {
   void request_termination() {
     call([](Checkpointer& ckpt) { ckpt.request_termination(); });
   }
+  /// group() throws the loss, once the generation has ended.
+  void throw_if_lost() {
+    call([](Checkpointer& ckpt) { (void)ckpt.group(); });
+  }
   bool ending() {
     return call([](Checkpointer& ckpt) { return ckpt.ending(); });
   }
@@ -404,6 +408,7 @@ void bind_checkpointer(nb::module_& module) {
       .def("tell_waiting", &PythonCheckpointer::tell_waiting)
       .def("persist_now", &PythonCheckpointer::persist_now)
       .def("request_termination", &PythonCheckpointer::request_termination)
+      .def("throw_if_lost", &PythonCheckpointer::throw_if_lost)
       .def("ending", &PythonCheckpointer::ending)
       .def("generation", &PythonCheckpointer::generation)
       .def("rank", &PythonCheckpointer::rank)
