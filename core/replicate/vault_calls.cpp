@@ -9,20 +9,34 @@ namespace meshstage::replicate {
 
 namespace {
 
+/// Removes slots of vaults that other ranks left on this host, and says so. Returns whether there
+/// may be room now.
+bool make_room(Engine& engine, const WantedImage& wanted, const OutOfMemory& why) {
+  std::uint64_t freed = 0;
+  // If a step is staged, all have agreed on what was recovered. The trainer removes the rest, and
+  // may do it just now.
+  const bool superseded = !wanted.spare && !engine.options.any_world;
+  if (wanted.spare) {
+    const std::array<ImageId, 2> needed{wanted.identity.id, *wanted.spare};
+    freed = engine.vault.remove_strays_but(needed);
+  } else if (superseded) {
+    freed = engine.vault.free_superseded();
+  }
+  if (freed > 0) {
+    engine.report.info("there was no room, so " + std::to_string(freed) +
+                       " bytes of earlier steps went: " + why.message());
+  }
+  return superseded || freed > 0;
+}
+
 WriteLease begin_write(Engine& engine, const WantedImage& wanted) {
   const auto begin = [&] {
     return engine.vault.begin_write(wanted.slot, wanted.identity, wanted.bytes);
   };
-  if (!wanted.spare) return begin();
   try {
     return begin();
   } catch (const OutOfMemory& e) {
-    const std::array<ImageId, 2> needed{wanted.identity.id, *wanted.spare};
-    const std::uint64_t freed = engine.vault.remove_strays_but(needed);
-    if (freed == 0) throw;
-    engine.report.info("there was no room, so " + std::to_string(freed) +
-                       " bytes of stray vaults went that have neither " + to_string(needed[0]) +
-                       " nor its base: " + e.message());
+    if (!make_room(engine, wanted, e)) throw;
   }
   return begin();
 }

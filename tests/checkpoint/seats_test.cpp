@@ -3,13 +3,11 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
-#include <numeric>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "tests/support/catch.hpp"
-#include "tests/support/failing_pace.hpp"
 #include "tests/support/hanging_store.hpp"
 #include "tests/support/in_process_job.hpp"
 #include "tests/support/job_steps.hpp"
@@ -22,7 +20,6 @@ namespace {
 namespace ms = meshstage;
 using ms::test::all_good;
 using ms::test::all_ranks;
-using ms::test::FailingPace;
 using ms::test::InProcessJob;
 using ms::test::recover_to;
 using ms::test::run_ranks;
@@ -73,76 +70,6 @@ TEST_CASE("after ranks changed their hosts the loss of either host is survived a
   job.live({1, 1, 0, 0}, 2, {});
   job.lose(lost);
   job.live({1, 1, 0, 0}, 2, {3});
-}
-
-namespace {
-
-/// Bytes that the vaults of a job hold that has staged three steps, a rank on each host.
-std::uint64_t bytes_of_three_steps(int world) {
-  SeatedJob job(world);
-  Seats seats(static_cast<std::size_t>(world));
-  std::iota(seats.begin(), seats.end(), 0);
-  job.live(seats, 0, {1, 2, 3});
-  return job.used();
-}
-
-}  // namespace
-
-TEST_CASE("ranks that change places need no room: what each is to have lies where it sits now") {
-  constexpr std::uint64_t kControlPages = 2 * 4096;
-  SeatedJob job(2, false, false, {.capacity = bytes_of_three_steps(2) + kControlPages});
-  job.live({0, 1}, 0, {1, 2, 3});
-  job.live({1, 0}, 3, {4, 5});
-  job.live({0, 1}, 5, {6}, true);
-  CHECK(job.files(0).size() + job.files(1).size() == 0);
-}
-
-TEST_CASE("ranks of one host that move to another find there what they need, each its own") {
-  const std::uint64_t used = [] {
-    SeatedJob job(4);
-    job.live(kBefore, 0, {1, 2, 3});
-    return job.used();
-  }();
-  constexpr std::uint64_t kControlPages = 4 * 4096;
-  SeatedJob job(4, false, false, {.capacity = used + kControlPages});
-  job.live(kBefore, 0, {1, 2, 3});
-  job.live({1, 1, 0, 0}, 3, {4}, true);
-}
-
-TEST_CASE(
-    "without room on the new hosts the error says what holds it, and the old seats still work") {
-  // Rank r's image lies on hosts r and r + 1. It moves to host r + 1, where its ward's never was.
-  constexpr std::uint64_t kPages = 8 * 4096;  // for control pages and headers
-  SeatedJob job(3, false, false, {.capacity = bytes_of_three_steps(3) + kPages});
-  job.live({0, 1, 2}, 0, {1, 2, 3});
-  const auto errors = run_ranks(all_ranks(3), [&](int rank) {
-    ms::Checkpointer ckpt(job.options(rank, (rank + 1) % 3));
-    (void)recover_to(ckpt, 3);
-  });
-  for (const auto& error : errors) {
-    CHECK_THAT(error, contains_text("out of memory: no room for slot"));
-    CHECK_THAT(error, contains_text("with each rank on its host of before"));
-  }
-  job.live({0, 1, 2}, 3, {4, 5}, true);
-}
-
-TEST_CASE("without room, slots go that have neither the chosen step nor its base") {
-  constexpr std::uint64_t kPages = 8 * 4096;  // for control pages and headers
-  SeatedJob job(3, false, false, {.capacity = bytes_of_three_steps(3) + kPages});
-  job.live({0, 1, 2}, 0, {1, 2, 3});
-  // Step 4 overwrites step 2, the base, and is not whole at rank 2.
-  all_good(run_ranks(all_ranks(3), [&](int rank) {
-    auto options = job.options(rank, rank);
-    FailingPace pace;
-    options.pace = &pace;
-    ms::Checkpointer ckpt(options);
-    (void)recover_to(ckpt, 3);
-    pace.fails = rank == 2;
-    auto staging = ckpt.stage(ms::test::state_of(rank, 4), 4);
-    const auto outcome = staging.outcome().get(ms::Deadline::after(std::chrono::seconds(20)));
-    ms::test::require(outcome == ms::Outcome::kFailed, "step 4 is complete");
-  }));
-  job.live({1, 2, 0}, 3, {4, 5}, true);
 }
 
 TEST_CASE("one host alone brings the step back to ranks that sit there all") {
