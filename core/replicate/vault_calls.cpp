@@ -15,7 +15,7 @@ bool make_room(Engine& engine, const WantedImage& wanted, const OutOfMemory& why
   std::uint64_t freed = 0;
   // If a step is staged, all have agreed on what was recovered. The trainer removes the rest, and
   // may do it just now.
-  const bool superseded = !wanted.spare && !engine.options.any_world;
+  const bool superseded = !wanted.spare && !engine.options.any_world && engine.vault.has_strays();
   if (wanted.spare) {
     const std::array<ImageId, 2> needed{wanted.identity.id, *wanted.spare};
     freed = engine.vault.remove_strays_but(needed);

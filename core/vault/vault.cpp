@@ -280,6 +280,11 @@ std::uint64_t Vault::remove_strays_but(std::span<const ImageId> needed) {
   return freed;
 }
 
+bool Vault::has_strays() const {
+  const MutexLock lock(state_->mutex);
+  return !state_->strays.empty();
+}
+
 std::uint64_t Vault::bytes_held() const {
   const MutexLock lock(state_->mutex);
   std::uint64_t bytes = 0;

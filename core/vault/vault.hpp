@@ -147,6 +147,9 @@ class MESHSTAGE_API Vault {
   /// mapped is freed with it. Returns the bytes removed. Throws Fenced, SystemError.
   std::uint64_t remove_strays_but(std::span<const ImageId> needed);
 
+  /// Whether the last take_strays() took any.
+  [[nodiscard]] bool has_strays() const;
+
   /// Bytes of this incarnation's slot files, headers included.
   [[nodiscard]] std::uint64_t bytes_held() const;
   /// Bytes of the slot files of all ranks of this rank's generation in the directory, but of each
