@@ -109,14 +109,19 @@ std::optional<ControlPage> control_of(const VaultState& mine, int rank) {
   return std::nullopt;
 }
 
-std::vector<int> ranks_that_take(const VaultState& mine, const StraySearch& search) {
-  std::vector<int> takers{mine.options.rank};
-  if (!search.needs) return takers;
+std::map<int, std::uint64_t> vaults_of(const VaultState& mine, std::uint64_t generation) {
+  std::map<int, std::uint64_t> incarnations{{mine.options.rank, mine.incarnation}};
   for (const int rank : other_ranks(mine)) {
     const auto page = control_of(mine, rank);
-    if (page && page->entered() == search.generation) takers.push_back(rank);
+    if (page && page->entered() == generation) incarnations.emplace(rank, page->newest());
   }
-  std::sort(takers.begin(), takers.end());
+  return incarnations;
+}
+
+std::vector<int> ranks_that_take(const VaultState& mine, const StraySearch& search) {
+  if (!search.needs) return {mine.options.rank};
+  std::vector<int> takers;
+  for (const auto& [rank, incarnation] : vaults_of(mine, search.generation)) takers.push_back(rank);
   return takers;
 }
 

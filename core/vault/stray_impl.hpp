@@ -1,6 +1,7 @@
 #pragma once
 // Vaults of other ranks of the job in this rank's directory. See stray.cpp.
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -29,6 +30,10 @@ std::vector<int> other_ranks(const VaultState& mine);
 
 /// The control page of another rank's vault in the directory; nothing if it cannot be used.
 std::optional<ControlPage> control_of(const VaultState& mine, int rank);
+
+/// The ranks of `generation` whose vaults lie in the directory, `mine` included, and the
+/// incarnation of each. The same at each of them.
+std::map<int, std::uint64_t> vaults_of(const VaultState& mine, std::uint64_t generation);
 
 /// The ranks of the search's generation that take strays in the vault's directory, ascending: the
 /// same at each of them. `mine` alone if the search does not say who needs what.

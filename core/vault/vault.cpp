@@ -235,7 +235,6 @@ std::vector<StraySlot> Vault::take_strays(const StraySearch& search) {
 bool Vault::move_stray(const StraySlot& from, SlotKey to) {
   const ImageIdentity& identity = from.image.identity;
   const int rank = state_->options.rank;
-  std::shared_ptr<detail::Slot> moved;
   {
     const MutexLock files(detail::lock_files_mutex());
     const MutexLock lock(state_->mutex);
@@ -252,20 +251,8 @@ bool Vault::move_stray(const StraySlot& from, SlotKey to) {
     }
     state_->control.raise_generation(std::max(identity.id.generation, identity.base.generation));
     if (!detail::move_in(*state_, **stray, from, to)) return false;
-    moved = state_->slots.at(to);
-    moved->writing = true;  // nobody else leases it while its pages are locked
   }
-  const auto give_back = [&] {
-    const MutexLock lock(state_->mutex);
-    moved->writing = false;
-  };
-  try {
-    state_->lock_pages(to, *moved);
-  } catch (...) {
-    give_back();
-    throw;
-  }
-  give_back();
+  lock_pages(read(to));  // the lease keeps the slot from being written meanwhile
   return true;
 }
 
@@ -293,11 +280,7 @@ std::uint64_t Vault::bytes_held() const {
 }
 
 std::uint64_t Vault::bytes_held_by_generation(std::uint64_t most) const {
-  std::map<int, std::uint64_t> incarnations{{state_->options.rank, state_->incarnation}};
-  for (const int rank : detail::other_ranks(*state_)) {
-    const auto page = detail::control_of(*state_, rank);
-    if (page && page->entered() == state_->control.entered()) incarnations[rank] = page->newest();
-  }
+  const auto incarnations = detail::vaults_of(*state_, state_->control.entered());
   std::map<int, std::uint64_t> held;
   for (const auto& [name, path] : state_->files_of_job()) {
     const auto at = incarnations.find(name.rank);

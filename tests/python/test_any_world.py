@@ -30,10 +30,7 @@ def start(directory: Path, ranks: int, step: int, cut: str) -> None:
     assert all(there), done.stdout
 
 
-def test_a_model_of_tp_and_fsdp2_goes_on_with_other_ranks_and_other_cuts(tmp_path):
-    dist = pytest.importorskip("torch.distributed")
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("this torch has no Gloo")
+def test_a_model_of_tp_and_fsdp2_goes_on_with_other_ranks_and_other_cuts(gloo, tmp_path):
     start(tmp_path, 3, 0, "fsdp")
     start(tmp_path, 4, 10, "tp+fsdp")
     start(tmp_path, 1, 20, "whole")
@@ -109,10 +106,7 @@ dist.destroy_process_group()
 """
 
 
-def test_a_dtensor_that_its_owner_has_cut_otherwise_is_refused_by_name(tmp_path):
-    dist = pytest.importorskip("torch.distributed")
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("this torch has no Gloo")
+def test_a_dtensor_that_its_owner_has_cut_otherwise_is_refused_by_name(gloo, tmp_path):
     program = tmp_path / "cut.py"
     program.write_text(UNPLACED)
     for ranks, said in ((1, "recovered"), (2, "refused: structure mismatch: ")):
@@ -148,10 +142,7 @@ dist.destroy_process_group()
 """
 
 
-def test_sharded_tensors_go_on_with_other_ranks_and_other_cuts(tmp_path):
-    dist = pytest.importorskip("torch.distributed")
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("this torch has no Gloo")
+def test_sharded_tensors_go_on_with_other_ranks_and_other_cuts(gloo, tmp_path):
     program = tmp_path / "sharded.py"
     program.write_text(SHARDED)
     for step, ranks in enumerate((2, 3, 1, 2)):

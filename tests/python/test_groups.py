@@ -72,23 +72,6 @@ def test_failures_of_groups_are_told_from_others():
     assert not is_group_failure(ValueError("gloo/"))
 
 
-@pytest.fixture
-def make(tmp_path):
-    made = []
-
-    def one(**options):
-        made.append(
-            meshstage.Checkpointer(
-                job="groups", directory=tmp_path, vault_directory=tmp_path, rank=0, world_size=1, **options
-            )
-        )
-        return made[-1]
-
-    yield one
-    for old in made:
-        old.close()
-
-
 LOSSES = {
     "ours": lambda: errors.PeerLost("rank 1 is gone"),
     "gloo's": lambda: RuntimeError("[/src/gloo/transport/tcp/pair.cc:5] Connection closed by peer"),

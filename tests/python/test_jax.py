@@ -8,27 +8,9 @@ jax = pytest.importorskip("jax")
 jnp = jax.numpy
 np = pytest.importorskip("numpy")
 
-import meshstage  # noqa: E402
 from meshstage import errors  # noqa: E402
 
 Adam = collections.namedtuple("Adam", "count mu")  # as optax has them
-
-
-@pytest.fixture
-def make(tmp_path):
-    made = []
-
-    def one():
-        for old in made:
-            old.close()
-        made.append(
-            meshstage.Checkpointer(job="jax", directory=tmp_path, vault_directory=tmp_path, rank=0, world_size=1)
-        )
-        return made[-1]
-
-    yield one
-    for old in made:
-        old.close()
 
 
 def state(value):

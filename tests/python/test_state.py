@@ -20,25 +20,6 @@ OPTIMIZERS = {
 }
 
 
-@pytest.fixture
-def make(tmp_path):
-    made = []
-
-    def one():
-        for old in made:
-            old.close()
-        made.append(
-            meshstage.Checkpointer(
-                job="state", directory=tmp_path, vault_directory=tmp_path, rank=0, world_size=1
-            )
-        )
-        return made[-1]
-
-    yield one
-    for old in made:
-        old.close()
-
-
 class Training:
     """A small model with frozen parameters, dropout, batch norm and a schedule."""
 

@@ -7,29 +7,7 @@ import pytest
 
 np = pytest.importorskip("numpy")
 
-import meshstage  # noqa: E402
 from meshstage import errors  # noqa: E402
-
-
-@pytest.fixture
-def make(tmp_path):
-    """Makes the job's only rank, anew each time: what a restart after a crash does."""
-    made = []
-
-    def one(**options):
-        for old in made:
-            old.close()
-        made.append(
-            meshstage.Checkpointer(
-                job="tree", directory=tmp_path, vault_directory=tmp_path, rank=0, world_size=1,
-                **options,
-            )
-        )  # fmt: skip
-        return made[-1]
-
-    yield one
-    for old in made:
-        old.close()
 
 
 def stage(ckpt, state, step=1):

@@ -22,8 +22,7 @@ namespace meshstage::test {
 class InProcessJob {
  public:
   static constexpr const char* kName = "in-process";
-  explicit InProcessJob(int world_size, MemoryFileSystemOptions disk = {})
-      : world_size_(world_size), disk_(disk) {
+  explicit InProcessJob(int world_size) : world_size_(world_size) {
     disk_.make_directories("/vault");
     disk_.make_directories("/disk");
   }

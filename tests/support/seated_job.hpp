@@ -21,9 +21,8 @@ inline std::string disk_of(int host) { return "/disk" + std::to_string(host); }
 
 class SeatedJob {
  public:
-  explicit SeatedJob(int world, bool files = false, bool local_disks = false,
-                     MemoryFileSystemOptions disk = {})
-      : job_(world, disk), files_(files), local_disks_(local_disks) {}
+  explicit SeatedJob(int world, bool files = false, bool local_disks = false)
+      : job_(world), files_(files), local_disks_(local_disks) {}
 
   /// `on_host`: so many ranks sit on that host.
   CheckpointerOptions options(int rank, int host, int on_host = 1) {
@@ -86,8 +85,6 @@ class SeatedJob {
     if (!job_.disk().stat(disk_of(host))) return {};
     return job_.disk().list(disk_of(host));
   }
-  /// Bytes of all files of all hosts.
-  [[nodiscard]] std::uint64_t used() { return job_.disk().used(); }
   std::string log() { return job_.log(); }
   void lose_store() { store_ = std::make_shared<InMemoryStore>(); }
 

@@ -285,15 +285,9 @@ class Structure {
         same = same && items.back().is(found.contents.values[values + i]);
       }
     }
-    switch (node.kind) {
-      case Kind::kList:
-        return list_of(items);
-      case Kind::kTuple:
-        return same ? found.nodes[index] : nb::object(nb::tuple(list_of(items)));
-      case Kind::kDict:
-        break;
-      case Kind::kOrderedDict:
-        break;
+    if (node.kind == Kind::kList) return list_of(items);
+    if (node.kind == Kind::kTuple) {
+      return same ? found.nodes[index] : nb::object(nb::tuple(list_of(items)));
     }
     nb::object dict = node.kind == Kind::kDict ? nb::object(nb::dict()) : types_->ordered_dict();
     for (std::size_t i = 0; i < items.size(); ++i) {

@@ -3,7 +3,7 @@
 
 namespace meshstage::python {
 
-/// TensorLibrary and Structure: states that were staged before, recognized and built again.
+/// KnownTypes and Structure: states that were staged before, recognized and built again.
 void bind_structure(nanobind::module_& module);
 
 }  // namespace meshstage::python
