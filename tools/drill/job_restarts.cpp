@@ -213,12 +213,12 @@ void Job::mind_second_start() {
   }
   bool ended = true;
   for (auto& rank : second_->ranks) {
+    if (!rank.process->end() && !rank.process->try_reap()) ended = false;
     rank.listen();
     if (rank.joined) {
       throw JobFailed(
           fmt::format("rank {} of a second start joined the healthy job", rank.process->rank()));
     }
-    if (!rank.process->end() && !rank.process->try_reap()) ended = false;
   }
   if (ended) return end_second_start();
   const std::int64_t patience =

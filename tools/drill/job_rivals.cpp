@@ -46,9 +46,10 @@ void Job::mind_rival() {
   bool joined = false;
   bool ended = true;
   for (auto& rank : rival_->ranks) {
+    // First whether it has ended: it may join, and be killed by its own fault, at any moment.
+    if (!rank.process->end() && !rank.process->try_reap()) ended = false;
     rank.listen();
     joined = joined || rank.joined;
-    if (!rank.process->end() && !rank.process->try_reap()) ended = false;
   }
   const bool seats_joined =
       std::any_of(seats_.begin(), seats_.end(), [](const auto& seat) { return seat->joined; });
