@@ -51,6 +51,28 @@ def test_the_module_links_nothing_of_python_libraries():
         assert not any(name in library for library in libraries), listed
 
 
+def test_a_wheel_for_others_brings_its_libraries():
+    from importlib import metadata
+
+    try:
+        about = metadata.distribution("meshstage")
+    except metadata.PackageNotFoundError:
+        pytest.skip("this package is the build tree's")
+    if "manylinux" not in (about.read_text("WHEEL") or ""):
+        pytest.skip("this package was not made by tools/wheel")
+    folder = str(about.locate_file("").resolve())
+    mapped = check("""
+        import ctypes, pathlib, meshstage
+        from meshstage import _meshstage
+        ctypes.CDLL(str(pathlib.Path(_meshstage.__file__).with_name("libmeshstage_gloo.so")))
+        print(pathlib.Path("/proc/self/maps").read_text())
+    """)
+    ours = ("gloo", "ibverbs", "nl-", "fmt", "xxhash", "hiredis")
+    found = {word for word in mapped.split() for name in ours if f"/lib{name}" in word}
+    assert any("/libgloo" in path for path in found), mapped
+    assert all(path.startswith(folder) for path in found), found
+
+
 @pytest.mark.parametrize("order", ["torch, meshstage.torch", "meshstage.errors, torch"])
 def test_either_import_order(order):
     pytest.importorskip("torch")
