@@ -245,7 +245,8 @@ TEST_CASE("figures that cannot be written or taken are reported once; the job go
   std::filesystem::create_directory(folder);
   {
     ms::Checkpointer ckpt(options);
-    std::filesystem::remove_all(folder);
+    // Renamed, not emptied: the writer may make a file there at any moment.
+    std::filesystem::rename(folder, directory.path() / "gone");
     (void)ms::test::recover_fresh(ckpt);
     ms::test::stage_all(ckpt, {1, 2, 3});
     ckpt.finish();
