@@ -64,13 +64,12 @@ void Job::trace(const Seat& seat, const Event& event) {
 void Job::handle(Seat& seat, const Event& event) {
   trace(seat, event);
   const std::string& what = event.what;
+  if (event.joins()) seat.joined = true;
   if (what == "begin") {
     seat.begun = event.step();
     for (const char* idle : {"", "complete", "failed", "persisted", "pruned"}) {
       if (seat.point == idle) seat.doing = "training";  // nothing else is under way
     }
-  } else if (what == "joined") {
-    seat.joined = true;
   } else if (what == "held") {
     seat.held = event.step();
   } else if (what == "trained") {

@@ -213,8 +213,7 @@ void Job::mind_second_start() {
   }
   bool ended = true;
   for (auto& rank : second_->ranks) {
-    if (!rank.process->end() && !rank.process->try_reap()) ended = false;
-    rank.listen();
+    if (!rank.has_ended()) ended = false;
     if (rank.joined) {
       throw JobFailed(
           fmt::format("rank {} of a second start joined the healthy job", rank.process->rank()));
@@ -245,8 +244,7 @@ void Job::begin_second_start(const Fault& fault) {
 void Job::end_second_start() {
   Second second = std::move(*second_);
   second_.reset();
-  for (auto& rank : second.ranks) {
-    rank.listen();
+  for (const auto& rank : second.ranks) {
     const End& end = *rank.process->end();
     const auto says = [&rank](const std::string& what) {
       return rank.said.find(what) != std::string::npos;

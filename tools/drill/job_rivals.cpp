@@ -46,9 +46,7 @@ void Job::mind_rival() {
   bool joined = false;
   bool ended = true;
   for (auto& rank : rival_->ranks) {
-    // First whether it has ended: it may join, and be killed by its own fault, at any moment.
-    if (!rank.process->end() && !rank.process->try_reap()) ended = false;
-    rank.listen();
+    if (!rank.has_ended()) ended = false;
     joined = joined || rank.joined;
   }
   const bool seats_joined =
@@ -101,8 +99,7 @@ void Job::drop_rival() {
 void Job::end_rival() {
   Rival rival = std::move(*rival_);
   rival_.reset();
-  for (auto& rank : rival.ranks) {
-    rank.listen();
+  for (const auto& rank : rival.ranks) {
     const End& end = *rank.process->end();
     const bool refused =
         !end.signalled && (end.code == kCouldNotGoOn || end.code == kFenced) &&

@@ -35,6 +35,9 @@ struct Event {
     return found == line.end() || found->is_null() ? otherwise : found->get<T>();
   }
   std::uint64_t step() const { return get<std::uint64_t>("step", 0); }
+  /// The rank has formed a generation. Its agent passes the first point of one maybe before its
+  /// trainer says "joined", and may be killed there.
+  bool joins() const { return what == "joined" || what == "point"; }
   /// The rank tells its trainer that step() is safe.
   bool completes() const { return what == "point" && get<std::string>("point", "") == "complete"; }
 };
@@ -101,9 +104,16 @@ struct Outsider {
       if (event.what == "fenced" || event.what == "failed") {
         said = event.what + ": " + event.get<std::string>("why", "");
       }
-      if (event.what == "joined") joined = true;
+      if (event.joins()) joined = true;
       if (event.completes()) complete = std::max(complete, event.step());
     }
+  }
+  /// Whether it has ended; if so, all that it said was heard. It may join, and die of its own
+  /// fault, at any moment, so it is reaped first and heard then.
+  bool has_ended() {
+    const bool ended = process->end() || process->try_reap();
+    listen();
+    return ended;
   }
 };
 
