@@ -46,7 +46,13 @@ std::optional<std::string> read_text(FileSystem& fs, const std::filesystem::path
     const std::size_t had = text.size();
     text.resize(had + kStep);
     const auto room = std::as_writable_bytes(std::span(text).subspan(had));
-    const std::size_t n = file->read_at(room, had);
+    std::size_t n = 0;
+    try {
+      n = file->read_at(room, had);
+    } catch (const SystemError& e) {
+      if (e.error_number() == ESRCH) return std::nullopt;
+      throw;
+    }
     text.resize(had + n);
     if (text.size() > max_bytes) throw SystemError("read", path.native(), EFBIG);
     if (n == 0) return text;

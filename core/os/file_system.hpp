@@ -145,8 +145,9 @@ class MESHSTAGE_API FileSystem {
 
 /// Writes all of `bytes`, also if single writes are short.
 MESHSTAGE_API void write_fully(File& file, std::span<const std::byte> bytes, std::uint64_t offset);
-/// The whole file as text, also where stat() gives size 0 (/proc). Nothing if it does not exist;
-/// SystemError (EFBIG) above `max_bytes`.
+/// The whole file as text, also where stat() gives size 0 (/proc). Nothing if it does not exist, or
+/// if the process or thread that it tells of ends while it is read; SystemError (EFBIG) above
+/// `max_bytes`.
 [[nodiscard]] MESHSTAGE_API std::optional<std::string> read_text(FileSystem& fs,
                                                                  const std::filesystem::path& path,
                                                                  std::size_t max_bytes = 1U << 20U);

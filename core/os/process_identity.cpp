@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <cerrno>
 #include <charconv>
 #include <random>
 
@@ -25,12 +24,7 @@ std::uint64_t draw_instance() {
 /// Field 22 of /proc/PID/stat; 0 if there is no such process, or only its zombie. The name in field
 /// 2 may contain anything, so count from its last ")".
 std::uint64_t start_time_of(const std::string& pid) {
-  std::optional<std::string> stat;
-  try {
-    stat = read_text(real_file_system(), "/proc/" + pid + "/stat");
-  } catch (const SystemError& e) {
-    if (e.error_number() != ESRCH) throw;  // it ended between open and read
-  }
+  const auto stat = read_text(real_file_system(), "/proc/" + pid + "/stat");
   if (!stat) return 0;
   std::size_t at = stat->rfind(')');
   if (at == std::string::npos || at + 2 >= stat->size()) return 0;

@@ -348,6 +348,17 @@ TEST_CASE("faults hit the call they were meant for, once, and short writes are c
   REQUIRE(fs.list("/") == std::vector<std::string>{"a"});
 }
 
+TEST_CASE("a file of a process that ends while it is read is one that does not exist") {
+  MemoryFileSystem inner;
+  create(inner, "/stat", "4711 (ms-loop) S 1");
+  meshstage::FaultyFileSystem fs(inner);
+  fs.fail(meshstage::FileOperation::kReadAt, 2, ESRCH);  // as /proc says it
+  REQUIRE_FALSE(meshstage::read_text(fs, "/stat"));
+  fs.fail(meshstage::FileOperation::kReadAt, 1, EIO);
+  REQUIRE(error_of([&] { (void)meshstage::read_text(fs, "/stat"); }) == EIO);
+  REQUIRE(contents(fs, "/stat") == "4711 (ms-loop) S 1");
+}
+
 TEST_CASE("a system error says call, path and errno") {
   try {
     (void)meshstage::real_file_system().open("/no such directory/x", OpenMode::kRead);

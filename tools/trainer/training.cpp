@@ -4,8 +4,6 @@
 #include <array>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 #include <string>
 #include <system_error>
@@ -14,6 +12,7 @@
 
 #include <meshstage/core/comm/collectives.hpp>
 #include <meshstage/core/generation/number.hpp>
+#include <meshstage/core/os/file_system.hpp>
 
 namespace trainer {
 namespace ms = meshstage;
@@ -32,8 +31,8 @@ std::vector<std::string> threads() {
   constexpr unsigned kEnding = 0x4;  // PF_EXITING, among the flags of proc(5)'s stat
   std::vector<std::string> names;
   for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
-    std::ifstream file(task.path() / "stat");
-    const std::string stat{std::istreambuf_iterator<char>(file), {}};
+    const std::string stat =
+        ms::read_text(ms::real_file_system(), task.path() / "stat").value_or("");
     const auto name_begin = stat.find('(');
     const auto name_end = stat.rfind(')');  // a name may hold spaces
     if (name_begin == std::string::npos || name_end == std::string::npos) continue;
