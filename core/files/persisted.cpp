@@ -248,7 +248,8 @@ std::size_t prune(FileSystem& fs, const std::filesystem::path& directory, std::s
 
 struct MappedFile::State {
   std::filesystem::path path;
-  Mapping mapping;
+  std::span<const std::byte> bytes;
+  std::shared_ptr<const void> keep;
 };
 
 MappedFile::MappedFile(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -267,11 +268,18 @@ std::shared_ptr<const MappedFile> MappedFile::open_own(FileSystem& fs,
 std::shared_ptr<const MappedFile> MappedFile::map(File& file, const std::filesystem::path& path) {
   const std::uint64_t size = file.stat().size;
   if (size == 0) throw make_error<CorruptData>(path.native() + " is empty", {}, {}, path.native());
-  auto state = std::make_unique<State>(State{path, Mapping(file, size, MapAccess::kRead, true)});
+  const auto mapping = std::make_shared<const Mapping>(file, size, MapAccess::kRead, true);
+  return part_of(path, mapping->bytes(), mapping);
+}
+
+std::shared_ptr<const MappedFile> MappedFile::part_of(std::filesystem::path path,
+                                                      std::span<const std::byte> bytes,
+                                                      std::shared_ptr<const void> keep) {
+  auto state = std::make_unique<State>(State{std::move(path), bytes, std::move(keep)});
   return std::shared_ptr<const MappedFile>(new MappedFile(std::move(state)));
 }
 
-std::span<const std::byte> MappedFile::bytes() const noexcept { return state_->mapping.bytes(); }
+std::span<const std::byte> MappedFile::bytes() const noexcept { return state_->bytes; }
 const std::filesystem::path& MappedFile::path() const noexcept { return state_->path; }
 
 std::filesystem::path default_directory(std::string_view job, std::uint32_t uid,

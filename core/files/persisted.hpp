@@ -77,9 +77,9 @@ MESHSTAGE_API std::size_t prune(FileSystem& fs, const std::filesystem::path& dir
                                 const std::function<bool(int writer)>& removes,
                                 ImageId persisted_everywhere, std::size_t keep = 0);
 
-/// A whole file, mapped read-only. A caller that keeps views of bytes() must also keep the pointer.
-/// The file's name may be removed meanwhile, but its contents must not change; a published image
-/// never changes. Threads: any.
+/// A whole file, or a part of one, mapped read-only. A caller that keeps views of bytes() must also
+/// keep the pointer. The file's name may be removed meanwhile, but its contents must not change; a
+/// published image never changes. Threads: any.
 class MESHSTAGE_API MappedFile {
  public:
   /// Throws NotFound, CorruptData if the file is empty, and IoError. A directory, a pipe and the
@@ -90,6 +90,10 @@ class MESHSTAGE_API MappedFile {
   /// wrong, for a link and for a file that another user owns or may write to.
   [[nodiscard]] static std::shared_ptr<const MappedFile> open_own(
       FileSystem& fs, const std::filesystem::path& path);
+  /// Part of a file that is mapped already: `bytes`, which stay readable as long as `keep` lives.
+  [[nodiscard]] static std::shared_ptr<const MappedFile> part_of(std::filesystem::path path,
+                                                                 std::span<const std::byte> bytes,
+                                                                 std::shared_ptr<const void> keep);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;

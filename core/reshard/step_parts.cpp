@@ -8,6 +8,7 @@
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/little_endian.hpp>
 #include <meshstage/core/files/persisted.hpp>
+#include <meshstage/core/image/image.hpp>
 #include <meshstage/core/reshard/assembly_impl.hpp>
 #include <meshstage/core/reshard/assembly_parts.hpp>
 #include <meshstage/core/reshard/open_image_impl.hpp>
@@ -40,6 +41,18 @@ StepOnDisk StepParts::find(FileSystem& fs, const std::filesystem::path& director
     step.files.at(static_cast<std::size_t>(name.rank)).push_back(image.path);
   }
   return step;
+}
+
+void StepParts::add_images(StepOnDisk& step, std::string_view job,
+                           const std::vector<std::shared_ptr<const MappedFile>>& proven) {
+  for (const auto& image : proven) {
+    const ImageIdentity who = read_info(image->bytes()).identity;
+    if (who.job != job || who.id != step.id || who.world_size != step.world_size) continue;
+    auto& files = step.files.at(static_cast<std::size_t>(who.rank));
+    if (std::find(files.begin(), files.end(), image->path()) == files.end()) {
+      files.insert(files.begin(), image->path());
+    }
+  }
 }
 
 std::unique_ptr<StepStates> StepParts::open(

@@ -41,6 +41,10 @@ struct MESHSTAGE_API StepParts {
   /// The files of that step in the directory, whichever ranks' they are. Reads names only.
   [[nodiscard]] static StepOnDisk find(FileSystem& fs, const std::filesystem::path& directory,
                                        std::string_view job, ImageId id, int world_size);
+  /// Puts the images of that step in `proven` before the step's other files, unless they are among
+  /// them: images that lie elsewhere than in its directory.
+  static void add_images(StepOnDisk& step, std::string_view job,
+                         const std::vector<std::shared_ptr<const MappedFile>>& proven);
   /// Like the constructor, but leaves out the ranks of which no file is sound. `crew`, which must
   /// outlive the states, proves; `read` is called on its threads, once at a time. `proven`: files
   /// of which the caller has proven each byte; those of the step are used as they are mapped there,

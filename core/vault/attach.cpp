@@ -88,6 +88,26 @@ Outcome make(VaultState& state, std::uint64_t incarnation) {
   }
 }
 
+/// Whether a slot of that incarnation has an image that stays where it is: see
+/// VaultOptions::keeps_all_but. The caller holds the incarnation's lock, so no owner writes there.
+bool keeps_images_of(const VaultState& state, std::uint64_t incarnation) {
+  const auto world_size = state.options.keeps_all_but;
+  if (!world_size) return false;
+  const auto keeps = [&](const VaultFile& file) {
+    if (file.name.kind != VaultFileKind::kSlot || file.name.incarnation != incarnation)
+      return false;
+    try {
+      const SlotInfo info = read_header(*open_private(state.fs, file.path));
+      return info.state == SlotState::kSealed && info.image.identity.world_size != *world_size;
+    } catch (const SystemError& e) {
+      if (!is_missing(e)) throw;
+      return false;
+    }
+  };
+  const auto files = state.files();
+  return std::any_of(files.begin(), files.end(), keeps);
+}
+
 [[noreturn]] void throw_taken(const VaultState& state) {
   throw make_error<Fenced>(
       vault_name(state) + " was taken in epoch " + std::to_string(state.control.epoch()) +
@@ -127,6 +147,11 @@ void become_owner(VaultState& state) {
     if (options.epoch != 0 && state.control.epoch() >= options.epoch) throw_taken(state);
     const std::uint64_t newest = newest_incarnation(state);
     Outcome outcome = newest == 0 ? Outcome::kOwnerLives : take_over(state, newest);
+    std::unique_ptr<File> left;  // the lock of an incarnation that stays as it is
+    if (outcome == Outcome::kMine && keeps_images_of(state, newest)) {
+      left = std::move(state.lock_file);
+      outcome = Outcome::kOwnerLives;
+    }
     state.taken_over = outcome == Outcome::kMine;
     state.incarnation = newest;
     if (outcome == Outcome::kOwnerLives) {

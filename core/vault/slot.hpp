@@ -2,6 +2,7 @@
 #include <compare>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <span>
@@ -46,15 +47,17 @@ struct SlotInfo {
   return key.owner_rank == vault_rank ? image.image_bytes : image.replica_bytes();
 }
 
-/// A mapped, sealed slot of a stray vault. No process changes its bytes while the vault that took
-/// it has it. The bytes can be read as long as `keep` lives; the caller must verify them.
+/// A mapped, sealed slot of a stray vault, or of an older incarnation. No process changes its bytes
+/// while the vault that took it has it. The bytes can be read as long as `keep` lives; the caller
+/// must verify them.
 struct StraySlot {
   int vault = 0;    ///< The rank whose vault it is.
   SlotKey key;      ///< An image of that rank if key.owner_rank is `vault`, else a replica.
   ImageInfo image;  ///< As the header says.
   std::span<const std::byte> bytes;
   std::shared_ptr<const void> keep;
-  std::uint64_t incarnation = 0;  ///< Of that vault.
+  std::uint64_t incarnation = 0;    ///< Of that vault.
+  std::filesystem::path path = {};  ///< Of the slot's file, when it was mapped.
 };
 
 namespace detail {

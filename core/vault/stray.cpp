@@ -160,8 +160,7 @@ std::optional<Stray> take_stray(const VaultState& mine, int rank, const StraySea
   return stray;
 }
 
-std::vector<StraySlot> slots_of(const Stray& stray) {
-  const VaultState& vault = *stray.vault;
+std::vector<StraySlot> mapped_older_slots(const VaultState& vault) {
   std::vector<StraySlot> slots;
   for (const OlderSlot& found : older_slots(vault)) {
     const auto bytes = stored_bytes(found.key, vault.options.rank, found.image);
@@ -170,7 +169,8 @@ std::vector<StraySlot> slots_of(const Stray& stray) {
       const auto mapping =
           std::make_shared<const Mapping>(*file, kHeaderBytes + bytes, MapAccess::kRead);
       slots.push_back({vault.options.rank, found.key, found.image,
-                       mapping->bytes().subspan(kHeaderBytes, bytes), mapping, found.incarnation});
+                       mapping->bytes().subspan(kHeaderBytes, bytes), mapping, found.incarnation,
+                       found.path});
     } catch (const SystemError& e) {
       if (!is_missing(e)) throw;
     }

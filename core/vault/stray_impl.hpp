@@ -46,8 +46,9 @@ int taker_of(int rank, std::span<const int> takers, const StraySearch& search);
 /// Call with lock_files_mutex() held.
 std::optional<Stray> take_stray(const VaultState& mine, int rank, const StraySearch& search);
 
-/// The stray's sealed slots, whose bytes no process changes; mapped, not verified.
-std::vector<StraySlot> slots_of(const Stray& stray);
+/// The sealed slots of incarnations older than the vault's own (of a stray: of all), whose bytes no
+/// process changes; mapped, not verified.
+std::vector<StraySlot> mapped_older_slots(const VaultState& vault);
 
 /// If the stray's lock is held, makes the file of `from` the slot `to` of `mine`, which has no
 /// lease and no image that is needed. If it throws, `to` has no image and the stray still has its

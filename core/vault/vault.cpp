@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
 namespace meshstage {
@@ -171,7 +172,9 @@ VaultPageLocks Vault::page_locks() const {
 std::vector<SlotKey> Vault::adopt_older() {
   std::vector<SlotKey> filled;
   state_->check_owned();
+  const auto keeps_all_but = state_->options.keeps_all_but;
   for (const detail::OlderSlot& from : detail::older_slots(*state_)) {
+    if (keeps_all_but && from.image.identity.world_size != *keeps_all_but) continue;
     std::optional<SlotKey> to;
     {
       const MutexLock files(detail::lock_files_mutex());
@@ -205,6 +208,28 @@ bool Vault::copy_in(const detail::OlderSlot& from, SlotKey to) {
   return false;
 }
 
+std::vector<StraySlot> Vault::left_by_others() const {
+  const auto world_size = state_->options.keeps_all_but;
+  if (!world_size) return {};
+  state_->check_owned();
+  auto slots = detail::mapped_older_slots(*state_);
+  std::erase_if(
+      slots, [&](const StraySlot& slot) { return slot.image.identity.world_size == *world_size; });
+  return slots;
+}
+
+std::uint64_t Vault::bytes_left() const {
+  const auto incarnations = detail::vaults_of(*state_, state_->control.entered());
+  std::uint64_t bytes = 0;
+  for (const auto& [name, path] : state_->files_of_job()) {
+    const auto at = incarnations.find(name.rank);
+    const bool present = at != incarnations.end() && name.incarnation == at->second;
+    if (name.kind != detail::VaultFileKind::kSlot || present) continue;
+    if (const auto stat = state_->fs.stat(path)) bytes += stat->size;
+  }
+  return bytes;
+}
+
 std::vector<StraySlot> Vault::take_strays(const StraySearch& search) {
   std::vector<StraySlot> slots;
   const MutexLock files(detail::lock_files_mutex());
@@ -221,7 +246,7 @@ std::vector<StraySlot> Vault::take_strays(const StraySearch& search) {
     try {
       auto stray = detail::take_stray(*state_, rank, search);
       if (!stray) continue;
-      for (auto& slot : detail::slots_of(*stray)) slots.push_back(std::move(slot));
+      for (auto& slot : detail::mapped_older_slots(*stray->vault)) slots.push_back(std::move(slot));
       state_->strays.push_back(std::make_shared<detail::Stray>(std::move(*stray)));
     } catch (const InvalidState& e) {  // another user's, of another world, taken since
       leave_alone(e);
@@ -305,14 +330,15 @@ bool is_let_go(FileSystem& fs, const std::filesystem::path& path) {
   }
 }
 
-/// Removes the files of this job and rank below incarnation `below`: slots, and lock and temporary
-/// files that nobody holds (`all`: also those that somebody does). Not the own lock file, nor the
-/// control page. Returns the bytes freed.
-std::uint64_t remove_files(const detail::VaultState& state, std::uint64_t below, bool all) {
+/// Removes the files of this job and rank below incarnation `below`, but not of those in `kept`:
+/// slots, and lock and temporary files that nobody holds (`all`: also those that somebody does).
+/// Not the own lock file, nor the control page. Returns the bytes freed.
+std::uint64_t remove_files(const detail::VaultState& state, std::uint64_t below, bool all,
+                           const std::set<std::uint64_t>& kept = {}) {
   using detail::VaultFileKind;
   std::uint64_t freed = 0;
   for (const auto& [name, path] : state.files()) {
-    if (name.incarnation >= below) continue;
+    if (name.incarnation >= below || kept.contains(name.incarnation)) continue;
     if (name.kind == VaultFileKind::kSlot) {
       const auto stat = state.fs.stat(path);
       if (state.fs.unlink(path) && stat) freed += stat->size;
@@ -330,7 +356,11 @@ std::uint64_t Vault::free_superseded(ImageId recovered) {
   const MutexLock files(detail::lock_files_mutex());
   const MutexLock lock(state_->mutex);
   state_->check_owned();
-  std::uint64_t freed = remove_files(*state_, state_->incarnation, false);
+  std::set<std::uint64_t> kept;
+  for (const StraySlot& slot : left_by_others()) {
+    if (slot.image.identity.id > recovered) kept.insert(slot.incarnation);
+  }
+  std::uint64_t freed = remove_files(*state_, state_->incarnation, false, kept);
   for (const auto& stray : state_->strays) {
     if (stray->newest_other <= recovered) freed += detail::remove(*stray, false);
   }

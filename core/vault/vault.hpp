@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -25,6 +26,10 @@ struct VaultOptions {
   /// The epoch in which this process takes the vault. It must be above every earlier one, or
   /// attach() refuses. 0: the next one.
   std::uint64_t epoch = 0;
+  /// Given, the job's number of ranks: images of another number stay in memory as they are.
+  /// attach() takes over no incarnation that has one, but makes a new one beside it, and
+  /// adopt_older() leaves such images where they are. left_by_others() has them.
+  std::optional<int> keeps_all_but = {};
   /// For tests: called at named points, on the thread that passes them: "slot-word-loaded", between
   /// the load of a slot's word and its compare-and-swap.
   std::function<void(std::string_view)> observer = {};
@@ -126,6 +131,14 @@ class MESHSTAGE_API Vault {
   /// Fenced, SystemError.
   std::vector<SlotKey> adopt_older();
 
+  /// With VaultOptions::keeps_all_but: the sealed images of other numbers of ranks in this rank's
+  /// older incarnations, the newest first; else none. No process changes their bytes. They stay
+  /// until free_superseded() or remove_all(). Throws Fenced, SystemError.
+  [[nodiscard]] std::vector<StraySlot> left_by_others() const;
+  /// Bytes of the job's slots in the directory that are in no vault of this rank's generation: of
+  /// older incarnations, and of strays. Throws SystemError.
+  [[nodiscard]] std::uint64_t bytes_left() const;
+
   /// Takes *stray* vaults: those of this job, in this directory, of other ranks, that no process of
   /// the search's generation has. Every rank of that generation must call note_generation() before
   /// any rank calls this, and each must call it, because one rank takes each vault. Returns the
@@ -158,7 +171,8 @@ class MESHSTAGE_API Vault {
   /// Removes the slots of older incarnations (a process that still maps them is safe), the lock
   /// files of incarnations whose owner is dead, and the taken strays that no living process owns. A
   /// stray with an image of another world size that is newer than `recovered` stays until
-  /// remove_all(), because the job went on from an older step. Call it once recover() has agreed.
+  /// remove_all(), because the job went on from an older step; so does an older incarnation with
+  /// an image of left_by_others() that new. Call it once recover() has agreed.
   /// Returns the bytes freed.
   std::uint64_t free_superseded(ImageId recovered = kNoImage);
   /// Removes every file of this job and rank, older incarnations' too, and those of the strays that

@@ -96,6 +96,38 @@ TEST_CASE("attach: each call failing leaves a vault that attaches, with its slot
   }
 }
 
+TEST_CASE("attach beside images that stay: each call failing leaves them, and one incarnation") {
+  for (const int error : {EIO, EACCES, EMFILE, ENOSPC}) {
+    MemoryFileSystem disk;
+    FaultyFileSystem fs(disk);
+    const auto attach_for_three = [](meshstage::FileSystem& by) {
+      return Vault::attach(
+          {.job = "gpt2", .rank = 2, .directory = "/vault", .fs = &by, .keeps_all_but = 3});
+    };
+    const int failed = fail_each(
+        fs, error,
+        [&] {
+          for (const auto& name :
+               disk.stat("/vault") ? disk.list("/vault") : std::vector<std::string>()) {
+            disk.unlink("/vault/" + name);
+          }
+          {
+            auto left = attach(disk);
+            write_image(left, {2, 0}, identity_of("gpt2", 2, {1, 5}), 100);
+          }
+          (void)attach_for_three(fs);
+        },
+        [&](bool) {
+          auto vault = attach_for_three(disk);
+          REQUIRE(vault.incarnation() == 2);
+          const auto kept = vault.left_by_others();
+          REQUIRE(kept.size() == 1);
+          REQUIRE(is_filled_with(kept[0].bytes, 5));
+        });
+    REQUIRE(failed >= 8);
+  }
+}
+
 TEST_CASE(
     "begin_write: each call failing leaves the other slot alone and this one to be begun again") {
   for (const int error : {EIO, ENOSPC, ENOMEM, EMFILE}) {
