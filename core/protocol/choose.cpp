@@ -16,6 +16,8 @@ const char* to_string(Place place) noexcept {
       return "holder memory";
     case Place::kStray:
       return "stray vault";
+    case Place::kKept:
+      return "kept memory";
     case Place::kOwnFile:
     case Place::kHeldFile:
       return "disk";
@@ -47,8 +49,8 @@ std::vector<bool> wholeness(std::span<const Claim> claims) {
     for (const Claim* by : copies[{claim.id, wanted.rank}]) {
       const auto& lent_there = by->lent;
       if (std::find(lent_there.begin(), lent_there.end(), mine) == lent_there.end()) return false;
-      there = there || by->place == Place::kOwnSlot ||
-              (by->place == Place::kStray && by->vault == by->owner);
+      there =
+          there || by->place == Place::kOwnSlot || (is_left(by->place) && by->vault == by->owner);
     }
     return there;
   };

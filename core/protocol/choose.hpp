@@ -29,6 +29,9 @@ enum class Place : std::uint8_t {
   kOwnFile,   ///< on the disk of the rank whose image it is
   kHeldFile,  ///< on the disk of another rank
   kStray,     ///< in a stray vault: on the claimer's host, of a rank that sits elsewhere now
+  /// of another number of ranks, in memory on the claimer's host where nobody writes: it stays
+  /// there until a step of this number is complete
+  kKept,
 };
 [[nodiscard]] constexpr bool is_file(Place place) noexcept {
   return place == Place::kOwnFile || place == Place::kHeldFile;
@@ -38,7 +41,12 @@ enum class Place : std::uint8_t {
   return place == Place::kOwnSlot || place == Place::kHeldSlot;
 }
 
-/// "own memory", "holder memory", "stray vault", "disk": as the drill prints it.
+/// A slot of another vault than the claimer's present one: Claim::vault says whose.
+[[nodiscard]] constexpr bool is_left(Place place) noexcept {
+  return place == Place::kStray || place == Place::kKept;
+}
+
+/// "own memory", "holder memory", "stray vault", "kept memory", "disk": as the drill prints it.
 MESHSTAGE_API const char* to_string(Place place) noexcept;
 
 /// One image, or replica of an image, whose digests were verified just now.
@@ -56,10 +64,10 @@ struct Claim {
   std::vector<Loan> borrowed{};
   /// The loans that this image lends to replicas of other ranks, by borrower.
   std::vector<Loan> lent{};
-  int vault = -1;  ///< kStray: the rank whose vault it is
+  int vault = -1;  ///< kStray, kKept: the rank whose vault it is
   /// True if this copy is without what the image borrows: a replica, in memory.
   [[nodiscard]] bool is_replica() const noexcept {
-    return place == Place::kHeldSlot || (place == Place::kStray && vault != owner);
+    return place == Place::kHeldSlot || (is_left(place) && vault != owner);
   }
   /// Whether this copy borrows something.
   [[nodiscard]] bool needs_lenders() const noexcept { return is_replica() && !borrowed.empty(); }

@@ -26,7 +26,7 @@ namespace meshstage::protocol {
 /// may say which blocks the slot holds, a StreamStart that masks say which travel; Overdue. 5:
 /// Publish and Published. 6: a Published says whose images were written. 7: AskDisk::up_to.
 /// 8: Moved. 9: StreamStart::connections.
-inline constexpr std::uint16_t kWireVersion = 9;
+inline constexpr std::uint16_t kWireVersion = 10;
 inline constexpr std::size_t kWireHeaderBytes = 32;
 /// The bytes that a claim takes in a message.
 [[nodiscard]] MESHSTAGE_API std::size_t encoded_bytes(const Claim& claim) noexcept;

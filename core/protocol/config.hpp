@@ -24,13 +24,16 @@ struct Rules {
   bool look = true;           ///< 12: the root asks the Store after the last yes, then decides
   /// 5b: nothing is chosen unless it is newer than all claims left out
   bool beyond_unknown = true;
-  bool ask_beyond = true;         ///< 5b: the root asks for claims left out until a step is covered
-  bool newest_covered = true;     ///< 5b: the newest covered step, not the newest marked complete
-  bool old_if_newer = true;       ///< 5b: an old job's step is taken only if nothing is as new
-  bool publish_old = true;        ///< 5b: an old job's newest step in memory is put on disk first
-  bool prove_old = true;          ///< 5b: each file of an old job's step was proven by some rank
-  bool look_old = true;           ///< 5b: what no rank claimed of an old step the root proves
-  bool old_anywhere = true;       ///< 5b: a file of an old job counts on whichever disk it lies
+  bool ask_beyond = true;      ///< 5b: the root asks for claims left out until a step is covered
+  bool newest_covered = true;  ///< 5b: the newest covered step, not the newest marked complete
+  bool old_if_newer = true;    ///< 5b: an old job's step is taken only if nothing is as new
+  bool publish_old = true;     ///< 5b: an old job's newest step in memory is put on disk first
+  bool prove_old = true;       ///< 5b: each file of an old job's step was proven by some rank
+  bool look_old = true;        ///< 5b: what no rank claimed of an old step the root proves
+  bool old_anywhere = true;    ///< 5b: a file of an old job counts on whichever disk it lies
+  bool count_kept = true;      ///< 5b: an old job's image that is kept in memory counts like a file
+  bool keep_old = true;        ///< 5b: it stays until a step of this number is complete, ...
+  bool keep_old_replicas = true;  ///< 5b: ... and so do its replicas
   bool whole_claims = true;       ///< 5b: a replica counts only with what it borrows
   bool found_anywhere = true;     ///< 14: an image counts wherever it lies, in whosever vault
   bool restore_holders = true;    ///< 5c: redundancy is whole again at owner and holder

@@ -7,13 +7,14 @@
 
 #include "transition_impl.hpp"
 
-/// Rule 5b for a step of another number of ranks. A job goes on from such a step by its files
-/// alone, in one directory of all ranks or on each host's own disk. The ranks that share a
-/// directory have proven a part of its files each. If a newer step lies in memory, its ranks make
-/// files of the images first: Publish comes down, each rank writes, Published climbs, the root
-/// looks at its directory and chooses. First the owners' own images are written. If there is no
-/// file of every rank's image then, all do the same again with the replicas, which also serve where
-/// an own image is lost or rots.
+/// Rule 5b for a step of another number of ranks. A job goes on from such a step by its files, in
+/// one directory of all ranks or on each host's own disk, and by images that its ranks keep in
+/// memory where nobody writes (Place::kKept). The ranks that share a directory have proven a part
+/// of its files each. If a newer step lies in other memory, its ranks make files of the images
+/// first: Publish comes down, each rank writes, Published climbs, the root looks at its directory
+/// and chooses. First the owners' own images are written. If there is no file of every rank's image
+/// then, all do the same again with the replicas, which also serve where an own image is lost or
+/// rots.
 namespace meshstage::protocol {
 
 using Phase = Recovery::Phase;
@@ -74,23 +75,40 @@ void add_written(Recovery& recovery, const std::vector<int>& ranks) {
 
 }  // namespace
 
-OldStep newest_old_on_disk(const Turn& turn) {
+OldStep newest_old(const Turn& turn, ImageId covered) {
   const Recovery& recovery = turn.s.recovery;
   if (!turn.rule().prove_old && !recovery.named.empty()) return recovery.named.back();
-  std::map<std::pair<ImageId, int>, std::set<int>> proven;  // by step and number of ranks: whose
+  struct Owners {
+    std::set<int> in_files, in_files_or_kept;
+  };
+  std::map<std::pair<ImageId, int>, Owners> proven;  // by step and number of ranks: whose
+  const auto add_file = [&](const OldStep& of, int owner) {
+    Owners& owners = proven[{of.id, of.world_size}];
+    owners.in_files.insert(owner);
+    owners.in_files_or_kept.insert(owner);
+  };
   for (const Claim& claim : recovery.others) {
-    if (is_file(claim.place)) proven[{claim.id, claim.world_size}].insert(claim.owner);
+    if (is_file(claim.place)) add_file({claim.id, claim.world_size}, claim.owner);
   }
-  proven[{recovery.publishing.id, recovery.publishing.world_size}].insert(recovery.written.begin(),
-                                                                          recovery.written.end());
+  for (const int owner : recovery.written) add_file(recovery.publishing, owner);
+  for (const Claim& claim : complete(turn, recovery.others)) {
+    // A replica that borrows is not read from where it lies: it becomes a file first.
+    if (claim.place != Place::kKept || claim.needs_lenders() || !turn.rule().count_kept) continue;
+    proven[{claim.id, claim.world_size}].in_files_or_kept.insert(claim.owner);
+  }
   OldStep newest = recovery.old;
   for (const auto& [of, owners] : proven) {
     const OldStep step{of.first, of.second};
+    if (step.id <= newest.id) continue;
     const auto& named = recovery.named;
     const bool counts =
         turn.rule().old_anywhere || std::find(named.begin(), named.end(), step) != named.end();
-    const bool whole = owners.size() == static_cast<std::size_t>(step.world_size);
-    if (step.id > newest.id && whole && counts) newest = step;
+    const auto all = static_cast<std::size_t>(step.world_size);
+    const bool not_passed = !covered.exists() || covered.step < step.id.step;
+    const bool whole = owners.in_files.size() == all
+                           ? counts
+                           : owners.in_files_or_kept.size() == all && not_passed;
+    if (whole) newest = step;
   }
   return newest;
 }

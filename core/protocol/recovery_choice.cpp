@@ -171,7 +171,7 @@ void choose_at_root(Turn& turn) {
   const std::vector<Claim> whole = complete(turn, claims);
   Choice choice;
   choice.id = choose(whole, world, apart);
-  recovery.old = newest_old_on_disk(turn);
+  recovery.old = newest_old(turn, choice.id);
   const ImageId taken = std::max(choice.id, recovery.old.id);
   if (publish_first(turn, taken, choice.id) || look_first(turn, taken)) return;
   const ImageId newer = choose(complete(turn, recovery.claims), world, apart);

@@ -116,9 +116,10 @@ void on(Turn& turn, int from, const Published& published);
 /// lets all ranks put it on disk; then choose_at_root() is called again. Else returns false, and
 /// Recovery::unpublished says why, if there is such a step.
 bool publish_first(Turn& turn, ImageId taken, ImageId covered);
-/// At the root: the newest step of another number of ranks that its directory names whole, each
-/// file of which a rank has proven in this recovery.
-[[nodiscard]] OldStep newest_old_on_disk(const Turn& turn);
+/// At the root: the newest step of another number of ranks of which a rank has proven, in this
+/// recovery, a file of each old rank's image. An image that is kept in memory counts like a file if
+/// the step has a larger number than what this number of ranks has `covered`.
+[[nodiscard]] OldStep newest_old(const Turn& turn, ImageId covered);
 /// At the root: if its directory names such a step newer than `taken` and not all of it was proven,
 /// lets the root prove it alone, once; then choose_at_root() is called again. Else returns false.
 bool look_first(Turn& turn, ImageId taken);

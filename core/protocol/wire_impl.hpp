@@ -214,7 +214,7 @@ class Reader {
     // An image of a larger world is reported to the root, which names both sizes.
     value.owner = number<std::int32_t>("claim's owner");
     if (value.owner < 0) bad("claim's owner", "rank " + std::to_string(value.owner));
-    value.place = static_cast<Place>(small("claim's kind", 4));
+    value.place = static_cast<Place>(small("claim's kind", 5));
     value.slot = small("claim's slot", 1);
     const auto world = number<std::uint32_t>("claim's world size");
     if (world == 0 || world > static_cast<std::uint32_t>(std::numeric_limits<int>::max())) {
@@ -233,7 +233,7 @@ class Reader {
     value.lent = loans("claim's borrowers");
     value.vault = number<std::int32_t>("claim's vault");  // of the world that made the image
     if (value.vault < -1 || value.vault >= value.world_size ||
-        (value.place == Place::kStray) != (value.vault >= 0)) {
+        is_left(value.place) != (value.vault >= 0)) {
       bad("claim's vault", "rank " + std::to_string(value.vault));
     }
     return value;

@@ -38,6 +38,9 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "old-anywhere") {
     b.world = 3, b.steps = 1, b.old_job = b.old_memory = b.old_apart = true;
   }
+  if (rule == "count-kept" || rule == "keep-old" || rule == "keep-old-replicas") {
+    b.steps = 1, b.old_job = b.old_memory = b.old_apart = b.old_kept = true;
+  }
   if (rule == "look-old") b.steps = 1, b.old_job = b.old_unclaimed = true;
   if (rule == "beyond-unknown") b.claims = 2, b.crashes = 2, b.local_failures = 1;
   if (rule == "ask-beyond") b.claims = 2;
@@ -91,7 +94,7 @@ void require_lost_without(const std::string& rule, Bounds bounds, const std::str
   REQUIRE(result.violation.find(words) != std::string::npos);
 }
 
-static_assert(kRules.size() == 32, "each rule has its test here");
+static_assert(kRules.size() == 35, "each rule has its test here");
 
 }  // namespace
 
@@ -171,6 +174,15 @@ TEST_CASE("without proof of each file of an old job's step a promise breaks") {
 }
 TEST_CASE("without files of an old job's step on any disk a promise breaks") {
   require_needed("old-anywhere");
+}
+TEST_CASE("without counting an old job's images that are kept in memory a promise breaks") {
+  require_needed("count-kept");
+}
+TEST_CASE("without keeping an old job's images until a step is complete a promise breaks") {
+  require_needed("keep-old");
+}
+TEST_CASE("without keeping an old job's replicas, too, a promise breaks") {
+  require_needed("keep-old-replicas");
 }
 TEST_CASE("without the root's proof of what no rank claimed of an old step a promise breaks") {
   require_needed("look-old");

@@ -84,15 +84,11 @@ Command parse(const std::vector<std::string>& words) {
   const struct {
     const char* name;
     bool* target;
-  } flags[] = {{"--disk", &bounds.disk},
-               {"--local-disks", &bounds.local_disks},
-               {"--old-job", &bounds.old_job},
-               {"--old-memory", &bounds.old_memory},
-               {"--old-rot", &bounds.old_rot},
-               {"--old-unclaimed", &bounds.old_unclaimed},
-               {"--old-apart", &bounds.old_apart},
-               {"--finish", &bounds.finish},
-               {"--safety-only", &c.limits.safety_only}};
+  } flags[] = {{"--disk", &bounds.disk},           {"--local-disks", &bounds.local_disks},
+               {"--old-job", &bounds.old_job},     {"--old-memory", &bounds.old_memory},
+               {"--old-rot", &bounds.old_rot},     {"--old-unclaimed", &bounds.old_unclaimed},
+               {"--old-apart", &bounds.old_apart}, {"--old-kept", &bounds.old_kept},
+               {"--finish", &bounds.finish},       {"--safety-only", &c.limits.safety_only}};
   for (std::size_t i = 0; i < words.size(); ++i) {
     const std::string& option = words[i];
     bool known = false;

@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 32> kRules = {{
+inline constexpr std::array<NamedRule, 35> kRules = {{
     {"found-anywhere", &protocol::Rules::found_anywhere},
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
@@ -32,6 +32,9 @@ inline constexpr std::array<NamedRule, 32> kRules = {{
     {"prove-old", &protocol::Rules::prove_old},
     {"look-old", &protocol::Rules::look_old},
     {"old-anywhere", &protocol::Rules::old_anywhere},
+    {"count-kept", &protocol::Rules::count_kept},
+    {"keep-old", &protocol::Rules::keep_old},
+    {"keep-old-replicas", &protocol::Rules::keep_old_replicas},
     {"complete-claims", &protocol::Rules::whole_claims},
     {"restore-holders", &protocol::Rules::restore_holders},
     {"fetch-beside-base", &protocol::Rules::fetch_beside_base},

@@ -252,10 +252,7 @@ void World::check() {
   const ImageId files = bounds_->disk ? newest_covered(-1, false, true) : kNoImage;
   if (files < on_disk_) wrong("files of " + name(on_disk_) + " are gone, no newer step is on disk");
   on_disk_ = std::max(on_disk_, files);
-  if (bounds_->old_memory && !beyond_ && !ever_agreed_ && !old_covered() &&
-      old_on_disk().id != kOldStepId) {
-    return wrong("the old job's step is lost, and no step of this one is complete");
-  }
+  if (bounds_->old_memory && !ever_agreed_) check_old();
   if (beyond_ || !agreed_.exists()) return;
   if (newest_covered(-1, true, true) < agreed_) {
     return wrong(name(agreed_) + " was complete, and now no step that new is covered");

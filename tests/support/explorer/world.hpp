@@ -54,6 +54,9 @@ struct Bounds {
   /// With old_memory: each rank's host has a disk of its own, lost with the host, and nothing of
   /// the old job is on one yet.
   bool old_apart = false;
+  /// With old_apart: these disks have no room. The old job's images stay where they lie in memory,
+  /// beside the slots of this one.
+  bool old_kept = false;
   /// A fetch finds no room: the slots of strays go that need not stay.
   bool scarce = false;
   bool finish = false;  ///< trainers call finish() after the last step
@@ -313,8 +316,13 @@ class World {
   [[nodiscard]] Ranks old_files_of(const Node& node) const;
   /// The newest step for whose images `files` suffice.
   [[nodiscard]] OldStep old_step_of(Ranks files) const;
-  /// Whether there is a copy of every image of the old job's step in memory.
-  [[nodiscard]] bool old_covered() const;
+  /// Whether there is a copy of every image of the old job's step in memory, but for that of the
+  /// host `without`.
+  [[nodiscard]] bool old_covered(int without) const;
+  /// What old images go where this rank writes a slot of its own, or a ward's: with the rules none.
+  void overwrite_old(Node& node, bool own) const;
+  /// The copies in that node's old_held which its owner made.
+  [[nodiscard]] Ranks old_own(const Node& node) const;
   /// What this rank finds on its disk, and claims. `all`: of whatever ranks.
   void verify_files(const Node& node, ImageId newer_than, bool all, FilesVerified& found) const;
   void clear_messages_to(const Node& node);
@@ -324,6 +332,7 @@ class World {
   void say(const Node& node, const std::string& text);
   void wrong(const std::string& what);
   void check();
+  void check_old();
   void lose();
 
   [[nodiscard]] Node* live_node(int rank, std::uint64_t generation);

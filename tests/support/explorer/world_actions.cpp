@@ -171,6 +171,7 @@ struct World::CarryOut {
     Job job{Job::Kind::kOwn, generation, node.rank, a.slot, a.id, a.base};
     job.lenders = a.sizes.borrowed_bytes;
     world.begin_slot(node, job);
+    world.overwrite_old(node, true);
     // A rank that stages its last step then leaves: who takes another step for the last one waits
     // for those for ever.
     const bool last = node.state.base_orders.end;
@@ -186,6 +187,7 @@ struct World::CarryOut {
     Job job{Job::Kind::kReplica, generation, a.ward, a.slot, a.id, a.base};
     job.lenders = a.sizes.borrowed_bytes;
     world.begin_slot(node, job);
+    world.overwrite_old(node, false);
     return true;
   }
   bool operator()(const ExpectDigest& a) const {
@@ -307,6 +309,7 @@ struct World::CarryOut {
     world.say(node, "restores its trainer to " + name(a.id));
     node.next_step = static_cast<int>(a.id.step) + 1;
     world.remove_strays(node);
+    if (world.bounds_->old_kept) node.old_held = 0;
     if (node.zombie) return true;
     const MemorySlot slot = a.slot >= 0 ? node.own[a.slot] : MemorySlot{};
     // What rots between its verification and its use is not the protocol's to notice.
@@ -379,6 +382,7 @@ struct World::CarryOut {
   bool operator()(const Announce& a) const {
     if (a.verdict == Verdict::kOpen) return true;
     const bool complete = a.verdict == Verdict::kComplete;
+    if (complete && world.bounds_->old_kept) node.old_held = 0;
     world.say(node, "knows " + name(a.id) + (complete ? " to be complete" : " to have failed"));
     const auto [it, first] = world.verdicts_.emplace(a.id, complete);
     if (!first && it->second != complete) {

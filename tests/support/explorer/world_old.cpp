@@ -14,7 +14,7 @@ void World::begin_old() {
   for (int owner = 0; owner < old_world; ++owner) {
     const int at = owner < bounds_->world ? owner : 0;
     Node& node = nodes_[static_cast<std::size_t>(at)];
-    if (owner == at) {
+    if (owner == at && !bounds_->old_kept) {
       MemorySlot& slot = node.own[0];
       slot = {MemorySlot::Header::kSealed, kOldStepId, kNoImage, true, kOldStepId, owner};
       slot.old = true;
@@ -38,7 +38,8 @@ void World::claim_old(const Node& node, ImageId newer_than, FilesVerified& found
     }
     if (newer_than >= kOldStepId) continue;
     if ((node.old_held & bit(owner)) != 0) {
-      Claim claim{node.rank, owner, Place::kStray, 0, old_world, kOldStepId, {}, {}, {}};
+      const Place place = bounds_->old_kept ? Place::kKept : Place::kStray;
+      Claim claim{node.rank, owner, place, 0, old_world, kOldStepId, {}, {}, {}};
       claim.vault = old_world;
       found.claims.push_back(claim);
     }
@@ -51,6 +52,7 @@ void World::claim_old(const Node& node, ImageId newer_than, FilesVerified& found
 }
 
 OldPublished World::publish_old(Node& node, const PublishOld& action) {
+  if (bounds_->old_kept) return {"no room", {}};
   Ranks written = 0;
   for (const MemorySlot& slot : node.own) {
     if (slot.old && slot.header == MemorySlot::Header::kSealed && slot.whole &&
@@ -58,8 +60,7 @@ OldPublished World::publish_old(Node& node, const PublishOld& action) {
       written |= bit(slot.content_owner);
     }
   }
-  const Ranks own = node.rank == 0 ? bit(bounds_->world) : 0;  // the vault that was left there
-  written |= action.replicas ? node.old_held : node.old_held & own;
+  written |= action.replicas ? node.old_held : old_own(node);
   (bounds_->old_apart ? node.old_files : old_files_) |= written;
   old_damaged_ &= ~written;
   OldPublished result;
@@ -84,7 +85,10 @@ std::vector<OldStep> World::old_named() const {
 
 OldStep World::old_on_disk() const {
   Ranks files = 0;
-  for (const Node& node : nodes_) files |= old_files_of(node);
+  for (const Node& node : nodes_) {
+    files |= old_files_of(node);
+    if (bounds_->old_kept && !node.zombie) files |= node.old_held;
+  }
   return old_step_of(files);
 }
 
@@ -94,9 +98,40 @@ OldStep World::old_step_of(Ranks files) const {
   return bounds_->old_apart ? OldStep{} : OldStep{kOldestStepId, old_world};
 }
 
-bool World::old_covered() const {
+Ranks World::old_own(const Node& node) const {
+  Ranks own = node.rank == 0 ? bit(bounds_->world) : 0;  // the vault that was left there
+  if (bounds_->old_kept) own |= bit(node.rank);
+  return node.old_held & own;
+}
+
+void World::overwrite_old(Node& node, bool own) const {
+  if (!bounds_->old_kept) return;
+  if (own && !bounds_->rules.keep_old) node.old_held &= ~bit(node.rank);
+  const bool keeps = bounds_->rules.keep_old && bounds_->rules.keep_old_replicas;
+  if (!own && !keeps) node.old_held = old_own(node);
+}
+
+/// While no step of this job is complete.
+void World::check_old() {
+  if (!beyond_ && !old_covered(-1) && old_on_disk().id != kOldStepId) {
+    return wrong("the old job's step is lost, and no step of this one is complete");
+  }
+  const bool whole = left_.host_losses == bounds_->host_losses &&
+                     left_.losses_beyond == bounds_->losses_beyond &&
+                     left_.zombies == bounds_->zombies;
+  for (int host = 0; bounds_->old_kept && whole && bounds_->world > 1 && host < host_count();
+       ++host) {
+    if (!old_covered(host)) {
+      wrong("the loss of host " + std::to_string(host) +
+            " alone would lose the old job's step, and no step of this one is complete");
+    }
+  }
+}
+
+bool World::old_covered(int without) const {
   Ranks found = old_files_;
   for (const Node& node : nodes_) {
+    if (node.host == without) continue;
     found |= node.old_files;
     if (node.zombie) continue;
     found |= node.old_held;

@@ -1,0 +1,56 @@
+// An old job's images that stay in memory, beside the slots of the ranks that go on from them.
+#include <iostream>
+
+#include "tests/support/catch.hpp"
+#include "tests/support/explorer/explore.hpp"
+
+using namespace meshstage;
+using namespace meshstage::explorer;
+
+namespace {
+
+Bounds kept(int world) {
+  Bounds bounds;
+  bounds.world = world;
+  bounds.steps = 1;
+  bounds.old_job = bounds.old_memory = bounds.old_apart = bounds.old_kept = true;
+  return bounds;
+}
+
+void require_safe(const Bounds& bounds) {
+  const Result result = explore(bounds);
+  std::cout << summary(bounds, result) << std::endl;
+  if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
+  REQUIRE(result.violation == "");
+  REQUIRE(result.complete);
+  REQUIRE(result.states > 50);
+}
+
+}  // namespace
+
+TEST_CASE("one, two and three ranks: an old job's step is kept in memory; crashes") {
+  const int world = GENERATE(1, 2, 3);
+  Bounds bounds = kept(world);
+  bounds.crashes = world == 3 ? 1 : 2;
+  require_safe(bounds);
+}
+
+TEST_CASE("two and three ranks: an old job's step is kept in memory; a lost host and a crash") {
+  const int world = GENERATE(2, 3);
+  Bounds bounds = kept(world);
+  bounds.host_losses = 1;
+  bounds.crashes = world == 2 ? 1 : 0;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: an old job's step is kept in memory; a lost message, a failure, a timeout") {
+  Bounds bounds = kept(2);
+  bounds.lost_messages = bounds.local_failures = bounds.timeouts = 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks: an old job's step is kept in memory; a stopped process goes on") {
+  Bounds bounds = kept(2);
+  bounds.zombies = 1;
+  require_safe(bounds);
+}
