@@ -21,6 +21,8 @@
 #include <meshstage/core/error/little_endian.hpp>
 #include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/memory/room.hpp>
+#include <meshstage/core/os/system_error.hpp>
+#include <meshstage/core/replicate/agreement.hpp>
 #include <meshstage/core/replicate/hands.hpp>
 #include <meshstage/core/reshard/assembly_parts.hpp>
 #include <meshstage/core/reshard/step_parts.hpp>
@@ -183,13 +185,29 @@ bool all_say(Together& all, bool yes) {
                      [](const auto& one) { return one == std::vector{std::byte{1}}; });
 }
 
+/// The step's files in this rank's directory, and the images of it that the rank keeps in memory.
+StepOnDisk find_step(const OldFiles& files, OldWorldStep& step) {
+  StepOnDisk there{step.id, step.world_size, {}};
+  there.files.resize(static_cast<std::size_t>(step.world_size));
+  try {
+    there = StepParts::find(files.fs, files.directory, files.job, step.id, step.world_size);
+  } catch (const SystemError& e) {
+    if (!files.keeps_old_in_memory) throw;
+    files.warn(std::string("the directory of images cannot be read: ") + e.what());
+  }
+  step.from_files = std::any_of(there.files.begin(), there.files.end(),
+                                [](const auto& of_rank) { return !of_rank.empty(); });
+  StepParts::add_images(there, files.job, files.proven);
+  return there;
+}
+
 /// The step that rank 0 names (the others' `of_root` is not looked at), if there is one, with this
 /// rank's part of it. Writes nothing.
 std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state,
                                        const std::optional<OldWorldStep>& of_root,
                                        ProcessGroup& group, std::chrono::milliseconds length) {
   const Deadline arrival = Deadline::after(length);
-  const auto step = agree(of_root, group, arrival);
+  auto step = agree(of_root, group, arrival);
   if (!step) return std::nullopt;
   collectives::barrier(group, arrival);  // a rank whose trainer does not come shows here
   const int rank = group.rank();
@@ -207,8 +225,7 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
   reading([&] {
     (*shown)(files.directory, 0, 0);
     old = StepParts::open(
-        files.fs, StepParts::find(files.fs, files.directory, files.job, step->id, step->world_size),
-        files.job, files.warn,
+        files.fs, find_step(files, *step), files.job, files.warn,
         [&](const auto& file, std::uint64_t bytes, std::uint64_t of) {
           if (shown) (*shown)(file, bytes, of);
         },
@@ -239,7 +256,7 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
     sound = all_say(all, sound);
   }
   all.attempt([&] {
-    check_room({"the old ranks' parts that come from other hosts", plan->bytes_for(rank),
+    check_room({"the old ranks' parts that come from other ranks", plan->bytes_for(rank),
                 files.local_ranks},
                read_room_limits(files.fs, {}));
   });
@@ -305,7 +322,8 @@ std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
                        job.agent.take_old_files(),
                        options.block_bytes,
                        [&job](const std::vector<int>& peers) { return connect(job, peers); },
-                       [&job] { job.agent.throw_if_lost(); }};
+                       [&job] { job.agent.throw_if_lost(); },
+                       replicate::keeps_old_in_memory(options)};
   const std::string rank = "rank " + std::to_string(job.generation.rank);
   std::optional<TakenStep> taken;
   try {

@@ -260,7 +260,7 @@ class Checkpointer::Impl {
       agent_.free_superseded(taken->id);
       return {.step = taken->id.step,
               .id = {generation_.number, taken->id.step},
-              .source = Source::kDisk,
+              .source = taken->from_files ? Source::kDisk : Source::kHolderMemory,
               .from_rank = options_.environment->rank,
               .generation = generation_.number,
               .old_world_size = taken->world_size};

@@ -23,6 +23,7 @@ namespace meshstage::detail {
 struct OldWorldStep {
   ImageId id;
   int world_size = 0;
+  bool from_files = true;  ///< This rank's directory has files of it.
 };
 
 /// Where this rank's files lie, and how the ranks reach each other's.
@@ -35,12 +36,14 @@ struct OldFiles {
   replicate::Reads& reads;  ///< Where a rank shows what it reads.
   int local_ranks = 1;      ///< Ranks of this host, which all take memory.
   unsigned hands = 1;       ///< Threads that prove, and that write the state.
-  /// Files of which this rank has proven each byte in this recovery.
+  /// Files, and images that are kept in memory, of which this rank has proven each byte in this
+  /// recovery.
   std::vector<std::shared_ptr<const MappedFile>> proven;
   std::uint64_t piece_bytes;  ///< The longest message; the same at each rank.
   /// Connects to these ranks, which do the same. Called at most once.
   std::function<Pairs(const std::vector<int>& peers)> connect;
   std::function<void()> throw_if_lost;  ///< Throws RejoinNeeded once the generation is over.
+  bool keeps_old_in_memory = false;     ///< Then a directory that cannot be read does not matter.
 };
 
 /// Which ranks have a file of each old rank's image, and what they send to those that have none.

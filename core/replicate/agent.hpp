@@ -59,8 +59,9 @@ class MESHSTAGE_API Agent {
   /// which the job goes on, if there is one. Rank 0 sends it to the other ranks.
   [[nodiscard]] protocol::OldStep old_step() const;
   /// After a recover() that returned no id, with CheckpointerOptions::any_world: the files of other
-  /// numbers of ranks of which this rank has proven each byte for that recovery. They stay mapped
-  /// as long as the caller keeps them. Empty the second time.
+  /// numbers of ranks, and the images of those kept in memory, of which this rank has proven each
+  /// byte for that recovery. They stay mapped as long as the caller keeps them. Empty the second
+  /// time.
   [[nodiscard]] std::vector<std::shared_ptr<const MappedFile>> take_old_files();
   /// With CheckpointerOptions::any_world: call it when the first step after a recover() that
   /// returned no id is complete. Removes the images that earlier processes left in memory. Keeps

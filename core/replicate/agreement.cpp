@@ -1,6 +1,7 @@
 #include <span>
 #include <sstream>
 
+#include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/replicate/agreement.hpp>
 
@@ -14,6 +15,11 @@ std::shared_ptr<const protocol::Config> config_of(const CheckpointerOptions& opt
 
 std::vector<int> data_peers(const CheckpointerOptions& options) {
   return config_of(options)->data_peers;
+}
+
+bool keeps_old_in_memory(const CheckpointerOptions& options) {
+  return options.any_world.has_value() && options.persist_every == 0 &&
+         options.directory == default_directory(options.job).lexically_normal();
 }
 
 std::string agreement(const CheckpointerOptions& options) {

@@ -18,6 +18,10 @@ namespace meshstage::replicate {
 /// See protocol::Config::data_peers.
 [[nodiscard]] MESHSTAGE_API std::vector<int> data_peers(const CheckpointerOptions& options);
 
+/// Whether images of another number of ranks stay in memory until a step of this number is
+/// complete: with any_world, in a job that writes no files of its own. Else they become files.
+[[nodiscard]] MESHSTAGE_API bool keeps_old_in_memory(const CheckpointerOptions& options);
+
 /// The options that must be the same on all ranks, as text: "blocks of 4194304 bytes, holders
 /// 1f0c...".
 [[nodiscard]] MESHSTAGE_API std::string agreement(const CheckpointerOptions& options);

@@ -1,6 +1,7 @@
 #include <meshstage/core/replicate/engine.hpp>
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -33,7 +34,10 @@ Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHand
                            .rank = rank,
                            .directory = options.vault_directory,
                            .fs = options.file_system,
-                           .epoch = vault_epoch})) {}
+                           .epoch = vault_epoch,
+                           .keeps_all_but = keeps_old_in_memory(options)
+                                                ? std::optional<int>(world_size)
+                                                : std::nullopt})) {}
 
 void Engine::to_loop(TaskScope::Ticket ticket, std::function<void()> task) {
   loop.post([held = std::move(ticket), run = std::move(task)] { run(); });

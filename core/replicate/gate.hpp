@@ -35,7 +35,7 @@ struct RecoverCommand {
   int from_rank = -1;
   protocol::OldStep old;  ///< kNothing, at rank 0.
   /// kNothing, with CheckpointerOptions::any_world: the files of other numbers of ranks that this
-  /// rank has proven whole.
+  /// rank has proven whole, and the whole images of those that it keeps in memory.
   std::vector<std::shared_ptr<const MappedFile>> old_files;
   protocol::Failure failure;
 };

@@ -75,6 +75,13 @@ struct CheckpointerOptions {
   /// assembles each rank's state as Assembly::plan() does, and stages it as the first step of this
   /// number of ranks. It returns when that step is complete. The old files stay until a newer step
   /// is on disk.
+  ///
+  /// A job that writes no files (`persist_every` 0 and no `directory`) needs no disk for this: the
+  /// old images stay in memory where they lie, beside the slots of the new ranks, until the new
+  /// ranks' first step is complete. So until then each host needs memory for both, besides what a
+  /// rank needs of other ranks' images. Without that memory recover() throws OutOfMemory, and the
+  /// old number of ranks, or a start with a `directory`, finds everything as it was. A replica that
+  /// borrows, where its owner's own image is lost, becomes a file also there.
   std::optional<ReshardOptions> any_world = {};
   WhenBusy when_busy = WhenBusy::kWait;
   /// holders[r]: the ranks that hold a replica of rank r's images; the list's length is the number

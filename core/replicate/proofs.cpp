@@ -1,6 +1,7 @@
 #include <meshstage/core/replicate/proofs.hpp>
 
 #include <algorithm>
+#include <iterator>
 
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/image/blocks.hpp>
@@ -137,7 +138,14 @@ void Proofs::add_strays(ImageId newer_than, Found& found) const {
     };
     return keeps(rank, vault) || keeps(vault, rank);
   };
-  const auto slots = engine_.vault.take_strays(search);
+  auto slots = engine_.vault.take_strays(search);
+  auto older = engine_.vault.left_by_others();
+  std::move(older.begin(), older.end(), std::back_inserter(slots));
+  const auto place_of_stray = [&](const ImageIdentity& who) {
+    const bool kept =
+        engine_.vault.options().keeps_all_but.has_value() && who.world_size != engine_.world_size;
+    return kept ? protocol::Place::kKept : protocol::Place::kStray;
+  };
   Crew crew = crew_of_waiting_trainer();
   for (const StraySlot& slot : slots) {
     if (is_over(slot.image.identity.id)) continue;
@@ -146,7 +154,7 @@ void Proofs::add_strays(ImageId newer_than, Found& found) const {
     if (slot.image.identity.id < newer_than) continue;
     try {
       auto claim = claim_of(slot.bytes, slot.image, slot.key, slot.vault, engine_.rank,
-                            protocol::Place::kStray, engine_.reads, crew);
+                            place_of_stray(slot.image.identity), engine_.reads, crew);
       claim.vault = slot.vault;
       found.claims.push_back(std::move(claim));
       found.places.push_back({{}, std::make_shared<const StraySlot>(slot), nullptr});

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/files/persisted.hpp>
 
 namespace meshstage::replicate {
 Restorer::Restorer(Engine& engine, StoreWorker& store, Verifier& verifier, Streams& streams,
@@ -177,8 +178,13 @@ void Restorer::nothing(const protocol::OldStep& old) {
   verifier_.leave_files();
   RecoverCommand command;
   command.old = old;
-  for (const Verifier::Here& here : found_.places) {
+  for (std::size_t i = 0; i < found_.places.size(); ++i) {
+    const protocol::Claim& claim = found_.claims[i];
+    const Verifier::Here& here = found_.places[i];
     if (here.of_other && engine_.options.any_world) command.old_files.push_back(here.of_other);
+    if (claim.place != protocol::Place::kKept || claim.needs_lenders()) continue;
+    command.old_files.push_back(
+        MappedFile::part_of(here.stray->path, here.stray->bytes, here.stray->keep));
   }
   forget_found();
   command.kind = RecoverCommand::Kind::kNothing;

@@ -12,6 +12,7 @@
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/image/safetensors.hpp>
 #include <meshstage/core/memory/room.hpp>
+#include <meshstage/core/replicate/agreement.hpp>
 #include <meshstage/core/replicate/completion.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/hands.hpp>
@@ -225,14 +226,26 @@ void Trainer::check_room_for(std::uint64_t image_bytes, std::uint64_t replica_by
   if (all <= engine_.vault.bytes_held()) return;
   // First the limits: what another rank takes meanwhile counts twice then, and never too little.
   const auto limits = read_room_limits(engine_.fs, engine_.options.vault_directory);
-  check_room({.what = "the vault (two own images of " + std::to_string(image_bytes) +
-                      " bytes each, and two replicas of each ward, taken to be as large as this "
-                      "rank's own of " +
-                      std::to_string(replica_bytes) + ")",
-              .bytes_per_rank = all,
-              .local_ranks = engine_.options.environment->local_world_size,
-              .held = engine_.vault.bytes_held_by_generation(all)},
-             limits);
+  RoomRequest whole{.what = "the vault (two own images of " + std::to_string(image_bytes) +
+                            " bytes each, and two replicas of each ward, taken to be as large as "
+                            "this rank's own of " +
+                            std::to_string(replica_bytes) + ")",
+                    .bytes_per_rank = all,
+                    .local_ranks = engine_.options.environment->local_world_size,
+                    .held = engine_.vault.bytes_held_by_generation(all)};
+  const std::uint64_t left =
+      keeps_old_in_memory(engine_.options) ? engine_.vault.bytes_left() : std::uint64_t{0};
+  if (left > 0) {
+    // These images of another number of ranks go when the first step is complete, which takes half
+    // of the slots.
+    RoomRequest first = whole;
+    first.what = "half of " + whole.what + ", beside images of another number of ranks of " +
+                 std::to_string(left) + " bytes";
+    first.bytes_per_rank = all / 2;
+    check_room(first, limits);
+    whole.held += left;
+  }
+  check_room(whole, limits);
 }
 
 // --- recover() -----------------------------------------------------------------------------------
