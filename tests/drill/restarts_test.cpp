@@ -68,6 +68,19 @@ TEST_CASE("Fewer ranks go on from what more ranks had, and more from what fewer 
   CHECK(fewer.at("final_loss") != more.at("final_loss"));
 }
 
+TEST_CASE("Ranks that write no files go on as fewer and as more, from memory alone") {
+  const json object = identical(
+      job_of("4", {"--persist-every", "0", "--restart", "all@6:ranks=3", "--restart",
+                   "all@9:own-sealed:ranks=5", "--restart", "all@14:ranks=2:rotate", "--sharded"}));
+  REQUIRE(object.at("kills").size() == 3);
+  CHECK(object.at("wrong").empty());
+  CHECK(object.at("worlds").size() == 4);
+  for (const auto& death : object.at("kills")) {
+    CHECK(death.at("source") == "holder memory");
+    CHECK(death.at("recovered_step").get<int>() >= 4);
+  }
+}
+
 TEST_CASE("A job goes from three ranks to two and back, and another rank is killed then") {
   const json object = identical(
       job_of("3", {"--restart", "all@7:ranks=2", "--restart", "all@13:ranks=3", "--kill", "2@18"}));

@@ -193,3 +193,38 @@ def test_a_path_that_one_rank_has_is_taken_and_one_that_the_old_job_may_have_had
     for ranks in (2, 1):
         done = run(ranks, program, tmp_path, ranks)
         assert done.returncode == 0 and done.stdout.count("went on") == ranks, done.stdout
+
+
+KEPT = """
+import sys
+import meshstage
+vaults, step, before, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "last"
+state = {"w": bytearray(8), "mine": -1}
+ckpt = meshstage.Checkpointer(
+    job="kept", vault_directory=vaults, persist_every=0, any_world={"mine": "per rank"}
+)
+got = ckpt.recover(state)
+assert (got.step, got.old_world_size) == (step, before), got
+assert step == 0 or bytes(state["w"]) == b"weights%d" % step, state
+assert state["mine"] == (ckpt.rank if ckpt.rank < before else -1), state
+state["w"][:], state["mine"] = b"weights%d" % (step + 1), ckpt.rank
+assert ckpt.stage(state, step + 1).outcome(60) == "complete"
+ckpt.barrier()
+ckpt.finish() if last else ckpt.close()
+print("went on", flush=True)
+"""
+
+
+def test_without_files_a_job_goes_on_with_other_ranks_from_memory_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    vaults = tmp_path / "vaults"
+    vaults.mkdir(mode=0o700)
+    program = tmp_path / "kept.py"
+    program.write_text(KEPT)
+    starts = [2, 3, 1, 4]
+    for step, (ranks, before) in enumerate(zip(starts, [0, *starts], strict=False)):
+        last = "last" if step + 1 == len(starts) else "more"
+        done = run(ranks, program, vaults, step, before, last)
+        assert done.returncode == 0 and done.stdout.count("went on") == ranks, done.stdout
+        assert not (tmp_path / "state").exists()
+    assert not list(vaults.iterdir())

@@ -90,7 +90,6 @@ ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem
       "--steps",         std::to_string(a.steps),
       "--every",         std::to_string(options_.every),
       "--job",           options_.name,
-      "--dir",           disk_seen_by(rank).string(),
       "--store",         "file:" + (dir / "store").string(),
       "--vault",         options_.hosts != nullptr ? "/dev/shm" : vault_of(rank).string(),
       "--persist-every", std::to_string(a.persist_every),
@@ -100,6 +99,8 @@ ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem
   const auto add = [&plan](std::initializer_list<std::string> words) {
     plan.arguments.insert(plan.arguments.end(), words);
   };
+  // Without files the trainer names no directory, and the default one must stay unused.
+  if (a.persist_every > 0) add({"--dir", disk_seen_by(rank).string()});
   if (!a.mesh.empty()) add({"--mesh", fmt::format("{}", fmt::join(a.mesh, ","))});
   if (a.sharded) add({"--mesh", std::to_string(world)});
   for (const auto& [who, step] : a.leave_out) {
@@ -120,15 +121,17 @@ ProcessPlan Job::plan(int rank, const std::string& launch, const std::filesystem
          std::string(to_string(a.partners.policy)), "--ranks-per-host",
          std::to_string(a.ranks_per_host)});
   }
-  const auto of_nccl = nccl_variables(rank);
+  auto own_variables = nccl_variables(rank);
+  if (a.persist_every == 0) own_variables.push_back("XDG_STATE_HOME=" + unused_state().string());
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string_view text = *entry;
-    const bool replaced = std::any_of(of_nccl.begin(), of_nccl.end(), [&](const auto& variable) {
-      return text.starts_with(variable.substr(0, variable.find('=') + 1));
-    });
+    const bool replaced =
+        std::any_of(own_variables.begin(), own_variables.end(), [&](const auto& variable) {
+          return text.starts_with(variable.substr(0, variable.find('=') + 1));
+        });
     if (!names_a_rank(text) && !replaced) plan.environment.emplace_back(text);
   }
-  plan.environment.insert(plan.environment.end(), of_nccl.begin(), of_nccl.end());
+  plan.environment.insert(plan.environment.end(), own_variables.begin(), own_variables.end());
   const bool apart = options_.hosts != nullptr;
   if (apart) plan.host = options_.hosts->entry(host_of(rank));
   const std::map<const char*, int> own{

@@ -113,6 +113,10 @@ class Job {
   [[nodiscard]] ProcessPlan plan(Seat& seat, const std::string& launch);
   [[nodiscard]] std::vector<std::string> nccl_variables(int rank) const;
   [[nodiscard]] std::filesystem::path log_file(int rank) const;
+  /// Where a rank that is told to write no files would put them.
+  [[nodiscard]] std::filesystem::path unused_state() const {
+    return options_.directory / "no-files-here";
+  }
   [[nodiscard]] std::string name_of_start() const;
   [[nodiscard]] std::filesystem::path over_file() const;
   [[nodiscard]] std::filesystem::path make_states() const;

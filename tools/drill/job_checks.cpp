@@ -136,6 +136,9 @@ void Job::take_world(std::uint64_t step) {
 
 // All have finished: what is left of the job in shared memory nobody would ever remove.
 void Job::check_vaults() {
+  if (std::filesystem::exists(unused_state())) {
+    result_.grown.push_back("a rank wrote files, though --persist-every is 0");
+  }
   for (const auto& directory : all_vaults()) {
     const bool in_reach = std::any_of(seats_.begin(), seats_.end(), [&](const auto& seat) {
       return vault_of(seat->rank) == directory;
