@@ -71,7 +71,7 @@ TEST_CASE("Fewer ranks go on from what more ranks had, and more from what fewer 
 TEST_CASE("Ranks that write no files go on as fewer and as more, from memory alone") {
   const json object = identical(
       job_of("4", {"--persist-every", "0", "--restart", "all@6:ranks=3", "--restart",
-                   "all@9:own-sealed:ranks=5", "--restart", "all@14:ranks=2:rotate", "--sharded"}));
+                   "all@9:own-sealed:ranks=5", "--restart", "all@14:ranks=2", "--sharded"}));
   REQUIRE(object.at("kills").size() == 3);
   CHECK(object.at("wrong").empty());
   CHECK(object.at("worlds").size() == 4);
