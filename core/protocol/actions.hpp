@@ -32,11 +32,12 @@ struct VerifyDisk {
   /// that are newer than `newer_than` and not newer than this.
   ImageId up_to{};
 };
-/// Write images of this step of another number of ranks to files, named as a rank of the old job
-/// would have named them. The images are those in this rank's vault and in the stray vaults that it
-/// took: owners' own images, or, if `replicas`, the replica of each owner that has no sound file,
-/// made whole from its lenders' files. Prove each byte before writing it. Answer with OldPublished,
-/// also if something failed.
+/// Write images of this step, of another number of ranks or of another cut, to files, named as a
+/// rank of the job that staged it would have named them. If the number is the present one, only
+/// this rank's own image in its own slot. The images are those in this rank's vault and in the
+/// stray vaults that it took: owners' own images, or, if `replicas`, the replica of each owner that
+/// has no sound file, made whole from its lenders' files. Prove each byte before writing it. Answer
+/// with OldPublished, also if something failed.
 struct PublishOld {
   OldStep step;
   bool replicas = false;
@@ -101,6 +102,14 @@ struct RestoreTrainer {
 /// RestoreTrainer.
 struct RecoveredNothing {
   OldStep old{};  ///< at the root only; kNoImage: step 0
+};
+/// All agreed on this step, and on each rank's own image in a file; the step counts as complete.
+/// But the trainers cut their states otherwise than its images: recover() assembles each state from
+/// these files, and stages it as the first step of the new cut. If the states cannot be assembled,
+/// recover() throws `mismatch` at every rank.
+struct Reassemble {
+  OldStep step;
+  Failure mismatch;
 };
 /// Root only: a job of another number of ranks left a newer step than the one that is taken.
 struct LeftBehind {
@@ -221,11 +230,11 @@ struct Reached {
   ImageId id{};
 };
 
-using Action =
-    std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeLent, StopBorrowing,
-                 CheckStructure, RestoreTrainer, RecoveredNothing, LeftBehind, RecoverFailed,
-                 WriteOwn, AcceptReplica, ExpectDigest, SendImage, AbortRound, AbortTransfers,
-                 AskStore, Announce, NoteDeath, ReportLost, Prune, RemoveVault, Refuse, Reached,
-                 ReceiveStream, TakeWant, Connect, Disconnect, CheckCopy, PublishOld, FindOld>;
+using Action = std::variant<Send, VerifySlots, VerifyDisk, Fetch, Serve, ServeLent, StopBorrowing,
+                            CheckStructure, RestoreTrainer, RecoveredNothing, Reassemble,
+                            LeftBehind, RecoverFailed, WriteOwn, AcceptReplica, ExpectDigest,
+                            SendImage, AbortRound, AbortTransfers, AskStore, Announce, NoteDeath,
+                            ReportLost, Prune, RemoveVault, Refuse, Reached, ReceiveStream,
+                            TakeWant, Connect, Disconnect, CheckCopy, PublishOld, FindOld>;
 
 }  // namespace meshstage::protocol

@@ -1,5 +1,6 @@
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -132,26 +133,40 @@ void read(Reader& r, Choice& m) {
     transfer.to = r.rank("transfer's destination");
   }
 }
-void write(Writer&, const Ready&) {}
-void read(Reader&, Ready&) {}
+void write(Writer& w, const Failure& m) {
+  w.number(static_cast<std::uint8_t>(m.kind));
+  w.rank(m.rank);
+  w.count(m.ranks.size());
+  for (const int rank : m.ranks) w.rank(rank);
+  w.text(m.path);
+  w.text(m.why);
+}
+void read(Reader& r, Failure& m) {
+  m.kind = r.error_kind("kind");
+  m.rank = r.rank("rank", true);
+  m.ranks.resize(r.count("ranks", 4));
+  for (int& rank : m.ranks) rank = r.rank("ranks");
+  m.path = r.text("path");
+  m.why = r.text("why");
+}
+/// How the structure of a rank differs; nothing if none does.
+void write(Writer& w, const std::optional<Failure>& mismatch) {
+  w.flag(mismatch.has_value());
+  if (mismatch) write(w, *mismatch);
+}
+void read(Reader& r, std::optional<Failure>& mismatch) {
+  if (!r.flag("mismatch")) return;
+  read(r, mismatch.emplace());
+  if (mismatch->kind != ErrorKind::kStructureMismatch || mismatch->rank < 0) {
+    r.bad("mismatch", "no structure of a rank");
+  }
+}
+void write(Writer& w, const Ready& m) { write(w, m.mismatch); }
+void read(Reader& r, Ready& m) { read(r, m.mismatch); }
 void write(Writer& w, const Established& m) { w.id(m.id); }
 void read(Reader& r, Established& m) { m.id = r.id("id", true); }
-void write(Writer& w, const GiveUp& m) {
-  w.number(static_cast<std::uint8_t>(m.failure.kind));
-  w.rank(m.failure.rank);
-  w.count(m.failure.ranks.size());
-  for (const int rank : m.failure.ranks) w.rank(rank);
-  w.text(m.failure.path);
-  w.text(m.failure.why);
-}
-void read(Reader& r, GiveUp& m) {
-  m.failure.kind = r.error_kind("kind");
-  m.failure.rank = r.rank("rank", true);
-  m.failure.ranks.resize(r.count("ranks", 4));
-  for (int& rank : m.failure.ranks) rank = r.rank("ranks");
-  m.failure.path = r.text("path");
-  m.failure.why = r.text("why");
-}
+void write(Writer& w, const GiveUp& m) { write(w, m.failure); }
+void read(Reader& r, GiveUp& m) { read(r, m.failure); }
 void write(Writer& w, const OnDisk& m) { w.id(m.id); }
 void read(Reader& r, OnDisk& m) { m.id = r.id("id"); }
 void write(Writer& w, const AllOnDisk& m) { w.id(m.id); }
@@ -256,6 +271,7 @@ void write(Writer& w, const Publish& m) {
   w.id(m.step.id);
   w.number(static_cast<std::uint32_t>(m.step.world_size));
   w.flag(m.replicas);
+  write(w, m.mismatch);
 }
 void read(Reader& r, Publish& m) {
   m.step.id = r.id("id");
@@ -265,6 +281,7 @@ void read(Reader& r, Publish& m) {
   }
   m.step.world_size = static_cast<int>(world);
   m.replicas = r.flag("replicas");
+  read(r, m.mismatch);
 }
 void write(Writer& w, const Published& m) {
   w.text(m.failed);

@@ -25,7 +25,8 @@ namespace meshstage::protocol {
 /// messages; votes carry wishes, and Complete carries orders. 4: claims to stray vaults; an Accept
 /// may say which blocks the slot holds, a StreamStart that masks say which travel; Overdue. 5:
 /// Publish and Published. 6: a Published says whose images were written. 7: AskDisk::up_to.
-/// 8: Moved. 9: StreamStart::connections.
+/// 8: Moved. 9: StreamStart::connections. 10: Ready and Publish may have a mismatch;
+/// a claim may lie where images are kept (Place::kKept).
 inline constexpr std::uint16_t kWireVersion = 10;
 inline constexpr std::size_t kWireHeaderBytes = 32;
 /// The bytes that a claim takes in a message.

@@ -41,6 +41,7 @@ struct Rules {
   bool lent_stays_own = true;     ///< 5c: an own image from which others borrow becomes no replica
   bool agree_first = true;        ///< 5d: everyone is ready before anyone restores or stages
   bool structure_first = true;    ///< 5e: one mismatch stops all
+  bool publish_cut = true;        ///< 5e: a step that is cut anew is put on disk first
   bool quarantine = true;         ///< 8: a broken generation's transfers write nowhere any more
   bool finish_together = true;    ///< 9: vaults are removed when everyone finishes
   bool finish_is_a_no = true;     ///< 9: a rank that finishes votes no on steps it has not staged
@@ -66,7 +67,8 @@ struct Config {
   std::vector<std::vector<int>> lenders;
   Rules rules;
   std::uint64_t persist_every = 0;  ///< every n-th complete step goes to disk; 0: only on wish
-  bool any_world = false;           ///< the job may go on from a step of another number of ranks
+  /// the job may go on from a step of another number of ranks, or of another cut
+  bool any_world = false;
   // Derived:
   std::vector<int> wards;      ///< the ranks whose replica this rank holds, ascending
   std::vector<int> borrowers;  ///< the ranks whose replicas may borrow from this one, ascending

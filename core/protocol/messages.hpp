@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -175,22 +176,6 @@ struct AskDisk {
   ImageId up_to{};
   friend bool operator==(const AskDisk&, const AskDisk&) = default;
 };
-/// To the children: the step that is recovered (kNoImage: none, start at step 0) and all transfers.
-struct Choice {
-  ImageId id, base;
-  std::vector<Transfer> transfers;
-  friend bool operator==(const Choice&, const Choice&) = default;
-};
-/// To the parent: the sender and all ranks below it have their images and a matching structure.
-struct Ready {
-  friend bool operator==(const Ready&, const Ready&) = default;
-};
-/// To the children: all ranks are ready, and the step counts as complete. Each rank restores its
-/// trainer.
-struct Established {
-  ImageId id;
-  friend bool operator==(const Established&, const Established&) = default;
-};
 /// Why a recovery fails; the same for every rank.
 struct Failure {
   ErrorKind kind = ErrorKind::kUnrecoverable;
@@ -199,6 +184,24 @@ struct Failure {
   std::string path;        ///< kStructureMismatch: the first differing path
   std::string why;         ///< one sentence for people
   friend bool operator==(const Failure&, const Failure&) = default;
+};
+/// To the children: the step that is recovered (kNoImage: none, start at step 0) and all transfers.
+struct Choice {
+  ImageId id, base;
+  std::vector<Transfer> transfers;
+  friend bool operator==(const Choice&, const Choice&) = default;
+};
+/// To the parent: the sender and all ranks below it have their images, and have compared their
+/// structures. `mismatch`, only if Config::any_world: the structure of one of them differs.
+struct Ready {
+  std::optional<Failure> mismatch{};
+  friend bool operator==(const Ready&, const Ready&) = default;
+};
+/// To the children: all ranks are ready, and the step counts as complete. Each rank restores its
+/// trainer.
+struct Established {
+  ImageId id;
+  friend bool operator==(const Established&, const Established&) = default;
 };
 /// To every peer, partners too: the recovery has failed, and no trainer was touched. A rank may end
 /// right after GiveUp, and on every link the cause must come before the end-of-file.
@@ -210,9 +213,12 @@ struct GiveUp {
 /// To the children: every rank that has an image of this step of another number of ranks in memory
 /// makes it a file. First the owners' own images; `replicas`: then the replicas of those owners of
 /// which there is no file yet.
+/// `mismatch`: the step is the chosen one, of this number of ranks, and is cut anew: every rank
+/// makes its own image a file. The mismatch is the one that the root gives to all ranks.
 struct Publish {
   OldStep step;
   bool replicas = false;
+  std::optional<Failure> mismatch{};
   friend bool operator==(const Publish&, const Publish&) = default;
 };
 /// To the parent: the sender and all ranks below it have carried out Publish. `failed`: the images

@@ -46,26 +46,18 @@ std::uint64_t missing_bytes(const Turn& turn, const OldStep& step) {
   return all;
 }
 
-void publish(Turn& turn, const OldStep& step, bool replicas) {
-  Recovery& recovery = turn.s.recovery;
-  if (recovery.publishing != step) recovery.written.clear();
-  recovery.publishing = step;
-  turn.send_down(Publish{step, replicas});
-  enter(turn.s.recovery, Phase::kPublish);
-  turn.act(PublishOld{step, replicas});
-}
-
 /// Tells the parent once this rank and all ranks below it have written; the root looks at the disk.
 void tally_published(Turn& turn) {
   Recovery& recovery = turn.s.recovery;
   if (!recovery.mine || recovery.below != turn.everyone_below()) return;
   if (turn.root()) {
+    if (is_cut_anew(turn)) return establish_new_cut(turn);
     enter(recovery, Phase::kLook);
     turn.act(FindOld{});
   } else {
     turn.send(turn.config().parent, Published{std::exchange(recovery.unpublished, {}),
                                               std::exchange(recovery.written, {})});
-    enter(recovery, Phase::kChoice);
+    enter(recovery, is_cut_anew(turn) ? Phase::kWaiting : Phase::kChoice);
   }
 }
 
@@ -74,6 +66,17 @@ void add_written(Recovery& recovery, const std::vector<int>& ranks) {
 }
 
 }  // namespace
+
+void publish(Turn& turn, const Publish& message) {
+  Recovery& recovery = turn.s.recovery;
+  if (recovery.publishing != message.step) recovery.written.clear();
+  recovery.publishing = message.step;
+  if (message.mismatch) recovery.mismatch = message.mismatch;
+  turn.send_down(message);
+  enter(turn.s.recovery, Phase::kPublish);
+  if (message.mismatch && !turn.rule().publish_cut) return on(turn, OldPublished{});
+  turn.act(PublishOld{message.step, message.replicas});
+}
 
 OldStep newest_old(const Turn& turn, ImageId covered) {
   const Recovery& recovery = turn.s.recovery;
@@ -151,7 +154,7 @@ bool publish_first(Turn& turn, ImageId taken, ImageId covered) {
     return false;
   }
   recovery.unpublished.clear();
-  publish(turn, step, recovery.published++ > 0);
+  publish(turn, {step, recovery.published++ > 0});
   return true;
 }
 
@@ -174,11 +177,13 @@ void on(Turn& turn, const OldFound& event) {
 }
 
 void on(Turn& turn, int from, const Publish& message) {
-  if (from != turn.config().parent || !recovering(turn, Phase::kChoice) ||
-      !turn.config().any_world) {
+  const bool old = recovering(turn, Phase::kChoice) && !message.mismatch &&
+                   message.step.world_size != turn.config().world_size;
+  if (from != turn.config().parent || !turn.config().any_world ||
+      !(old || expects_new_cut(turn, message))) {
     return turn.malformed("publish out of turn");
   }
-  publish(turn, message.step, message.replicas);
+  publish(turn, message);
 }
 
 void on(Turn& turn, int from, const Published& message) {

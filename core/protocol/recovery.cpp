@@ -81,16 +81,16 @@ void tally_ready(Turn& turn) {
   turn.reach(Point::kReadyToRestore, id);
   if (!turn.root()) {
     recovery.phase = Phase::kWaiting;
-    return turn.send(turn.config().parent, Ready{});
+    return turn.send(turn.config().parent, Ready{recovery.mismatch});
   }
-  if (!id.exists() && !turn.rule().look) {
-    turn.reach(Point::kEstablished, id);
-    return become_ready(turn);
-  }
-  // The established step counts as complete from here, so the Store must have the note of a
-  // complete step.
-  recovery.phase = Phase::kAsking;
-  turn.act(AskStore{id, id.exists()});
+  if (recovery.mismatch) return cut_anew(turn);
+  ask_to_establish(turn);
+}
+
+/// Of several mismatches all ranks get that of the lowest rank.
+void add_mismatch(Recovery& recovery, const std::optional<Failure>& mismatch) {
+  if (!mismatch || (recovery.mismatch && recovery.mismatch->rank <= mismatch->rank)) return;
+  recovery.mismatch = mismatch;
 }
 
 /// The ranks that this one exchanges images with by that choice, and is not linked to.
@@ -220,6 +220,18 @@ void learn_choice(Turn& turn, const Choice& choice) {
   turn.act(Connect{s.recovery.bridges});
 }
 
+void ask_to_establish(Turn& turn) {
+  const ImageId id = turn.s.recovery.choice.id;
+  if (!id.exists() && !turn.rule().look) {
+    turn.reach(Point::kEstablished, id);
+    return become_ready(turn);
+  }
+  // The established step counts as complete from here, so the Store must have the note of a
+  // complete step.
+  turn.s.recovery.phase = Phase::kAsking;
+  turn.act(AskStore{id, id.exists()});
+}
+
 void start_recovery(Turn& turn) {
   enter(turn.s.recovery, Phase::kSlots);
   turn.act(VerifySlots{turn.rule().verify_claims});
@@ -343,18 +355,22 @@ void on(Turn& turn, const StructureChecked& event) {
     return turn.stale("no structure is compared");
   }
   if (!event.mismatch.empty() && turn.rule().structure_first) {
-    return give_up(
-        turn,
-        Failure{ErrorKind::kStructureMismatch, turn.config().rank, {}, event.path, event.mismatch},
-        -1);
+    const Failure failure{
+        ErrorKind::kStructureMismatch, turn.config().rank, {}, event.path, event.mismatch};
+    if (!turn.config().any_world) return give_up(turn, failure, -1);
+    add_mismatch(turn.s.recovery, failure);  // the root learns of it once all have compared
   }
   turn.s.recovery.structure_ok = true;
   tally_ready(turn);
 }
 
-void on(Turn& turn, int from, const Ready&) {
+void on(Turn& turn, int from, const Ready& ready) {
   const int child = child_index(turn, from);
   if (child < 0 || !recovering(turn, Phase::kFetch)) return turn.malformed("ready out of turn");
+  if (ready.mismatch && !turn.config().any_world) {
+    return turn.malformed("ready with a structure that differs");
+  }
+  add_mismatch(turn.s.recovery, ready.mismatch);
   turn.s.recovery.below = static_cast<std::uint8_t>(turn.s.recovery.below | 1U << child);
   tally_ready(turn);
 }
@@ -384,13 +400,17 @@ void become_ready(Turn& turn) {
   const ImageId id = s.recovery.choice.id;
   const int slot = s.recovery.own_slot;
   const OldStep old = s.recovery.old;
+  const bool anew = is_cut_anew(turn);
+  const auto mismatch = s.recovery.mismatch.value_or(Failure{});
   turn.send_down(Established{id});
   if (!s.recovery.bridges.empty()) turn.act(Disconnect{});
   s.base = id;
   s.mode = Mode::kReady;
   s.recovery = {};
   turn.reach(Point::kRestoring, id);
-  if (id.exists()) {
+  if (anew) {
+    turn.act(Reassemble{{id, turn.config().world_size}, mismatch});
+  } else if (id.exists()) {
     turn.act(RestoreTrainer{slot, id});
   } else {
     turn.act(RecoveredNothing{old});

@@ -80,7 +80,7 @@ struct Recovery {
     kSlots,    ///< verifying slots and gathering the claims of ranks below
     kFiles,    ///< the same for files; before it the rank waits to be asked
     kChoice,   ///< waiting for the choice
-    kPublish,  ///< making files of an old job's images, and waiting for the ranks below
+    kPublish,  ///< making files of old images, and waiting for the ranks below
     kLook,     ///< root only: looking which step of an old job is on disk by now
     kFetch,    ///< fetching, serving, comparing structure
     kAsking,   ///< root only: all are ready, the Store is being asked
@@ -115,6 +115,9 @@ struct Recovery {
   int own_slot = -1;              ///< the own slot that has the chosen image
   std::vector<int> lend_later{};  ///< the borrowers that are served once the own image is there
   bool structure_ok = false;
+  /// With Config::any_world: a structure that differs, of this rank or one below; from Publish on
+  /// the one that the root gives to all.
+  std::optional<Failure> mismatch{};
   std::uint32_t overdue = 0;  ///< as Round::overdue
   friend bool operator==(const Recovery&, const Recovery&) = default;
 };

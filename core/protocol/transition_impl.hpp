@@ -103,6 +103,8 @@ void enter(Recovery& recovery, Recovery::Phase phase);
 [[nodiscard]] bool recovering(const Turn& turn, Recovery::Phase phase);
 /// Adds to a text for people, which stays short enough for a message.
 void add_text(std::string& to, const std::string& text);
+/// At the root: all are ready, so the Store is asked; its yes establishes the choice.
+void ask_to_establish(Turn& turn);
 /// Called when this rank knows that all agreed to the choice.
 void become_ready(Turn& turn);
 
@@ -116,6 +118,8 @@ void on(Turn& turn, int from, const Published& published);
 /// lets all ranks put it on disk; then choose_at_root() is called again. Else returns false, and
 /// Recovery::unpublished says why, if there is such a step.
 bool publish_first(Turn& turn, ImageId taken, ImageId covered);
+/// Every rank makes files of that step's images.
+void publish(Turn& turn, const Publish& message);
 /// At the root: the newest step of another number of ranks of which a rank has proven, in this
 /// recovery, a file of each old rank's image. An image that is kept in memory counts like a file if
 /// the step has a larger number than what this number of ranks has `covered`.
@@ -123,6 +127,16 @@ bool publish_first(Turn& turn, ImageId taken, ImageId covered);
 /// At the root: if its directory names such a step newer than `taken` and not all of it was proven,
 /// lets the root prove it alone, once; then choose_at_root() is called again. Else returns false.
 bool look_first(Turn& turn, ImageId taken);
+
+// new_cut.cpp: a step of this number of ranks that the trainers cut otherwise.
+/// True if the chosen step becomes files, or is in files, so that the trainers assemble it.
+[[nodiscard]] bool is_cut_anew(const Turn& turn);
+/// At the root: all have compared, and a structure differs.
+void cut_anew(Turn& turn);
+/// At the root: every rank has tried to make its image a file.
+void establish_new_cut(Turn& turn);
+/// True if it is a Publish of the chosen step, and comes when this rank waits for it.
+[[nodiscard]] bool expects_new_cut(const Turn& turn, const Publish& message);
 
 // overdue.cpp: rule 15.
 void on(Turn& turn, const Waited& event);

@@ -10,6 +10,7 @@
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/memory/copy_threads.hpp>
 #include <meshstage/core/protocol/choose.hpp>
+#include <meshstage/core/protocol/messages.hpp>
 #include <meshstage/core/replicate/collective_waits.hpp>
 #include <meshstage/core/replicate/loop.hpp>
 #include <meshstage/core/replicate/options.hpp>
@@ -55,9 +56,11 @@ class MESHSTAGE_API Agent {
 
   /// As Checkpointer::recover, stage, finish.
   Recovered recover(Value& state);
-  /// At rank 0, after a recover() that returned no id: the step of another number of ranks from
-  /// which the job goes on, if there is one. Rank 0 sends it to the other ranks.
+  /// At rank 0, after a recover() that returned no id: the step of another number of ranks, or of
+  /// another cut, from which the job goes on, if there is one. Rank 0 sends it to the other ranks.
   [[nodiscard]] protocol::OldStep old_step() const;
+  /// The same, at every rank: if that step is of another cut, how it differs from this one.
+  [[nodiscard]] const protocol::Failure& mismatch() const;
   /// After a recover() that returned no id, with CheckpointerOptions::any_world: the files of other
   /// numbers of ranks, and the images of those kept in memory, of which this rank has proven each
   /// byte for that recovery. They stay mapped as long as the caller keeps them. Empty the second

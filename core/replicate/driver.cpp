@@ -77,6 +77,7 @@ struct Driver::Perform {
   void operator()(const protocol::CheckStructure& a) const { d.restorer_.check_structure(a); }
   void operator()(const protocol::RestoreTrainer& a) const { d.restorer_.restore(a); }
   void operator()(const protocol::RecoveredNothing& a) const { d.restorer_.nothing(a.old); }
+  void operator()(const protocol::Reassemble& a) const { d.restorer_.reassemble(a); }
   void operator()(const protocol::LeftBehind& a) const { d.restorer_.left_behind(a); }
   void operator()(const protocol::RecoverFailed& a) const { d.restorer_.failed(a); }
   void operator()(const protocol::WriteOwn& a) const { d.own_.write(a); }

@@ -37,6 +37,7 @@ struct RecoverCommand {
   /// kNothing, with CheckpointerOptions::any_world: the files of other numbers of ranks that this
   /// rank has proven whole, and the whole images of those that it keeps in memory.
   std::vector<std::shared_ptr<const MappedFile>> old_files;
+  /// kFailed; kNothing, if `old` is of this number of ranks: how its images are cut otherwise.
   protocol::Failure failure;
 };
 

@@ -96,10 +96,13 @@ void Restorer::keep_found(ImageId id) {
 void Restorer::publish_old(const protocol::PublishOld& action) {
   engine_.report.info("making files of what lies here of " + to_string(action.step.id) + " of " +
                       std::to_string(action.step.world_size) + " ranks");
-  verifier_.publish_old(action, found_, [this](const protocol::OldPublished& published) {
-    if (!published.failed.empty()) engine_.report.warn(published.failed);
-    engine_.feed(published);
-  });
+  // Of this number of ranks each rank's own slot has its image, whatever strays have.
+  const bool of_this_world = action.step.world_size == engine_.world_size;
+  verifier_.publish_old(action, of_this_world ? Verifier::Found{} : found_,
+                        [this](const protocol::OldPublished& published) {
+                          if (!published.failed.empty()) engine_.report.warn(published.failed);
+                          engine_.feed(published);
+                        });
 }
 
 void Restorer::find_old(const protocol::FindOld& action) {
@@ -188,6 +191,19 @@ void Restorer::nothing(const protocol::OldStep& old) {
   }
   forget_found();
   command.kind = RecoverCommand::Kind::kNothing;
+  engine_.gate.command(std::move(command));
+}
+
+void Restorer::reassemble(const protocol::Reassemble& action) {
+  inbox_.established();
+  verifier_.leave_files();
+  forget_found();
+  engine_.report.info("the trainers cut their states otherwise than " + to_string(action.step.id) +
+                      ", which they assemble: " + action.mismatch.why);
+  RecoverCommand command;
+  command.kind = RecoverCommand::Kind::kNothing;
+  command.old = action.step;
+  command.failure = action.mismatch;
   engine_.gate.command(std::move(command));
 }
 

@@ -31,6 +31,7 @@ class Restorer {
   void check_structure(const protocol::CheckStructure& action);
   void restore(const protocol::RestoreTrainer& action);
   void nothing(const protocol::OldStep& old);
+  void reassemble(const protocol::Reassemble& action);
   void left_behind(const protocol::LeftBehind& action);
   void failed(const protocol::RecoverFailed& action);
 

@@ -267,6 +267,7 @@ Recovered Trainer::recover(Value& state) {
       case RecoverCommand::Kind::kNothing: {
         const Recovered result = restore(now, image, state, Deadline::after(length));
         old_ = now.old;
+        mismatch_ = now.failure;
         old_files_ = now.old_files;
         image.reset();
         // What an old job left stays until a step of this one is complete: free_superseded().

@@ -28,6 +28,7 @@ class Trainer {
   /// As Checkpointer::recover, finish, held; end_generation as Agent's.
   Recovered recover(Value& state);
   [[nodiscard]] protocol::OldStep old_step() const { return old_; }                ///< As Agent's.
+  [[nodiscard]] const protocol::Failure& mismatch() const { return mismatch_; }    ///< As Agent's.
   [[nodiscard]] std::vector<std::shared_ptr<const MappedFile>> take_old_files() {  ///< As Agent's.
     return std::exchange(old_files_, {});
   }
@@ -78,6 +79,7 @@ class Trainer {
   std::shared_ptr<const StagingPlan> plan_;
   std::optional<detail::DeviceSnapshot> snapshot_;
   protocol::OldStep old_;
+  protocol::Failure mismatch_;
   std::vector<std::shared_ptr<const MappedFile>> old_files_;
   bool header_told_ = false;
   std::set<int> plan_apart_;  ///< Lenders from which the plan borrows nothing.

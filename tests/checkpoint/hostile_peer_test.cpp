@@ -60,7 +60,7 @@ class Forger {
 std::vector<Hostile> headers(const Forger& f) {
   std::vector<Hostile> all;
   all.push_back(f.with(0, 'X', "magic: not a control message"));
-  all.push_back(f.with(4, 10, "version: 10, this library reads 9"));
+  all.push_back(f.with(4, 11, "version: 11, this library reads 10"));
   all.push_back(f.with(6, 99, "kind: 99 is unknown"));
   all.push_back(f.with(8, 0xEE, "job: another job's"));
   all.push_back(f.with(16, 7, "world size: 7, this job has"));
@@ -85,6 +85,7 @@ std::vector<Hostile> bodies(const Forger& f, bool from_parent) {
   const ms::ImageId next{g, 3};
   const ms::ImageId base{g, 2};
   const wire::ImageSizes sizes{8192, 4096, {1, 2}};
+  const wire::Failure another_cut{ms::ErrorKind::kStructureMismatch, 0, {}, "w", "placements"};
   wire::Claim claim;
   claim.world_size = 2;
   claim.id = {g, 2};
@@ -111,9 +112,11 @@ std::vector<Hostile> bodies(const Forger& f, bool from_parent) {
       {f.message(wire::AskDisk{}), "ask-disk out of turn"},
       {f.message(wire::AskDisk{{}, base}), "ask-disk out of turn"},
       {f.message(wire::Publish{{{g, 1}, 3}, true}), "publish out of turn"},
+      {f.message(wire::Publish{{{g, 2}, 2}, false, another_cut}), "publish out of turn"},
       {f.message(wire::Published{}), "published out of turn"},
       {f.message(wire::Choice{{g, 2}, {g, 1}, {{claim, 0}}}), "choice out of turn"},
       {f.message(wire::Ready{}), "ready out of turn"},
+      {f.message(wire::Ready{another_cut}), "ready out of turn"},
       {f.message(wire::GiveUp{}), "give-up after the agreement"},
       {f.message(wire::Established{base}), "learned already"},
       {f.message(wire::Complete{{g, 99}}), from_parent ? "step 99, for which this rank never voted"

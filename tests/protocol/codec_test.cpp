@@ -60,6 +60,8 @@ Want any_want() {
           {{"model.w%2E0", 5000}, {"", 1}, {std::string("\0\xFFx", 3), kMostImageBytes / 2}}};
 }
 
+Failure another_cut() { return {ErrorKind::kStructureMismatch, 1, {}, "w", "S(0) against S(1)"}; }
+
 std::vector<Body> all_bodies() {
   const ImageId id{2, 85}, base{1, 80};
   Failure failure;
@@ -90,6 +92,7 @@ std::vector<Body> all_bodies() {
           Choice{id, base, {{any_claim(), 2}}},
           Choice{id, base, {{borrowing_claim(), 1}, {any_claim(), 2}}},
           Ready{},
+          Ready{another_cut()},
           Established{id},
           GiveUp{failure},
           OnDisk{id},
@@ -106,6 +109,7 @@ std::vector<Body> all_bodies() {
           Overdue{id, 3},
           Overdue{kNoImage, 1},
           Publish{{id, 16}, true},
+          Publish{{id, 4}, false, another_cut()},
           Published{"no room", {0, 70}},
           Moved{0, true},
           Moved{~std::uint64_t{0}, false}};
@@ -226,6 +230,15 @@ TEST_CASE("what is wrong with a stream start or a want is named") {
   REQUIRE(says(refusal(with(named, count, 200)), "storages: 200 of them do not fit"));
   REQUIRE(says(refusal(with(named, count, 2)), "the message ends before it"));
   REQUIRE(says(refusal(with(named, count + 4 + 8, 41)), "storage's name: 41 of them do not fit"));
+}
+
+TEST_CASE("a mismatch that is none of a rank's structure is refused") {
+  Failure failure = another_cut();
+  failure.kind = ErrorKind::kIo;
+  REQUIRE(says(refusal(bytes_of(Ready{failure})), "ready from rank 2: mismatch"));
+  failure = another_cut();
+  failure.rank = -1;
+  REQUIRE(says(refusal(bytes_of(Publish{{{2, 85}, 4}, false, failure})), "mismatch"));
 }
 
 TEST_CASE("loans that cannot be are refused by name") {

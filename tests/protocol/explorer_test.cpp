@@ -1,7 +1,5 @@
-#include <iostream>
-
 #include "tests/support/catch.hpp"
-#include "tests/support/explorer/explore.hpp"
+#include "tests/support/explorer/require_safe.hpp"
 #include "tests/support/sanitized.hpp"
 
 // The real transition function, run through everything that can happen within these bounds. Larger
@@ -9,26 +7,6 @@
 
 using namespace meshstage;
 using namespace meshstage::explorer;
-
-namespace {
-
-void require_safe(const Bounds& bounds) {
-  const Result result = explore(bounds);
-  std::cout << summary(bounds, result) << std::endl;
-  if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
-  REQUIRE(result.violation == "");
-  REQUIRE(result.complete);
-  REQUIRE(result.states > 100);
-}
-
-Bounds ranks(int world, int steps) {
-  Bounds bounds;
-  bounds.world = world;
-  bounds.steps = steps;
-  return bounds;
-}
-
-}  // namespace
 
 TEST_CASE("one rank: crashes, failures, a structure change, all memory lost, disk and finish") {
   Bounds bounds = ranks(1, 3);
@@ -393,10 +371,7 @@ TEST_CASE("random runs of ranks that share hosts and change them keep every prom
       for (int r = 0; borrowed && r < world; ++r) bounds.lenders.push_back({(r + 2) % world});
       bounds.differences = borrowed ? 1 : 0;
       const int runs = meshstage::test::kSanitized ? 20 : 300;
-      const Result result = walk(bounds, static_cast<std::uint64_t>(world), runs, 100'000);
-      std::cout << runs << " walks, " << summary(bounds, result) << std::endl;
-      if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
-      REQUIRE(result.violation == "");
+      require_safe_walks(bounds, static_cast<std::uint64_t>(world), runs);
     }
   }
 }
@@ -455,10 +430,7 @@ TEST_CASE("random runs of ranks whose trainers hang keep every promise") {
     bounds.slow_disks = bounds.stuck_disks = 2;
     bounds.crashes = bounds.lost_messages = bounds.local_failures = bounds.skips = 1;
     const int runs = meshstage::test::kSanitized ? 20 : 300;
-    const Result result = walk(bounds, static_cast<std::uint64_t>(world), runs, 100'000);
-    std::cout << runs << " walks, " << summary(bounds, result) << std::endl;
-    if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
-    REQUIRE(result.violation == "");
+    require_safe_walks(bounds, static_cast<std::uint64_t>(world), runs);
   }
 }
 
@@ -490,10 +462,7 @@ TEST_CASE("random runs of up to 64 ranks with every fault keep every promise") {
           bounds.lenders.push_back({(r + (world == 2 ? 1 : 2)) % world});
           if (world > 3) bounds.lenders.back().push_back((r + world - 1) % world);
         }
-        const Result result = walk(bounds, static_cast<std::uint64_t>(world), runs, 100'000);
-        std::cout << runs << " walks, " << summary(bounds, result) << std::endl;
-        if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
-        REQUIRE(result.violation == "");
+        require_safe_walks(bounds, static_cast<std::uint64_t>(world), runs);
       }
     }
   }

@@ -46,6 +46,7 @@ Bounds bounds_for(const std::string& rule) {
   if (rule == "ask-beyond") b.claims = 2;
   if (rule == "agree-first") b.world = 3, b.steps = 3;
   if (rule == "structure-first") b.mismatches = 1;
+  if (rule == "publish-cut") b.steps = b.mismatches = 1, b.any_cut = true;
   if (rule == "found-anywhere") b.crashes = 0, b.steps = b.reseats = 1;
   if (rule == "finish-together") b.steps = 1, b.finish = true;
   if (rule == "prune-together") b.world = 3, b.disk = true;
@@ -94,7 +95,7 @@ void require_lost_without(const std::string& rule, Bounds bounds, const std::str
   REQUIRE(result.violation.find(words) != std::string::npos);
 }
 
-static_assert(kRules.size() == 35, "each rule has its test here");
+static_assert(kRules.size() == 36, "each rule has its test here");
 
 }  // namespace
 
@@ -194,6 +195,16 @@ TEST_CASE("without sparing the base in a fetch a promise breaks") {
 TEST_CASE("without agreement before restoring a promise breaks") { require_needed("agree-first"); }
 TEST_CASE("without comparing structure first a promise breaks") {
   require_needed("structure-first");
+}
+TEST_CASE("without comparing structure first, states of another cut are restored") {
+  Bounds bounds;
+  bounds.world = 2;
+  bounds.steps = bounds.crashes = bounds.mismatches = 1;
+  bounds.any_cut = true;
+  require_lost_without("structure-first", bounds, "though a structure does not match");
+}
+TEST_CASE("without files of a step before it is cut anew a promise breaks") {
+  require_needed("publish-cut");
 }
 TEST_CASE("without quarantine a promise breaks") { require_needed("quarantine"); }
 TEST_CASE("without finishing together a promise breaks") { require_needed("finish-together"); }

@@ -231,7 +231,8 @@ TEST_CASE("no sequence of events breaks a rank, and what is refused changes noth
         return protocol::Choice{
             id(), id(), {{Claim{rank(), rank(), {}, 0, 3, id(), id(), {}, {}}, rank()}}};
       case 9:
-        return Ready{};
+        return below(2) == 1 ? Ready{Failure{ErrorKind::kStructureMismatch, rank(), {}, {}, {}}}
+                             : Ready{};
       case 10:
         return Established{id()};
       case 11:

@@ -123,7 +123,7 @@ struct PutBody {
   }
   void operator()(const AskDisk& m) const { put_id(out, m.newer_than), put_id(out, m.up_to); }
   void operator()(const protocol::Choice& m) const { put_choice(out, m); }
-  void operator()(const Ready&) const {}
+  void operator()(const Ready& m) const { put_rank(out, m.mismatch ? m.mismatch->rank : -1); }
   void operator()(const Established& m) const { put_id(out, m.id); }
   void operator()(const GiveUp& m) const {
     put_enum(out, m.failure.kind), put_rank(out, m.failure.rank), put_text(out, m.failure.why);
@@ -134,6 +134,7 @@ struct PutBody {
   void operator()(const Finish&) const {}
   void operator()(const Publish& m) const {
     put_id(out, m.step.id), put_number(out, m.replicas ? 1 : 0);
+    put_rank(out, m.mismatch ? m.mismatch->rank : -1);
   }
   void operator()(const Published& m) const { put_list(out, m.written, put_rank); }
   void operator()(const Overdue& m) const { put_id(out, m.id), put_number(out, m.times); }
@@ -181,6 +182,7 @@ void put(std::string& out, const State& s) {
   put_id(out, r.old.id);
   put_number(out, r.looked ? 1 : 0);
   put_id(out, r.publishing.id);
+  put_rank(out, r.mismatch ? r.mismatch->rank : -1);
   put_list(out, r.written, put_rank);
   put_list(out, r.others, put_claim);
   put_number(out, static_cast<std::uint64_t>(r.published));

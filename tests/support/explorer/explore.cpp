@@ -247,7 +247,7 @@ std::string summary(const Bounds& b, const Result& result) {
   add(b.skips, "skips");
   add(b.early_ends, "early ends");
   add(b.ends, "wishes to end");
-  add(b.mismatches, "mismatches");
+  add(b.mismatches, b.any_cut ? "other cuts" : "mismatches");
   add(b.flips, "flips");
   add(b.zombies, "zombies");
   add(b.unanswered, "unanswered");

@@ -31,7 +31,7 @@ constexpr const char* kUsage =
     "[--mismatches N]\n"
     "  [--flips N] [--zombies N] [--unanswered N] [--differences N] [--lenders SHIFT] [--disk] "
     "[--local-disks] "
-    "[--old-job] [--old-memory] [--old-apart] [--finish]\n"
+    "[--old-job] [--old-memory] [--old-apart] [--any-cut] [--finish]\n"
     "  [--early-ends N] (with --finish) [--claims N] [--ends N] [--reseats N] [--seats N] [--hangs "
     "N] [--waits N] [--slow-disks N] [--stuck-disks N]\n"
     "  [--safety-only] [--without RULE] [--max-states N]\n"
@@ -84,11 +84,17 @@ Command parse(const std::vector<std::string>& words) {
   const struct {
     const char* name;
     bool* target;
-  } flags[] = {{"--disk", &bounds.disk},           {"--local-disks", &bounds.local_disks},
-               {"--old-job", &bounds.old_job},     {"--old-memory", &bounds.old_memory},
-               {"--old-rot", &bounds.old_rot},     {"--old-unclaimed", &bounds.old_unclaimed},
-               {"--old-apart", &bounds.old_apart}, {"--old-kept", &bounds.old_kept},
-               {"--finish", &bounds.finish},       {"--safety-only", &c.limits.safety_only}};
+  } flags[] = {{"--disk", &bounds.disk},
+               {"--local-disks", &bounds.local_disks},
+               {"--old-job", &bounds.old_job},
+               {"--old-memory", &bounds.old_memory},
+               {"--old-rot", &bounds.old_rot},
+               {"--old-unclaimed", &bounds.old_unclaimed},
+               {"--old-apart", &bounds.old_apart},
+               {"--old-kept", &bounds.old_kept},
+               {"--any-cut", &bounds.any_cut},
+               {"--finish", &bounds.finish},
+               {"--safety-only", &c.limits.safety_only}};
   for (std::size_t i = 0; i < words.size(); ++i) {
     const std::string& option = words[i];
     bool known = false;

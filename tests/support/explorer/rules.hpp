@@ -12,7 +12,7 @@ struct NamedRule {
   bool protocol::Rules::* member;
 };
 
-inline constexpr std::array<NamedRule, 35> kRules = {{
+inline constexpr std::array<NamedRule, 36> kRules = {{
     {"found-anywhere", &protocol::Rules::found_anywhere},
     {"generations-apart", &protocol::Rules::generations_apart},
     {"verify-claims", &protocol::Rules::verify_claims},
@@ -41,6 +41,7 @@ inline constexpr std::array<NamedRule, 35> kRules = {{
     {"lent-stays-own", &protocol::Rules::lent_stays_own},
     {"agree-first", &protocol::Rules::agree_first},
     {"structure-first", &protocol::Rules::structure_first},
+    {"publish-cut", &protocol::Rules::publish_cut},
     {"quarantine", &protocol::Rules::quarantine},
     {"finish-together", &protocol::Rules::finish_together},
     {"finish-is-a-no", &protocol::Rules::finish_is_a_no},

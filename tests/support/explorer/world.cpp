@@ -19,7 +19,7 @@ World::World(std::shared_ptr<const Bounds> bounds) : bounds_(std::move(bounds)) 
     node.rank = rank;
     node.host = rank / b.seats;
     auto config = std::make_shared<Config>(
-        *make_config(rank, b.world, b.holders, b.rules, b.lenders, 0, b.old_job));
+        *make_config(rank, b.world, b.holders, b.rules, b.lenders, 0, b.old_job || b.any_cut));
     if (b.claims > 0) {
       config->most_claim_bytes = static_cast<std::size_t>(b.claims) * encoded_bytes(Claim{});
     }

@@ -28,6 +28,7 @@ struct Bounds {
   int skips = 0;             ///< a trainer leaves a step out because the last one is unfinished
   int early_ends = 0;        ///< a trainer calls finish() before it has staged all steps
   int mismatches = 0;        ///< a trainer comes back with another structure
+  bool any_cut = false;      ///< ... which is another cut, so the step is assembled
   int flips = 0;             ///< a sealed image changes by itself
   int zombies = 0;           ///< a process is stopped, replaced, and goes on
   int unanswered = 0;        ///< the Store does not answer the root
@@ -310,6 +311,12 @@ class World {
   /// The steps of the old job of which the root's disk names every file.
   [[nodiscard]] std::vector<OldStep> old_named() const;
   OldPublished publish_old(Node& node, const PublishOld& action);
+  /// The own image of that step becomes a file.
+  static OldPublished publish_own(Node& node, ImageId id);
+  /// Whether some rank's image of that step is no file.
+  [[nodiscard]] bool lacks_file(ImageId id) const;
+  /// This rank's trainer has that step now.
+  void check_mixed(const Node& node, ImageId content);
   /// The old job's newest step of which the disks have every image.
   [[nodiscard]] OldStep old_on_disk() const;
   /// Whose images of the old job's step in memory are files on a disk that `node` reaches.

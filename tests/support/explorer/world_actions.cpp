@@ -156,6 +156,18 @@ void World::check_newest(const Node& node) {
         std::to_string(store_generation_) + " is the newest");
 }
 
+void World::check_mixed(const Node& node, ImageId content) {
+  const std::uint64_t generation = node.state.generation;
+  if (restored_generation_ != generation) restored_.clear();
+  restored_generation_ = generation;
+  restored_[node.rank] = content;
+  for (const auto& [rank, id] : restored_) {
+    if (id == content) continue;
+    wrong("mixed: rank " + std::to_string(rank) + " restored " + name(id) + ", rank " +
+          std::to_string(node.rank) + " " + name(content));
+  }
+}
+
 /// Carries out one action for one node, as a driver would. False if the process ended there.
 struct World::CarryOut {
   World& world;
@@ -318,19 +330,24 @@ struct World::CarryOut {
       world.wrong("rank " + std::to_string(node.rank) + " restores torn or foreign bytes as " +
                   name(a.id));
     }
-    if (world.restored_generation_ != generation) world.restored_.clear();
-    world.restored_generation_ = generation;
-    world.restored_[node.rank] = slot.content;
-    for (const auto& [rank, id] : world.restored_) {
-      if (id != slot.content) {
-        world.wrong("mixed: rank " + std::to_string(rank) + " restored " + name(id) + ", rank " +
-                    std::to_string(node.rank) + " " + name(slot.content));
-      }
-    }
+    world.check_mixed(node, slot.content);
     if (world.mismatch_generation_ == generation) {
       world.wrong("rank " + std::to_string(node.rank) +
                   " writes its trainer, though a structure does not match");
     }
+    return true;
+  }
+  bool operator()(const Reassemble& a) const {
+    const ImageId id = a.step.id;
+    world.say(node, "assembles " + name(id) + " for its trainer");
+    node.next_step = static_cast<int>(id.step);  // once more, in the new cut
+    world.remove_strays(node);
+    if (node.zombie) return true;
+    if (world.lacks_file(id)) {
+      world.wrong("rank " + std::to_string(node.rank) + " assembles " + name(id) +
+                  ", of which not every image is a file");
+    }
+    world.check_mixed(node, id);
     return true;
   }
   bool operator()(const RecoveredNothing& a) const {
@@ -360,6 +377,11 @@ struct World::CarryOut {
     if (world.bounds_->old_job && world.bounds_->mismatches == 0 && !node.zombie &&
         a.failure.kind == ErrorKind::kStructureMismatch) {
       world.wrong("gives up, though the step of an old job is on disk");
+    }
+    // An image that rots meanwhile becomes no file.
+    if (world.bounds_->any_cut && world.lost_in_ < generation && !node.zombie &&
+        a.failure.kind == ErrorKind::kStructureMismatch) {
+      world.wrong("gives up, though the step can be assembled in another cut");
     }
     if (a.failure.kind == ErrorKind::kUnrecoverable && !node.zombie) {
       const ImageId best = world.newest_covered(-1, true, true);

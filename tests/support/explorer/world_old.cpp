@@ -1,7 +1,7 @@
 #include "tests/support/explorer/world.hpp"
 #include "tests/support/explorer/world_impl.hpp"
 
-/// The images of an old job, which had one rank more.
+/// The images of an old job, which had one rank more, and files of a step that is cut anew.
 namespace meshstage::explorer {
 
 void World::begin_old() {
@@ -51,7 +51,32 @@ void World::claim_old(const Node& node, ImageId newer_than, FilesVerified& found
   }
 }
 
+OldPublished World::publish_own(Node& node, ImageId id) {
+  OldPublished result;
+  for (const MemorySlot& slot : node.own) {
+    if (slot.header != MemorySlot::Header::kSealed || !slot.whole || slot.id != id) continue;
+    const File file{node.rank, id, slot.base, slot.lenders, slot.loan};
+    const auto at = std::lower_bound(node.files.begin(), node.files.end(), file);
+    if (at == node.files.end() || *at != file) node.files.insert(at, file);
+    result.written = {node.rank};
+  }
+  return result;
+}
+
+bool World::lacks_file(ImageId id) const {
+  Ranks found = 0;
+  const auto look = [&](const std::vector<File>& files) {
+    for (const File& file : files) {
+      if (file.id == id) found |= bit(file.owner);
+    }
+  };
+  for (const Node& node : nodes_) look(node.files);
+  for (const LeftFiles& left : left_files_) look(left.files);
+  return found != bit(bounds_->world) - 1;
+}
+
 OldPublished World::publish_old(Node& node, const PublishOld& action) {
+  if (action.step.world_size == bounds_->world) return publish_own(node, action.step.id);
   if (bounds_->old_kept) return {"no room", {}};
   Ranks written = 0;
   for (const MemorySlot& slot : node.own) {
