@@ -30,7 +30,8 @@
 namespace meshstage::detail {
 namespace {
 
-/// A step of another number of ranks with this rank's part of it, still to be written.
+/// A step of another number of ranks, or of another cut, with this rank's part of it, still to be
+/// written.
 struct TakenStep {
   OldWorldStep step;
   Assembly assembly;
@@ -247,6 +248,10 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
     std::optional<std::vector<ImagePart>> needed;
     reading([&] {
       plan->add_ends(*old, told);
+      // As many ranks, cut otherwise: nothing that a rank had for itself may be dropped.
+      if (step->world_size == group.size()) {
+        StepParts::require_same_paths(*old, state, rank, files.options);
+      }
       needed = StepParts::needed(*old, state, rank, group.size(), files.options);
     });
     if (!all_say(all, needed.has_value())) continue;
@@ -302,6 +307,21 @@ Pairs connect(const FoundNothing& job, const std::vector<int>& peers) {
                                       lost.get_token());
 }
 
+/// The error on which all ranks agreed. If the states of this number of ranks are cut otherwise and
+/// do not fit in another cut either: the mismatch that was found first, then that error.
+std::exception_ptr explained(const Agreed& all, const protocol::Failure& mismatch) {
+  if (mismatch.why.empty()) return all.error;
+  try {
+    std::rethrow_exception(all.error);
+  } catch (const StructureMismatch& e) {
+    return std::make_exception_ptr(make_error<StructureMismatch>(
+        mismatch.why + "; nor can it be assembled in another cut: " + e.what(), mismatch.rank, {},
+        mismatch.path));
+  } catch (...) {  // thrown as it is
+    return std::current_exception();
+  }
+}
+
 }  // namespace
 
 std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
@@ -329,8 +349,8 @@ std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
   try {
     taken = plan_old_step(files, state, found, *job.generation.training, options.forming_deadline);
   } catch (const Agreed& all) {
-    cannot = all.error;
-    std::rethrow_exception(all.error);
+    cannot = explained(all, job.agent.mismatch());
+    std::rethrow_exception(cannot);
   } catch (const Error& e) {    // the others wait for this rank
     job.agent.throw_if_lost();  // the agent knows who is to blame
     job.agent.end_generation(rank + " could not go on from the old step: " + e.what());

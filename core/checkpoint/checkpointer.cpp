@@ -270,10 +270,10 @@ class Checkpointer::Impl {
     return recovered;
   }
 
-  /// Stages the first step. The recovery found nothing, so every rank's tensors are those with
-  /// which its program began, or were put together from the files of another number of ranks. They
-  /// stay so until all ranks have the step, because recover() does not return before. Whichever
-  /// rank dies from here on, survivors and replacements go on from the same bits.
+  /// Stages the first step. The recovery restored nothing, so every rank's tensors are those with
+  /// which its program began, or were put together from the files of another number of ranks or of
+  /// another cut. They stay so until all ranks have the step, because recover() does not return
+  /// before. Whichever rank dies from here on, survivors and replacements go on from the same bits.
   void begin_with_step(const Value& state, std::uint64_t step) {
     Staging first = agent_.stage(state, step, Beside::kNothing);  // the trainer waits
     const std::string name = "step " + std::to_string(step);

@@ -19,7 +19,7 @@
 
 namespace meshstage::detail {
 
-/// A step of another number of ranks, which is gone on from.
+/// A step of another number of ranks, or of another cut, which is gone on from.
 struct OldWorldStep {
   ImageId id;
   int world_size = 0;

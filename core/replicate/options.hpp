@@ -61,8 +61,8 @@ struct CheckpointerOptions {
   /// Unit of digests and of transfer, in bytes: a power of two from 4096 on, the same on every rank
   /// (checked).
   std::uint64_t block_bytes = std::uint64_t{4} << 20;
-  /// Given: the job may be started with another number of ranks than before. The same on every
-  /// rank. Not given: another number is refused.
+  /// Given: the job may be started with another number of ranks than before, or with as many that
+  /// cut their states otherwise. The same on every rank. Not given: both are refused.
   ///
   /// If the new ranks themselves have no step that is as new, recover() goes on from a step of the
   /// old ranks: the newest of which some rank's `directory` has a file of each old rank. All ranks
@@ -82,6 +82,12 @@ struct CheckpointerOptions {
   /// rank needs of other ranks' images. Without that memory recover() throws OutOfMemory, and the
   /// old number of ranks, or a start with a `directory`, finds everything as it was. A replica that
   /// borrows, where its owner's own image is lost, becomes a file also there.
+  ///
+  /// The same number of ranks whose newest step is cut otherwise (other meshes, placements, shards)
+  /// goes on from that step likewise; each rank's image of it becomes a file first. Each rank's
+  /// state must have the paths that it had. If a file cannot be written, or the states cannot be
+  /// assembled, recover() throws the StructureMismatch that it throws without this option, with the
+  /// reason behind it, and no state is touched.
   std::optional<ReshardOptions> any_world = {};
   WhenBusy when_busy = WhenBusy::kWait;
   /// holders[r]: the ranks that hold a replica of rank r's images; the list's length is the number

@@ -53,4 +53,12 @@ std::string OldIndex::left() const {
   return {};
 }
 
+std::optional<std::pair<std::string, int>> OldIndex::lacking() const {
+  for (std::size_t i = 0; i < paths_.size(); ++i) {
+    const auto& values = entries_[i].values;
+    if (static_cast<int>(values.size()) != ranks_) return std::pair(paths_[i], values.front().rank);
+  }
+  return std::nullopt;
+}
+
 }  // namespace meshstage::detail

@@ -1,9 +1,11 @@
 #pragma once
 #include <deque>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include <meshstage/core/tree/boxes.hpp>
@@ -30,6 +32,8 @@ class OldIndex {
   /// The first path, in the order of rank 0's state, that every rank has and nobody took; empty if
   /// there is none.
   [[nodiscard]] std::string left() const;
+  /// The first path that some rank lacks, and a rank that has it; nothing if all have the same.
+  [[nodiscard]] std::optional<std::pair<std::string, int>> lacking() const;
   [[nodiscard]] int ranks() const noexcept { return ranks_; }
 
  private:

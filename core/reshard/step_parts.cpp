@@ -1,6 +1,7 @@
 #include <meshstage/core/reshard/step_parts.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <utility>
@@ -11,6 +12,7 @@
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/reshard/assembly_impl.hpp>
 #include <meshstage/core/reshard/assembly_parts.hpp>
+#include <meshstage/core/reshard/index_impl.hpp>
 #include <meshstage/core/reshard/open_image_impl.hpp>
 
 namespace meshstage::detail {
@@ -139,6 +141,17 @@ bool StepParts::prove(StepStates& states, const ImagePart& part) {
     states.damaged_ = rank;
     return !pass_over(states, e);
   }
+}
+
+void StepParts::require_same_paths(const StepStates& states, const Value& state, int rank,
+                                   const ReshardOptions& options) {
+  const std::array both{states.states().at(static_cast<std::size_t>(rank)), state};
+  const auto lacking = OldIndex(both, options.readers).lacking();
+  if (!lacking) return;
+  const std::string who = "rank " + std::to_string(rank);
+  throw mismatch(lacking->first, lacking->second == 0
+                                     ? who + " had it, and its state does not have it any more"
+                                     : who + " did not have it");
 }
 
 std::optional<std::vector<ImagePart>> StepParts::needed(StepStates& states, const Value& state,

@@ -65,6 +65,11 @@ struct MESHSTAGE_API StepParts {
   static void add(StepStates& states, int old_rank, std::span<const std::byte> ends,
                   const std::string& where);
 
+  /// Throws StructureMismatch unless `state` has the paths that old rank `rank` had, and no other.
+  /// Its image must be there.
+  static void require_same_paths(const StepStates& states, const Value& state, int rank,
+                                 const ReshardOptions& options);
+
   /// The parts of added images that the new rank's Assembly reads, ascending, none twice. Proves
   /// what it reads of files. Nothing if one of these is damaged: it was passed over, for the rank's
   /// next file or none (has_file()). Throws what Assembly::plan() throws about structure and plain
