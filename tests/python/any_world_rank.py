@@ -1,6 +1,7 @@
-"""One rank of a job whose number of ranks changes from start to start: python any_world_rank.py DIRECTORY STEP CUT.
+"""One rank of a job whose number of ranks, or cut, changes from start to start:
+python any_world_rank.py DIRECTORY STEP CUT RANKS_BEFORE
 It recovers STEP (0: the first start), checks it against a model that torch itself has cut, and stages STEP + 10.
-CUT is how this start's model lies on its ranks: tp+fsdp (two by two), fsdp, or whole."""
+CUT is how this start's model lies on its ranks: tp+fsdp (two by two), fsdp, tp, or whole."""
 
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import meshstage
 import meshstage.torch
@@ -28,6 +29,9 @@ def model_at(step: int, cut: str) -> nn.Module:
         parallelize_module(model[0], mesh["tp"], ColwiseParallel())
         fully_shard(model[0], mesh=mesh["dp"])
         fully_shard(model[1], mesh=mesh["dp"])
+    elif cut == "tp":
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
+        parallelize_module(model, mesh, {"0": ColwiseParallel(), "1": RowwiseParallel()})
     elif cut == "fsdp":
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         for layer in model:
@@ -57,7 +61,7 @@ def check(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, cut: st
         assert state["step"].item() == step, f"{name}: step {state['step']}"
 
 
-def main(directory: Path, step: int, cut: str) -> None:
+def main(directory: Path, step: int, cut: str, before: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -75,7 +79,7 @@ def main(directory: Path, step: int, cut: str) -> None:
         if step > 0:
             check(model, optimizer, step, cut)
             old = got.old_world_size
-            assert old not in (0, ckpt.world_size), got
+            assert old == before, got
             # What the ranks of before have counted; each has its own generator of random numbers.
             assert state["seen"] == (sum(range(1, old + 1)) if rank == 0 else 0), state["seen"]
             torch_seed = 2000 + rank if rank < old else 1000 + rank
@@ -89,4 +93,4 @@ def main(directory: Path, step: int, cut: str) -> None:
     dist.destroy_process_group()
 
 
-main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

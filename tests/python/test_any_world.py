@@ -1,4 +1,4 @@
-"""Jobs that come back with another number of ranks."""
+"""Jobs that come back with another number of ranks, or with another cut."""
 
 import os
 import subprocess
@@ -23,18 +23,25 @@ def run(ranks: int, program: Path, *words) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def start(directory: Path, ranks: int, step: int, cut: str) -> None:
-    done = run(ranks, RANK, directory, step, cut)
+def start(directory: Path, ranks: int, step: int, cut: str, before: int) -> None:
+    done = run(ranks, RANK, directory, step, cut, before)
     # A rank that has done its work may still be aborted by torch's Gloo thread.
     there = [(directory / f"done.{step}.{rank}").exists() for rank in range(ranks)]
     assert all(there), done.stdout
 
 
 def test_a_model_of_tp_and_fsdp2_goes_on_with_other_ranks_and_other_cuts(gloo, tmp_path):
-    start(tmp_path, 3, 0, "fsdp")
-    start(tmp_path, 4, 10, "tp+fsdp")
-    start(tmp_path, 1, 20, "whole")
-    start(tmp_path, 2, 30, "fsdp")
+    start(tmp_path, 3, 0, "fsdp", 0)
+    start(tmp_path, 4, 10, "tp+fsdp", 3)
+    start(tmp_path, 1, 20, "whole", 4)
+    start(tmp_path, 2, 30, "fsdp", 1)
+
+
+def test_as_many_ranks_go_on_with_other_cuts(gloo, tmp_path):
+    start(tmp_path, 2, 0, "fsdp", 0)
+    start(tmp_path, 2, 10, "tp", 2)
+    start(tmp_path, 2, 20, "whole", 2)
+    start(tmp_path, 2, 30, "fsdp", 2)
 
 
 def checkpointer(directory: Path, **options):

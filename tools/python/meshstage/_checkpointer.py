@@ -24,7 +24,7 @@ class Recovered:
     source: str  #: "nothing", "own memory", "holder memory", "disk"
     from_rank: int  #: whose memory or disk
     generation: int  #: in which training goes on; a run's first one is some large number
-    old_world_size: int = 0  #: not 0: another number of ranks staged the step (``any_world``)
+    old_world_size: int = 0  #: not 0: so many ranks staged the step, in another cut (``any_world``)
 
 
 class Staging:
@@ -92,17 +92,18 @@ class Checkpointer:
     ``m.prom`` is Prometheus' text; rank 3 writes ``m.r3.prom``. ``log(warning, text)`` gets each
     line, on a thread of Python's own; without it the logger "meshstage" does.
 
-    ``any_world=True`` lets the job come back with another number of ranks, from its files in
-    ``directory`` or from memory. A job that writes no files (``persist_every=0`` and no
-    ``directory``) needs no disk for that, but memory: until the first step of the new ranks is
-    complete, the old images stay beside the new ones. DTensors get their parts of the whole,
-    whatever their meshes and placements were and are (a plain tensor is the whole); plain arrays
-    and numbers must be the same on all ranks. A dict, the same on every rank, says which are not,
-    by their keys from the root, joined by dots, or by those of what they are in: ``{"loader": "per
-    rank", "seen": "summed"}``. "per rank": rank r has rank r's value, and a new rank keeps its own;
-    "summed": rank 0 has the sum, the others 0; "first": all have the first rank's; "same": the
-    default. ``recover`` refuses a path that no rank's state has (InvalidArgument), or warns if the
-    old job may have had it. What ``meshstage.torch.state(rng=True)`` adds is per rank.
+    ``any_world=True`` lets the job come back with another number of ranks, or as many that cut
+    their tensors otherwise, from its files in ``directory`` or from memory. With another number of
+    ranks, a job that writes no files (``persist_every=0`` and no ``directory``) needs no disk for
+    that, but memory: until the first step of the new ranks is complete, the old images stay beside
+    the new ones. DTensors get their parts of the whole, whatever their meshes and placements were
+    and are (a plain tensor is the whole); plain arrays and numbers must be the same on all ranks. A
+    dict, the same on every rank, says which are not, by their keys from the root, joined by dots,
+    or by those of what they are in: ``{"loader": "per rank", "seen": "summed"}``. "per rank": rank
+    r has rank r's value, and a new rank keeps its own; "summed": rank 0 has the sum, the others 0;
+    "first": all have the first rank's; "same": the default. ``recover`` refuses a path that no
+    rank's state has (InvalidArgument), or warns if the old job may have had it. What
+    ``meshstage.torch.state(rng=True)`` adds is per rank.
 
     Leaving the ``with`` block by its end calls ``finish()``, if ``recover`` was called; by an
     exception, ``close()``: the vault stays for the next start. In a forked child every call raises
