@@ -255,6 +255,7 @@ Recovered Trainer::recover(Value& state) {
   engine_.gate.check_recover();
   std::shared_ptr<const ReadLease>
       image;  // from the comparison to the restoring, which then asks the system for nothing
+  int compared = -1;  // its slot
   while (true) {
     const RecoverCommand now = engine_.gate.next_command(patience(length));
     switch (now.kind) {
@@ -262,6 +263,7 @@ Recovered Trainer::recover(Value& state) {
         break;
       case RecoverCommand::Kind::kCheck:
         image = compare(now, state);
+        compared = now.slot;
         break;
       case RecoverCommand::Kind::kRestore:
       case RecoverCommand::Kind::kNothing: {
@@ -269,6 +271,10 @@ Recovered Trainer::recover(Value& state) {
         old_ = now.old;
         mismatch_ = now.failure;
         old_files_ = now.old_files;
+        if (!mismatch_.why.empty() && image && keeps_old_in_memory(engine_.options)) {
+          const auto file = engine_.vault.file_of({engine_.rank, compared});
+          old_files_.push_back(MappedFile::part_of(file, image->image(), image));
+        }
         image.reset();
         // What an old job left stays until a step of this one is complete: free_superseded().
         if (now.kind == RecoverCommand::Kind::kRestore || !engine_.options.any_world) {

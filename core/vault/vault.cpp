@@ -169,6 +169,8 @@ VaultPageLocks Vault::page_locks() const {
   return locks;
 }
 
+std::filesystem::path Vault::file_of(SlotKey key) const { return state_->slot_path(key); }
+
 std::vector<SlotKey> Vault::adopt_older() {
   std::vector<SlotKey> filled;
   state_->check_owned();

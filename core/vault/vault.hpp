@@ -114,6 +114,8 @@ class MESHSTAGE_API Vault {
                                        std::uint64_t bytes);
   /// Throws InvalidState if the slot is not sealed, and Fenced.
   [[nodiscard]] ReadLease read(SlotKey key);
+  /// Where the slot's file lies, for texts: it may be another slot's later, or gone.
+  [[nodiscard]] std::filesystem::path file_of(SlotKey key) const;
 
   /// From now on begin_write() page-locks slots of the rank's own images, each slot whole or not at
   /// all, so that devices copy to and from them at their full rate. A slot that the system refuses

@@ -2,11 +2,16 @@
 #include <algorithm>
 #include <atomic>
 #include <barrier>
+#include <cerrno>
+#include <filesystem>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include <meshstage/core/os/system_error.hpp>
 
 #include "tests/support/catch.hpp"
 #include "tests/support/changing_job.hpp"
@@ -54,8 +59,30 @@ ms::ReshardOptions any_cut() {
 
 void choose_any_cut(ms::CheckpointerOptions& o, int) { o.any_world = any_cut(); }
 
-struct CutJob : ChangingJob {
-  CutJob() { change = choose_any_cut; }
+class CutJob : public ChangingJob {
+ public:
+  /// Without files, none can be made.
+  explicit CutJob(bool files = true)
+      : source(files ? ms::Source::kDisk : ms::Source::kHolderMemory) {
+    change = choose_any_cut;
+    if (files) return;
+    change = [this](ms::CheckpointerOptions& o, int) {
+      choose_any_cut(o, kRanks);
+      o.directory.clear();
+      o.persist_every = 0;
+      const std::lock_guard lock(mutex_);
+      systems_.push_back(std::make_unique<WatchedFileSystem>(*o.file_system));
+      systems_.back()->on_rename = [](const std::filesystem::path& to) {
+        if (to.extension() == ".safetensors") throw ms::SystemError("rename", to.native(), EROFS);
+      };
+      o.file_system = systems_.back().get();
+    };
+  }
+  const ms::Source source;  ///< Of a state that was cut anew.
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<WatchedFileSystem>> systems_;
 };
 
 ms::Recovered recover_cut(ms::Checkpointer& ckpt, Cut cut, std::uint64_t step) {
@@ -99,7 +126,7 @@ void go_on(CutJob& job, Cut cut, std::uint64_t step, std::optional<bool> anew, i
     if (assembled) {
       require(recovered.old_world_size == kRanks, std::to_string(recovered.old_world_size));
       require(recovered.id == ms::ImageId{ckpt.generation(), step}, to_string(recovered.id));
-      require(recovered.source == ms::Source::kDisk, "not from disk");
+      require(recovered.source == job.source, std::string(to_string(recovered.source)));
     }
     for (int i = 1; i <= more; ++i) stage_cut(ckpt, cut, step + static_cast<std::uint64_t>(i));
     if (finish) return ckpt.finish();
@@ -198,6 +225,19 @@ TEST_CASE("4 ranks cut their states anew from start to start: rows, grid, column
   CHECK(std::count(files.begin(), files.end(), "step " + std::to_string(step + 2) + " of 4") == 4);
 }
 
+TEST_CASE("without files another cut is put together from the ranks' slots, and nothing is left") {
+  CutJob job(false);
+  first_start(job, Cut::kRows);
+  std::uint64_t step = 10;
+  for (const Cut cut : {Cut::kGrid, Cut::kColumns, Cut::kReplicated, Cut::kTransposedGrid}) {
+    INFO("cut " << static_cast<int>(cut) << " at step " << step);
+    go_on(job, cut, step, true, 2, false);
+    step += 2;
+  }
+  go_on(job, Cut::kTransposedGrid, step, false);
+  CHECK(job.job.disk().list("/vault").empty());
+}
+
 TEST_CASE("squares of one local shape whose placements change places are cut anew") {
   CutJob job;
   const auto state = [](Cut cut, int rank, std::uint64_t step) {
@@ -248,8 +288,9 @@ TEST_CASE("a rank that dies at any point of a new cut's recovery loses nothing")
                "offered", "own-sealed", "replica-sealed", "voted", "complete");
   const int victim = GENERATE(0, 3);
   const Cut next = GENERATE(Cut::kColumns, Cut::kRows);  // the new cut again, or the former one
-  INFO("rank " << victim << " dies at " << point);
-  CutJob job;
+  const bool files = GENERATE(true, false);
+  INFO("rank " << victim << " dies at " << point << (files ? "" : ", without files"));
+  CutJob job(files);
   first_start(job, Cut::kRows);
   for (int times = 0; times < 2; ++times) {
     // Where the new step has every rank's image, the second time finds it, and puts nothing
@@ -290,10 +331,11 @@ TEST_CASE("a rank that dies while it makes a file for a new cut loses nothing") 
 }
 
 TEST_CASE("a host that is lost between two recoveries of a new cut loses nothing") {
-  CutJob job;
-  first_start(job, Cut::kRows);
   const std::string point = GENERATE("restoring", "own-writing", "own-sealed");
-  INFO("rank 1 dies at " << point);
+  const bool files = GENERATE(true, false);
+  INFO("rank 1 dies at " << point << (files ? "" : ", without files"));
+  CutJob job(files);
+  first_start(job, Cut::kRows);
   REQUIRE(die_at(job, Cut::kGrid, 1, point));
   job.job.wipe(1);
   // At own-sealed all images of the new step, and the replica of rank 1's, may be there.

@@ -100,6 +100,21 @@ TEST_CASE("two ranks: another cut of an old job's step that is taken, and a cras
   require_safe(bounds);
 }
 
+TEST_CASE("two ranks that write no files: another cut, a crash, a lost host and a failure") {
+  Bounds bounds = cut_anew(2, 1, meshstage::test::kSanitized ? 1 : 2);
+  bounds.old_kept = true;
+  bounds.crashes = bounds.host_losses = 1;
+  bounds.local_failures = meshstage::test::kSanitized ? 0 : 1;
+  require_safe(bounds);
+}
+
+TEST_CASE("two ranks that write no files: another cut of an old job's step, and a crash") {
+  Bounds bounds = cut_anew(2, 1, 1);
+  bounds.old_job = bounds.old_memory = bounds.old_apart = bounds.old_kept = true;
+  bounds.crashes = 1;
+  require_safe(bounds);
+}
+
 TEST_CASE("three ranks: another cut, and a crash") {
   Bounds bounds = cut_anew(3, 1, meshstage::test::kSanitized ? 1 : 2);
   bounds.crashes = 1;

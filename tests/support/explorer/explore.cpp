@@ -266,7 +266,7 @@ std::string summary(const Bounds& b, const Result& result) {
   if (b.old_memory) text += ", a newer one in memory";
   if (b.old_rot) text += " and, with a damaged file, on disk";
   if (b.old_apart) text += ", on hosts with disks of their own";
-  if (b.old_kept) text += " without room";
+  if (b.old_kept) text += ", no files";
   if (b.finish) text += ", finish";
   char figures[160];
   std::snprintf(figures, sizeof figures, ": %llu states, %llu edges, depth %llu, %.1f s%s",

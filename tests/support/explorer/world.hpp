@@ -55,8 +55,8 @@ struct Bounds {
   /// With old_memory: each rank's host has a disk of its own, lost with the host, and nothing of
   /// the old job is on one yet.
   bool old_apart = false;
-  /// With old_apart: these disks have no room. The old job's images stay where they lie in memory,
-  /// beside the slots of this one.
+  /// The job writes no files. With old_apart: the old job's images stay where they lie in memory,
+  /// beside the slots of this one. With any_cut: each rank's image is read from its own slot.
   bool old_kept = false;
   /// A fetch finds no room: the slots of strays go that need not stay.
   bool scarce = false;
@@ -311,10 +311,11 @@ class World {
   /// The steps of the old job of which the root's disk names every file.
   [[nodiscard]] std::vector<OldStep> old_named() const;
   OldPublished publish_old(Node& node, const PublishOld& action);
-  /// The own image of that step becomes a file.
-  static OldPublished publish_own(Node& node, ImageId id);
-  /// Whether some rank's image of that step is no file.
-  [[nodiscard]] bool lacks_file(ImageId id) const;
+  /// The own image of that step becomes a file, or stays in its slot (Bounds::old_kept).
+  OldPublished publish_own(Node& node, ImageId id) const;
+  /// Whether some rank's image of that step is no file; with Bounds::old_kept, whether this rank's
+  /// own slots do not have it.
+  [[nodiscard]] bool lacks_image(const Node& node, ImageId id) const;
   /// This rank's trainer has that step now.
   void check_mixed(const Node& node, ImageId content);
   /// The old job's newest step of which the disks have every image.

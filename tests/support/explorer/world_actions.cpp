@@ -343,9 +343,9 @@ struct World::CarryOut {
     node.next_step = static_cast<int>(id.step);  // once more, in the new cut
     world.remove_strays(node);
     if (node.zombie) return true;
-    if (world.lacks_file(id)) {
+    if (world.lacks_image(node, id)) {
       world.wrong("rank " + std::to_string(node.rank) + " assembles " + name(id) +
-                  ", of which not every image is a file");
+                  ", of which an image is missing");
     }
     world.check_mixed(node, id);
     return true;

@@ -51,26 +51,32 @@ void World::claim_old(const Node& node, ImageId newer_than, FilesVerified& found
   }
 }
 
-OldPublished World::publish_own(Node& node, ImageId id) {
+OldPublished World::publish_own(Node& node, ImageId id) const {
   OldPublished result;
   for (const MemorySlot& slot : node.own) {
     if (slot.header != MemorySlot::Header::kSealed || !slot.whole || slot.id != id) continue;
+    result.written = {node.rank};
+    if (bounds_->old_kept) continue;  // it is read from its slot
     const File file{node.rank, id, slot.base, slot.lenders, slot.loan};
     const auto at = std::lower_bound(node.files.begin(), node.files.end(), file);
     if (at == node.files.end() || *at != file) node.files.insert(at, file);
-    result.written = {node.rank};
   }
   return result;
 }
 
-bool World::lacks_file(ImageId id) const {
+bool World::lacks_image(const Node& node, ImageId id) const {
+  if (bounds_->old_kept) {
+    return std::none_of(node.own.begin(), node.own.end(), [&](const MemorySlot& slot) {
+      return slot.header == MemorySlot::Header::kSealed && slot.whole && slot.id == id;
+    });
+  }
   Ranks found = 0;
   const auto look = [&](const std::vector<File>& files) {
     for (const File& file : files) {
       if (file.id == id) found |= bit(file.owner);
     }
   };
-  for (const Node& node : nodes_) look(node.files);
+  for (const Node& each : nodes_) look(each.files);
   for (const LeftFiles& left : left_files_) look(left.files);
   return found != bit(bounds_->world) - 1;
 }
