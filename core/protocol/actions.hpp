@@ -34,10 +34,10 @@ struct VerifyDisk {
 };
 /// Write images of this step, of another number of ranks or of another cut, to files, named as a
 /// rank of the job that staged it would have named them. If the number is the present one, only
-/// this rank's own image in its own slot. The images are those in this rank's vault and in the
-/// stray vaults that it took: owners' own images, or, if `replicas`, the replica of each owner that
-/// has no sound file, made whole from its lenders' files. Prove each byte before writing it. Answer
-/// with OldPublished, also if something failed.
+/// this rank's own image in its own slot, which stays there if the job writes no files. The images
+/// are those in this rank's vault and in the stray vaults that it took: owners' own images, or, if
+/// `replicas`, the replica of each owner that has no sound file, made whole from its lenders'
+/// files. Prove each byte before writing it. Answer with OldPublished, also if something failed.
 struct PublishOld {
   OldStep step;
   bool replicas = false;
@@ -103,10 +103,10 @@ struct RestoreTrainer {
 struct RecoveredNothing {
   OldStep old{};  ///< at the root only; kNoImage: step 0
 };
-/// All agreed on this step, and on each rank's own image in a file; the step counts as complete.
-/// But the trainers cut their states otherwise than its images: recover() assembles each state from
-/// these files, and stages it as the first step of the new cut. If the states cannot be assembled,
-/// recover() throws `mismatch` at every rank.
+/// All agreed on this step, and on each rank's own image in a file, or in its own slot; the step
+/// counts as complete. But the trainers cut their states otherwise than its images: recover()
+/// assembles each state from these, and stages it as the first step of the new cut. If the states
+/// cannot be assembled, recover() throws `mismatch` at every rank.
 struct Reassemble {
   OldStep step;
   Failure mismatch;

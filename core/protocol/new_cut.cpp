@@ -6,9 +6,10 @@
 /// Rule 5e with Config::any_world: the chosen step is of this number of ranks, but a trainer cuts
 /// its state otherwise (another mesh, other placements or shards). All ranks fetch and compare as
 /// ever, so the step is whole at its owners and holders. Then Publish comes down: each rank's own
-/// image becomes a file, and Published climbs. The root asks the Store, and Established comes down:
-/// the step counts as complete, and is the base of what is staged next. The trainers assemble their
-/// states from the files. Nothing of this is kept: after a death all ranks compare anew.
+/// image becomes a file (in a job that writes none it stays in its slot), and Published climbs. The
+/// root asks the Store, and Established comes down: the step counts as complete, and is the base of
+/// what is staged next. The trainers assemble their states from these images. Nothing of this is
+/// kept: after a death all ranks compare anew.
 namespace meshstage::protocol {
 
 using Phase = Recovery::Phase;

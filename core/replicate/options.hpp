@@ -84,10 +84,10 @@ struct CheckpointerOptions {
   /// borrows, where its owner's own image is lost, becomes a file also there.
   ///
   /// The same number of ranks whose newest step is cut otherwise (other meshes, placements, shards)
-  /// goes on from that step likewise; each rank's image of it becomes a file first. Each rank's
-  /// state must have the paths that it had. If a file cannot be written, or the states cannot be
-  /// assembled, recover() throws the StructureMismatch that it throws without this option, with the
-  /// reason behind it, and no state is touched.
+  /// goes on from that step likewise; each rank's image of it becomes a file first, unless the job
+  /// writes no files. Each rank's state must have the paths that it had. If a file cannot be
+  /// written, or the states cannot be assembled, recover() throws the StructureMismatch that it
+  /// throws without this option, with the reason behind it, and no state is touched.
   std::optional<ReshardOptions> any_world = {};
   WhenBusy when_busy = WhenBusy::kWait;
   /// holders[r]: the ranks that hold a replica of rank r's images; the list's length is the number
