@@ -202,11 +202,12 @@ TEST_CASE("without files a death at any point of the first step loses nothing") 
 TEST_CASE("without files the loss of either host beside a death loses nothing") {
   const std::string point = GENERATE(as<std::string>(), "restoring", "replica-sealed", "voted");
   const int host = GENERATE(0, 1);
-  const int now = GENERATE(3, 4);
+  const int now = GENERATE(2, 3, 4);
   INFO("host " << host << " at " << point << ", then " << now << " ranks");
   MemoryJob job(2);
   leave_steps(job, 4, {10, 15});
-  die_at(job, 3, 1, point);
+  job.seat = [](int rank) { return rank; };
+  die_at(job, 2, 1, point);  // the step may be complete all the same
   job.lose(host);
   job.seat = [host](int) { return 1 - host; };
   go_on(job, now, 15, std::nullopt);
