@@ -33,8 +33,8 @@ struct Recovered {
   std::uint64_t generation = 0;  ///< The generation in which training goes on.
   /// Not 0: this many ranks staged the step, another number than now, or as many whose states were
   /// cut otherwise, and the state was assembled from their images (CheckpointerOptions::any_world).
-  /// `id` is the id of the new ranks' first step; `source` is kHolderMemory if this rank's directory
-  /// has no file of the old one.
+  /// `id` is the id of the new ranks' first step; `source` is kHolderMemory if this rank's
+  /// directory has no file of the old one.
   int old_world_size = 0;
 };
 
