@@ -69,7 +69,6 @@ TEST_CASE("Wrong arguments end with 2 and one line that says what is wrong and t
       {{"--kills", "-1"}, "--kills: -1: write a whole number"},
       {{"--kills", "2", "--seed", "-1"}, "--seed: -1: write a whole number"},
       {{"--persist-every", "-1"}, "--persist-every: -1: write a whole number"},
-      {{"--persist-every", "0", "--lose", "all@5"}, "--persist-every 0: a fault loses all memory"},
       {{"--deadline-ms", "-1"}, "--deadline-ms: -1: write a whole number"},
       {{"--timeout", "-1"}, "--timeout: -1: write a whole number"},
       {{"--every", "0"}, "--every 0: write a number from 1 to --steps (200)"},

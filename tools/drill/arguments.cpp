@@ -391,11 +391,6 @@ Arguments ArgumentParser::complete() const {
   const bool stops = std::any_of(a.faults.begin(), a.faults.end(),
                                  [](const Fault& f) { return f.how == How::kStop; });
   a.persist_every = persist_every_.value_or(disk_alone ? 1 : 4);
-  if (disk_alone && a.persist_every == 0) {
-    refuse(
-        "--persist-every 0: a fault loses all memory that has a rank's images, and there would "
-        "be no files; write 1 or more");
-  }
   a.deadline_ms = deadline_ms_.value_or(stops ? 2'000 : 15'000);
   return a;
 }
