@@ -22,7 +22,6 @@
 #include <meshstage/core/identity/digest.hpp>
 #include <meshstage/core/memory/room.hpp>
 #include <meshstage/core/os/system_error.hpp>
-#include <meshstage/core/replicate/agreement.hpp>
 #include <meshstage/core/replicate/hands.hpp>
 #include <meshstage/core/reshard/assembly_parts.hpp>
 #include <meshstage/core/reshard/step_parts.hpp>
@@ -343,7 +342,7 @@ std::optional<OldWorldStep> take_old_step(const FoundNothing& job, Value& state,
                        options.block_bytes,
                        [&job](const std::vector<int>& peers) { return connect(job, peers); },
                        [&job] { job.agent.throw_if_lost(); },
-                       replicate::keeps_old_in_memory(options)};
+                       job.agent.keeps_old_in_memory()};
   const std::string rank = "rank " + std::to_string(job.generation.rank);
   std::optional<TakenStep> taken;
   try {

@@ -24,10 +24,11 @@ struct FoundNothing {
 /// Collective over the generation's training group. Ranks may call it `forming_deadline` after one
 /// another, and may compare for so long; the reading takes as long as the disk gives something. If
 /// there is a step of another number of ranks or of another cut, of which rank 0's agent knows,
-/// `state` becomes this rank's part of it. Each rank reads what it needs of that step's files. The
-/// parts that lie on other hosts' disks come from the ranks there into memory of this rank: up to
-/// what its state takes, and its share of the copies that are compared. Nothing if there is no such
-/// step, or without CheckpointerOptions::any_world.
+/// `state` becomes this rank's part of it. Each rank reads what it needs of that step's files, and
+/// of the images that it keeps in memory. The parts that lie on other hosts' disks, or in other
+/// ranks' memory, come from the ranks there into memory of this rank: up to what its state takes,
+/// and its share of the copies that are compared. Nothing if there is no such step, or without
+/// CheckpointerOptions::any_world.
 ///
 /// What one rank throws of what it reads and compares, every rank throws, and no state was touched;
 /// it is kept in `cannot` then. Throws RejoinNeeded if the generation ends, and ends it where

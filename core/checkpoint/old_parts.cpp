@@ -108,7 +108,7 @@ PartPlan::PartPlan(std::span<const std::vector<std::byte>> said, const OldWorldS
     if (have_[old_rank].empty()) nowhere.insert(static_cast<int>(old_rank));
   }
   if (nowhere.empty()) return;
-  throw PeerLost("no rank has a sound file of old rank " + text_of(nowhere) + " of " +
+  throw PeerLost("no rank has a sound image of old rank " + text_of(nowhere) + " of " +
                  std::to_string(step.world_size) + " of " + to_string(step.id) + " any more");
 }
 
@@ -124,7 +124,7 @@ std::vector<std::byte> PartPlan::ends_of(const StepStates& old, int rank) const 
     if (have_[i].size() == needs_.size() || server(old_rank, 0) != rank) continue;
     if (!StepParts::has_file(old, old_rank)) {
       throw PeerLost("rank " + std::to_string(rank) + " is to send an image of old rank " +
-                     std::to_string(old_rank) + ", and has no file of it");
+                     std::to_string(old_rank) + ", and has none");
     }
     const auto ends = StepParts::ends(old, old_rank);
     put(told, i);
@@ -146,7 +146,7 @@ void PartPlan::add_ends(StepStates& old, std::span<const std::vector<std::byte>>
       if (StepParts::has(old, static_cast<int>(old_rank))) continue;
       try {
         StepParts::add(old, static_cast<int>(old_rank), ends,
-                       "the disk of rank " + std::to_string(rank));
+                       "what rank " + std::to_string(rank) + " has of it");
       } catch (const CorruptData& e) {  // it was sound where it came from
         throw PeerLost(e.what());
       }

@@ -214,7 +214,8 @@ struct GiveUp {
 /// makes it a file. First the owners' own images; `replicas`: then the replicas of those owners of
 /// which there is no file yet.
 /// `mismatch`: the step is the chosen one, of this number of ranks, and is cut anew: every rank
-/// makes its own image a file. The mismatch is the one that the root gives to all ranks.
+/// makes its own image a file, if the job writes files. The mismatch is the one that the root gives
+/// to all ranks.
 struct Publish {
   OldStep step;
   bool replicas = false;

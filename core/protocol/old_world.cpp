@@ -99,7 +99,7 @@ OldStep newest_old(const Turn& turn, ImageId covered) {
     if (claim.place != Place::kKept || claim.needs_lenders() || !turn.rule().count_kept) continue;
     proven[{claim.id, claim.world_size}].in_files_or_kept.insert(claim.owner);
   }
-  OldStep newest = recovery.old;
+  OldStep newest = recovery.proven;
   for (const auto& [of, owners] : proven) {
     const OldStep step{of.first, of.second};
     if (step.id <= newest.id) continue;
@@ -172,7 +172,7 @@ void on(Turn& turn, const OldPublished& event) {
 void on(Turn& turn, const OldFound& event) {
   if (!recovering(turn, Phase::kLook)) return turn.stale("nobody asked for an old step");
   turn.s.recovery.named = event.named;
-  if (event.proven.id > turn.s.recovery.old.id) turn.s.recovery.old = event.proven;
+  if (event.proven.id > turn.s.recovery.proven.id) turn.s.recovery.proven = event.proven;
   choose_at_root(turn);
 }
 

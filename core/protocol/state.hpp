@@ -103,6 +103,7 @@ struct Recovery {
   std::uint64_t room = 0;        ///< root: FilesVerified::room
   /// Root: how often images of an old job were made files: own images, then replicas.
   int published = 0;
+  OldStep proven{};            ///< root: of OldFound, what it proved of the disk alone
   OldStep publishing{};        ///< the step of the newest Publish
   std::vector<int> written{};  ///< gathered like the claims: Published::written
   /// Of this rank and all below: Published::failed; root: LeftBehind::why.

@@ -129,7 +129,8 @@ void publish(Turn& turn, const Publish& message);
 bool look_first(Turn& turn, ImageId taken);
 
 // new_cut.cpp: a step of this number of ranks that the trainers cut otherwise.
-/// True if the chosen step becomes files, or is in files, so that the trainers assemble it.
+/// True if the chosen step becomes files (or stays in its slots, in a job that writes none), so
+/// that the trainers assemble it.
 [[nodiscard]] bool is_cut_anew(const Turn& turn);
 /// At the root: all have compared, and a structure differs.
 void cut_anew(Turn& turn);

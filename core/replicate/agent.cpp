@@ -139,6 +139,7 @@ void Agent::stop_persisting() noexcept { impl_->stop_persisting(); }
 Recovered Agent::recover(Value& state) { return impl_->trainer_.recover(state); }
 protocol::OldStep Agent::old_step() const { return impl_->trainer_.old_step(); }
 const protocol::Failure& Agent::mismatch() const { return impl_->trainer_.mismatch(); }
+bool Agent::keeps_old_in_memory() const { return impl_->trainer_.keeps_old_in_memory(); }
 void Agent::free_superseded(ImageId recovered) { impl_->trainer_.free_superseded(recovered); }
 std::vector<std::shared_ptr<const MappedFile>> Agent::take_old_files() {
   return impl_->trainer_.take_old_files();

@@ -66,6 +66,8 @@ class MESHSTAGE_API Agent {
   /// byte for that recovery. They stay mapped as long as the caller keeps them. Empty the second
   /// time.
   [[nodiscard]] std::vector<std::shared_ptr<const MappedFile>> take_old_files();
+  /// Whether images of another number of ranks stay in memory instead of becoming files.
+  [[nodiscard]] bool keeps_old_in_memory() const;
   /// With CheckpointerOptions::any_world: call it when the first step after a recover() that
   /// returned no id is complete. Removes the images that earlier processes left in memory. Keeps
   /// images of another number of ranks if they are newer than `recovered`, the step from which the

@@ -20,6 +20,7 @@ namespace meshstage::replicate {
 
 /// Whether images of another number of ranks stay in memory until a step of this number is
 /// complete: with any_world, in a job that writes no files of its own. Else they become files.
+/// Reads the environment: an Engine asks once.
 [[nodiscard]] MESHSTAGE_API bool keeps_old_in_memory(const CheckpointerOptions& options);
 
 /// The options that must be the same on all ranks, as text: "blocks of 4194304 bytes, holders

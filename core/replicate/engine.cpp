@@ -22,6 +22,7 @@ Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHand
     : options(std::move(given)),
       rank(options.environment->rank),
       world_size(options.environment->world_size),
+      keeps_old_in_memory(replicate::keeps_old_in_memory(options)),
       fs(options.file_system != nullptr ? *options.file_system : real_file_system()),
       config(config_of(options)),
       wire{tag_of_job(options.job), world_size},
@@ -30,14 +31,14 @@ Engine::Engine(CheckpointerOptions given, std::uint64_t vault_epoch, FailureHand
       loop(std::move(on_failure), std::move(on_task)),
       report(options.job, rank, log ? std::move(log) : std::make_shared<Log>(options.log),
              options.observer, boundary()),
-      vault(Vault::attach({.job = options.job,
-                           .rank = rank,
-                           .directory = options.vault_directory,
-                           .fs = options.file_system,
-                           .epoch = vault_epoch,
-                           .keeps_all_but = keeps_old_in_memory(options)
-                                                ? std::optional<int>(world_size)
-                                                : std::nullopt})) {}
+      vault(Vault::attach(
+          {.job = options.job,
+           .rank = rank,
+           .directory = options.vault_directory,
+           .fs = options.file_system,
+           .epoch = vault_epoch,
+           .world_size = options.any_world ? std::optional<int>(world_size) : std::nullopt,
+           .keeps_others = keeps_old_in_memory})) {}
 
 void Engine::to_loop(TaskScope::Ticket ticket, std::function<void()> task) {
   loop.post([held = std::move(ticket), run = std::move(task)] { run(); });

@@ -42,6 +42,7 @@ struct Engine {
   const CheckpointerOptions options;  ///< Complete: all defaults are filled in.
   const int rank;
   const int world_size;
+  const bool keeps_old_in_memory;  ///< As agreement.hpp says, when this engine was made.
   FileSystem& fs;
   const std::shared_ptr<const protocol::Config> config;
   const protocol::WireContext wire;

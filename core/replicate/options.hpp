@@ -79,15 +79,18 @@ struct CheckpointerOptions {
   /// A job that writes no files (`persist_every` 0 and no `directory`) needs no disk for this: the
   /// old images stay in memory where they lie, beside the slots of the new ranks, until the new
   /// ranks' first step is complete. So until then each host needs memory for both, besides what a
-  /// rank needs of other ranks' images. Without that memory recover() throws OutOfMemory, and the
-  /// old number of ranks, or a start with a `directory`, finds everything as it was. A replica that
+  /// rank needs of other ranks' images: for half of the new slots, and for all if a rank dies
+  /// before that step is complete. At a rank without that memory recover() throws OutOfMemory (the
+  /// others get RejoinNeeded), and the old number of ranks finds the old step. A replica that
   /// borrows, where its owner's own image is lost, becomes a file also there.
   ///
   /// The same number of ranks whose newest step is cut otherwise (other meshes, placements, shards)
   /// goes on from that step likewise; each rank's image of it becomes a file first, unless the job
   /// writes no files. Each rank's state must have the paths that it had. If a file cannot be
   /// written, or the states cannot be assembled, recover() throws the StructureMismatch that it
-  /// throws without this option, with the reason behind it, and no state is touched.
+  /// throws without this option, with the reason behind it, and no state is touched. Any difference
+  /// that an Assembly takes counts as another cut (a plain tensor that became a DTensor, say), and
+  /// once one rank has one, ReshardOptions::plain decides the plain values of all ranks.
   std::optional<ReshardOptions> any_world = {};
   WhenBusy when_busy = WhenBusy::kWait;
   /// holders[r]: the ranks that hold a replica of rank r's images; the list's length is the number

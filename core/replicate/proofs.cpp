@@ -142,8 +142,7 @@ void Proofs::add_strays(ImageId newer_than, Found& found) const {
   auto older = engine_.vault.left_by_others();
   std::move(older.begin(), older.end(), std::back_inserter(slots));
   const auto place_of_stray = [&](const ImageIdentity& who) {
-    const bool kept =
-        engine_.vault.options().keeps_all_but.has_value() && who.world_size != engine_.world_size;
+    const bool kept = engine_.keeps_old_in_memory && who.world_size != engine_.world_size;
     return kept ? protocol::Place::kKept : protocol::Place::kStray;
   };
   Crew crew = crew_of_waiting_trainer();

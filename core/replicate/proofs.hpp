@@ -29,13 +29,14 @@ class Proofs {
  public:
   Proofs(Engine& engine, Persistence& files) : engine_(engine), files_(files) {}
 
-  /// An image of this rank that lies in none of its slots: in a file, or in a stray vault.
+  /// An image of this rank that lies in none of its slots: in a file, in a stray vault, or in an
+  /// older incarnation of its own vault.
   struct Here {
     std::filesystem::path file;
     std::shared_ptr<const StraySlot> stray{};      ///< Null: in the file.
     std::shared_ptr<const MappedFile> of_other{};  ///< Of another number of ranks: the proven file.
   };
-  /// Files and images in stray vaults.
+  /// Files, and images in stray vaults and older incarnations.
   struct Found {
     std::vector<protocol::Claim> claims;
     std::vector<Here> places;  ///< Of each claim.

@@ -8,7 +8,6 @@
 
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/files/persisted.hpp>
-#include <meshstage/core/replicate/agreement.hpp>
 
 namespace meshstage::replicate {
 Restorer::Restorer(Engine& engine, StoreWorker& store, Verifier& verifier, Streams& streams,
@@ -97,7 +96,7 @@ void Restorer::keep_found(ImageId id) {
 void Restorer::publish_old(const protocol::PublishOld& action) {
   // Of this number of ranks each rank's own slot has its image, whatever strays have.
   const bool of_this_world = action.step.world_size == engine_.world_size;
-  if (of_this_world && keeps_old_in_memory(engine_.options)) {
+  if (of_this_world && engine_.keeps_old_in_memory) {
     return engine_.feed(protocol::OldPublished{{}, {engine_.rank}});
   }
   engine_.report.info("making files of what lies here of " + to_string(action.step.id) + " of " +

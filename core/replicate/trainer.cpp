@@ -12,7 +12,6 @@
 #include <meshstage/core/image/replica.hpp>
 #include <meshstage/core/image/safetensors.hpp>
 #include <meshstage/core/memory/room.hpp>
-#include <meshstage/core/replicate/agreement.hpp>
 #include <meshstage/core/replicate/completion.hpp>
 #include <meshstage/core/replicate/exchange.hpp>
 #include <meshstage/core/replicate/hands.hpp>
@@ -233,8 +232,7 @@ void Trainer::check_room_for(std::uint64_t image_bytes, std::uint64_t replica_by
                     .bytes_per_rank = all,
                     .local_ranks = engine_.options.environment->local_world_size,
                     .held = engine_.vault.bytes_held_by_generation(all)};
-  const std::uint64_t left =
-      keeps_old_in_memory(engine_.options) ? engine_.vault.bytes_left() : std::uint64_t{0};
+  const std::uint64_t left = keeps_old_in_memory() ? engine_.vault.bytes_left() : std::uint64_t{0};
   if (left > 0) {
     // These images of another number of ranks go when the first step is complete, which takes half
     // of the slots.
@@ -242,6 +240,7 @@ void Trainer::check_room_for(std::uint64_t image_bytes, std::uint64_t replica_by
     first.what = "half of " + whole.what + ", beside images of another number of ranks of " +
                  std::to_string(left) + " bytes";
     first.bytes_per_rank = all / 2;
+    first.held = engine_.vault.bytes_held_by_generation(all / 2);
     check_room(first, limits);
     whole.held += left;
   }
@@ -271,7 +270,7 @@ Recovered Trainer::recover(Value& state) {
         old_ = now.old;
         mismatch_ = now.failure;
         old_files_ = now.old_files;
-        if (!mismatch_.why.empty() && image && keeps_old_in_memory(engine_.options)) {
+        if (!mismatch_.why.empty() && image && keeps_old_in_memory()) {
           const auto file = engine_.vault.file_of({engine_.rank, compared});
           old_files_.push_back(MappedFile::part_of(file, image->image(), image));
         }
@@ -291,6 +290,8 @@ Recovered Trainer::recover(Value& state) {
     }
   }
 }
+
+bool Trainer::keeps_old_in_memory() const { return engine_.keeps_old_in_memory; }
 
 void Trainer::free_superseded(ImageId recovered) {
   try {

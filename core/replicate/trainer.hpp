@@ -29,6 +29,7 @@ class Trainer {
   Recovered recover(Value& state);
   [[nodiscard]] protocol::OldStep old_step() const { return old_; }                ///< As Agent's.
   [[nodiscard]] const protocol::Failure& mismatch() const { return mismatch_; }    ///< As Agent's.
+  [[nodiscard]] bool keeps_old_in_memory() const;                                  ///< As Agent's.
   [[nodiscard]] std::vector<std::shared_ptr<const MappedFile>> take_old_files() {  ///< As Agent's.
     return std::exchange(old_files_, {});
   }

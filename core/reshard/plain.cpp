@@ -78,10 +78,11 @@ Tensor sum_of_tensors(const std::string& path, const std::vector<Tensor>& summan
 void PlainRule::differ(const OldValue& a, const OldValue& b) const {
   std::string what = a.value.describe() + at(a) + " and ";
   what += b.value.describe() + " at rank " + std::to_string(b.rank);
-  throw mismatch(path, "the ranks of the old job differ (" + what +
-                           "), and nothing says what that means for another number of ranks: let "
-                           "ReshardOptions::plain (Python: any_world) call it kFirst, kPerRank or "
-                           "kSummed (\"first\", \"per rank\", \"summed\")");
+  throw mismatch(path,
+                 "the ranks of the old job differ (" + what +
+                     "), and nothing says what that means for ranks of another number or cut: let "
+                     "ReshardOptions::plain (Python: any_world) call it kFirst, kPerRank or "
+                     "kSummed (\"first\", \"per rank\", \"summed\")");
 }
 
 const OldValue* PlainRule::of_this_rank(const std::vector<OldValue>& old) const {

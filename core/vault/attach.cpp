@@ -89,10 +89,10 @@ Outcome make(VaultState& state, std::uint64_t incarnation) {
 }
 
 /// Whether a slot of that incarnation has an image that stays where it is: see
-/// VaultOptions::keeps_all_but. The caller holds the incarnation's lock, so no owner writes there.
+/// VaultOptions::keeps_others. The caller holds the incarnation's lock, so no owner writes there.
 bool keeps_images_of(const VaultState& state, std::uint64_t incarnation) {
-  const auto world_size = state.options.keeps_all_but;
-  if (!world_size) return false;
+  const auto world_size = state.options.world_size;
+  if (!world_size || !state.options.keeps_others) return false;
   const auto keeps = [&](const VaultFile& file) {
     if (file.name.kind != VaultFileKind::kSlot || file.name.incarnation != incarnation)
       return false;

@@ -174,9 +174,9 @@ std::filesystem::path Vault::file_of(SlotKey key) const { return state_->slot_pa
 std::vector<SlotKey> Vault::adopt_older() {
   std::vector<SlotKey> filled;
   state_->check_owned();
-  const auto keeps_all_but = state_->options.keeps_all_but;
+  const VaultOptions& options = state_->options;
   for (const detail::OlderSlot& from : detail::older_slots(*state_)) {
-    if (keeps_all_but && from.image.identity.world_size != *keeps_all_but) continue;
+    if (options.keeps_others && from.image.identity.world_size != options.world_size) continue;
     std::optional<SlotKey> to;
     {
       const MutexLock files(detail::lock_files_mutex());
@@ -211,7 +211,7 @@ bool Vault::copy_in(const detail::OlderSlot& from, SlotKey to) {
 }
 
 std::vector<StraySlot> Vault::left_by_others() const {
-  const auto world_size = state_->options.keeps_all_but;
+  const auto world_size = state_->options.world_size;
   if (!world_size) return {};
   state_->check_owned();
   auto slots = detail::mapped_older_slots(*state_);

@@ -26,10 +26,13 @@ struct VaultOptions {
   /// The epoch in which this process takes the vault. It must be above every earlier one, or
   /// attach() refuses. 0: the next one.
   std::uint64_t epoch = 0;
-  /// Given, the job's number of ranks: images of another number stay in memory as they are.
-  /// attach() takes over no incarnation that has one, but makes a new one beside it, and
-  /// adopt_older() leaves such images where they are. left_by_others() has them.
-  std::optional<int> keeps_all_but = {};
+  /// Given, the number of ranks of a job that may go on from another number: left_by_others() has
+  /// the images of those, and free_superseded() leaves the newer ones.
+  std::optional<int> world_size = {};
+  /// With world_size: images of another number stay in memory as they are. attach() takes over no
+  /// incarnation that has one, but makes a new one beside it, and adopt_older() leaves such images
+  /// where they are.
+  bool keeps_others = false;
   /// For tests: called at named points, on the thread that passes them: "slot-word-loaded", between
   /// the load of a slot's word and its compare-and-swap.
   std::function<void(std::string_view)> observer = {};
@@ -133,9 +136,10 @@ class MESHSTAGE_API Vault {
   /// Fenced, SystemError.
   std::vector<SlotKey> adopt_older();
 
-  /// With VaultOptions::keeps_all_but: the sealed images of other numbers of ranks in this rank's
-  /// older incarnations, the newest first; else none. No process changes their bytes. They stay
-  /// until free_superseded() or remove_all(). Throws Fenced, SystemError.
+  /// With VaultOptions::world_size: the sealed images of other numbers of ranks in this rank's
+  /// older incarnations, the newest first; else none. Without VaultOptions::keeps_others these are
+  /// the ones that adopt_older() had no slot for. No process changes their bytes. They stay until
+  /// free_superseded() or remove_all(). Throws Fenced, SystemError.
   [[nodiscard]] std::vector<StraySlot> left_by_others() const;
   /// Bytes of the job's slots in the directory that are in no vault of this rank's generation: of
   /// older incarnations, and of strays. Throws SystemError.

@@ -346,7 +346,9 @@ TEST_CASE("a host that is lost between two recoveries of a new cut loses nothing
 }
 
 TEST_CASE("a death after one state was written in the new cut loses nothing") {
-  CutJob job;
+  const bool files = GENERATE(true, false);
+  INFO((files ? "with files" : "without files"));
+  CutJob job(files);
   const auto with_mine = [](ms::Dict state, std::atomic<bool>* armed) {
     state.set("mine", std::make_shared<Mine>(7, armed));
     return state;
@@ -381,6 +383,10 @@ TEST_CASE("a death after one state was written in the new cut loses nothing") {
     require(recovered.step == 10 && recovered.old_world_size == kRanks, "not cut anew");
     const auto wrong = difference(state, with_mine(cut_state(Cut::kGrid, rank, 10), nullptr));
     require(wrong.empty(), wrong);
+    for (const std::uint64_t step : {11, 12}) {  // of these one goes to the slot that was read
+      auto staging = ckpt->stage(with_mine(cut_state(Cut::kGrid, rank, step), nullptr), step);
+      require(staging.outcome().get() == ms::Outcome::kComplete, "step " + std::to_string(step));
+    }
     ckpt->finish();
   }));
 }

@@ -154,7 +154,7 @@ TEST_CASE("what no rank has any more ends the generation, and so does what makes
     PartPlan plan(one_is_missing, {{1, 9}, 2});
     FAIL("nothing was thrown");
   } catch (const PeerLost& e) {
-    CHECK_THAT(e.what(), Contains("no rank has a sound file of old rank 1 of 2"));
+    CHECK_THAT(e.what(), Contains("no rank has a sound image of old rank 1 of 2"));
     CHECK(!e.rank());
   }
   CHECK_THROWS_AS(PartPlan(too_short, {{1, 9}, 2}), PeerLost);

@@ -1,5 +1,6 @@
 // Faults of the whole job, as a user types them: real processes, real signals.
 #include <string>
+#include <vector>
 
 #include "tests/drill/drills.hpp"
 
@@ -75,10 +76,14 @@ TEST_CASE("Ranks that write no files go on as fewer and as more, from memory alo
   REQUIRE(object.at("kills").size() == 3);
   CHECK(object.at("wrong").empty());
   CHECK(object.at("worlds").size() == 4);
+  std::vector<int> steps;
   for (const auto& death : object.at("kills")) {
     CHECK(death.at("source") == "holder memory");
-    CHECK(death.at("recovered_step").get<int>() >= 4);
+    steps.push_back(death.at("recovered_step").get<int>());
   }
+  CHECK(steps.at(0) == 4);
+  CHECK(steps.at(1) == 8);  // it is decided before step 12 is staged
+  CHECK(steps.at(2) >= 8);  // step 12 may not be complete yet
 }
 
 TEST_CASE("A job goes from three ranks to two and back, and another rank is killed then") {

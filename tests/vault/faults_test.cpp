@@ -101,8 +101,12 @@ TEST_CASE("attach beside images that stay: each call failing leaves them, and on
     MemoryFileSystem disk;
     FaultyFileSystem fs(disk);
     const auto attach_for_three = [](meshstage::FileSystem& by) {
-      return Vault::attach(
-          {.job = "gpt2", .rank = 2, .directory = "/vault", .fs = &by, .keeps_all_but = 3});
+      return Vault::attach({.job = "gpt2",
+                            .rank = 2,
+                            .directory = "/vault",
+                            .fs = &by,
+                            .world_size = 3,
+                            .keeps_others = true});
     };
     const int failed = fail_each(
         fs, error,

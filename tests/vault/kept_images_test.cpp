@@ -1,4 +1,4 @@
-// Images of another number of ranks that stay in memory as they are: VaultOptions::keeps_all_but.
+// Images of another number of ranks that stay in memory as they are: VaultOptions::keeps_others.
 #include <meshstage/core/error/error.hpp>
 
 #include "tests/support/catch.hpp"
@@ -11,7 +11,8 @@ namespace {
 /// Rank 1's vault, for a job of so many ranks.
 Vault attach_for(Host& host, int world_size) {
   auto options = host.options(1);
-  options.keeps_all_but = world_size;
+  options.world_size = world_size;
+  options.keeps_others = true;
   return Vault::attach(std::move(options));
 }
 
@@ -107,6 +108,31 @@ TEST_CASE("a job that does not keep them has them in its slots") {
   Vault vault = host.attach(1);
   CHECK(vault.left_by_others().empty());
   CHECK(vault.adopt_older().size() == 2);
+}
+
+TEST_CASE("a job that does not keep them finds those that its full slots leave no place for") {
+  Host host;
+  {
+    Vault left = host.enter(1, kBefore);
+    fill(left);
+  }
+  {
+    Vault kept = attach_for(host, 3);
+    write_of_three(kept, {kNow, 8});
+    write_of_three(kept, {kNow, 9});
+  }
+  auto options = host.options(1);
+  options.world_size = 3;
+  Vault vault = Vault::attach(std::move(options));
+  CHECK(vault.incarnation() == 2);
+  CHECK(vault.adopt_older().size() == 1);  // the ward's
+  const auto left = vault.left_by_others();
+  REQUIRE(left.size() == 1);
+  CHECK(left[0].image.identity.id == ImageId{kBefore, 7});
+  CHECK(is_filled_with(left[0].bytes, 7));
+  CHECK(vault.free_superseded({kBefore, 6}) == 0);
+  CHECK(vault.free_superseded({kBefore, 7}) == 4096 + 4096);
+  CHECK(vault.left_by_others().empty());
 }
 
 TEST_CASE("the images of a stopped process are kept, too, and it changes them no more") {

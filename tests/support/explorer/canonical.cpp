@@ -180,6 +180,7 @@ void put(std::string& out, const State& s) {
   put_id(out, r.up_to);
   put_list(out, r.named, [](std::string& o, const OldStep& step) { put_id(o, step.id); });
   put_id(out, r.old.id);
+  put_id(out, r.proven.id);
   put_number(out, r.looked ? 1 : 0);
   put_id(out, r.publishing.id);
   put_rank(out, r.mismatch ? r.mismatch->rank : -1);
