@@ -80,12 +80,7 @@ void leave_steps(HostsJob& job, int world, const std::vector<std::uint64_t>& ste
   std::barrier<> all(world);
   job.start(world, [&](ms::CheckpointerOptions o, int rank) {
     ms::Checkpointer ckpt(std::move(o));
-    ms::Dict state = state_at(rank, world, 0);
-    if (from == 0) {
-      (void)ckpt.recover(state);
-    } else {
-      (void)recover_exactly(ckpt, from);
-    }
+    begin_or_go_on(ckpt, from);
     for (const auto step : steps) {
       if (to_disk) ckpt.persist_now();
       auto staging = ckpt.stage(state_at(rank, world, step), step);

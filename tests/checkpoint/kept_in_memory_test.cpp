@@ -88,14 +88,9 @@ struct MemoryJob : ChangingJob {
 void leave_steps(MemoryJob& job, int world, const std::vector<std::uint64_t>& steps,
                  std::uint64_t from = 0) {
   std::barrier<> all(world);
-  job.start(world, [&](ms::CheckpointerOptions o, int rank) {
+  job.start(world, [&](ms::CheckpointerOptions o, int) {
     ms::Checkpointer ckpt(std::move(o));
-    ms::Dict state = state_at(rank, world, 0);
-    if (from == 0) {
-      (void)ckpt.recover(state);
-    } else {
-      (void)recover_exactly(ckpt, from);
-    }
+    begin_or_go_on(ckpt, from);
     for (const auto step : steps) stage_exactly(ckpt, step);
     all.arrive_and_wait();  // else the first to leave fails the step for the others
   });

@@ -185,26 +185,6 @@ std::vector<std::string> refusals(CutJob& job, const std::function<ms::Dict(int 
   return said;
 }
 
-/// Its assign() throws while `armed`, as a process might die there.
-class Mine final : public ms::Node {
- public:
-  Mine(ms::Value count, std::atomic<bool>* armed) : count_(std::move(count)), armed_(armed) {}
-  [[nodiscard]] std::string type_name() const override { return "test.Mine"; }
-  [[nodiscard]] std::vector<Child> children() const override { return {{"count", count_}}; }
-  [[nodiscard]] ms::NodePtr rebuild(std::vector<ms::Value> children) const override {
-    return std::make_shared<Mine>(children[0], armed_);
-  }
-  bool assign(const std::vector<ms::Value>& children) override {
-    if (armed_ != nullptr && armed_->exchange(false)) throw std::runtime_error("the mine went off");
-    count_ = children[0];
-    return true;
-  }
-
- private:
-  ms::Value count_;
-  std::atomic<bool>* armed_;
-};
-
 }  // namespace
 
 TEST_CASE("4 ranks cut their states anew from start to start: rows, grid, columns, replicated") {

@@ -110,12 +110,7 @@ TEST_CASE("4 processes that are killed come back as 3, and those as 2, from memo
   const auto train = [](std::uint64_t from, std::uint64_t to) {
     return [from, to](ms::CheckpointerOptions o, const std::function<void()>& at_end) {
       ms::Checkpointer ckpt(std::move(o));
-      if (from == 0) {
-        ms::Dict state = state_at(ckpt.rank(), ckpt.world_size(), 0);
-        (void)ckpt.recover(state);
-      } else {
-        (void)recover_exactly(ckpt, from);
-      }
+      begin_or_go_on(ckpt, from);
       for (std::uint64_t step = from + 1; step <= to; ++step) stage_exactly(ckpt, step);
       at_end();
     };

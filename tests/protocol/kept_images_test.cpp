@@ -1,8 +1,6 @@
 // An old job's images that stay in memory, beside the slots of the ranks that go on from them.
-#include <iostream>
-
 #include "tests/support/catch.hpp"
-#include "tests/support/explorer/explore.hpp"
+#include "tests/support/explorer/require_safe.hpp"
 
 using namespace meshstage;
 using namespace meshstage::explorer;
@@ -10,20 +8,9 @@ using namespace meshstage::explorer;
 namespace {
 
 Bounds kept(int world) {
-  Bounds bounds;
-  bounds.world = world;
-  bounds.steps = 1;
+  Bounds bounds = ranks(world, 1);
   bounds.old_job = bounds.old_memory = bounds.old_apart = bounds.old_kept = true;
   return bounds;
-}
-
-void require_safe(const Bounds& bounds) {
-  const Result result = explore(bounds);
-  std::cout << summary(bounds, result) << std::endl;
-  if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
-  REQUIRE(result.violation == "");
-  REQUIRE(result.complete);
-  REQUIRE(result.states > 50);
 }
 
 }  // namespace
@@ -32,7 +19,7 @@ TEST_CASE("one, two and three ranks: an old job's step is kept in memory; crashe
   const int world = GENERATE(1, 2, 3);
   Bounds bounds = kept(world);
   bounds.crashes = world == 3 ? 1 : 2;
-  require_safe(bounds);
+  require_safe(bounds, 50);
 }
 
 TEST_CASE("two and three ranks: an old job's step is kept in memory; a lost host and a crash") {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -115,6 +116,26 @@ class ChangingJob {
   InProcessJob job{1};
 };
 
+/// Its assign() throws while `armed`, as a process might die there.
+class Mine final : public Node {
+ public:
+  Mine(Value count, std::atomic<bool>* armed) : count_(std::move(count)), armed_(armed) {}
+  [[nodiscard]] std::string type_name() const override { return "test.Mine"; }
+  [[nodiscard]] std::vector<Child> children() const override { return {{"count", count_}}; }
+  [[nodiscard]] NodePtr rebuild(std::vector<Value> children) const override {
+    return std::make_shared<Mine>(children[0], armed_);
+  }
+  bool assign(const std::vector<Value>& children) override {
+    if (armed_ != nullptr && armed_->exchange(false)) throw std::runtime_error("the mine went off");
+    count_ = children[0];
+    return true;
+  }
+
+ private:
+  Value count_;
+  std::atomic<bool>* armed_;
+};
+
 /// Recovers into a state of other values; throws unless it is what slicing gives.
 inline Recovered recover_exactly(Checkpointer& ckpt, std::uint64_t step) {
   const int rank = ckpt.rank(), world = ckpt.world_size();
@@ -124,6 +145,16 @@ inline Recovered recover_exactly(Checkpointer& ckpt, std::uint64_t step) {
   const auto wrong = difference(state, state_at(rank, world, step));
   require(wrong.empty(), wrong);
   return recovered;
+}
+
+/// Begins anew, or goes on from step `from`.
+inline void begin_or_go_on(Checkpointer& ckpt, std::uint64_t from) {
+  if (from != 0) {
+    (void)recover_exactly(ckpt, from);
+    return;
+  }
+  Dict state = state_at(ckpt.rank(), ckpt.world_size(), 0);
+  (void)ckpt.recover(state);
 }
 
 inline void stage_exactly(Checkpointer& ckpt, std::uint64_t step) {

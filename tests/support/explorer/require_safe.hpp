@@ -1,4 +1,5 @@
 #pragma once
+#include <cstdint>
 #include <iostream>
 
 #include "tests/support/catch.hpp"
@@ -7,14 +8,15 @@
 /// What a test asks of the protocol within some bounds.
 namespace meshstage::explorer {
 
-/// No run breaks a promise. Prints the number of states, and the run that breaks one.
-inline void require_safe(const Bounds& bounds) {
+/// No run breaks a promise, and there are more than so many states. Prints their number, and the
+/// run that breaks one.
+inline void require_safe(const Bounds& bounds, std::uint64_t states = 100) {
   const Result result = explore(bounds);
   std::cout << summary(bounds, result) << std::endl;
   if (!result.violation.empty()) std::cout << tell(bounds, shorten(bounds, result.trace));
   REQUIRE(result.violation == "");
   REQUIRE(result.complete);
-  REQUIRE(result.states > 100);
+  REQUIRE(result.states > states);
 }
 
 /// None of these random runs breaks a promise.
