@@ -12,11 +12,11 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
+
+#include <meshstage/core/os/file_system.hpp>
 
 namespace drill_runs {
 namespace fs = std::filesystem;
@@ -157,8 +157,8 @@ std::vector<std::string> CreatedNames::read() const {
 std::vector<std::string> processes_with(const std::string& text) {
   std::vector<std::string> found;
   for (const auto& entry : fs::directory_iterator("/proc")) {
-    std::ifstream in(entry.path() / "cmdline");
-    std::string line{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+    auto line = meshstage::read_text(meshstage::real_file_system(), entry.path() / "cmdline")
+                    .value_or("");  // no such file, or no such process any more
     std::replace(line.begin(), line.end(), '\0', ' ');
     if (line.find(text) != std::string::npos) found.push_back(line);
   }

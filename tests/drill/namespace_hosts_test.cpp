@@ -1,5 +1,6 @@
 // Hosts as namespaces, by themselves: what a process of one sees.
 #include <spawn.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -95,9 +96,14 @@ TEST_CASE("A host that is lost takes its processes and memory, and comes back wi
   NamespaceHosts hosts(two_hosts(directory));
   (void)on_host(hosts, 1, "echo mine > /dev/shm/file");
   const std::string boot = on_host(hosts, 1, "cat /proc/sys/kernel/random/boot_id");
-  // A process that a rank left behind.
+  // A process that a rank left behind. The host's shell ends once it runs: a process has no
+  // command line for a moment while it becomes another program.
   const std::string left = directory.path() / "left-behind";
-  (void)on_host(hosts, 1, "setsid sh -c 'sleep 1000; : " + left + "' > /dev/null 2>&1 &");
+  const std::string started = directory.path() / "started";
+  REQUIRE(::mkfifo(started.c_str(), 0600) == 0);
+  (void)on_host(hosts, 1,
+                "setsid sh -c 'echo > " + started + "; sleep 1000; : " + left +
+                    "' > /dev/null 2>&1 & cat " + started);
   CHECK_FALSE(drill_runs::processes_with(left).empty());
   hosts.lose(1);
   CHECK(on_host(hosts, 1, "ls /dev/shm").empty());
