@@ -127,8 +127,7 @@ std::string ProxiedStore::translated(const std::string& key, std::string value) 
     std::string host, port, nonce;
     parts >> host >> port >> nonce;
     const auto number = static_cast<std::uint16_t>(std::stoi(port));
-    result =
-        host + " " + std::to_string(proxy_to(ranks[0], true, host, number, false)) + " " + nonce;
+    result = host + " " + std::to_string(proxy_to(ranks[0], host, number)) + " " + nonce;
   } else if (ranks.size() == 2 && ranks[1] == rank_) {
     // Of a Gloo pair the lower address listens, the other one connects: to a proxy whose port is
     // lower still, so that both ends see it as before.
@@ -137,29 +136,36 @@ std::string ProxiedStore::translated(const std::string& key, std::string value) 
     const sockaddr_in theirs = socket_address(value);
     const sockaddr_in ours = socket_address(own_.at(reverse));
     if (theirs.sin_port < ours.sin_port) {
-      result = with_port(value,
-                         proxy_to(ranks[0], false, host_of(theirs), ntohs(theirs.sin_port), true));
+      result = with_port(
+          value, proxy_below(ours.sin_port, ranks[0], host_of(theirs), ntohs(theirs.sin_port)));
     }
   }
   translations_[key + "=" + value] = result;
   return result;
 }
 
-std::uint16_t ProxiedStore::proxy_to(int peer, bool links, const std::string& host,
-                                     std::uint16_t port, bool low_port) {
-  Passage passage{peer, links, nullptr};
-  // Gloo compares ports as they lie in memory: low means a low last byte. 0 and the like are below
-  // what the system gives out most of the time; where not, the pair would not come to be, and the
-  // test would say so.
-  for (std::uint16_t wanted = low_port ? 0x2800 : 0; !passage.proxy; wanted += 0x100) {
-    try {
-      passage.proxy = std::make_unique<TcpProxy>(host, port, wire_, wanted);
-    } catch (const IoError&) {
-      if (!low_port || wanted > 0x7e00) throw;
+std::uint16_t ProxiedStore::proxy_to(int peer, const std::string& host, std::uint16_t port) {
+  passages_.push_back({peer, true, std::make_unique<TcpProxy>(host, port, wire_)});
+  return passages_.back().proxy->port();
+}
+
+std::uint16_t ProxiedStore::proxy_below(std::uint16_t bound, int peer, const std::string& host,
+                                        std::uint16_t port) {
+  // Gloo compares ports as they lie in memory, the low byte first. Those with a high byte of this
+  // range the system gives out to nobody, but proxies of other jobs may have them.
+  for (unsigned low = 0; low < 0x100; ++low) {
+    for (unsigned high = 0x28; high < 0x7f; ++high) {
+      const std::uint16_t wanted = static_cast<std::uint16_t>(high << 8U | low);
+      if (htons(wanted) >= bound) continue;
+      try {
+        passages_.push_back({peer, false, std::make_unique<TcpProxy>(host, port, wire_, wanted)});
+        return wanted;
+      } catch (const IoError&) {
+        // another proxy has it
+      }
     }
   }
-  passages_.push_back(std::move(passage));
-  return passages_.back().proxy->port();
+  throw IoError("no port for a proxy is free");
 }
 
 void ProxiedStore::vanish(int peer) {

@@ -46,8 +46,11 @@ class ProxiedStore final : public WrappedStore {
   void before_call() override;
   /// The value of `key` as this rank is to see it.
   std::string translated(const std::string& key, std::string value);
-  std::uint16_t proxy_to(int peer, bool links, const std::string& host, std::uint16_t port,
-                         bool low_port);
+  /// The port of a new proxy for the control messages to `peer`.
+  std::uint16_t proxy_to(int peer, const std::string& host, std::uint16_t port);
+  /// The port of a new proxy for images from and to `peer`; in memory it is below `bound`.
+  std::uint16_t proxy_below(std::uint16_t bound, int peer, const std::string& host,
+                            std::uint16_t port);
 
   const int rank_;
   std::mutex mutex_;

@@ -73,6 +73,9 @@ class TcpProxy::Impl {
   Impl(const std::string& host, std::uint16_t port, Wire wire, std::uint16_t wanted)
       : wire_(std::move(wire)), server_(address_of(host, port)) {
     listener_ = new_socket();
+    // Also a port whose former connections the kernel still remembers.
+    const int on = 1;
+    (void)::setsockopt(listener_, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
     wake_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     sockaddr_in own = address_of("127.0.0.1", wanted);
     auto* const plain = reinterpret_cast<sockaddr*>(&own);
