@@ -4,8 +4,10 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <new>
@@ -29,6 +31,7 @@ namespace meshstage::tools::bench {
 struct Seat::Shared {
   pthread_barrier_t barrier;
   std::array<std::uint16_t, kMostRanks> ports;
+  std::array<double, kMostRanks> begins, ends;  // seconds of the clock that all ranks share
   unsigned word;
 };
 
@@ -205,6 +208,26 @@ unsigned Seat::agree(unsigned mine) {
   const unsigned word = shared().word;
   meet();
   return word;
+}
+
+double Seat::together(const std::function<void()>& what) {
+  const auto now = [] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  };
+  const auto at = static_cast<std::size_t>(rank_);
+  const auto all = static_cast<std::size_t>(ranks_);
+  auto& begins = shared().begins;
+  auto& ends = shared().ends;
+  meet();
+  begins.at(at) = now();
+  what();
+  ends.at(at) = now();
+  meet();
+  const double seconds = *std::max_element(ends.begin(), ends.begin() + all) -
+                         *std::min_element(begins.begin(), begins.begin() + all);
+  meet();  // nobody changes them before all have read them
+  return seconds;
 }
 
 unsigned fastest_together(Seat& seat, const std::function<void(unsigned)>& once, unsigned most) {

@@ -38,6 +38,10 @@ class Seat {
   void meet();
   /// Returns rank 0's `mine`, to every rank. Collective.
   unsigned agree(unsigned mine);
+  /// Seconds from when the first rank begins `what` until the last one has done it. Not by one
+  /// rank's clock alone: where ranks share processors, others may be done before that rank runs.
+  /// Collective.
+  [[nodiscard]] double together(const std::function<void()>& what);
   /// Removes what this rank has in host memory, as the loss of its host does.
   void lose_vault() const;
 

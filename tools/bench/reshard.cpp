@@ -107,12 +107,9 @@ void reshard(Seat& seat, const Options& options,
   int jobs = 0;
   std::uint64_t old_bytes = 0;
   std::map<std::string, Samples> parts;
-  // What the new ranks do, until the last one has done it.
   const auto together = [&](const char* part, const std::function<void()>& what) {
-    seat.meet();
-    parts[part].add(seconds_of([&] {
+    parts[part].add(seat.together([&] {
       if (comes_back) what();
-      seat.meet();
     }));
   };
   const auto once = [&] {
@@ -216,10 +213,9 @@ void reshard(Seat& seat, const Options& options,
                      2 * last("limit: copy") + last("limit: first touch") +
                      digests * last("limit: digest"));
     if (replicas == 0) continue;
-    seat.meet();
     // The new images go to their holders before the step counts.
     parts["limit: replicas"].add(
-        seconds_of([&] { seat.tcp().exchange(replicas, result.limit_connections); }));
+        seat.together([&] { seat.tcp().exchange(replicas, result.limit_connections); }));
     result.limit.seconds.back() += last("limit: replicas");
   }
   for (const auto& [name, samples] : parts) result.parts[name] = samples.median();
