@@ -25,8 +25,20 @@ install_packages() {
     echo "all installed"
     return
   fi
-  ${sudo}apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive ${sudo}apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  ${sudo}apt-get update -qq -o Acquire::Retries=3
+  DEBIAN_FRONTEND=noninteractive ${sudo}apt-get install -y -qq -o Acquire::Retries=3 --no-install-recommends \
+    "${missing[@]}" >/dev/null
+}
+
+# pip_install PYTHON ARGUMENT...: pip tries a connection again, and no transfer that breaks in the middle.
+pip_install() {
+  local python=$1 attempt
+  shift
+  for attempt in 1 2 3; do
+    timeout -k 30 300 "$python" -m pip install -q "$@" && return
+    [ "$attempt" -eq 3 ] || sleep 5
+  done
+  return 1
 }
 
 # build PRESET [TARGET...]: configures and builds below build/PRESET, quietly unless it fails.

@@ -388,9 +388,10 @@ TEST_CASE(
 TEST_CASE("who waits for ranks tells which, and for how long") {
   InProcessJob job(3);
   auto options = job.options(1);
-  options.forming_deadline = std::chrono::milliseconds(2500);
+  options.forming_deadline = std::chrono::seconds(6);
   CHECK_THROWS_AS(ms::Checkpointer(std::move(options)), ms::Timeout);
-  CHECK_THAT(job.log(), contains_text("rank 1: waiting for ranks 0, 2 of 3; 2 of 2 s"));
+  CHECK_THAT(job.log(), contains_text("rank 1: waiting for ranks 0, 2 of 3; "));
+  CHECK_THAT(job.log(), contains_text(" of 6 s"));
 }
 
 TEST_CASE("a directory may be relative or below HOME, and is named where it cannot be") {

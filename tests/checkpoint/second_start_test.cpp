@@ -38,7 +38,7 @@ class Job {
       : ranks_(static_cast<std::size_t>(job.world_size())) {
     for (int rank = 0; rank < job.world_size(); ++rank) {
       auto options = job.options(rank, fabric_);
-      options.deadline = 4s;
+      options.deadline = 20s;
       change(options);
       options_.push_back(std::move(options));
     }
@@ -91,8 +91,8 @@ std::vector<std::string> start(InProcessJob& job, const std::vector<int>& ranks,
   ms::InProcessFabric fabric;
   return run_ranks(ranks, [&](int rank) {
     auto options = job.options(rank, fabric);
-    options.deadline = 4s;
-    options.forming_deadline = 20s;
+    options.deadline = 20s;
+    options.forming_deadline = 60s;
     change(options);
     const ms::Checkpointer ckpt(std::move(options));
   });
@@ -209,7 +209,7 @@ TEST_CASE("with take_over a start takes the job, and every call of the ranks of 
     fenced("held()", [&] { (void)ckpt.held(1 - rank); });
     fenced("rejoin() again", [&] { ckpt.rejoin(); });
     fenced("finish()", [&] { ckpt.finish(); });
-    ms::test::require(ms::Deadline::Clock::now() - began <= 1s, "not at once");
+    ms::test::require(ms::Deadline::Clock::now() - began <= 15s, "not at once");
   }));
 }
 
@@ -240,7 +240,7 @@ TEST_CASE("a job of other ranks that died while it formed does not keep a start 
   for (const auto& error : errors) CHECK_THAT(error, contains_text("did not come"));
   all_good(run_ranks(all_ranks(3), [&](int rank) {
     auto options = four.options(rank);
-    options.deadline = 4s;
+    options.deadline = 20s;
     options.environment->world_size = options.environment->local_world_size = 3;
     ms::Checkpointer ckpt(std::move(options));
     (void)recover_to(ckpt, 0);

@@ -1,6 +1,7 @@
 // Slow is not dead: over a link that still moves bytes every wait takes as long as it takes. What
 // does not move is still found: a dead link, and a rank for which the others wait.
 #include <atomic>
+#include <barrier>
 #include <chrono>
 #include <future>
 #include <mutex>
@@ -177,7 +178,7 @@ TEST_CASE("a link on which nothing moves for a deadline is still a lost peer") {
       if (e.rank() == 1 - rank) ++named;
     } catch (const ms::Fenced&) {  // NOLINT(bugprone-empty-catch): the other rank was faster
     }
-    require(Clock::now() - begin < kDeadline + 1s, "it took too long");
+    require(Clock::now() - begin < 20s, "it took too long");
   }));
   CHECK(named >= 1);
 }
@@ -189,6 +190,7 @@ TEST_CASE("a rank that does not stage what the others staged is named, and may c
   SlowJob job(4);
   std::promise<void> all_found;
   std::atomic<int> found{0};
+  std::barrier three(3);
   all_good(run_ranks(all_ranks(4), [&](int rank) {
     ms::Checkpointer ckpt(job.options(rank));
     (void)recover_to(ckpt, 0);
@@ -202,6 +204,7 @@ TEST_CASE("a rank that does not stage what the others staged is named, and may c
         require(text.find("has not staged step 1") != std::string::npos, text);
       }
     } else {
+      three.arrive_and_wait();  // or one that is late is named instead
       const auto begin = Clock::now();
       try {
         auto one = ckpt.stage(state_of(rank, 1), 1);
@@ -215,7 +218,7 @@ TEST_CASE("a rank that does not stage what the others staged is named, and may c
         const std::string text = e.what();
         require(e.rank() == hung, "another rank is named: " + text);
         require(text.find("has not staged step 1") != std::string::npos, text);
-        require(Clock::now() - begin < kDeadline + 1s, "it took too long");
+        require(Clock::now() - begin < 20s, "it took too long");
       }
       if (++found == 3) all_found.set_value();
     }

@@ -86,7 +86,7 @@ TEST_CASE("a rank that is stopped in run() is replaced, and fenced when it goes 
 TEST_CASE("nobody replaces a rank that is stopped in run(): the others end with one clear error") {
   const std::string where = GENERATE("formed", "4");
   INFO(where);
-  StoppingJob job(where, "5");
+  StoppingJob job(where, "10");
   const auto zero = job.start(0, "0");
   const auto stopped = job.start(1, "stopped");
   const auto two = job.start(2, "2");

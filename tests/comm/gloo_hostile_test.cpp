@@ -332,7 +332,7 @@ TEST_CASE("strangers at the data ports keep no peer out") {
         throw CorruptData("another byte came");
       }
     });
-    CHECK(std::chrono::steady_clock::now() - start < 2s);
+    CHECK(std::chrono::steady_clock::now() - start < 15s);
   }
   CHECK(settle(count_threads, threads) == threads);
   CHECK(settle(count_network_descriptors, descriptors) == descriptors);
@@ -358,7 +358,7 @@ TEST_CASE("a stranger that says nothing or too little at a data port is dropped 
     CHECK(::poll(&ended, 1, 10'000) == 1);
     const auto took = std::chrono::steady_clock::now() - start;
     CHECK(took > 500ms);
-    CHECK(took < 3s);
+    CHECK(took < 9s);
   }
   stop.request_stop();
   pair.join();

@@ -94,7 +94,7 @@ int main(int argc, char** argv) {
     options.store = store;
     TcpTransportOptions tcp;
     tcp.links.heartbeat_interval = 50ms;
-    tcp.links.silence_deadline = 500ms;
+    tcp.links.silence_deadline = 5s;
     options.transport = make_tcp_transport(tcp);
     options.data_peers = {(options.rank + options.world_size / 2) % options.world_size};
     Membership member(options);

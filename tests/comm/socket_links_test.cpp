@@ -341,6 +341,7 @@ TEST_CASE("a peer that says nothing is silent after the deadline, one that beats
   REQUIRE(recorder.wait_for(1));
   CHECK(recorder.seen() == Lines{"1 lost: silent"});
 
+  options.silence_deadline = 2s;
   const auto beating = make_links(
       [&](int /*rank*/) {
         TcpTransportOptions tcp_options;
@@ -359,7 +360,7 @@ TEST_CASE("a peer that says nothing is silent after the deadline, one that beats
 TEST_CASE("a rank whose owner says that it hangs beats no more, and is silent to its peers") {
   LinkOptions options;
   options.heartbeat_interval = 20ms;
-  options.silence_deadline = 200ms;
+  options.silence_deadline = 2s;
   const auto links = make_links(
       [&](int /*rank*/) {
         TcpTransportOptions tcp_options;
@@ -451,7 +452,7 @@ TEST_CASE("a stranger that dribbles is dropped as one that says nothing") {
       request.world_size = 2;
       request.peers = {1};
       request.store_prefix = "net";
-      (void)make_tcp_transport({})->connect_links(request, store, Deadline::after(4s));
+      (void)make_tcp_transport({})->connect_links(request, store, Deadline::after(8s));
     });
   });
   const HandMadePeer stranger(store);
@@ -464,7 +465,7 @@ TEST_CASE("a stranger that dribbles is dropped as one that says nothing") {
     }
   });
   CHECK(stranger.read() == "end");
-  CHECK(std::chrono::steady_clock::now() - start < 3s);
+  CHECK(std::chrono::steady_clock::now() - start < 7s);
   dribble.join();
   ranks.join();
 }

@@ -18,7 +18,8 @@ using drill_runs::Words;
 using nlohmann::json;
 
 /// On hosts with a rank each.
-json on_hosts(const std::string& ranks, const Words& more, const std::string& deadline_ms = "400") {
+json on_hosts(const std::string& ranks, const Words& more,
+              const std::string& deadline_ms = "2000") {
   Words words{"--hosts", "namespaces", "--ranks", ranks,           "--steps",
               "20",      "--every",    "4",       "--deadline-ms", deadline_ms};
   words.insert(words.end(), more.begin(), more.end());
@@ -39,9 +40,7 @@ void comes_back(const std::string& option, const std::string& more, int files_fr
       const std::string every = ++turn % 2 == 0 ? "1" : "0";
       const std::string fault = "all@11" + more + seats + ranks;
       INFO(option << " " << fault << ", --persist-every " << every);
-      // Two starts at once are up to ten processes.
-      const json object = on_hosts("4", {option, fault, "--persist-every", every},
-                                   more == ":twice" ? "2000" : "400");
+      const json object = on_hosts("4", {option, fault, "--persist-every", every});
       REQUIRE(object.at("kills").size() == 1);
       // 8 may not be complete yet; what is complete comes back, or the drill is WRONG.
       CHECK(object.at("kills").at(0).at("recovered_step").get<int>() >= 4);
@@ -69,7 +68,7 @@ TEST_CASE("Of two starts at the same moment, on any hosts, one gets the job") {
 
 TEST_CASE("A second start on the hosts of a healthy job is refused") {
   MESHSTAGE_NEEDS_NAMESPACES();
-  const json object = on_hosts("3", {"--twice", "10", "--kill", "0@15"});
+  const json object = on_hosts("3", {"--twice", "10", "--kill", "0@15"}, "15000");
   REQUIRE(object.at("second_starts").size() == 1);
   REQUIRE(object.at("kills").size() == 1);
   CHECK(object.at("kills").at(0).at("source") == "own memory");

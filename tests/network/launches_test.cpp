@@ -103,7 +103,7 @@ TEST_CASE("a second start beside a healthy job is refused, and the job goes on")
   const int persist_every = GENERATE(0, 2);
   INFO("named " << named << ", persist_every " << persist_every);
   const std::string second_name = named ? "two" : "";
-  Job job(2s, persist_every);
+  Job job(20s, persist_every);
   Workers first = job.start_all(named ? "one" : "");
   job.train(1, 5);
   const auto vaults = job.vaults();
@@ -116,7 +116,7 @@ TEST_CASE("a second start beside a healthy job is refused, and the job goes on")
 }
 
 TEST_CASE("one rank that is started twice beside a healthy job is refused, and the job goes on") {
-  Job job(2s);
+  Job job(20s);
   Workers first = job.start_all("");
   job.train(1, 5);
   const auto twice = job.start(1, "");
@@ -127,7 +127,7 @@ TEST_CASE("one rank that is started twice beside a healthy job is refused, and t
 }
 
 TEST_CASE("four ranks die while they form, and the job is started as three") {
-  Job job(2s);
+  Job job(20s);
   job.store().set("network/run/0", "0");  // so that the first generation is number 1
   {
     Workers four;
@@ -144,7 +144,7 @@ TEST_CASE("four ranks die while they form, and the job is started as three") {
 }
 
 TEST_CASE("a start that takes over has the job, and the ranks of before are told") {
-  Job job(2s);
+  Job job(20s);
   Workers first = job.start_all("one");
   job.train(1, 5);
   Workers second = job.start_all("two", kWorld, true);
@@ -162,7 +162,7 @@ TEST_CASE("a start that takes over has the job, and the ranks of before are told
 TEST_CASE("a job that hangs is replaced, and fenced when it goes on") {
   const bool named = GENERATE(true, false);
   INFO("named " << named);
-  Job job(2s);
+  Job job(8s);
   Workers hung = job.start_all(named ? "one" : "");
   job.train(1, 5);
   for (auto& w : hung) w->stop();

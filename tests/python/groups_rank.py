@@ -58,6 +58,11 @@ def main() -> None:
         (directory / f"result.{ckpt.rank}").write_text(digest.hexdigest())
 
 
-main()
+status = 0
+try:
+    main()
+except SystemExit as end:
+    status = end.code
 gc.collect()  # the model, before its process group
 dist.destroy_process_group()
+sys.exit(status)

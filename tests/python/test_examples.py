@@ -19,7 +19,6 @@ if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("this torch has no Gloo", allow_module_level=True)
 
 EXAMPLES = Path(__file__).parents[2] / "tools" / "examples"
-STEPS = 300  # so many that the job is far from its end when the kill comes
 KILL_AT = 60  # steps, of which rank 0 prints every tenth
 
 LAUNCHERS = {
@@ -30,17 +29,18 @@ LAUNCHERS = {
 
 @dataclass
 class Example:
-    """A program, its ranks, and the words after DIRECTORY and STEPS."""
+    """A program, its ranks, its steps, and the words after DIRECTORY and STEPS."""
 
     program: Path
     ranks: int = 2
+    steps: int = 300  # so many that the job is far from its end when the kill comes
     words: tuple[str, ...] = ()
 
 
 EXAMPLE = {
-    "ddp": Example(EXAMPLES / "ddp.py"),
+    "ddp": Example(EXAMPLES / "ddp.py", steps=1500),
     "fsdp2": Example(EXAMPLES / "fsdp2.py"),
-    "hsdp": Example(EXAMPLES / "fsdp2.py", 4, ("2",)),
+    "hsdp": Example(EXAMPLES / "fsdp2.py", 4, words=("2",)),
 }
 
 
@@ -107,7 +107,7 @@ def start(launcher: str, example: Example, job: str, directory: Path, *words: st
 def run(launcher: str, example: Example, directory: Path, kill_at: int | None) -> list[str]:
     directory.mkdir()
     job = f"example-{os.getpid()}-{directory.name}"
-    process = start(launcher, example, job, directory, str(STEPS), *example.words)
+    process = start(launcher, example, job, directory, str(example.steps), *example.words)
     watchdog = threading.Timer(300, end, [process, job])
     watchdog.start()
     lines = []

@@ -39,9 +39,9 @@ def test_a_signal_ends_a_wait_within_a_tenth_of_a_second_or_so(tmp_path):
         def alarm(*_):
             raise KeyboardInterrupt
         signal.signal(signal.SIGALRM, alarm)
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
         began = time.monotonic()
         try:
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
             make(world_size=2, forming_deadline=60.0)
         except KeyboardInterrupt:
             took = time.monotonic() - began
@@ -53,8 +53,8 @@ def test_a_signal_ends_a_wait_within_a_tenth_of_a_second_or_so(tmp_path):
 
 def test_a_program_that_was_interrupted_ends(tmp_path):
     done = run(tmp_path, """
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
         signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
         make(world_size=2, forming_deadline=60.0)
     """)
     assert done.returncode in (1, 130, -2) and "KeyboardInterrupt" in done.stderr, done
@@ -62,19 +62,16 @@ def test_a_program_that_was_interrupted_ends(tmp_path):
 
 def test_other_threads_of_python_run_during_a_wait(tmp_path):
     check(tmp_path, """
-        counted = 0
         def count():
-            global counted
-            while True:
-                counted += 1
+            for _ in range(10):
                 time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
         threading.Thread(target=count, daemon=True).start()
         try:
-            make(world_size=2, forming_deadline=1.0)
-        except errors.Timeout:
-            assert counted > 10, counted
-        else:
-            sys.exit("nobody timed out")
+            make(world_size=2, forming_deadline=60.0)
+        except KeyboardInterrupt:
+            os._exit(0)  # the call goes on until the process ends
+        sys.exit("the other thread did not run")
     """)
 
 

@@ -133,25 +133,25 @@ def test_disallow_waits_for_a_receiver_that_was_let_in(transports, pool):
 
 def test_a_receiver_that_stops_is_given_up_at_the_timeout(transports):
     sender = transports()
-    sender.send_checkpoint([1], 1, {"w": torch.zeros(LARGE, dtype=torch.uint8)}, timedelta(milliseconds=200))
+    sender.send_checkpoint([1], 1, {"w": torch.zeros(LARGE, dtype=torch.uint8)}, timedelta(seconds=3))
     with ask(sender, 1) as slow:
         assert slow.recv(1) == b"\1"
         began = time.monotonic()
         sender.disallow_checkpoint()  # returns, though nobody takes anything
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
 
 
 def test_a_sender_that_trickles_does_not_extend_the_timeout(transports):
     sender, receiver = transports(2)
 
     def trickle(listener):
-        connection, _ = listener.accept()
-        with connection, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), listener.accept()[0] as connection:
             for byte in b"\1" + (300).to_bytes(8, "little") + bytes(300):
                 connection.sendall(bytes([byte]))
                 time.sleep(0.01)
 
     with socket.create_server(("localhost", 0)) as listener:
+        listener.settimeout(60)
         thread = threading.Thread(target=trickle, args=(listener,))
         thread.start()
         metadata = moved(sender.metadata(), listener.getsockname()[1])

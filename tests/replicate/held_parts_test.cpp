@@ -203,9 +203,10 @@ class Death {
         std::chrono::duration_cast<milliseconds>(Clock::now() - death_.get());
     return wrong;
   }
-  void check_heard_soon() const {
-    CHECK(heard_[0] < milliseconds(1000));
-    CHECK(heard_[1] < milliseconds(1000));
+  /// How many of them heard of it late.
+  [[nodiscard]] int late() const {
+    return static_cast<int>(std::count_if(heard_.begin(), heard_.end(),
+                                          [](milliseconds m) { return m >= milliseconds(1000); }));
   }
 
  private:
@@ -249,9 +250,8 @@ TEST_CASE("whatever part of a rank hangs, every rank hears of a death") {
             seams.go_on();
             require(wrong.empty(), wrong);
           })));
-      death.check_heard_soon();
       CHECK(clocks[1].tasks() > 0);
-      return good ? clocks[0].slow() + clocks[1].slow() : -1;
+      return good ? clocks[0].slow() + clocks[1].slow() + death.late() : -1;
     });
   }
 }
@@ -294,9 +294,8 @@ TEST_CASE("a vote passes a rank whose parts hang") {
                       if (rank == 1 || rank == 2) (void)staging.outcome().get();
                       everyone.arrive_and_wait();
                     })));
-      CHECK(heard < milliseconds(500));
       CHECK(clocks[1].tasks() > 0);
-      return good ? clocks[1].slow() : -1;
+      return good ? clocks[1].slow() + (heard < milliseconds(500) ? 0 : 1) : -1;
     });
   }
 }
@@ -351,9 +350,8 @@ TEST_CASE("a rank whose disk hangs while it proves its files: every rank hears o
                                  seams.go_on();
                                  require(wrong.empty(), wrong);
                                })));
-    death.check_heard_soon();
     CHECK(clocks[1].tasks() > 0);
-    return good ? clocks[0].slow() + clocks[1].slow() : -1;
+    return good ? clocks[0].slow() + clocks[1].slow() + death.late() : -1;
   });
 }
 

@@ -2,6 +2,8 @@
 
 // What the process of a test has open, as the kernel lists it: its threads and descriptors.
 
+#include <unistd.h>
+
 #include <chrono>
 #include <filesystem>
 #include <initializer_list>
@@ -18,7 +20,11 @@ namespace meshstage::testing {
 /// it is there from the first call on.
 inline int count_threads() {
   static std::once_flag first;
-  std::call_once(first, [] { std::thread([] {}).join(); });
+  std::call_once(first, [] {
+    std::filesystem::path task = "/proc/self/task";
+    std::thread([&task] { task /= std::to_string(::gettid()); }).join();
+    while (std::filesystem::exists(task)) std::this_thread::yield();  // it shows a moment longer
+  });
   return static_cast<int>(
       std::distance(std::filesystem::directory_iterator("/proc/self/task"), {}));
 }
@@ -48,7 +54,7 @@ inline int count_sockets() { return count_descriptors_of({"socket:"}); }
 /// until `count()` is `expected`, for `limit` at most; returns what it saw last.
 template <class Count>
 auto settle(Count count, decltype(count()) expected,
-            std::chrono::milliseconds limit = std::chrono::seconds(2)) {
+            std::chrono::milliseconds limit = std::chrono::seconds(20)) {
   const auto end = std::chrono::steady_clock::now() + limit;
   auto seen = count();
   while (!(seen == expected) && std::chrono::steady_clock::now() < end) {

@@ -20,7 +20,7 @@ namespace meshstage::tools::run {
 namespace {
 
 // A port of loopback that is free now. Another process may take it before the ranks do; they then
-// fail to start, and are started anew with another.
+// fail to start. A start of all ranks draws another.
 std::uint16_t free_port() {
   const Descriptor probe(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in address{};
