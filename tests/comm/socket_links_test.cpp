@@ -150,6 +150,13 @@ std::vector<std::byte> hello(const HandMadePeer& peer) {
   return Greeting::of(RankZero::request(), 1, 0, peer.nonce).encode();
 }
 
+/// The links of two ranks.
+auto two_linked(const LinkOptions& options) {
+  TcpTransportOptions tcp;
+  tcp.links = options;
+  return make_links([&](int /*rank*/) { return make_tcp_transport(tcp); }, 2, Linked::kAll);
+}
+
 }  // namespace
 
 TEST_CASE("a host whose name means loopback or nothing is reached at an interface's address") {
@@ -342,13 +349,7 @@ TEST_CASE("a peer that says nothing is silent after the deadline, one that beats
   CHECK(recorder.seen() == Lines{"1 lost: silent"});
 
   options.silence_deadline = 2s;
-  const auto beating = make_links(
-      [&](int /*rank*/) {
-        TcpTransportOptions tcp_options;
-        tcp_options.links = options;
-        return make_tcp_transport(tcp_options);
-      },
-      2, Linked::kAll);
+  const auto beating = two_linked(options);
   Recorder alive;
   beating[0]->set_handlers(alive.handlers());
   std::this_thread::sleep_for(2 * options.silence_deadline);
@@ -361,13 +362,7 @@ TEST_CASE("a rank whose owner says that it hangs beats no more, and is silent to
   LinkOptions options;
   options.heartbeat_interval = 20ms;
   options.silence_deadline = 2s;
-  const auto links = make_links(
-      [&](int /*rank*/) {
-        TcpTransportOptions tcp_options;
-        tcp_options.links = options;
-        return make_tcp_transport(tcp_options);
-      },
-      2, Linked::kAll);
+  const auto links = two_linked(options);
   Recorder peer;
   Recorder own;
   links[0]->set_handlers(peer.handlers());
