@@ -17,6 +17,7 @@
 #include <meshstage/core/comm/gloo/tcp_transport.hpp>
 #include <meshstage/core/comm/several_connections.hpp>
 #include <meshstage/core/comm/supervisor.hpp>
+#include <meshstage/core/error/ranks_text.hpp>
 #include <meshstage/core/files/persisted.hpp>
 #include <meshstage/core/generation/number.hpp>
 #include <meshstage/core/replicate/agent.hpp>
@@ -184,10 +185,8 @@ class Checkpointer::Impl {
       const detail::Progress waiting(std::chrono::seconds(2), [this](std::chrono::seconds waited) {
         const std::vector<int> absent =
             membership_.absent(Deadline::after(std::chrono::seconds(5)));
-        std::string ranks;
-        for (const int r : absent) ranks += (ranks.empty() ? "" : ", ") + std::to_string(r);
-        const std::string whom =
-            absent.empty() ? "the others to connect" : "ranks " + ranks + " of " + world();
+        const std::string whom = absent.empty() ? "the others to connect"
+                                                : "ranks " + ranks_text(absent) + " of " + world();
         const auto longest = options_.forming_deadline;
         const std::string of = Deadline::after(longest).is_never()
                                    ? ""

@@ -12,6 +12,7 @@
 #include <meshstage/core/async/mutex.hpp>
 #include <meshstage/core/error/error.hpp>
 #include <meshstage/core/error/little_endian.hpp>
+#include <meshstage/core/error/ranks_text.hpp>
 
 namespace meshstage::detail {
 namespace {
@@ -85,12 +86,6 @@ class Window {
   std::deque<std::unique_ptr<Transfer>> transfers_;
 };
 
-std::string text_of(const std::set<int>& ranks) {
-  std::string text;
-  for (const int rank : ranks) text += (text.empty() ? "" : ", ") + std::to_string(rank);
-  return text;
-}
-
 }  // namespace
 
 PartPlan::PartPlan(std::span<const std::vector<std::byte>> said, const OldWorldStep& step)
@@ -108,7 +103,7 @@ PartPlan::PartPlan(std::span<const std::vector<std::byte>> said, const OldWorldS
     if (have_[old_rank].empty()) nowhere.insert(static_cast<int>(old_rank));
   }
   if (nowhere.empty()) return;
-  throw PeerLost("no rank has a sound image of old rank " + text_of(nowhere) + " of " +
+  throw PeerLost("no rank has a sound image of old rank " + ranks_text(nowhere) + " of " +
                  std::to_string(step.world_size) + " of " + to_string(step.id) + " any more");
 }
 
@@ -231,7 +226,7 @@ std::optional<Pairs> PartPlan::exchange(const StepStates& old, int rank,
   } catch (const Error& e) {
     files.throw_if_lost();
     throw PeerLost("rank " + std::to_string(rank) + " cannot exchange parts of old images with " +
-                   "ranks " + text_of({peers.begin(), peers.end()}) + ": " + e.what());
+                   "ranks " + ranks_text(peers) + ": " + e.what());
   }
 }
 

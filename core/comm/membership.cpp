@@ -12,6 +12,7 @@
 #include <meshstage/core/comm/newcomer_impl.hpp>
 #include <meshstage/core/comm/signs_of_life_impl.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/ranks_text.hpp>
 #include <meshstage/core/os/process_watch.hpp>
 
 namespace meshstage {
@@ -321,19 +322,17 @@ Generation Membership::form_in_attempts(std::uint64_t seen, Forming& forming) {
 
 void Membership::throw_missing(std::uint64_t number, const Forming& forming) {
   const Deadline deadline = Deadline::after(kLastWords);
-  std::string missing;
-  std::optional<int> first;
+  std::vector<int> missing;
   for (int r = 0; r < options_.world_size; ++r) {
     if (forming.gave_up.contains(r)) continue;
     if (options_.store->get(detail::place_key(options_.job, number, r), deadline)) continue;
-    missing += (missing.empty() ? "" : ", ") + std::to_string(r);
-    if (!first) first = r;
+    missing.push_back(r);
   }
-  if (!first) return;
+  if (missing.empty()) return;
   throw make_error<Timeout>(generation_text(number) +
                                 " was not formed by the deadline; these ranks did not come: " +
-                                missing + forming.earlier_failure(),
-                            first);
+                                ranks_text(missing) + forming.earlier_failure(),
+                            missing.front());
 }
 
 std::vector<int> Membership::absent(Deadline deadline) {

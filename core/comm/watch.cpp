@@ -5,6 +5,7 @@
 
 #include <meshstage/core/comm/watch_impl.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/ranks_text.hpp>
 #include <meshstage/core/os/process_watch.hpp>
 
 namespace meshstage::detail {
@@ -35,9 +36,7 @@ bool is_gone(const Place& place) {
 }
 
 std::string list_of(const std::vector<int>& ranks) {
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (const int r : ranks) text += (r == ranks.front() ? "" : ", ") + std::to_string(r);
-  return text;
+  return (ranks.size() == 1 ? "rank " : "ranks ") + ranks_text(ranks);
 }
 
 }  // namespace

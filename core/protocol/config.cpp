@@ -10,6 +10,12 @@
 
 namespace meshstage::protocol {
 
+bool Config::holds(int holder, int owner) const {
+  if (owner < 0 || owner >= world_size) return false;
+  const auto& of_owner = holders[static_cast<std::size_t>(owner)];
+  return std::find(of_owner.begin(), of_owner.end(), holder) != of_owner.end();
+}
+
 std::vector<std::vector<int>> default_holders(int world_size) {
   std::vector<std::vector<int>> holders(static_cast<std::size_t>(std::max(world_size, 0)));
   if (world_size < 2) return holders;

@@ -84,6 +84,9 @@ struct Config {
   /// The most bytes of claims in a Have; the oldest images' claims are left out first
   /// (Have::beyond), and the root asks for them (AskDisk::up_to).
   std::size_t most_claim_bytes = kMostClaimBytes;
+
+  /// Whether `holder` holds replicas of `owner`. False for an owner that is no rank of the job.
+  [[nodiscard]] bool holds(int holder, int owner) const;
 };
 
 /// The holder of rank r is (r + W/2) mod W; no rank has one where W = 1.

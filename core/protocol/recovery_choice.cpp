@@ -16,9 +16,8 @@ namespace meshstage::protocol {
 using Phase = Recovery::Phase;
 
 bool keeps(const Turn& turn, int at, int owner) {
-  if (owner < 0 || owner >= turn.config().world_size) return false;
-  const auto& holders = turn.config().holders[static_cast<std::size_t>(owner)];
-  return at == owner || std::find(holders.begin(), holders.end(), at) != holders.end();
+  const Config& config = turn.config();
+  return config.holds(at, owner) || (at == owner && owner >= 0 && owner < config.world_size);
 }
 
 int stranger(const Turn& turn, const Claim& claim) {

@@ -130,13 +130,8 @@ void Proofs::add_strays(ImageId newer_than, Found& found) const {
   search.world_size = engine_.world_size;
   search.warn = [this](const std::string& text) { engine_.report.warn(text); };
   search.any_world = engine_.options.any_world.has_value();
-  search.needs = [&holders = engine_.config->holders](int rank, int vault) {
-    const auto keeps = [&](int holder, int owner) {
-      const auto at = static_cast<std::size_t>(owner);
-      return at < holders.size() &&
-             std::find(holders[at].begin(), holders[at].end(), holder) != holders[at].end();
-    };
-    return keeps(rank, vault) || keeps(vault, rank);
+  search.needs = [&config = *engine_.config](int rank, int vault) {
+    return config.holds(rank, vault) || config.holds(vault, rank);
   };
   auto slots = engine_.vault.take_strays(search);
   auto older = engine_.vault.left_by_others();

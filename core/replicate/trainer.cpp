@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/ranks_text.hpp>
 #include <meshstage/core/image/flatten.hpp>
 #include <meshstage/core/image/image.hpp>
 #include <meshstage/core/image/replica.hpp>
@@ -441,11 +442,9 @@ void Trainer::throw_loss_behind_failure() {
 Replica Trainer::held(int ward, const NodeRegistry& registry) {
   const auto& all = engine_.config->wards;
   if (!std::binary_search(all.begin(), all.end(), ward)) {
-    std::string names;
-    for (const int w : all) names += (names.empty() ? "" : ", ") + std::to_string(w);
     throw InvalidArgument("rank " + std::to_string(engine_.rank) + " holds no replica of rank " +
                           std::to_string(ward) +
-                          (names.empty() ? "; it holds none" : "; its wards are " + names));
+                          (all.empty() ? "; it holds none" : "; its wards are " + ranks_text(all)));
   }
   engine_.gate.check_recovered("held()");
   const auto keys = hold_replica(ward);

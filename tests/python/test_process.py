@@ -66,6 +66,7 @@ def test_other_threads_of_python_run_during_a_wait(tmp_path):
             for _ in range(10):
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell ignores it
         threading.Thread(target=count, daemon=True).start()
         try:
             make(world_size=2, forming_deadline=60.0)

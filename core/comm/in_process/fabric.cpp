@@ -4,6 +4,7 @@
 #include <meshstage/core/comm/in_process/fabric.hpp>
 #include <meshstage/core/comm/in_process/node_impl.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/ranks_text.hpp>
 
 namespace meshstage {
 
@@ -86,17 +87,15 @@ void Node::connect(Deadline deadline, const std::stop_token& stop) {
     give_up(make_error<PeerLost>(
         "rank " + std::to_string(peer) + " left while connecting " + request.name, peer));
   }
-  if (connected.size() != request.peers.size()) {
+  std::vector<int> missing;
+  for (const int peer : request.peers) {
+    if (!connected.contains(peer)) missing.push_back(peer);
+  }
+  if (!missing.empty()) {
     if (stop.stop_requested()) give_up(Cancelled("connecting was given up"));
-    std::string missing;
-    int first = -1;
-    for (const int peer : request.peers) {
-      if (connected.contains(peer)) continue;
-      missing += (missing.empty() ? "" : ", ") + std::to_string(peer);
-      if (first < 0) first = peer;
-    }
     give_up(make_error<Timeout>(
-        "did not connect for " + request.name + " by the deadline: rank " + missing, first));
+        "did not connect for " + request.name + " by the deadline: rank " + ranks_text(missing),
+        missing.front()));
   }
   auto& meeting = fabric->meetings[place()];
   meeting.erase(request.rank);

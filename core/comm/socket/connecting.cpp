@@ -9,6 +9,7 @@
 
 #include <meshstage/core/comm/socket/links_impl.hpp>
 #include <meshstage/core/error/error.hpp>
+#include <meshstage/core/error/ranks_text.hpp>
 
 namespace meshstage::socket_links {
 
@@ -73,19 +74,16 @@ void SocketLinks::connect(const std::string& host, Store& store, Deadline deadli
     return failure_ || up_.size() == request_.peers.size();
   });
   if (failure_) std::rethrow_exception(failure_);
-  if (up_.size() != request_.peers.size()) {
+  std::vector<int> missing;
+  for (const int peer : request_.peers) {
+    if (!up_.contains(peer)) missing.push_back(peer);
+  }
+  if (!missing.empty()) {
     if (stop.stop_requested()) throw Cancelled("connecting was given up");
-    std::string missing;
-    int first = kNobody;
-    for (const int peer : request_.peers) {
-      if (up_.contains(peer)) continue;
-      missing += (missing.empty() ? "" : ", ") + std::to_string(peer);
-      if (first == kNobody) first = peer;
-    }
     throw make_error<Timeout>("did not connect for " + request_.name + " by the deadline: rank " +
-                                  missing +
+                                  ranks_text(missing) +
                                   (last_refusal_.empty() ? "" : " (" + last_refusal_ + ")"),
-                              first);
+                              missing.front());
   }
   connecting_ = false;
   unwatch(listener_);
