@@ -46,10 +46,10 @@ Pair connected() {
 }  // namespace
 
 TEST_CASE("a transfer is waited for as long as bytes move, however slowly, and no longer") {
-  constexpr auto kSilence = 1000ms;
+  constexpr auto kSilence = 2000ms;
   constexpr std::size_t kBytes = 400'000;
   auto [groups, wires] = connected();
-  for (const auto& wire : wires) wire->slow(0ms, 100'000);  // four seconds for all of it
+  for (const auto& wire : wires) wire->slow(0ms, 50'000);  // eight seconds for all of it
   const std::vector<std::byte> source(kBytes, std::byte{3});
   std::vector<std::byte> target(kBytes);
   const auto receiving = groups[0]->receive(1, 7, target);
@@ -74,7 +74,7 @@ TEST_CASE("a transfer is waited for as long as bytes move, however slowly, and n
 
 // The kernel wakes a sender when a third of its buffer is free, and that may be megabytes.
 TEST_CASE("a send is waited for as long as the kernel's buffer drains, however slowly") {
-  constexpr auto kSilence = 1000ms;
+  constexpr auto kSilence = 2000ms;
   constexpr std::size_t kBytes = 6'000'000;
   auto [groups, wires] = connected();
   const std::vector<std::byte> source(kBytes, std::byte{3});

@@ -22,10 +22,6 @@ TEST_CASE("the loop runs tasks in order, timed ones in time, and outlives what t
   Loop loop([&](std::exception_ptr failure) { failures.push_back(text_of(failure)); });
   std::promise<void> late;
   loop.run([&] {
-    loop.post_at(Deadline::after(milliseconds(20)), [&] {
-      ran.push_back(9);
-      late.set_value();
-    });
     loop.post_at(Deadline::after(milliseconds(-5)), [&] { ran.push_back(0); });
     loop.post_at(Deadline::never(), [&] { ran.push_back(99); });
     for (int i = 1; i <= 3; ++i) {
@@ -33,6 +29,10 @@ TEST_CASE("the loop runs tasks in order, timed ones in time, and outlives what t
         ran.push_back(i);
         if (i == 1) throw std::runtime_error("one");
         if (i == 2) throw 2;
+        loop.post_at(Deadline::after(milliseconds(20)), [&] {
+          ran.push_back(9);
+          late.set_value();
+        });
       });
     }
   });

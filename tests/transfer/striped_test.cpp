@@ -230,10 +230,10 @@ TEST_CASE("a wait over one connection lasts as long as bytes move over another")
   const auto errors = testing::run_ranks(2, [&](int rank) {
     if (rank == 0) {
       // Ends when the other rank is done with its rounds, each much shorter than the silence.
-      two.groups[0]->over(0).receive(1, kTag, late)->wait_while_moving(1s);
+      two.groups[0]->over(0).receive(1, kTag, late)->wait_while_moving(3s);
       return;
     }
-    for (int i = 0; i < 15; ++i) {
+    for (int i = 0; i < 40; ++i) {
       const auto until = Deadline::after(100ms);
       auto sent = two.groups[1]->over(1).send(0, kTag, word);
       auto pause = two.groups[1]->over(1).receive(0, kTag + 1, late);
