@@ -279,7 +279,13 @@ std::optional<TakenStep> plan_old_step(const OldFiles& files, const Value& state
   });
   // No rank that reads is late. Who dies, or whose disk hangs, ends the generation and this wait.
   collectives::barrier(group, Deadline::never());
-  all.attempt([&] { AssemblyParts::check(*assembly); });
+  std::vector<std::byte> mine;
+  all.attempt([&] {
+    AssemblyParts::check(*assembly);
+    mine = AssemblyParts::taken(*assembly);
+  });
+  const auto taken = all.gather(mine);
+  all.attempt([&] { AssemblyParts::require_all_taken(*assembly, taken); });
   all.agree(Deadline::after(length));
   for (const auto& warning : assembly->warnings()) files.warn(warning);
   return TakenStep{*step, std::move(*assembly)};

@@ -134,7 +134,7 @@ void Proofs::add_strays(ImageId newer_than, Found& found) const {
     return config.holds(rank, vault) || config.holds(vault, rank);
   };
   auto slots = engine_.vault.take_strays(search);
-  auto older = engine_.vault.left_by_others();
+  auto older = engine_.vault.left_in_older();
   std::move(older.begin(), older.end(), std::back_inserter(slots));
   const auto place_of_stray = [&](const ImageIdentity& who) {
     const bool kept = engine_.keeps_old_in_memory && who.world_size != engine_.world_size;

@@ -4,7 +4,6 @@
 #include <map>
 #include <optional>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 
 #include <meshstage/core/error/error.hpp>
@@ -61,6 +60,8 @@ class Planner {
     if (const auto path = index_.left(); !path.empty()) {
       throw mismatch(path, "every rank of the old job has it, and this rank's state does not");
     }
+    plan_.of_some = index_.of_some();
+    for (detail::OfSome& some : plan_.of_some) some.taken = some.taken || is_own(some.path);
   }
 
  private:
@@ -161,9 +162,15 @@ class Planner {
                                    other.value.describe() + " at rank " +
                                    std::to_string(other.rank) + " of the old job");
       }
+      const Sequence* const now = sequence_of(place);
+      if (now != nullptr && sequence_of(other.value)->size() != now->size()) {
+        throw mismatch(path(), "it has " + std::to_string(now->size()) + " elements here, and " +
+                                   std::to_string(sequence_of(other.value)->size()) + " at rank " +
+                                   std::to_string(other.rank) + " of the old job");
+      }
     }
     const void* identity = detail::container_identity(place);
-    if (!seen_.insert(identity).second) return mark(place);
+    if (!is_first(identity, old)) return mark(place);
     walk_.open(identity, [&] {
       if (auto* dict = place.get_if<Dict>()) {
         for (auto& [key, value] : *dict) walk_.below(key, [&, &v = value] { visit(v); });
@@ -175,6 +182,26 @@ class Planner {
         walk_.below(Key(i), [&] { visit((*sequence)[i]); });
       }
     });
+  }
+
+  /// False if this rank's container, or node, stands at an earlier path, too. Then the old ranks
+  /// must have had one there as well: of two only one could be taken over.
+  bool is_first(const void* identity, const std::vector<OldValue>& old) {
+    const auto [it, first] = seen_.try_emplace(identity);
+    FirstPlace& place = it->second;
+    if (first) place.path = path();
+    for (const OldValue& o : old) {
+      const void* const there = detail::container_identity(o.value);
+      if (first) {
+        place.old.emplace(o.rank, there);
+      } else if (const auto before = place.old.find(o.rank);
+                 before == place.old.end() || before->second != there) {
+        throw mismatch(path(), "it is shared with \"" + place.path + "\" here, and not at rank " +
+                                   std::to_string(o.rank) +
+                                   " of the old job, whose values may differ there");
+      }
+    }
+    return first;
   }
 
   /// What stands below is planned already, by another path.
@@ -209,8 +236,8 @@ class Planner {
                                    "reader of its type");
       }
     }
-    if (const auto it = written_.find(node.get()); it != written_.end()) {
-      it->second->places.push_back(&place);
+    if (!is_first(node.get(), old)) {
+      written_.at(node.get())->places.push_back(&place);
       return mark(place);
     }
     detail::NodeWrite& write = plan_.nodes.emplace_back();
@@ -240,7 +267,9 @@ class Planner {
     }
   }
 
-  [[nodiscard]] detail::PlainRule plain() const { return {path(), kind_at(path()), rank_}; }
+  [[nodiscard]] detail::PlainRule plain() const {
+    return {path(), kind_at(path()), rank_, index_.ranks()};
+  }
 
   /// Nothing: this rank keeps what it has.
   [[nodiscard]] std::optional<OldTensor> old_tensor(const std::vector<OldValue>& old) const {
@@ -379,7 +408,12 @@ class Planner {
   detail::OldIndex index_;
   std::deque<std::vector<OldValue>> own_;  ///< What take() made: references to them stay.
   detail::Walk walk_;
-  std::unordered_set<const void*> seen_;
+  /// Where a container or a node stands first, and which stands there at each old rank.
+  struct FirstPlace {
+    std::string path;
+    std::map<int, const void*> old;
+  };
+  std::unordered_map<const void*, FirstPlace> seen_;
   std::unordered_map<const Node*, detail::NodeWrite*> written_;
 };
 
@@ -435,10 +469,6 @@ void detail::AssemblyParts::ask(const StepStates& old, Value state, int rank, in
                                 const ReshardOptions& options,
                                 const std::function<void(const Tensor&)>& needs) {
   (void)read_plan(old.states(), std::move(state), {rank, world_size, true, needs, true}, options);
-}
-
-void detail::AssemblyParts::check(const Assembly& assembly) {
-  check_overlaps(assembly.plan_->state, assembly.plan_->targets);
 }
 
 const std::vector<std::string>& Assembly::warnings() const noexcept { return plan_->warnings; }

@@ -39,6 +39,12 @@ struct NodeWrite {
   std::vector<Value*> places;
 };
 
+/// A path that some ranks of the old job have and others have not.
+struct OfSome {
+  std::string path;
+  bool taken = false;  ///< This rank's state has it, or each rank has it for itself.
+};
+
 /// All that Assembly::write() does.
 struct AssemblyPlan {
   Value state;
@@ -47,6 +53,7 @@ struct AssemblyPlan {
   std::deque<NodeWrite> nodes;  ///< Places point into them.
   std::vector<NodeWrite*> inner_first;
   std::vector<std::string> warnings;
+  std::vector<OfSome> of_some;
 };
 
 /// A rank of the new job, and how it reads the old one.

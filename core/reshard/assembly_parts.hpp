@@ -1,5 +1,8 @@
 #pragma once
+#include <cstddef>
 #include <functional>
+#include <span>
+#include <vector>
 
 #include <meshstage/core/reshard/assembly.hpp>
 #include <meshstage/core/reshard/step_on_disk.hpp>
@@ -18,6 +21,12 @@ struct MESHSTAGE_API AssemblyParts {
                   const ReshardOptions& options, const std::function<void(const Tensor&)>& needs);
   /// The rest: throws StructureMismatch where tensors that share memory had other bytes.
   static void check(const Assembly& assembly);
+  /// For each path that some ranks of the old job have and others have not: 1 if this rank takes
+  /// it, else 0. The order is the same at all ranks that read the same step.
+  [[nodiscard]] static std::vector<std::byte> taken(const Assembly& assembly);
+  /// Throws StructureMismatch naming such a path that no rank takes. `told`: each rank's taken().
+  static void require_all_taken(const Assembly& assembly,
+                                std::span<const std::vector<std::byte>> told);
 };
 
 }  // namespace meshstage::detail

@@ -53,6 +53,16 @@ std::string OldIndex::left() const {
   return {};
 }
 
+std::vector<OfSome> OldIndex::of_some() const {
+  std::vector<OfSome> found;
+  for (std::size_t i = 0; i < paths_.size(); ++i) {
+    const Entry& entry = entries_[i];
+    if (static_cast<int>(entry.values.size()) == ranks_) continue;
+    found.push_back({paths_[i], entry.taken});
+  }
+  return found;
+}
+
 std::optional<std::pair<std::string, int>> OldIndex::lacking() const {
   for (std::size_t i = 0; i < paths_.size(); ++i) {
     const auto& values = entries_[i].values;

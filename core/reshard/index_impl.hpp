@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include <meshstage/core/reshard/assembly_impl.hpp>
 #include <meshstage/core/tree/boxes.hpp>
 #include <meshstage/core/tree/walk.hpp>
 
@@ -32,6 +33,9 @@ class OldIndex {
   /// The first path, in the order of rank 0's state, that every rank has and nobody took; empty if
   /// there is none.
   [[nodiscard]] std::string left() const;
+  /// The paths that some rank lacks, and whether somebody took them. Every rank of the new job that
+  /// reads the same old states gets the same order.
+  [[nodiscard]] std::vector<OfSome> of_some() const;
   /// The first path that some rank lacks, and a rank that has it; nothing if all have the same.
   [[nodiscard]] std::optional<std::pair<std::string, int>> lacking() const;
   [[nodiscard]] int ranks() const noexcept { return ranks_; }

@@ -91,6 +91,14 @@ const OldValue* PlainRule::of_this_rank(const std::vector<OldValue>& old) const 
   return it == old.end() ? nullptr : &*it;
 }
 
+void PlainRule::check_all_have_it(const std::vector<OldValue>& old) const {
+  if (static_cast<int>(old.size()) == old_ranks) return;
+  throw mismatch(path, "it is to be summed, and only " + std::to_string(old.size()) + " of " +
+                           std::to_string(old_ranks) +
+                           " ranks of the old job have it; new rank 0 gets the sum, so all ranks "
+                           "must have the path");
+}
+
 Value PlainRule::scalar(const std::vector<OldValue>& old) const {
   for (const OldValue& o : old) {
     if (!o.value.is_scalar()) {
@@ -107,6 +115,7 @@ Value PlainRule::scalar(const std::vector<OldValue>& old) const {
     case PlainKind::kPerRank:
       return old.front().value;
     case PlainKind::kSummed: {
+      check_all_have_it(old);
       Value sum = sum_of_scalars(path, old);
       if (new_rank.rank == 0) return sum;
       return sum.get_if<double>() != nullptr ? Value(0.0) : Value(0);
@@ -128,7 +137,10 @@ std::optional<Tensor> PlainRule::tensor(const std::vector<OldValue>& old) const 
   switch (kind) {
     case PlainKind::kSame:
       for (const OldValue& o : old) {
-        if (&o == &old.front() || !new_rank.compares(o.rank)) continue;
+        // What every old rank has every new one has, so they can share the work.
+        const bool another_compares =
+            static_cast<int>(old.size()) == old_ranks && !new_rank.compares(o.rank);
+        if (&o == &old.front() || another_compares) continue;
         if (new_rank.differ(*first, o.value.as<Tensor>())) differ(old.front(), o);
       }
       return *first;
@@ -139,6 +151,7 @@ std::optional<Tensor> PlainRule::tensor(const std::vector<OldValue>& old) const 
       return mine == nullptr ? std::nullopt : std::optional<Tensor>(mine->value.as<Tensor>());
     }
     case PlainKind::kSummed: {
+      check_all_have_it(old);
       if (new_rank.rank != 0) return Tensor::zeros(first->shape(), first->dtype());
       std::vector<Tensor> summands;
       for (const OldValue& o : old) summands.push_back(new_rank.proven(o.value.as<Tensor>()));

@@ -14,6 +14,7 @@ struct PlainRule {
   const std::string& path;
   PlainKind kind = PlainKind::kSame;
   const NewRank& new_rank;
+  int old_ranks = 0;
 
   /// Of values that each rank has for itself `old` has this rank's alone. Throws StructureMismatch
   /// where a value is no scalar, where the values differ and the kind does not allow it, or where
@@ -25,6 +26,8 @@ struct PlainRule {
   [[nodiscard]] const OldValue* of_this_rank(const std::vector<OldValue>& old) const;
 
  private:
+  /// Throws StructureMismatch unless every old rank has what is to be summed.
+  void check_all_have_it(const std::vector<OldValue>& old) const;
   [[noreturn]] void differ(const OldValue& a, const OldValue& b) const;
 };
 

@@ -210,14 +210,39 @@ bool Vault::copy_in(const detail::OlderSlot& from, SlotKey to) {
   return false;
 }
 
-std::vector<StraySlot> Vault::left_by_others() const {
-  const auto world_size = state_->options.world_size;
-  if (!world_size) return {};
+namespace {
+
+/// Whether a slot of the present incarnation has that image, too.
+bool is_in_slot(const detail::VaultState& state, const StraySlot& older)
+    MESHSTAGE_REQUIRES(state.mutex) {
+  for (const int index : {0, 1}) {
+    const SlotKey key{older.key.owner_rank, index};
+    const auto at = state.slots.find(key);
+    if (at == state.slots.end()) continue;
+    const SlotInfo info = state.info(key, *at->second);
+    if (info.state == SlotState::kSealed && info.image.identity == older.image.identity)
+      return true;
+  }
+  return false;
+}
+
+/// What left_in_older() returns.
+std::vector<StraySlot> older_beside_slots(const detail::VaultState& state)
+    MESHSTAGE_REQUIRES(state.mutex) {
+  std::vector<StraySlot> left;
+  if (!state.options.world_size) return left;
+  for (StraySlot& slot : detail::mapped_older_slots(state)) {
+    if (!is_in_slot(state, slot)) left.push_back(std::move(slot));
+  }
+  return left;
+}
+
+}  // namespace
+
+std::vector<StraySlot> Vault::left_in_older() const {
+  const MutexLock lock(state_->mutex);
   state_->check_owned();
-  auto slots = detail::mapped_older_slots(*state_);
-  std::erase_if(
-      slots, [&](const StraySlot& slot) { return slot.image.identity.world_size == *world_size; });
-  return slots;
+  return older_beside_slots(*state_);
 }
 
 std::uint64_t Vault::bytes_left() const {
@@ -359,7 +384,7 @@ std::uint64_t Vault::free_superseded(ImageId recovered) {
   const MutexLock lock(state_->mutex);
   state_->check_owned();
   std::set<std::uint64_t> kept;
-  for (const StraySlot& slot : left_by_others()) {
+  for (const StraySlot& slot : older_beside_slots(*state_)) {
     if (slot.image.identity.id > recovered) kept.insert(slot.incarnation);
   }
   std::uint64_t freed = remove_files(*state_, state_->incarnation, false, kept);

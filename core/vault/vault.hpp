@@ -26,8 +26,8 @@ struct VaultOptions {
   /// The epoch in which this process takes the vault. It must be above every earlier one, or
   /// attach() refuses. 0: the next one.
   std::uint64_t epoch = 0;
-  /// Given, the number of ranks of a job that may go on from another number: left_by_others() has
-  /// the images of those, and free_superseded() leaves the newer ones.
+  /// Given, the number of ranks of a job that may go on from another number: left_in_older() has
+  /// what no slot could take, and free_superseded() leaves the newer ones of it.
   std::optional<int> world_size = {};
   /// With world_size: images of another number stay in memory as they are. attach() takes over no
   /// incarnation that has one, but makes a new one beside it, and adopt_older() leaves such images
@@ -136,11 +136,12 @@ class MESHSTAGE_API Vault {
   /// Fenced, SystemError.
   std::vector<SlotKey> adopt_older();
 
-  /// With VaultOptions::world_size: the sealed images of other numbers of ranks in this rank's
-  /// older incarnations, the newest first; else none. Without VaultOptions::keeps_others these are
-  /// the ones that adopt_older() had no slot for. No process changes their bytes. They stay until
-  /// free_superseded() or remove_all(). Throws Fenced, SystemError.
-  [[nodiscard]] std::vector<StraySlot> left_by_others() const;
+  /// With VaultOptions::world_size: the sealed images in this rank's older incarnations that lie in
+  /// no slot of this one, the newest first; else none. These are the ones that adopt_older() had no
+  /// slot for and, with VaultOptions::keeps_others, those of other numbers of ranks. No process
+  /// changes their bytes. They stay until free_superseded() or remove_all(). Throws Fenced,
+  /// SystemError.
+  [[nodiscard]] std::vector<StraySlot> left_in_older() const;
   /// Bytes of the job's slots in the directory that are in no vault of this rank's generation: of
   /// older incarnations, and of strays. Throws SystemError.
   [[nodiscard]] std::uint64_t bytes_left() const;
@@ -178,7 +179,7 @@ class MESHSTAGE_API Vault {
   /// files of incarnations whose owner is dead, and the taken strays that no living process owns. A
   /// stray with an image of another world size that is newer than `recovered` stays until
   /// remove_all(), because the job went on from an older step; so does an older incarnation with
-  /// an image of left_by_others() that new. Call it once recover() has agreed.
+  /// an image of left_in_older() that new. Call it once recover() has agreed.
   /// Returns the bytes freed.
   std::uint64_t free_superseded(ImageId recovered = kNoImage);
   /// Removes every file of this job and rank, older incarnations' too, and those of the strays that

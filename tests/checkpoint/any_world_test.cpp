@@ -132,6 +132,46 @@ TEST_CASE("what fits one rank and not another is refused at all, and no state is
   });
 }
 
+TEST_CASE("what only some old ranks had must go to some new rank: it is not dropped in silence") {
+  ChangingJob job;
+  const auto with_layer = [](int rank, int world, std::uint64_t step, bool has) {
+    ms::Dict state = state_at(rank, world, step);
+    if (has) state.set("layer1", whole({6}, step, 8));
+    return state;
+  };
+  job.start(4, [&](ms::CheckpointerOptions o, int rank) {
+    ms::Checkpointer ckpt(std::move(o));
+    const bool has = rank >= 2;  // the second stage of a pipeline
+    ms::Dict state = with_layer(rank, 4, 0, has);
+    (void)ckpt.recover(state);
+    require(ckpt.stage(with_layer(rank, 4, 10, has), 10).outcome().get() == ms::Outcome::kComplete,
+            "the step is not complete");
+  });
+  job.start(3, [&](ms::CheckpointerOptions o, int rank) {
+    ms::Checkpointer ckpt(std::move(o));
+    ms::Dict state = state_at(rank, 3, 5);
+    std::string said;
+    try {
+      (void)ckpt.recover(state);
+    } catch (const ms::StructureMismatch& e) {
+      said = e.what();
+    }
+    require(said.find("layer1: some ranks of the old job have it, and no rank of this job does") !=
+                std::string::npos,
+            said);
+    require(difference(state, state_at(rank, 3, 5)).empty(), "touched");
+    static std::barrier<> all(3);
+    all.arrive_and_wait();
+  });
+  job.start(3, [&](ms::CheckpointerOptions o, int rank) {
+    ms::Checkpointer ckpt(std::move(o));
+    ms::Dict state = with_layer(rank, 3, 5, rank == 1);
+    require(ckpt.recover(state).step == 10, "another step");
+    require(difference(state, with_layer(rank, 3, 10, rank == 1)).empty(), "other values");
+    ckpt.finish();
+  });
+}
+
 TEST_CASE("a death after one state was written and before the step is established loses nothing") {
   ChangingJob job;
   const auto with_mine = [](ms::Dict state, std::atomic<bool>* armed) {

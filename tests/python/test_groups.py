@@ -49,6 +49,42 @@ def test_modules_on_groups_are_found_wherever_they_are(one_rank, quiet):
     assert of(model=fsdp) == "'model' is a FullyShardedDataParallel"
 
 
+def test_the_state_of_a_zero_redundancy_optimizer_is_staged(make, one_rank, quiet):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    def build():
+        torch.manual_seed(1)
+        model = DistributedDataParallel(layers())
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.1)
+        return model, optimizer, meshstage.torch.state(model=model, optimizer=optimizer)
+
+    def train(model, optimizer):
+        torch.manual_seed(2)
+        for _ in range(3):
+            model(torch.randn(4, 2)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.detach().clone() for p in model.parameters()]
+
+    model, optimizer, state = build()
+    ckpt = make()
+    ckpt.recover(state)
+    train(model, optimizer)
+    optimizer.param_groups[0]["lr"] = 0.05
+    assert ckpt.stage(state, 3).outcome(60) == "complete"
+    wanted = train(model, optimizer)
+    again = build()
+    assert make().recover(again[2]).step == 3
+    for one, other in zip(wanted, train(*again[:2]), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_full_state_of_fsdp1_is_refused(make, one_rank, quiet):
+    model = FullyShardedDataParallel(layers(), device_id=torch.device("cpu"))
+    with pytest.raises(errors.InvalidArgument, match="FSDP1"):
+        make().recover(meshstage.torch.state(model=model))
+
+
 def test_tensors_on_groups_are_found_in_optimizers_and_containers(one_rank):
     model = sharded(layers())
     optimizer = torch.optim.AdamW(model.parameters())

@@ -90,6 +90,106 @@ def test_optimizer_state_goes_by_the_parameters_names(make):
     assert "model.0.bias" not in state.read()["optimizer"]["state"]  # frozen
 
 
+class Counted(torch.nn.Module):
+    """A module with an extra state, a tensor and a number, beside its parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(1))
+        self.seen, self.mean = 0, 0.0
+
+    def get_extra_state(self):
+        return {"seen": self.seen, "mean": torch.tensor(self.mean)}
+
+    def set_extra_state(self, state):
+        self.seen, self.mean = state["seen"], float(state["mean"])
+
+
+def recovered_in_another(make, first, second):
+    """Stages the state first() gives, and recovers into the one second() gives."""
+    ckpt = make()
+    ckpt.recover(first)
+    assert ckpt.stage(first, 3).outcome(60) == "complete"
+    assert make().recover(second).step == 3
+
+
+@pytest.mark.parametrize("wrap", ["plain", "nested", "compiled"])
+def test_a_modules_extra_state_comes_back(make, wrap):
+    def build():
+        counted = Counted()
+        if wrap == "nested":
+            return torch.nn.ModuleDict({"a": counted}), counted
+        return torch.compile(counted) if wrap == "compiled" else counted, counted
+
+    (model, counted), (again, got) = build(), build()
+    counted.seen, counted.mean = 7, 0.25
+    counted.w.data.fill_(3)
+    recovered_in_another(make, meshstage.torch.state(model=model), meshstage.torch.state(model=again))
+    assert (got.seen, got.mean, got.w.item()) == (7, 0.25, 3)
+
+
+class Copied(torch.nn.Linear):
+    """As FSDP1's full state: state_dict() gives copies."""
+
+    def state_dict(self, *args, **kwargs):
+        return {name: tensor.clone() for name, tensor in super().state_dict(*args, **kwargs).items()}
+
+
+class OneWay(torch.nn.Linear):
+    """An extra state that nobody takes back."""
+
+    def get_extra_state(self):
+        return 7
+
+
+def test_what_could_not_be_put_back_is_refused_by_name(make):
+    with pytest.raises(errors.InvalidArgument, match="'model': .* Copied gives a copy of 'weight'.* fully_shard"):
+        make().recover(meshstage.torch.state(model=Copied(2, 2)))
+    with pytest.raises(errors.InvalidArgument, match="'model': '_extra_state' could not be given back"):
+        make().recover(meshstage.torch.state(model=OneWay(2, 2)))
+
+
+@pytest.mark.parametrize("before", [12, 25])
+def test_a_schedule_of_several_comes_back_after_its_milestone(make, before):
+    """SequentialLR shares a list with the schedule that works now, which changes at the milestone."""
+    from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
+
+    def build():
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        several = [LinearLR(optimizer), CosineAnnealingLR(optimizer, 100), MultiStepLR(optimizer, [3, 5])]
+        return optimizer, SequentialLR(optimizer, several, [10, 20])
+
+    (optimizer, schedule), (again, got) = build(), build()
+    for _ in range(before):
+        optimizer.step()
+        schedule.step()
+    recovered_in_another(
+        make,
+        meshstage.torch.state(optimizer=optimizer, schedule=schedule),
+        meshstage.torch.state(optimizer=again, schedule=got),
+    )
+    for _ in range(5):
+        for one, steps in ((optimizer, schedule), (again, got)):
+            one.step()
+            steps.step()
+        assert schedule.get_last_lr() == got.get_last_lr()
+
+
+def test_groups_of_an_optimizer_do_not_share_their_options(make):
+    def build(betas=(0.9, 0.99)):
+        model = torch.nn.Linear(2, 2)
+        groups = [{"params": [model.weight]}, {"params": [model.bias]}]
+        optimizer = torch.optim.AdamW(groups, betas=betas)  # one tuple for both
+        return meshstage.torch.state(model=model, optimizer=optimizer), optimizer
+
+    (state, optimizer), (again, got) = build(), build()
+    assert "params" not in state.read()["optimizer"]["groups"][0]  # which differ in a pipeline
+    optimizer.param_groups[1]["betas"] = (0.5, 0.6)
+    recovered_in_another(make, state, again)
+    assert [group["betas"] for group in got.param_groups] == [(0.9, 0.99), (0.5, 0.6)]
+
+
 def test_a_compiled_modules_names_are_the_plain_ones():
     model = torch.nn.Linear(2, 2)
     compiled = torch.compile(model)

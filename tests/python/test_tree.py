@@ -74,6 +74,19 @@ def test_dtypes(make, dtype):
     assert array.tobytes() == expected.tobytes()
 
 
+def test_tuples_are_apart_though_python_has_one(make):
+    merged = (0, 0)  # CPython makes equal constants one object
+    ckpt = make()
+    state = {"w": np.zeros(2), "a": merged, "b": merged}
+    ckpt.recover(state)
+    state["a"], state["b"] = (1, 5), (2, 7)
+    assert ckpt.stage(state, 1).outcome(60) == "complete"
+    for options in ({}, {"any_world": True}):
+        again = {"w": np.zeros(2), "a": merged, "b": merged}
+        assert make(**options).recover(again).step == 1
+        assert (again["a"], again["b"]) == ((1, 5), (2, 7))
+
+
 def test_views_share_and_keep_their_strides(make):
     base = np.arange(24.0).reshape(4, 6)
     state = {"base": base, "t": base.T, "part": base[1:3, ::2]}

@@ -148,7 +148,7 @@ TEST_CASE("what does not fit is refused with its path, and nothing is written") 
   CHECK_THAT(refused(old, fewer), Contains("lr: every rank of the old job has it"));
   Dict longer = good.clone();
   longer.set("l", List{0, 0});
-  CHECK_THAT(refused(old, longer), Contains("l.1: no rank of the old job"));
+  CHECK_THAT(refused(old, longer), Contains("l: it has 2 elements here, and 1 at rank 0"));
   Dict kinds = good.clone();
   kinds.set("l", Tuple{0});
   CHECK_THAT(refused(old, kinds), Contains("l: it is a tuple of 1 here"));
@@ -203,6 +203,57 @@ TEST_CASE("paths that only some ranks have, as in a pipeline, go to whoever has 
   assemble(old, state, 0, 1);
   CHECK(same_bits(state.at("layer0").as<Tensor>(), a));
   CHECK(same_bits(state.at("layer1").as<Tensor>(), b));
+}
+
+TEST_CASE("what only some ranks have is compared by whoever has it, and has no sum") {
+  // Rank 1 of the new job, which would compare old rank 1's, has no such path.
+  const auto old = old_job(3, [](int rank) {
+    Dict state{{"lr", 1}};
+    if (rank < 2) state.set("mean", Tensor::full<float>({4}, static_cast<float>(rank)));
+    return state;
+  });
+  const Dict state{{"mean", Tensor::zeros({4}, DType::kF32)}, {"lr", 0}};
+  for (const int world_size : {1, 2, 3}) {
+    CHECK_THAT(refused(old, state, {}, 0, world_size), Contains("mean: "));
+  }
+  CHECK_THAT(refused(old, state, kind(PlainKind::kSummed)),
+             Contains("only 2 of 3 ranks of the old job have it"));
+  const auto seen = old_job(
+      2, [](int rank) { return rank == 0 ? Dict{{"lr", 1}} : Dict{{"seen", 7}, {"lr", 1}}; });
+  CHECK_THAT(refused(seen, Dict{{"seen", 0}, {"lr", 0}}, kind(PlainKind::kSummed), 1, 2),
+             Contains("seen: it is to be summed"));
+}
+
+TEST_CASE("lists of other lengths are refused, and so is one list for what were two") {
+  const auto lists =
+      old_job(2, [](int rank) { return Dict{{"bad", rank == 0 ? List{} : List{17, 99}}}; });
+  CHECK_THAT(refused(lists, Dict{{"bad", List{}}}),
+             Contains("bad: it has 0 elements here, and 2 at rank 1"));
+  CHECK_THAT(refused(lists, Dict{{"bad", List{0, 0}}}, kind(PlainKind::kFirst)),
+             Contains("bad: it has 2 elements here, and 0 at rank 0"));
+
+  const auto two =
+      old_job(2, [](int) { return Dict{{"model", Dict{{"w", 1}}}, {"ema", Dict{{"w", 2}}}}; });
+  const Dict shared{{"w", 0}};
+  CHECK_THAT(refused(two, Dict{{"model", shared}, {"ema", shared}}),
+             Contains("ema: it is shared with \"model\" here, and not at rank 0"));
+  const auto one = old_job(2, [](int) {
+    const Dict both{{"w", 3}};
+    return Dict{{"model", both}, {"ema", both}};
+  });
+  Dict state{{"model", shared}, {"ema", shared}};
+  assemble(one, state, 0, 3);
+  CHECK(state.at("ema").as<Dict>().at("w").as<std::int64_t>() == 3);
+  const auto nodes = old_job(1, [](int) {
+    const auto counter = [](int n) {
+      return std::make_shared<Counter>(Tensor::zeros({1}, DType::kF32), n, "steps", false);
+    };
+    return Dict{{"a", NodePtr(counter(1))}, {"b", NodePtr(counter(2))}};
+  });
+  const NodePtr node =
+      std::make_shared<Counter>(Tensor::zeros({1}, DType::kF32), 0, "steps", false);
+  CHECK_THAT(refused(nodes, Dict{{"a", node}, {"b", node}}),
+             Contains("b: it is shared with \"a\" here"));
 }
 
 TEST_CASE("tied tensors are written once; what is tied here and differed there is refused") {

@@ -124,7 +124,7 @@ TEST_CASE("attach beside images that stay: each call failing leaves them, and on
         [&](bool) {
           auto vault = attach_for_three(disk);
           REQUIRE(vault.incarnation() == 2);
-          const auto kept = vault.left_by_others();
+          const auto kept = vault.left_in_older();
           REQUIRE(kept.size() == 1);
           REQUIRE(is_filled_with(kept[0].bytes, 5));
         });

@@ -165,7 +165,13 @@ class Reader {
     return values;
   }
   Value list(nb::handle x, const Place& place) { return remember(x, List(elements(x, place))); }
-  Value tuple(nb::handle x, const Place& place) { return remember(x, Tuple(elements(x, place))); }
+  // Each place has a tuple of its own, as write_tuple() makes them: CPython makes equal constants one
+  // object, and an assignment at one place means that place alone.
+  Value tuple(nb::handle x, const Place& place) {
+    Tuple result(elements(x, place));
+    containers_.erase(x.ptr());
+    return result;
+  }
 
   Value tensor(Tensor tensor, const Place& place) {
     const Device device = tensor.device();

@@ -1,5 +1,6 @@
 """state(): modules, optimizers and the like as the state of a Checkpointer, recovered in place."""
 
+import copy
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ def state(*, rng: bool = False, **parts: Any) -> "State":
         for step in ckpt.steps(state, 1000): ...
 
     A module gives its parameters and buffers by name (names of a compiled module are the plain
-    module's); an optimizer its state by the names that the given modules have for its parameters,
+    module's), and its extra states; a module whose state_dict() gives copies, as FSDP1's full one,
+    is refused. An optimizer gives its state by the names that the given modules have for its parameters,
     and its options; whatever has state_dict() and load_state_dict() gives that; all else is taken
     as it is. Tensors are recovered in place; numbers go back to where they came from. ``rng`` adds
     torch's generators of random numbers: the CPU's, and those of the modules' CUDA devices.
@@ -34,6 +36,7 @@ class State:
         self._parts = parts
         self._rng = rng
         self._devices: set[int] = set()  # CUDA's, by number
+        self._checked: set[int] = set()  # modules, by id
         names: dict[torch.Tensor, str] = {}
         for part, value in parts.items():
             if isinstance(value, torch.nn.Module):
@@ -44,11 +47,11 @@ class State:
         self._names = names
         for part, value in parts.items():
             if isinstance(value, torch.optim.Optimizer):
-                _make_state(part, value)
+                _make_state(part, _stateful(value))
 
     def read(self) -> dict[str, Any]:
         """The state as it is now: tensors are views of the parts' own."""
-        tree = {name: self._read(value) for name, value in self._parts.items()}
+        tree = {name: self._read(name, value) for name, value in self._parts.items()}
         if self._rng:
             tree["rng"] = torch.get_rng_state()
             if self._devices:
@@ -62,8 +65,10 @@ class State:
         """Puts what is no tensor back, after a recovery into what read() returned."""
         for name, value in self._parts.items():
             if isinstance(value, torch.nn.Module):
-                continue  # in place
-            if isinstance(value, torch.optim.Optimizer):
+                for key, inner in _extra_states(value).items():  # all else is in place
+                    if key in tree[name]:
+                        inner.set_extra_state(tree[name][key])
+            elif isinstance(value, torch.optim.Optimizer):
                 self._write_optimizer(value, tree[name])
             elif _has_state(value):
                 value.load_state_dict(tree[name])
@@ -93,35 +98,39 @@ class State:
             raise KeyError(name)
         self._parts[name] = value
 
-    def _read(self, value: Any) -> Any:
+    def _read(self, part: str, value: Any) -> Any:
         if isinstance(value, torch.nn.Module):
-            return {_plain(name): part for name, part in value.state_dict().items()}
+            tensors = value.state_dict()
+            if id(value) not in self._checked:
+                _check_in_place(part, value, tensors)
+                self._checked.add(id(value))
+            return {_plain(name): tensor for name, tensor in tensors.items()}
         if isinstance(value, torch.optim.Optimizer):
             return self._read_optimizer(value)
         if _has_state(value):
-            return value.state_dict()
+            return _apart(value.state_dict())
         return value
 
     def _read_optimizer(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         states, groups = {}, []
+        stateful = _stateful(optimizer)
         for i, group in enumerate(optimizer.param_groups):
-            members = []
             for j, parameter in enumerate(group["params"]):
-                name = self._names.get(parameter, f"{i}.{j}")
-                members.append(name)
-                if parameter in optimizer.state:
-                    states[name] = dict(optimizer.state[parameter])
-            options = {key: value for key, value in group.items() if key != "params"}
-            groups.append({"params": members, "options": options})
+                if parameter in stateful.state:
+                    name = self._names.get(parameter, f"{i}.{j}")
+                    states[name] = {key: _apart(x) for key, x in stateful.state[parameter].items()}
+            options = {key: _apart(value) for key, value in group.items() if key != "params"}
+            groups.append({"options": options})
         return {"state": states, "groups": groups}
 
     def _write_optimizer(self, optimizer: torch.optim.Optimizer, tree: dict[str, Any]) -> None:
+        stateful = _stateful(optimizer)
         for i, (group, saved) in enumerate(zip(optimizer.param_groups, tree["groups"])):
             group.update(saved["options"])
             for j, parameter in enumerate(group["params"]):
                 name = self._names.get(parameter, f"{i}.{j}")
                 if name in tree["state"]:
-                    optimizer.state[parameter].update(tree["state"][name])
+                    stateful.state[parameter].update(tree["state"][name])
 
 
 def _plain(name: str) -> str:
@@ -130,6 +139,74 @@ def _plain(name: str) -> str:
 
 def _has_state(value: Any) -> bool:
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+
+
+def _apart(value: Any) -> Any:
+    """The same leaves in dicts and lists of their own at each place. Which of its places share a list
+    changes while an object works (SequentialLR's _last_lr), and the object is given all of them."""
+    if isinstance(value, dict):
+        made = copy.copy(value)  # a Counter stays one
+        for key, inner in value.items():
+            made[key] = _apart(inner)
+        return made
+    if isinstance(value, list):
+        made = copy.copy(value)
+        made[:] = [_apart(inner) for inner in value]
+        return made
+    return value
+
+
+def _stateful(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that has the parameters' state: ZeroRedundancyOptimizer has it in another one,
+    for this rank's share of the parameters."""
+    if type(optimizer).__name__ != "ZeroRedundancyOptimizer":
+        return optimizer
+    if not isinstance(getattr(optimizer, "optim", None), torch.optim.Optimizer):
+        raise InvalidArgument(
+            "a ZeroRedundancyOptimizer with overlap_with_ddp has no state before its first steps: "
+            "make it without"
+        )
+    return optimizer.optim
+
+
+def _check_in_place(part: str, module: torch.nn.Module, tensors: dict[str, Any]) -> None:
+    """Throws if a tensor of state_dict() is not the module's own memory: recovering it would change
+    a copy, and the module nothing. Also if an extra state cannot be given back."""
+    own = {_memory(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+    extra = _extra_states(module)
+    for name, value in tensors.items():
+        if name.rpartition(".")[2] == _EXTRA:
+            if _plain(name) not in extra:
+                raise InvalidArgument(
+                    f"'{part}': '{name}' could not be given back: no module of that name has set_extra_state()"
+                )
+        elif isinstance(value, torch.Tensor) and _memory(value) not in own | {None}:
+            raise InvalidArgument(
+                f"'{part}': state_dict() of {type(module).__name__} gives a copy of '{name}', which "
+                "recover() cannot put back in place. FSDP1 does so for its full state: use "
+                "fully_shard (FSDP2), or a module whose state_dict() has its own tensors"
+            )
+
+
+def _memory(tensor: torch.Tensor) -> Any:
+    """What tensors of the same memory have in common; None for classes that hide where it is."""
+    local = getattr(tensor, "_local_tensor", tensor)  # a DTensor's
+    if local.numel() == 0 or type(local) not in (torch.Tensor, torch.nn.Parameter):
+        return None
+    return local.device, local.untyped_storage().data_ptr()
+
+
+_EXTRA = "_extra_state"
+
+
+def _extra_states(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The modules inside that take an extra state, by its name in state_dict()."""
+    found = {}
+    for name, inner in module.named_modules(remove_duplicate=False):
+        if type(inner).set_extra_state is not torch.nn.Module.set_extra_state:
+            name = _plain(f"{name}." if name else "").replace("_checkpoint_wrapped_module.", "")
+            found[name + _EXTRA] = inner
+    return found
 
 
 @torch.no_grad()
