@@ -308,8 +308,8 @@ Pairs connect(const FoundNothing& job, const std::vector<int>& peers) {
       }
     }
   });
-  return job.generation.connect_pairs(peers, Deadline::after(job.options.deadline),
-                                      lost.get_token());
+  return job.generation.connect_old_pairs(peers, Deadline::after(job.options.deadline),
+                                          lost.get_token());
 }
 
 /// The error on which all ranks agreed. If the states of this number of ranks are cut otherwise and

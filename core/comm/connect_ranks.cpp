@@ -207,17 +207,19 @@ struct Attempt {
   StoppableThread watcher;        // last: it ends before what it uses
 };
 
-/// Generation::connect_pairs of the generation that `request` names.
+/// Generation::connect_pairs of the generation that `request` names; its name is that of the links
+/// and the group, but for their ends.
 Pairs connect_pairs(const std::shared_ptr<Store>& store, Transport& transport,
                     ConnectRequest request, const std::vector<int>& peers, Deadline deadline,
                     const std::stop_token& stop) {
+  const std::string name = request.name;
   PublishedIn published(store);
   request.peers = peers;
   Pairs made;
   try {
-    request.name = "pair-links";
+    request.name = name + "-links";
     made.links = transport.connect_links(request, published, deadline, stop);
-    request.name = "pair-data";
+    request.name = name + "-data";
     made.data = transport.connect_group(request, published, deadline, stop);
     return made;
   } catch (...) {  // whatever it is, half of a pair is no use
@@ -268,11 +270,16 @@ Attempted connect_ranks(const MembershipOptions& options, std::uint64_t number,
   result.claim = claim;
   result.rank = rank;
   result.world_size = world;
-  result.connect_pairs = [store = options.store, transport = options.transport, request](
-                             const std::vector<int>& peers, Deadline by,
-                             const std::stop_token& stop) {
-    return connect_pairs(store, *transport, request, peers, by, stop);
+  const auto pairs_named = [&](const char* name) -> Generation::Connect {
+    ConnectRequest named = request;
+    named.name = name;
+    return [store = options.store, transport = options.transport, named](
+               const std::vector<int>& peers, Deadline by, const std::stop_token& stop) {
+      return connect_pairs(store, *transport, named, peers, by, stop);
+    };
   };
+  result.connect_pairs = pairs_named("pair");
+  result.connect_old_pairs = pairs_named("old-pair");
   // Returns why the attempt ends: a fault that this rank met, else what the first rank has said.
   const auto abandon = [&](const std::string& why) {
     const Deadline last_words = Deadline::after(kLastWords);

@@ -43,11 +43,15 @@ struct MESHSTAGE_API Generation {
   /// The trainer's collectives on memory of its device; null unless
   /// MembershipOptions::device_transport is given.
   std::shared_ptr<ProcessGroup> device;
+  using Connect =
+      std::function<Pairs(const std::vector<int>& peers, Deadline deadline, std::stop_token stop)>;
   /// Connects to ranks that are not data peers; each of them must connect to this rank, too. Once
   /// in a generation. Throws what Transport throws, and leaves nothing behind then. The caller
   /// closes links and group.
-  std::function<Pairs(const std::vector<int>& peers, Deadline deadline, std::stop_token stop)>
-      connect_pairs;
+  Connect connect_pairs;
+  /// The same for images of another number of ranks, or of another cut: once in a generation, too,
+  /// with addresses of its own in the Store, so that nobody takes the former ones for these.
+  Connect connect_old_pairs;
 
   /// Aborts the groups with `cause`, from any thread. The links stay.
   void abort(std::exception_ptr cause) const noexcept;

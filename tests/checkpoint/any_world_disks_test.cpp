@@ -146,17 +146,19 @@ TEST_CASE("a rank that dies while old images travel loses nothing, nor does a pi
   std::string damaged;  // the group in which a byte changes
   SECTION("a rank dies at its first piece") {
     meddler.before_receive = [&](int at, int, const std::string& group) {
-      if (group == "pair-data" && at == 1 && armed.exchange(false)) throw std::runtime_error(died);
+      if (group == "old-pair-data" && at == 1 && armed.exchange(false))
+        throw std::runtime_error(died);
     };
   }
   SECTION("a rank dies instead of connecting for pieces") {
     meddler.before_connect = [&](int at, const std::string& group) {
-      if (group == "pair-data" && at == 1 && armed.exchange(false)) throw std::runtime_error(died);
+      if (group == "old-pair-data" && at == 1 && armed.exchange(false))
+        throw std::runtime_error(died);
     };
   }
   std::size_t least = 4096, most = ~std::size_t{0};  // bytes of the message that changes
   SECTION("a byte of an image's ends changes on its way") { damaged = "train"; }
-  SECTION("a byte of a piece changes on its way") { damaged = "pair-data"; }
+  SECTION("a byte of a piece changes on its way") { damaged = "old-pair-data"; }
   SECTION("a byte of what the ranks have changes on its way") {
     damaged = "train";
     least = most = 4;  // one byte for each old rank

@@ -26,7 +26,7 @@ class Meddler {
   /// once. Set before the first wrap().
   using Change = std::function<void(int from, int to, Bytes& bytes)>;
   Change message, on_the_way, payload;
-  /// Like payload, with the name of the group ("data", "train", "pair-data").
+  /// Like payload, with the name of the group ("data", "train", "pair-data", "old-pair-data").
   std::function<void(const std::string& group, Bytes& bytes)> payload_of_group;
   /// Called before rank `at` posts a receive of a piece from rank `from` in the group of that name
   /// ("data", "data-1"); what it throws is what the backend would have thrown.
@@ -131,7 +131,7 @@ class Meddler {
       if (meddler_.before_connect) meddler_.before_connect(request.rank, request.name);
       auto group = inner_->connect_group(request, store, deadline, std::move(stop));
       const std::string& name = request.name;  // "data-1" is one of several connections
-      const bool images = name.starts_with("data") || name == "pair-data";
+      const bool images = name.starts_with("data") || name.ends_with("pair-data");
       if (!images && !meddler_.payload_of_group) return group;
       return std::make_shared<Group>(meddler_, std::move(group), request.name);
     }

@@ -165,8 +165,8 @@ class Reader {
     return values;
   }
   Value list(nb::handle x, const Place& place) { return remember(x, List(elements(x, place))); }
-  // Each place has a tuple of its own, as write_tuple() makes them: CPython makes equal constants one
-  // object, and an assignment at one place means that place alone.
+  // Each place has a tuple of its own, as write_tuple() makes them: CPython makes equal constants
+  // one object, and an assignment at one place means that place alone.
   Value tuple(nb::handle x, const Place& place) {
     Tuple result(elements(x, place));
     containers_.erase(x.ptr());
