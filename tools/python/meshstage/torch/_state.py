@@ -17,10 +17,11 @@ def state(*, rng: bool = False, **parts: Any) -> "State":
 
     A module gives its parameters and buffers by name (names of a compiled module are the plain
     module's), and its extra states; a module whose state_dict() gives copies, as FSDP1's full one,
-    is refused. An optimizer gives its state by the names that the given modules have for its parameters,
-    and its options; whatever has state_dict() and load_state_dict() gives that; all else is taken
-    as it is. Tensors are recovered in place; numbers go back to where they came from. ``rng`` adds
-    torch's generators of random numbers: the CPU's, and those of the modules' CUDA devices.
+    is refused. An optimizer gives its state by the names that the given modules have for its
+    parameters, and its options; whatever has state_dict() and load_state_dict() gives that; all
+    else is taken as it is. Tensors are recovered in place; numbers go back to where they came from.
+    ``rng`` adds torch's generators of random numbers: the CPU's, and those of the modules' CUDA
+    devices.
 
     An optimizer that has not stepped yet gets the state that its first step would begin with, so
     that a process that has just started can recover: Adam, AdamW, RMSprop, SGD. Of others, and of
@@ -173,6 +174,7 @@ def _check_in_place(part: str, module: torch.nn.Module, tensors: dict[str, Any])
     """Throws if a tensor of state_dict() is not the module's own memory: recovering it would change
     a copy, and the module nothing. Also if an extra state cannot be given back."""
     own = {_memory(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+    own.add(None)  # of what hides its memory nothing is known
     extra = _extra_states(module)
     for name, value in tensors.items():
         if name.rpartition(".")[2] == _EXTRA:
@@ -180,7 +182,7 @@ def _check_in_place(part: str, module: torch.nn.Module, tensors: dict[str, Any])
                 raise InvalidArgument(
                     f"'{part}': '{name}' could not be given back: no module of that name has set_extra_state()"
                 )
-        elif isinstance(value, torch.Tensor) and _memory(value) not in own | {None}:
+        elif isinstance(value, torch.Tensor) and _memory(value) not in own:
             raise InvalidArgument(
                 f"'{part}': state_dict() of {type(module).__name__} gives a copy of '{name}', which "
                 "recover() cannot put back in place. FSDP1 does so for its full state: use "
